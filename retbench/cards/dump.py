@@ -1,0 +1,50 @@
+"""A card as TOML text: what `parse` reads back as the same record. A field that is not known is left out."""
+
+import json
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+
+def toml(card: Any) -> str:
+    """The text of a card; fields at their default are left out too."""
+    return "\n".join(_lines(_table(card), ())) + "\n"
+
+
+def _table(record: Any) -> dict[str, Any]:
+    given = {field.name: getattr(record, field.name) for field in fields(record) if _says_something(record, field)}
+    return {name: _plain(value) for name, value in given.items()}
+
+
+def _says_something(record: Any, field: Any) -> bool:
+    value = getattr(record, field.name)
+    return value is not None and value != field.default
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return _table(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
+    """Values first: in TOML what follows a header belongs to it."""
+    tables = {key: value for key, value in table.items() if isinstance(value, dict)}
+    arrays = {key: v for key, v in table.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    lines = [f"{_key(key)} = {_value(v)}" for key, v in table.items() if key not in tables and key not in arrays]
+    for key, value in tables.items():
+        lines += ["", f"[{'.'.join(map(_key, (*path, key)))}]", *_lines(value, (*path, key))]
+    for key, items in arrays.items():
+        for item in items:
+            lines += ["", f"[[{'.'.join(map(_key, (*path, key)))}]]", *_lines(item, (*path, key))]
+    return lines
+
+
+def _key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else _value(key)
+
+
+def _value(value: Any) -> str:
+    """A JSON value is a TOML value, once two control characters are escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

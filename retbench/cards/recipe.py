@@ -1,0 +1,226 @@
+"""The recipe: how a backbone is trained. A recipe is a TOML file in `recipes/`, or a file of the user's own.
+
+Sizes are those of the whole run, never of one device: two machines follow the same recipe and make the same model.
+"""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from retbench.cards import options
+from retbench.cards.method import Method
+from retbench.cards.task import Lengths
+from retbench.errors import DataError, UsageError, closest
+
+_LENGTHS, _LONGER = Lengths(32, 156), Lengths(200, 200)
+
+Objective = Literal["contrastive", "llm2ir", "llm-ql", "e2rank"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The loss: softmax cross-entropy of one positive against all other passages of a contrast.
+
+    `temperature` divides the cosine. `negatives` is how many of its own a query brings, besides everybody else's
+    passages. `both_directions` also asks each positive for its query. `spare_known` leaves out of a query's contrast
+    what is known to be relevant to it. `matryoshka` lists shorter widths that are trained too. `distillation` is the
+    share of the loss that follows a teacher's scores, which the data must hold.
+    """
+
+    temperature: float = 0.01
+    negatives: int = 0
+    both_directions: bool = False
+    spare_known: bool = True
+    matryoshka: tuple[int, ...] = ()
+    distillation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise DataError(f"a temperature of {self.temperature}", "write a number above zero, such as 0.01")
+        if not 0 <= self.distillation <= 1:
+            raise DataError(f"distillation = {self.distillation}", "write a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Mining:
+    """Where a query's own negatives come from.
+
+    `given`: those of the data. `bm25`: what BM25 ranks highest. `model`: what the model ranks highest before training.
+    Taken are the ranks `first` to `last`, and of them only documents whose score is at most `margin` times that of the
+    query's best positive (1.0 or more keeps nearly everything; nothing relevant is ever taken). `keep` of them are
+    kept for each query. `file` is a mined file of an earlier run, used instead of mining.
+    """
+
+    source: Literal["given", "bm25", "model"] = "given"
+    first: int = 1
+    last: int = 50
+    margin: float | None = None
+    keep: int = 30
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last:
+            raise DataError(f"ranks {self.first} to {self.last}", "write first and last with 1 <= first <= last")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`contrast` queries see each other's passages, `update` queries make one step of the optimiser.
+
+    `tokens` bounds the padded tokens of one forward pass, whatever the batch. With `caching` no more than one such pass
+    is held in memory: vectors are made without gradients first and each pass is then done again with them (the
+    gradient is the same, at about a third more time).
+    """
+
+    contrast: int = 32
+    update: int = 32
+    tokens: int = 4096
+    caching: bool = False
+
+    def __post_init__(self) -> None:
+        if self.contrast < 1 or self.update % self.contrast:
+            raise DataError(
+                f"{self.update} queries an update, {self.contrast} a contrast", "write update as a multiple of contrast"
+            )
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW and its rate: up over `warmup_steps` (or `warmup_share` of all), then down by `decay` to zero.
+
+    `warmup = "logarithmic"` is rate x ln(step + 1) / ln(warmup_steps), as DeepSpeed's WarmupDecayLR does it.
+    """
+
+    rate: float = 1e-4
+    epochs: int = 1
+    max_steps: int | None = None
+    warmup: Literal["linear", "logarithmic"] = "linear"
+    warmup_steps: int = 0
+    warmup_share: float = 0.0
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters. `targets` are names of linear layers; `all-linear` means every one of the blocks."""
+
+    rank: int = 32
+    alpha: int = 64
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("all-linear",)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Pairs without labels: two contiguous crops of one text, drawn independently of each other.
+
+    A crop has from `shortest` to `longest` of the text's tokens, and never fewer than `least` tokens.
+    """
+
+    shortest: float = 0.1
+    longest: float = 0.5
+    least: int = 8
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Stage 1 of llm-ql: the query is to be predicted from the document's bottleneck alone.
+
+    `document` is the template before the bottleneck, which is the tokenizer's end-of-sequence token. With
+    `attention_stop` nothing after the bottleneck sees anything before it. `corruption` is the share of the document's
+    words replaced by `blank`. All weights are trained, by `optimiser` and `batch` of this table.
+    """
+
+    document: str
+    attention_stop: bool = True
+    corruption: float = 0.6
+    blank: str = "_"
+    lengths: Lengths = _LONGER
+    optimiser: Optimiser = Optimiser()
+    batch: Batch = Batch()
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The second loss of e2rank: a query's documents as one prompt must rank them as the teacher does (RankNet).
+
+    A list has up to `documents` of a query's documents, in an order that is drawn; the teacher is the data's `scores`
+    or `ranking`, else positives stand above negatives. Cosines are divided by `temperature`, and the loss weighs
+    `weight` times the contrastive one. A prompt has about `length` tokens at most, shared equally by its documents.
+    """
+
+    documents: int = 16
+    weight: float = 2.0
+    temperature: float = 0.1
+    length: int = 32768
+
+    def __post_init__(self) -> None:
+        if self.documents < 2 or self.temperature <= 0:
+            raise DataError("a list of one document, or a temperature of none", "write documents = 2 or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train.
+
+    `dtype` is that of the arithmetic: with `bfloat16`, frozen weights are held in it too, and what is trained stays in
+    float32. `recompute` drops activations and computes them again (gradient checkpointing). `max_minutes` shortens the
+    plan to what a short measurement says will fit. A checkpoint is written every `save_steps`, and `--eval-task` is
+    scored every `eval_steps`. `output` is what the finished folder holds.
+    """
+
+    name: str
+    title: str
+    fidelity: Literal["exact", "reconstructed", "ours"]
+    source: str
+    objective: Objective
+    method: Method
+    description: str | None = None
+    aliases: tuple[str, ...] = ()
+    lengths: Lengths = _LENGTHS
+    contrast: Contrast = Contrast()
+    mining: Mining = Mining()
+    batch: Batch = Batch()
+    optimiser: Optimiser = Optimiser()
+    lora: Lora | None = None
+    crops: Crops | None = None
+    lists: Lists | None = None
+    likelihood: Likelihood | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    recompute: bool = False
+    max_minutes: float | None = None
+    save_steps: int = 25
+    eval_steps: int = 100
+    output: Literal["merged", "adapter"] = "merged"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.objective == "llm2ir" and self.crops is None:
+            raise DataError("objective llm2ir without [crops]", "add a [crops] table, which may be empty")
+        if (self.objective == "e2rank") != (self.lists is not None):
+            raise DataError("[lists] belong to objective e2rank, and it to them", "add a [lists] table, or remove it")
+        if self.output == "adapter" and self.likelihood is not None:
+            raise DataError("an adapter beside weights that stage 1 changes", 'write output = "merged"')
+        if self.output == "adapter" and self.lora is None:
+            raise DataError("output adapter without [lora]", 'add a [lora] table, or write output = "merged"')
+
+
+def changed(recipe: Recipe, wanted: dict[str, str]) -> Recipe:
+    """A recipe with fields overruled: `seed=2`, `optimiser.rate=1e-3`, and `lora=none` for full weights."""
+    own = {key: value for key, value in wanted.items() if "." not in key and value != "none"}
+    deeper: dict[str, dict[str, str]] = {}
+    for key, value in wanted.items():
+        table, dot, field = key.partition(".")
+        if dot:
+            deeper.setdefault(table, {})[field] = value
+    absent: dict[str, Any] = {key: None for key, value in wanted.items() if value == "none" and "." not in key}
+    for name in (*deeper, *absent):
+        if not hasattr(recipe, name):
+            raise UsageError(f"there is no option {name!r}", closest(name, [f.name for f in fields(recipe)]))
+        if name in deeper and not is_dataclass(getattr(recipe, name)):
+            raise UsageError(
+                f"recipe {recipe.name} has no [{name}] to change", "use another recipe, or a file of yours"
+            )
+    tables = {name: options.changed(getattr(recipe, name), change) for name, change in deeper.items()}
+    return replace(options.changed(recipe, own, fixed=("name", "method")), **tables, **absent)

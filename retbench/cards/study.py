@@ -1,0 +1,37 @@
+"""The study: a plan of models, methods and tasks in stages, with its questions and the published tables beside it.
+
+A stage names a verb of retbench and what the verb takes. A stage whose verb, option, method or card is not there is
+told as skipped, with what it needs; the rest of the study runs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: every model with every method on every task."""
+
+    name: str
+    models: tuple[str, ...]
+    verb: str = "run"
+    title: str | None = None
+    suites: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    sample: int | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # what else the verb takes, by its own names
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan. `references` are published tables (`retbench report --table`) its own tables stand beside."""
+
+    name: str
+    title: str
+    stages: tuple[Stage, ...]
+    paper: str | None = None
+    questions: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    departures: tuple[str, ...] = ()  # where the plan is not what the paper did

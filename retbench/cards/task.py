@@ -1,0 +1,103 @@
+"""The task card (one collection and its protocol) and the suite card (tasks and how they are averaged)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from retbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a collection comes from.
+
+    `folder`: a user's own `path`. `generator`: one of ours. `hub`: a dataset repository read by mteb's loader for the
+    task `mteb` (and its `subset`). `loco`: documents in `repo` and queries in `queries_repo`, the rows of `subset`.
+    `archive`: a zip at `url` with a `sha256` or its publisher's `md5`; the collection is the folder `member` in it.
+    """
+
+    kind: Literal["folder", "generator", "hub", "loco", "archive"]
+    path: str | None = None
+    generator: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    mteb: str | None = None
+    subset: str | None = None
+    queries_repo: str | None = None
+    queries_revision: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    member: str | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The most tokens a text may have on each side; 0 means the model's own limit."""
+
+    query: int = 512
+    document: int = 512
+
+    def __post_init__(self) -> None:
+        if min(self.query, self.document) < 0:
+            raise DataError(f"a length of {min(self.query, self.document)} tokens", "write 0 for the model's own limit")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A known score of a model on this task; without a `method`, by the model's own default."""
+
+    model: str
+    metric: str
+    score: float
+    tolerance: float
+    source: str
+    method: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """One collection, one split, one protocol.
+
+    Three rules decide what a ranking may hold and what counts, all applied before it is cut to `depth` or scored:
+    `same_id` drops a document with the query's own id; `excluded` drops the documents the collection forbids for a
+    query; `relevant_from` is the lowest grade that recall, MAP and MRR count as relevant (nDCG uses every grade).
+    `documents` and `queries` are the counts that the source's own statistics give.
+    """
+
+    name: str
+    source: Source
+    suite: str = "custom"
+    aliases: tuple[str, ...] = ()
+    description: str | None = None
+    split: str = "test"
+    fields: tuple[Literal["title", "text"], ...] = ("title", "text")
+    lengths: Lengths = Lengths()
+    instruction: str | None = None
+    same_id: Literal["keep", "drop"] = "keep"
+    excluded: Literal["keep", "drop"] = "keep"
+    relevant_from: int = 1
+    metric: str = "ndcg_at_10"
+    depth: int = 100
+    protocol: str = "standard"
+    expected: tuple[Expected, ...] = ()
+    fingerprint: str | None = None
+    documents: int | None = None
+    queries: int | None = None
+    license: str | None = None
+    defects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Named tasks. An entry of `tasks` is a task or the name of a group; a group counts as one, its mean."""
+
+    name: str
+    tasks: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+    description: str | None = None
+    groups: dict[str, tuple[str, ...]] | None = None
+
+    def members(self) -> tuple[str, ...]:
+        """Every task of the suite, groups opened."""
+        groups = self.groups or {}
+        return tuple(name for entry in self.tasks for name in groups.get(entry, (entry,)))
