@@ -1,0 +1,1 @@
+"""Collections: corpus, queries and judgments, read from any source into one memory-mapped form."""

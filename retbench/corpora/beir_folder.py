@@ -1,0 +1,74 @@
+"""The BEIR folder layout, plain or gzipped: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
+
+Rules: an integer id is read as its decimal text, any other id that is not text is an error; an id may hold any
+character and never becomes a path; a byte order mark and CRLF line ends are accepted.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retbench.corpora.judgments import judgments
+from retbench.corpora.lines import lines
+from retbench.corpora.rows import Raw, Row
+from retbench.errors import DataError, MissingError
+
+LAYOUT = "a collection is a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv (each may end in .gz)"
+
+
+def read(folder: Path) -> Raw:
+    """The collection in a folder, streaming."""
+    splits = {_split(file): judgments(file) for file in _qrels(folder)}
+    return Raw(_rows(_file(folder, "corpus.jsonl")), _rows(_file(folder, "queries.jsonl")), dict(splits))
+
+
+def files(folder: Path) -> list[Path]:
+    """Everything that is read."""
+    return [_file(folder, "corpus.jsonl"), _file(folder, "queries.jsonl"), *_qrels(folder)]
+
+
+def _file(folder: Path, name: str) -> Path:
+    for file in (folder / name, folder / f"{name}.gz"):
+        if file.exists():
+            return file
+    raise MissingError(f"{folder} has no {name}", LAYOUT)
+
+
+def _qrels(folder: Path) -> list[Path]:
+    found = [f for f in sorted((folder / "qrels").glob("*")) if re.search(r"\.tsv(\.gz)?$", f.name)]
+    if not found:
+        raise MissingError(f"{folder} has no qrels/*.tsv", LAYOUT)
+    return found
+
+
+def _split(file: Path) -> str:
+    return re.sub(r"\.tsv(\.gz)?$", "", file.name)
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    for line, where in lines(file):
+        try:
+            item = json.loads(line)
+        except ValueError as problem:  # also a number of more digits than Python reads
+            raise DataError(f"{where}: not valid JSON: {problem}", "mend or remove that line") from problem
+        if not isinstance(item, dict):
+            raise DataError(f"{where}: expected an object, found {line[:40]!r}", 'write {{"_id": ..., "text": ...}}')
+        yield Row(_id(item, where), _text(item, "title", where), _text(item, "text", where), where)
+
+
+def _id(item: dict[str, Any], where: str) -> str:
+    value = item.get("_id", item.get("id"))
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{where}: _id is {value!r}", "give every row a text as _id")
+    return value
+
+
+def _text(item: dict[str, Any], field: str, where: str) -> str:
+    value = item.get(field)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: {field} is {type(value).__name__}, not text", "write it as a JSON string")
+    return value or ""

@@ -1,0 +1,26 @@
+"""Judgments as everybody writes them: query, document, grade; or TREC's four columns with an iteration between.
+
+Tabs or white space between them, with or without a header line. A grade of 0 or below is not relevant; a query that
+has only such grades is kept and scores 0.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from retbench.corpora.lines import lines
+from retbench.corpora.rows import Judgment
+from retbench.errors import DataError
+
+
+def judgments(file: Path) -> Iterator[Judgment]:
+    """Every judgment of one file."""
+    for position, (line, where) in enumerate(lines(file)):
+        parts = line.split("\t") if "\t" in line else line.split()
+        if len(parts) not in (3, 4):
+            raise DataError(f"{where}: {len(parts)} columns", "write query, document and grade, tab between them")
+        if position == 0 and not re.search(r"\d", parts[-1]):
+            continue  # the header
+        if not re.fullmatch(r"[+-]?\d{1,9}", parts[-1].strip()):
+            raise DataError(f"{where}: the grade is {parts[-1]!r}", "write a whole number")
+        yield Judgment(parts[0], parts[-2], int(parts[-1]), where)

@@ -1,0 +1,44 @@
+"""A supply is one source as the opening sees it: what names it, whether it lies here, how it is fetched and read.
+
+Every kind of source is a function from a task card to a supply, in a module of its own.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from retbench.corpora.rows import Raw
+from retbench.errors import UsageError
+
+Say = Callable[[str], None]
+
+
+def nothing_to_fetch(_: Say) -> None:
+    """What lies here, or is made here, needs no network."""
+
+
+@dataclass(frozen=True)
+class Supply:
+    """One source of one task.
+
+    `label` and `stamp` name what would be read: equal stamps are one collection in the cache, whichever cards share
+    it. `origin` and `revision` tell a reader where it comes from and at which state. `read` opens the raw rows, and
+    what it needs meanwhile (an unpacked archive, a library's own cache) is gone when its context ends.
+    """
+
+    label: str
+    stamp: Callable[[], str]
+    origin: str
+    here: Callable[[], bool]
+    read: Callable[[], AbstractContextManager[Raw]]
+    fetch: Callable[[Say], None] = nothing_to_fetch
+    revision: str | None = None
+    kept: tuple[Path, ...] = ()
+
+
+def needed(card_name: str, field: str, value: str | None) -> str:
+    """A field of [source] that this kind of source cannot do without."""
+    if not value:
+        raise UsageError(f"the card of {card_name} has no `{field}` in [source]", "add it to the card")
+    return value

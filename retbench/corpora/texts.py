@@ -1,0 +1,67 @@
+"""Texts on disk, memory-mapped, and the one rule that joins a row's fields into the text a model reads.
+
+Rows are looked up in a mapped Arrow file and streamed from it batch by batch, so a corpus of millions costs no more
+memory than the rows in use. A selection (a split's queries, a sample) is a view: the same file and the row numbers.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from retbench.corpora.rows import Row
+
+SCHEMA = pa.schema([("id", pa.string()), ("title", pa.large_string()), ("text", pa.large_string())])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of one file, or a selection of them; `fingerprint` follows the content."""
+
+    file: Path
+    table: pa.Table
+    fingerprint: str
+    selection: np.ndarray | None = None
+
+    @staticmethod
+    def open(file: Path, fingerprint: str) -> "Texts":
+        """Map a file written by `compiled.py`."""
+        return Texts(file, pa.ipc.open_file(pa.memory_map(str(file))).read_all(), fingerprint)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Texts":
+        """A view of some rows, in the order given."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        if np.array_equal(numbers, np.arange(len(self))):
+            return self
+        digest = hashlib.sha256(self.fingerprint.encode() + numbers.tobytes()).hexdigest()
+        return Texts(self.file, self.table, digest, numbers if self.selection is None else self.selection[numbers])
+
+    def __len__(self) -> int:
+        return self.table.num_rows if self.selection is None else len(self.selection)
+
+    def __getitem__(self, row: int) -> Row:
+        number = row if self.selection is None else int(self.selection[row])
+        return Row(*(self.table.column(name)[number].as_py() for name in ("id", "title", "text")))
+
+    def __iter__(self) -> Iterator[Row]:
+        if self.selection is not None:
+            yield from (self[row] for row in range(len(self)))
+            return
+        with pa.OSFile(str(self.file)) as source:  # read, not mapped: mapped pages would stay and count as resident
+            batches = pa.ipc.open_file(source)
+            for number in range(batches.num_record_batches):
+                yield from map(Row, *(column.to_pylist() for column in batches.get_batch(number).columns))
+
+    def ids(self) -> pa.ChunkedArray:
+        """All ids, as an Arrow column."""
+        column = self.table.column("id")
+        return column if self.selection is None else column.take(pa.array(self.selection))
+
+
+def joined(row: Row, fields: Sequence[str]) -> str:
+    """The row's text under a field policy: the fields that are not empty, one space between them."""
+    parts = (row.title if field == "title" else row.text for field in fields)
+    return " ".join(part.strip() for part in parts if part.strip())

@@ -1,0 +1,71 @@
+"""The MS MARCO layout: collection.tsv, queries.<split>.tsv and qrels.<split>.tsv, as its makers and TREC publish them.
+
+    collection.tsv[.gz]         id, passage
+    *queries*.tsv[.gz]          id, query (also msmarco-test2019-queries.tsv); several files are one list of queries
+    *qrels*.tsv|.txt[.gz]       TREC's four columns; `qrels.dev.small.tsv` is the split dev.small, and
+                                `2019qrels-pass.txt` the split 2019-pass
+
+The train and dev lists hold queries that nobody judged and that other lists repeat: the same row again is read once.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from retbench.corpora.judgments import judgments
+from retbench.corpora.lines import lines
+from retbench.corpora.rows import Raw, Row
+from retbench.errors import DataError, MissingError
+
+ENDING = re.compile(r"\.(tsv|txt)(\.gz)?$")
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder has this layout."""
+    return any((folder / name).exists() for name in ("collection.tsv", "collection.tsv.gz"))
+
+
+def files(folder: Path) -> list[Path]:
+    """Everything that is read."""
+    found = [file for file in sorted(folder.iterdir()) if ENDING.search(file.name)]
+    return [file for file in found if file.name.startswith("collection.tsv") or _holds(file, "queries", "qrels")]
+
+
+def read(folder: Path) -> Raw:
+    """The collection in a folder, streaming."""
+    queries = [file for file in files(folder) if _holds(file, "queries")]
+    graded = {_split(file): judgments(file) for file in files(folder) if _holds(file, "qrels")}
+    if not queries or not graded:
+        missing = "judgments (*qrels*)" if queries else "queries (*queries*.tsv)"
+        raise MissingError(
+            f"{folder} has no {missing}", "a folder with collection.tsv needs queries and qrels beside it"
+        )
+    corpus = next(file for file in files(folder) if file.name.startswith("collection.tsv"))
+    return Raw(_rows(corpus), _distinct(queries), dict(graded))
+
+
+def _holds(file: Path, *words: str) -> bool:
+    return any(word in file.name for word in words)
+
+
+def _split(file: Path) -> str:
+    name = ENDING.sub("", file.name).replace("qrels", "")
+    return re.sub(r"[.-]{2,}", "-", name).strip(".-") or "test"
+
+
+def _rows(file: Path) -> Iterator[Row]:
+    for line, where in lines(file):
+        identifier, tab, text = line.partition("\t")
+        if not tab or not identifier:
+            raise DataError(f"{where}: no tab after the id", "write id and text, tab between them")
+        yield Row(identifier, "", text, where)
+
+
+def _distinct(queries: list[Path]) -> Iterator[Row]:
+    seen: dict[str, str] = {}
+    for row in (row for file in queries for row in _rows(file)):
+        if row.id not in seen:
+            seen[row.id] = row.text
+            yield row
+        elif seen[row.id] != row.text:
+            raise DataError(f"{row.where}: query {row.id!r} has another text elsewhere", "keep one of the two")
