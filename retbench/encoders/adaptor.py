@@ -1,0 +1,43 @@
+"""The adaptor of Search-Adaptor (arXiv 2310.08750): two layers that move any stored vector a little.
+
+A vector v becomes v + W2 relu(W1 v + b1) + b2, put to length one; queries and documents share it. It needs no model:
+it is applied to vectors as they are read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load as tensors_of
+
+from retbench.engines.fingerprints import sha256
+from retbench.errors import DataError, MissingError
+
+FILE = "adaptor.safetensors"
+NAMES = ("first.weight", "first.bias", "last.weight", "last.bias")
+
+
+@dataclass(frozen=True)
+class Adaptor:
+    """The four tensors, in float32."""
+
+    tensors: dict[str, np.ndarray]
+
+    def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors moved, at length one again."""
+        width = self.tensors["first.weight"].shape[1]
+        if vectors.shape[1] != width:
+            raise DataError(f"an adaptor for vectors of width {width} met width {vectors.shape[1]}", "train it again")
+        hidden = np.maximum(vectors @ self.tensors["first.weight"].T + self.tensors["first.bias"], 0)
+        moved = vectors + hidden @ self.tensors["last.weight"].T + self.tensors["last.bias"]
+        lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+        return np.asarray((moved / np.where(lengths > 0, lengths, 1)).astype(np.float32))
+
+
+def load(file: Path, checksum: str) -> Adaptor:
+    """Read an adaptor that is what its card says."""
+    if not file.is_file():
+        raise MissingError(f"there is no adaptor at {file}", "bring its folder back, or train it again")
+    if sha256(file) != checksum:
+        raise DataError(f"{file} is not the adaptor its card describes", "bring its folder back, or train it again")
+    return Adaptor(tensors_of(file.read_bytes()))

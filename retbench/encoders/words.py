@@ -1,0 +1,34 @@
+"""The words of a text as token ids: the terms a sparse method may weigh.
+
+As in PromptReps' encode.py: lower case, no stop words, every id of every word's own tokenisation. Two things differ:
+words are split by a regular expression, not by NLTK, and the stop list is that of bm25s.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from bm25s.stopwords import STOPWORDS_EN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WORD = re.compile(r"\w+")
+STOPWORDS = frozenset(STOPWORDS_EN)
+
+
+@dataclass(frozen=True)
+class Words:
+    """A tokenizer that remembers the ids of every word it has seen."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    seen: dict[str, list[int]] = field(default_factory=dict)
+
+    def ids(self, texts: list[str]) -> list[np.ndarray]:
+        """For each text the ids of its words, each once, in rising order."""
+        words = [set(WORD.findall(text.lower())) - STOPWORDS for text in texts]
+        new = sorted(set().union(*words) - self.seen.keys())
+        if new:
+            self.seen.update(zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
+        return [np.array(sorted({i for word in own for i in self.seen[word]}), dtype=np.int64) for own in words]

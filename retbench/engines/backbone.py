@@ -1,0 +1,121 @@
+"""The forward pass: token ids in, a layer's states out.
+
+On a CPU, decoders of the Llama shape go through `decoder.py`; everything else goes through transformers. There rows are
+padded on the right. A causal model needs no mask then, because no real token can see the padding behind it; a
+bidirectional one gets a mask. States come back without padding, one row after the other, with offsets: whoever pools
+them carries lengths and never guesses from a mask.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from retbench.cards.method import Attention
+from retbench.cards.model import Dtype
+from retbench.engines.decoder import Decoder, suits
+from retbench.engines.memory import keep_pages
+from retbench.errors import UsageError
+
+BIDIRECTIONAL = {"bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "nomic_bert", "electra"}
+
+
+class States(NamedTuple):
+    """The states of row i are `flat[offsets[i]:offsets[i + 1]]`."""
+
+    flat: torch.Tensor
+    offsets: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    causal: bool
+    dtype: Dtype
+    device: torch.device
+    turned: bool = False  # a causal model that is made to attend in both directions
+    layer: int | None = None
+
+    def used(self, attention: Attention, layer: int | None) -> "Backbone":
+        """The same weights under a method's attention and layer."""
+        layers = int(self.model.config.get_text_config().num_hidden_layers)
+        if layer is not None and not -layers <= layer <= layers:
+            raise UsageError(f"layer {layer} of a model with {layers} layers", f"give one from -{layers} to {layers}")
+        turned = attention == "bidirectional" and (self.causal or self.turned)
+        return replace(self, causal=self.causal and not turned, turned=turned, layer=layer)
+
+    @property
+    def dimension(self) -> int:
+        """Width of a state."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def kernel(self) -> str:
+        """What computes attention: products in blocks of our own, or PyTorch's kernel."""
+        return "blocks" if suits(self.model) else "sdpa"
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the backbone, without a language-model head."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @torch.inference_mode()
+    def states(self, rows: Sequence[np.ndarray]) -> States:
+        """One forward pass over a batch of token-id rows."""
+        lengths = torch.tensor([len(row) for row in rows])
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
+        if suits(self.model):
+            return States(Decoder(self.model)(rows, self.causal, self.layer), offsets)
+        padded = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
+        for row, ids in enumerate(rows):
+            padded[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        real = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
+        wanted: dict[str, Any] = {} if self.causal else {"attention_mask": real.long().to(self.device)}
+        if self.causal or self.turned:
+            wanted |= {"use_cache": False}
+        if self.turned:
+            wanted |= {"is_causal": False}
+        if self.layer is not None:
+            wanted |= {"output_hidden_states": True}
+        output = self.model(input_ids=padded.to(self.device), **wanted)
+        states = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
+        return States(states[real.to(self.device)], offsets.to(self.device))
+
+
+def is_causal(folder: Path) -> bool:
+    """What the weights' config says of the direction of attention."""
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("is_causal", True) is not False and config.get("model_type") not in BIDIRECTIONAL
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder, remote code off."""
+    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return loaded
+
+
+def text_only(folder: Path) -> bool:
+    """True for a model of several parts, of which only the one that reads text is loaded."""
+    return "text_config" in json.loads((folder / "config.json").read_text())
+
+
+def load(folder: Path, dtype: Dtype, device: torch.device) -> Backbone:
+    """Load the text part of a Hugging Face folder, without its language-model head and without a vision tower."""
+    keep_pages()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    part: Any = MODEL_MAPPING[type(config.get_text_config())] if text_only(folder) else AutoModel
+    model = part.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
+    )
+    return Backbone(model.to(device).eval(), tokenizer(folder), is_causal(folder), dtype, device)

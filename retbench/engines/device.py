@@ -1,0 +1,36 @@
+"""The device to compute on, and whether it multiplies bfloat16 fast."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from retbench.cards.home import home
+from retbench.cards.model import Dtype, ModelCard
+
+FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+SMALL = 200_000_000
+
+
+def device() -> torch.device:
+    """RETBENCH_DEVICE or `device` in retbench.toml; else CUDA where there is one."""
+    return torch.device(home().device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@cache
+def fast_bf16() -> bool:
+    """True where bfloat16 is computed by the hardware itself."""
+    if device().type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device().type == "mps":
+        return True
+    cpu = Path("/proc/cpuinfo")
+    words = set(cpu.read_text().split()) if cpu.exists() else set()
+    return bool(words & FAST_BF16_FLAGS)
+
+
+def default_dtype(card: ModelCard, causal: bool) -> Dtype:
+    """The card's dtype; else float32 for small encoders and bfloat16 for decoders, where that is fast."""
+    small_encoder = not causal and (card.parameters or 0) < SMALL
+    wanted: Dtype = card.dtype or ("float32" if small_encoder else "bfloat16")
+    return "float32" if wanted == "bfloat16" and not fast_bf16() else wanted

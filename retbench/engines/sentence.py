@@ -1,0 +1,86 @@
+"""sentence-transformers as an engine (extra `st`): published embedders with their own modules, or a bare model.
+
+Token ids are ours. Left alone it wraps plain text in a bare decoder's chat template without a word; the template is
+taken away here, and what it would read of a plain text is checked by decoding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from retbench.cards.method import Pooling
+from retbench.cards.model import Dtype
+from retbench.errors import DataError, MissingError, UsageError
+
+ITS_WORDS: dict[Pooling, str] = {"last": "lasttoken", "first": "cls", "mean": "mean", "weighted": "weightedmean"}
+PROBE = "a plain text is read as it stands"
+
+
+@dataclass(frozen=True)
+class SentenceModel:
+    """Its modules, and the pooling in place of theirs where a method asks for one."""
+
+    modules: Any
+    pooling: Any | None
+    device: torch.device
+
+    @property
+    def dimension(self) -> int:
+        """Width of a vector."""
+        return int(self.modules.get_embedding_dimension())
+
+    @torch.inference_mode()
+    def vectors(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """One vector a row of token ids."""
+        width = max(map(len, rows))
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, own in enumerate(rows):
+            ids[row, : len(own)] = torch.from_numpy(own.astype(np.int64))
+            mask[row, : len(own)] = 1
+        features = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        if self.pooling is None:
+            return np.asarray(self.modules(features)["sentence_embedding"].float().cpu().numpy())
+        states = self.modules[0](features)
+        return np.asarray(self.pooling(states)["sentence_embedding"].float().cpu().numpy())
+
+
+def load(folder: Path, dtype: Dtype, device: torch.device, pooling: Pooling) -> SentenceModel:
+    """A folder as sentence-transformers loads it."""
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling as ItsPooling
+    except ImportError as problem:
+        raise MissingError("sentence-transformers is not installed", "pip install 'retbench[st]'") from problem
+    if pooling == "model" and not (folder / "modules.json").is_file():
+        raise UsageError(
+            f"{folder.name} is no sentence-transformers model: it has no modules.json and so no pooling of its own",
+            "use --method last or mean",
+        )
+    modules: Any = SentenceTransformer(
+        str(folder),
+        device=str(device),
+        model_kwargs={"dtype": getattr(torch, dtype)},
+        processor_kwargs={"chat_template": None},
+    )
+    modules.eval()
+    _assert_plain(modules)
+    if pooling == "model":
+        return SentenceModel(modules, None, device)
+    return SentenceModel(
+        modules, ItsPooling(modules[0].get_embedding_dimension(), pooling_mode=ITS_WORDS[pooling]), device
+    )
+
+
+def _assert_plain(modules: Any) -> None:
+    ids = modules.preprocess([PROBE])["input_ids"][0]
+    read = modules.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    if read.lower() != PROBE:
+        raise DataError(
+            f"sentence-transformers reads {read!r} for {PROBE!r}",
+            "a chat template is in the way: use --engine transformers",
+        )

@@ -1,0 +1,73 @@
+"""vLLM as an engine (extra `vllm`): its pooling runner, in this process, with token ids that are ours."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retbench.cards.method import Attention, Pooling
+from retbench.cards.model import Dtype
+from retbench.errors import MissingError
+
+QUIET = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # another process costs a minute to start and gains nothing here
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+ITS_WORDS: dict[Pooling, str] = {"last": "LAST", "mean": "MEAN"}
+
+
+@dataclass(frozen=True)
+class VllmModel:
+    """A loaded pooling engine."""
+
+    engine: Any
+    dimension: int
+
+    def vectors(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """One vector a row of token ids."""
+        prompts = [{"prompt_token_ids": row.tolist()} for row in rows]
+        found = self.engine.embed(prompts, use_tqdm=False)
+        return np.array([one.outputs.embedding for one in found], dtype=np.float32)
+
+
+@contextmanager
+def _out_of_its_sight() -> Iterator[None]:
+    """On a CPU vLLM looks into every loaded module and stumbles over one of llvmlite, which bm25s brings by numba."""
+    hidden = sys.modules.pop("llvmlite.binding.ffi", None)
+    try:
+        yield
+    finally:
+        if hidden:
+            sys.modules["llvmlite.binding.ffi"] = hidden
+
+
+def load(folder: Path, dtype: Dtype, pooling: Pooling, attention: Attention, longest: int) -> VllmModel:
+    """A folder behind vLLM, for sequences up to `longest` tokens."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+        from vllm.config import PoolerConfig
+    except ImportError as problem:
+        raise MissingError(
+            "vllm is not installed", "pip install 'retbench[vllm]' in an environment of its own"
+        ) from problem
+    turned: dict[str, Any] = {"hf_overrides": {"is_causal": False}} if attention == "bidirectional" else {}
+    with _out_of_its_sight():
+        engine = LLM(
+            model=str(folder),
+            runner="pooling",
+            convert="embed",
+            dtype=dtype,
+            max_model_len=longest,
+            enforce_eager=True,
+            pooler_config=PoolerConfig(pooling_type=ITS_WORDS[pooling]),
+            **turned,
+        )
+    return VllmModel(engine, int(engine.llm_engine.model_config.get_hidden_size()))

@@ -1,0 +1,1 @@
+"""Embeddings on disk: what names them, how they are written so that none is lost, how a run resumes."""

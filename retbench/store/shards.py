@@ -1,0 +1,169 @@
+"""Shards: a few thousand vectors a file, each there completely or not at all.
+
+    plan.json               how the texts were cut into shards and batches; fixed at the first start, reused on resume
+    shard-00000.safetensors row numbers and their vectors, in float32 or fewer bytes
+    shard-00000.json        its checksum, tokens, seconds; written after the shard, which does not count without it
+    lock                    held by the process at work
+    manifest.json           written last: every shard is there
+    used-by/                one empty file for each cell that asked for these vectors
+
+Every file is written under a temporary name, flushed to the disk and renamed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+from safetensors.numpy import load, save
+
+from retbench.cards.home import path_part
+from retbench.errors import ResourceError
+from retbench.store.narrow import FORMS, VectorDtype, widened
+
+LOCK, PLAN, MANIFEST, USERS = "lock", "plan.json", "manifest.json", "used-by"
+
+
+log = logging.getLogger(__name__)
+
+
+class Block(NamedTuple):
+    """Some rows and their vectors."""
+
+    rows: np.ndarray
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What it took to compute some shards."""
+
+    tokens: int
+    seconds: float
+    split_batches: int  # batches that ran out of memory and were run in halves
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file that is either complete or not there."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.rename(file)
+        _flush(file.parent)
+    except OSError as problem:
+        partial.unlink(missing_ok=True)
+        raise ResourceError(
+            f"{file} could not be written: {problem.strerror}",
+            "make room (retbench doctor shows the disk), then run the same command: finished shards are kept",
+        ) from problem
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The object in a note; a damaged one says nothing."""
+    try:
+        facts = json.loads(file.read_bytes())
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _flush(folder: Path) -> None:
+    """Make a rename survive a power cut: the name is the folder's content."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The vectors of one key."""
+
+    folder: Path
+    vector_dtype: VectorDtype = "fp32"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Two processes with the same key would do the same work: the second waits, then finds it done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / LOCK):
+            for orphan in self.folder.glob("*.partial"):  # of a process that was killed while it wrote
+                orphan.unlink()
+            yield
+
+    def used_by(self, cell: str) -> None:
+        """Remember who asked for these vectors."""
+        (self.folder / USERS).mkdir(parents=True, exist_ok=True)
+        (self.folder / USERS / path_part(cell)).touch()
+
+    def planned(self) -> bool:
+        """True when a first start fixed the plan."""
+        return (self.folder / PLAN).exists()
+
+    def complete(self) -> bool:
+        """True when every shard was written."""
+        return (self.folder / MANIFEST).exists()
+
+    def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The plan fixed at the first start."""
+        file = self.folder / PLAN
+        if not self.planned():
+            write_whole(file, json.dumps(make(), indent=1).encode())
+        stored: dict[str, Any] = json.loads(file.read_text())
+        return stored
+
+    def has(self, shard: int) -> bool:
+        """True when the shard was written; its checksum is looked at when it is read."""
+        return self._note(shard).exists() and self._file(shard).exists()
+
+    def read(self, shard: int) -> Block | None:
+        """A finished shard; none where it is missing or damaged, and damage is told."""
+        if not self._note(shard).exists():
+            return None
+        content = self._file(shard).read_bytes() if self._file(shard).exists() else b""
+        if hashlib.sha256(content).hexdigest() != _json(self._note(shard)).get("sha256"):
+            log.warning("shard %d of %s is damaged: it is computed again", shard, self.folder.name[:12])
+            self._note(shard).unlink()
+            return None
+        tensors = load(content)
+        return Block(tensors["rows"], widened(tensors))
+
+    def write(self, shard: int, block: Block, tokens: int, seconds: float, split_batches: int = 0) -> Block:
+        """Store one finished shard and what it took; the block as it will be read from now on."""
+        tensors = {"rows": block.rows.astype(np.int64), **FORMS[self.vector_dtype].narrowed(block.vectors)}
+        content = save(tensors)
+        note = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(Spent(tokens, seconds, split_batches))}
+        write_whole(self._file(shard), content)
+        write_whole(self._note(shard), json.dumps(note).encode())
+        return Block(block.rows, widened(tensors))
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Say that nothing is missing, and what it took."""
+        write_whole(self.folder / MANIFEST, json.dumps(facts).encode())
+
+    def finished(self) -> dict[str, Any]:
+        """What `finish` was told."""
+        facts: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        return facts
+
+    def spent(self) -> Spent:
+        """What the stored shards took together, over all the runs that made them."""
+        notes = [note for file in sorted(self.folder.glob("shard-*.json")) if (note := _json(file))]
+        return Spent(*(sum(note.get(key, 0) for note in notes) for key in ("tokens", "seconds", "split_batches")))
+
+    def _file(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.safetensors"
+
+    def _note(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.json"
