@@ -1,0 +1,1 @@
+"""Rerankers: a ranking in, a ranking out."""

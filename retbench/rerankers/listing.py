@@ -1,0 +1,95 @@
+"""E2Rank's reranking: the first documents and the query are one prompt (`encoders/listing.py`), embedded once.
+
+What does not fit is shared out: every document may have equally many tokens, and one that would have too few is left
+out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from retbench.cards.reranker import E2Rank
+from retbench.encoders.dense import DenseEncoder
+from retbench.encoders.listing import Sheet, text, words
+from retbench.encoders.wording import InapplicableError, Tokens
+from retbench.rerankers.pools import Pool
+
+LEAST = 8  # tokens below which a document says nothing
+
+
+@dataclass
+class Counts:
+    """What became of the texts, over all prompts."""
+
+    prompts: int = 0
+    tokens: int = 0
+    prompts_cut: int = 0
+    queries_cut: int = 0
+    documents_left_out: int = 0
+
+
+@dataclass
+class Listing:
+    """The asker: lists the first documents and embeds the prompt."""
+
+    encoder: DenseEncoder
+    sheet: Sheet
+    settings: E2Rank
+    texts: Callable[[int], str]  # a document of the collection by its row
+    after: Callable[[np.ndarray], np.ndarray]
+    counts: Counts = field(default_factory=Counts)
+    shown: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, pool: Pool) -> np.ndarray:
+        """The prompt's vector."""
+        documents = [words(self.texts(int(row)), self.settings.words) for row in pool.rows[: self.settings.documents]]
+        tokens = self.fitted(pool.query, documents)
+        self.counts.prompts += 1
+        self.counts.tokens += len(tokens.flat)
+        if not self.shown:
+            self.shown = {"prompt": self.sheet.wording.tokenizer.decode(tokens[0].tolist()), "ids": tokens[0].tolist()}
+        return np.asarray(self.after(self.encoder.vectors(tokens))[0])
+
+    def fitted(self, query: str, documents: list[str]) -> Tokens:
+        """The prompt's tokens; of too many, every document may have the same share, the largest that fits."""
+        whole = self.sheet.tokens(text(query, documents))
+        if len(whole.flat) <= self.sheet.limit:
+            return whole
+        self.counts.prompts_cut += 1
+        query = self._short(query)
+        for kept in range(len(documents), 1, -1):
+            made = self._shared(query, documents[:kept])
+            if made:
+                self.counts.documents_left_out += len(documents) - kept
+                return made
+        raise InapplicableError(
+            f"fewer than two documents of {LEAST} tokens fit into a prompt of {self.sheet.limit}",
+            "use a model with a longer context",
+        )
+
+    def _short(self, query: str) -> str:
+        """A query that would leave documents less than half of the room is cut to that half."""
+        (short,) = self.sheet.cut([query], self.sheet.limit // 2)
+        self.counts.queries_cut += short != query
+        return short
+
+    def _shared(self, query: str, documents: list[str]) -> Tokens | None:
+        best, low, high = None, LEAST, max(LEAST, *map(self.sheet.length, documents))
+        while low <= high:
+            share = (low + high) // 2
+            made = self.sheet.tokens(text(query, self.sheet.cut(documents, share)))
+            if len(made.flat) <= self.sheet.limit:
+                best, low = made, share + 1
+            else:
+                high = share - 1
+        return best
+
+    def facts(self) -> dict[str, Any]:
+        """Prompts, tokens and what was cut."""
+        return {**vars(self.counts), "limit": self.sheet.limit, "form": "chat" if self.sheet.chat else "plain"}
+
+    def first(self) -> dict[str, Any]:
+        """The first prompt as it was read."""
+        return self.shown

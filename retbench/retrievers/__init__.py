@@ -1,0 +1,1 @@
+"""Retrievers: a collection in, a ranking out."""

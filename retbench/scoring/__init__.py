@@ -1,0 +1,1 @@
+"""Scoring: rankings into metrics, and metrics into claims that hold."""

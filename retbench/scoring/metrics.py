@@ -1,0 +1,136 @@
+"""Metrics: how good one ranking is, given which documents were judged relevant.
+
+A metric takes a ranking (document ids, best first) and never scores, so ties, rounding and float precision are
+decided once, by whoever ranked, and not a second time here. The definitions are trec_eval's: linear gain, a discount
+of log2(rank + 1), relevant means a grade above 0, and an unjudged document counts as not relevant. A collection may
+set a higher lowest grade for the metrics that know only relevant and not; nDCG uses every grade above 0 all the same.
+
+Only the relevant documents that were found can move a metric, so each one is computed from their ranks alone: a curve
+with one value per relevant document found, read off at every cut.
+"""
+
+import functools
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retbench.errors import DataError
+
+Scores = dict[str, float]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The relevant documents in a ranking: their ranks from 1, rising, and grades; and all positive grades, falling."""
+
+    ranks: Integers
+    grades: Floats
+    ideal: Floats
+
+    def until(self, cuts: Integers) -> Integers:
+        """How many relevant documents stand at or above each cut."""
+        return np.searchsorted(self.ranks, cuts, side="right")
+
+
+def _ndcg(found: _Found, cuts: Integers) -> Floats:
+    best = _running_sum(found.ideal / np.log2(np.arange(2, len(found.ideal) + 2)))
+    gained = _running_sum(found.grades / np.log2(found.ranks + 1))
+    return gained[found.until(cuts)] / best[np.minimum(cuts, len(found.ideal))]
+
+
+def _average_precision(found: _Found, cuts: Integers) -> Floats:
+    precisions = np.arange(1, len(found.ranks) + 1) / found.ranks
+    return _running_sum(precisions)[found.until(cuts)] / len(found.ideal)
+
+
+def _recall(found: _Found, cuts: Integers) -> Floats:
+    return found.until(cuts) / len(found.ideal)
+
+
+def _reciprocal_rank(found: _Found, cuts: Integers) -> Floats:
+    return np.where(found.ranks[0] <= cuts, 1 / found.ranks[0], 0.0)
+
+
+def _running_sum(values: Floats) -> Floats:
+    """The sum of the first n values, at index n."""
+    return np.concatenate(([0.0], np.cumsum(values)))
+
+
+_GRADED = "ndcg"
+_METRICS: dict[str, tuple[Callable[[_Found, Integers], Floats], tuple[int, ...]]] = {
+    _GRADED: (_ndcg, (1, 3, 5, 10, 20, 100, 1000)),
+    "map": (_average_precision, (1, 3, 5, 10, 20, 100, 1000)),
+    "recall": (_recall, (1, 5, 10, 20, 50, 100, 1000)),
+    "mrr": (_reciprocal_rank, (10, 100)),
+}
+
+
+@functools.cache
+def _cuts(metric: str, depth: int) -> Integers:
+    return np.array([cut for cut in _METRICS[metric][1] if cut <= depth], dtype=np.int64)
+
+
+@functools.cache
+def _names(depth: int) -> tuple[str, ...]:
+    return tuple(f"{metric}_at_{cut}" for metric in _METRICS for cut in _cuts(metric, depth))
+
+
+def score_query(ranking: Sequence[str], judged: Mapping[str, int], depth: int, relevant_from: int = 1) -> Scores:
+    """Every metric of one ranking, at every cut that a ranking of this depth can answer for."""
+    graded = _find(ranking, judged, 1)
+    binary = graded if relevant_from == 1 else _find(ranking, judged, relevant_from)
+    curves = [_curve(metric, graded if metric == _GRADED else binary, depth) for metric in _METRICS]
+    return dict(zip(_names(depth), np.concatenate(curves).tolist(), strict=True))
+
+
+def _curve(metric: str, found: _Found, depth: int) -> Floats:
+    cuts = _cuts(metric, depth)
+    return _METRICS[metric][0](found, cuts) if len(found.ranks) else np.zeros(len(cuts))
+
+
+def _find(ranking: Sequence[str], judged: Mapping[str, int], lowest: int) -> _Found:
+    places = dict(zip(ranking, itertools.count(1), strict=False))
+    if len(places) != len(ranking):
+        twice = Counter(ranking).most_common(1)[0][0]
+        raise DataError(f"document {twice!r} is ranked more than once", "keep each document once, at its best rank")
+    relevant = {document: grade for document, grade in judged.items() if grade >= lowest}
+    hits = sorted((places[document], grade) for document, grade in relevant.items() if document in places)
+    return _Found(
+        ranks=np.array([rank for rank, _ in hits], dtype=np.int64),
+        grades=np.array([grade for _, grade in hits], dtype=np.float64),
+        ideal=np.array(sorted(relevant.values(), reverse=True), dtype=np.float64),
+    )
+
+
+def score_run(
+    rankings: Mapping[str, Sequence[str]],
+    judgments: Mapping[str, Mapping[str, int]],
+    depth: int,
+    relevant_from: int = 1,
+) -> dict[str, Scores]:
+    """The metrics of every judged query, in the judgments' order; a query without a ranking found nothing."""
+    scores = {}
+    for query, judged in judgments.items():
+        try:
+            scores[query] = score_query(rankings.get(query, ()), judged, depth, relevant_from)
+        except DataError as problem:
+            raise DataError(f"query {query!r}: {problem.cause}", problem.next_step) from problem
+    return scores
+
+
+def mean_scores(per_query: Mapping[str, Mapping[str, float]]) -> Scores:
+    """The mean of each metric over all queries given, whatever their order (the sum is exact)."""
+    if not per_query:
+        raise DataError("there is no judged query to average over", "check the split and the judgments of this task")
+    rows = list(per_query.values())
+    for query, row in per_query.items():
+        if row.keys() != rows[0].keys():
+            raise DataError(f"query {query!r} has other metrics than the first query", "score all queries at one depth")
+    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
