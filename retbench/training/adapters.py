@@ -1,0 +1,72 @@
+"""What of a model is trained: low-rank adapters beside frozen weights (library peft), or every weight."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers.utils import logging as chatter
+
+from retbench.cards.recipe import Lora, Recipe
+from retbench.engines.adapters import library
+from retbench.engines.memory import keep_pages
+from retbench.errors import DataError
+
+
+def load(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
+    """A model to be trained: frozen weights in the recipe's dtype, or all of them in float32."""
+    keep_pages()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    kind = AutoModelForCausalLM if head else AutoModel
+    dtype = getattr(torch, recipe.dtype) if recipe.lora and not head else torch.float32
+    loaded: nn.Module = kind.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
+    return loaded
+
+
+def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The model ready to be trained; what moves is float32 whatever the rest is."""
+    torch.manual_seed(recipe.seed)  # adapters start from random numbers
+    if recipe.lora:
+        model = _with_adapters(model, recipe.lora)
+    if recipe.recompute:
+        base: Any = model
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its new name is younger than the oldest version we take
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def _with_adapters(model: Any, settings: Lora) -> nn.Module:
+    peft = library()
+    targets: Any = "all-linear" if settings.targets == ("all-linear",) else list(settings.targets)
+    wanted = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
+            adapted: nn.Module = peft.get_peft_model(model, wanted)
+    except ValueError as problem:
+        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        raise DataError(
+            f"no layer is called {' or '.join(settings.targets)}", f"name some of: {', '.join(sorted(linear))}"
+        ) from problem
+    return adapted
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that move, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def save(model: Any, folder: Path, parent: str) -> None:
+    """Write what was trained: adapters in peft's own format, naming their parent's card; or the whole model."""
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = parent
+        model.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub about the parent
+        (folder / "README.md").unlink(missing_ok=True)  # peft writes an empty form
+    else:
+        model.save_pretrained(folder, max_shard_size="1TB")

@@ -1,0 +1,111 @@
+"""Checkpoints: the trained weights, the optimiser and the step, each there completely or not at all.
+
+    checkpoint-00000050/state.safetensors   trained weights and both moments of AdamW
+    checkpoint-00000050/state.json          step, seconds so far, the best evaluation
+
+A folder is written under a temporary name, flushed and renamed; only then the one before it is removed. Dropout and
+data follow from seed and step, so this is all a resumed run needs.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from retbench.errors import DataError, ResourceError
+
+STATE, PROGRESS = "state.safetensors", "state.json"
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    best: float | None = None
+    best_step: int | None = None
+
+
+def save(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write a checkpoint; a full disk leaves the one before untouched."""
+    final = folder / f"checkpoint-{progress.step:08d}"
+    work = final.with_suffix(".partial")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        _write(work, _tensors(weights, optimiser), progress)
+        shutil.rmtree(final, ignore_errors=True)
+        work.rename(final)
+    except OSError as problem:
+        shutil.rmtree(work, ignore_errors=True)
+        raise ResourceError(
+            f"{final} could not be written: {problem.strerror or problem}",
+            "make room and add --resume: the checkpoint before it is kept",
+        ) from problem
+    for old in finished(folder)[:-1]:
+        shutil.rmtree(old)
+
+
+def _write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
+    save_file(tensors, folder / STATE)
+    (folder / PROGRESS).write_text(json.dumps(asdict(progress)))
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _tensors(weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = {f"weight:{name}": weight.detach().contiguous() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        for moment, value in optimiser.state.get(weight, {}).items():
+            tensors[f"{moment}:{name}"] = value.contiguous()
+    return tensors
+
+
+def finished(folder: Path) -> list[Path]:
+    """The whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".partial")
+
+
+def load(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> Progress:
+    """Take up the last checkpoint; without one, a run starts at its beginning."""
+    found = finished(folder)
+    if not found:
+        return Progress()
+    tensors = load_file(found[-1] / STATE)
+    put(tensors, weights)
+    for name, weight in weights.items():
+        moments = {key.split(":", 1)[0]: value for key, value in tensors.items() if key.endswith(f":{name}")}
+        moments.pop("weight")
+        optimiser.state[weight] = {key: v if key == "step" else v.to(weight.device) for key, v in moments.items()}
+    return Progress(**json.loads((found[-1] / PROGRESS).read_text()))
+
+
+def put(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Parameter]) -> None:
+    """Give the weights the values of a checkpoint."""
+    named = {key.removeprefix("weight:") for key in tensors if key.startswith("weight:")}
+    if named != set(weights):
+        raise DataError("the checkpoint holds other weights than this run trains", "use another --out")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tensors[f"weight:{name}"])
+
+
+def keep_best(folder: Path, weights: dict[str, nn.Parameter]) -> None:
+    """The weights of the best evaluation so far."""
+    work = folder / "best.partial"
+    save_file({f"weight:{name}": weight.detach().contiguous() for name, weight in weights.items()}, work)
+    work.rename(folder / "best.safetensors")
+
+
+def take_best(folder: Path, weights: dict[str, nn.Parameter]) -> None:
+    """Go back to the best evaluation, if there was any."""
+    if (folder / "best.safetensors").exists():
+        put(load_file(folder / "best.safetensors"), weights)

@@ -1,0 +1,68 @@
+"""Many processes as one: torchrun starts them, gloo or nccl joins them; alone, nothing is joined."""
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch import distributed as joined
+
+
+def join() -> None:
+    """Join the processes torchrun started, if it did."""
+    if "WORLD_SIZE" in os.environ and not joined.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        joined.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave() -> None:
+    """Part again."""
+    if joined.is_initialized():
+        joined.destroy_process_group()
+
+
+def rank() -> int:
+    """Which one this is; 0 writes files and talks."""
+    return joined.get_rank() if joined.is_initialized() else 0
+
+
+def world() -> int:
+    """How many there are."""
+    return joined.get_world_size() if joined.is_initialized() else 1
+
+
+def wait() -> None:
+    """Until everybody is here."""
+    if world() > 1:
+        joined.barrier()
+
+
+def gathered(vectors: Tensor, own: list[int], rows: int) -> Tensor:
+    """Everybody's vectors in the group's order; only one's own carry gradients."""
+    if world() == 1:
+        return vectors
+    places = torch.tensor(own, device=vectors.device)
+    everything = torch.zeros((rows, vectors.shape[1]), dtype=vectors.dtype, device=vectors.device)
+    everything[places] = vectors.detach()
+    joined.all_reduce(everything)
+    return everything.index_copy(0, places, vectors)
+
+
+def add_up(parameters: Iterable[Tensor]) -> None:
+    """Sum the gradients over all processes."""
+    if world() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        joined.all_reduce(parameter.grad)
+
+
+def total(number: float) -> float:
+    """A number summed over all processes."""
+    if world() == 1:
+        return number
+    value = torch.tensor(number, dtype=torch.float64, device="cuda" if joined.get_backend() == "nccl" else "cpu")
+    joined.all_reduce(value)
+    return float(value)
