@@ -1,0 +1,1 @@
+"""Records: everything about one run, and the folder they are kept in."""

@@ -1,0 +1,101 @@
+"""The cell: one row of `--json` and of a table, whether it was computed now, found on disk, skipped or failed."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from retbench.cards.model import UNKNOWN
+from retbench.errors import PARTLY_DONE, RetbenchError
+from retbench.records.record import Record
+
+Status = Literal["done", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A score somebody published for a cell, and the one that came out."""
+
+    metric: str
+    score: float
+    got: float
+    tolerance: float
+    source: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the two agree within the tolerance."""
+        return abs(self.got - self.score) <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (model, method, task)."""
+
+    model: str
+    method: str
+    task: str
+    suite: str
+    split: str
+    status: Status
+    settings_id: str | None = None
+    sample: int | None = None
+    engine: str | None = None
+    rerank: tuple[str, ...] = ()
+    seen: Literal["seen", "unseen", "unknown"] = "unknown"
+    cached: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
+    main_score: float | None = None
+    documents: int | None = None
+    queries: int | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    record: str | None = None
+    error: str | None = None
+    next_step: str | None = None
+    exit_code: int = 0
+    expected: tuple[Expectation, ...] = ()
+
+    def json(self) -> dict[str, Any]:
+        """The object `--json` prints."""
+        facts = asdict(self)
+        return {key: value for key, value in facts.items() if key != "exit_code" and value is not None}
+
+
+def seen(training_sets: tuple[str, ...] | None, task: str) -> Literal["seen", "unseen", "unknown"]:
+    """Whether the model was trained on this task's collection."""
+    if training_sets is None:
+        return "unknown"
+    if task in training_sets:
+        return "seen"
+    return "unknown" if UNKNOWN in training_sets else "unseen"
+
+
+def of_record(record: Record, path: str, cached: bool) -> Cell:
+    """The cell of a finished run."""
+    settings, sets = record.settings, record.cards["model"].get("training_sets")
+    return Cell(
+        record.model, record.method, record.task, record.suite, settings["split"], "done",
+        settings_id=record.settings_id, sample=settings["sample"], engine=settings["engine"], cached=cached,
+        rerank=tuple(one["rerank"] for one in settings["rerankers"]),
+        seen=seen(tuple(sets) if sets is not None else None, record.task),
+        scores=record.scores, main_score=record.scores[record.cards["task"]["metric"]],
+        documents=record.collection["documents"], queries=record.collection["queries"],
+        tokens_per_second=record.cost["tokens_per_second"], seconds=sum(record.cost["seconds"].values()), record=path,
+    )  # fmt: skip
+
+
+def exit_code(cells: list[Cell]) -> int:
+    """0 when nothing failed, 1 when some did, and the first cause's own code when nothing at all was done."""
+    failures = [cell for cell in cells if cell.status == "failed"]
+    if not failures:
+        return 0
+    return PARTLY_DONE if any(cell.status == "done" for cell in cells) else failures[0].exit_code
+
+
+def first_error(cells: list[Cell]) -> RetbenchError | None:
+    """The first failure as an error again, for a caller that wants one exception."""
+    for cell in cells:
+        if cell.status == "failed":
+            error = RetbenchError(cell.error or "", cell.next_step or "")
+            error.exit_code = cell.exit_code
+            return error
+    return None

@@ -1,0 +1,1 @@
+"""Reports: boards from records; no torch, no network."""
