@@ -1,0 +1,22 @@
+"""retbench export: finished runs as mteb result files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retbench.cli.verb import AsJson, put, put_json, verb
+
+
+@verb
+def export(
+    run: Annotated[list[str], typer.Argument(help="Folders of runs, or the beginnings of their settings-ids.")],
+    out: Annotated[Path, typer.Option(help="The folder for mteb's results.")] = Path("mteb-results"),
+    results: Annotated[Path, typer.Option(help="The results folder, for a settings-id.")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Write finished runs in mteb's result format, as it takes them for its board."""
+    from retbench.pipelines import export as story
+
+    files = [file.as_posix() for file in story.export(run, out, results)]
+    put_json([{"file": file} for file in files]) if as_json else put("\n".join(files))

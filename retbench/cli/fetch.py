@@ -1,0 +1,36 @@
+"""retbench fetch: fill the cache, so that a run needs no network."""
+
+from typing import Annotated
+
+import typer
+
+from retbench.cli.verb import AsJson, fail, put, put_json, tell, verb
+from retbench.errors import PARTLY_DONE, RetbenchError, UsageError
+
+
+@verb
+def fetch(
+    name: Annotated[list[str] | None, typer.Argument(help="Models, tasks or suites.")] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Fetch nothing: say what is here, how large, what is missing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Download weights and collections into the cache, verified by checksum; what is there is not fetched again."""
+    from retbench.pipelines import fetch as story
+
+    if not name and not list_:
+        raise UsageError("nothing to fetch", "name models, tasks or suites, or give --list")
+    rows = (
+        story.stocks(name or []) if list_ else [row for wanted in name or [] for row in story.fetch_all(wanted, tell)]
+    )
+    failed = [row for row in rows if "error" in row]
+    if as_json:
+        put_json(rows)
+    else:
+        put("\n".join(map(story.line, rows)))
+        for cause, step in dict.fromkeys((row["error"], row["next_step"]) for row in failed):
+            fail(RetbenchError(cause, step), as_json=False)
+    if not failed:
+        return 0
+    return PARTLY_DONE if len(failed) < len(rows) else int(failed[0]["exit_code"])

@@ -1,0 +1,125 @@
+"""retbench finetune: a recipe, a model and data become a model that `run` knows by name."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retbench.cli.verb import AsJson, put, put_json, quiet, tell, verb
+from retbench.errors import UsageError
+
+RECIPES = {"contrastive": "repllama", "llm2ir": "llm2ir", "llm-ql": "llm-ql", "e2rank": "e2rank"}
+
+
+@verb
+def finetune(
+    *,
+    dataset: Annotated[str, typer.Argument(help="A task with a train split, a BEIR folder, a jsonl file, or msmarco.")],
+    model: Annotated[str, typer.Option(help="The model to train: a card, a hub id or a folder.")],
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name or TOML file (retbench list recipes).")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Without a recipe: contrastive, llm2ir, llm-ql, e2rank, adaptor.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the new model is called.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Its folder; by default one in the cache.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the recipe, such as optimiser.rate=1e-4; split; report_to."),
+    ] = None,
+    eval_task: Annotated[
+        str | None, typer.Option(help="Scored on the way, the best is kept: TASK or TASK:split=dev,sample=100.")
+    ] = None,
+    export: Annotated[str | None, typer.Option(help="Also write another format: sentence-transformers.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train even on an evaluated split; the card says so.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan after a short measurement.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model by a recipe; the result is a model like any other."""
+    from retbench.cards import catalog
+    from retbench.cards.recipe import changed
+    from retbench.cli.progress import Live
+    from retbench.pipelines import finetune as story
+    from retbench.pipelines.lesson import Wish
+    from retbench.pipelines.request import command_line
+
+    if objective is not None and objective not in (*RECIPES, "adaptor"):
+        raise UsageError(f"there is no objective {objective!r}", f"known: {', '.join(RECIPES)}, adaptor")
+    if export not in (None, "sentence-transformers"):
+        raise UsageError(f"there is no export {export!r}", "known: sentence-transformers")
+    wanted = _options(set_ or [])
+    split, trackers = wanted.pop("split", "train"), tuple(filter(None, wanted.pop("report_to", "").split("+")))
+    show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell, "report": Line()}
+    if objective == "adaptor":
+        told = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task}
+        if lost := next((name for name, given in told.items() if given), None):
+            raise UsageError(f"an adaptor takes no {lost}", "leave it out: validation queries are part of its training")
+        unused = catalog.recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
+        plain = Wish(
+            dataset, model, unused, name, out, split, resume=resume, force=force, command=command_line(), **show
+        )
+        _say(_adapted(plain, recipe, wanted), as_json)
+        return
+    chosen = changed(catalog.recipe(recipe or RECIPES[objective or "contrastive"]), wanted)
+    if objective and chosen.objective != objective:
+        raise UsageError(
+            f"recipe {chosen.name} has objective {chosen.objective}, not {objective}", "name one of the two"
+        )
+    wish = Wish(dataset, model, chosen, name, out, split, eval_task, export, trackers, resume, force,
+                command=command_line(), **show)  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes talks for all
+        story.finetune(wish)
+        return
+    facts = story.plan_only(wish) if dry_run else story.summary(story.finetune(wish))
+    _say(facts, as_json)
+
+
+def _say(facts: dict[str, Any], as_json: bool) -> None:
+    put_json(facts) if as_json else put("\n".join(f"{key}: {value}" for key, value in facts.items()))
+
+
+def _adapted(wish: Any, file: str | None, wanted: dict[str, str]) -> dict[str, Any]:
+    """The objective that trains no backbone: its recipe is its own."""
+    from retbench.cards import options, parse
+    from retbench.cards.adaptor import AdaptorRecipe
+    from retbench.pipelines import adapting
+
+    if file and not Path(file).is_file():
+        raise UsageError(f"there is no adaptor's recipe at {file}", "name a TOML file, or leave --recipe out")
+    written = parse.load(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
+    return adapting.finetune(wish, options.changed(written, wanted))
+
+
+def _options(words: list[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    wrong = next((key for key, equals, _ in pairs if not equals), None)
+    if wrong is not None:
+        raise UsageError(f"--set {wrong} has no value", "write KEY=VALUE, for example --set optimiser.rate=1e-4")
+    return {key: value for key, _, value in pairs}
+
+
+class Line:
+    """One line that lives: loss, speed, memory, time left; in a log, one every fifteen seconds."""
+
+    def __init__(self) -> None:
+        self.told = 0.0
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        """Show the newest facts."""
+        if "score" in facts:
+            tell(f"  step {facts['step']:,}: score {100 * facts['score']:.2f}")
+            return
+        text = (
+            f"  step {facts['step']:,} of {facts['steps']:,}  loss {facts['loss']:.4f}  "
+            f"{facts['tokens_per_second']:,.0f} tokens/s  {facts['memory_mb']:,.0f} MB  "
+            f"{facts['seconds_left'] / 60:.1f} min left"
+        )
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if facts["step"] == facts["steps"] else ""))
+            sys.stderr.flush()
+        elif time.monotonic() - self.told > 15 or facts["step"] == facts["steps"]:
+            self.told = time.monotonic()
+            tell(text)

@@ -1,0 +1,26 @@
+"""retbench import: published results of others, to stand beside ours."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retbench.cli.verb import AsJson, put, put_json, verb
+
+
+@verb
+def import_(
+    path: Annotated[Path, typer.Argument(help="An mteb result file, or a folder of them.", exists=True)],
+    results: Annotated[Path, typer.Option(help="The results folder they are to stand in.")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Import mteb result files as published rows; `report --reference` shows them, marked, beside ours."""
+    from retbench.pipelines.imports import import_results
+
+    found = import_results(path, results)
+    if as_json:
+        rows = [(file, one) for file, members in found.items() for one in members]
+        put_json([{"table": str(f), "model": one.model, "task": one.task, "split": one.split} for f, one in rows])
+        return
+    for file, members in found.items():
+        put(f"{members[0].model}: {len(members)} tasks in {file}")

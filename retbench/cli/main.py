@@ -1,0 +1,75 @@
+"""Wires the verbs together; nothing else happens here."""
+
+import logging
+from importlib.metadata import version as installed
+from typing import Annotated
+
+import typer
+
+from retbench.cli import (
+    cache,
+    compare,
+    doctor,
+    export,
+    fetch,
+    finetune,
+    import_,
+    inspect,
+    listing,
+    report,
+    rerank,
+    run,
+    show,
+    study,
+    verify,
+)
+
+app = typer.Typer(
+    name="retbench",
+    help="Which language model makes the best dense retriever, zero-shot and fine-tuned, and the proof.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "RETBENCH", "help_option_names": ["-h", "--help"]},
+)
+
+app.command("run")(run.run)
+app.command("rerank")(rerank.rerank)
+app.command("finetune")(finetune.finetune)
+app.command("report")(report.report)
+app.command("compare")(compare.compare)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("export")(export.export)
+app.command("import")(import_.import_)
+app.add_typer(study.app, name="study")
+app.command("list")(listing.listing)
+app.command("show")(show.show)
+app.command("fetch")(fetch.fetch)
+app.command("doctor")(doctor.doctor)
+app.add_typer(cache.app, name="cache")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"retbench {installed('retbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only results and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more about what is done and why.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Set how much is said."""
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("retbench").setLevel(level)
+
+
+def main() -> None:
+    """The command `retbench`."""
+    app()

@@ -1,0 +1,61 @@
+"""retbench report: the leaderboard of a results folder."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retbench.cli.verb import AsJson, fail, put, tell, verb
+from retbench.errors import PARTLY_DONE
+
+
+class Format(StrEnum):
+    """What a report can be written as."""
+
+    markdown = "markdown"
+    html = "html"
+    csv = "csv"
+    latex = "latex"
+    json = "json"
+
+
+@verb
+def report(
+    results: Annotated[Path, typer.Argument(help="The results folder.")] = Path("results"),
+    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.markdown,
+    out: Annotated[Path | None, typer.Option(help="A file to write to; stdout otherwise.")] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="Put published rows beside ours, marked.")] = False,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Only this published table; implies --reference; may be repeated.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="A folder for the plots: SVG, and PNG with the extra.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Print the leaderboard: quality with ranks and intervals beside speed, memory, size and price."""
+    import json
+
+    from retbench.pipelines import report as story
+
+    made = story.report(results, reference, tuple(table or ()))
+    form = Format.json if as_json else format_
+    text = json.dumps(made.cells(), indent=1, ensure_ascii=False) if form is Format.json else made.text(form.value)
+    if out is None:
+        put(text)
+    else:
+        out.write_text(text, encoding="utf-8")
+        tell(f"written to {out}")
+    if plots:
+        _plot(made.blocks, plots)
+    for problem in made.problems:
+        fail(problem, as_json=False)
+    return PARTLY_DONE if made.problems else 0
+
+
+def _plot(blocks: list[Any], folder: Path) -> None:
+    from retbench.reports.plots import can_png, plots
+
+    written = plots(blocks, folder)
+    tell(
+        f"{len(written)} plots written to {folder}" + ("" if can_png() else "; PNG too: pip install 'retbench[plots]'")
+    )

@@ -1,0 +1,35 @@
+"""retbench rerank: a saved run, ours or a TREC run of another system, in a new order."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retbench.cli.run import line, table
+from retbench.cli.verb import AsJson, put_json, quiet, tell, verb
+
+
+@verb
+def rerank(
+    *,
+    run: Annotated[str, typer.Argument(help="A run's folder, its settings-id, or a TREC run file.")],
+    with_: Annotated[
+        list[str], typer.Option("--with", help="NAME:key=value,... (docs/reranking.md); may be repeated.")
+    ],
+    task: Annotated[str | None, typer.Option(help="The task a TREC run file was made for.")] = None,
+    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Rerank a saved run; every reranker's result is a run of its own beside it."""
+    from retbench.cli.progress import Live
+    from retbench.pipelines import rerank as story
+    from retbench.pipelines.request import command_line
+    from retbench.pipelines.reranking import Place
+    from retbench.records.meter import Silent
+
+    place = Place(out, Silent() if quiet() else Live(), tell, command_line())
+    done: list[Any] = []
+    for cell in story.rerank(run, tuple(with_), task, place):
+        tell(line(cell))
+        done.append(cell)
+    put_json([cell.json() for cell in done]) if as_json else table(done)

@@ -1,0 +1,134 @@
+"""retbench run: models x methods x tasks, each cell found on disk or run, then one small table."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retbench.cli.verb import AsJson, fail, put, put_json, quiet, tell, verb
+from retbench.errors import UsageError
+
+Many = list[str] | None
+
+
+@verb
+def run(
+    *,
+    model: Annotated[list[str], typer.Option(help="A model card, a hub id, a folder or a GGUF file; may be repeated.")],
+    suite: Annotated[Many, typer.Option(help="A suite (retbench list suites); may be repeated.")] = None,
+    task: Annotated[Many, typer.Option(help="A task card or a BEIR folder; may be repeated.")] = None,
+    method: Annotated[
+        Many, typer.Option(help="How text becomes a vector (retbench list methods); may be repeated.")
+    ] = None,
+    rerank: Annotated[
+        Many, typer.Option(help="NAME:key=value,...: then rerank (docs/reranking.md); may be repeated.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs the model: transformers, sentence-transformers, vllm, endpoint:model=NAME.")
+    ] = "transformers",
+    weights: Annotated[
+        str | None, typer.Option(help="Weights for the model: a Hugging Face folder or a GGUF file.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Only N test queries, with their documents and distractors.")
+    ] = None,
+    set_: Annotated[
+        Many, typer.Option("--set", help="KEY=VALUE: dtype, max_length, split, depth, dimensions, vector_dtype.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, the exact texts and an estimate; run nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Evaluate models on tasks; what is finished is found on disk and not run again."""
+    from retbench.cli.progress import Live
+    from retbench.pipelines import evaluate, plan
+    from retbench.pipelines.request import Request, command_line
+    from retbench.records.cell import exit_code
+
+    tasks = evaluate.suite_tasks(tuple(suite or ()), tuple(task or ()))
+    if not tasks:
+        raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")
+    if weights and len(model) > 1:
+        raise UsageError("--weights belongs to one model", "run the models one by one")
+    show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
+    request = Request(
+        tuple(model), tasks, tuple(method or ()), weights, sample, _overrides(set_ or []), tuple(rerank or ()), out,
+        command=command_line(), engine=engine, **show,
+    )  # fmt: skip
+    if dry_run:
+        cells = list(plan.dry_run(request))
+        put_json(cells) if as_json else put(plan.text(cells))
+        return 0
+    done: list[Any] = []
+    for cell in evaluate.evaluate(request):
+        if not done or cell.error is None or cell.error != done[-1].error:  # one cause is told once
+            tell(line(cell))
+        for one in cell.expected:
+            tell(_expectation(one))
+        done.append(cell)
+    if as_json:
+        put_json([cell.json() for cell in done])
+    else:
+        table(done)
+    return exit_code(done)
+
+
+def _overrides(words: list[str]) -> dict[str, Any]:
+    pairs = [word.partition("=") for word in words]
+    wrong = next((key for key, equals, _ in pairs if not equals), None)
+    if wrong is not None:
+        raise UsageError(f"--set {wrong} has no value", "write KEY=VALUE, for example --set dtype=float32")
+    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+
+
+def line(cell: Any) -> str:
+    """One finished cell."""
+    name = " · ".join((cell.model, cell.method, cell.task, *cell.rerank))
+    if cell.status != "done":
+        return f"{name}: {cell.status}"
+    return f"{name}: {100 * cell.main_score:.2f}" + (" (found on disk, nothing to do)" if cell.cached else "")
+
+
+def _expectation(one: Any) -> str:
+    verdict = "" if one.met else f": more than {100 * one.tolerance:g} apart"
+    return f"  {one.metric}: expected {100 * one.score:.2f}, got {100 * one.got:.2f}{verdict} ({one.source})"
+
+
+def table(cells: list[Any]) -> None:
+    """Every cell, then what went wrong."""
+    from rich.console import Console
+    from rich.table import Table
+
+    done = [cell for cell in cells if cell.status == "done"]
+    if done:
+        metrics = {
+            metric: None
+            for cell in done
+            for metric in ("ndcg_at_10", "mrr_at_10", "recall_at_100")
+            if metric in cell.scores
+        }
+        rows = Table("model", "method", "task", *metrics, "tokens/s", "seconds")
+        for cell in done:
+            scores = [f"{100 * cell.scores[m]:.2f}" if m in cell.scores else "–" for m in metrics]
+            speed = f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–"
+            method = " + ".join((cell.method, *cell.rerank))
+            rows.add_row(cell.model, method, cell.task, *scores, speed, f"{cell.seconds:.1f}")
+        Console(width=None if sys.stdout.isatty() else 140).print(rows)
+    _problems([cell for cell in cells if cell.status != "done"])
+
+
+def _problems(cells: list[Any]) -> None:
+    """Each cause once, in two lines, with the cells it stopped."""
+    from retbench.errors import RetbenchError
+
+    causes: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        causes.setdefault((cell.error, cell.next_step), []).append(
+            f"{cell.model}/{'+'.join((cell.method, *cell.rerank))}/{cell.task} {cell.status}"
+        )
+    for (cause, step), names in causes.items():
+        tell("  " + "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+        fail(RetbenchError(cause, step), as_json=False)

@@ -1,0 +1,216 @@
+"""retbench study: a whole plan in one command."""
+
+import json
+import time
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retbench.cli.verb import AsJson, fail, put, put_json, quiet, tell, verb
+from retbench.errors import PARTLY_DONE, DataError, UsageError
+
+app = typer.Typer(help="A plan of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")]
+Out = Annotated[Path, typer.Option(help="The results folder.")]
+OnlyStage = Annotated[str | None, typer.Option(help="Only this stage.")]
+Many = list[str] | None
+GLYPHS = {"done": "✓", "failed": "✗", "skipped": "–", "open": "·"}
+
+
+class Format(StrEnum):
+    """What a study's report can be written as."""
+
+    markdown = "markdown"
+    latex = "latex"
+    html = "html"
+
+
+@app.command("list")
+@verb
+def listing(as_json: AsJson = False) -> None:
+    """List the studies."""
+    from retbench.cards import catalog
+
+    rows = [
+        {"name": one.name, "title": one.title, "paper": one.paper, "stages": [stage.name for stage in one.stages]}
+        for one in catalog.studies()
+    ]
+    put_json(rows) if as_json else put("\n".join(f"{row['name']:<20} {row['title']}" for row in rows))
+
+
+@app.command("run")
+@verb
+def run(
+    name: Name,
+    out: Out = Path("results"),
+    stage: OnlyStage = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show cells, tokens, hours and disk; run nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Run a study, cell by cell; what is finished is found on disk, what failed is tried again."""
+    from retbench.cards import catalog
+    from retbench.cli.progress import Live
+    from retbench.pipelines import study_run
+    from retbench.pipelines.study import states
+    from retbench.records.cell import exit_code
+
+    plan = catalog.study(name)
+    if dry_run:
+        found = list(study_run.forecast(plan, out, stage))
+        put_json(found) if as_json else put(_forecast(found))
+        return 0
+    show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
+    cells = []
+    for cell in study_run.run(plan, out, stage, **show):
+        if cell.status != "skipped":
+            tell(f"{cell.model} · {cell.method} · {cell.task}: {cell.error or f'{100 * (cell.main_score or 0):.2f}'}")
+        cells.append(cell)
+    if as_json:
+        put_json([cell.json() for cell in cells])
+    else:
+        put(_grid(states(plan, out)))
+    return exit_code(cells)
+
+
+@app.command("status")
+@verb
+def status(
+    name: Name,
+    out: Out = Path("results"),
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until nothing is open.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show which cells are done, failed, skipped or open."""
+    from dataclasses import asdict
+
+    from retbench.cards import catalog
+    from retbench.pipelines import study as story
+
+    plan = catalog.study(name)
+    found = story.states(plan, out)
+    if as_json:
+        facts = ("status", "score", "reason", "record")
+        put_json([{**asdict(state.slot), **{key: getattr(state, key) for key in facts}} for state in found])
+        return
+    if watch:
+        _watch(lambda: story.states(plan, out))
+    else:
+        put(_grid(found))
+
+
+@app.command("report")
+@verb
+def report(
+    name: Name,
+    results: Out = Path("results"),
+    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.markdown,
+    out: Annotated[Path | None, typer.Option(help="A file to write to; stdout otherwise.")] = None,
+) -> int:
+    """Print the study's own tables, one board a stage, beside the published ones it names."""
+    from retbench.cards import catalog
+    from retbench.pipelines.study import chapters
+    from retbench.reports.page import page
+    from retbench.reports.study_tables import study_latex, study_markdown
+
+    plan = catalog.study(name)
+    made = chapters(plan, results)
+    found = [(one.stage.title or one.stage.name, one.report.blocks, one.needs) for one in made]
+    write = {Format.markdown: study_markdown, Format.latex: study_latex}
+    text = write[format_](plan, found) if format_ in write else page([b for _, blocks, _ in found for b in blocks])
+    if out:
+        out.write_text(text, encoding="utf-8")
+        tell(f"written to {out}")
+    else:
+        put(text)
+    problems: Iterable[DataError] = [problem for one in made for problem in one.report.problems]
+    for problem in problems:
+        fail(problem, as_json=False)
+    return PARTLY_DONE if problems else 0
+
+
+@app.command("new")
+@verb
+def new(
+    *,
+    name: Annotated[str, typer.Argument(help="The new study's name.")],
+    model: Annotated[list[str], typer.Option(help="A model; may be repeated.")],
+    suite: Annotated[Many, typer.Option(help="A suite; may be repeated.")] = None,
+    task: Annotated[Many, typer.Option(help="A task; may be repeated.")] = None,
+    method: Annotated[Many, typer.Option(help="A method; may be repeated.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Only N test queries a task.")] = None,
+    title: Annotated[str | None, typer.Option(help="One line about it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; NAME.toml by default.")] = None,
+) -> None:
+    """Write a plan with one stage; `retbench study run FILE` runs it."""
+    if not suite and not task:
+        raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")
+    file = out or Path(f"{name}.toml")
+    if file.exists():
+        raise UsageError(f"{file} is there already", "name another --out")
+    lists = {"models": model, "suites": suite, "tasks": task, "methods": method}
+    lines = [
+        f"name = {json.dumps(name)}",
+        f"title = {json.dumps(title or name)}",
+        "",
+        "[[stages]]",
+        'name = "zero-shot"',
+    ]
+    lines += [f"{key} = {json.dumps(values, ensure_ascii=False)}" for key, values in lists.items() if values]
+    lines += [f"sample = {sample}"] if sample else []
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    put(f"{file} written; next: retbench study run ./{file} --dry-run")
+
+
+def _grid(states: list[Any]) -> str:
+    """Models down, tasks across, one glyph a cell; then each reason once."""
+    lines: list[str] = []
+    for stage in dict.fromkeys(state.slot.stage for state in states):
+        own = [state for state in states if state.slot.stage == stage]
+        rows: dict[str, list[str]] = {}
+        for state in own:
+            rows.setdefault(f"{state.slot.model} · {state.slot.method}", []).append(GLYPHS[state.status])
+        done = sum(state.status == "done" for state in own)
+        lines += [f"{stage}: {done} of {len(own)} done"]
+        lines += [f"  {''.join(glyphs)}  {row}" for row, glyphs in rows.items()]
+        lines += [f"  {reason}" for reason in dict.fromkeys(state.reason for state in own if state.reason)]
+    return "\n".join([*lines, "  ".join(f"{glyph} {word}" for word, glyph in GLYPHS.items())])
+
+
+def _watch(states: Any) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(refresh_per_second=1) as live:
+        while True:
+            found = states()
+            live.update(Text(_grid(found)))
+            if all(state.status != "open" for state in found):
+                return
+            time.sleep(2)
+
+
+def _forecast(found: list[dict[str, Any]]) -> str:
+    lines = [_forecast_line(cell) for cell in found]
+    counts = {
+        status: sum(cell["status"] == status for cell in found) for status in ("open", "done", "not here", "skipped")
+    }
+    open_ = [cell for cell in found if cell["status"] == "open"]
+    total = {key: sum(cell.get(key, 0) for cell in open_) for key in ("tokens", "seconds", "disk_bytes")}
+    lines.append(f"{len(found)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    hours = f"{total['seconds'] / 3600:.1f} hours here"
+    lines.append(
+        f"open and measurable: {total['tokens']:,} tokens, {hours}, {total['disk_bytes'] / 1e9:.1f} GB of vectors"
+    )
+    return "\n".join(lines)
+
+
+def _forecast_line(cell: dict[str, Any]) -> str:
+    name = f"{cell['stage']}: {cell['model']} · {cell['method']} · {cell['task']}"
+    if "tokens" in cell:
+        return f"{name}: {cell['status']}, {cell['tokens']:,} tokens, {cell['seconds'] / 60:.1f} minutes"
+    return f"{name}: {cell['status']}" + (f", {cell['reason']}" if cell.get("reason") else "")

@@ -1,0 +1,37 @@
+"""retbench verify: the referees recompute a finished run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.errors import DataError
+
+
+@verb
+def verify(
+    run: Annotated[str, typer.Argument(help="A run's folder or the beginning of its settings-id.")],
+    results: Annotated[Path, typer.Option(help="The results folder, for a settings-id.")] = Path("results"),
+    against: Annotated[
+        str | None, typer.Option(help="Another engine instead: it must give the run's vectors on a sample.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="With --against: where the run's weights lie.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Let mteb's and beir's evaluators recompute a run; every difference needs a reason."""
+    if against:
+        return _against(run, results, against, weights, as_json)
+    from retbench.pipelines import verify as story
+
+    found = story.verify(run, results)
+    put_json(found.json()) if as_json else put(story.text(found))
+    return DataError.exit_code if found.unexplained else 0
+
+
+def _against(run: str, results: Path, engine: str, weights: str | None, as_json: bool) -> int:
+    from retbench.pipelines import agreement
+
+    found = agreement.agreement(run, results, engine, weights)
+    put_json(found.json()) if as_json else put(agreement.text(found))
+    return 0 if found.agrees else DataError.exit_code

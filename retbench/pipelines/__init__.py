@@ -1,0 +1,1 @@
+"""Pipelines: the stories of retbench, told from top to bottom."""

@@ -1,0 +1,40 @@
+"""Scores on the way: a task's main metric by the weights as they are, nothing stored."""
+
+from dataclasses import dataclass
+
+from retbench.cards.task import TaskCard
+from retbench.corpora.collection import Collection
+from retbench.encoders.spec import limits
+from retbench.records.meter import Show
+from retbench.scoring.metrics import mean_scores, score_run
+from retbench.training import processes
+from retbench.training.forward import Trainee
+from retbench.training.pairs import Joined
+from retbench.training.search import rank
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """One task, asked again and again."""
+
+    trainee: Trainee
+    card: TaskCard
+    collection: Collection
+    own_limit: int | None
+    show: Show
+
+    def __call__(self) -> float:
+        """The score now; one process works it out and tells the others."""
+        return processes.total(self._score() if processes.rank() == 0 else 0.0)
+
+    def _score(self) -> float:
+        queries = [row.text.strip() for row in self.collection.queries]
+        k = self.card.depth + (self.card.same_id == "drop") + self.collection.most_excluded
+        passages = Joined(self.collection.corpus, self.card.fields)
+        sides = limits(self.card, self.own_limit, None)
+        found = rank(self.trainee, queries, passages, min(k, len(passages)), sides, lambda *_: None)
+        ranking = found.prepared(self.collection, self.card.same_id == "drop", self.card.depth)
+        per_query = score_run(
+            ranking.named(self.collection), self.collection.judgments, self.card.depth, self.card.relevant_from
+        )
+        return mean_scores(per_query)[self.card.metric]

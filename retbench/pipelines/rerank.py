@@ -1,0 +1,37 @@
+"""The rerank story: a saved run, ours or anybody's, goes through rerankers; every stage is a cell of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from retbench.errors import UsageError
+from retbench.pipelines.first import First, foreign, need_task, ours
+from retbench.pipelines.recall import find_run
+from retbench.pipelines.reranking import Crew, Place, cells, chain
+from retbench.records.cell import Cell, of_record
+
+
+def rerank(run: str, words: tuple[str, ...], task: str | None, place: Place) -> Iterator[Cell]:
+    """The run's own cell, then each reranker's on the one before it."""
+    wanted = chain(words)
+    if not wanted:
+        raise UsageError("nothing to rerank with", "name a reranker: --with e2rank")
+    folder, first = _first(run, task, place)
+    yield of_record(first.record, str(folder), cached=True)
+    crew = Crew(place.say)
+    for number, one in enumerate(wanted):
+        if number:
+            first = ours(folder, first.collection, first.card)
+        for cell in cells(first, one, None, crew, place):
+            yield cell
+        folder = Path(cell.record or "")
+
+
+def _first(run: str, task: str | None, place: Place) -> tuple[Path, First]:
+    path = Path(run)
+    if path.is_file() and path.suffix != ".json":
+        first, folder = foreign(path, need_task(task), place.out, place.command)
+        return folder, first
+    if path.parent != Path() and not path.exists():
+        raise UsageError(f"there is no run at {run}", "name a run's folder, its settings-id, or a TREC run file")
+    folder = find_run(run, place.out)
+    return folder, ours(folder)

@@ -1,0 +1,99 @@
+"""Slots: the cells a study asks for, known before anything is fetched, and what stands in the way of each."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from retbench.cards import catalog
+from retbench.cards.method import Method
+from retbench.cards.model import ModelCard
+from retbench.cards.study import Stage, Study
+from retbench.cards.usual import methods_of
+from retbench.errors import RetbenchError
+from retbench.pipelines.request import Request
+from retbench.store.key import digest
+
+VERBS = {  # the verbs a stage can have, and the options each takes
+    "run": {field.name for field in fields(Request)},
+    "finetune": {"dataset", "recipe", "set", "split"},
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One cell of a study."""
+
+    study: str
+    stage: str
+    model: str
+    method: str
+    task: str
+    argument: str  # the task as the plan calls it: a name, an alias or a folder
+    needs: str | None = None  # what must be there first
+
+    def note(self, out: Path) -> Path:
+        """Where a results folder keeps what became of it."""
+        name = digest([self.stage, self.model, self.method, self.task])[:16]
+        return out / "studies" / self.study / f"{name}.json"
+
+
+def slots(plan: Study, stage: Stage) -> Iterator[Slot]:
+    """The cells of a stage, in the order they are run."""
+    blocked = _blocked(stage)
+    for model in stage.models:
+        card, kind = _known(catalog.model, model), "the method" if stage.verb == "run" else "the recipe"
+        for method, found in _methods(stage, card):
+            for argument in _tasks(stage):
+                task = _known(catalog.task, argument)
+                missing = [f"the model {model}"] * (card is None) + [f"{kind} {method}"] * (not found)
+                missing += [f"the task {argument}"] * (task is None)
+                needs = blocked or missing
+                reason = f"needs {', '.join(needs)}" if needs else None
+                yield Slot(plan.name, stage.name, model, method, task.name if task else argument, argument, reason)
+
+
+def _blocked(stage: Stage) -> list[str]:
+    """What the whole stage needs and this version does not have."""
+    if stage.verb not in VERBS:
+        return [f"`retbench {stage.verb}`"]
+    return [f"`retbench {stage.verb} --{name}`" for name in stage.options if name not in VERBS[stage.verb]]
+
+
+def _tasks(stage: Stage) -> tuple[str, ...]:
+    """Every task of a stage, each once; what no card knows keeps the name it was given."""
+    tasks: list[str] = []
+    for name in stage.suites:
+        suite = _known(catalog.suites().find, name)
+        tasks += suite.members() if suite else [name]
+    return tuple(dict.fromkeys([*tasks, *stage.tasks]))
+
+
+def _methods(stage: Stage, card: ModelCard | None) -> list[tuple[str, bool]]:
+    """The methods of a model by name, and whether each is known; those of `finetune` come with its recipe."""
+    if stage.verb != "run":
+        recipe = str(stage.options.get("recipe", stage.verb))
+        return [(recipe, stage.verb not in VERBS or _known(catalog.recipe, recipe) is not None)]
+    if card is None:
+        return [(name, True) for name in stage.methods or ("-",)]
+    wanted = {name: _known(catalog.method, name) for name in stage.methods}
+    found: list[Method] = [method for method in wanted.values() if method]
+    usable = methods_of(card, found) if found or not wanted else []
+    return [(method.name, True) for method in usable] + [(name, False) for name, one in wanted.items() if not one]
+
+
+def _known(find: Callable[[str], T], name: str) -> T | None:
+    try:
+        return find(name)
+    except RetbenchError:
+        return None
+
+
+def request(stage: Stage, model: str, method: str, tasks: tuple[str, ...], **rest: Any) -> Request:
+    """A model's row of slots as the request it stands for."""
+    methods = (method,) if stage.methods else ()
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stage.options.items()
+    }
+    return Request((model,), tasks, methods, sample=stage.sample, overrides=stage.set, **options, **rest)

@@ -1,0 +1,91 @@
+"""What became of a study: the notes its run left beside the results, and its own tables made from them.
+
+The notes lie in `studies/<name>/` below the results folder, one file a cell, so two machines may share a study and
+their folders be merged by copying.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from retbench.cards.study import Stage, Study
+from retbench.errors import DataError
+from retbench.pipelines.report import IMPORTED, Report
+from retbench.pipelines.slots import Slot, slots
+from retbench.records.cell import Cell
+from retbench.records.kept import Kept, kept
+from retbench.records.ledger import RECORD, Scan, read
+from retbench.reports.board import blocks
+from retbench.reports.references import published
+
+
+@dataclass(frozen=True)
+class State:
+    """What became of a slot: done, failed, skipped or open."""
+
+    slot: Slot
+    status: str
+    score: float | None = None
+    reason: str | None = None
+    record: str | None = None  # relative to the results folder
+
+
+def write_note(slot: Slot, cell: Cell, out: Path) -> None:
+    """Remember what became of a slot."""
+    place = Path(cell.record).relative_to(out).as_posix() if cell.record else None
+    file = slot.note(out)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"slot": asdict(slot), "status": cell.status, "record": place, "reason": cell.error}
+    file.write_text(json.dumps({**facts, "score": cell.main_score}, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def states(plan: Study, out: Path) -> list[State]:
+    """Every slot and what became of it, from the notes alone."""
+    found = [slot for stage in plan.stages for slot in slots(plan, stage)]
+    return [State(slot, "skipped", reason=slot.needs) if slot.needs else _state(slot, out) for slot in found]
+
+
+def _state(slot: Slot, out: Path) -> State:
+    file = slot.note(out)
+    if not file.is_file():
+        return State(slot, "open")
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        state = State(slot, facts["status"], facts["score"], facts["reason"], facts["record"])
+    except (json.JSONDecodeError, KeyError) as problem:
+        raise DataError(f"{file} is not a study's note", "remove it and run the study again") from problem
+    gone = state.record is not None and not (out / state.record / RECORD).is_file()
+    return State(slot, "open") if gone else state
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One stage of a study's report."""
+
+    stage: Stage
+    report: Report
+    needs: tuple[str, ...]  # why some of its cells were skipped
+
+
+def chapters(plan: Study, out: Path) -> list[Chapter]:
+    """The study's own runs, stage by stage, beside the published tables it names."""
+    found = states(plan, out)
+    rows = published(out / IMPORTED, only=plan.references) if plan.references else []
+    made = []
+    for stage in plan.stages:
+        scan = Scan()
+        places = {state.record for state in found if state.slot.stage == stage.name and state.record}
+        for place in sorted(places):
+            try:
+                scan.runs.append(_kept(out / place))
+            except DataError as problem:
+                scan.problems.append(problem)
+        needs = dict.fromkeys(
+            state.slot.needs for state in found if state.slot.stage == stage.name and state.slot.needs
+        )
+        made.append(Chapter(stage, Report(scan, blocks(scan.runs, [], rows)), tuple(needs)))
+    return made
+
+
+def _kept(folder: Path) -> Kept:
+    return kept(folder, read(folder / RECORD))

@@ -1,0 +1,44 @@
+"""Metrics to whatever the user has (tensorboard, wandb, trackio, ...), through transformers' own callbacks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from retbench.errors import MissingError, UsageError, closest
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def tracked(names: tuple[str, ...], folder: Path, run: str, report: Report) -> Report:
+    """The report, and the same facts to every tracker named."""
+    if not names:
+        return report
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    callbacks = [_callback(name) for name in names]
+    settings = TrainingArguments(str(folder / "trackers"), report_to=list(names), run_name=run, use_cpu=True)
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    for callback in callbacks:
+        callback.on_train_begin(settings, state, control)
+
+    def told(facts: dict[str, Any]) -> None:
+        report(facts)
+        state.global_step = facts["step"]
+        for callback in callbacks:
+            callback.on_log(settings, state, control, logs=dict(facts))
+            if facts["step"] == facts.get("steps"):
+                callback.on_train_end(settings, state, control)
+
+    return told
+
+
+def _callback(name: str) -> Any:
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    if name not in known:
+        raise UsageError(f"there is no tracker called {name!r}", closest(name, known))
+    try:
+        return known[name]()
+    except (RuntimeError, ImportError) as problem:
+        raise MissingError(f"the tracker {name} is not here: {problem}", f"install {name}") from problem
