@@ -1,0 +1,68 @@
+"""What every test gets: one thread, no network, a cache of its own, and none of the developer's own settings."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from retbench.cards import catalog
+
+for name in [name for name in os.environ if name.startswith("RETBENCH_") and name != "RETBENCH_SHARED"]:
+    del os.environ[name]
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # torch is not loaded yet
+
+hypothesis.settings.register_profile("retbench", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("retbench")
+
+LOCAL = {"localhost", "127.0.0.1", "::1", None}
+
+
+class NetworkUsedError(RuntimeError):
+    """Not an OSError: what is written for a machine without network must not swallow it."""
+
+
+def _guarded(call: Callable[..., Any], host: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if host(*args) not in LOCAL:
+            raise NetworkUsedError(f"a test reached for the network: {host(*args)}")
+        return call(*args, **kwargs)
+
+    return guarded
+
+
+def _peer(peer: socket.socket, address: Any, *_: Any) -> Any:
+    return None if peer.family == socket.AF_UNIX else address[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network_and_no_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, method, _guarded(getattr(socket.socket, method), _peer))
+        patch.setattr(socket, "getaddrinfo", _guarded(socket.getaddrinfo, lambda host, *_: host))
+        patch.setenv("RETBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))  # for fixtures wider than one test
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("RETBENCH_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def fresh_catalog() -> Iterator[Callable[[], None]]:
+    """For tests that change where cards lie: call it after the change; afterwards the shipped cards are back."""
+
+    def forget() -> None:
+        for shelf in (catalog.models, catalog.tasks, catalog.suites, catalog.methods):
+            shelf.cache_clear()
+
+    forget()
+    yield forget
+    forget()

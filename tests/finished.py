@@ -1,0 +1,72 @@
+"""Finished runs without running anything: records with the per-query scores a test wants."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from retbench.cards.method import Method
+from retbench.cards.model import Lexical, ModelCard
+from retbench.cards.task import Source, TaskCard
+from retbench.records.failure import Failure
+from retbench.records.ledger import Ledger, Run
+from retbench.records.record import Record
+from retbench.store.key import digest
+
+METRIC = "ndcg_at_10"
+NASTY = "<img src=x onerror=alert(1)>|`&\\_^~{}$%#\"'*[x](y)\n=cmd"
+
+
+def finish(
+    root: Path,
+    model: str,
+    task: str,
+    scores: Sequence[float],
+    *,
+    method: str = "bm25",
+    suite: str = "custom",
+    settings: dict[str, Any] | None = None,
+    created: str = "2026-01-01T00:00:00+00:00",
+    fingerprint: str = "",
+    cost: dict[str, Any] | None = None,
+    **card: Any,
+) -> Path:
+    """One finished run; returns its folder."""
+    queries = [f"q{number:03}" for number in range(len(scores))]
+    model_card = ModelCard(model, **{"kind": "lexical", "lexical": Lexical(), **card})
+    task_card = TaskCard(task, Source("folder", path=task), suite)
+    stamp = fingerprint or digest([task, queries])
+    facts = {
+        "encoder": None, "lexical": {"name": model}, "retriever": "bm25", "engine": "bm25s", "rerankers": [],
+        "fields": ["title", "text"], "same_id": "keep", "depth": 100, "protocol": "standard", "split": "test",
+        "sample": None, "collection": stamp, **(settings or {}),
+    }  # fmt: skip
+    costs = {
+        "seconds": {"search": 1.0}, "tokens_per_second": None, "documents_per_second": 100.0, "peak_memory_mb": 200.0,
+        "parameters": card.get("parameters"), "weights_mb": None, **(cost or {}),
+    }  # fmt: skip
+    cards = {
+        "model": asdict(model_card),
+        "method": asdict(Method(method, "t", "ours", "s", "mean")),
+        "task": asdict(task_card),
+    }
+    counts = {"documents": 3, "queries": len(queries), "judgments": 3, "fingerprint": stamp, "corpus": stamp}
+    record = Record(
+        model, method, task, suite, digest(facts)[:12], facts, cards, counts, {},
+        {"cpu": "a processor", "packages": {}}, costs, {METRIC: sum(scores) / len(scores)},
+        f"retbench run --model {model}", created,
+    )  # fmt: skip
+    rankings = {query: ["d1", "d2"] for query in queries}
+    raw = {query: [2.0, 1.0] for query in queries}
+    per_query = {query: {METRIC: float(score)} for query, score in zip(queries, scores, strict=True)}
+    return Ledger(root).write(record, Run(rankings, raw, per_query, {"query": {"text": "?"}}))
+
+
+def fail(
+    root: Path, model: str, task: str, *, method: str = "bm25", suite: str = "custom", error: str = "no weights"
+) -> None:
+    """One cell that failed."""
+    note = Failure(
+        model, method, task, suite, "test", "standard", None, "failed", error, "fetch them", 3, "retbench run"
+    )
+    Ledger(root).note(note)

@@ -1,0 +1,66 @@
+"""Small folders in the layouts that dataset repositories on the hub have, for mteb's own loader to read."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from retbench.cards.home import path_part
+from retbench.cards.task import Source
+from retbench.corpora.snapshots import Snapshot
+
+REVISION = "a" * 40
+
+
+def write(folder: Path, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
+    """A repository: each configuration has one split, given as (split, rows)."""
+    lines = ["---", "configs:"]
+    for name, (split, rows) in configs.items():
+        file = f"{name}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines += [f"- config_name: {name}", "  data_files:", f"  - split: {split}", f"    path: {file}"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return folder
+
+
+def fetched(repo: str, revision: str, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
+    """A repository as a finished fetch leaves it in the cache."""
+    folder = write(Snapshot(repo, revision).folder, configs)
+    assert folder.name == path_part(revision)
+    folder.with_name(f"{folder.name}.json").write_text('{"files": {}, "fingerprint": ""}')
+    return folder
+
+
+def retrieval(
+    documents: Iterable[tuple[str, str, str]],
+    queries: Iterable[tuple[str, str]],
+    judgments: Iterable[tuple[str, str, int]],
+    split: str = "test",
+    prefix: str = "",
+) -> dict[str, tuple[str, list[dict[str, Any]]]]:
+    """The layout of nearly every repository: corpus, queries, and judgments in the default configuration."""
+    return {
+        f"{prefix}corpus": ("corpus", [{"_id": i, "title": t, "text": x} for i, t, x in documents]),
+        f"{prefix}queries": ("queries", [{"_id": i, "text": x} for i, x in queries]),
+        f"{prefix}qrels" if prefix else "default": (
+            split,
+            [{"query-id": q, "corpus-id": d, "score": grade} for q, d, grade in judgments],
+        ),
+    }
+
+
+def hub_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Names, sizes and git's own checksums, as the hub lists them."""
+    listed = {}
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        digest = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        listed[file.relative_to(folder).as_posix()] = (len(content), digest)
+    return listed
+
+
+def source(**fields: Any) -> Source:
+    """A hub source at the pinned revision of these tests."""
+    return Source("hub", revision=REVISION, **fields)

@@ -1,0 +1,108 @@
+"""A small embeddings server with OpenAI's protocol, well behaved or not, on a port of this machine."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+WIDTH = 24
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def vector(text: str, width: int = WIDTH) -> list[float]:
+    """A vector that shares directions with every text that shares a word."""
+    total = np.zeros(WIDTH)
+    for word in text.lower().split() or [""]:
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+        total += np.random.default_rng(seed).normal(size=WIDTH)
+    return [float(value) for value in total[:width]]
+
+
+def good(body: dict[str, Any]) -> Answer:
+    rows = [
+        {"object": "embedding", "index": place, "embedding": vector(text, body.get("dimensions", WIDTH))}
+        for place, text in enumerate(body["input"])
+    ]
+    return 200, {}, json.dumps({"object": "list", "model": body["model"], "data": rows[::-1]}).encode()
+
+
+def talking(say: Callable[[dict[str, Any]], str | None]) -> Callable[[dict[str, Any]], Answer]:
+    """A chat server: what it says to a request."""
+
+    def answer(body: dict[str, Any]) -> Answer:
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        choice = {"index": 0, "message": {"role": "assistant", "content": say(body)}, "finish_reason": "stop"}
+        return 200, {}, json.dumps({"choices": [choice], "usage": usage}).encode()
+
+    return answer
+
+
+def refusing(status: int, words: str = "no", **headers: str) -> Callable[[dict[str, Any]], Answer]:
+    return lambda body: (status, {key.replace("_", "-"): value for key, value in headers.items()}, words.encode())
+
+
+def half(body: dict[str, Any]) -> Answer:
+    """Announces a whole answer and sends half of it."""
+    status, _, content = good(body)
+    return status, {"Content-Length": str(len(content))}, content[: len(content) // 2]
+
+
+def too_few(body: dict[str, Any]) -> Answer:
+    return good({**body, "input": body["input"][:-1]})
+
+
+def narrow(body: dict[str, Any]) -> Answer:
+    return good({**body, "dimensions": WIDTH // 2})
+
+
+def slow(body: dict[str, Any]) -> Answer:
+    time.sleep(1.5)
+    return good(body)
+
+
+class Server:
+    """What it was asked, and how it answers: `faults` are used up first."""
+
+    def __init__(self) -> None:
+        self.faults: list[Callable[[dict[str, Any]], Answer]] = []
+        self.good = good
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.address = ""
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.asked.append(body)
+            state.keys.append(self.headers.get("Authorization"))
+            status, headers, content = (state.faults.pop(0) if state.faults else state.good)(body)
+            self.send_response(status if self.path in ("/v1/embeddings", "/v1/chat/completions") else 404)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with suppress(OSError):  # the client did not wait
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        state.address = f"http://127.0.0.1:{server.server_port}/v1"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,208 @@
+"""The adaptor: losses as plain sums, nothing changed at step 0, run on stored vectors, honest when it does not help."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from retbench.cards.adaptor import AdaptorRecipe
+from retbench.encoders.adaptor import Adaptor
+from retbench.encoders.dense import BackboneEncoder
+from retbench.pipelines import first
+from retbench.training.adaptor import Learned, Lessons, Net, losses, search, train
+from tests import small, tiny
+from tests.test_run import call, cells
+
+WIDTH = 8
+
+pytestmark = pytest.mark.usefixtures("fresh_catalog")
+
+
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+def test_losses_are_the_plain_sums() -> None:
+    torch.manual_seed(0)
+    net, guess = Net(WIDTH, zero=False), Net(WIDTH, zero=False)
+    queries, documents, negatives = drawn(3, WIDTH), drawn(3, WIDTH, seed=1), drawn(3, 2, WIDTH, seed=2)
+    grades, gaps = np.array([2.0, 1.0, 1.0]), np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    found = losses(net, guess, *map(torch.from_numpy, (queries, documents, negatives)),
+                   torch.from_numpy(grades).float(), torch.from_numpy(gaps).float())  # fmt: skip
+
+    def moved(part: Net, vector: np.ndarray) -> np.ndarray:
+        t = part.tensors()
+        hidden = np.maximum(t["first.weight"] @ vector + t["first.bias"], 0)
+        return np.asarray(t["last.weight"] @ hidden + t["last.bias"])
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    ranking, recovery, prediction = [], [], 0.0
+    for i in range(3):
+        q, d = queries[i] + moved(net, queries[i]), documents[i] + moved(net, documents[i])
+        recovery += [np.abs(q - queries[i]).sum(), np.abs(d - documents[i]).sum()]
+        prediction += grades[i] * np.abs(q - moved(guess, d)).sum() / grades.sum()
+        for k in range(2):
+            n = negatives[i, k] + moved(net, negatives[i, k])
+            recovery.append(np.abs(n - negatives[i, k]).sum())
+            ranking.append(gaps[i, k] * np.log1p(np.exp(cosine(q, n) - cosine(q, d))))
+    assert [value.item() for value in found] == pytest.approx(
+        [np.mean(ranking), np.mean(recovery), prediction], rel=1e-5
+    )
+
+
+def test_step_0_changes_nothing() -> None:
+    vectors = drawn(5, WIDTH)
+    assert np.allclose(Adaptor(Net(WIDTH, zero=True).tensors())(vectors), vectors, atol=1e-7)
+
+
+def turned() -> tuple[Lessons, np.ndarray]:
+    """Queries whose documents lie in another corner: a small net can learn the way, and nothing else finds them."""
+    documents = drawn(60, WIDTH)
+    queries = documents[:40] * np.array([-1, -1, -1, -1, 1, 1, 1, 1], dtype=np.float32)
+    pairs = np.array([(row, row, 1) for row in range(30)])
+    return Lessons(queries, documents, pairs, [{row: 1} for row in range(40)]), queries[30:]
+
+
+def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
+    lessons, held = turned()
+
+    def score(tensors: dict[str, np.ndarray]) -> float:
+        change = Adaptor(tensors)
+        best = (change(held) @ change(lessons.documents).T).argmax(1)
+        return float(np.mean(best == np.arange(30, 40)))
+
+    recipe = AdaptorRecipe(rate=1e-2, iterations=300, patience=300, alpha=(0.0,), beta=(0.0, 0.01))
+    told: list[Learned] = []
+    best = search(lessons, recipe, score, told.append)
+    assert [(one.alpha, one.beta) for one in told] == [(0.0, 0.0), (0.0, 0.01)]
+    assert best.score == max(one.score for one in told) > score(Net(WIDTH, zero=True).tensors()) + 0.2
+    again = search(lessons, recipe, score, told.append)
+    assert all(np.array_equal(best.tensors[name], again.tensors[name]) for name in best.tensors)
+
+
+def test_patience_ends_a_training_that_gets_nowhere() -> None:
+    lessons, _ = turned()
+    looks: list[float] = []
+    learned = train(lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5)
+    assert (learned.step, len(looks)) == (0, 3)
+    assert np.allclose(Adaptor(learned.tensors)(lessons.queries), lessons.queries, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    folder = small.write(tmp_path / "pantry")
+    queries = [{"_id": f"t{n}", "text": f"{text[:20]}"} for n, (_, _, text) in enumerate(small.DOCUMENTS[:15])]
+    with (folder / "queries.jsonl").open("a") as lines:
+        lines.writelines(json.dumps(query) + "\n" for query in queries)
+    with (folder / "qrels" / "train.tsv").open("a") as lines:
+        lines.writelines(f"t{n}\t{name}\t1\n" for n, (name, _, _) in enumerate(small.DOCUMENTS[:15]))
+    return folder
+
+
+SHORT = ("--set", "iterations=50", "--set", "alpha=[0.1]", "--set", "beta=[0.01]")
+
+
+def trained(model: Path, task: Path, *words: object) -> dict[str, Any]:
+    answer = call("finetune", task, "--model", model, "--objective", "adaptor", *SHORT, *words, "--json")
+    assert answer.exit_code == 0, answer.output
+    facts: dict[str, Any] = json.loads(answer.stdout)
+    return facts
+
+
+def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
+    model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    (plain,) = cells("run", "--model", model, "--task", task, "--out", out)
+    seen: list[int] = []
+    embed = BackboneEncoder.vectors
+    monkeypatch.setattr(BackboneEncoder, "vectors", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
+    facts = trained(model, task, "--name", "moved")
+    assert sum(seen) == 17  # the training queries; the corpus was there
+    seen.clear()
+    (cell,) = cells("run", "--model", "moved", "--task", task, "--out", out)
+    assert (cell["model"], cell["seen"], seen) == ("moved", "seen", [])
+    assert cell["settings_id"] != plain["settings_id"]
+    assert facts["verdict"] in ("it helps", "it does not help")
+    record = json.loads((Path(cell["record"]) / "record.json").read_text())
+    assert record["settings"]["encoder"]["adaptor"] == record["cards"]["model"]["adapted"]["sha256"]
+    assert "adaptor" not in json.loads((Path(plain["record"]) / "record.json").read_text())["settings"]["encoder"]
+    assert len(cells("run", "--model", "moved", "--task", task, "--out", out, "--rerank", "e2rank:documents=2")) == 2
+
+
+def test_its_ranking_is_that_of_its_vectors(model: Path, task: Path, tmp_path: Path) -> None:
+    facts = trained(model, task, "--name", "moved", "--set", "top=5")
+    change = Adaptor(load_file(Path(facts["folder"]) / "adaptor.safetensors"))
+    line = ("run", "--model", "moved", "--task", task, "--set", "dtype=float32", "--out", tmp_path / "results")
+    (cell,) = cells(*line)
+    run = first.ours(Path(cell["record"]))
+    documents, queries = (change(means(model, some)) for some in (texts(), [text for _, text in small.QUERIES[:3]]))
+    expected = -np.sort(-(queries @ documents.T), axis=1)
+    assert np.allclose(np.stack(run.ranking.scores), expected, atol=1e-4)
+
+
+def texts() -> list[str]:
+    return [f"{title} {text}".strip() for _, title, text in small.DOCUMENTS]
+
+
+def means(folder: Path, some: list[str]) -> np.ndarray:
+    """Mean states by transformers alone, one text at a time."""
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for text in some:
+        ids = tokenizer(text)["input_ids"] or [tokenizer.eos_token_id]
+        with torch.inference_mode():
+            state = model(torch.tensor([ids])).last_hidden_state[0].float().mean(0)
+        found.append(torch.nn.functional.normalize(state, dim=0).numpy())
+    return np.stack(found)
+
+
+def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
+    facts = trained(model, task, "--name", "still", "--set", "rate=1e-9")
+    assert (facts["verdict"], facts["helps"], facts["p"]) == ("it does not help", False, 1.0)
+    assert facts["before"] == facts["after"]
+    assert "it does not help" in call("show", "model", "still").output
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "code"),
+    [
+        (("--set", "negatives=0"), "nothing", 2),
+        (("--set", "alpha=[]"), "empty grid", 2),
+        (("--set", "speed=1"), "there is no option 'speed'", 2),
+        (("--dry-run",), "takes no --dry-run", 2),
+        (("--recipe", "nowhere.toml"), "no adaptor's recipe", 2),
+        (("--set", "split=test"), "evaluated on its split", 2),
+        (("--model", "bm25"), "bm25 has no vectors", 2),
+    ],
+)
+def test_wishes_that_cannot_be_met(model: Path, task: Path, words: tuple[str, ...], told: str, code: int) -> None:
+    answer = call("finetune", task, "--model", model, "--objective", "adaptor", *words)
+    assert (answer.exit_code, told in answer.output) == (code, True), answer.output
+
+
+def test_what_does_not_belong_together_is_refused(model: Path, task: Path, tmp_path: Path) -> None:
+    facts = trained(model, task, "--name", "moved")
+    line = ("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
+    answer = call(*line, "--method", "last")
+    assert "changes vectors of method mean" in re.sub(r"\s+", " ", answer.output)
+    file = Path(facts["folder"]) / "adaptor.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\1\0")
+    answer = call(*line)
+    assert (answer.exit_code, "is not the adaptor its card describes" in answer.output) == (4, True)
+    again = call("finetune", task, "--model", model, "--objective", "adaptor", *SHORT, "--name", "moved")
+    assert (again.exit_code, "is not empty" in again.output) == (2, True)

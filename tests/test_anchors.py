@@ -1,0 +1,132 @@
+"""Anchors: numbers somebody else published, met with real weights on real collections (`make anchors`)."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import retbench
+from retbench.cards import catalog
+from retbench.encoders.dense import BackboneEncoder
+from retbench.encoders.lexical import parts
+from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.wording import Wording
+from retbench.engines import backbone, weights
+from tests import plain
+from tests.test_lexical import encoder as lexical_encoder
+from tests.test_lexical import specified as lexically_specified
+from tests.test_methods import TEXTS as METHOD_TEXTS
+from tests.test_wording import TEXTS, specified
+
+pytestmark = pytest.mark.anchor
+
+SHARED = Path(os.environ.get("RETBENCH_SHARED", "../shared"))
+
+
+@pytest.fixture(autouse=True)
+def real_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are fetched once, into the user's own cache; what an anchor embeds is its own."""
+    from retbench.cards.home import cache_folder
+
+    monkeypatch.delenv("RETBENCH_CACHE")
+    users = cache_folder() / "weights"
+    users.mkdir(parents=True, exist_ok=True)
+    own = tmp_path_factory.mktemp("anchor")
+    (own / "weights").symlink_to(users)
+    monkeypatch.setenv("RETBENCH_CACHE", str(own))
+    torch.set_num_threads(os.cpu_count() or 1)  # real work, alone on the machine
+
+
+def collection(name: str) -> str:
+    folder = SHARED / "collections" / name
+    if not folder.is_dir():
+        if os.environ.get("RETBENCH_ANCHORS_REQUIRED"):
+            pytest.fail(f"{folder} is not there and anchors are required")
+        pytest.skip(f"{folder} is not there (set RETBENCH_SHARED)")
+    return str(folder)
+
+
+def score(model: str, name: str, out: Path, **options: Any) -> Any:
+    (cell,) = retbench.evaluate([model], tasks=[collection(name)], out=out, **options)
+    assert cell.status == "done", cell.error
+    return cell
+
+
+def test_minilm_on_scifact_is_the_published_result(tmp_path: Path) -> None:
+    scores = score("minilm-l6", "scifact", tmp_path).scores
+    assert scores["ndcg_at_10"] == pytest.approx(0.64508, abs=0.0005)
+    assert scores["mrr_at_10"] == pytest.approx(0.60472, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("scifact", 0.686), ("cranfield", 0.3648), ("cosqa", 0.3321), ("codetrans-java-cs", 0.9466)],
+)
+def test_bm25_is_where_bm25s_puts_it(name: str, expected: float, tmp_path: Path) -> None:
+    assert score("bm25", name, tmp_path).main_score == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct-q4", "qwen2.5-coder-1.5b-instruct-q4"])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_promptreps_ids_on_real_tokenizers(name: str, role: Any) -> None:
+    tokenizer = backbone.tokenizer(weights.obtain(catalog.model(name)).folder)
+    texts = [*TEXTS, "def add(a, b):\n\treturn a + b  # 1,000,000", "  two  spaces\n\n1 line"]
+    found = Wording(tokenizer, catalog.methods().find("promptreps")).tokens(texts, role, 64)
+    for row, text in enumerate(texts):
+        assert found[row].tolist() == specified(tokenizer, text, role, 64), text
+
+
+def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
+    (cell,) = retbench.evaluate(
+        ["smollm2-135m-instruct-q4"], tasks=["stdlib-text"], methods=("promptreps",), sample=10, out=tmp_path
+    )
+    assert cell.main_score is not None
+    assert cell.main_score > 0.1  # chance over 200 documents is about 0.02
+
+
+@pytest.mark.parametrize("name", plain.METHODS)
+def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None:
+    folder = weights.obtain(catalog.model("smollm2-135m-instruct-q4")).folder
+    method = catalog.method(name)
+    loaded = backbone.load(folder, "float32", torch.device("cpu")).used(method.attention, method.layer)
+    spec = EncoderSpec("weights", method, method.instruction, 64, 64, "float32")
+    made = BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, method, method.instruction))
+    for role in ("query", "document"):
+        tokens = made.prepare(METHOD_TEXTS, role)
+        vectors = made.vectors(tokens)
+        for row, text in enumerate(METHOD_TEXTS):
+            read = plain.METHODS[name](loaded.tokenizer, text, role, 64)
+            assert tokens[row].tolist() == read.ids, text
+            assert vectors[row] @ plain.vector(folder, read, name in plain.BIDIRECTIONAL) > 0.9999, text
+
+
+@pytest.mark.parametrize(("name", "leaked"), [("scifact", 2), ("codetrans-java-cs", 42)])
+def test_leaks_between_train_and_test_are_found(name: str, leaked: int) -> None:
+    from retbench.pipelines.lesson import Wish, labelled
+
+    found = labelled(Wish(collection(name), "bm25", catalog.recipe("quick")))
+    assert found.facts["leaked_texts"] == leaked
+
+
+def test_terms_of_a_real_decoder_are_those_of_the_whole_language_model() -> None:
+    folder = weights.obtain(catalog.model("smollm2-135m-instruct-q4")).folder
+    made = lexical_encoder(folder)
+    found = parts(made.vectors(made.prepare(METHOD_TEXTS, "document")))
+    for row, text in enumerate(METHOD_TEXTS):
+        state, impacts = lexically_specified(folder, text, "document")
+        assert found.dense[row] @ state > 0.9999
+        terms = dict(zip(found.terms[row].tolist(), found.weights[row].tolist(), strict=True))
+        assert {term for term, weight in terms.items() if weight} == impacts.keys(), text
+        assert max(abs(terms[term] - impacts[term]) for term in impacts) <= 1  # one step of rounding
+
+
+def test_sentence_transformers_agrees_on_a_published_encoder(tmp_path: Path) -> None:
+    from retbench.pipelines.agreement import agreement
+
+    (cell,) = retbench.evaluate(["minilm-l6"], tasks=["stdlib-text"], sample=10, out=tmp_path)
+    found = agreement(str(cell.record), tmp_path, "sentence-transformers")
+    assert found.documents == 200
+    assert found.cosine_min > 0.9999
+    assert found.scores[0] == pytest.approx(found.scores[1], abs=1e-9)

@@ -1,0 +1,373 @@
+"""Cards: every complaint names file, line and field; names, aliases, paths and hub ids; where cards are looked for."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from retbench.cards import catalog, home, parse
+from retbench.cards.model import ModelCard, Weights
+from retbench.cards.task import Lengths, Suite, TaskCard
+from retbench.errors import DataError, MissingError, UsageError
+
+TASK = 'name = "t"\n[source]\nkind = "folder"\n'
+KNOWN = 'model = "m"\nmetric = "ndcg_at_10"\nscore = 0.5\ntolerance = 0.01\nsource = "s"\n'
+
+# (card, line, field, what is said, what to do)
+WRONG = {
+    "unknown field": ('name = "t"\nsplti = "dev"\n[source]\nkind = "folder"\n', 2, "splti", "unknown field", "split"),
+    "unknown field of a table": (TASK + 'subste = "x"\n', 4, "source.subste", "unknown field", "did you mean subset?"),
+    "missing field": ('split = "dev"\n[source]\nkind = "folder"\n', 1, "name", "missing", "add `name`"),
+    "missing field of a table": ('name = "t"\n\n[source]\npath = "x"\n', 3, "source.kind", "missing", "add `kind`"),
+    "missing table": ('name = "t"\n', 1, "source", "missing", "add `source`"),
+    "wrong type": ('name = "t"\nsplit = 3\n[source]\nkind = "folder"\n', 2, "split", "expected str, found 3", "str"),
+    "a number in quotes": (TASK + '[lengths]\nquery = "512"\n', 5, "lengths.query", "expected int", "int"),
+    "true is not a number": (TASK + "[lengths]\nquery = true\n", 5, "lengths.query", "found True", "int"),
+    "bad literal": (
+        'name = "t"\nsame_id = "drp"\n[source]\nkind = "folder"\n', 2, "same_id", "'drp' is not a choice", "drop"
+    ),
+    "bad literal in a list": (
+        'name = "t"\nfields = ["title", "txt"]\n[source]\nkind = "folder"\n', 2, "fields.2", "'txt' is not a", "text"
+    ),
+    "text for a list": ('name = "t"\naliases = "u"\n[source]\nkind = "folder"\n', 2, "aliases", "a list", "[ ... ]"),
+    "text for a table": ('name = "t"\nsource = "folder"\n', 2, "source", "expected a table", "[table]"),
+    "list for a table": ('name = "t"\nsource = []\n', 2, "source", "expected a table", "[table]"),
+    "inline table": ('name = "t"\nsource = { kind = "foldr" }\n', 2, "source.kind", "'foldr' is not", "folder"),
+    "dotted key": ('name = "t"\nsource.kind = "foldr"\n', 2, "source.kind", "'foldr' is not", "folder"),
+    "quoted key": ('"name" = 1\n[source]\nkind = "folder"\n', 1, "name", "expected str, found 1", "str"),
+    "array of tables, second one": (
+        f"{TASK}[[expected]]\n{KNOWN}\n[[expected]]\n{KNOWN}".replace("0.5", '"0.5"', 2).replace('"0.5"', "0.5", 1),
+        14, "expected.2.score", "expected float", "float",
+    ),
+    "array of tables, field missing in the first": (
+        f'{TASK}[[expected]]\nmodel = "m"\n[[expected]]\n{KNOWN}', 4, "expected.1.metric", "missing", "add `metric`"
+    ),
+    "one table for an array of tables": (f"{TASK}[expected]\n{KNOWN}", 4, "expected", "expected a list", "[ ... ]"),
+    "a value the record refuses": (TASK + "[lengths]\nquery = -1\n", 4, "lengths", "a length of -1", "write 0"),
+    "a field of that name elsewhere": (
+        'name = "t"\n[source]\nkind = "folder"\npath = "metric"\n[lengths]\nkind = 1\n',
+        6, "lengths.kind", "unknown field", "known: document, query",
+    ),
+}  # fmt: skip
+
+
+def written(folder: Path, text: str, name: str = "card.toml") -> Path:
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(("text", "line", "field", "problem", "remedy"), WRONG.values(), ids=WRONG)
+def test_a_complaint_names_file_line_and_field(
+    tmp_path: Path, text: str, line: int, field: str, problem: str, remedy: str
+) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(DataError) as caught:
+        parse.load(TaskCard, file)
+    assert caught.value.cause.startswith(f"{file}:{line}: {field}: ")
+    assert problem in caught.value.cause
+    assert remedy in caught.value.next_step
+
+
+def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
+    file = written(tmp_path, 'name = "t"\nsplit = dev\n')
+    with pytest.raises(DataError, match=r"not valid TOML.*line 2") as caught:
+        parse.load(TaskCard, file)
+    assert str(file) in caught.value.cause
+
+
+def test_a_card_that_is_not_utf8(tmp_path: Path) -> None:
+    file = tmp_path / "card.toml"
+    file.write_bytes('name = "Kompaß"\n'.encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8") as caught:
+        parse.load(TaskCard, file)
+    assert str(file) in caught.value.cause
+
+
+def test_a_good_card_keeps_every_value(tmp_path: Path) -> None:
+    text = f'name = "t"\naliases = ["u", "v"]\n[source]\nkind = "folder"\n[lengths]\nquery = 64\n[[expected]]\n{KNOWN}'
+    card = parse.load(TaskCard, written(tmp_path, text.replace("0.5", "1")), suite="mine")
+    assert (card.aliases, card.suite, card.lengths) == (("u", "v"), "mine", Lengths(64, 512))
+    assert card.expected[0].score == 1.0
+    assert isinstance(card.expected[0].score, float)
+
+
+def test_groups_of_a_suite_are_checked_too(tmp_path: Path) -> None:
+    file = written(tmp_path, 'name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\nh = ["c", 4]\n')
+    with pytest.raises(DataError, match=r":5: groups\.h\.2: expected str, found 4"):
+        parse.load(Suite, file)
+    file.write_text('name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\n')
+    assert parse.load(Suite, file).members() == ("a", "b", "t")
+
+
+# The user's own cards
+
+OwnCards = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def own_cards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]
+) -> Callable[[str, str], Path]:
+    """Writes a card into the user's folder, found through RETBENCH_CARDS."""
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "mine"))
+
+    def add(name: str, text: str) -> Path:
+        fresh_catalog()
+        return written(tmp_path / "mine", text, name)
+
+    return add
+
+
+def test_own_cards_stand_beside_the_shipped_ones(own_cards: OwnCards) -> None:
+    own_cards("model_cards/mine.toml", 'name = "mine"\naliases = ["my-own"]\nparameters = 7\n')
+    own_cards("tasks/home/kitchen.toml", TASK.replace('"t"', '"kitchen"'))
+    own_cards("tasks/home/suite.toml", 'name = "home"\ntasks = ["kitchen"]\n')
+    assert catalog.model("my-own").parameters == 7
+    assert catalog.task("kitchen").suite == "home"
+    assert catalog.suites().find("home").members() == ("kitchen",)
+    assert "bm25" in catalog.models()
+
+
+def test_names_and_aliases_are_found_in_any_case(own_cards: OwnCards) -> None:
+    own_cards("model_cards/mine.toml", 'name = "MyModel"\naliases = ["Org/My-Model"]\n')
+    for name in ("MyModel", "mymodel", "MYMODEL", "org/my-model", "Org/My-Model"):
+        assert catalog.model(name).name == "MyModel"
+        assert name in catalog.models()
+
+
+# (name and aliases of the second card): the first is `first`, alias `one`
+CLAIMS = {
+    "name and name": 'name = "first"',
+    "name and alias": 'name = "one"',
+    "alias and name": 'name = "second"\naliases = ["first"]',
+    "alias and alias": 'name = "second"\naliases = ["one"]',
+    "in another case": 'name = "FIRST"',
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_two_cards_with_one_name_are_both_named(own_cards: OwnCards, claim: str) -> None:
+    first = own_cards("model_cards/a.toml", 'name = "first"\naliases = ["one"]\n')
+    second = own_cards("model_cards/deeper/b.toml", claim)
+    with pytest.raises(DataError, match="both claim") as caught:
+        catalog.models()
+    assert str(first) in caught.value.cause
+    assert str(second) in caught.value.cause
+
+
+def test_a_card_cannot_take_a_shipped_name(own_cards: OwnCards) -> None:
+    own = own_cards("model_cards/a.toml", 'name = "bm25"\n')
+    with pytest.raises(DataError, match=r"both claim.*'bm25'") as caught:
+        catalog.models()
+    assert str(own) in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("ask", "name", "offered"),
+    [
+        (catalog.model, "qwen2.5-codr", "qwen2.5-coder"),
+        (catalog.model, "QWEN2.5-CODR", "qwen2.5-coder"),
+        (catalog.task, "scifct", "scifact"),
+        (catalog.suites().find, "bier", "beir"),
+        (catalog.methods().find, "promptrep", "promptreps"),
+    ],
+)
+def test_an_unknown_name_offers_the_closest(ask: Callable[[str], object], name: str, offered: str) -> None:
+    with pytest.raises(UsageError, match=f"called '{name}'") as caught:
+        ask(name)
+    assert "did you mean" in caught.value.next_step
+    assert offered in caught.value.next_step
+
+
+# An argument: path, card or hub id. In the working folder lie the folders `here`, `bm25`, `.dot` and `org/local`, and
+# the files `m-q4.gguf` and `org/m-q4.gguf`.
+MODELS = {
+    "a card": ("qwen2.5-coder-7b", "card", "qwen2.5-coder-7b"),
+    "an alias": ("qwen2.5-coder", "card", "qwen2.5-coder-7b"),
+    "a card, though a folder has its name": ("bm25", "card", "bm25"),
+    "a folder with ./": ("./here", "path", "here"),
+    "a card's name with ./ is the folder": ("./bm25", "path", "bm25"),
+    "a folder that starts with a dot": (".dot", "path", ".dot"),
+    "a folder behind ..": ("../desk/here", "path", "here"),
+    "a trailing separator": ("here/", "path", "here"),
+    "a folder with a separator": ("org/local", "path", "local"),
+    "a folder whose name has dots": ("./v1.5-0.5b", "path", "v1.5-0.5b"),
+    "a GGUF file": ("org/m-q4.gguf", "path", "m-q4"),
+    "a hub id": ("Org/Name-1.5B", "hub", "org/name-1.5b"),
+    "a hub id, though it could be a path": ("org/elsewhere", "hub", "org/elsewhere"),
+    "a folder without separator is not a path": ("here", UsageError, "there is no model"),
+    "a file without separator is not a path": ("m-q4.gguf", UsageError, "there is no model"),
+    "two separators": ("a/b/c", UsageError, "there is no model"),
+    "an absolute path that is not there": ("/nowhere", UsageError, "there is no model"),
+    "nothing after the separator": ("nowhere/", UsageError, "there is no model"),
+    "a path that is not there": ("./nowhere", MissingError, "there is no model at nowhere"),
+}
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    work = tmp_path / "desk"
+    for folder in ("here", "bm25", ".dot", "org/local", "v1.5-0.5b"):
+        (work / folder).mkdir(parents=True)
+    for file in ("m-q4.gguf", "org/m-q4.gguf"):
+        (work / file).touch()
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.mark.parametrize(("argument", "kind", "name"), MODELS.values(), ids=MODELS)
+def test_what_a_model_argument_means(
+    working_folder: Path, argument: str, kind: str | type[Exception], name: str
+) -> None:
+    if not isinstance(kind, str):
+        with pytest.raises(kind, match=name):
+            catalog.model(argument)
+        return
+    card = catalog.model(argument)
+    assert card.name == name
+    if kind == "path":
+        assert card.weights is not None
+        assert card.weights.source == "path"
+        assert (working_folder / str(card.weights.path)).exists()
+    elif kind == "hub":
+        assert card.weights == Weights(source="hub", repo=argument)
+    else:
+        assert card is catalog.models().find(name)
+
+
+def test_a_folder_and_a_file_are_laid_out_differently(working_folder: Path) -> None:
+    layouts = [catalog.model(str(working_folder / name)).weights for name in ("here", "m-q4.gguf")]
+    assert [weights.layout for weights in layouts if weights] == ["folder", "gguf"]
+
+
+def test_a_path_may_start_at_home(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(working_folder))
+    assert catalog.model("~/here").name == "here"
+    assert catalog.task("~/here").name == "here"
+
+
+def test_what_a_task_argument_means(working_folder: Path) -> None:
+    assert catalog.task("scifact").source.kind != "folder"
+    card = catalog.task("org/local")
+    assert (card.name, card.suite, card.source.path) == ("local", "custom", "org/local")
+    with pytest.raises(MissingError, match="no collection at"):
+        catalog.task("./nowhere")
+    with pytest.raises(MissingError, match="no collection at"):
+        catalog.task("./m-q4.gguf")
+    with pytest.raises(UsageError, match="no task called 'here'"):
+        catalog.task("here")
+
+
+# (retbench.toml, environment, what is in force)
+SETTINGS: dict[str, tuple[str | None, dict[str, str], home.Home]] = {
+    "nothing": (None, {}, home.Home()),
+    "the file": (
+        'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', {},
+        home.Home("f", ("g",), "cpu"),
+    ),
+    "the environment": (
+        None, {"RETBENCH_CACHE": "e", "RETBENCH_CARDS": os.pathsep.join("ab"), "RETBENCH_DEVICE": "cuda"},
+        home.Home("e", ("a", "b"), "cuda"),
+    ),
+    "the environment wins": (
+        'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', {"RETBENCH_CARDS": "a", "RETBENCH_DEVICE": "cuda"},
+        home.Home("f", ("a",), "cuda"),
+    ),
+    "an empty variable is none": (
+        'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', dict.fromkeys(("RETBENCH_CACHE", "RETBENCH_CARDS"), ""),
+        home.Home("f", ("g",), "cpu"),
+    ),
+    "an empty entry is not the working folder": (None, {"RETBENCH_CARDS": f"a{os.pathsep}"}, home.Home(None, ("a",))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "environment", "expected"), SETTINGS.values(), ids=SETTINGS)
+def test_the_environment_wins_over_the_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str | None,
+    environment: dict[str, str],
+    expected: home.Home,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RETBENCH_CACHE")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if text is not None:
+        written(tmp_path, text, home.FILE)
+    assert home.home() == expected
+
+
+def test_retbench_toml_adds_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, 'cards = ["own"]\n', home.FILE)
+    written(tmp_path, 'name = "mine"\n', "own/model_cards/mine.toml")
+    assert catalog.model("mine").name == "mine"
+
+
+def test_retbench_toml_is_checked_like_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, '\ncahce = "x"\n', home.FILE)
+    with pytest.raises(DataError, match=r"retbench\.toml:2: cahce: unknown field") as caught:
+        home.home()
+    assert caught.value.next_step == "did you mean cache?"
+
+
+def test_an_impossible_device_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETBENCH_DEVICE", "cdua")
+    with pytest.raises(DataError, match=r"RETBENCH_DEVICE: 'cdua' is not a choice") as caught:
+        home.home()
+    assert "cuda" in caught.value.next_step
+
+
+def test_the_cache_is_named_or_lies_in_the_users_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/users/me")
+    monkeypatch.setenv("RETBENCH_CACHE", "~/c")
+    assert home.cache_folder() == Path("/users/me/c")
+    monkeypatch.delenv("RETBENCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert home.cache_folder() == Path("/x/retbench")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert home.cache_folder() == Path("/users/me/.cache/retbench")
+
+
+@given(st.text())
+@example("")
+@example(".")
+@example("..")
+@example("../../etc")
+@example("a/b\\c")
+@example("nul\0")
+@example(".hidden")
+@example("100%")
+def test_a_path_part_never_climbs_or_splits(name: str) -> None:
+    part = home.path_part(name)
+    path = PurePosixPath("root") / part
+    assert path.parts == ("root", part)
+    assert not part.startswith(".")
+    assert not set(part) & set('/\\:*?"<>|\0\n')
+    if name:
+        assert unquote(part) == name  # so two names never share a part
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-coder-7b", "qwen2.5@step=10", "name+q4_k_m"])
+def test_a_path_part_leaves_plain_names_alone(name: str) -> None:
+    assert home.path_part(name) == name
+
+
+def test_lexical_cards_name_their_variant(own_cards: OwnCards) -> None:
+    own_cards("model_cards/mine.toml", 'name = "mine"\nkind = "lexical"\n[lexical]\nvariant = "bm26"\n')
+    with pytest.raises(DataError, match=r"lexical\.variant: 'bm26' is not a choice"):
+        catalog.models()
+
+
+def test_every_card_record_is_frozen() -> None:
+    with pytest.raises(AttributeError):
+        ModelCard("m").name = "n"  # type: ignore[misc]

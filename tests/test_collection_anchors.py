@@ -1,0 +1,83 @@
+"""Anchors for collections: real folders through retbench and through mteb, to the last digit mteb tells."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mteb_folder
+import numpy as np
+import pytest
+import small
+
+import retbench
+from retbench.cards import catalog
+from retbench.cards.task import TaskCard
+from retbench.pipelines.candidate import Candidate
+from retbench.pipelines.verify import verify
+from tests.test_anchors import collection, real_cache  # noqa: F401  # the fixture is used by its name alone
+
+pytestmark = pytest.mark.anchor
+
+
+@pytest.fixture(autouse=True)
+def _libraries_may_warn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def agree(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    shared = ours.keys() & theirs.keys()
+    assert {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"} <= shared
+    for metric in shared:
+        assert theirs[metric] == pytest.approx(ours[metric], abs=6e-6), metric
+
+
+@pytest.mark.parametrize("name", ["scifact", "cranfield", "cosqa", "codetrans-java-cs"])
+def test_bm25_through_mteb_is_bm25_through_retbench(name: str, tmp_path: Path) -> None:
+    """mteb orders equal scores its own way, so it is held to what the referee says of our raw scores."""
+    folder = collection(name)
+    (cell,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
+    found = verify(str(cell.record))
+    assert found.unexplained == []
+    assert all(verdict.agrees for verdict in found.verdicts if verdict.referee == "mteb" and not _missing(verdict))
+    card = small.card(Path(folder), name=name)
+    theirs = mteb_folder.scores(retbench.as_mteb("bm25"), mteb_folder.task(card), tmp_path / "mteb")
+    ours = {v.metric: v.theirs for v in found.verdicts if v.referee == "mteb, raw scores"}
+    agree(ours, theirs)
+
+
+def _missing(verdict: Any) -> bool:
+    return bool(verdict.reasons) and all("found nothing" in reason for reason in verdict.reasons)
+
+
+class Encoder:
+    """MiniLM as mteb's encoder protocol has it: mteb batches, searches and scores; only the vectors are ours."""
+
+    def __init__(self, card: TaskCard) -> None:
+        candidate = Candidate.of(catalog.model("minilm-l6"), None, lambda _: None)
+        self.encoder = candidate.encoder(candidate.spec(candidate.methods([])[0], card, {}))
+        self.mteb_model_meta = retbench.as_mteb("minilm-l6").mteb_model_meta
+
+    def encode(self, inputs: Any, *, prompt_type: Any, **_: Any) -> np.ndarray:
+        role: Any = "query" if prompt_type.value == "query" else "document"
+        texts = ([text.strip() for text in batch["text"]] for batch in inputs)
+        return np.concatenate([self.encoder.vectors(self.encoder.prepare(batch, role)) for batch in texts])
+
+    def similarity(self, a: Any, b: Any) -> Any:
+        import torch
+
+        return torch.as_tensor(np.asarray(a)) @ torch.as_tensor(np.asarray(b)).T
+
+    def similarity_pairwise(self, a: Any, b: Any) -> Any:
+        return (np.asarray(a) * np.asarray(b)).sum(1)
+
+
+def test_minilm_through_mtebs_own_search_is_minilm_through_ours(tmp_path: Path) -> None:
+    folder = collection("cranfield")
+    (cell,) = retbench.evaluate(["minilm-l6"], tasks=[folder], out=tmp_path / "results", sample=25)
+    assert cell.error is None
+    card = small.card(Path(folder), name="cranfield")
+    theirs = mteb_folder.scores(Encoder(card), mteb_folder.task(card, sample=25), tmp_path / "mteb")
+    agree(cell.scores, theirs)

@@ -1,0 +1,481 @@
+"""Collections: every way a BEIR folder may lie on a disk, every way it may be wrong, and what a sample keeps."""
+
+import errno
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import small
+from hypothesis import given
+from hypothesis import strategies as st
+from small import Layout
+
+from retbench.cards.model import Lexical
+from retbench.cards.task import Source, TaskCard
+from retbench.corpora import beir_folder, compiled
+from retbench.corpora.collection import DOCUMENTS_PER_QUERY, Collection, load
+from retbench.corpora.compiled import MANIFEST, compile_collection
+from retbench.corpora.opening import open_collection
+from retbench.corpora.rows import Judgment, Raw, Row
+from retbench.corpora.texts import Texts, joined
+from retbench.errors import DataError, MissingError, ResourceError, RetbenchError, UsageError
+from retbench.records.ledger import trec
+from retbench.retrievers.bm25 import BM25
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return small.write(tmp_path / "small")
+
+
+def opened(folder: Path, **fields: object) -> Collection:
+    return open_collection(small.card(folder, **fields))
+
+
+def replace_line(file: Path, number: int, line: str | bytes) -> None:
+    lines = file.read_bytes().splitlines()
+    lines[number - 1] = line if isinstance(line, bytes) else line.encode()
+    file.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def test_a_collection_is_what_was_written(folder: Path) -> None:
+    collection = opened(folder)
+    assert [tuple(row[:3]) for row in collection.corpus] == list(small.DOCUMENTS)
+    assert [(row.id, row.text) for row in collection.queries] == list(small.QUERIES[:3])
+    assert collection.judgments["q1"] == {"tea": 2, "coffee": 2, "kettle": 1}
+    assert collection.judgments["q3"] == {"glacier": 1, "river": 0}
+
+
+def test_queries_without_judgments_are_dropped_in_every_split(folder: Path) -> None:
+    assert opened(folder).queries.ids().to_pylist() == ["q1", "q2", "q3"]
+    assert opened(folder, split="train").queries.ids().to_pylist() == ["q4", "q5"]
+    assert set(opened(folder, split="train").judgments) == {"q4", "q5"}
+
+
+def test_an_empty_document_is_kept(folder: Path) -> None:
+    corpus = opened(folder).corpus
+    assert corpus[19] == Row("untold", "", "")
+    assert joined(corpus[19], ("title", "text")) == ""
+
+
+LAYOUTS = {
+    "gzipped": Layout(packed=True),
+    "windows line ends": Layout(newline="\r\n"),
+    "byte order mark": Layout(mark="\ufeff"),
+    "no header": Layout(header=False),
+    "four columns": Layout(columns=4),
+    "four columns, no header": Layout(columns=4, header=False),
+    "blank lines": Layout(blank_lines=True),
+    "id without underscore": Layout(id_field="id"),
+    "all of it": Layout(True, "\r\n", "\ufeff", False, 4, True, "id"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_same_collection_has_the_same_fingerprint(tmp_path: Path, folder: Path, layout: Layout) -> None:
+    plain, other = opened(folder), opened(small.write(tmp_path / "other", layout))
+    assert other.fingerprint == plain.fingerprint
+    assert other.judgments == plain.judgments
+    assert list(other.corpus) == list(plain.corpus)
+
+
+# (file, line, new content): one letter, one title, one id, one grade
+CHANGES = {
+    "a letter": ("corpus.jsonl", 2, '{"_id": "tea", "title": "Tea", "text": "Leave the leaves in hot water."}'),
+    "a title": ("corpus.jsonl", 2, f'{{"_id": "tea", "title": "tea", "text": "{small.DOCUMENTS[1][2]}"}}'),
+    "a title moved to the text": (
+        "corpus.jsonl", 2, f'{{"_id": "tea", "title": "", "text": "Tea {small.DOCUMENTS[1][2]}"}}'
+    ),
+    "a query": ("queries.jsonl", 1, '{"_id": "q1", "text": "how to brew"}'),
+    "a grade": ("qrels/test.tsv", 2, "q1\ttea\t1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "number", "line"), CHANGES.values(), ids=CHANGES)
+def test_any_change_changes_the_fingerprint(folder: Path, file: str, number: int, line: str) -> None:
+    before = opened(folder)
+    replace_line(folder / file, number, line)
+    after = opened(folder)
+    assert after.fingerprint != before.fingerprint
+    assert (after.corpus.fingerprint != before.corpus.fingerprint) == file.startswith("corpus")
+
+
+def test_splits_have_fingerprints_of_their_own_and_share_the_corpus(folder: Path) -> None:
+    test, train = opened(folder), opened(folder, split="train")
+    assert test.fingerprint != train.fingerprint
+    assert test.corpus.fingerprint == train.corpus.fingerprint
+
+
+def test_whole_numbers_are_read_as_their_decimal_text(folder: Path) -> None:
+    replace_line(folder / "corpus.jsonl", 2, '{"_id": 7, "text": "Leave the leaves in hot water."}')
+    replace_line(folder / "qrels/test.tsv", 2, "q1\t7\t2")
+    collection = opened(folder)
+    assert collection.corpus[1].id == "7"
+    assert collection.judgments["q1"]["7"] == 2
+
+
+def test_null_is_an_empty_title_and_other_fields_are_passed_over(folder: Path) -> None:
+    replace_line(folder / "corpus.jsonl", 2, '{"_id": "tea", "title": null, "text": "x", "metadata": {"url": 3}}')
+    assert opened(folder).corpus[1] == Row("tea", "", "x")
+
+
+def test_grades_may_be_negative(folder: Path) -> None:
+    replace_line(folder / "qrels/test.tsv", 2, "q1\ttea\t-1")
+    assert opened(folder).judgments["q1"]["tea"] == -1
+
+
+# (file, line, new content, what is said); every message also names the file and the line
+WRONG: dict[str, tuple[str, int, str | bytes, str]] = {
+    "not JSON": ("corpus.jsonl", 3, '{"_id": "tea", "text": "Leave', "not valid JSON"),
+    "two objects": ("corpus.jsonl", 3, '{"_id": "a"} {"_id": "b"}', "not valid JSON"),
+    "a number of 5000 digits": ("corpus.jsonl", 3, '{"_id": ' + "7" * 5000 + "}", "not valid JSON"),
+    "a list": ("corpus.jsonl", 3, '["coffee", "x"]', "expected an object"),
+    "a text": ("queries.jsonl", 3, '"q3"', "expected an object"),
+    "id with a point": ("corpus.jsonl", 3, '{"_id": 1.5, "text": "x"}', "_id is 1.5"),
+    "id true": ("corpus.jsonl", 3, '{"_id": true, "text": "x"}', "_id is True"),
+    "id null": ("corpus.jsonl", 3, '{"_id": null, "text": "x"}', "_id is None"),
+    "id a list": ("corpus.jsonl", 3, '{"_id": ["x"], "text": "x"}', "_id is ['x']"),
+    "id empty": ("corpus.jsonl", 3, '{"_id": "", "text": "x"}', "_id is ''"),
+    "no id": ("queries.jsonl", 3, '{"text": "x"}', "_id is None"),
+    "title a number": ("corpus.jsonl", 3, '{"_id": "x", "title": 3}', "title is int, not text"),
+    "text a list": ("corpus.jsonl", 3, '{"_id": "x", "text": ["a"]}', "text is list, not text"),
+    "half a character": ("corpus.jsonl", 3, r'{"_id": "x", "text": "\ud83d"}', "half a character in document 'x'"),
+    "half a character in an id": ("corpus.jsonl", 3, r'{"_id": "x\ude00"}', r"half a character in document 'x\ude00'"),
+    "empty query": ("queries.jsonl", 3, '{"_id": "q3", "text": " \\t\\n"}', "query 'q3' is empty"),
+    "query without text": ("queries.jsonl", 3, '{"_id": "q3", "title": "Title"}', "query 'q3' is empty"),
+    "two columns": ("qrels/test.tsv", 3, "q1\tcoffee", "2 columns"),
+    "five columns": ("qrels/test.tsv", 3, "q1\t0\tcoffee\t1\tx", "5 columns"),
+    "grade with a point": ("qrels/test.tsv", 3, "q1\tcoffee\t1.0", "grade is '1.0'"),
+    "grade with a point, no header": ("qrels/test.tsv", 1, "q1\tbread\t1.0", "grade is '1.0'"),
+    "grade too large": ("qrels/test.tsv", 3, "q1\tcoffee\t1588000000000", "grade is '1588000000000'"),
+    "grade a word": ("qrels/test.tsv", 3, "q1\tcoffee\tgood", "grade is 'good'"),
+    "no such document": ("qrels/test.tsv", 3, "q1\tcofee\t1", "there is no document 'cofee'"),
+    "no such query": ("qrels/test.tsv", 3, "q0\tcoffee\t1", "there is no query 'q0'"),
+    "ids in another case": ("qrels/test.tsv", 3, "Q1\tcoffee\t1", "there is no query 'Q1'"),
+}
+
+
+@pytest.mark.parametrize(("file", "number", "line", "problem"), WRONG.values(), ids=WRONG)
+def test_a_wrong_line_is_named(folder: Path, file: str, number: int, line: str | bytes, problem: str) -> None:
+    replace_line(folder / file, number, line)
+    with pytest.raises(DataError) as caught:
+        opened(folder)
+    assert caught.value.cause.startswith(f"{folder / file}:{number}: ")
+    assert problem in caught.value.cause
+    assert caught.value.next_step
+    caught.value.cause.encode()  # it can be printed
+
+
+def test_a_wrong_line_of_a_gzipped_file_is_named(tmp_path: Path) -> None:
+    folder = small.write(tmp_path / "small", Layout(packed=True))
+    file = folder / "corpus.jsonl.gz"
+    lines = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
+    file.write_bytes(gzip.compress(b"".join([*lines[:4], b"oops\n", *lines[5:]])))
+    with pytest.raises(DataError) as caught:
+        opened(folder)
+    assert caught.value.cause.startswith(f"{file}:5: not valid JSON")
+
+
+def repeat(file: str, line: int) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        lines = (folder / file).read_text().splitlines()
+        (folder / file).write_text("\n".join([*lines, lines[line - 1]]) + "\n")
+
+    return spoil
+
+
+def put(file: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes(content) and None
+
+
+def pack(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        content = gzip.compress((folder / file).read_bytes())
+        (folder / file).unlink()
+        (folder / f"{file}.gz").write_bytes(change(content))
+
+    return spoil
+
+
+def remove(file: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).unlink()
+
+
+# (how the folder is spoilt, which error, what its cause says)
+SPOILT: dict[str, tuple[Callable[[Path], None], type[RetbenchError], str]] = {
+    "a document twice": (repeat("corpus.jsonl", 3), DataError, "document id 'coffee' stands twice (1 such ids)"),
+    "a query twice": (repeat("queries.jsonl", 2), DataError, "query id 'q2' stands twice"),
+    "a judgment twice": (repeat("qrels/test.tsv", 2), DataError, "query 'q1' judges document 'tea' twice"),
+    "no documents": (put("corpus.jsonl", b""), DataError, "the corpus is empty"),
+    "only blank lines": (put("corpus.jsonl", b"\n \r\n\n"), DataError, "the corpus is empty"),
+    "no queries": (put("queries.jsonl", b""), DataError, "the list of queries is empty"),
+    "no judgments": (put("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n"), DataError, "'test' has no judgments"),
+    "latin-1": (put("corpus.jsonl", '{"_id": "ß"}\n'.encode("latin-1")), DataError, "corpus.jsonl is not UTF-8"),
+    "gzip cut in the middle": (pack("corpus.jsonl", lambda b: b[: len(b) // 2]), DataError, ".gz is damaged"),
+    "gzip without its last bytes": (pack("corpus.jsonl", lambda b: b[:-4]), DataError, ".gz is damaged"),
+    "gzip with a wrong bit": (
+        pack("corpus.jsonl", lambda b: b[:-8] + bytes([b[-8] ^ 1]) + b[-7:]), DataError, ".gz is damaged"
+    ),
+    "gzip with a wrong block": (
+        pack("corpus.jsonl", lambda b: b[:10] + b"\xff" + b[11:]), DataError, ".gz is damaged"
+    ),
+    "gzip that is none": (pack("qrels/test.tsv", lambda _: b"q1\ttea\t1\n"), DataError, ".gz is damaged"),
+    "corpus missing": (remove("corpus.jsonl"), MissingError, "has no corpus.jsonl"),
+    "queries missing": (remove("queries.jsonl"), MissingError, "has no queries.jsonl"),
+    "judgments missing": (
+        lambda folder: [f.unlink() for f in (folder / "qrels").iterdir()] and None, MissingError, "has no qrels/*.tsv"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "error", "problem"), SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_folder_says_so(
+    folder: Path, spoil: Callable[[Path], None], error: type[RetbenchError], problem: str
+) -> None:
+    spoil(folder)
+    with pytest.raises(error) as caught:
+        opened(folder)
+    assert problem in caught.value.cause
+    assert caught.value.next_step
+
+
+def test_an_unknown_split_offers_the_closest(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no split 'tets'") as caught:
+        opened(folder, split="tets")
+    assert caught.value.next_step == "did you mean test?"
+
+
+def test_a_fingerprint_that_differs_from_the_card_names_both(folder: Path) -> None:
+    right = opened(folder).fingerprint
+    assert opened(folder, fingerprint=right).fingerprint == right
+    with pytest.raises(DataError) as caught:
+        opened(folder, fingerprint="0" * 64)
+    assert right in caught.value.cause
+    assert "0" * 64 in caught.value.cause
+
+
+def test_a_source_that_is_not_at_hand_is_missing() -> None:
+    with pytest.raises(MissingError, match=r"the collection of far \(org/far\) is not here"):
+        open_collection(TaskCard("far", Source("hub", repo="org/far")))
+
+
+# Once, completely, or not at all
+
+
+def finished(cache: Path) -> list[Path]:
+    return sorted((cache / "collections").glob(f"**/{MANIFEST}"))
+
+
+def test_the_second_opening_reads_no_source(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(folder)
+    monkeypatch.setattr(beir_folder, "read", None)
+    assert opened(folder).fingerprint == first.fingerprint
+    assert opened(folder, split="train").fingerprint
+    assert len(finished(own_cache)) == 1
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), DataError("x", "y")], ids=["interrupted", "bad source"])
+def test_an_interrupted_reading_leaves_nothing_that_counts(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    def failing(folder: Path) -> Raw:
+        def documents() -> Iterator[Row]:
+            yield Row("a", "", "one came through")
+            raise fault
+
+        return Raw(documents(), [], {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(beir_folder, "read", failing)
+        with pytest.raises(type(fault)):
+            opened(folder)
+    assert [path for path in own_cache.rglob("*") if path.is_file()] == []
+    assert len(opened(folder).corpus) == len(small.DOCUMENTS)
+    assert len(finished(own_cache)) == 1
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "_write_judgments", full)
+        with pytest.raises(ResourceError, match="No space left on device"):
+            opened(folder)
+    assert [path for path in own_cache.rglob("*") if path.is_file()] == []
+    assert opened(folder).judgments
+
+
+def test_what_a_killed_process_left_is_never_opened(folder: Path, own_cache: Path) -> None:
+    right = opened(folder).fingerprint
+    (done,) = finished(own_cache)
+    done.parent.rename(done.parent.with_name(f"{done.parent.name}.1234abcd.partial"))  # killed before the last rename
+    assert opened(folder).fingerprint == right
+    done.unlink()  # a removal that was interrupted
+    (done.parent / "corpus.arrow").write_bytes(b"")
+    assert opened(folder).fingerprint == right
+
+
+def test_two_processes_may_finish_the_same_collection(tmp_path: Path, folder: Path) -> None:
+    compile_collection(beir_folder.read(folder), tmp_path / "c")
+    first = load(tmp_path / "c", "test")
+    compile_collection(beir_folder.read(folder), tmp_path / "c")
+    assert load(tmp_path / "c", "test").fingerprint == first.fingerprint
+    assert [row.id for row in first.queries] == ["q1", "q2", "q3"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("c")] == ["c"]
+
+
+# Views and samples
+
+
+def numbered(folder: Path, queries: int, judged: int) -> Collection:
+    """600 documents; every query judges some of its own."""
+    documents = [Row(f"d{number}", "", f"document {number}") for number in range(600)]
+    asked = [Row(f"q{number}", "", f"query {number}") for number in range(queries)]
+    judgments = [Judgment(f"q{q}", f"d{q * judged + n}", n % 2) for q in range(queries) for n in range(judged)]
+    compile_collection(Raw(documents, asked, {"test": judgments}), folder)
+    return load(folder, "test")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    return numbered(tmp_path_factory.mktemp("large") / "collection", queries=11, judged=3)
+
+
+@pytest.mark.parametrize("size", range(1, 11))
+def test_a_sample_keeps_what_its_queries_judge(large: Collection, size: int) -> None:
+    sample = large.sample(size)
+    documents = {row.id for row in sample.corpus}
+    judged = {document for grades in sample.judgments.values() for document in grades}
+    assert len(sample.queries) == len(sample.judgments) == size
+    assert list(sample.judgments) == [row.id for row in sample.queries]
+    assert all(sample.judgments[query] == large.judgments[query] for query in sample.judgments)
+    assert judged <= documents
+    assert len(documents) == len(sample.corpus) == size * DOCUMENTS_PER_QUERY
+    assert sample.fingerprint != large.fingerprint
+
+
+def test_a_sample_whose_queries_judge_more_than_its_share_has_no_distractors(tmp_path: Path) -> None:
+    sample = numbered(tmp_path / "judged", queries=5, judged=30).sample(2)
+    judged = {document for grades in sample.judgments.values() for document in grades}
+    assert len(judged) == 60
+    assert {row.id for row in sample.corpus} == judged
+
+
+def test_a_sample_is_drawn_once_and_for_all(large: Collection) -> None:
+    one, two = large.sample(4), large.sample(4)
+    assert one.fingerprint == two.fingerprint
+    assert list(one.corpus) == list(two.corpus)
+    assert [row.id for row in one.queries] == ["q2", "q3", "q4", "q10"]  # another draw is another collection
+    assert [row.id for row in one.corpus][:5] == ["d2", "d6", "d7", "d8", "d9"]
+    assert len({large.sample(size).fingerprint for size in range(1, 11)}) == 10
+
+
+def test_a_sample_keeps_the_order_of_the_corpus(large: Collection) -> None:
+    numbers = [int(row.id[1:]) for row in large.sample(3).corpus]
+    assert numbers == sorted(numbers)
+
+
+def test_a_sample_that_would_be_everything_is_everything(large: Collection) -> None:
+    assert large.sample(11) is large
+    assert large.sample(1000) is large
+
+
+def test_a_card_is_opened_at_a_sample(folder: Path) -> None:
+    sample = open_collection(small.card(folder), sample=2)
+    assert len(sample.queries) == 2
+    assert len(sample.corpus) == len(small.DOCUMENTS)  # 40 would be allowed
+
+
+def test_views_of_texts(large: Collection) -> None:
+    texts = large.corpus
+    view = texts.take([5, 3, 9])
+    assert [row.id for row in view] == ["d5", "d3", "d9"]
+    assert (len(view), view[1].id, view.ids().to_pylist()) == (3, "d3", ["d5", "d3", "d9"])
+    assert [row.id for row in view.take([2, 0])] == ["d9", "d5"]
+    assert list(texts.take([])) == []
+
+
+def test_the_fingerprint_of_a_view_follows_its_rows(large: Collection) -> None:
+    texts = large.corpus
+    assert texts.take(range(len(texts))).fingerprint == texts.fingerprint
+    prints = [texts.take(rows).fingerprint for rows in ([5, 3], [3, 5], [3], [])]
+    assert len({texts.fingerprint, *prints}) == 5
+    assert texts.take([5, 3]).fingerprint == prints[0]
+
+
+def test_texts_of_many_chunks_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BATCH", 7)
+    documents = [Row(f"d{number}", "t", "x" * (number % 5)) for number in range(50)]
+    compile_collection(Raw(documents, [Row("q", "", "x")], {"test": [Judgment("q", "d49", 1)]}), tmp_path / "chunks")
+    corpus: Texts = load(tmp_path / "chunks", "test").corpus
+    assert [row[:3] for row in corpus] == [row[:3] for row in documents]
+    assert corpus[48][:3] == documents[48][:3]
+    monkeypatch.undo()
+    compile_collection(Raw(documents, [Row("q", "", "x")], {"test": [Judgment("q", "d49", 1)]}), tmp_path / "one")
+    assert load(tmp_path / "one", "test").corpus.fingerprint == corpus.fingerprint
+
+
+# (title, text, fields, what a model reads)
+JOINED = [
+    ("Tea", "Leaves.", ("title", "text"), "Tea Leaves."),
+    ("Tea", "Leaves.", ("text",), "Leaves."),
+    ("", "Leaves.", ("title", "text"), "Leaves."),
+    (" ", "Leaves.", ("title", "text"), "Leaves."),
+    ("Tea", "", ("title", "text"), "Tea"),
+    (" Tea\n", " two  words ", ("title", "text"), "Tea two  words"),
+]
+
+
+@pytest.mark.parametrize(("title", "text", "fields", "read"), JOINED)
+def test_fields_are_joined_by_one_space(title: str, text: str, fields: tuple[str, ...], read: str) -> None:
+    assert joined(Row("d", title, text), fields) == read
+
+
+# Ids that are no words
+
+ODD_IDS = (
+    "../../escaped",
+    "/etc/passwd",
+    "a\\b",
+    "two words",
+    "line\nbreak",
+    "nul\0",
+    "bell\a",
+    "nb\u00a0sp",
+    ".",
+    "é",
+)
+
+
+def test_odd_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path) -> None:
+    with (folder / "corpus.jsonl").open("a") as corpus:
+        corpus.writelines(json.dumps({"_id": odd, "text": "zebra stripes"}) + "\n" for odd in ODD_IDS)
+    with (folder / "queries.jsonl").open("a") as queries:
+        queries.write('{"_id": "../q 7", "text": "a zebra"}\n')
+    with (folder / "qrels/test.tsv").open("a") as judgments:
+        judgments.write("../q 7\t../../escaped\t1\n../q 7\ttwo words\t1\n")
+    collection = opened(folder)
+    assert {path.name for path in own_cache.rglob("*") if path.is_file()} == {
+        MANIFEST, "corpus.arrow", "queries.arrow", "judgments-0.arrow", "judgments-1.arrow"
+    }  # fmt: skip
+    index = BM25(Lexical(), (joined(row, ("title", "text")) for row in collection.corpus))
+    rankings = index.search((row.text for row in collection.queries), 100).named(collection)
+    lines = [line.split() for line in gzip.decompress(trec(rankings, "bm25:bm25")).decode().splitlines()]
+    assert all(len(line) == 6 for line in lines)
+    found = [unquote(line[2]) for line in lines if unquote(line[0]) == "../q 7"]
+    assert found == list(ODD_IDS)
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda text: "%" not in text), unique=True), st.text(min_size=1))
+def test_any_id_is_one_word_of_a_run(documents: list[str], tag: str) -> None:
+    content = gzip.decompress(trec({"a query": documents}, tag)).decode()
+    lines = [line.split(" ") for line in content.split("\n")[:-1]]
+    assert [line[:2] + line[3:5] for line in lines] == [
+        ["a%20query", "Q0", str(rank), str(len(documents) - rank + 1)] for rank in range(1, len(documents) + 1)
+    ]
+    assert [unquote(line[2]) for line in lines] == documents
+    assert all(len(line) == 6 and not any(map(str.isspace, "".join(line))) for line in lines)

@@ -1,0 +1,138 @@
+"""compare and inspect: settings first, then the test, then the queries with their texts."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import small
+from finished import METRIC, finish
+from typer.testing import CliRunner
+
+import retbench
+from retbench.cli.main import app
+from retbench.errors import DataError, UsageError
+from retbench.pipelines.compare import compare
+from retbench.pipelines.inspect import inspect
+from retbench.pipelines.recall import read_run
+from retbench.records.ledger import Ledger
+from retbench.scoring.significance import paired_test
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """BM25 on the small collection at two depths."""
+    folder = small.write(tmp_path / "small")
+    for depth in (10, 12):
+        retbench.evaluate(["bm25"], tasks=[str(folder)], out=tmp_path / "r", overrides={"depth": depth})
+    return tmp_path / "r"
+
+
+def _runs(results: Path) -> list[Path]:
+    return [folder for folder, _ in sorted(Ledger(results).records(), key=lambda run: run[1].settings["depth"])]
+
+
+def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:
+    a = finish(tmp_path, "a", "t", [0.9, 0.5, 0.5, 0.1, 0.8])
+    b = finish(tmp_path, "b", "t", [0.1, 0.5, 0.4, 0.2, 0.3], settings={"depth": 10})
+    found = retbench.compare(a, b)
+    assert [one.name for one in found.settings] == ["model", "settings.lexical.name", "settings.depth"]
+    assert found.test is not None
+    assert (found.test.wins.wins, found.test.wins.ties, found.test.wins.losses) == (3, 1, 1)
+    assert found.test.p_value == paired_test([0.9, 0.5, 0.5, 0.1, 0.8], [0.1, 0.5, 0.4, 0.2, 0.3])
+    assert found.test.difference == pytest.approx(0.26)
+    assert [moved.query for moved in found.moved] == ["q000", "q004", "q002", "q003"] or found.moved[0].query == "q000"
+    assert "not in the cache" in found.remarks[0]
+
+
+def test_one_letter_of_a_prompt_is_shown_with_its_bytes(tmp_path: Path) -> None:
+    method = {"query": "Query:{text}"}
+    a = finish(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": method}})
+    b = finish(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": {"query": "Query: {text}"}}})
+    (one,) = compare(str(a), str(b)).settings
+    assert (one.name, one.a, one.b) == ("settings.encoder.method.query", "'Query:{text}'", "'Query: {text}'")
+
+
+def test_other_documents_are_not_tested(tmp_path: Path) -> None:
+    a, b = finish(tmp_path, "a", "t", [0.5] * 3), finish(tmp_path, "b", "t", [0.4] * 3, fingerprint="another")
+    found = compare(str(a), str(b))
+    assert found.test is None
+    assert "fingerprint" in found.remarks[0]
+
+
+def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
+    run = _runs(results)[1]
+    lines = gzip.decompress((run / "run.trec.gz").read_bytes()).decode().splitlines()
+    rows = [line.split() for line in lines]
+    worse = [" ".join([row[0], row[1], row[2], str(99 - int(row[3])), *row[4:]]) for row in rows]  # upside down
+    (tmp_path / "worse.trec").write_text("\n".join(worse))
+    found = compare(str(run), str(tmp_path / "worse.trec"))
+    assert found.test is not None
+    assert found.test.difference > 0
+    assert found.moved[0].text in [text for _, text in small.QUERIES]
+    assert found.moved[0].top_a != found.moved[0].top_b
+    assert found.remarks == []
+
+
+def test_our_own_run_as_a_foreign_one_gives_the_same_scores(results: Path, tmp_path: Path) -> None:
+    deep = _runs(results)[1]
+    (tmp_path / "foreign.trec").write_bytes(gzip.decompress((deep / "run.trec.gz").read_bytes()))
+    found = compare(str(tmp_path / "foreign.trec"), str(deep))
+    assert found.test is not None
+    assert found.test.wins.ties == found.test.queries == 3
+    assert found.scores[METRIC][0] == pytest.approx(found.scores[METRIC][1])
+
+
+def test_two_foreign_runs_need_a_task(results: Path, tmp_path: Path) -> None:
+    run = str(_runs(results)[1] / "run.trec.gz")
+    with pytest.raises(UsageError, match="judgments"):
+        compare(run, run)
+    found = compare(run, run, task=str(tmp_path / "small"))
+    assert found.test is not None
+    assert found.test.p_value == 1.0
+
+
+def test_an_mteb_result_has_means_only(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "org__model" / "rev" / "Small.json"
+    file.parent.mkdir(parents=True)
+    scores = [{"hf_subset": "default", "ndcg_at_10": 0.5, "main_score": 0.5, "languages": ["eng-Latn"]}]
+    file.write_text(json.dumps({"task_name": "Small", "dataset_revision": "abc", "scores": {"test": scores}}))
+    found = compare(str(_runs(results)[1]), str(file))
+    assert found.b == "org/model on small (mteb result)"
+    assert found.scores[METRIC][1] == 0.5
+    assert "only mean scores" in found.remarks[0]
+    file.write_text("{}")
+    with pytest.raises(DataError, match="mteb"):
+        compare(str(_runs(results)[1]), str(file))
+
+
+def test_a_foreign_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("q Q0 b 2 9.0 x\nq Q0 a 1 1.0 x\nq Q0 d 2 9.0 x\n")
+    assert read_run(tmp_path / "r") == {"q": ["a", "b", "d"]}
+    (tmp_path / "r").write_text("not a run\n")
+    with pytest.raises(DataError, match="TREC"):
+        read_run(tmp_path / "r")
+
+
+def test_inspect_shows_the_worst_queries_and_where_the_relevant_stood(results: Path) -> None:
+    deep = _runs(results)[1]
+    found = inspect(str(deep))
+    scores = [answer.score for answer in found.answers]
+    assert scores == sorted(scores)
+    (answer,) = inspect(str(deep), query="q1").answers
+    assert set(answer.relevant) == {"tea", "coffee", "kettle"}
+    best = answer.ranked[0].split("]")[0].lstrip("[")
+    assert any(rank == 1 for rank in answer.relevant.values()) == (best in ("1", "2"))
+    with pytest.raises(UsageError):
+        inspect(str(deep), query="q9")
+
+
+def test_a_run_is_found_by_the_beginning_of_its_settings_id(results: Path) -> None:
+    deep = _runs(results)[1]
+    runner = CliRunner()
+    out = runner.invoke(app, ["inspect", deep.name[:6], "--results", str(results), "--json"])
+    assert json.loads(out.stdout)["depth"] == 12
+    out = runner.invoke(app, ["compare", deep.name, deep.name, "--results", str(results)])
+    assert out.exit_code == 0
+    assert "every stated setting is the same" in out.stdout
+    assert runner.invoke(app, ["inspect", "zzz", "--results", str(results)]).exit_code == 2

@@ -1,0 +1,183 @@
+"""Our own forward pass gives the states of a plain transformers one, for every family it says it computes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from retbench.engines import decoder as decoders
+from retbench.engines.decoder import Decoder, suits
+
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 400,
+}
+# (model type, what is special)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama 3's rope": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "yarn": (
+        "qwen2",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "one key for all": ("llama", {"num_key_value_heads": 1}),
+    "a key each": ("llama", {"num_key_value_heads": 6}),
+    "wide heads": ("qwen3", {"head_dim": 16}),
+}
+LENGTHS = (300, 150, 150, 150, 129, 128, 7, 7, 2, 1)  # longer and shorter than a block of queries, alone and in runs
+
+
+def build(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    torch.manual_seed(3)
+    model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(family, **{**SIZES, **config}))
+    for name, weight in model.named_parameters():  # norms of one and biases of zero would hide a mistake
+        torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.2)
+    return model.to(dtype).eval()
+
+
+def decoder(model: PreTrainedModel) -> Decoder:
+    assert suits(model)
+    return Decoder(model)
+
+
+def rows(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
+    draw = np.random.default_rng(1)
+    return [draw.integers(0, SIZES["vocab_size"], length).astype(np.int32) for length in lengths]
+
+
+@torch.inference_mode()
+def plain(model: PreTrainedModel, texts: list[np.ndarray], layer: int = -1, **wanted: Any) -> torch.Tensor:
+    states = [
+        model(torch.from_numpy(ids.astype(np.int64))[None], output_hidden_states=True, use_cache=False, **wanted)
+        for ids in texts
+    ]
+    return torch.cat([output.hidden_states[layer][0] for output in states])
+
+
+def least_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.cosine_similarity(one.float(), other.float(), dim=1).min())
+
+
+@pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
+def test_states_are_those_of_transformers(family: str, config: dict[str, Any]) -> None:
+    model = build(family, **config)
+    wanted, fast = plain(model, rows()), decoder(model)
+    found = fast(rows(), causal=True)
+    assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-3)
+    assert least_cosine(found, wanted) > 0.99999
+
+
+def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
+    exact, short = plain(build("qwen2"), rows()), build("qwen2", torch.bfloat16)
+    fast = decoder(short)
+    assert least_cosine(fast(rows(), causal=True), exact) > least_cosine(plain(short, rows()), exact) - 1e-3
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, 3, -1, -2, -4])
+def test_an_earlier_layer_is_that_of_transformers(layer: int) -> None:
+    model = build("qwen2")
+    fast = decoder(model)
+    assert torch.allclose(fast(rows(), causal=True, layer=layer), plain(model, rows(), layer), atol=1e-4)
+
+
+def test_attention_in_both_directions() -> None:
+    model = build("llama")
+    fast = decoder(model)
+    wanted = plain(model, rows(), is_causal=False, attention_mask=None)
+    assert least_cosine(fast(rows(), causal=False), fast(rows(), causal=True)) < 0.99
+    assert torch.allclose(fast(rows(), causal=False), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 20])
+def test_threads_change_nothing(threads: int) -> None:
+    model, before = build("qwen2"), torch.get_num_threads()
+    fast = decoder(model)
+    alone = fast(rows(), causal=True)
+    try:
+        torch.set_num_threads(threads)
+        together = fast(rows(), causal=True)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    fast = decoder(model)
+    wanted = fast(rows(), causal=True)
+    for name, value in {"MLP_BLOCK": 5, "QUERY_BLOCK": 3, "SCORES": 40}.items():
+        monkeypatch.setattr(decoders, name, value)
+    assert torch.allclose(fast(rows(), causal=True), wanted, atol=1e-5)
+
+
+# (model type, config) that transformers must compute
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a sliding window": ("mistral", {"sliding_window": 64}),
+    "some layers with a window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+    ),
+    "a rope that follows the length": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    ),
+    "another activation": ("llama", {"hidden_act": "gelu"}),
+    "another family": ("gemma", {}),
+    "an encoder": ("bert", {}),
+}
+
+
+@pytest.mark.parametrize(("family", "config"), OTHERS.values(), ids=OTHERS)
+def test_what_it_does_not_compute_is_left_to_transformers(family: str, config: dict[str, Any]) -> None:
+    assert not suits(build(family, **config))
+
+
+def test_it_computes_what_became_of_the_model() -> None:
+    model = build("qwen2")
+    fast = decoder(model)
+    with torch.no_grad():  # as an optimiser does
+        model.layers[0].self_attn.q_proj.weight.add_(0.1)
+    assert torch.allclose(fast(rows(), causal=True), plain(model, rows()), atol=1e-4)
+    model.layers[1].mlp.up_proj.weight.data = model.layers[1].mlp.up_proj.weight.data * 2  # as `.to(dtype)` does
+    assert torch.allclose(fast(rows(), causal=True), plain(model, rows()), atol=1e-4)
+
+    class Adapted(torch.nn.Linear):
+        """A layer of another kind in its place, as an adapter is."""
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return super().forward(states) * 3
+
+    model.layers[2].self_attn.v_proj = Adapted(48, 16)
+    assert torch.allclose(fast(rows(), causal=True), plain(model, rows()), atol=1e-4)

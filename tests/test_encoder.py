@@ -1,0 +1,168 @@
+"""Vectors equal a plain transformers computation of one text at a time, for a decoder and for an encoder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.cards import catalog
+from retbench.corpora.texts import Texts
+from retbench.encoders.dense import BackboneEncoder
+from retbench.encoders.embedding import Job, embed
+from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.wording import Wording
+from retbench.engines import backbone
+from retbench.errors import DataError
+from retbench.store.shards import Store
+from tests import tiny
+from tests.small import DOCUMENTS
+
+LONG = " ".join(tiny.SENTENCES)
+TEXTS = [*tiny.SENTENCES[:9], LONG, "x"]
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=tiny.VOCABULARY, **sizes), add_pooling_layer=True).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
+    facts = {"query_limit": 64, "document_limit": 64, "dtype": "float32", **changes}
+    spec = EncoderSpec("weights", catalog.methods().find(method), "", **facts)
+    loaded = backbone.load(folder, spec.dtype, torch.device("cpu"))
+    return BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, spec.method))
+
+
+def plain(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
+    """One text, no padding, no code of ours."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    vector = (states[-1] if pooling == "last" else states.mean(0)).numpy()
+    return np.asarray(vector / np.linalg.norm(vector))
+
+
+@pytest.mark.parametrize("method", ["last", "mean", "promptreps"])
+def test_a_padded_batch_gives_the_vectors_of_single_texts(decoder: Path, method: str) -> None:
+    made = encoder(decoder, method)
+    tokens = made.prepare(TEXTS, "document")
+    vectors = made.vectors(tokens)
+    assert vectors.dtype == np.float32
+    for row in range(len(TEXTS)):
+        assert vectors[row] @ plain(decoder, tokens[row].tolist(), made.spec.method.pooling) > 0.99999
+
+
+def test_an_encoder_without_causal_mask_does_not_see_padding(bert: Path) -> None:
+    made = encoder(bert, "mean")
+    assert not made.backbone.causal
+    tokens = made.prepare(TEXTS, "query")
+    vectors = made.vectors(tokens)
+    for row in range(len(TEXTS)):
+        assert vectors[row] @ plain(bert, tokens[row].tolist(), "mean") > 0.99999
+
+
+def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
+    from retbench.corpora.compiled import compile_collection
+    from retbench.corpora.rows import Judgment, Raw, Row
+
+    documents = [Row(f"{name}-{i}", title, text) for i in range(-(-rows // 20)) for name, title, text in DOCUMENTS]
+    raw = Raw(documents[:rows], [Row("q", "", "a query")], {"test": [Judgment("q", documents[0].id, 1)]})
+    compile_collection(raw, tmp_path / "compiled")
+    return Texts.open(tmp_path / "compiled" / "corpus.arrow", "print")
+
+
+def gathered(made: Any, job: Job, store: Store) -> np.ndarray:
+    matrix = np.zeros((len(job.texts), made.dimension), dtype=np.float32)
+    for block in embed(lambda: made, job, store, lambda *step: None):
+        matrix[block.rows] = block.vectors
+    return matrix
+
+
+def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
+    made, job, store = encoder(decoder, "mean"), None, Store(tmp_path / "store")
+    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
+    first = gathered(made, job, store)
+
+    def never() -> BackboneEncoder:
+        raise AssertionError("the model was asked for")
+
+    again = [block for block in embed(never, job, store, lambda *step: None)]
+    assert np.array_equal(np.concatenate([b.vectors for b in again]), first[np.concatenate([b.rows for b in again])])
+    assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
+
+
+def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Path) -> None:
+    made = encoder(decoder, "mean")
+    job = Job(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
+    whole = gathered(made, job, Store(tmp_path / "whole"))
+    seen: list[int] = []
+    broken = Store(tmp_path / "broken")
+    blocks = embed(lambda: made, job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0)))
+    next(blocks), next(blocks)
+    blocks.close()
+    assert sum(seen) == 20
+    assert not broken.complete()
+    seen.clear()
+    resumed = np.zeros_like(whole)
+    for block in embed(lambda: made, job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))):
+        resumed[block.rows] = block.vectors
+    assert sum(seen) == 20  # the two finished shards were read, not computed
+    assert np.array_equal(resumed, whole)
+
+
+def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:
+    made, store = encoder(decoder, "mean"), Store(tmp_path / "store")
+    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
+    first = gathered(made, job, store)
+    file = store.folder / "shard-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    assert np.array_equal(gathered(made, job, store), first)
+
+
+def test_a_vector_that_is_no_number_names_its_document(decoder: Path, tmp_path: Path) -> None:
+    made = encoder(decoder, "mean")
+    with torch.no_grad():
+        made.backbone.model.get_input_embeddings().weight.fill_(float("nan"))
+    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
+    with pytest.raises(DataError, match=r"vector of document '.*' is zero or not a number"):
+        gathered(made, job, Store(tmp_path / "store"))
+
+
+def test_the_key_follows_every_fact(tmp_path: Path) -> None:
+    spec = EncoderSpec("weights", catalog.methods().find("promptreps"), "", 64, 64, "float32")
+    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
+    base = job.key(spec.vector_facts("document"))
+    from dataclasses import replace
+
+    other_letter = replace(spec, method=replace(spec.method, document=spec.method.document.replace("one", "One")))
+    changes = {
+        "a letter of the prompt": job.key(other_letter.vector_facts("document")),
+        "the length": job.key(replace(spec, document_limit=63).vector_facts("document")),
+        "the dtype": job.key(replace(spec, dtype="bfloat16").vector_facts("document")),
+        "the weights": job.key(replace(spec, weights="others").vector_facts("document")),
+        "the field policy": replace(job, fields=("text",)).key(spec.vector_facts("document")),
+        "the role": replace(job, role="query").key(spec.vector_facts("query")),
+        "the texts": replace(job, texts=job.texts.take([1, 0])).key(spec.vector_facts("document")),
+    }
+    assert all(key != base for key in changes.values()), changes
+    queries_only = replace(spec, query_limit=1, method=replace(spec.method, query="{text}", title="renamed"))
+    assert job.key(queries_only.vector_facts("document")) == base
+    assert replace(job, budget=1).key(spec.vector_facts("document")) == base

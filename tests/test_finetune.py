@@ -1,0 +1,511 @@
+"""The finetune story: a model is trained, killed, resumed, saved, known by name; and what must be refused."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import retbench
+from retbench.cards import catalog, dump, parse
+from retbench.cards.model import ModelCard
+from retbench.cards.recipe import Batch, Likelihood, Lora, Optimiser, Recipe, changed
+from retbench.cards.task import Lengths
+from retbench.cli.main import app
+from retbench.engines import weights
+from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
+from retbench.pipelines import forecast
+from retbench.pipelines.finetune import finetune
+from retbench.pipelines.lesson import Wish
+from tests import small, tiny
+from tests.test_training import RECIPE, jsonl
+
+Learn = Callable[..., ModelCard]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    half = len(tiny.SENTENCES) // 2
+    rows = [
+        {"query": tiny.SENTENCES[n], "positives": [tiny.SENTENCES[half + n]], "negatives": [tiny.SENTENCES[half - n]]}
+        for n in range(half)
+    ]
+    return jsonl(tmp_path / "sentences.jsonl", *rows)
+
+
+@pytest.fixture
+def learn(model: Path, data: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Learn:
+    recipe = replace(RECIPE, optimiser=Optimiser(rate=1e-2, epochs=4))
+
+    def learned(name: str = "pupil", of: Path = data, **fields: Any) -> ModelCard:
+        wanted = {key: fields.pop(key) for key in tuple(fields) if hasattr(recipe, key)}
+        return finetune(Wish(str(of), str(model), replace(recipe, **wanted), out=tmp_path / name, **fields))
+
+    return learned
+
+
+def tensors(card: ModelCard) -> dict[str, Any]:
+    assert card.weights
+    return load_file(Path(str(card.weights.path)) / "model.safetensors")
+
+
+def same(one: ModelCard, other: ModelCard) -> bool:
+    first, second = tensors(one), tensors(other)
+    return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def test_a_trained_model_is_known_by_name_and_by_folder(learn: Learn, tmp_path: Path) -> None:
+    card = learn()
+    assert (card.name, card.parent, card.training_sets) == ("pupil", "tiny", ("unknown", "sentences"))
+    pantry = str(small.write(tmp_path / "pantry"))
+    by_name, by_folder = (
+        retbench.evaluate([name], tasks=[pantry], out=tmp_path / name.rpartition("/")[2] / "r")[0]
+        for name in ("pupil", str(tmp_path / "pupil"))
+    )
+    assert by_name.status == by_folder.status == "done"
+    assert by_name.scores == by_folder.scores
+    assert (by_name.method, by_name.seen) == ("m", "unknown")
+    record = json.loads((Path(str(by_name.record)) / "record.json").read_text())
+    assert record["settings"]["encoder"]["method"]["query"] == "Query: {text}"
+    assert str(tmp_path) not in json.dumps(record["cards"]["model"])
+
+
+def test_training_lowers_the_loss_and_writes_down_how(learn: Learn) -> None:
+    card = learn()
+    assert card.weights
+    lines = [json.loads(line) for line in (Path(str(card.weights.path)) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["loss"] < lines[0]["loss"] / 2
+    assert lines[0].keys() >= {"rate", "tokens_per_second", "memory_mb", "seconds_left", "norm"}
+
+
+def test_an_adapter_scores_as_the_merged_model(learn: Learn, tmp_path: Path) -> None:
+    pantry = str(small.write(tmp_path / "pantry"))
+    learn("whole"), learn("part", output="adapter")
+    assert not (tmp_path / "part" / "config.json").exists()
+    whole, part = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
+    assert whole.scores == part.scores
+    assert whole.settings_id == part.settings_id  # the same bytes, so the same fingerprint
+
+
+def test_a_seed_makes_the_model(learn: Learn) -> None:
+    first = learn("first")
+    assert same(first, learn("second"))
+    assert not same(first, learn("third", seed=2))
+
+
+@pytest.mark.parametrize("lora", [None, Lora(4, 8, 0.2)])
+def test_resumed_is_uninterrupted(learn: Learn, lora: Lora | None) -> None:
+    whole = learn("whole", lora=lora)
+
+    class PowerCutError(Exception):
+        pass
+
+    def cut(facts: dict[str, Any]) -> None:
+        if facts["step"] == 5:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        learn("halved", lora=lora, report=cut)
+    assert same(whole, learn("halved", lora=lora, resume=True))
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from retbench.pipelines.finetune import finetune
+from retbench.pipelines.lesson import Wish
+from tests.test_finetune import slow_recipe
+data, model, out = sys.argv[1:]
+finetune(Wish(data, model, slow_recipe(), out=Path(out), resume=True, report=lambda _: time.sleep(0.05)))
+"""
+
+
+def slow_recipe() -> Recipe:
+    return replace(RECIPE, optimiser=Optimiser(rate=1e-2, epochs=12), save_steps=1, lora=Lora(4, 8, 0.2))
+
+
+def test_kill_9_at_any_moment_and_resume_gives_the_same_weights(
+    learn: Learn, data: Path, model: Path, tmp_path: Path
+) -> None:
+    whole = learn("whole", **{name: getattr(slow_recipe(), name) for name in ("optimiser", "save_steps", "lora")})
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", PROGRAM, str(data), str(model), str(out)]
+    running = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
+    while running.poll() is None and not list(out.glob("checkpoint-*")):
+        time.sleep(0.05)
+    time.sleep(random.Random().uniform(0, 0.8))  # whenever it strikes
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert not (out / "card.toml").exists()
+    subprocess.run(command, env=os.environ, check=True, capture_output=True)
+    assert same(whole, catalog.model(str(out)))
+
+
+TOGETHER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from retbench.cards.recipe import Batch
+from retbench.pipelines.finetune import finetune
+from retbench.pipelines.lesson import Wish
+from tests.test_training import RECIPE
+data, model, out = sys.argv[1:]
+finetune(Wish(data, model, replace(RECIPE, batch=Batch(8, 8, 100)), out=Path(out)))
+"""
+
+
+def test_two_processes_are_one(learn: Learn, data: Path, model: Path, tmp_path: Path) -> None:
+    import torch
+
+    alone = learn("alone", batch=Batch(8, 8, 100), optimiser=RECIPE.optimiser)
+    program = tmp_path / "together.py"
+    program.write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    ran = subprocess.run(
+        [*command, str(program), str(data), str(model), str(tmp_path / "both")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    first, second = tensors(alone), tensors(catalog.model(str(tmp_path / "both")))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "both")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_the_best_of_the_scores_on_the_way_is_kept(learn: Learn, tmp_path: Path) -> None:
+    small.write(tmp_path / "pantry")
+    card = learn(examined=f"{tmp_path / 'pantry'}:sample=2", eval_steps=2)
+    assert card.weights
+    assert card.training
+    lines = [json.loads(line) for line in (Path(str(card.weights.path)) / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["score"] for line in lines if "score" in line}
+    assert list(scores) == [2, 4, 6, 8]
+    run = card.training.run
+    assert run["best"] == max(scores.values())
+    assert scores[run["best_step"]] == run["best"]
+
+
+def test_queries_of_an_evaluation_are_taken_out(learn: Learn, tmp_path: Path) -> None:
+    pantry = small.write(tmp_path / "pantry")
+    queries = (pantry / "queries.jsonl").read_text()
+    (pantry / "queries.jsonl").write_text(queries.replace("animals that hunt at night", "how to brew  a hot drink"))
+    with pytest.raises(DataError, match="nothing to contrast"):
+        learn(of=pantry, contrast=replace(RECIPE.contrast, negatives=0))
+    card = learn("second", of=pantry, contrast=replace(RECIPE.contrast, negatives=1),
+                 mining=replace(RECIPE.mining, source="bm25"))  # fmt: skip
+    assert card.training
+    assert card.training.data["leaked_queries_removed"] == 1
+    assert card.training.data["pairs"] == 1
+
+
+def test_an_evaluated_split_is_refused_unless_forced(learn: Learn, tmp_path: Path) -> None:
+    pantry = small.write(tmp_path / "pantry")
+    with pytest.raises(UsageError, match="evaluated on its split 'test'"):
+        learn(of=pantry, split="test")
+    card = learn(of=pantry, split="test", force=True)
+    assert card.training
+    assert card.training.data["evaluated_split"] is True
+
+
+@pytest.mark.parametrize("source", ["bm25", "model"])
+def test_mined_negatives_are_kept_and_used_again(learn: Learn, tmp_path: Path, source: Any) -> None:
+    mined = replace(RECIPE.mining, source=source, last=5, keep=3)
+    first = learn("first", mining=mined)
+    file = tmp_path / "first" / "negatives.jsonl"
+    head, *lines = map(json.loads, file.read_text().splitlines())
+    assert head["negatives"]["source"] == source
+    assert all(len(line["negatives"]) <= 3 for line in lines)
+    assert same(first, learn("second", mining=replace(mined, file=str(file))))
+    with pytest.raises(DataError, match="mined for other queries"):
+        learn("third", of=small.write(tmp_path / "pantry"), mining=replace(mined, file=str(file)))
+
+
+def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp_path: Path) -> None:
+    learn()
+    file = tmp_path / "pupil" / "card.toml"
+    whole = file.read_text()
+    for old, new, what in (("Query: {text}", "Query:{text}", "method"), ("id = 0", "id = 1", "eos")):
+        file.write_text(whole.replace(old, new))
+        with pytest.raises(DataError, match=f"disagree about {what}"):
+            weights.find(catalog.model(str(tmp_path / "pupil")))
+    file.write_text(whole)
+    (tmp_path / "pupil" / "model.safetensors").write_bytes(b"0" * 100)
+    with pytest.raises(DataError, match="disagree about weights"):
+        weights.find(catalog.model(str(tmp_path / "pupil")))
+
+
+def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no number at step \d+, whose batch begins with '.+'"):
+        learn(optimiser=Optimiser(rate=1e30, clip=0, epochs=4), lora=None, save_steps=1)
+    assert list((tmp_path / "pupil").glob("checkpoint-*"))
+
+
+def test_a_model_too_big_is_refused_before_loading(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "_free_bytes", lambda: 1000.0)
+    with pytest.raises(ResourceError, match=r"0\.0 GB are free"):
+        learn()
+
+
+def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(
+    learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retbench.training import checkpoint
+
+    real = checkpoint.save_file
+
+    def full(tensors: Any, file: Path) -> None:
+        if "00000004" in str(file):
+            raise OSError(28, "No space left on device")
+        real(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        learn()
+    assert [path.name for path in (tmp_path / "pupil").glob("checkpoint-*")] == ["checkpoint-00000002"]
+
+
+def test_another_recipe_cannot_go_on_in_a_folder(learn: Learn, tmp_path: Path) -> None:
+    learn()
+    with pytest.raises(UsageError, match="is not empty"):
+        learn()
+    (tmp_path / "pupil" / "card.toml").unlink()
+    with pytest.raises(DataError, match="begun with another recipe"):
+        learn(resume=True, seed=3)
+
+
+def call(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_the_dry_run_shows_the_plan_and_leaves_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+    answer = call("finetune", data, "--model", model, "--recipe", "quick", "--set", "batch.update=8",
+                  "--set", "batch.contrast=8", "--out", tmp_path / "o", "--dry-run", "--json")  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    plan = json.loads(answer.stdout)
+    assert (plan["queries"], plan["steps"], plan["recipe"]) == (16, 2, "quick")
+    assert plan["tokens_per_second"] > 0
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--objective", "triplet"), 2, "no objective 'triplet'"),
+        (("--recipe", "quik"), 2, "did you mean quick"),
+        (("--recipe", "quick", "--set", "optimiser.rates=1"), 2, "did you mean rate"),
+        (("--recipe", "quick", "--set", "batch.update=3"), 2, "a multiple of contrast"),
+        (("--recipe", "quick", "--objective", "llm2ir"), 2, "has objective contrastive"),
+        (("--recipe", "quick", "--export", "onnx"), 2, "known: sentence-transformers"),
+        (("--recipe", "quick", "--set", 'lora.targets=["nothing"]'), 4, "name some of: .*q_proj"),
+        (("--recipe", "nowhere.toml"), 3, "no recipe at nowhere.toml"),
+    ],
+)
+def test_wrong_words_are_answered(model: Path, data: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    import re
+
+    answer = call("finetune", data, "--model", model, *words)
+    assert answer.exit_code == code, answer.output
+    assert re.search(said, answer.output)
+
+
+def test_a_folder_in_ms_marcos_layout_without_a_test_split(learn: Learn, tmp_path: Path) -> None:
+    folder = tmp_path / "marco"
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(tiny.SENTENCES)))
+    (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny.SENTENCES[n]}?\n" for n in range(9)))
+    (folder / "qrels.train.tsv").write_text("".join(f"{n} 0 {n + 1} 1\n" for n in range(9)))
+    said: list[str] = []
+    card = learn(of=folder, say=said.append, mining=replace(RECIPE.mining, source="bm25"))
+    assert card.training
+    assert (card.training.data["pairs"], card.training.data["negatives"]["source"]) == (9, "bm25")
+    assert any("were not compared" in line for line in said)
+
+
+def test_msmarco_without_network_says_what_to_do(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = call("finetune", "msmarco", "--model", model)
+    assert answer.exit_code == 3
+    assert "collection.tsv" in answer.output
+
+
+def test_bm25_cannot_be_trained(data: Path) -> None:
+    answer = call("finetune", data, "--model", "bm25", "--recipe", "quick")
+    assert (answer.exit_code, "no weights to train" in answer.output) == (2, True)
+
+
+def test_a_card_reads_back_as_it_was_written(learn: Learn, tmp_path: Path) -> None:
+    card = learn()
+    file = tmp_path / "again.toml"
+    file.write_text(dump.toml(card))
+    assert parse.load(ModelCard, file) == card
+
+
+def test_recipe_fields_are_overruled_by_path() -> None:
+    recipe = changed(catalog.recipe("quick"), {"seed": "3", "optimiser.rate": "1e-3", "lora": "none"})
+    assert (recipe.seed, recipe.optimiser.rate, recipe.lora) == (3, 1e-3, None)
+    with pytest.raises(RetbenchError, match="no option 'optimizer'"):
+        changed(recipe, {"optimizer.rate": "1"})
+
+
+def test_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
+    from retbench.cards.recipe import Crops
+
+    pantry = small.write(tmp_path / "pantry")
+    card = learn(of=pantry, objective="llm2ir", crops=Crops(least=3), contrast=replace(RECIPE.contrast, negatives=1))
+    assert card.training
+    assert card.training.data["labels"] is False
+    assert card.training.data["texts"] == 19  # all but the empty one
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Path, pooling: Any) -> None:
+    import numpy as np
+
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from retbench.cards.task import TaskCard
+    from retbench.pipelines.candidate import Candidate
+
+    method = replace(RECIPE.method, pooling=pooling, eos=pooling == "last")
+    card = learn(export="sentence-transformers", method=method)
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "pupil" / "sentence-transformers"), device="cpu")
+    candidate = Candidate.of(card, None, lambda _: None)
+    task = small.card(tmp_path / "x")
+    assert isinstance(task, TaskCard)
+    encoder = candidate.encoder(candidate.spec(method, task, {"dtype": "float32"}))
+    texts = ["a short one", tiny.SENTENCES[3], "a longer text " * 200]
+    for role, prompt in (("query", "query"), ("document", "document")):
+        ours = encoder.vectors(encoder.prepare(texts, role))  # type: ignore[arg-type]
+        found = theirs.encode(texts, prompt_name=prompt)
+        assert float(np.abs(ours - found).max()) < 2e-6
+
+
+def test_a_method_that_is_more_than_a_prefix_is_not_exported(learn: Learn, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="more than a prefix"):
+        learn(export="sentence-transformers", method=replace(RECIPE.method, document="{text}:"))
+    assert not (tmp_path / "pupil").exists()  # said before the training
+
+
+QL = Likelihood("Passage: {text}\nSummarization: ", lengths=Lengths(16, 24), optimiser=Optimiser(rate=1e-3, epochs=2),
+                batch=Batch(8, 8, 200))  # fmt: skip
+
+
+def test_two_stages_are_one_command_and_resume_at_the_seam(learn: Learn, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"objective": "llm-ql", "likelihood": QL}
+    whole = learn("whole", **settings)
+    assert (tmp_path / "whole" / "stage-1" / "card.toml").exists()
+
+    class PowerCutError(Exception):
+        pass
+
+    def cut(at: int) -> Callable[[dict[str, Any]], None]:
+        def report(facts: dict[str, Any]) -> None:
+            if (facts["steps"], facts["step"]) == (at, 3):
+                raise PowerCutError
+
+        return report
+
+    for steps in (4, 8):  # stage 1, then stage 2
+        with pytest.raises(PowerCutError):
+            learn("cut", **settings, report=cut(steps), resume=True)
+    resumed = learn("cut", **settings, resume=True)
+    assert same(whole, resumed)
+    assert not same(whole, learn("without", objective="llm-ql", likelihood=None))
+    assert not same(whole, learn("no-stop", objective="llm-ql", likelihood=replace(QL, attention_stop=False)))
+    assert not same(whole, learn("no-gaps", objective="llm-ql", likelihood=replace(QL, corruption=0.0)))
+
+
+def test_the_first_stage_is_a_model_with_its_head(learn: Learn, tmp_path: Path) -> None:
+    learn(objective="llm-ql", likelihood=QL)
+    made = catalog.model(str(tmp_path / "pupil" / "stage-1"))
+    assert (made.name, made.parent) == ("pupil-stage-1", "tiny")
+    config = json.loads((tmp_path / "pupil" / "stage-1" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+
+
+def test_candidates_are_ranked_by_query_likelihood(learn: Learn, tmp_path: Path) -> None:
+    learn(objective="llm-ql", likelihood=QL)
+    pantry = str(small.write(tmp_path / "pantry"))
+    run = str(retbench.evaluate(["bm25"], tasks=[pantry], out=tmp_path / "results")[0].record)
+    asked = f"likelihood:model={tmp_path / 'pupil' / 'stage-1'},depth=4"
+    answer = call("rerank", run, "--with", asked, "--out", tmp_path / "results", "--json")
+    assert answer.exit_code == 0, answer.output
+    first, ranked = json.loads(answer.stdout)
+    assert ranked["rerank"] == ["likelihood:depth=4,model=pupil-stage-1"]
+    assert ranked["scores"]["recall_at_100"] == first["scores"]["recall_at_100"]
+    headless = call("rerank", run, "--with", f"likelihood:model={tmp_path / 'pupil'}", "--out", tmp_path / "results")
+    assert "no language-model head" in headless.output
+
+
+def test_a_tracker_hears_every_step(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    heard: list[Any] = []
+
+    class Fake(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            heard.append("begin")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            heard.append((state.global_step, logs["loss"]))
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            heard.append("end")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Fake)
+    learn(report_to=("tensorboard",))
+    assert (heard[0], heard[-1], [step for step, _ in heard[1:-1]]) == ("begin", "end", list(range(1, 9)))
+    with pytest.raises(UsageError, match="no tracker called 'tensorbord'"):
+        learn("other", report_to=("tensorbord",))
+
+
+def test_mining_keeps_to_ranks_and_margin() -> None:
+    import numpy as np
+
+    from retbench.cards.recipe import Mining
+    from retbench.retrievers.ranking import Ranking
+    from retbench.training.mining import mined
+    from retbench.training.pairs import Query, TrainingSet
+
+    training = TrainingSet("s", [Query("q", (2,))], [str(n) for n in range(8)], "f")
+    ranking = Ranking([np.array([5, 2, 0, 1, 3, 4])], [np.array([9.9, 8.0, 7.9, 7.0, 6.0, 5.0])])
+
+    def negatives(**settings: Any) -> tuple[int, ...]:
+        return mined(training, Mining("bm25", **settings), lambda *_: ranking, "x").queries[0].negatives
+
+    assert negatives() == (5, 0, 1, 3, 4)
+    assert negatives(first=2, last=4) == (0, 1, 3)
+    assert negatives(margin=0.95) == (1, 3, 4)  # 9.9 and 7.9 are too close to the positive's 8.0, or above it
+    assert negatives(margin=0.95, keep=1) == (1,)
+
+
+def test_a_name_is_taken_as_long_as_its_folder_is_there(learn: Learn, tmp_path: Path) -> None:
+    learn("first/pupil")
+    with pytest.raises(UsageError, match="already a model called pupil"):
+        learn("second/pupil")
+    shutil.rmtree(tmp_path / "first")
+    catalog.models.cache_clear()
+    assert learn("second/pupil").name == "pupil"
+    with pytest.raises(UsageError, match="already a model called bm25"):
+        learn("bm25")

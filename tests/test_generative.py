@@ -1,0 +1,390 @@
+"""Reranking by a language model: prompts, repairs, the tiny decoder against plain loops, servers that fail."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from retbench.cards.reranker import Listwise, Pointwise
+from retbench.engines import server as network
+from retbench.engines.generate import Answer, Local
+from retbench.errors import UsageError
+from retbench.pipelines import first
+from retbench.rerankers.answers import Kept
+from retbench.rerankers.asking import Desk, list_prompt, parsed, point_prompt, scaled
+from retbench.rerankers.generative import Lists, Points
+from retbench.rerankers.pools import Pool
+from tests import serving, small, tiny
+from tests.test_run import call, cells
+
+DOCUMENTS = ("bread", "", "tea", "coffee", "cheese", "train", "ship")
+POOL = Pool(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 2, 1, 0.5]))
+
+
+class Scripted:
+    """A generator that says what it is told to; it counts words as tokens."""
+
+    name = "scripted"
+
+    def __init__(self, *answers: str, context: int = 10**6) -> None:
+        self.answers, self.prompts, self.context = list(answers), list[str](), context
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "script"}
+
+    def write(self, prompt: str, most: int) -> Answer:
+        self.prompts.append(prompt)
+        return Answer(self.answers.pop(0), 0.0, len(prompt.split()), most)
+
+    def odds(self, prompts: Sequence[str]) -> list[Answer]:
+        self.prompts += prompts
+        return [Answer("", float("tea" in prompt or "coffee" in prompt), 1, 0) for prompt in prompts]
+
+    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+        return [" ".join(text.split()[:most]) for text in texts]
+
+    def fits(self, prompt: str, most: int) -> bool:
+        return len(prompt.split()) + most <= self.context
+
+
+def desk(generator: Any, settings: Pointwise, documents: Sequence[str] = DOCUMENTS) -> Desk:
+    return Desk(generator, settings, lambda row: documents[row], "BM25 score")
+
+
+def test_the_prompt_of_a_list_byte_for_byte() -> None:
+    assert list_prompt("why?", ["one", "two"], ["7.250", "0.500"], "BM25 score") == (
+        "Each passage is given with its BM25 score, which a first search gave it for the query.\n\n"
+        "Query: why?\n\n[1] one\nBM25 score: 7.250\n\n[2] two\nBM25 score: 0.500\n\n"
+        "Rank the 2 passages above by how well they answer the query, by their content and their scores. Answer only "
+        "with all 2 numbers, the best passage first, in this form: [2] > [1]"
+    )
+    assert list_prompt("why?", ["one"], [], "BM25 score") == (
+        "Query: why?\n\n[1] one\n\nRank the 1 passages above by how well they answer the query, by their content. "
+        "Answer only with all 1 numbers, the best passage first, in this form: [2] > [1]"
+    )
+    assert "score" not in point_prompt("why?", "one", None, "BM25 score")
+    assert "Passage: one\nBM25 score: 7.000\n" in point_prompt("why?", "one", "7.000", "BM25 score")
+
+
+def test_scores_are_written_as_asked() -> None:
+    draw = np.random.default_rng(0)
+    scores = np.array([12.0, 7.5, 2.0])
+    assert scaled(scores, "none", draw) == []
+    assert scaled(scores, "raw", draw) == ["12.000", "7.500", "2.000"]
+    assert scaled(scores, "minmax", draw) == ["1.000", "0.550", "0.000"]
+    assert scaled(scores, "percent", draw) == ["100.0", "55.0", "0.0"]
+    assert sorted(scaled(scores, "shuffled", draw)) == ["12.000", "2.000", "7.500"]
+    assert scaled(np.array([3.0, 3.0]), "minmax", draw) == ["1.000", "1.000"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "order", "strict"),
+    [
+        ("[2] > [3] > [1]", [1, 2, 0], True),
+        ("2 > 3 > 1", [1, 2, 0], True),
+        ("[2, 3, 1]", [1, 2, 0], True),
+        ("2, 3, 1.", [1, 2, 0], True),
+        ("<think>[1] is nice, 4 too</think>\n[2] > [3] > [1]\n", [1, 2, 0], True),
+        ("The order is [2] > [3] > [1]", [1, 2, 0], False),
+        ("[2] > [3]", [1, 2, 0], False),
+        ("[3] > [3] > [1]", [2, 0, 1], False),
+        ("[9] > [2] > [0]", [1, 0, 2], False),
+        ("[2] > [3] > [1] > [4]", [1, 2, 0], False),
+        ("I cannot help with that.", [0, 1, 2], False),
+        ("", [0, 1, 2], False),
+        ("<think>[2] > [3] > [1]", [1, 2, 0], False),
+    ],
+)
+def test_answers_are_read_strictly_and_repaired_by_rule(answer: str, order: list[int], strict: bool) -> None:
+    assert parsed(answer, 3) == (order, strict)
+
+
+def test_windows_climb_and_repairs_are_counted() -> None:
+    generator = Scripted("[3] > [1] > [2]", "nothing to say", "[2] > [1] > [3]")
+    lists = Lists(desk(generator, settings := Listwise(window=3, step=2)), settings)
+    order, scores = lists(POOL)
+    # positions 4 5 6 -> 6 4 5, then 2 3 6 as they are, then 0 1 2 -> 1 0 2
+    assert order.tolist() == [1, 0, 2, 3, 6, 4, 5]
+    assert np.all(np.diff(scores) < 0)
+    facts = lists.facts()
+    assert (facts["requests"], facts["repaired"], facts["unanswered"]) == (3, 1, 1)
+    assert facts["repair_rate"] == pytest.approx(1 / 3, abs=1e-4)
+    assert lists.first()["answer"] == "[3] > [1] > [2]"
+
+
+def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_at_once() -> None:
+    generator = Scripted("2 > 1 > 3")
+    settings = Listwise(scores="raw")
+    order, _ = Lists(desk(generator, settings), settings)(POOL.take(slice(0, 3)))
+    assert order.tolist() == [1, 0, 2]
+    assert "[2] \nBM25 score: 7.250" in generator.prompts[0]
+
+
+def test_the_controls_are_drawn_once_for_each_query() -> None:
+    def prompt(**changes: Any) -> str:
+        generator = Scripted("nothing")
+        Lists(desk(generator, settings := Listwise(window=0, **changes)), settings)(POOL)
+        return generator.prompts[0]
+
+    assert prompt(order="shuffled") == prompt(order="shuffled") != prompt(order="shuffled", seed=2)
+    lines = [line[4:] for line in prompt(order="shuffled").split("\n") if line.startswith("[")]
+    assert sorted(lines) == sorted(DOCUMENTS)
+    assert lines != list(DOCUMENTS)
+    raw, control = prompt(scores="raw").split("\n"), prompt(scores="shuffled").split("\n")
+    assert sorted(raw) == sorted(control)
+    assert raw != control
+
+
+def test_an_order_shown_shuffled_comes_back_as_positions() -> None:
+    settings = Listwise(window=0, order="shuffled")
+    asked = desk(Scripted("no", "no"), settings)
+    order, _ = Lists(asked, settings)(POOL)
+    shown, documents, _ = asked.laid_out(POOL)
+    assert order.tolist() == shown.tolist()  # an answer that says nothing keeps the order it was shown
+    assert documents == [DOCUMENTS[place] for place in shown]
+
+
+def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
+    documents = ["word " * 200] * 4
+    settings = Listwise(cut=150, written=10)
+    generator = Scripted("[4] > [3] > [2] > [1]", context=300)
+    lists = Lists(desk(generator, settings, documents), settings)
+    lists(Pool(0, "q", np.arange(4), np.zeros(4)))
+    (prompt,) = generator.prompts
+    assert 280 < len(prompt.split()) + 10 <= 300
+    assert len({line.count("word") for line in prompt.split("\n") if line.startswith("[")}) == 1
+    assert lists.facts()["prompts_cut"] == 1
+    with pytest.raises(UsageError, match="does not fit"):
+        Lists(desk(Scripted(context=40), settings, documents), settings)(Pool(0, "q", np.arange(4), np.zeros(4)))
+
+
+def test_pointwise_is_by_the_odds_and_ties_keep_their_order() -> None:
+    points = Points(desk(Scripted(), Pointwise()))
+    order, odds = points(POOL)
+    assert order.tolist() == [2, 3, 0, 1, 4, 5, 6]
+    assert odds.tolist() == [1, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
+
+
+@pytest.fixture
+def local(model: Path) -> Local:
+    return Local("tiny", model, "w", "float32", torch.device("cpu"), 2048)
+
+
+PROMPT = (
+    "<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n<|im_start|>user\n{0}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+
+def test_writing_is_the_likeliest_token_again_and_again(model: Path, local: Local) -> None:
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    ids = tokenizer(PROMPT.format("Rank them."), return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    with torch.inference_mode():
+        while ids.shape[1] < start + 12 and ids[0, -1] != tokenizer.eos_token_id:
+            ids = torch.cat((ids, plain(ids).logits[:, -1:].argmax(-1)), dim=1)
+    found = local.write("Rank them.", 12)
+    assert found.text == tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert (found.read, found.written) == (start, ids.shape[1] - start)
+
+
+def test_odds_are_the_logits_of_the_next_token(model: Path, local: Local) -> None:
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    prompts = ["Is it tea?", "Does the sun warm the sea? " * 9]
+    for prompt, answer in zip(prompts, local.odds(prompts), strict=True):
+        ids = tokenizer(PROMPT.format(prompt), return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            chance = plain(ids).logits[0, -1].float().softmax(-1)
+        words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
+        yes, no = (sum(float(chance[i]) for i in {tokenizer(w)["input_ids"][0] for w in some}) for some in words)
+        assert answer.yes == pytest.approx(math.log(yes / no), abs=1e-4)
+        assert answer.read == ids.shape[1]
+
+
+def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
+    asked = Scripted("one", "two")
+    kept = Kept(asked)
+    assert [kept.write("a", 5).text, kept.write("b", 5).text, kept.write("a", 5).text] == ["one", "two", "one"]
+    assert (len(asked.prompts), kept.again) == (2, 1)
+    assert [answer.yes for answer in kept.odds(["tea", "x"])] == [1.0, 0.0]
+    assert [answer.yes for answer in Kept(asked).odds(["x", "tea", "coffee"])] == [0.0, 1.0, 1.0]
+    assert asked.prompts == ["a", "b", "tea", "x", "coffee"]
+    for file in kept.folder.rglob("*.json"):
+        file.write_bytes(b"{")  # damaged: asked again
+    asked.answers = ["three"]
+    assert kept.write("a", 5).text == "three"
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return small.write(tmp_path / "pantry")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def backwards(body: dict[str, Any]) -> str:
+    count = body["messages"][0]["content"].count("\nBM25 score:")
+    return " > ".join(f"[{number}]" for number in range(count, 0, -1))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[serving.Server]:
+    monkeypatch.setattr(network, "FIRST_WAIT", 0.0)
+    with serving.serving() as running:
+        monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
+        running.good = serving.talking(backwards)
+        yield running
+
+
+LISTWISE = "listwise:engine=endpoint,model=some-model,scores=raw"
+
+
+def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
+    run = first.ours(Path(cell["record"]))
+    return run.ranking.named(run.collection)
+
+
+def facts(cell: dict[str, Any]) -> dict[str, Any]:
+    record = json.loads((Path(cell["record"]) / "record.json").read_text())
+    found: dict[str, Any] = record["cost"]["rerank"][-1]
+    return found
+
+
+def test_a_server_reranks_a_run(server: serving.Server, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (task.parent / "retbench.toml").write_text(
+        'currency = "EUR"\n[rates.some-model]\nread = 1000.0\nwritten = 10000.0\n'
+    )
+    monkeypatch.chdir(task.parent)
+    plain, listed = cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    for query, found in ranked(plain).items():
+        assert ranked(listed)[query] == found[::-1]
+    count = len(server.asked)
+    assert count == sum(len(found) > 1 for found in ranked(plain).values())
+    assert server.asked[0]["temperature"] == 0
+    assert "max_tokens" not in server.asked[0]
+    told = facts(listed)
+    assert (told["requests"], told["read"], told["written"], told["repair_rate"]) == (count, 100 * count, 10 * count, 0)
+    assert (told["price"], told["currency"]) == (pytest.approx(count * 0.2), "EUR")
+    (folder,) = out.glob("custom/pantry/bm25/" + listed["settings_id"])
+    assert server.address not in (folder / "record.json").read_text()
+    sample = json.loads((folder / "sample.json").read_text())
+    assert "BM25 score: " in sample["prompt"]
+    assert sample["answer"].startswith("[")
+
+
+def test_a_server_that_dies_in_the_middle_keeps_the_finished_queries(
+    server: serving.Server, task: Path, out: Path
+) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    server.faults = [server.good, *[serving.refusing(500, "overloaded")] * 6]
+    answer = call(*line, "--json")
+    plain, failed = json.loads(answer.stdout)
+    assert (plain["status"], failed["status"], answer.exit_code) == ("done", "failed", 1)
+    assert "failed 6 times" in failed["error"]
+    assert "listwise" in call("report", out).output
+    asked = len(server.asked)
+    _, listed = cells(*line)
+    told = facts(listed)
+    assert (told["found_again"], len(server.asked) - asked) == (1, told["requests"] - 1)
+    assert not list(out.rglob("*.failed.json"))
+
+
+@pytest.mark.parametrize("said", ["I would rather not.", "", None, "[1] [1] [1] 77"])
+def test_nonsense_keeps_the_order_and_is_counted(
+    server: serving.Server, task: Path, out: Path, said: str | None
+) -> None:
+    server.good = serving.talking(lambda body: said)
+    plain, listed = cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    assert ranked(plain) == ranked(listed)
+    assert facts(listed)["repair_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "code"),
+    [
+        (serving.refusing(401), "says 401", 3),
+        (serving.refusing(400, "too long"), "says 400: too long", 2),
+        (lambda body: (200, {}, b"not json"), "failed 6 times", 5),
+        (lambda body: (200, {}, b'{"choices": []}'), "failed 6 times", 5),
+        (serving.half, "failed 6 times", 5),
+    ],
+)
+def test_a_server_that_misbehaves_is_named(
+    server: serving.Server, task: Path, out: Path, fault: Any, words: str, code: int
+) -> None:
+    server.good = fault if fault is not serving.half else lambda body: serving.half({"input": ["x"], "model": "m"})
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = call("rerank", cell["settings_id"], "--with", LISTWISE, "--out", out)
+    assert (answer.exit_code, words in answer.output) == (code, True), answer.output
+
+
+def test_odds_from_a_server_need_its_log_probabilities(server: serving.Server, task: Path, out: Path) -> None:
+    def likely(body: dict[str, Any]) -> serving.Answer:
+        tea = "tea" in body["messages"][0]["content"].lower()
+        tokens = [{"token": " Yes", "logprob": -0.1 if tea else -3.0}, {"token": "no", "logprob": -2.0}]
+        choice = {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": tokens}]}}
+        return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    word = "pointwise:engine=endpoint,model=some-model"
+    refused = call("rerank", cell["settings_id"], "--with", word, "--out", out)
+    assert (refused.exit_code, "no log-probabilities" in refused.output) == (2, True)
+    server.good = likely
+    _, pointed = cells("rerank", cell["settings_id"], "--with", word, "--out", out)
+    assert ranked(pointed)["q1"][0] == "tea"
+
+
+@pytest.mark.parametrize(
+    ("word", "words", "code"),
+    [
+        ("listwise", "bm25 cannot write", 2),
+        ("listwise:model=bm25", "bm25 cannot write", 2),
+        ("listwise:engine=endpoint", "serves models by name", 2),
+        ("listwise:engine=endpoint,model=x", "no server is named", 3),
+        ("listwise:scores=logits", "is not a choice", 2),
+        ("listwise:window=1", "no document could climb", 2),
+        ("pointwise:cut=0", "leaves nothing to rerank", 2),
+    ],
+)
+def test_wishes_that_cannot_be_met(task: Path, out: Path, word: str, words: str, code: int) -> None:
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = call("rerank", cell["settings_id"], "--with", word, "--out", out)
+    assert (answer.exit_code, words in answer.output) == (code, True), answer.output
+
+
+def test_a_model_on_this_machine_reranks_in_both_ways(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--out", out)
+    for name in ("pointwise", "listwise"):
+        plain, cell = cells(*line, "--rerank", f"{name}:model={model},scores=percent")
+        assert cell["rerank"] == [f"{name}:model=tiny,scores=percent"]
+        for query, found in ranked(plain).items():
+            assert sorted(ranked(cell)[query]) == sorted(found)
+        assert facts(cell)["read"] > 0
+        assert str(model) not in (Path(cell["record"]) / "record.json").read_text()
+
+
+def test_the_scores_of_another_reranker_are_not_called_bm25(model: Path, task: Path, out: Path) -> None:
+    from retbench.pipelines.speakers import label
+
+    plain, moved = cells("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}")
+    assert label(first.ours(Path(plain["record"]))) == "BM25 score"
+    reranked = first.ours(Path(moved["record"]))
+    assert label(reranked) == "search score"
+    assert label(
+        replace(reranked, record=replace(reranked.record, settings={"retriever": "dense", "rerankers": []}))
+    ) == ("search score")

@@ -1,0 +1,340 @@
+"""Nothing is lost: killed at random moments, out of disk, out of memory, damaged or run twice, a run ends the same."""
+
+import dataclasses
+import errno
+import gzip
+import json
+import logging
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.encoders.dense import DenseEncoder
+from retbench.encoders.embedding import Job, embed
+from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.wording import Tokens
+from retbench.engines import memory
+from retbench.errors import DataError, ResourceError
+from retbench.store import shards
+from retbench.store.narrow import row_bytes
+from retbench.store.shards import Store
+from tests import fake, tiny
+
+DOCUMENTS, QUERIES = 44, 6
+TEXTS = DOCUMENTS + QUERIES
+KEPT_FILES = ("per_query.parquet", "run.trec.gz")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of many lengths, every query with two that are right."""
+    folder = tmp_path_factory.mktemp("tasks") / "killed"
+    (folder / "qrels").mkdir(parents=True)
+    draw = random.Random(5)
+    words = " ".join(tiny.SENTENCES).split()
+    lines = [{"_id": f"d{i}", "title": "", "text": " ".join(draw.choices(words, k=1 + i))} for i in range(DOCUMENTS)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = [{"_id": f"q{i}", "text": " ".join(draw.choices(words, k=4))} for i in range(QUERIES)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    judged = "".join(f"q{i}\td{draw.randrange(DOCUMENTS)}\t1\n" for i in range(QUERIES))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[fake.Server]:
+    with fake.server() as started:
+        yield started
+
+
+@pytest.fixture
+def work(model: Path, task: Path, tmp_path: Path) -> Callable[..., fake.Work]:
+    def make(name: str, **changes: Any) -> fake.Work:
+        cache = str(tmp_path / f"cache-{name}")
+        return fake.Work(str(model), str(task), str(tmp_path / name), cache, str(tmp_path / f"{name}.log"), **changes)
+
+    return make
+
+
+def kept(work: fake.Work) -> dict[str, Any]:
+    """What a finished run left, and must leave however often it was killed."""
+    (record,) = Path(work.out).rglob("record.json")
+    facts = json.loads(record.read_text())
+    texts = {
+        role: {key: value for key, value in about.items() if key not in ("seconds", "peak_memory_mb")}
+        for role, about in facts["texts"].items()
+    }
+    files = {name: (record.parent / name).read_bytes() for name in KEPT_FILES}
+    return {"scores": facts["scores"], "texts": texts, "settings": facts["settings_id"], **files}
+
+
+def seconds_add_up(work: fake.Work) -> None:
+    """A phase took at least what the shards of it took, in whichever process they were computed."""
+    (record,) = Path(work.out).rglob("record.json")
+    facts = json.loads(record.read_text())
+    assert facts["cost"]["seconds"]["embed and search documents"] >= facts["texts"]["document"]["seconds"] > 0
+    assert facts["texts"]["document"]["seconds"] >= work.delay * DOCUMENTS / fake.SHARD_ROWS
+
+
+def finish(server: fake.Server, work: fake.Work) -> None:
+    server.start(work)
+    assert server.status() == 0
+
+
+def killed_until_done(server: fake.Server, work: fake.Work, draw: random.Random, longest: float) -> int:
+    """Kill at random moments until a run comes through; how many were killed at work."""
+    kills = 0
+    while server.killed(work, draw.uniform(0, longest)):
+        kills += 1
+        assert work.computed() <= TEXTS + kills * fake.SHARD_ROWS  # each kill loses one shard at the most
+        assert kills < 100
+    return kills
+
+
+@pytest.mark.parametrize(("real", "least"), [(False, 15), (True, 3)], ids=["fake", "decoder"])
+def test_a_killed_run_ends_like_one_that_was_not(
+    server: fake.Server, work: Callable[..., fake.Work], real: bool, least: int
+) -> None:
+    whole = work("whole", real=real)
+    finish(server, work("warm", real=real))
+    started = time.monotonic()
+    finish(server, whole)
+    longest = time.monotonic() - started
+    assert whole.computed() == TEXTS
+    wanted, draw, attempts = kept(whole), random.Random(11), 0
+    kills = halfway = 0  # halfway: a shard was lost and computed again
+    while kills < least or not halfway:
+        attempts += 1
+        assert attempts < 60
+        broken = work(f"broken{attempts}", real=real)
+        kills += killed_until_done(server, broken, draw, longest)
+        finish(server, broken)
+        assert kept(broken) == wanted
+        seconds_add_up(broken)
+        halfway += broken.computed() > TEXTS
+
+
+def test_two_processes_share_the_work(work: Callable[..., fake.Work], server: fake.Server) -> None:
+    one, two = work("one"), work("two")
+    two = dataclasses.replace(two, cache=one.cache, log=one.log)
+    with fake.server() as other:
+        server.start(one)
+        other.start(two)
+        assert (server.status(), other.status()) == (0, 0)
+    assert one.computed() == TEXTS  # each text once, by one of the two
+    assert kept(one) == kept(two)
+
+
+def documents(work: fake.Work) -> Store:
+    """The finished store with the documents of a cell."""
+    stores = [Store(plan.parent) for plan in Path(work.cache).rglob("plan.json")]
+    return max(stores, key=lambda store: store.plan(dict)["rows"])
+
+
+def test_a_damaged_shard_is_told_and_redone(
+    work: Callable[..., fake.Work], server: fake.Server, tmp_path: Path
+) -> None:
+    done = work("done")
+    finish(server, done)
+    wanted = kept(done)
+    store = documents(done)
+    file = store.folder / "shard-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    shutil.rmtree(done.out)
+    finish(server, done)
+    assert kept(done) == wanted
+    assert done.computed() == TEXTS + fake.SHARD_ROWS
+
+
+# One store, in this process
+
+
+class Rows:
+    """Texts that are only counted."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.fingerprint = count, "rows"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[row] for row in range(self.count))
+
+    def __getitem__(self, row: int) -> Any:
+        from retbench.corpora.rows import Row
+
+        return Row(f"d{row}", "", "word " * (1 + row % 7))
+
+
+class Counting(fake.HashEncoder):
+    """Token ids without a tokenizer, and a limit on the texts that fit into memory together."""
+
+    room = 1000
+
+    def prepare(self, texts: Any, role: Any) -> Tokens:
+        rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts]
+        offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
+        return Tokens(np.concatenate(rows), offsets, 0, 0)
+
+    def vectors(self, batch: Tokens) -> np.ndarray:
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return super().vectors(batch)
+
+
+@pytest.fixture
+def job() -> Job:
+    return Job(Rows(20), ("text",), "document", 16, shard_rows=5)  # type: ignore[arg-type]
+
+
+def encoder(room: int = 1000) -> Callable[[], DenseEncoder]:
+    made = Counting(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    object.__setattr__(made, "room", room)
+    return lambda: made  # type: ignore[return-value]
+
+
+def matrix(job: Job, store: Store, make: Callable[[], DenseEncoder]) -> np.ndarray:
+    found = np.zeros((len(job.texts), fake.WIDTH), dtype=np.float32)
+    for block in embed(make, job, store, lambda *_: None):
+        found[block.rows] = block.vectors
+    return found
+
+
+def test_damage_in_an_unfinished_store_is_told_too(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = matrix(job, Store(tmp_path / "whole"), encoder())
+    store = Store(tmp_path / "broken")
+    blocks = embed(encoder(), job, store, lambda *_: None)
+    next(blocks), next(blocks)
+    blocks.close()
+    (store.folder / "shard-00001.safetensors").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert np.array_equal(matrix(job, store, encoder()), whole)
+    assert [record.getMessage() for record in caplog.records] == ["shard 1 of broken is damaged: it is computed again"]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_told(job: Job, tmp_path: Path) -> None:
+    whole = matrix(job, Store(tmp_path / "whole"), encoder())
+    halved = Store(tmp_path / "halved")
+    assert np.array_equal(matrix(job, halved, encoder(room=2)), whole)
+    assert halved.spent().split_batches > 0
+    assert Store(tmp_path / "whole").spent().split_batches == 0
+
+
+def test_one_text_that_does_not_fit_is_the_floor(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="one document of 7 tokens does not fit into memory") as caught:
+        matrix(job, Store(tmp_path / "store"), encoder(room=0))
+    assert "max_length" in caught.value.next_step
+
+
+# (problem, whether memory ran out)
+PROBLEMS = {
+    "cuda": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+    "cpu": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
+    "python": (MemoryError(), True),
+    "a shape": (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), False),
+    "an index": (RuntimeError("index out of range in self"), False),
+    "cuda, but no memory": (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+}
+
+
+@pytest.mark.parametrize(("problem", "expected"), PROBLEMS.values(), ids=PROBLEMS)
+def test_only_a_lack_of_memory_splits_a_batch(problem: Exception, expected: bool, job: Job, tmp_path: Path) -> None:
+    assert memory.ran_out(problem) is expected
+    calls = []
+
+    class Failing(Counting):
+        def vectors(self, batch: Tokens) -> np.ndarray:
+            calls.append(len(batch))
+            raise problem
+
+    made = Failing(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    with pytest.raises(ResourceError if expected else type(problem)):
+        matrix(job, Store(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
+    assert (len(calls) > 1) is expected
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 20 * row_bytes(fake.WIDTH, "fp32")
+    for free, fits in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
+        store = Store(tmp_path / str(free))
+        if fits:
+            assert matrix(job, store, encoder()).any()
+        else:
+            with pytest.raises(ResourceError, match=r"GB free and this needs .* GB"):
+                matrix(job, store, encoder())
+            assert not list(store.folder.glob("shard-*"))
+
+
+def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, store = matrix(job, Store(tmp_path / "whole"), encoder()), Store(tmp_path / "full")
+    fsync, room = os.fsync, iter(range(10))  # the plan, then two shards: file and folder, shard and note
+
+    def filling(handle: int) -> None:
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", filling)
+        with pytest.raises(ResourceError, match="No space left on device") as caught:
+            matrix(job, store, encoder())
+    assert caught.value.next_step.endswith("then run the same command: 2 of 4 shards are kept")
+    assert not list(store.folder.glob("*.partial"))
+    assert np.array_equal(matrix(job, store, encoder()), whole)
+
+
+def test_what_a_killed_writer_left_is_swept(job: Job, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.folder.mkdir()
+    (store.folder / "shard-00000.safetensors.123.partial").write_bytes(b"half")
+    matrix(job, store, encoder())
+    assert not list(store.folder.glob("*.partial"))
+
+
+def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, used = Store(tmp_path / "store"), []
+    blocks = embed(encoder(), job, store, lambda *_: None)
+    next(blocks)
+    blocks.close()
+    plan = json.loads((store.folder / "plan.json").read_text())
+    assert (plan["budget"], plan["threads"]) == (16, torch.get_num_threads())
+    (store.folder / "plan.json").write_text(json.dumps({**plan, "threads": 3}))
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    matrix(dataclasses.replace(job, budget=1000), store, encoder())
+    assert used == [3]
+    assert store.plan(dict)["budget"] == 16
+
+
+def test_a_plan_for_other_tokens_is_refused(job: Job, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    next(embed(encoder(), job, store, lambda *_: None))
+    with pytest.raises(DataError, match="was planned for other tokens"):
+        matrix(dataclasses.replace(job, texts=Rows(21)), store, encoder())  # type: ignore[arg-type]
+
+
+def test_a_run_file_is_the_same_bytes_at_any_time(work: Callable[..., fake.Work], server: fake.Server) -> None:
+    one, two = work("one"), work("two")
+    finish(server, one)
+    time.sleep(1.1)  # gzip would write the second down
+    finish(server, two)
+    assert kept(one) == kept(two)
+    assert gzip.decompress(kept(one)["run.trec.gz"]).decode().startswith("q0 Q0 d")

@@ -1,0 +1,135 @@
+"""Every method gives the ids of its source, and the vector of a plain transformers computation of one text alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from retbench.cards import catalog
+from retbench.cards.method import Method, Role
+from retbench.encoders.dense import BackboneEncoder
+from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.wording import InapplicableError, Wording
+from retbench.engines import backbone
+from retbench.errors import DataError, UsageError
+from tests import plain, tiny
+
+TEXTS = (
+    "The heart pumps blood.",
+    'A "quoted" word, ünïcödé and 世界.',
+    "x",
+    "Bees carry pollen from one flower to the next. " * 3,  # longer than the limit
+    "def add(a, b):\n\treturn a + b",
+)
+LIMIT = 40
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.fixture(scope="module")
+def loaded(decoder: Path) -> backbone.Backbone:
+    return backbone.load(decoder, "float32", torch.device("cpu"))
+
+
+def encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
+    spec = EncoderSpec("weights", method, method.instruction, LIMIT, LIMIT, "float32")
+    used = loaded.used(method.attention, method.layer)
+    return BackboneEncoder(spec, used, Wording(used.tokenizer, method, method.instruction))
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+@pytest.mark.parametrize("name", plain.METHODS)
+def test_ids_and_vectors_are_those_of_the_source(
+    decoder: Path, loaded: backbone.Backbone, name: str, role: Role
+) -> None:
+    made = encoder(loaded, catalog.method(name))
+    tokens = made.prepare(TEXTS, role)
+    vectors = made.vectors(tokens)
+    for row, text in enumerate(TEXTS):
+        read = plain.METHODS[name](loaded.tokenizer, text, role, LIMIT)
+        assert tokens[row].tolist() == read.ids, text
+        assert vectors[row] @ plain.vector(decoder, read, name in plain.BIDIRECTIONAL) > 0.99999, text
+
+
+@pytest.mark.parametrize("layer", [0, 1, -2])
+def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: backbone.Backbone, layer: int) -> None:
+    made = encoder(loaded, catalog.method(f"mean:layer={layer}"))
+    vectors = made.vectors(made.prepare(TEXTS, "document"))
+    for row, text in enumerate(TEXTS):
+        read = plain.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
+        assert vectors[row] @ plain.vector(decoder, read, False, layer) > 0.99999
+
+
+def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
+    causal, turned = encoder(loaded, catalog.method("mean")), encoder(loaded, catalog.method("llm2vec"))
+    tokens = causal.prepare(TEXTS, "document")
+    before = causal.vectors(tokens)
+    assert (turned.vectors(tokens)[3] @ before[3]) < 0.9999
+    assert (causal.vectors(tokens) == before).all()
+
+
+@pytest.mark.parametrize("name", ["echo", "llm2vec"])
+@pytest.mark.parametrize("text", ["", "   "])
+def test_an_empty_text_has_a_vector_under_every_span(loaded: backbone.Backbone, name: str, text: str) -> None:
+    made = encoder(loaded, catalog.method(name))
+    assert made.vectors(made.prepare([text], "document")).shape == (1, tiny.WIDTH)
+
+
+def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone) -> None:
+    made = encoder(loaded, catalog.method("echo"))
+    tokens, order = made.prepare(TEXTS, "query"), torch.tensor([3, 0]).numpy()
+    batch = tokens.take(order)
+    assert [row.tolist() for row in batch] == [tokens[3].tolist(), tokens[0].tolist()]
+    assert batch.starts is not None
+    assert tokens.starts is not None
+    assert batch.starts.tolist() == tokens.starts[order].tolist()
+
+
+def test_an_option_changes_one_field_and_the_name_says_so() -> None:
+    method = catalog.method("promptreps:layer=-2,answer=In a word: ")
+    assert (method.layer, method.answer) == (-2, "In a word: ")
+    assert (method.name, method.fidelity) == ("promptreps:answer=In a word: ,layer=-2", "ours")
+    assert catalog.method("promptreps").fidelity == "exact"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("mean:layr=3", "no option 'layr'"),
+        ("mean:layer=deep", "expected int"),
+        ("mean:layer", "'layer' has no value"),
+        ("mean:pooling=most", "not a choice"),
+        ("mean:fidelity=exact", "no option 'fidelity'"),
+        ("echo:chat=true", "inside a chat"),
+        ("meen:layer=3", "no method called 'meen'"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        catalog.method(word)
+
+
+def test_a_layer_the_model_lacks_is_a_usage_error(loaded: backbone.Backbone) -> None:
+    with pytest.raises(UsageError, match="layer 3 of a model with 2"):
+        encoder(loaded, catalog.method("mean:layer=3"))
+
+
+def test_an_eos_method_needs_an_end_token() -> None:
+    bare = tiny.tokenizer()
+    bare.eos_token = None
+    with pytest.raises(InapplicableError, match="needs an end-of-sequence token"):
+        Wording(bare, catalog.method("eos"))
+
+
+def test_a_sparse_method_takes_the_last_state() -> None:
+    with pytest.raises(DataError, match="no logits"):
+        Method("odd", "", "ours", "a test", "mean", kind="sparse")
+
+
+def test_every_preset_says_where_it_comes_from() -> None:
+    for method in catalog.methods():
+        assert method.source, method.name
+        assert method.fidelity == "ours" or method.paper, method.name

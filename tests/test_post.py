@@ -1,0 +1,85 @@
+"""Post-processing is learned from the corpus alone, changes no stored vector, and is what its papers say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retbench.cards import catalog
+from retbench.encoders.post import Moments, fitted
+from retbench.errors import UsageError
+from retbench.store.shards import Block
+from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+
+DRAW = np.random.default_rng(5)
+RAW = (DRAW.normal(size=(200, 12)) * np.linspace(1, 4, 12) + 7).astype(np.float32)
+VECTORS = RAW / np.linalg.norm(RAW, axis=1, keepdims=True)
+
+
+def blocks() -> list[Block]:
+    return [Block(rows, VECTORS[rows]) for rows in np.array_split(DRAW.permutation(200), 3)]
+
+
+def unit(matrix: np.ndarray) -> np.ndarray:
+    return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
+
+
+def test_moments_do_not_depend_on_blocks() -> None:
+    moments = Moments.of(blocks())
+    assert np.allclose(moments.mean, VECTORS.mean(0))
+    assert np.allclose(moments.covariance, np.cov(VECTORS.T, bias=True), atol=1e-8)
+
+
+def test_centring_takes_the_mean_out() -> None:
+    after = fitted(catalog.method("mean:post=centre"), blocks())(VECTORS)
+    assert after.dtype == np.float32
+    assert np.allclose(after, unit(VECTORS - VECTORS.mean(0)), atol=1e-5)
+
+
+def test_dropping_takes_the_main_directions_out() -> None:
+    after = fitted(catalog.method("mean:post=drop-top,components=2"), blocks())(VECTORS)
+    centred = VECTORS - VECTORS.mean(0)
+    directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    assert np.allclose(after, unit(centred - centred @ directions.T @ directions), atol=1e-5)
+
+
+@pytest.mark.parametrize("components", [None, 4])
+def test_whitening_gives_every_direction_one_variance(components: int | None) -> None:
+    word = "mean:post=whiten" + (f",components={components}" if components else "")
+    after = fitted(catalog.method(word), blocks())(VECTORS)
+    centred = VECTORS - VECTORS.mean(0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    white = unit((centred @ directions.T / sizes)[:, :components])
+    assert np.allclose(after @ after.T, white @ white.T, atol=1e-4)  # the signs of directions are free
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("mean:components=3", "3 components"),
+        ("mean:post=whiten,components=0", "0 components"),
+        ("promptreps-hybrid:post=centre", "ranks by terms"),
+        ("mean:post=center", "did you mean centre"),
+    ],
+)
+def test_a_combination_without_sense_is_refused(word: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        catalog.method(word)
+    assert message in f"{caught.value.cause} {caught.value.next_step}"
+
+
+def test_more_directions_than_the_corpus_has_are_refused() -> None:
+    few = [Block(np.arange(5), VECTORS[:5])]
+    with pytest.raises(UsageError, match="asks for 9 components and the corpus has 4"):
+        fitted(catalog.method("mean:post=whiten,components=9"), few)
+
+
+def test_nothing_is_embedded_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:  # noqa: F811
+    methods = ["mean", "mean:post=centre", "mean:post=whiten", "mean:post=drop-top,components=3"]
+    found = cells("run", "--model", model, "--task", task, "--out", out, *(w for m in methods for w in ("--method", m)))
+    assert [cell["method"] for cell in found] == [
+        "mean", "mean:post=centre", "mean:post=whiten", "mean:components=3,post=drop-top",
+    ]  # fmt: skip
+    assert len({cell["settings_id"] for cell in found}) == 4
+    assert len(list((own_cache / "embeddings").rglob("manifest.json"))) == 2
+    assert call("report", out).exit_code == 0

@@ -1,0 +1,116 @@
+"""Published numbers: the tables, how they stand beside ours, imports, and what a run is expected to give."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from finished import finish
+from typer.testing import CliRunner
+
+from retbench.cards import catalog
+from retbench.cards.model import ModelCard, Reference
+from retbench.cli.main import app
+from retbench.errors import DataError, UsageError
+from retbench.pipelines.expected import expected
+from retbench.pipelines.report import report
+from retbench.pipelines.request import Request
+from retbench.records.cell import Cell
+from retbench.reports.references import published, read, shipped
+
+
+def test_every_shipped_column_is_a_task_or_a_group_of_ours() -> None:
+    groups = {group for suite in catalog.suites() for group in suite.groups or {}}
+    for table in shipped():
+        unknown = [task for task in table.tasks if task not in catalog.tasks() and task not in groups]
+        assert unknown == [], table.name
+        assert table.suite is None or table.suite in catalog.suites()
+
+
+def test_every_shipped_table_has_the_metric_and_protocol_of_its_tasks() -> None:
+    for table in shipped():
+        for task in (task for task in table.tasks if task in catalog.tasks()):
+            card = catalog.task(task)
+            assert card.protocol == table.protocol, (table.name, task)
+            assert card.metric == table.metrics.get(task, table.metric), (table.name, task)
+
+
+def test_every_shipped_figure_is_a_score() -> None:
+    for row in published():
+        figures = [*row.scores.values(), *([row.mean] if row.mean is not None else [])]
+        assert figures, row
+        assert all(0 < figure < 1 and math.isfinite(figure) for figure in figures), row
+
+
+def test_published_rows_are_marked_and_never_ranked(tmp_path: Path) -> None:
+    finish(tmp_path, "m", "scifact", [0.5] * 4)
+    assert report(tmp_path).blocks[0].references == []
+    text = report(tmp_path, reference=True).text("markdown")
+    assert "| – | – | E5-Mistral-7B† | published: mteb-beir | 76.42 |" in text
+    only = report(tmp_path, only=("repllama",)).text("markdown")
+    assert "RepLLaMA-7B†" in only
+    assert "E5-Mistral" not in only
+    with pytest.raises(UsageError, match="repllamma"):
+        report(tmp_path, only=("repllamma",))
+
+
+def test_another_metric_a_sample_or_a_protocol_keeps_them_out(tmp_path: Path) -> None:
+    finish(tmp_path / "a", "m", "scifact", [0.5] * 4, settings={"sample": 4})
+    finish(tmp_path / "b", "m", "scifact", [0.5] * 4, settings={"protocol": "study"})
+    finish(tmp_path / "c", "m", "msmarco-dev", [0.5] * 4)  # published by another metric
+    for folder in "abc":
+        assert report(tmp_path / folder, reference=True).blocks[0].references == []
+
+
+def test_a_group_column_takes_the_published_mean(tmp_path: Path) -> None:
+    for forum in ("android", "english"):
+        finish(tmp_path, "m", f"cqadupstack-{forum}", [0.5] * 4, suite="beir")
+    finish(tmp_path, "m", "scifact", [0.7] * 4, suite="beir")
+    text = report(tmp_path, only=("mteb-beir",)).text("markdown")
+    head = next(line for line in text.splitlines() if line.startswith("| rank"))
+    assert "| cqadupstack | scifact |" in head
+    assert "| 60.00 | 50.00? | 70.00? |" in text
+    assert f"| {(46.00 + 76.42) / 2:.2f} | 46.00 | 76.42 |" in text
+    assert "The average is over 2 of the 15 entries of beir." in text
+
+
+def test_a_row_of_the_wrong_length_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text('name = "t"\ntitle = "t"\nsource = "s"\ntasks = ["a", "b"]\n[rows]\n"m" = [1.0]\n')
+    with pytest.raises(DataError, match=r"t.toml:6: rows.m: 1 scores for 2 tasks"):
+        read(tmp_path / "t.toml")
+
+
+def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: Path) -> None:
+    finish(tmp_path / "r", "m", "scifact", [0.5] * 4)
+    folder = tmp_path / "org__model" / "rev"
+    folder.mkdir(parents=True)
+    for name, score in (("SciFact", 0.61), ("NFCorpus", 0.33)):
+        row = {"hf_subset": "default", "ndcg_at_10": score, "main_score": score}
+        (folder / f"{name}.json").write_text(json.dumps({"task_name": name, "scores": {"test": [row]}}))
+        result = CliRunner().invoke(app, ["import", str(folder / f"{name}.json"), "--results", str(tmp_path / "r")])
+        assert result.exit_code == 0, result.output
+    (table,) = map(read, (tmp_path / "r" / "references").glob("*.toml"))
+    assert table.rows == {"org/model": (0.61, 0.33)}
+    assert "| org/model† | published: org-model-standard | 61.00 |" in report(tmp_path / "r", True).text("markdown")
+
+
+def _cell(model: str = "minilm-l6", method: str = "mean", sample: int | None = None) -> Cell:
+    return Cell(model, method, "scifact", "beir", "test", "done", sample=sample, scores={"ndcg_at_10": 0.6451})
+
+
+def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> None:
+    model = catalog.model("minilm-l6")
+    request, task = Request(("minilm-l6",), ("scifact",)), catalog.task("scifact")
+    (found,) = expected(_cell(), model, task, request)
+    assert (found.metric, found.met) == ("ndcg_at_10", True)
+    assert expected(_cell(sample=10), model, task, request) == ()
+    assert expected(_cell(method="last"), model, task, request) == ()
+    assert expected(_cell(), model, replace(task, fields=("text",)), request) == ()
+    assert expected(_cell(), model, task, Request(("minilm-l6",), ("scifact",), overrides={"max_length": 64})) == ()
+
+
+def test_a_model_card_may_know_its_score_too() -> None:
+    model = ModelCard("mine", reference=(Reference("scifact", "ndcg_at_10", 0.9, "a paper", 0.01),))
+    (found,) = expected(_cell("mine"), model, catalog.task("scifact"), Request(("mine",), ("scifact",)))
+    assert (found.score, found.met) == (0.9, False)

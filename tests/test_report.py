@@ -1,0 +1,274 @@
+"""The board: what may stand side by side, how rows are ranked, and that no name can break a table."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import METRIC, NASTY, fail, finish
+from typer.testing import CliRunner
+
+from retbench.cards.model import Training
+from retbench.cli.main import app
+from retbench.errors import DataError, MissingError
+from retbench.pipelines.report import finished, report
+from retbench.records.ledger import Ledger, read
+from retbench.records.record import SCHEMA
+from retbench.reports.formats import spreadsheet, tex
+from retbench.reports.grid import Cell, grid
+from retbench.reports.tree import tree_mean
+
+GENERATOR = np.random.default_rng(1)
+GOOD = GENERATOR.uniform(0.6, 0.9, 40)
+SAME = GOOD + GENERATOR.normal(0, 0.01, 40)
+BAD = GOOD - 0.3
+
+
+def _cli(*words: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["-q", *map(str, words)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def _rows(root: Path) -> list[tuple[int, str, str]]:
+    (block,) = report(root).blocks
+    places = [(row, block.place(row, block.goal)) for row in block.rows]
+    return [(place.rank, place.letters, row.model) for row, place in places if place]
+
+
+def test_rank_counts_the_rows_that_are_significantly_better(tmp_path: Path) -> None:
+    for model, scores in (("good", GOOD), ("same", SAME), ("bad", BAD)):
+        finish(tmp_path, model, "t", scores)
+    assert sorted(_rows(tmp_path)) == [(1, "a", "good"), (1, "a", "same"), (3, "b", "bad")]
+
+
+def test_the_average_is_ranked_over_the_queries_of_all_tasks(tmp_path: Path) -> None:
+    for model, shift in (("good", 0.0), ("bad", 0.2)):
+        finish(tmp_path, model, "one", GOOD - shift)
+        finish(tmp_path, model, "two", BAD[:20] - shift)
+    (block,) = report(tmp_path).blocks
+    assert [row.model for row in block.rows] == ["good", "bad"]
+    assert block.average(block.rows[0]) == pytest.approx((GOOD.mean() + BAD[:20].mean()) / 2)
+    place = block.place(block.rows[1], None)
+    assert place is not None
+    assert (place.rank, place.over_tasks) == (2, None)
+    assert place.interval.low < GOOD.mean() / 2 + BAD[:20].mean() / 2 - 0.2 < place.interval.high
+
+
+def test_six_tasks_are_also_ranked_over_tasks(tmp_path: Path) -> None:
+    for model, shift in (("good", 0.0), ("bad", 0.2)):
+        for task in "abcdef":
+            finish(tmp_path, model, task, GOOD - shift)
+    (block,) = report(tmp_path).blocks
+    assert [place.over_tasks for row in block.rows if (place := block.place(row, None))] == [1, 2]
+
+
+def test_a_group_counts_once_in_the_average() -> None:
+    forums = [f"cqadupstack-{name}" for name in ("android", "english")]
+    assert tree_mean("beir", {forums[0]: 0.2, forums[1]: 0.4, "scifact": 0.5}) == pytest.approx(0.4)
+
+
+def test_no_average_over_missing_cells_and_failures_are_told(tmp_path: Path) -> None:
+    finish(tmp_path, "whole", "one", GOOD)
+    finish(tmp_path, "whole", "two", GOOD)
+    finish(tmp_path, "half", "one", BAD)
+    fail(tmp_path, "half", "two", error="out of memory")
+    fail(tmp_path, "never", "one", method="-")
+    text = report(tmp_path).text("markdown")
+    assert "| – | – | half | bm25 | – |" in text
+    assert "failed: half on two: out of memory." in text
+    assert "never" in text
+    assert "no average over missing cells" in text
+
+
+def test_a_success_takes_the_note_of_the_failure_away(tmp_path: Path) -> None:
+    fail(tmp_path, "m", "t")
+    fail(tmp_path, "m", "t", method="-")
+    finish(tmp_path, "m", "t", GOOD)
+    assert Ledger(tmp_path).scan().failures == []
+
+
+def test_other_documents_make_another_block_and_the_difference_is_named(tmp_path: Path) -> None:
+    finish(tmp_path, "a", "t", GOOD)
+    finish(tmp_path, "b", "t", GOOD, fingerprint="another", created="2026-02-01")
+    finish(tmp_path, "c", "t", GOOD, settings={"split": "train"})
+    blocks = report(tmp_path).blocks
+    assert [[row.model for row in block.rows] for block in blocks] == [["a"], ["b"], ["c"]]
+    assert [block.apart for block in blocks] == [(), ("collection of t",), ("split",)]
+    assert "Not comparable with the first block of custom: another collection of t." in report(tmp_path).text(
+        "markdown"
+    )
+
+
+def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: Path) -> None:
+    finish(tmp_path, "old", "t", GOOD)
+    finish(tmp_path, "new", "t", BAD, settings={"excluded": "keep", "relevant_from": 1})
+    assert len(_rows(tmp_path)) == 2
+    finish(tmp_path, "other", "t", BAD, settings={"relevant_from": 2}, created="2027")
+    assert [block.apart for block in report(tmp_path).blocks] == [(), ("relevant_from of t",)]
+
+
+def test_of_two_runs_of_a_cell_the_newer_counts_and_the_board_says_so(tmp_path: Path) -> None:
+    finish(tmp_path, "m", "t", BAD, settings={"excluded": "keep"}, created="2027")
+    finish(tmp_path, "m", "t", GOOD, created="2026")
+    (block,) = report(tmp_path).blocks
+    assert block.rows[0].score("t") == pytest.approx(BAD.mean())
+    assert "Older runs left out, because the same cell was run again: 1." in report(tmp_path).text("markdown")
+
+
+def test_two_settings_of_one_model_are_two_rows_with_the_setting_in_the_name(tmp_path: Path) -> None:
+    finish(tmp_path, "m", "t", GOOD)
+    finish(tmp_path, "m", "t", BAD, settings={"depth": 10})
+    (block,) = report(tmp_path).blocks
+    assert [row.label for row in block.rows] == ["bm25 (depth 100)", "bm25 (depth 10)"]
+
+
+def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
+    finish(tmp_path, "a", "t", GOOD)
+    finish(tmp_path, "b", "t", BAD)
+    assert len(_rows(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("sets", "mark"), [(None, "?"), ((), ""), (("t",), "*")])
+def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...] | None, mark: str) -> None:
+    finish(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
+    (block,) = report(tmp_path).blocks
+    assert [cell.mark for cell in grid(block).lines[0].cells if cell.task == "t"] == [mark]
+
+
+def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: Path) -> None:
+    def trained(seed: int) -> Training:
+        return Training({"name": "quick", "seed": seed}, "f", {"fingerprint": "d"}, {}, {}, "retbench finetune")
+
+    finish(tmp_path, "plain", "t", GOOD)
+    finish(tmp_path, "one", "t", GOOD, training=trained(1))
+    assert "| one‡ |" in report(tmp_path).text("markdown")
+    assert "plain‡" not in report(tmp_path).text("markdown")
+    finish(tmp_path, "two", "t", GOOD, training=trained(2))
+    assert "‡" not in report(tmp_path).text("markdown")
+
+
+def test_price_needs_a_rate_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(tmp_path / "r", "m", "t", GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert "price" not in report(tmp_path / "r").text("markdown")
+    (tmp_path / "retbench.toml").write_text('[prices]\n"a processor" = 0.36\n')
+    assert "| 1.00 |" in report(tmp_path / "r").text("markdown")  # 1e6 documents at 100/s are 2.78 hours
+
+
+# --- bad input
+
+
+def test_what_cannot_be_read_is_named_and_skipped_with_exit_1(tmp_path: Path) -> None:
+    good, half, edited, odd = (finish(tmp_path, name, "t", GOOD) for name in ("good", "half", "edited", "odd"))
+    (half / "record.json").write_text("{")
+    facts = json.loads((edited / "record.json").read_text())
+    facts["scores"][METRIC] = 0.99
+    (edited / "record.json").write_text(json.dumps(facts))
+    (odd / "per_query.parquet").write_bytes(b"PAR1")
+    code, out, err = _cli("report", tmp_path)
+    assert code == 1
+    assert "| good |" in out
+    assert "edited" not in out
+    assert all(str(folder) in err for folder in (half, edited, odd))
+    assert str(good) not in err
+
+
+def test_edited_settings_are_noticed(tmp_path: Path) -> None:
+    folder = finish(tmp_path, "m", "t", GOOD)
+    facts = json.loads((folder / "record.json").read_text())
+    facts["settings"]["depth"] = 7
+    (folder / "record.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="settings-id"):
+        report(tmp_path)
+
+
+def test_an_older_record_is_migrated(tmp_path: Path) -> None:
+    folder = finish(tmp_path, "m", "t", GOOD)
+    today = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**today, "schema": 1, "failures": []}))
+    assert read(folder / "record.json").schema == SCHEMA
+    assert report(tmp_path).problems == []
+
+
+def test_a_record_of_the_future_is_refused(tmp_path: Path) -> None:
+    folder = finish(tmp_path, "m", "t", GOOD)
+    today = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps({**today, "schema": SCHEMA + 1}))
+    with pytest.raises(DataError, match=r"has schema \d"):
+        read(folder / "record.json")
+
+
+def test_an_empty_folder_says_how_to_begin(tmp_path: Path) -> None:
+    with pytest.raises(MissingError):
+        report(tmp_path)
+    assert _cli("report", tmp_path)[0] == 3
+
+
+# --- formats
+
+
+def test_a_hostile_name_breaks_no_table(tmp_path: Path) -> None:
+    finish(tmp_path, NASTY, "t", GOOD)
+    made = report(tmp_path)
+    table = [line for line in made.text("markdown").splitlines() if line.startswith("|")]
+    assert len(table) == 3
+    assert "<img" not in table[2]
+    assert table[2].replace("\\|", "").count("|") == table[0].count("|")
+    body = next(line for line in made.text("latex").splitlines() if "onerror" in line)
+    assert body.endswith("\\\\")
+    assert body.replace("\\&", "").count("&") == len(grid(made.blocks[0]).heads) - 1
+    rows = list(csv.DictReader(io.StringIO(made.text("csv"))))
+    assert rows[0]["model"] == NASTY
+
+
+def test_latex_escapes_every_special_character() -> None:
+    assert tex("a_b\\{}&%$#~^") == r"a\_b\textbackslash{}\{\}\&\%\$\#\textasciitilde{}\textasciicircum{}"
+
+
+def test_a_formula_does_not_run_in_a_spreadsheet() -> None:
+    assert spreadsheet(Cell("=1+1", "=1+1")) == "'=1+1"
+
+
+def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
+    finish(tmp_path, "good", "t", GOOD)
+    finish(tmp_path, "bad", "t", BAD)
+    fail(tmp_path, "lost", "t")
+    code, out, _ = _cli("report", tmp_path, "--json")
+    cells = json.loads(out)
+    assert code == 0
+    assert [(c["model"], c["task"], c["status"]) for c in cells] == [
+        ("bad", "t", "done"), ("good", "t", "done"), ("lost", "t", "failed"),
+        ("good", None, "done"), ("bad", None, "done"), ("lost", None, "incomplete"),
+    ]  # fmt: skip
+    assert [c.get("rank") for c in cells] == [2, 1, None, 1, 2, None]
+    assert len(finished(tmp_path)) == 2
+
+
+def test_report_can_be_written_to_a_file(tmp_path: Path) -> None:
+    finish(tmp_path / "r", "m", "t", GOOD)
+    assert _cli("report", tmp_path / "r", "--format", "latex", "--out", tmp_path / "t.tex")[0] == 0
+    assert "\\begin{tabular}" in (tmp_path / "t.tex").read_text()
+
+
+LIGHT = """
+import sys
+from typer.testing import CliRunner
+from retbench.cli.main import app
+for words in (["report", "{r}", "--format", "html"], ["compare", "{a}", "{a}", "--results", "{r}"],
+              ["study", "status", "specialized-mini", "--out", "{r}"], ["study", "report", "specialized-mini"],
+              ["list", "results", "--results", "{r}"]):
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, (words, found.output)
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+
+
+def test_reports_start_without_torch(tmp_path: Path) -> None:
+    folder = finish(tmp_path, "m", "t", GOOD)
+    code = LIGHT.format(r=tmp_path, a=folder)
+    call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert call.returncode == 0, call.stderr

@@ -1,0 +1,373 @@
+"""Reranking by vectors: the listwise prompt byte for byte, scores as plainly computed, bad runs refused."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from retbench.cards import reranker
+from retbench.corpora.opening import open_collection
+from retbench.encoders.dense import BackboneEncoder
+from retbench.encoders.listing import Sheet, text
+from retbench.encoders.wording import Wording
+from retbench.errors import DataError, UsageError
+from retbench.pipelines import first
+from retbench.rerankers import listing
+from retbench.rerankers.pools import Pool, rerank, windows
+from retbench.rerankers.vectors import ByVectors
+from retbench.retrievers.ranking import Ranking
+from tests import small, tiny
+from tests.test_run import call, cells
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def mute(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model without a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "mute"
+    folder.mkdir()
+    for file in model.iterdir():
+        if file.name != "chat_template.jinja":
+            (folder / file.name).write_bytes(file.read_bytes())
+    assert AutoTokenizer.from_pretrained(folder).chat_template is None
+    return folder
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return small.write(tmp_path / "pantry")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def record(cell: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(cell["record"]) / "record.json").read_text())
+    return found
+
+
+def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
+    return first.ours(Path(cell["record"])).ranking.named(first.ours(Path(cell["record"])).collection)
+
+
+def texts() -> dict[str, str]:
+    return {name: f"{title} {text}".strip() for name, title, text in small.DOCUMENTS}
+
+
+def vectors(folder: Path, prompts: list[str]) -> np.ndarray:
+    """Last states by transformers alone, one text at a time."""
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    found = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        if not ids.shape[1]:
+            ids = torch.tensor([[tokenizer.eos_token_id]])
+        with torch.inference_mode():
+            found.append(torch.nn.functional.normalize(model(ids).last_hidden_state[0, -1].float(), dim=0).numpy())
+    return np.stack(found)
+
+
+FULL = ("--set", "dtype=float32")  # a machine with fast bfloat16 would round where the plain computation does not
+LISTED = (
+    "<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n<|im_start|>user\n"
+    "Given a web search query and some relevant documents, rerank the documents that answer the query:\n"
+    "Documents:\n[1] {0}\n[2] {1}\n[3] {2}\nSearch Query: {3}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def test_the_listwise_prompt_and_its_cosines_are_the_plain_computation(model: Path, task: Path, out: Path) -> None:
+    plain, listed = cells(
+        "run",
+        *FULL,
+        "--model",
+        model,
+        "--task",
+        task,
+        "--method",
+        "last",
+        "--rerank",
+        "e2rank:documents=3",
+        "--out",
+        out,
+    )
+    assert (plain["rerank"], listed["rerank"]) == ([], ["e2rank:documents=3"])
+    documents, before = texts(), ranked(plain)
+    every = vectors(model, list(documents.values()))
+    for query, wording in small.QUERIES[:3]:
+        shown = [" ".join(documents[name].split()) for name in before[query][:3]]
+        (asked,) = vectors(model, [LISTED.format(*shown, wording)])
+        scores = dict(zip(documents, every @ asked, strict=True))
+        after = ranked(listed)[query]
+        assert sorted(after) == sorted(before[query])
+        assert [scores[name] for name in after] == sorted(scores.values(), reverse=True)
+    sample = json.loads((Path(listed["record"]) / "sample.json").read_text())
+    names = before["q1"][:3]
+    assert sample["prompt"] == LISTED.format(*(documents[name] for name in names), "how to brew a hot drink")
+    facts = record(listed)["cost"]["rerank"][0]
+    assert (facts["form"], facts["prompts"], facts["prompts_cut"]) == ("chat", 3, 0)
+    assert facts["latency"].keys() == {"mean", "median", "longest"}
+
+
+def test_thinking_is_disabled_where_the_template_knows_it(model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template += "{% if enable_thinking is false %}<think></think>{% endif %}"
+    sheet = Sheet(Wording(tokenizer, _method("last")), chat=True, limit=999)
+    assert tokenizer.decode(sheet.tokens("x")[0]).endswith("assistant\n<think></think>")
+
+
+def _method(name: str) -> Any:
+    from retbench.cards import catalog
+
+    return catalog.method(name)
+
+
+def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", mute, "--task", task, "--method", "last", "--out", out)
+    *_, listed = cells(*line, "--rerank", "e2rank:documents=2")
+    sample = json.loads((Path(listed["record"]) / "sample.json").read_text())
+    assert sample["prompt"].startswith("Given a web search query")
+    assert sample["prompt"].endswith("Search Query: how to brew a hot drink")
+    refused = call(*line, "--rerank", "e2rank:form=chat", "--json")
+    (_, skipped) = json.loads(refused.stdout)
+    assert (skipped["status"], refused.exit_code) == ("skipped", 0)
+    assert "no chat template" in skipped["error"]
+
+
+def test_documents_share_what_is_left_equally(mute: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(mute)
+    documents = ["short", "bread " * 400, "water " * 300]
+    settings = reranker.E2Rank(documents=3)
+
+    def fitted(limit: int) -> tuple[list[int], Any]:
+        sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=limit)
+        asked: Any = listing.Listing(None, sheet, settings, str, lambda x: x)  # type: ignore[arg-type]
+        ids = asked.fitted("why?", documents).flat
+        assert len(ids) <= limit
+        parts = tokenizer.decode(ids).partition("Documents:\n")[2].partition("\nSearch Query")[0].split("\n")
+        return [sheet.length(part.partition("] ")[2]) for part in parts], asked.counts
+
+    (first_, second, third), counts = fitted(300)
+    assert (first_, counts.prompts_cut, counts.documents_left_out) == (len(tokenizer("short")["input_ids"]), 1, 0)
+    assert abs(second - third) <= 1
+    room = 300 - len(tokenizer(text("why?", [*documents[:1], "", ""]))["input_ids"])
+    assert abs(second + third - room) < 8  # texts joined have other tokens than texts apart
+    sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=0)
+    least = text("why?", sheet.cut(documents, listing.LEAST))
+    lengths, counts = fitted(len(sheet.tokens(least).flat) - 1)
+    assert (len(lengths), counts.documents_left_out) == (2, 1)
+    with pytest.raises(UsageError, match="fewer than two documents"):
+        fitted(60)
+
+
+def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(mute)
+    sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=300)
+    asked: Any = listing.Listing(None, sheet, reranker.E2Rank(), str, lambda x: x)  # type: ignore[arg-type]
+    assert len(asked.fitted("north " * 500, ["one", "two"]).flat) <= 300
+    assert asked.counts.queries_cut == 1
+
+
+def test_where_fewer_than_two_documents_fit_the_cell_is_skipped(mute: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", mute, "--task", task, "--method", "last", "--rerank", "e2rank:length=40", "--out", out)
+    answer = call(*line, "--json")
+    plain, skipped = json.loads(answer.stdout)
+    assert (plain["status"], skipped["status"], answer.exit_code) == ("done", "skipped", 0)
+    assert "fewer than two documents" in skipped["error"]
+    board = call("report", out).output
+    assert "e2rank:length=40" in board
+
+
+def test_documents_are_not_embedded_again(model: Path, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
+    cells(*line)
+    seen: list[int] = []
+    embed = BackboneEncoder.vectors
+    monkeypatch.setattr(BackboneEncoder, "vectors", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
+    cells(*line, "--rerank", "rocchio")
+    assert seen == []
+    cells(*line, "--rerank", "e2rank")
+    assert seen == [1, 1, 1]
+    cells(*line, "--rerank", "e2rank")
+    assert seen == [1, 1, 1]
+
+
+def test_only_candidates_are_embedded_where_no_corpus_is_stored(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:model={model},method=last")
+    plain, baseline, listed = cells(*line)
+    assert baseline["rerank"] == ["vectors:method=last,model=tiny"]
+    assert listed["rerank"] == ["e2rank:method=last,model=tiny"]
+    found, documents = ranked(plain), texts()
+    for query, wording in small.QUERIES[:3]:
+        asked, *rest = vectors(model, [wording, *(documents[name] for name in found[query])])
+        scores = {name: float(asked @ other) for name, other in zip(found[query], rest, strict=True)}
+        assert ranked(baseline)[query] == sorted(found[query], key=lambda name: -scores[name])
+    assert str(model) not in (Path(listed["record"]) / "record.json").read_text()
+    assert record(listed)["cards"]["rerankers"][0]["name"] == "tiny"
+    (again, *_) = cells(*line)
+    assert again["cached"]
+
+
+def test_rocchio_is_the_textbook_formula(model: Path, task: Path, out: Path) -> None:
+    word = "rocchio:documents=2,alpha=0.5,beta=2,gamma=0.25"
+    plain, moved = cells(
+        "run", *FULL, "--model", model, "--task", task, "--method", "last", "--rerank", word, "--out", out
+    )
+    documents, before = texts(), ranked(plain)
+    every = dict(zip(documents, vectors(model, list(documents.values())), strict=True))
+    for query, wording in small.QUERIES[:3]:
+        (asked,) = vectors(model, [wording])
+        order = before[query]
+        asked = 0.5 * asked + 2 * np.mean([every[name] for name in order[:2]], axis=0)
+        asked = asked - 0.25 * np.mean([every[name] for name in order[-2:]], axis=0)
+        assert ranked(moved)[query] == sorted(order, key=lambda name: -float(every[name] @ asked))
+
+
+def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
+    """By hand: counts smoothed by the collection's, for the words that stemming and stop words leave."""
+    own = call("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
+    (whole,) = json.loads(own.stdout)
+    file = task.parent / "theirs.txt"
+    file.write_text("".join(f"q1 Q0 {name} {n} {-n} x\n" for n, (name, _, _) in enumerate(small.DOCUMENTS)))
+    _, ordered = cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
+    found = ranked(whole)["q1"]
+    assert ranked(ordered)["q1"][: len(found)] == found
+    rest = [name for name, _, _ in small.DOCUMENTS if name not in found]
+    assert ranked(ordered)["q1"][len(found) :] == rest
+    assert reranker.wanted("ql:model=some").word == "likelihood:model=some"
+
+
+def test_rerankers_compose_and_every_stage_is_a_row(model: Path, task: Path, out: Path) -> None:
+    line = ("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
+    *_, last = cells(*line, "--rerank", "e2rank:documents=2", "--rerank", "rocchio")
+    assert last["rerank"] == ["e2rank:documents=2", "rocchio"]
+    assert [one["rerank"] for one in record(last)["cost"]["rerank"]] == ["e2rank:documents=2", "rocchio"]
+    board = call("report", out).output
+    for row in ("| last |", "| last + e2rank:documents=2 |", "| last + e2rank:documents=2 + rocchio |"):
+        assert row in board
+
+
+def test_a_dense_depth_leaves_the_tail_alone() -> None:
+    class Reversed:
+        depth = 3
+
+        def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+            return np.arange(len(pool.rows))[::-1], np.array([0.9, 0.5, 0.1])[: len(pool.rows)]
+
+        facts = first = dict
+
+    ranking = Ranking([np.array([4, 7, 1, 9, 2]), np.array([3])], [np.arange(5, 0, -1.0), np.array([1.0])])
+    found = rerank(ranking, ["a", "b"], Reversed(), lambda: None)
+    assert found.ranking.rows[0].tolist() == [1, 7, 4, 9, 2]
+    assert np.all(np.diff(found.ranking.scores[0]) < 0)
+    assert found.ranking.rows[1].tolist() == [3]  # one candidate is no question
+    assert len(found.seconds) == 2
+
+
+def test_windows_let_a_document_climb_to_the_top() -> None:
+    assert [(w.start, w.stop) for w in windows(10, 4, 2)] == [(6, 10), (4, 8), (2, 6), (0, 4)]
+    assert [(w.start, w.stop) for w in windows(5, 4, 3)] == [(1, 5), (0, 2)]
+    assert list(windows(3, 4, 2)) == [slice(0, 3)] == list(windows(3, 0, 10))
+
+    class Ask:
+        def __call__(self, pool: Pool) -> np.ndarray:
+            return np.array([1.0], dtype=np.float32)
+
+        facts = first = dict
+
+    by = ByVectors(Ask(), lambda rows: rows[:, None].astype(np.float32), 10, window=4, step=2)
+    order, scores = by(Pool(0, "?", np.arange(10), np.arange(10, 0, -1.0)))
+    assert order[0] == 9
+    assert sorted(order) == list(range(10))
+    assert np.all(np.diff(scores) < 0)
+
+
+RUN = "q1 Q0 coffee 1 9.5 x\nq1 Q0 tea 2 7.25 x\nq1 Q0 bread 3 7 x\nq2 Q0 train 1 2 x\nother Q0 tea 1 1 x\n"
+
+
+def test_a_run_of_another_system_is_reranked_and_stands_beside(model: Path, task: Path, out: Path) -> None:
+    file = task.parent / "theirs.txt"
+    file.write_text(RUN)
+    line = ("rerank", file, "--task", task, "--with", f"rocchio:model={model}", "--out", out)
+    own, baseline, moved = cells(*line)
+    assert [cell["model"] for cell in (own, baseline, moved)] == ["theirs"] * 3
+    assert ranked(own)["q1"] == ["coffee", "tea", "bread"]
+    assert sorted(ranked(moved)["q1"]) == ["bread", "coffee", "tea"]
+    assert ranked(moved)["q3"] == []
+    assert "theirs" in call("report", out).output
+    again = cells("rerank", own["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
+    assert again[-1]["settings_id"] == moved["settings_id"]
+    assert again[-1]["cached"]
+
+
+@pytest.mark.parametrize(
+    ("run", "with_", "words", "code"),
+    [
+        ("q1 Q0 nothing 1 1 x\n", "rocchio", "ranks 'nothing', which is not in the collection", 4),
+        ("q1 Q0 tea 1 2 x\nq1 Q0 tea 2 1 x\n", "rocchio", "ranks a document twice", 4),
+        ("strange Q0 tea 1 1 x\n", "rocchio", "none of the 3 queries", 4),
+        ("q1 tea 1\n", "rocchio", "is not a TREC run", 4),
+        (RUN, "rocchio", "has no vectors to rerank by", 2),
+        (RUN, "rocchio:model=bm25", "bm25 has no vectors", 2),
+        (RUN, "rochio", "did you mean rocchio", 2),
+        (RUN, "e2rank:documents=1", "is no list", 2),
+        (RUN, "e2rank:window=5,step=6", "no document could climb", 2),
+        (RUN, "vectors:depth=0", "leaves nothing to rerank", 2),
+        (RUN, "vectors:deep=3", "did you mean depth", 2),
+    ],
+)
+def test_bad_runs_and_options_are_refused_by_name(
+    task: Path, out: Path, run: str, with_: str, words: str, code: int
+) -> None:
+    file = task.parent / "theirs.txt"
+    file.write_text(run)
+    answer = call("rerank", file, "--task", task, "--with", with_, "--out", out)
+    assert answer.exit_code == code
+    assert words in answer.output
+
+
+def test_a_run_file_needs_its_task(task: Path, out: Path) -> None:
+    file = task.parent / "theirs.txt"
+    file.write_text(RUN)
+    answer = call("rerank", file, "--with", "rocchio", "--out", out)
+    assert (answer.exit_code, "--task TASK" in answer.output) == (2, True)
+
+
+def test_excluded_documents_never_come_back(
+    model: Path, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = task.parent / "theirs.txt"
+    file.write_text(RUN)
+    opened: Callable[..., Any] = open_collection
+    monkeypatch.setattr(
+        first, "open_collection", lambda card: replace(opened(card), excluded={"q1": frozenset({"coffee"})})
+    )
+    own, _ = first.foreign(file, str(task), out, "retbench rerank")
+    assert own.ranking.named(own.collection)["q1"] == ["tea", "bread"]
+
+
+def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path, out: Path) -> None:
+    (cell,) = cells("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
+    other = first.ours(Path(cell["record"]))
+    from retbench.pipelines.judges import judge
+    from retbench.pipelines.reranking import Crew
+
+    moved = replace(other, record=replace(other.record, model=str(tiny.build(task.parent / "tiny2", hidden_size=32))))
+    with pytest.raises(DataError, match="are not those of the run"):
+        judge(reranker.wanted("rocchio"), moved, None, Crew(lambda _: None).find)
+
+
+def test_one_spelling_for_one_reranker() -> None:
+    assert reranker.wanted("e2rank:step=10,depth=50").word == "e2rank:depth=50"
+    assert reranker.wanted("rocchio:beta=1,alpha=2").word == "rocchio:alpha=2.0,beta=1.0"

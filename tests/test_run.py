@@ -1,0 +1,239 @@
+"""The main story from the command line: real files in, records and boards out, clear errors, nothing lost."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import retbench
+from retbench.cli.main import app
+from retbench.errors import DataError
+from tests import small, tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return small.write(tmp_path / "pantry")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def call(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+def cells(*words: object) -> list[dict[str, Any]]:
+    answer = call(*words, "--json")
+    assert answer.exit_code == 0, answer.output
+    found: list[dict[str, Any]] = json.loads(answer.stdout)
+    return found
+
+
+def test_a_run_leaves_a_whole_record(model: Path, task: Path, out: Path) -> None:
+    (cell,) = cells("run", "--model", model, "--task", task, "--method", "promptreps", "--out", out)
+    assert (cell["model"], cell["method"], cell["task"], cell["suite"]) == ("tiny", "promptreps", "pantry", "custom")
+    assert (cell["documents"], cell["queries"], cell["status"]) == (20, 3, "done")
+    folder = Path(cell["record"])
+    assert folder == out / "custom" / "pantry" / "tiny" / cell["settings_id"]
+    record = json.loads((folder / "record.json").read_text())
+    assert record["cards"]["method"]["answer"] == 'The word is: "'
+    assert record["texts"]["document"]["empty"] == 1
+    assert record["texts"]["document"]["kernel"] == "blocks"
+    assert record["cost"]["seconds"].keys() >= {"embed queries", "embed and search documents", "score"}
+    assert str(model.parent) not in (folder / "record.json").read_text()
+    sample = json.loads((folder / "sample.json").read_text())
+    assert sample["query"]["text"] == "how to brew a hot drink"
+    assert sample["query"]["read"].endswith('The word is: "')
+    table = pq.read_table(folder / "per_query.parquet")
+    assert table.column("query").to_pylist() == ["q1", "q2", "q3"]
+    assert np.mean(table.column("ndcg_at_10").to_pylist()) == pytest.approx(cell["main_score"])
+
+
+def test_the_same_line_again_does_nothing(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", model, "--task", task, "--method", "mean", "--out", out)
+    (first,) = cells(*line)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    (again,) = cells(*line)
+    assert again["cached"]
+    assert again["scores"] == first["scores"]
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
+    assert "nothing to do" in call(*line).output
+
+
+@pytest.mark.parametrize(
+    "change", [("--set", "max_length=8"), ("--set", "depth=50"), ("--sample", 2), ("--method", "last")]
+)
+def test_one_changed_setting_is_another_record(model: Path, task: Path, out: Path, change: tuple[object, ...]) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out)
+    (first,), (second,) = cells(*line), cells(*line, *change)
+    assert first["settings_id"] != second["settings_id"]
+    assert len(list(out.rglob("record.json"))) == 2
+
+
+def test_truncated_texts_are_counted(model: Path, task: Path, out: Path) -> None:
+    (cell,) = cells("run", "--model", model, "--task", task, "--set", "max_length=8", "--out", out)
+    texts = json.loads((Path(cell["record"]) / "record.json").read_text())["texts"]
+    assert texts["document"]["truncated"] == 19  # all but the empty one
+    assert texts["document"]["longest"] == 8
+
+
+def test_scores_can_be_computed_again_from_the_run_file(task: Path, out: Path) -> None:
+    import gzip
+
+    import pytrec_eval
+
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    run: dict[str, dict[str, float]] = {}
+    for line in gzip.decompress((Path(cell["record"]) / "run.trec.gz").read_bytes()).decode().splitlines():
+        query, _, document, _, score, _ = line.split()
+        run.setdefault(query, {})[document] = float(score)
+    judged: dict[str, dict[str, int]] = {}
+    for query, document, grade in small.TEST:
+        judged.setdefault(query, {})[document] = grade
+    found = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(run)
+    assert sum(scores["ndcg_cut_10"] for scores in found.values()) / len(judged) == pytest.approx(cell["main_score"])
+
+
+def test_a_model_without_chat_template_is_skipped_with_the_reason(task: Path, out: Path, tmp_path: Path) -> None:
+    bare = tiny.build(tmp_path / "bare")
+    for file in (bare / "chat_template.jinja", bare / "tokenizer_config.json"):
+        if file.suffix == ".jinja":
+            file.unlink(missing_ok=True)
+        else:
+            facts = json.loads(file.read_text())
+            facts.pop("chat_template", None)
+            file.write_text(json.dumps(facts))
+    found = cells("run", "--model", bare, "--task", task, "--method", "mean", "--method", "promptreps", "--out", out)
+    assert [cell["status"] for cell in found] == ["done", "skipped"]
+    assert "chat template" in found[1]["error"]
+
+
+def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: Path) -> None:
+    broken = small.write(tmp_path / "broken")
+    (broken / "corpus.jsonl").write_text('{"_id": "a", "text": "x"}\nnot json\n')
+    answer = call("run", "--model", "bm25", "--task", broken, "--task", task, "--out", out, "--json")
+    assert answer.exit_code == 1
+    assert [cell["status"] for cell in json.loads(answer.stdout)] == ["failed", "done"]
+    assert "corpus.jsonl:2" in json.loads(answer.stdout)[0]["error"]
+    alone = call("run", "--model", "bm25", "--task", broken, "--out", out)
+    assert alone.exit_code == DataError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--model", "bm52", "--suite", "stdlib"), 2, "did you mean bm25"),
+        (("--model", "bm25", "--suite", "stdlip"), 2, "did you mean stdlib"),
+        (("--model", "bm25", "--task", "stdlib-cod"), 2, "did you mean stdlib-code"),
+        (("--model", "bm25", "--task", "./nowhere"), 3, "corpus.jsonl"),
+        (("--model", "./nowhere", "--suite", "stdlib"), 3, "no model at"),
+        (("--model", "bm25"), 2, "name a --suite or a --task"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "maxlength=5"), 2, "did you mean max_length"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "depth=deep"), 2, "not a int"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "depth=5"), 2, "ndcg_at_10 looks deeper"),
+        (("--model", "bm25", "--suite", "stdlib", "--sample", "0"), 2, "draws nothing"),
+        (("--model", "minilm-l6", "--suite", "stdlib", "--method", "maen"), 2, "did you mean mean"),
+    ],
+)
+def test_wrong_words_get_two_lines_and_a_code(words: tuple[str, ...], code: int, said: str, out: Path) -> None:
+    answer = call("run", *words, "--out", out)
+    assert answer.exit_code == code
+    assert said in answer.output
+    assert not out.exists()
+    as_json = json.loads(call("run", *words, "--out", out, "--json").stdout)
+    assert as_json["exit_code"] == code
+
+
+def test_missing_weights_say_what_to_do(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = call("run", "--model", "qwen2.5-coder", "--suite", "coir", "--out", out)
+    assert answer.exit_code == 3
+    assert "Qwen/Qwen2.5-Coder-7B" in answer.output
+    assert "retbench fetch qwen2.5-coder" in answer.output
+    assert "--weights PATH" in answer.output
+    assert answer.output.count("error:") == 1
+
+
+def test_weights_of_another_shape_are_refused(model: Path, task: Path, out: Path) -> None:
+    answer = call("run", "--model", "qwen2.5-coder", "--weights", model, "--task", task, "--out", out)
+    assert answer.exit_code == 4
+    assert "layers 2, not 28" in answer.output
+
+
+def test_ctrl_c_keeps_what_is_finished(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from retbench.retrievers.bm25 import BM25
+
+    search, calls = BM25.search, []
+
+    def interrupted(self: BM25, queries: Any, k: int) -> Any:
+        calls.append(k)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return search(self, queries, k)
+
+    monkeypatch.setattr(BM25, "search", interrupted)
+    other = small.write(task.parent / "larder")
+    line = ("run", "--model", "bm25", "--task", task, "--task", other, "--out", out)
+    answer = call(*line)
+    assert answer.exit_code == 130
+    assert "finished cells and shards are kept" in answer.output
+    found = cells(*line)
+    assert [cell["cached"] for cell in found] == [True, False]
+
+
+def test_a_dry_run_shows_texts_tokens_and_time_and_runs_nothing(model: Path, task: Path, out: Path) -> None:
+    (plan,) = cells("run", "--model", model, "--task", task, "--method", "promptreps", "--out", out, "--dry-run")
+    assert plan["first"]["query"]["read"].startswith("<|im_start|>system\nYou are an AI assistant")
+    assert plan["first"]["query"]["ids"][0] == 1
+    assert plan["tokens_exact"]
+    assert plan["seconds"] > 0
+    assert not out.exists()
+    assert "document tokens" in call("run", "--model", model, "--task", task, "--out", out, "--dry-run").output
+
+
+def test_python_does_what_the_command_does(task: Path, out: Path) -> None:
+    (cell,) = retbench.evaluate(["bm25"], tasks=[str(task)], out=out)
+    frame = retbench.load_results(out)
+    assert frame.loc[0, "ndcg_at_10"] == cell.main_score
+    assert list(frame["task"]) == ["pantry"]
+
+
+@pytest.mark.parametrize("words", [("list", "models"), ("list", "suites"), ("show", "model", "minilm-l6"), ("doctor",)])
+def test_every_table_is_also_json(words: tuple[str, ...]) -> None:
+    assert json.loads(call(*words, "--json").stdout)
+    assert call(*words).exit_code == 0
+
+
+def test_fetch_of_a_generated_suite_fills_the_cache(own_cache: Path) -> None:
+    assert "stdlib-text" in call("fetch", "stdlib-text").output
+    assert list((own_cache / "collections").glob("stdlib-text-*/manifest.json"))
+
+
+def test_quiet_says_only_results(task: Path, out: Path) -> None:
+    answer = CliRunner().invoke(app, ["-q", "run", "--model", "bm25", "--task", str(task), "--out", str(out)])
+    assert answer.stderr == ""
+    assert "pantry" in answer.stdout
+
+
+def test_a_users_own_card_runs_by_name(
+    task: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]
+) -> None:
+    (tmp_path / "cards" / "tasks" / "kitchen").mkdir(parents=True)
+    card = f'name = "my-pantry"\nfields = ["text"]\n[source]\nkind = "folder"\npath = "{task}"\n'
+    (tmp_path / "cards" / "tasks" / "kitchen" / "my-pantry.toml").write_text(card)
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "cards"))
+    fresh_catalog()
+    (cell,) = cells("run", "--model", "bm25", "--task", "my-pantry", "--out", out)
+    assert cell["suite"] == "kitchen"

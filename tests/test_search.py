@@ -1,0 +1,214 @@
+"""Search: exact search against brute force with ties everywhere, BM25 by hand, and what is removed before the cut."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import small
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench.cards.model import Lexical
+from retbench.corpora.collection import Collection, load
+from retbench.corpora.compiled import compile_collection
+from retbench.corpora.opening import open_collection
+from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
+from retbench.corpora.texts import joined
+from retbench.retrievers import exact
+from retbench.retrievers.bm25 import BM25
+from retbench.retrievers.ranking import Ranking, best
+from retbench.store.shards import Block, Store
+
+
+class Case(NamedTuple):
+    """Small whole numbers, so that products are exact in any order of summing and ties are everywhere."""
+
+    queries: np.ndarray
+    documents: np.ndarray
+    blocks: list[Block]
+    k: int
+    query_tile: int
+    document_tile: int
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    width = draw(st.integers(1, 3))
+    sizes = draw(st.tuples(st.integers(1, 7), st.integers(0, 30)))
+    queries, documents = (
+        np.array(draw(st.lists(st.lists(st.integers(-1, 1), min_size=width, max_size=width), min_size=n, max_size=n)))
+        .reshape(n, width)
+        .astype(np.float32)
+        for n in sizes
+    )
+    order = np.array(draw(st.permutations(range(sizes[1]))), dtype=np.int64)
+    cuts = sorted(draw(st.lists(st.integers(0, sizes[1]), max_size=4)))
+    parts = [order[start:end] for start, end in pairwise([0, *cuts, sizes[1]])]
+    tiles = st.integers(1, 9)
+    blocks = [Block(rows, documents[rows]) for rows in parts]
+    return Case(queries, documents, blocks, draw(st.integers(1, 35)), draw(tiles), draw(tiles))
+
+
+def brute_force(queries: np.ndarray, documents: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+    """Sort everything; nothing to get wrong."""
+    found = []
+    for query in queries:
+        scores = [float(sum(query * document)) for document in documents]
+        found.append(sorted(enumerate(scores), key=lambda hit: (-hit[1], hit[0]))[:k])
+    return found
+
+
+def hits(ranking: Ranking) -> list[list[tuple[int, float]]]:
+    return [
+        [(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
+        for rows, scores in zip(ranking.rows, ranking.scores, strict=True)
+    ]
+
+
+@given(cases())
+def test_exact_search_is_brute_force_whatever_the_tiles_and_blocks(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "QUERY_TILE", case.query_tile)
+        patch.setattr(exact, "DOCUMENT_TILE", case.document_tile)
+        found = exact.search(case.queries, case.blocks, case.k)
+    assert hits(found) == brute_force(case.queries, case.documents, case.k)
+
+
+def test_one_score_for_all_gives_the_first_rows() -> None:
+    vectors = np.ones((50, 2), dtype=np.float32)
+    blocks = [Block(np.arange(start, 50, 3)[::-1].copy(), vectors[start::3]) for start in (2, 0, 1)]
+    assert exact.search(vectors[:1], blocks, 10).rows[0].tolist() == list(range(10))
+
+
+def test_a_corpus_smaller_than_k_is_ranked_whole() -> None:
+    vectors = np.array([[1, 0], [0, 1]], dtype=np.float32)
+    found = exact.search(vectors, [Block(np.array([1, 0]), vectors[::-1].copy())], 100)
+    assert hits(found) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
+
+
+def test_blocks_from_the_store_are_searched(tmp_path: Path) -> None:
+    store, vectors = Store(tmp_path), np.eye(4, dtype=np.float32)
+    for shard in range(2):
+        rows = np.arange(shard, 4, 2)
+        store.write(shard, Block(rows, vectors[rows]), tokens=1, seconds=0.0)
+    blocks = [block for shard in range(2) if (block := store.read(shard))]
+    assert [rows[0] for rows in exact.search(vectors, blocks, 1).rows] == [0, 1, 2, 3]
+
+
+def test_scores_are_summed_in_float32() -> None:
+    small_part = np.float32(2**-12)  # lost beside 1 in bfloat16 and in float16
+    vectors = np.array([[1, small_part], [1, 0]], dtype=np.float32)
+    found = exact.search(np.array([[1, 1]], dtype=np.float32), [Block(np.arange(2), vectors)], 2)
+    assert hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
+
+
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 35))
+def test_best_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
+    expected = sorted(range(len(scores)), key=lambda position: (-scores[position], position))[:k]
+    assert best(np.array(scores, dtype=np.float32), k).tolist() == expected
+
+
+# BM25
+
+
+def test_bm25_by_hand() -> None:
+    # Three documents of 2, 2 and 4 words; only "cat" is asked for; idf and length as in Lucene's formula.
+    documents = ["cat dog", "bird dog", "cat cat cat fish"]
+    found = BM25(Lexical(k1=1.2, b=0.75), documents).search(["cat"], 10)
+    idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
+
+    def weight(count: int, length: int) -> float:
+        return idf * count / (count + 1.2 * (1 - 0.75 + 0.75 * length / (8 / 3)))
+
+    assert found.rows[0].tolist() == [2, 0]
+    assert found.scores[0].tolist() == pytest.approx([weight(3, 4), weight(1, 2)], rel=1e-6)
+
+
+# (query, what is found in: 0 "The cats are running", 1 "a dog", 2 "The runner has a cat", 3 "", 4 "cat dog")
+ASKED = {
+    "words are stemmed": ("cat runs", {0, 2, 4}),
+    "case does not matter": ("DOG", {1, 4}),
+    "an unknown word beside a known one": ("zebra dog", {1, 4}),
+    "unknown words only": ("zebra quagga", set()),
+    "stop words only": ("the a are", set()),
+    "nothing": ("", set()),
+    "signs only": ("?! ...", set()),
+}
+
+
+@pytest.mark.parametrize("variant", ["lucene", "atire"])
+@pytest.mark.parametrize(("query", "expected"), ASKED.values(), ids=ASKED)
+def test_bm25_finds_documents_with_a_word_of_the_query_and_no_other(
+    query: str, expected: set[int], variant: str
+) -> None:
+    documents = ["The cats are running", "a dog", "The runner has a cat", "", "cat dog"]
+    index = BM25(Lexical(variant=variant), documents)  # type: ignore[arg-type]
+    (rows,) = index.search([query], 10).rows
+    assert set(rows.tolist()) == expected
+    assert len(rows) == len(expected)
+
+
+def test_bm25_orders_ties_by_row() -> None:
+    found = BM25(Lexical(), ["cat", "dog", "cat", "cat", "bird"]).search(["cat", "dog", "cat"], 2)
+    assert [rows.tolist() for rows in found.rows] == [[0, 2], [1], [0, 2]]
+
+
+def test_bm25_on_the_small_collection(tmp_path: Path) -> None:
+    collection = open_collection(small.card(small.write(tmp_path / "small")))
+    index = BM25(Lexical(), (joined(row, ("title", "text")) for row in collection.corpus))
+    named = index.search((row.text for row in collection.queries), 3).named(collection)
+    assert named["q2"][0] == "bicycle"
+    assert named["q3"][0] == "river"
+    assert set(named["q1"]) <= {"coffee", "tea"}
+    assert list(named) == ["q1", "q2", "q3"]
+
+
+# What may not be ranked goes before the cut
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> Callable[[bool], Collection]:
+    """Queries a and b are documents too; b must not see d."""
+    documents = [Row(name, "", f"text {name}") for name in "abcd"]
+    judgments = [Judgment("a", "b", 1), Judgment("b", "a", 1)]
+    raw = Raw(documents, [Row("a", "", "x"), Row("b", "", "y")], {"test": judgments}, [Exclusion("b", "d")])
+    compile_collection(raw, tmp_path / "twins")
+    return lambda excluded: load(tmp_path / "twins", "test", excluded=excluded)
+
+
+RANKED = Ranking(
+    [np.array([0, 1, 2, 3]), np.array([3, 0, 1])],
+    [np.array([4.0, 3.0, 2.0, 1.0], dtype=np.float32), np.array([3.0, 2.0, 1.0], dtype=np.float32)],
+)
+# (own id dropped, exclusions obeyed, depth, what is left)
+CUTS = {
+    "everything": (False, False, 10, {"a": "abcd", "b": "dab"}),
+    "cut": (False, False, 2, {"a": "ab", "b": "da"}),
+    "own id goes before the cut": (True, False, 2, {"a": "bc", "b": "da"}),
+    "an excluded document goes before the cut": (False, True, 2, {"a": "ab", "b": "ab"}),
+    "both": (True, True, 2, {"a": "bc", "b": "a"}),
+}
+
+
+@pytest.mark.parametrize(("drop", "excluded", "depth", "left"), CUTS.values(), ids=CUTS)
+def test_what_may_not_be_ranked_is_removed_before_the_cut(
+    twins: Callable[[bool], Collection], drop: bool, excluded: bool, depth: int, left: dict[str, str]
+) -> None:
+    collection = twins(excluded)
+    ranking = RANKED.prepared(collection, drop_same_id=drop, depth=depth)
+    assert {query: "".join(documents) for query, documents in ranking.named(collection).items()} == left
+    assert [len(scores) for scores in ranking.scores] == [len(rows) for rows in ranking.rows]
+    for rows, scores, all_rows, all_scores in zip(
+        ranking.rows, ranking.scores, RANKED.rows, RANKED.scores, strict=True
+    ):  # every score stays with its document
+        assert [all_scores[list(all_rows).index(row)] for row in rows] == list(scores)
+
+
+def test_an_empty_ranking_stays_empty(twins: Callable[[bool], Collection]) -> None:
+    nothing = Ranking([np.array([], dtype=np.int64)] * 2, [np.array([], dtype=np.float32)] * 2)
+    prepared = nothing.prepared(twins(True), drop_same_id=True, depth=10)
+    assert prepared.named(twins(True)) == {"a": [], "b": []}

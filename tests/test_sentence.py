@@ -1,0 +1,90 @@
+"""sentence-transformers as an engine: our ids, its modules, the same vectors; no chat template in the way."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sentence_transformers")
+
+from retbench.cards import catalog
+from retbench.encoders.dense import BackboneEncoder
+from retbench.encoders.foreign import IdsEncoder
+from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.wording import Wording
+from retbench.engines import backbone, sentence
+from retbench.errors import DataError, UsageError
+from tests import tiny
+from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+
+CPU = torch.device("cpu")
+
+
+def pair(folder: Path, name: str) -> tuple[BackboneEncoder, IdsEncoder]:
+    method = catalog.method(name)
+    spec = EncoderSpec("weights", method, "", 64, 64, "float32")
+    loaded = backbone.load(folder, "float32", CPU)
+    wording = Wording(loaded.tokenizer, method)
+    theirs = sentence.load(folder, "float32", CPU, method.pooling)
+    return BackboneEncoder(spec, loaded, wording), IdsEncoder(spec, theirs, wording)
+
+
+@pytest.mark.parametrize("name", ["last", "mean", "first", "weighted", "promptreps", "eos"])
+def test_both_engines_agree(model: Path, name: str) -> None:  # noqa: F811
+    ours, theirs = pair(model, name)
+    tokens = ours.prepare(tiny.SENTENCES, "query")
+    one, other = ours.vectors(tokens), theirs.vectors(tokens)
+    assert (one * other).sum(1).min() > 0.99999
+    assert theirs.dimension == ours.dimension
+
+
+def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    import sentence_transformers
+
+    honest = sentence_transformers.SentenceTransformer
+
+    def careless(folder: str, processor_kwargs: Any, **options: Any) -> Any:
+        return honest(folder, **options)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", careless)
+    with pytest.raises(DataError, match=r"reads .*user"):
+        sentence.load(model, "float32", CPU, "last")
+
+
+def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+    bare = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
+    torch.manual_seed(1)
+    parts = [bare[0], Pooling(tiny.WIDTH, pooling_mode="mean"), Dense(tiny.WIDTH, 16), Normalize()]
+    published = SentenceTransformer(modules=parts)
+    published.save(str(tmp_path / "published"))
+    loaded = sentence.load(tmp_path / "published", "float32", CPU, "model")
+    wording = Wording(backbone.tokenizer(model), catalog.method("as-published"))
+    tokens = wording.tokens(tiny.SENTENCES[:4], "query", 64)
+    wanted = published.encode(list(tiny.SENTENCES[:4]))
+    assert loaded.dimension == 16
+    assert np.allclose(loaded.vectors(list(tokens)), wanted, atol=1e-5)
+
+
+def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:  # noqa: F811
+    with pytest.raises(UsageError, match=r"no modules\.json"):
+        sentence.load(model, "float32", CPU, "model")
+
+
+def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:  # noqa: F811
+    line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean")
+    (ours,), (theirs,) = cells(*line), cells(*line, "--engine", "sentence-transformers")
+    assert (ours["engine"], theirs["engine"]) == ("transformers", "sentence-transformers")
+    assert ours["settings_id"] != theirs["settings_id"]
+    assert theirs["scores"] == pytest.approx(ours["scores"])
+    skipped = call(*line, "--engine", "sentence-transformers", "--method", "echo")
+    assert "pooling over a part of the tokens" in skipped.output
+
+
+def test_our_engine_has_no_pooling_of_the_models_own(model: Path, task: Path, out: Path) -> None:  # noqa: F811
+    (cell,) = cells("run", "--model", model, "--task", task, "--out", out, "--method", "as-published")
+    assert cell["status"] == "skipped"

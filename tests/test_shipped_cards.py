@@ -1,0 +1,143 @@
+"""The cards this repository ships: every one loads, and what a score depends on is written in it."""
+
+import re
+
+import pytest
+
+from retbench.cards import catalog
+from retbench.engines import weights
+from retbench.errors import MissingError
+
+FORUMS, LANGUAGES = 12, 6
+SUITE_SIZES = {
+    "beir": 15,
+    "bright": 12,
+    "coir": 10,
+    "coir-notitle": 10,
+    "loco": 12,
+    "longembed": 6,
+    "msmarco": 3,
+    "nanobeir": 13,
+    "r2med": 8,
+    "specialized-beir": 14,
+    "specialized-coir": 5,
+}
+THE_EIGHT = {
+    "qwen2.5": "qwen2.5-7b",
+    "qwen2.5-instruct": "qwen2.5-7b-instruct",
+    "qwen2.5-coder": "qwen2.5-coder-7b",
+    "qwen2.5-coder-instruct": "qwen2.5-coder-7b-instruct",
+    "qwen2.5-math": "qwen2.5-math-7b",
+    "qwen2.5-math-instruct": "qwen2.5-math-7b-instruct",
+    "deepseek-r1-distill": "deepseek-r1-distill-qwen-7b",
+    "qwen2.5-vl": "qwen2.5-vl-7b-instruct",
+}
+
+
+@pytest.mark.parametrize(("suite", "size"), SUITE_SIZES.items())
+def test_suite_counts_a_group_as_one(suite: str, size: int) -> None:
+    assert len(catalog.suites().find(suite).tasks) == size
+
+
+def test_suite_members_exist() -> None:
+    missing = [(s.name, m) for s in catalog.suites() for m in s.members() if m not in catalog.tasks()]
+    assert not missing
+
+
+def test_suite_has_no_member_twice_and_no_unused_group() -> None:
+    for suite in catalog.suites():
+        assert len(set(suite.members())) == len(suite.members()), suite.name
+        assert set(suite.groups or {}) <= set(suite.tasks), suite.name
+
+
+def test_names_are_lower_case_without_spaces() -> None:
+    cards = [*catalog.tasks(), *catalog.suites(), *catalog.models()]
+    names = [name for card in cards for name in (card.name, *card.aliases)]
+    assert [name for name in names if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name)] == []
+
+
+@pytest.mark.parametrize("suite", ["beir", "specialized-beir"])
+def test_cqadupstack_is_twelve_forums(suite: str) -> None:
+    groups = catalog.suites().find(suite).groups or {}
+    assert [len(members) for members in groups.values()] == [FORUMS]
+
+
+@pytest.mark.parametrize("suite", ["coir", "coir-notitle", "specialized-coir"])
+def test_codesearchnet_is_six_languages_twice(suite: str) -> None:
+    groups = catalog.suites().find(suite).groups or {}
+    assert [len(members) for members in groups.values()] == [LANGUAGES, LANGUAGES]
+
+
+def test_hub_sources_are_pinned_or_say_why_not() -> None:
+    for task in catalog.tasks():
+        if task.source.kind != "hub":
+            continue
+        pinned = re.fullmatch(r"[0-9a-f]{40}", task.source.revision or "")
+        assert pinned or any("could not be checked" in defect for defect in task.defects), task.name
+
+
+def test_model_revisions_are_commits() -> None:
+    revisions = [card.weights.revision for card in catalog.models() if card.weights and card.weights.revision]
+    assert revisions
+    assert all(re.fullmatch(r"[0-9a-f]{40}", revision) for revision in revisions)
+
+
+@pytest.mark.parametrize("task", ["arguana", "quora"])
+def test_a_query_that_is_a_document_does_not_find_itself(task: str) -> None:
+    assert catalog.task(task).same_id == "drop"
+    assert catalog.task(f"{task}-study").same_id == "keep"
+
+
+def test_msmarco_is_scored_as_its_makers_do() -> None:
+    dev = catalog.task("msmarco-dev")
+    assert (dev.split, dev.metric, dev.depth, dev.same_id) == ("dev", "mrr_at_10", 1000, "keep")
+    tracks = [catalog.task(f"trec-dl-{year}") for year in (2019, 2020)]
+    assert {(track.metric, track.depth) for track in tracks} == {("ndcg_at_10", 1000)}
+
+
+def test_the_study_never_truncates_and_keeps_self_matches() -> None:
+    for suite in ("specialized-beir", "specialized-coir"):
+        for name in catalog.suites().find(suite).members():
+            task = catalog.task(name)
+            assert (task.protocol, task.same_id) == ("study", "keep"), name
+            assert (task.lengths.query, task.lengths.document) == (0, 0), name
+
+
+def test_the_two_coir_routes_differ_only_in_the_title() -> None:
+    for name in catalog.suites().find("coir").members():
+        joined, dropped = catalog.task(name), catalog.task(f"{name}-notitle")
+        assert (joined.fields, dropped.fields) == (("title", "text"), ("text",)), name
+        assert (joined.protocol, dropped.protocol) == ("mteb", "coir"), name
+        assert (joined.source, joined.lengths, joined.metric) == (dropped.source, dropped.lengths, dropped.metric), name
+
+
+@pytest.mark.parametrize(("alias", "name"), THE_EIGHT.items())
+def test_the_eight_models_of_the_study(alias: str, name: str) -> None:
+    assert catalog.model(alias).name == name
+
+
+def test_default_methods_exist() -> None:
+    for card in catalog.models():
+        assert card.method is None or card.method.default in catalog.methods(), card.name
+
+
+def test_an_adapter_names_its_parent() -> None:
+    adapters = [card for card in catalog.models() if card.weights and card.weights.layout == "adapter"]
+    assert len(adapters) == 5
+    assert all(card.parent for card in adapters)
+    for card in adapters:
+        with pytest.raises(MissingError, match="holds an adapter, not whole weights") as caught:
+            weights.obtain(card)
+        assert str(card.parent) in caught.value.next_step
+
+
+def test_parents_are_cards() -> None:
+    assert [card.name for card in catalog.models() if card.parent and card.parent not in catalog.models()] == []
+
+
+def test_expected_scores_are_shares_with_a_source() -> None:
+    for task in catalog.tasks():
+        for known in task.expected:
+            assert 0 < known.score < 1, task.name
+            assert 0 < known.tolerance < 0.1, task.name
+            assert known.source, task.name

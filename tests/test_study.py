@@ -1,0 +1,169 @@
+"""Studies: every shipped plan holds together; a plan runs cell by cell, resumes, tells what it needs, and reports."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import small
+import tiny
+from typer.testing import CliRunner
+
+from retbench.cards import catalog
+from retbench.cards.reranker import wanted
+from retbench.cards.study import Stage, Study
+from retbench.cli.main import app
+from retbench.pipelines import study as story
+from retbench.pipelines import study_run
+from retbench.pipelines.slots import slots
+from retbench.records.ledger import Ledger
+from retbench.reports.references import shipped
+
+PLAN = """
+name = "little"
+title = "A little <b>study</b>"
+questions = ["Is BM25 BM25?"]
+
+[[stages]]
+name = "words"
+models = ["bm25"]
+tasks = ["{task}", "{task}/../broken", "./nowhere"]
+
+[[stages]]
+name = "later"
+verb = "teach"
+models = ["bm25"]
+tasks = ["{task}"]
+options = {{ recipe = "quick" }}
+"""
+
+
+def _cli(*words: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["-q", *map(str, words)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    folder = small.write(tmp_path / "small")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "corpus.jsonl").write_text("not json")
+    file = tmp_path / "little.toml"
+    file.write_text(PLAN.format(task=folder))
+    return file
+
+
+@pytest.mark.parametrize("plan", list(catalog.studies()), ids=lambda plan: plan.name)
+def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
+    tables = {table.name for table in shipped()}
+    assert set(plan.references) <= tables
+    for stage in plan.stages:
+        assert [name for name in stage.models if name not in catalog.models()] == []
+        assert [name for name in stage.suites if name not in catalog.suites()] == []
+        assert [name for name in stage.tasks if name not in catalog.tasks()] == []
+        for word in stage.options.get("rerank", ()):
+            wanted(word)  # refuses what no reranker knows
+        made = list(slots(plan, stage))
+        assert made
+        if stage.verb == "run" and not stage.options:
+            assert {slot.needs for slot in made} == {None}
+
+
+def test_the_study_of_specialised_models_has_the_eight_and_bm25() -> None:
+    zero_shot = catalog.study("specialized-llms").stages[0]
+    assert len(zero_shot.models) == 9
+    assert "bm25" in zero_shot.models
+
+
+def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    code, shown, _ = _cli("study", "run", plan_file, "--out", out)
+    assert code == 1  # one cell is done, one collection is broken
+    assert "words: 1 of 3 done\n  ✓✗–  bm25 · bm25" in shown
+    assert "needs the task ./nowhere" in shown
+    assert "later: 0 of 1 done\n  –  bm25 · quick\n  needs `retbench teach`" in shown
+    cells = list(study_run.run(catalog.study(str(plan_file)), out))
+    assert [(cell.task, cell.status) for cell in cells] == [
+        ("./nowhere", "skipped"), ("small", "done"), ("broken", "failed"), ("small", "skipped"),
+    ]  # fmt: skip
+    assert cells[1].cached
+
+
+def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_file: Path, tmp_path: Path) -> None:
+    out, plan = tmp_path / "r", catalog.study(str(plan_file))
+    assert [state.status for state in story.states(plan, out)] == ["open", "open", "skipped", "skipped"]
+    list(study_run.run(plan, out))
+    assert [state.status for state in story.states(plan, out)] == ["done", "failed", "skipped", "skipped"]
+    shutil.rmtree(next(folder for folder, _ in Ledger(out).records()))
+    assert [state.status for state in story.states(plan, out)] == ["open", "failed", "skipped", "skipped"]
+    _, shown, _ = _cli("study", "status", plan_file, "--out", out, "--json")
+    assert [slot["status"] for slot in json.loads(shown)] == ["open", "failed", "skipped", "skipped"]
+
+
+def test_two_machines_share_a_study_by_copying_folders(plan_file: Path, tmp_path: Path) -> None:
+    plan = catalog.study(str(plan_file))
+    list(study_run.run(plan, tmp_path / "one"))
+    shutil.copytree(tmp_path / "one", tmp_path / "both")
+    assert story.states(plan, tmp_path / "both")[0].status == "done"
+
+
+def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: Path) -> None:
+    folder = small.write(tmp_path / "small")
+    fine = Stage("fine", ("bm25",), tasks=(str(folder),))
+    depth = Stage("refused", ("bm25",), tasks=(str(folder),), set={"depth": "ten"})
+    cells = list(study_run.run(Study("s", "s", (depth, fine)), tmp_path / "r"))
+    assert [cell.status for cell in cells] == ["failed", "done"]
+
+
+def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
+    tmp_path: Path, fresh_catalog: Callable[[], None]
+) -> None:
+    folder, model = small.write(tmp_path / "small"), tiny.build(tmp_path / "tiny")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=2"]}
+    stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
+    plan = Study("s", "s", (stage,))
+    (cell,) = study_run.run(plan, tmp_path / "r")
+    assert (cell.status, cell.model) == ("done", "tiny-s-trained"), cell.error
+    (again,) = study_run.run(plan, tmp_path / "r")
+    assert again.cached
+    assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
+
+
+def test_a_recipe_that_is_not_there_is_needed() -> None:
+    stage = Stage("s", ("minilm-l6",), verb="finetune", tasks=("scifact",), options={"dataset": "x", "recipe": "nope"})
+    assert [slot.needs for slot in slots(Study("s", "s", (stage,)), stage)] == ["needs the recipe nope"]
+
+
+def test_one_stage_can_be_run_alone(plan_file: Path, tmp_path: Path) -> None:
+    plan = catalog.study(str(plan_file))
+    assert [cell.status for cell in study_run.run(plan, tmp_path, "later")] == ["skipped"]
+    assert _cli("study", "run", plan_file, "--out", tmp_path, "--stage", "nope")[0] == 2
+
+
+def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Path) -> None:
+    code, shown, _ = _cli("study", "run", plan_file, "--out", tmp_path / "r", "--dry-run")
+    assert code == 0
+    assert "4 cells: 1 open, 1 not here, 2 skipped" in shown
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    list(study_run.run(catalog.study(str(plan_file)), out))
+    code, text, _ = _cli("study", "report", plan_file, "--results", out)
+    assert code == 0
+    assert text.startswith("# A little &lt;b&gt;study&lt;/b&gt;\n\n1. Is BM25 BM25?\n\n# words")
+    assert "| 1 | a | bm25 | bm25 |" in text
+    assert "Skipped: needs \\`retbench teach\\`." in text
+    _, tables, _ = _cli("study", "report", plan_file, "--results", out, "--format", "latex")
+    assert "\\begin{tabular}" in tables
+
+
+def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.write(tmp_path / "small")
+    monkeypatch.chdir(tmp_path)
+    assert _cli("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 0
+    assert _cli("study", "run", "./mine.toml")[0] == 0
+    assert _cli("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 2
+    assert _cli("study", "new", "other", "--model", "bm25")[0] == 2

@@ -1,0 +1,145 @@
+"""The MS MARCO layout, and the lines and judgments that every folder is made of, in every bad shape."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from retbench.corpora import lines as reading
+from retbench.corpora.collection import Collection
+from retbench.corpora.judgments import judgments
+from retbench.corpora.lines import lines
+from retbench.corpora.opening import open_collection
+from retbench.errors import DataError, MissingError, RetbenchError, UsageError
+from retbench.retrievers.ranking import Ranking
+from retbench.scoring.metrics import score_query
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """MS MARCO's own names: passages without titles, two lists of queries that overlap, TREC's judgments."""
+    place = tmp_path / "msmarco"
+    place.mkdir()
+    (place / "collection.tsv").write_text("".join(f"{i}\t{x or '-'}\n" for i, _, x in small.DOCUMENTS))
+    (place / "queries.dev.small.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small.QUERIES))
+    (place / "queries.train.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small.QUERIES[3:]))
+    (place / "qrels.dev.small.tsv").write_text("".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in small.TEST))
+    (place / "2019qrels-pass.txt").write_text("".join(f"{q} 0 {d} {g}\n" for q, d, g in small.TRAIN))
+    return place
+
+
+def opened(folder: Path, split: str = "dev.small") -> Collection:
+    return open_collection(small.card(folder, split=split))
+
+
+def test_an_ms_marco_folder_is_read(folder: Path) -> None:
+    collection = opened(folder)
+    assert len(collection.corpus) == len(small.DOCUMENTS)
+    assert [row.id for row in collection.queries] == ["q1", "q2", "q3"]
+    assert collection.judgments["q1"] == {"tea": 2, "coffee": 2, "kettle": 1}
+    assert collection.corpus[1].title == ""
+
+
+def test_every_file_of_judgments_is_a_split(folder: Path) -> None:
+    assert opened(folder, "2019-pass").judgments == {"q4": {"owl": 1}, "q5": {"compass": 1}}
+    with pytest.raises(UsageError, match="no split 'test'") as caught:
+        opened(folder, "test")
+    assert "dev.small" in caught.value.next_step
+
+
+def test_gzipped_is_the_same(folder: Path) -> None:
+    plain = opened(folder).fingerprint
+    for file in list(folder.iterdir()):
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    assert opened(folder).fingerprint == plain
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "problem"),
+    [
+        ("collection.tsv", "no tab here\n", DataError, r"collection\.tsv:1: no tab after the id"),
+        ("collection.tsv", "\ttext\n", DataError, r"collection\.tsv:1: no tab after the id"),
+        ("collection.tsv", "a\tx\na\ty\n", DataError, "document id 'a' stands twice"),
+        ("queries.train.tsv", "q1\tanother text\n", DataError, "query 'q1' has another text elsewhere"),
+        ("qrels.dev.small.tsv", "q1\t0\tnowhere\t1\n", DataError, "there is no document 'nowhere'"),
+        ("qrels.dev.small.tsv", "nobody\t0\ttea\t1\n", DataError, "there is no query 'nobody'"),
+    ],
+)
+def test_a_wrong_line_is_named(folder: Path, file: str, content: str, error: type[RetbenchError], problem: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(error, match=problem):
+        opened(folder)
+
+
+@pytest.mark.parametrize(("pattern", "problem"), [("*queries*", "no queries"), ("*qrels*", "no judgments")])
+def test_a_missing_part_is_named(folder: Path, pattern: str, problem: str) -> None:
+    for file in folder.glob(pattern):
+        file.unlink()
+    with pytest.raises(MissingError, match=problem):
+        opened(folder)
+
+
+# Lines
+
+
+def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LONGEST", 1000)
+    (tmp_path / "f").write_text("short\n" + "x" * 999 + "\n" + "y" * 1500 + "\n")
+    with pytest.raises(DataError, match=r"f:3: a line of over 1,000 characters"):
+        list(lines(tmp_path / "f"))
+
+
+def test_a_line_of_ten_million_characters_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x" * 10_000_000 + "\nshort\n")
+    assert [len(line) for line, _ in lines(tmp_path / "f")] == [10_000_000, 5]
+
+
+@pytest.mark.parametrize("kept", [9, 40, 200])
+def test_a_gzip_that_ends_early_says_after_which_line(tmp_path: Path, kept: int) -> None:
+    content = gzip.compress("".join(f"line {n} of many\n" for n in range(1000)).encode())
+    (tmp_path / "f.gz").write_bytes(content[:kept])
+    with pytest.raises(DataError, match=r"f\.gz is damaged after line \d+") as caught:
+        list(lines(tmp_path / "f.gz"))
+    assert caught.value.next_step == "download it again"
+
+
+def test_marks_and_carriage_returns_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
+    assert [line for line, _ in lines(tmp_path / "f")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "query-id\tcorpus-id\tscore\nq\td\t1\n", "q\td\t1\n", "q\t0\td\t1\n", "q 0 d 1\n", "q d +1\r\n",
+        "query iter doc grade\nq 0 d 1\n",
+    ],
+)  # fmt: skip
+def test_judgments_of_every_shape_are_the_same(tmp_path: Path, content: str) -> None:
+    (tmp_path / "f").write_text(content, newline="")
+    assert [judgment[:3] for judgment in judgments(tmp_path / "f")] == [("q", "d", 1)]
+
+
+# Rules of a task card
+
+
+def test_excluded_documents_leave_before_the_cut(folder: Path) -> None:
+    whole = opened(folder)
+    collection = Collection(whole.corpus, whole.queries, whole.judgments, {"q1": frozenset({"tea", "kettle"})})
+    ranking = Ranking([np.arange(4)] * 3, [np.arange(4, 0, -1.0)] * 3).prepared(collection, False, 2)
+    assert ranking.named(collection) == {
+        "q1": ["coffee", "bread"], "q2": ["kettle", "tea"], "q3": ["kettle", "tea"]
+    }  # fmt: skip
+
+
+def test_a_lowest_grade_moves_the_binary_metrics_only() -> None:
+    judged = {"a": 1, "b": 2, "c": 3}
+    all_grades, high = score_query(["a", "b"], judged, 10), score_query(["a", "b"], judged, 10, relevant_from=2)
+    assert high["ndcg_at_10"] == all_grades["ndcg_at_10"]
+    assert (all_grades["mrr_at_10"], high["mrr_at_10"]) == (1.0, 0.5)
+    assert (all_grades["recall_at_10"], high["recall_at_10"]) == (pytest.approx(2 / 3), 0.5)
+    assert score_query(["a"], {"a": 1}, 10, relevant_from=2)["ndcg_at_10"] == 1.0
+    assert score_query(["a"], {"a": 1}, 10, relevant_from=2)["recall_at_10"] == 0.0

@@ -1,0 +1,191 @@
+"""The referees: what mteb and beir make of a run of ours, and that every difference is explained or refused."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+from typer.testing import CliRunner
+
+from retbench.cards import catalog
+from retbench.cards.task import TaskCard
+from retbench.cli.main import app
+from retbench.errors import DataError, MissingError
+from retbench.pipelines import referees, verify
+from retbench.pipelines.evaluate import evaluate
+from retbench.pipelines.request import Request
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return small.write(tmp_path / "small")
+
+
+def add(folder: Path, documents: dict[str, str], queries: dict[str, str], judged: list[tuple[str, str, int]]) -> None:
+    for name, rows in (("corpus", documents), ("queries", queries)):
+        with (folder / f"{name}.jsonl").open("a") as file:
+            file.writelines(json.dumps({"_id": i, "text": text}) + "\n" for i, text in rows.items())
+    with (folder / "qrels/test.tsv").open("a") as file:
+        file.writelines(f"{query}\t{document}\t{grade}\n" for query, document, grade in judged)
+
+
+def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> Path:
+    """A finished run of BM25 under the task rules given."""
+    find = catalog.task
+
+    def ruled(name: str) -> TaskCard:
+        return replace(find(name), **rules)
+
+    monkeypatch.setattr(catalog, "task", ruled)
+    (cell,) = evaluate(Request(("bm25",), (str(folder),), out=tmp_path / "results"))
+    assert cell.status == "done", cell.error
+    return Path(str(cell.record))
+
+
+def by_referee(found: verify.Verification, referee: str) -> dict[str, verify.Verdict]:
+    return {verdict.metric: verdict for verdict in found.verdicts if verdict.referee == referee}
+
+
+def test_both_agree_on_a_run_without_odd_cases(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
+    assert {verdict.referee for verdict in found.verdicts} == {
+        "mteb", "mteb, raw scores", "beir", "beir, raw scores"
+    }  # fmt: skip
+    assert all(verdict.agrees for verdict in found.verdicts)
+    assert {verdict.metric for verdict in found.verdicts} >= {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"}
+
+
+def test_a_kept_own_id_is_beirs_difference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(
+        folder,
+        {"twin": "the tea twin", "other": "a tea twin of the other kind"},
+        {"twin": "tea twin"},
+        [("twin", "other", 1)],
+    )
+    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
+    assert by_referee(found, "mteb")["mrr_at_10"].agrees
+    (reason,) = by_referee(found, "beir")["mrr_at_10"].reasons or ()
+    assert "own id" in reason
+    assert found.unexplained == []
+
+
+def test_with_the_rule_in_the_card_nobody_differs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(
+        folder,
+        {"twin": "the tea twin", "other": "a tea twin of the other kind"},
+        {"twin": "tea twin"},
+        [("twin", "other", 1)],
+    )
+    found = verify.verify(str(run(folder, tmp_path, monkeypatch, same_id="drop")))
+    assert all(verdict.agrees for verdict in found.verdicts)
+
+
+def test_ties_are_the_difference_of_raw_scores_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = {f"z{n}": "zebra stripes" for n in range(3)}
+    add(folder, twins, {"qz": "zebra"}, [("qz", "z0", 1)])
+    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
+    assert by_referee(found, "mteb")["mrr_at_10"].agrees
+    (reason,) = by_referee(found, "mteb, raw scores")["mrr_at_10"].reasons or ()
+    assert "queries have documents with equal scores" in reason
+    assert found.unexplained == []
+
+
+def test_a_query_that_found_nothing_is_left_out_by_the_referees(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 1)])
+    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
+    for referee in ("mteb", "beir"):
+        verdict = by_referee(found, referee)["ndcg_at_10"]
+        (reason,) = verdict.reasons or ()
+        assert reason.startswith("1 queries found nothing")
+        assert verdict.theirs > verdict.ours
+
+
+def test_a_lowest_grade_is_the_difference_of_binary_metrics(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = by_referee(verify.verify(str(run(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb")
+    assert found["ndcg_at_10"].agrees
+    (reason,) = found["recall_at_1"].reasons or ()
+    assert "only 2 and above" in reason
+
+
+def test_several_reasons_are_told_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 2)])
+    found = verify.verify(str(run(folder, tmp_path, monkeypatch, relevant_from=2)))
+    assert len(by_referee(found, "mteb")["recall_at_100"].reasons or ()) == 2
+    assert found.unexplained == []
+
+
+def test_what_no_rule_explains_is_exit_4(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run(folder, tmp_path, monkeypatch)
+    monkeypatch.setattr(referees, "_beir_scores", lambda *_: {"ndcg_at_10": 0.123})
+    done = CliRunner().invoke(app, ["verify", str(record)])
+    assert done.exit_code == 4
+    assert "NOT EXPLAINED" in done.output
+    assert "theirs 0.123000" in done.output
+
+
+def test_the_verb_tells_agreement_and_json_every_metric(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = run(folder, tmp_path, monkeypatch)
+    told = CliRunner().invoke(app, ["verify", str(record)])
+    assert told.exit_code == 0
+    assert "metrics agree to 6 digits" in told.output
+    rows = json.loads(CliRunner().invoke(app, ["verify", str(record), "--json"]).output)
+    assert {"run", "task", "referee", "metric", "ours", "theirs", "digits", "reasons", "agrees"} == rows[0].keys()
+
+
+def edit(record: Path, change: Any) -> None:
+    file = record / "run.trec.gz"
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    file.write_bytes(gzip.compress("\n".join(change(lines)).encode()))
+
+
+def test_an_edited_run_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run(folder, tmp_path, monkeypatch)
+
+    def renamed(lines: list[str]) -> list[str]:
+        return [line.replace(" tea ", " owl ").replace(" train ", " lens ") for line in lines]
+
+    edit(record, renamed)
+    with pytest.raises(DataError, match="its record says"):
+        verify.verify(str(record))
+
+
+def test_a_forbidden_document_in_the_run_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(
+        folder,
+        {"twin": "the tea twin", "other": "a tea twin"},
+        {"twin": "tea twin"},
+        [("q1", "owl", 0), ("twin", "other", 0)],
+    )
+    record = run(folder, tmp_path, monkeypatch)
+    facts = json.loads((record / "record.json").read_text())
+    facts["settings"]["same_id"] = "drop"
+    (record / "record.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="query 'twin' ranks 'twin', which its task forbids"):
+        verify.verify(str(record))
+
+
+def test_without_the_extra_the_way_to_it_is_told() -> None:
+    with pytest.raises(MissingError) as caught, referees.referee_at_work("mteb"):
+        raise ModuleNotFoundError("No module named 'mteb'")
+    assert "retbench[verify]" in caught.value.next_step
+
+
+def test_mteb_decides_about_the_own_id_task_by_task() -> None:
+    assert referees.mteb_drops_same_id("ArguAna")
+    assert not referees.mteb_drops_same_id("SciFact")
+    assert not referees.mteb_drops_same_id(None)

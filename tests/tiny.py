@@ -1,0 +1,100 @@
+"""A tiny Qwen2-type model, random weights and a trained byte-level tokenizer: a real Hugging Face folder in a second.
+
+Random, so its rankings mean nothing; real, so loading, tokens, padding, chat template and shapes are as with Qwen2.5.
+"""
+
+from pathlib import Path
+from typing import Any
+
+SEED = 7
+VOCABULARY = 480
+WIDTH = 64
+LAYERS = 2
+
+# Like Qwen2.5's own template, it writes a system turn of its own when the caller passes none.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+SENTENCES = (
+    "The heart pumps blood through the arteries of the body.",
+    "Blood pressure rises when the arteries become narrow.",
+    "A healthy diet lowers the risk of heart disease.",
+    "Vitamin D helps the bones to take up calcium.",
+    "The liver breaks down most of the alcohol we drink.",
+    "Smoking is the main cause of lung cancer.",
+    "Vaccines teach the immune system to know a virus.",
+    "Bacteria can become resistant to antibiotics.",
+    "Sleep helps the brain to keep what it has learned.",
+    "Insulin moves sugar from the blood into the cells.",
+    "Paris is the capital of France and lies on the Seine.",
+    "The river floods the valley after heavy rain.",
+    "Mountains keep the wind away from the old town.",
+    "Trains between the two cities run every hour.",
+    "The bridge was built by the Romans.",
+    "Bread is baked from flour, water, salt and yeast.",
+    "Which language model is the better retriever?",
+    "A query is short and a document is long.",
+    "def add(a, b): return a + b",
+    "for item in items: print(item)",
+    "Sort the list and return the largest number.",
+    "The function opens a file and reads every line.",
+    "SELECT name FROM users WHERE age > 30;",
+    "An index makes the search through a table fast.",
+    "The sun warms the sea and the sea warms the air.",
+    "Stars are born in clouds of cold gas.",
+    "The moon pulls the water and makes the tides.",
+    "Light needs eight minutes from the sun to the earth.",
+    "Seeds need water, warmth and light to grow.",
+    "Bees carry pollen from one flower to the next.",
+    "Use one word to represent the passage in a retrieval task.",
+    "Wie hoch ist der höchste Berg? 世界で一番高い山は？",
+)
+
+
+def build(folder: Path, **config: Any) -> Path:
+    """Write the model and its tokenizer to `folder`; `config` overrides fields of its Qwen2Config."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokens = tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 128,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = Qwen2ForCausalLM(Qwen2Config(**{**settings, **config}))
+        with torch.no_grad():  # transformers leaves the padding token's row at zero; here it is also the end token
+            model.get_input_embeddings().weight[tokens.pad_token_id].normal_(std=0.02)
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return folder
+
+
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer of Qwen's own class, trained on the sentences; it has no bos, and eos is also pad."""
+    from tokenizers import pre_tokenizers
+    from transformers import Qwen2Tokenizer
+
+    untrained: Any = Qwen2Tokenizer()
+    tokens = untrained.train_new_from_iterator(
+        SENTENCES,
+        vocab_size=VOCABULARY,
+        new_special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokens.chat_template = CHAT_TEMPLATE
+    return tokens
