@@ -1,0 +1,276 @@
+"""Speed on a CPU against what one would use instead: the same texts, the same weights, one run.
+
+    python benchmarks/bench_cpu.py --weights FOLDER --collection BEIR_FOLDER
+
+Every contestant gets a fresh process, a warm-up that does not count, and the texts; tokenising is counted, loading is
+not. Matrix products alone are timed in the same run: their speed, weighted by what the model asks of each shape, is the
+peak a forward pass can reach. Results go to benchmarks/results/cpu.json; only ratios travel between machines.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+WARM = 8  # texts before the clock starts
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+def ours(options: argparse.Namespace, dtype: str) -> Encode:
+    """retbench from texts to shards on disk, as `retbench run` does it."""
+    import torch
+
+    from retbench.cards.method import Method
+    from retbench.encoders.dense import BackboneEncoder
+    from retbench.encoders.embedding import Job, embed
+    from retbench.encoders.spec import EncoderSpec
+    from retbench.encoders.wording import Wording
+    from retbench.engines import backbone
+    from retbench.retrievers.dense import budget
+    from retbench.store.shards import Store
+
+    method = Method("bench", "", "exact", "library", "last")  # what sentence-transformers pools of a bare decoder
+    spec = EncoderSpec("", method, "", options.length, options.length, dtype)  # type: ignore[arg-type]
+    loaded = backbone.load(Path(options.weights), spec.dtype, torch.device("cpu"))
+    encoder = BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, method))
+
+    def encode(texts: list[str]) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job(Lines(texts), ("text",), "document", budget())  # type: ignore[arg-type]
+            vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
+            for block in embed(lambda: encoder, job, Store(Path(folder)), lambda *_: None):
+                vectors[block.rows] = block.vectors
+        return vectors
+
+    return encode
+
+
+class Lines:
+    """Texts in memory, as a job reads them."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, self.fingerprint = texts, "bench"
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __iter__(self) -> Iterator[Any]:
+        from retbench.corpora.rows import Row
+
+        return (Row(str(number), "", text) for number, text in enumerate(self.texts))
+
+
+def sentence_transformers(options: argparse.Namespace, dtype: str | None) -> Any:
+    """The library most people would call; `dtype` None is its default."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    chosen = {"model_kwargs": {"dtype": getattr(torch, dtype)}} if dtype else {}
+    model = SentenceTransformer(options.weights, device="cpu", processor_kwargs={"chat_template": None}, **chosen)
+    model.max_seq_length = options.length
+    if model.tokenizer.pad_token is None:
+        model.tokenizer.pad_token = model.tokenizer.eos_token
+    return model
+
+
+def peer(options: argparse.Namespace, dtype: str | None) -> Encode:
+    model = sentence_transformers(options, dtype)
+    return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, convert_to_numpy=True))
+
+
+def mteb_route(options: argparse.Namespace) -> Encode:
+    """What `mteb.evaluate` does with a sentence-transformers model: its wrapper, its data loader."""
+    import mteb
+    from datasets import Dataset
+    from mteb.models import SentenceTransformerEncoderWrapper
+    from mteb.types import PromptType
+    from torch.utils.data import DataLoader
+
+    wrapper = SentenceTransformerEncoderWrapper(sentence_transformers(options, None))
+    task = mteb.get_task("SciFact").metadata
+
+    def encode(texts: list[str]) -> np.ndarray:
+        inputs = DataLoader(Dataset.from_dict({"text": texts}), batch_size=32)
+        found = wrapper.encode(
+            inputs, task_metadata=task, hf_split="test", hf_subset="default", prompt_type=PromptType.document
+        )
+        vectors = np.asarray(found, dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    return encode
+
+
+CONTESTANTS: dict[str, Callable[[argparse.Namespace], Encode]] = {
+    "retbench bfloat16": lambda options: ours(options, "bfloat16"),
+    "retbench float32": lambda options: ours(options, "float32"),
+    "sentence-transformers bfloat16": lambda options: peer(options, "bfloat16"),
+    "sentence-transformers default": lambda options: peer(options, None),
+    "mteb": mteb_route,
+}
+TRUTH = "sentence-transformers default"
+
+
+def documents(options: argparse.Namespace) -> list[str]:
+    """Documents spread evenly over the corpus, title and text."""
+    file = next(Path(options.collection).glob("corpus.jsonl*"))
+    content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    lines = content.decode().splitlines()
+    rows = [json.loads(lines[int(at)]) for at in np.linspace(0, len(lines) - 1, options.documents)]
+    return [f"{row.get('title', '')} {row['text']}".strip() for row in rows]
+
+
+def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """One contestant in this process; its vectors go to the folder of the run."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    texts = documents(options)
+    encode = CONTESTANTS[name](options)
+    encode(texts[:WARM])
+    started, used = time.perf_counter(), time.process_time()
+    vectors = encode(texts)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
+    np.save(Path(options.folder) / f"{name}.npy", vectors)
+    return {"seconds": seconds, "cpu_seconds": cpu}
+
+
+def peak(options: argparse.Namespace) -> dict[str, Any]:
+    """GFLOP/s of matrix products alone: each linear shape of the model, weighted by its share of the work."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from retbench.retrievers.dense import budget
+
+    torch.set_num_threads(options.threads)
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.from_pretrained(options.weights))
+    shapes = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    found: dict[str, Any] = {"flop_per_token": 2 * sum(rows * columns for rows, columns in shapes)}
+    for dtype in ("bfloat16", "float32"):
+        seconds = sum(
+            shapes.count(shape) * _product_seconds(budget(), shape, getattr(torch, dtype)) for shape in set(shapes)
+        )
+        found[dtype] = found["flop_per_token"] * budget() / seconds / 1e9
+    return found
+
+
+def _product_seconds(tokens: int, shape: tuple[int, ...], dtype: Any) -> float:
+    import torch
+
+    states, weight = torch.randn(tokens, shape[1]).to(dtype), torch.randn(shape).to(dtype)
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        torch.nn.functional.linear(states, weight)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def child(options: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:
+    """Run one contestant in a process of its own."""
+    command = [sys.executable, __file__, "--only", name, "--folder", folder]
+    for key in ("weights", "collection", "documents", "length", "threads"):
+        command += [f"--{key}", str(getattr(options, key))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if ran.returncode:
+        return {"error": ran.stderr.strip().splitlines()[-1]}
+    answer: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def race(options: argparse.Namespace) -> dict[str, Any]:
+    """Everybody in turn, `rounds` times, and the peak before and after; the best round of each counts."""
+    names = [name for name in CONTESTANTS if not options.contestants or name in options.contestants]
+    with tempfile.TemporaryDirectory() as folder:
+        tries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        peaks = []
+        for _ in range(options.rounds):
+            peaks.append(child(options, "peak", folder))
+            for name in names:
+                tries[name].append(child(options, name, folder))
+                print(f"{name}: {tries[name][-1]}", file=sys.stderr, flush=True)
+        peaks.append(child(options, "peak", folder))
+        rows = {name: min(tried, key=lambda t: t.get("seconds", np.inf)) for name, tried in tries.items()}
+        vectors = {name: np.load(Path(folder) / f"{name}.npy") for name, row in rows.items() if "seconds" in row}
+    best = {key: max(p[key] for p in peaks) for key in ("bfloat16", "float32", "flop_per_token")}
+    tokens = count(options)
+    for name, row in rows.items():
+        if "seconds" not in row:
+            continue
+        row["tokens_per_second"] = tokens / row["seconds"]
+        reach = best["bfloat16" if "bfloat16" in name else "float32"]
+        row["share_of_peak"] = row["tokens_per_second"] * best["flop_per_token"] / 1e9 / reach
+        if TRUTH in vectors:
+            row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
+    setting = {key: getattr(options, key) for key in ("documents", "length", "threads", "rounds")}
+    return {"settings": {**setting, "tokens": tokens}, "peak_gflops": best, "contestants": rows}
+
+
+def count(options: argparse.Namespace) -> int:
+    """Tokens of the texts after the cut, without padding."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(options.weights) / "tokenizer.json"))
+    tokenizer.no_padding()
+    return sum(min(len(encoding.ids), options.length) for encoding in tokenizer.encode_batch(documents(options)))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The race for a reader; how many times faster than each peer retbench is."""
+    first = found["contestants"].get("retbench bfloat16", {}).get("seconds")
+    head = ("contestant", "tokens/s", "share of peak", "seconds", "CPU seconds", "retbench bfloat16 is faster by")
+    lines = ["| " + " | ".join((*head, "least cosine to fp32")) + " |", "|---" * 7 + "|"]
+    for name, row in found["contestants"].items():
+        if "error" in row:
+            lines.append(f"| {name} | {row['error']} | | | | | |")
+            continue
+        factor = f"{row['seconds'] / first:.2f}x" if first else "–"
+        cosine = f"{row['min_cosine_to_fp32']:.5f}" if "min_cosine_to_fp32" in row else "–"
+        lines.append(
+            f"| {name} | {row['tokens_per_second']:,.0f} | {100 * row['share_of_peak']:.0f}% | {row['seconds']:.1f} | "
+            f"{row['cpu_seconds']:.1f} | {factor} | {cosine} |"
+        )
+    peaks = found["peak_gflops"]
+    lines.append(f"\nmatrix products alone: {peaks['bfloat16']:,.0f} GFLOP/s bfloat16, {peaks['float32']:,.0f} float32")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, help="a Hugging Face folder")
+    parser.add_argument("--collection", required=True, help="a BEIR folder")
+    parser.add_argument("--documents", type=int, default=512)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--contestants", nargs="*", help=f"some of {', '.join(CONTESTANTS)}")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.json")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        import torch
+
+        torch.set_num_threads(options.threads)
+        print(json.dumps(peak(options) if options.only == "peak" else measure(options, options.only)))
+        return
+    found = race(options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Cost as the work grows: embedding through the store and searching, with an encoder that costs nothing.
+
+    python benchmarks/scale.py --documents 1000 10000 100000 1000000
+
+What is measured is all of ours around a model: reading texts, planning, shards on disk, search. Each size runs in
+a process of its own, so that its peak of resident memory is its own. Time per document and memory should stay flat.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+WIDTH, QUERIES, K, WORDS = 64, 100, 100, 12
+
+
+class Static:
+    """Rows of a fixed table, summed: one text one vector, at almost no cost."""
+
+    dimension = WIDTH
+    kernel = "none"
+
+    def __init__(self) -> None:
+        self.table = np.random.default_rng(0).standard_normal((50_000, WIDTH), dtype=np.float32)
+
+    def prepare(self, texts: Iterable[str], role: str) -> Any:
+        """Words are numbers already."""
+        from retbench.encoders.wording import Tokens
+
+        lengths, parts = [], []
+        for text in texts:
+            words = text.split()
+            lengths.append(len(words))
+            parts.append(np.array(words, dtype=np.int32))
+        return Tokens(np.concatenate(parts), np.concatenate(([0], np.cumsum(lengths))), 0, 0)
+
+    def vectors(self, batch: Any) -> np.ndarray:
+        """Sums of rows, at length one."""
+        sums = np.add.reduceat(self.table[batch.flat], batch.offsets[:-1])
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+
+def one(documents: int) -> dict[str, Any]:
+    from retbench.corpora.compiled import compile_collection
+    from retbench.corpora.rows import Judgment, Raw, Row
+    from retbench.corpora.texts import Texts
+    from retbench.encoders.embedding import Job, embed
+    from retbench.engines.memory import peak_mb, reset_peak
+    from retbench.retrievers.exact import search
+    from retbench.store.shards import Store
+
+    draw, encoder = np.random.default_rng(documents), Static()
+
+    def rows() -> Iterable[Row]:
+        for number in range(documents):
+            yield Row(f"d{number}", "", " ".join(map(str, draw.integers(0, 50_000, 4 + number % WORDS).tolist())))
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        compile_collection(Raw(rows(), [Row("q", "", "1")], {"test": [Judgment("q", "d0", 1)]}), place / "c")
+        texts = Texts.open(place / "c" / "corpus.arrow", "scale")
+        queries = encoder.vectors(encoder.prepare((texts[i].text for i in range(QUERIES)), "query"))
+        reset_peak()
+        base, started = peak_mb(), time.perf_counter()
+        job = Job(texts, ("text",), "document", 65536)
+        blocks = embed(lambda: encoder, job, Store(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
+        found = search(queries, blocks, K)
+        seconds = time.perf_counter() - started
+        assert all(rows[0] == row for row, rows in enumerate(found.rows))
+        return {
+            "documents": documents,
+            "seconds": seconds,
+            "microseconds_per_document": seconds / documents * 1e6,
+            "peak_mb": peak_mb(),
+            "growth_mb": peak_mb() - base,
+        }
+
+
+def plot(rows: list[dict[str, Any]]) -> str:
+    """Bars in text: no plotting library is worth a dependency here."""
+    lines = []
+    for key, unit in (("microseconds_per_document", "µs a document"), ("peak_mb", "MB resident at most")):
+        top = max(row[key] for row in rows)
+        lines += ["", unit]
+        lines += [f"{row['documents']:>9,} {'█' * round(40 * row[key] / top)} {row[key]:,.0f}" for row in rows]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "scale.json")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(options.one)))
+        return
+    rows = []
+    for documents in options.documents:
+        command = [sys.executable, __file__, "--one", str(documents)]
+        rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        print(rows[-1], file=sys.stderr, flush=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"width": WIDTH, "queries": QUERIES, "sizes": rows}, indent=1) + "\n")
+    print("| documents | seconds | µs a document | peak MB | of which this grew |\n|---|---|---|---|---|")
+    for row in rows:
+        figures = (row["seconds"], row["microseconds_per_document"], row["peak_mb"], row["growth_mb"])
+        print(f"| {row['documents']:,} | " + " | ".join(f"{figure:,.1f}" for figure in figures) + " |")
+    print(plot(rows))
+
+
+if __name__ == "__main__":
+    main()
