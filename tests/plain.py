@@ -22,6 +22,10 @@ def last(ids: list[int]) -> Read:
     return Read(ids, [0.0] * (len(ids) - 1) + [1.0])
 
 
+def first(ids: list[int]) -> Read:
+    return Read(ids, [1.0] + [0.0] * (len(ids) - 1))
+
+
 def tail(ids: list[int], count: int) -> Read:
     """The mean over the last tokens."""
     return Read(ids, [0.0] * (len(ids) - count) + [1.0] * count)
@@ -66,10 +70,10 @@ def echo(tokenizer: Any, text: str, role: str, limit: int) -> Read:
     return tail(ids, last_characters(tokenizer, head + own, len(own)) + 1)
 
 
-def llm2vec(tokenizer: Any, text: str, role: str, limit: int) -> Read:
+def llm2vec(tokenizer: Any, text: str, role: str, limit: int, before: str = "", after: str = "") -> Read:
     own = cut(tokenizer, text, limit)
-    prompt = f"{WEB}: {own}" if role == "query" else own
-    return tail(list(tokenizer(prompt)["input_ids"]), last_characters(tokenizer, prompt, len(own)))
+    prompt = before + (f"{WEB}: {own}" if role == "query" else own) + after
+    return tail(list(tokenizer(prompt)["input_ids"]), last_characters(tokenizer, prompt, len(own + after)))
 
 
 def last_characters(tokenizer: Any, prompt: str, characters: int) -> int:
@@ -82,7 +86,7 @@ def last_characters(tokenizer: Any, prompt: str, characters: int) -> int:
 METHODS: dict[str, Callable[[Any, str, str, int], Read]] = {
     "last": lambda t, text, role, limit: last(whole(t, text, limit)),
     "mean": lambda t, text, role, limit: tail(ids := whole(t, text, limit), len(ids)),
-    "first": lambda t, text, role, limit: Read(ids := whole(t, text, limit), [1.0] + [0.0] * (len(ids) - 1)),
+    "first": lambda t, text, role, limit: first(whole(t, text, limit)),
     "weighted": lambda t, text, role, limit: weighted(whole(t, text, limit)),
     "eos": lambda t, text, role, limit: ended(t, text, limit),
     "promptreps": lambda t, text, role, limit: chat(t, cut(t, text, limit), role, [SYSTEM]),
@@ -92,6 +96,14 @@ METHODS: dict[str, Callable[[Any, str, str, int], Read]] = {
     ),
     "echo": echo,
     "llm2vec": llm2vec,
+    "llm2vec-llama3-instruct": lambda t, text, role, limit: llm2vec(
+        t, text, role, limit, "<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"
+    ),
+    "llm2vec-mistral-instruct": lambda t, text, role, limit: llm2vec(t, text, role, limit, "[INST] ", " [/INST]"),
+    "bge": lambda t, text, role, limit: first(
+        whole(t, f"Represent this sentence for searching relevant passages: {text}" if role == "query" else text, limit)
+    ),
+    "repllama": lambda t, text, role, limit: ended(t, f"{'query' if role == 'query' else 'passage'}:  {text}", limit),
     "e5": lambda t, text, role, limit: tail(
         ids := whole(t, f"{'query' if role == 'query' else 'passage'}: {text}", limit), len(ids)
     ),
@@ -105,7 +117,7 @@ METHODS: dict[str, Callable[[Any, str, str, int], Read]] = {
         t, f"Instruct: {WEB}\nQuery:{text}" if role == "query" else text, limit
     ),
 }
-BIDIRECTIONAL = ("llm2vec", "gte-qwen2")
+BIDIRECTIONAL = ("llm2vec", "llm2vec-llama3-instruct", "llm2vec-mistral-instruct", "gte-qwen2")
 
 
 def vector(folder: Path, read: Read, bidirectional: bool, layer: int = -1) -> np.ndarray:

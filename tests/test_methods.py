@@ -129,6 +129,14 @@ def test_a_sparse_method_takes_the_last_state() -> None:
         Method("odd", "", "ours", "a test", "mean", kind="sparse")
 
 
+def test_every_preset_is_proven_here_or_where_its_engine_is() -> None:
+    by_terms = {method.name for method in catalog.methods() if method.kind != "dense"}
+    assert by_terms == {"promptreps-sparse", "promptreps-hybrid"}  # against the whole language model: test_lexical.py
+    own = {method.name for method in catalog.methods() if method.pooling == "model"}
+    assert own == {"as-published"}  # against the published library: test_sentence.py
+    assert {method.name for method in catalog.methods()} == plain.METHODS.keys() | by_terms | own
+
+
 def test_every_preset_says_where_it_comes_from() -> None:
     for method in catalog.methods():
         assert method.source, method.name
