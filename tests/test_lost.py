@@ -320,7 +320,7 @@ def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypat
     (store.folder / "plan.json").write_text(json.dumps({**plan, "threads": 3}))
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     matrix(dataclasses.replace(job, budget=1000), store, encoder())
-    assert used == [3]
+    assert set(used) == {3}
     assert store.plan(dict)["budget"] == 16
 
 

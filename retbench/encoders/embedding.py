@@ -3,8 +3,6 @@
 A run that was stopped, by anything, goes on from its last finished shard with the plan it began with.
 """
 
-import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +15,7 @@ from retbench.cards.method import Role
 from retbench.corpora.texts import Texts, joined
 from retbench.encoders.batches import SHARD_ROWS, Plan
 from retbench.encoders.dense import DenseEncoder
+from retbench.encoders.pieces import Alone, BadVectorError, Later, Piece, Survey, UnstoredError, Workers
 from retbench.encoders.wording import Tokens
 from retbench.engines import memory
 from retbench.errors import DataError, ResourceError
@@ -24,7 +23,7 @@ from retbench.store.key import digest
 from retbench.store.narrow import row_bytes
 from retbench.store.shards import Block, Store
 
-log = logging.getLogger(__name__)
+REMOVE = "remove that folder and run again"
 
 OnBatch = Callable[[int, int, int, int], None]  # texts done, texts in all, tokens computed, tokens left to compute
 
@@ -51,138 +50,143 @@ class Job:
         return (joined(row, fields) for row in self.texts)
 
 
-def embed(encoder: Callable[[], DenseEncoder], job: Job, store: Store, on_batch: OnBatch) -> Iterator[Block]:
-    """Every row of the job, shard by shard. A finished store needs neither the model nor a tokenizer."""
+def embed(
+    encoder: Callable[[], DenseEncoder], job: Job, store: Store, on_batch: OnBatch, workers: Workers | None = None
+) -> Iterator[Block]:
+    """Every row of the job, shard by shard, computed by this process or by the workers given.
+
+    A finished store needs neither the model nor a tokenizer.
+    """
     with store.alone():
-        work = Work(encoder, job, store)
-        complete = store.complete()
-        shards = store.plan(dict)["shards"] if complete else work.begin()
-        for shard in range(shards):
-            block = store.read(shard)
-            if block:
-                on_batch(len(block.rows), len(job.texts), 0, work.left)
-            yield block or work.compute(shard, on_batch)
+        work = Work(workers or Alone(encoder), job, store, on_batch)
+        complete, rows = store.complete() and store.planned(), 0
+        missing = set() if complete else work.begin()
+        for block in work.blocks(store.plan(dict)["shards"], missing):
+            rows += len(block.rows)
+            yield block
+        if rows != len(job.texts):
+            raise DataError(f"{store.folder} gave {rows} of {len(job.texts)} vectors", REMOVE)
         if not complete:
-            store.finish({"peak_memory_mb": round(memory.peak_mb(), 1)})
+            store.finish(work.workers.facts())
 
 
 @dataclass
 class Work:
     """A job under way; it is tokenised and planned when the first shard is missing."""
 
-    make: Callable[[], DenseEncoder]
+    workers: Workers
     job: Job
     store: Store
+    on_batch: OnBatch
     left: int = field(default=0, init=False)  # tokens of the shards that are still missing
-    split: int = field(default=0, init=False)  # batches of the current shard that did not fit into memory
-
-    @cached_property
-    def encoder(self) -> DenseEncoder:
-        """The encoder, loaded when it is needed."""
-        return self.make()
 
     @cached_property
     def tokens(self) -> Tokens:
         """Every text as token ids."""
-        return self.encoder.prepare(self.job.strings(), self.job.role)
+        return self.workers.prepare(self.job.strings(), self.job.role)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What the plan must know of whoever computes it."""
+        longest = self.tokens.take(np.array([self.tokens.lengths.argmax()]))
+        return self.workers.survey(longest, self.job.budget)
+
+    @cached_property
+    def saved(self) -> dict[str, Any]:
+        """The plan's facts as they were written at the first start."""
+        return self.store.plan(self._facts)
 
     @cached_property
     def plan(self) -> Plan:
         """The plan that was saved at the first start, else a new one, now saved."""
-        saved = self.store.plan(self._facts)
-        memory.use_threads(saved["threads"])
+        saved = self.saved
+        memory.use_threads(self.threads)  # search is a part of the plan's bits, too
         plan = Plan.of(self.tokens.lengths, saved["budget"], saved["shard_rows"])
         if plan.fingerprint != saved["fingerprint"]:
-            raise DataError(f"{self.store.folder} was planned for other tokens", "remove that folder and run again")
+            raise DataError(f"{self.store.folder} was planned for other tokens", REMOVE)
         return plan
 
+    @property
+    def threads(self) -> int:
+        """Threads of each worker; the first stores did not say it."""
+        return int(self.saved.get("threads", memory.threads()))
+
     def _facts(self) -> dict[str, Any]:
-        tokens, longest = self.tokens, int(self.tokens.lengths.max())
-        budget = memory.token_budget(self._probe, longest, self.job.budget)
-        plan = Plan.of(tokens.lengths, budget, self.job.shard_rows)
+        tokens, found = self.tokens, self.survey
+        plan = Plan.of(tokens.lengths, found.budget, self.job.shard_rows)
         return {
             "rows": len(self.job.texts),
             "tokens": len(tokens.flat),
-            "longest": longest,
+            "longest": int(tokens.lengths.max()),
             "truncated": tokens.truncated,
             "empty": tokens.empty,
-            "threads": memory.threads(),
-            "kernel": self.encoder.kernel,
-            "budget": budget,
+            "threads": found.threads,
+            "kernel": found.kernel,
+            "budget": found.budget,
             "shard_rows": self.job.shard_rows,
             "shards": plan.shards,
             "fingerprint": plan.fingerprint,
         }
 
-    def _probe(self, texts: int) -> None:
-        longest = int(self.tokens.lengths.argmax())
-        self.encoder.vectors(self.tokens.take(np.full(texts, longest)))
-
-    def begin(self) -> int:
-        """Make or take up the plan, and refuse early what the disk cannot hold; how many shards there are."""
+    def begin(self) -> set[int]:
+        """Make or take up the plan, and refuse early what the disk cannot hold; the shards that are missing."""
         missing = self._missing()
         self.left = sum(int(self.tokens.lengths[self.plan.rows(shard)].sum()) for shard in missing)
         need_room(self.store.folder, self._bytes(missing))
-        return self.plan.shards
+        return set(missing)
 
     def _missing(self) -> list[int]:
         return [shard for shard in range(self.plan.shards) if not self.store.has(shard)]
 
     def _bytes(self, shards: list[int]) -> float:
-        return sum(len(self.plan.rows(shard)) for shard in shards) * row_bytes(
-            self.encoder.dimension, self.store.vector_dtype
-        )
+        rows = sum(len(self.plan.rows(shard)) for shard in shards)
+        return rows and rows * row_bytes(self.survey.dimension, self.store.vector_dtype)
 
-    def compute(self, shard: int, on_batch: OnBatch) -> Block:
-        """Run the shard's batches and store it."""
-        started, rows, parts = time.perf_counter(), self.plan.rows(shard), []
-        self.split = 0
-        for batch in self.plan.batches(shard):
-            tokens = self.tokens.take(batch)
-            vectors = self._vectors(tokens)
-            self._check(batch, vectors)
-            parts.append(vectors)
-            self.left = max(0, self.left - len(tokens.flat))  # a damaged shard was not expected
-            on_batch(len(batch), len(self.tokens), len(tokens.flat), self.left)
-        block = Block(rows, np.concatenate(parts))
-        return self._kept(shard, block, int(self.tokens.lengths[rows].sum()), time.perf_counter() - started)
-
-    def _kept(self, shard: int, block: Block, tokens: int, seconds: float) -> Block:
+    def blocks(self, shards: int, missing: set[int]) -> Iterator[Block]:
+        """Every shard in turn; what is missing is begun at once, so that many can work at it."""
+        under_way = {shard: self._start(shard) for shard in sorted(missing)}
         try:
-            return self.store.write(shard, block, tokens, seconds, self.split)
-        except ResourceError as problem:
-            missing = self._missing()
-            kept = self.plan.shards - len(missing)
-            raise ResourceError(
-                problem.cause,
-                f"make room for {self._bytes(missing) / 1e6:,.1f} MB, then run the same command: "
-                f"{kept} of {self.plan.shards} shards are kept",
-            ) from problem
+            for shard in range(shards):
+                block = None if shard in under_way else self.store.read(shard)
+                if block:
+                    self.on_batch(len(block.rows), len(self.job.texts), 0, self.left)
+                yield block or self._made(shard, under_way.pop(shard) if shard in under_way else self._start(shard))
+        finally:
+            for later in under_way.values():
+                later.cancel()
 
-    def _vectors(self, batch: Tokens) -> np.ndarray:
-        """One batch; only when memory really ran out, in two halves."""
+    def _start(self, shard: int) -> Later:
+        return self.workers.start(lambda: self.piece(shard), self.store, self._tell)
+
+    def piece(self, shard: int) -> Piece:
+        """A shard as whoever computes it needs it."""
+        rows = self.plan.rows(shard)
+        sizes = tuple(len(batch) for batch in self.plan.batches(shard))
+        return Piece(shard, self.job.role, rows, self.tokens.take(rows), sizes, self.threads)
+
+    def _tell(self, texts: int, tokens: int) -> None:
+        self.left = max(0, self.left - tokens)  # a damaged shard was not expected
+        self.on_batch(texts, len(self.job.texts), tokens, self.left)
+
+    def _made(self, shard: int, later: Later) -> Block:
         try:
-            return self.encoder.vectors(batch)
-        except (RuntimeError, MemoryError) as problem:
-            if not memory.ran_out(problem):
-                raise
-            if len(batch) == 1:
-                raise ResourceError(
-                    f"one {self.job.role} of {len(batch.flat)} tokens does not fit into memory beside the model",
-                    "give a smaller --set max_length, --set dtype=bfloat16, or RETBENCH_DEVICE=cpu",
-                ) from problem
-        self.split += 1
-        log.warning("out of memory at %d texts, %d tokens: run in two halves", len(batch), len(batch.flat))
-        memory.release()
-        halves = np.array_split(np.arange(len(batch)), 2)
-        return np.concatenate([self._vectors(batch.take(half)) for half in halves])
-
-    def _check(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """A vector of length one has neither a number that is none nor zeros alone."""
-        bad = np.flatnonzero(~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)))
-        if len(bad):
-            name = self.job.texts[int(rows[bad[0]])].id
+            block = later.result()
+        except BadVectorError as bad:
+            name = self.job.texts[bad.row].id
             raise DataError(
                 f"the vector of {self.job.role} {name!r} is zero or not a number",
                 "try --set dtype=float32; if it stays, the weights are damaged",
+            ) from bad
+        except UnstoredError as problem:
+            missing = self._missing()
+            raise ResourceError(
+                problem.cause,
+                f"make room for {self._bytes(missing) / 1e6:,.1f} MB, then run the same command: "
+                f"{self.plan.shards - len(missing)} of {self.plan.shards} shards are kept",
+            ) from problem
+        if block is None:
+            raise DataError(
+                f"shard {shard} of {self.store.folder} was damaged as soon as it was written",
+                "retbench doctor shows the disk; then run the same command",
             )
+        return block
