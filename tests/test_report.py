@@ -151,6 +151,21 @@ def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: P
     assert "‡" not in report(tmp_path).text("markdown")
 
 
+def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None:
+    for seed, scores in ((1, [0.2] * 4), (2, [0.4] * 4), (3, [0.9] * 4)):
+        recipe = {"name": "quick", "seed": seed}
+        training = Training(recipe, "f", {"set": "s", "fingerprint": "d"}, {}, {}, "retbench finetune")
+        finish(tmp_path, f"m{seed}", "t", scores, training=training, parent="p")
+    other = Training({"name": "quick", "seed": 1}, "f", {"set": "another"}, {}, {}, "retbench finetune")
+    finish(tmp_path, "m4", "t", [0.1] * 4, training=other, parent="p")
+    text = report(tmp_path).text("markdown")
+    assert "| trained | method | seeds | t |" in text
+    assert "| p on s by quick | bm25 | 3 | 50.00 (20.00–90.00) |" in text
+    assert "p on s by quick & bm25 & 3 & 50.00 (20.00--90.00)" in report(tmp_path).text("latex")
+    assert "50.00 (20.00–90.00)</td>" in report(tmp_path).text("html")
+    assert text.count("‡") == 2  # the other set's model and the remark
+
+
 def test_price_needs_a_rate_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(tmp_path / "r", "m", "t", GOOD)
     monkeypatch.chdir(tmp_path)

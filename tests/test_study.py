@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from retbench.pipelines import study_run
 from retbench.pipelines.slots import slots
 from retbench.records.ledger import Ledger
 from retbench.reports.references import shipped
+from retbench.reports.study_tables import study_markdown
 
 PLAN = """
 name = "little"
@@ -128,6 +130,65 @@ def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
     (again,) = study_run.run(plan, tmp_path / "r")
     assert again.cached
     assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
+
+
+def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
+    folder, model = small.write(tmp_path / "small"), tiny.build(tmp_path / "tiny")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1"], "seeds": [1, 2]}
+    zero = Stage("zero", (str(model),), tasks=(str(folder),), set={"max_length": 8})
+    stage = Stage(
+        "trained", (str(model),), "finetune", tasks=(str(folder),), options=options, beside=("zero",), set=zero.set
+    )
+    plan, out = Study("s", "s", (zero, stage)), tmp_path / "r"
+    training, before = (cell for cell in study_run.forecast(plan, out, "trained") if cell["seed"] == 1)
+    assert (training["training"], training["status"]) == ("tiny-s-trained-seed1", "open")
+    assert min(training["tokens"], training["disk_bytes"], before["tokens"]) > 0
+    cells = list(study_run.run(plan, out))
+    assert [(cell.model, cell.status) for cell in cells] == [
+        ("tiny", "done"), ("tiny-s-trained-seed1", "done"), ("tiny-s-trained-seed2", "done"),
+    ]  # fmt: skip
+    assert [state.status for state in story.states(plan, out)] == ["done"] * 3
+    assert [cell["status"] for cell in study_run.forecast(plan, out)] == ["done"] * 5
+    zeroth, chapter = story.chapters(plan, out)
+    assert [len(one.report.blocks[0].rows) for one in (zeroth, chapter)] == [1, 3]
+    assert "| tiny on small by quick | mean | 2 |" in study_markdown(plan, [("t", chapter.report.blocks, ())])
+    other = replace(stage, options={**options, "set": ["optimiser.max_steps=2"]})
+    lost = list(study_run.run(Study("s", "s", (other,)), out))
+    assert [cell.status for cell in lost] == ["failed", "failed"]
+    assert "another optimiser" in (lost[0].error or "")
+    (chapter,) = story.chapters(Study("s", "s", (other,)), out)
+    assert "Failed: " in chapter.lost[0]
+
+
+def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
+    folder = small.write(tmp_path / "small")
+    stage = Stage("more", ("bm25",), tasks=(str(folder),), optional=True)
+    plan = Study("s", "s", (stage,))
+    (cell,) = study_run.run(plan, tmp_path / "r")
+    assert (cell.status, cell.error) == ("skipped", "run when asked for: --stage more")
+    assert [one["status"] for one in study_run.forecast(plan, tmp_path / "r")] == ["skipped"]
+    assert [state.status for state in story.states(plan, tmp_path / "r")] == ["skipped"]
+    assert [cell.status for cell in study_run.run(plan, tmp_path / "r", "more")] == ["done"]
+    assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
+
+
+def test_an_adaptor_stage_learns_from_each_task_for_that_task(
+    tmp_path: Path, fresh_catalog: Callable[[], None]
+) -> None:
+    folders = [small.write(tmp_path / name) for name in ("one", "two")]
+    model = tiny.build(tmp_path / "tiny")
+    options = {"objective": "adaptor", "set": ["iterations=2", "alpha=[0.1]", "beta=[0.0]"]}
+    stage = Stage("moved", (str(model),), "finetune", tasks=tuple(map(str, folders)), options=options)
+    plan = Study("s", "s", (stage,))
+    costs = list(study_run.forecast(plan, tmp_path / "r"))
+    assert [cost.get("training", cost["task"]) for cost in costs] == [
+        "tiny-s-moved-one", "one", "tiny-s-moved-two", "two",
+    ]  # fmt: skip
+    cells = list(study_run.run(plan, tmp_path / "r"))
+    assert [(cell.model, cell.task, cell.status) for cell in cells] == [
+        ("tiny-s-moved-one", "one", "done"), ("tiny-s-moved-two", "two", "done"),
+    ]  # fmt: skip
+    assert all(cell.cached for cell in study_run.run(plan, tmp_path / "r"))
 
 
 def test_a_recipe_that_is_not_there_is_needed() -> None:

@@ -2,6 +2,10 @@
 
 A stage names a verb of retbench and what the verb takes. A stage whose verb, option, method or card is not there is
 told as skipped, with what it needs; the rest of the study runs.
+
+A stage of `finetune` trains each model once and scores what came out: on `options.dataset`, or, where there is none,
+on the train split of each task for that task alone; by `options.recipe`, or an adaptor with `objective = "adaptor"`;
+with every seed of `options.seeds`.
 """
 
 from dataclasses import dataclass, field
@@ -21,6 +25,8 @@ class Stage:
     methods: tuple[str, ...] = ()
     sample: int | None = None
     set: dict[str, Any] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()  # stages whose rows stand in this one's tables too
+    optional: bool = False  # run only when the stage is named
     options: dict[str, Any] = field(default_factory=dict)  # what else the verb takes, by its own names
 
 

@@ -119,7 +119,7 @@ def report(
 
     plan = catalog.study(name)
     made = chapters(plan, results)
-    found = [(one.stage.title or one.stage.name, one.report.blocks, one.needs) for one in made]
+    found = [(one.stage.title or one.stage.name, one.report.blocks, one.lost) for one in made]
     write = {Format.markdown: study_markdown, Format.latex: study_latex}
     text = write[format_](plan, found) if format_ in write else page([b for _, blocks, _ in found for b in blocks])
     if out:
@@ -173,12 +173,17 @@ def _grid(states: list[Any]) -> str:
         own = [state for state in states if state.slot.stage == stage]
         rows: dict[str, list[str]] = {}
         for state in own:
-            rows.setdefault(f"{state.slot.model} · {state.slot.method}", []).append(GLYPHS[state.status])
+            rows.setdefault(_row(state.slot), []).append(GLYPHS[state.status])
         done = sum(state.status == "done" for state in own)
         lines += [f"{stage}: {done} of {len(own)} done"]
         lines += [f"  {''.join(glyphs)}  {row}" for row, glyphs in rows.items()]
         lines += [f"  {reason}" for reason in dict.fromkeys(state.reason for state in own if state.reason)]
     return "\n".join([*lines, "  ".join(f"{glyph} {word}" for word, glyph in GLYPHS.items())])
+
+
+def _row(slot: Any) -> str:
+    seed = "" if slot.seed is None else f" · seed {slot.seed}"
+    return f"{slot.model} · {slot.method}{seed}"
 
 
 def _watch(states: Any) -> None:
@@ -195,22 +200,31 @@ def _watch(states: Any) -> None:
 
 
 def _forecast(found: list[dict[str, Any]]) -> str:
-    lines = [_forecast_line(cell) for cell in found]
+    lines = [_forecast_line(one) for one in found]
+    trainings = [one for one in found if "training" in one]
+    cells = [one for one in found if "training" not in one]
     counts = {
-        status: sum(cell["status"] == status for cell in found) for status in ("open", "done", "not here", "skipped")
+        status: sum(one["status"] == status for one in cells) for status in ("open", "done", "not here", "skipped")
     }
-    open_ = [cell for cell in found if cell["status"] == "open"]
-    total = {key: sum(cell.get(key, 0) for cell in open_) for key in ("tokens", "seconds", "disk_bytes")}
-    lines.append(f"{len(found)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    lines.append(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    if trainings:
+        lines.append(f"{len(trainings)} trainings: {sum(one['status'] == 'open' for one in trainings)} open")
+    open_ = [one for one in found if one["status"] == "open"]
+    total = {key: sum(one.get(key, 0) for one in open_) for key in ("tokens", "seconds", "disk_bytes")}
     hours = f"{total['seconds'] / 3600:.1f} hours here"
     lines.append(
-        f"open and measurable: {total['tokens']:,} tokens, {hours}, {total['disk_bytes'] / 1e9:.1f} GB of vectors"
+        f"open and measurable: {total['tokens']:,} tokens, {hours}, {total['disk_bytes'] / 1e9:.1f} GB on disk"
     )
     return "\n".join(lines)
 
 
-def _forecast_line(cell: dict[str, Any]) -> str:
-    name = f"{cell['stage']}: {cell['model']} · {cell['method']} · {cell['task']}"
-    if "tokens" in cell:
-        return f"{name}: {cell['status']}, {cell['tokens']:,} tokens, {cell['seconds'] / 60:.1f} minutes"
-    return f"{name}: {cell['status']}" + (f", {cell['reason']}" if cell.get("reason") else "")
+def _forecast_line(one: dict[str, Any]) -> str:
+    seed = "" if one["seed"] is None else f" · seed {one['seed']}"
+    what = (
+        f"train {one['training']}" if "training" in one else f"{one['model']} · {one['method']}{seed} · {one['task']}"
+    )
+    told = [one["status"]]
+    if "tokens" in one:
+        told += [f"{one['tokens']:,} tokens", f"{one['seconds'] / 60:.1f} minutes"]
+    told += [one["reason"]] if one.get("reason") else []
+    return f"{one['stage']}: {what}: {', '.join(told)}"

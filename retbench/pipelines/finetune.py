@@ -82,7 +82,7 @@ def finetune(wish: Wish) -> ModelCard:
         wish = replace(wish, report=tracked(wish.report_to if not processes.rank() else (), folder, name, wish.report))
         if (folder / catalog.CARD).exists() and wish.resume:
             wish.say(f"{folder} is finished: nothing to do")
-            return catalog.model(str(folder.resolve()))
+            return _published(wish, folder)
         _need_empty(folder, wish.resume)
         course = enrol(wish)
         return _graduate(course, _learn(course, _steps(course)))
@@ -231,14 +231,22 @@ def _graduate(course: Course, run: Run) -> ModelCard:
         "command": course.wish.command,
     }  # fmt: skip
     if processes.rank() == 0:
-        card = outcome.write(course.folder, course.name, course.trainee, course.origin, facts)
-        outcome.register(card, course.folder)
+        outcome.write(course.folder, course.name, course.trainee, course.origin, facts)
     processes.wait()
-    made = catalog.model(str(course.folder.resolve()))
-    if course.wish.export and processes.rank() == 0:
-        local = weights.obtain(made, say=course.wish.say)
-        width = folders.shape(local.folder)["width"]
-        export.sentence_transformers(local.folder, course.trainee.wording, width, course.folder / course.wish.export)
+    return _published(course.wish, course.folder)
+
+
+def _published(wish: Wish, folder: Path) -> ModelCard:
+    """Known by name, and exported where that is wished; a run that was killed behind its card catches up on both."""
+    made = catalog.model(str(folder.resolve()))
+    if processes.rank() == 0:
+        outcome.register(made, folder)
+        if wish.export and not (folder / wish.export).exists():
+            local = weights.obtain(made, say=wish.say)
+            wording = Wording(backbone.tokenizer(local.folder), wish.recipe.method, wish.recipe.method.instruction)
+            width = folders.shape(local.folder)["width"]
+            export.sentence_transformers(local.folder, wording, width, folder / wish.export)
+    processes.wait()
     return made
 
 
@@ -261,6 +269,7 @@ def plan_only(wish: Wish) -> dict[str, Any]:
         "tokens_per_second": round(measured.tokens_per_second),
         "minutes": round(measured.seconds / 60, 1),
         "memory_mb": round(measured.memory_mb),
+        "disk_bytes": sum(file.stat().st_size for file in course.origin.folder.glob("*.safetensors")),
         "data": course.data,
         "first_query": spoken.decode(tokens[0].tolist()),
         "first_passage": spoken.decode(tokens[1].tolist()),

@@ -1,5 +1,6 @@
 """Slots: the cells a study asks for, known before anything is fetched, and what stands in the way of each."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,8 +17,9 @@ from retbench.store.key import digest
 
 VERBS = {  # the verbs a stage can have, and the options each takes
     "run": {field.name for field in fields(Request)},
-    "finetune": {"dataset", "recipe", "set", "split"},
+    "finetune": {"dataset", "recipe", "objective", "set", "split", "seeds"},
 }
+ADAPTOR = "adaptor"
 T = TypeVar("T")
 
 
@@ -32,17 +34,19 @@ class Slot:
     task: str
     argument: str  # the task as the plan calls it: a name, an alias or a folder
     needs: str | None = None  # what must be there first
+    seed: int | None = None  # of a training
 
     def note(self, out: Path) -> Path:
         """Where a results folder keeps what became of it."""
-        name = digest([self.stage, self.model, self.method, self.task])[:16]
+        seed = [] if self.seed is None else [self.seed]
+        name = digest([self.stage, self.model, self.method, self.task, *seed])[:16]
         return out / "studies" / self.study / f"{name}.json"
 
 
 def slots(plan: Study, stage: Stage) -> Iterator[Slot]:
-    """The cells of a stage, in the order they are run."""
+    """The cells of a stage, in the order they are run: a whole seed before the next one."""
     blocked = _blocked(stage)
-    for model in stage.models:
+    for seed, model in itertools.product(stage.options.get("seeds", (None,)), stage.models):
         card, kind = _known(catalog.model, model), "the method" if stage.verb == "run" else "the recipe"
         for method, found in _methods(stage, card):
             for argument in _tasks(stage):
@@ -51,7 +55,13 @@ def slots(plan: Study, stage: Stage) -> Iterator[Slot]:
                 missing += [f"the task {argument}"] * (task is None)
                 needs = blocked or missing
                 reason = f"needs {', '.join(needs)}" if needs else None
-                yield Slot(plan.name, stage.name, model, method, task.name if task else argument, argument, reason)
+                name = task.name if task else argument
+                yield Slot(plan.name, stage.name, model, method, name, argument, reason, seed)
+
+
+def unasked(stage: Stage, only: str | None) -> str | None:
+    """Why an optional stage is left out."""
+    return f"run when asked for: --stage {stage.name}" if stage.optional and only != stage.name else None
 
 
 def _blocked(stage: Stage) -> list[str]:
@@ -72,6 +82,8 @@ def _tasks(stage: Stage) -> tuple[str, ...]:
 
 def _methods(stage: Stage, card: ModelCard | None) -> list[tuple[str, bool]]:
     """The methods of a model by name, and whether each is known; those of `finetune` come with its recipe."""
+    if stage.options.get("objective") == ADAPTOR:
+        return [(ADAPTOR, True)]
     if stage.verb != "run":
         recipe = str(stage.options.get("recipe", stage.verb))
         return [(recipe, stage.verb not in VERBS or _known(catalog.recipe, recipe) is not None)]

@@ -11,12 +11,13 @@ from pathlib import Path
 from retbench.cards.study import Stage, Study
 from retbench.errors import DataError
 from retbench.pipelines.report import IMPORTED, Report
-from retbench.pipelines.slots import Slot, slots
+from retbench.pipelines.slots import Slot, slots, unasked
 from retbench.records.cell import Cell
 from retbench.records.kept import Kept, kept
 from retbench.records.ledger import RECORD, Scan, read
 from retbench.reports.board import blocks
 from retbench.reports.references import published
+from retbench.store.shards import write_whole
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,23 @@ def write_note(slot: Slot, cell: Cell, out: Path) -> None:
     file = slot.note(out)
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {"slot": asdict(slot), "status": cell.status, "record": place, "reason": cell.error}
-    file.write_text(json.dumps({**facts, "score": cell.main_score}, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_whole(file, json.dumps({**facts, "score": cell.main_score}, indent=1, ensure_ascii=False).encode())
 
 
 def states(plan: Study, out: Path) -> list[State]:
     """Every slot and what became of it, from the notes alone."""
     found = [slot for stage in plan.stages for slot in slots(plan, stage)]
-    return [State(slot, "skipped", reason=slot.needs) if slot.needs else _state(slot, out) for slot in found]
+    left = {stage.name: unasked(stage, None) for stage in plan.stages}
+    return [
+        State(slot, "skipped", reason=slot.needs) if slot.needs else _state(slot, out, left[slot.stage])
+        for slot in found
+    ]
 
 
-def _state(slot: Slot, out: Path) -> State:
+def _state(slot: Slot, out: Path, left: str | None) -> State:
     file = slot.note(out)
     if not file.is_file():
-        return State(slot, "open")
+        return State(slot, "skipped" if left else "open", reason=left)
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
         state = State(slot, facts["status"], facts["score"], facts["reason"], facts["record"])
@@ -64,27 +69,33 @@ class Chapter:
 
     stage: Stage
     report: Report
-    needs: tuple[str, ...]  # why some of its cells were skipped
+    lost: tuple[str, ...]  # what was skipped or failed, and why
 
 
 def chapters(plan: Study, out: Path) -> list[Chapter]:
-    """The study's own runs, stage by stage, beside the published tables it names."""
+    """The study's own runs, stage by stage, beside other stages' rows and the published tables it names."""
     found = states(plan, out)
     rows = published(out / IMPORTED, only=plan.references) if plan.references else []
     made = []
     for stage in plan.stages:
         scan = Scan()
-        places = {state.record for state in found if state.slot.stage == stage.name and state.record}
+        shown = (stage.name, *stage.beside)
+        places = {state.record for state in found if state.slot.stage in shown and state.record}
         for place in sorted(places):
             try:
                 scan.runs.append(_kept(out / place))
             except DataError as problem:
                 scan.problems.append(problem)
-        needs = dict.fromkeys(
-            state.slot.needs for state in found if state.slot.stage == stage.name and state.slot.needs
-        )
-        made.append(Chapter(stage, Report(scan, blocks(scan.runs, [], rows)), tuple(needs)))
+        lost = tuple(dict.fromkeys(_lost(state) for state in found if state.slot.stage == stage.name and state.reason))
+        made.append(Chapter(stage, Report(scan, blocks(scan.runs, [], rows)), lost))
     return made
+
+
+def _lost(state: State) -> str:
+    """A skipped cell's reason says all; a failed one is named."""
+    if state.status == "skipped":
+        return f"Skipped: {state.reason}"
+    return f"Failed: {state.slot.model} · {state.slot.method} on {state.slot.task}: {state.reason}"
 
 
 def _kept(folder: Path) -> Kept:

@@ -5,68 +5,64 @@ the reason and is tried again the next time.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import catalog
-from retbench.cards.recipe import changed
 from retbench.cards.study import Stage, Study
 from retbench.errors import RetbenchError, UsageError
 from retbench.pipelines import plan as estimate
+from retbench.pipelines import study_training as training
 from retbench.pipelines.evaluate import evaluate
 from retbench.pipelines.request import Request
-from retbench.pipelines.slots import Slot, request, slots
+from retbench.pipelines.slots import Slot, request, slots, unasked
 from retbench.pipelines.study import write_note
 from retbench.records.cell import Cell
 
-TRAINING = "training is estimated by retbench finetune --dry-run"
 NEXT = "the stage runs once that is there; the others do now"
+KNOWN = ("documents", "queries", "tokens", "seconds", "disk_bytes")
 
 
 def run(plan: Study, out: Path, only: str | None = None, **show: Any) -> Iterator[Cell]:
     """Every cell of the plan as soon as it is known."""
     for stage in chosen(plan, only):
         command = f"retbench study run {plan.name} --stage {stage.name}"
-        for (model, method), row in _rows(plan, stage):
-            yield from (_skipped(slot, slot.needs) for slot in row if slot.needs)
-            ready = {slot.task: slot for slot in row if not slot.needs}
-            for cell in _cells(plan, stage, model, method, ready, out=out, command=command, **show):
+        for row in _rows(plan, stage):
+            lost = {slot.task: reason for slot in row if (reason := slot.needs or unasked(stage, only))}
+            yield from (_skipped(slot, lost[slot.task]) for slot in row if slot.task in lost)
+            ready = {slot.task: slot for slot in row if slot.task not in lost}
+            for cell in _cells(plan, stage, ready, out=out, command=command, **show):
                 write_note(ready[cell.task], cell, out)
                 yield cell
 
 
-def _cells(plan: Study, stage: Stage, model: str, method: str, ready: dict[str, Slot], **rest: Any) -> Iterator[Cell]:
+def _cells(plan: Study, stage: Stage, ready: dict[str, Slot], **rest: Any) -> Iterator[Cell]:
     """A row's cells; a request that is refused as a whole fails them all, and the study goes on."""
-    tasks = tuple(slot.argument for slot in ready.values())
+    if not ready:
+        return
+    one, tasks = next(iter(ready.values())), tuple(slot.argument for slot in ready.values())
     try:
-        if tasks and stage.verb == "finetune":
-            yield from evaluate(Request((_trained(plan, stage, model, **rest),), tasks, sample=stage.sample, **rest))
-        elif tasks:
-            yield from evaluate(request(stage, model, method, tasks, **rest))
+        if stage.verb == "finetune":
+            shown = {key: value for key, value in rest.items() if key != "out"}
+            model = training.trained(plan, stage, one, **shown)
+            yield from evaluate(Request((model,), tasks, sample=stage.sample, overrides=stage.set, **rest))
+        else:
+            yield from evaluate(request(stage, one.model, one.method, tasks, **rest))
     except RetbenchError as error:
         facts: dict[str, Any] = {"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code}
-        yield from (Cell(model, method, task, "-", "-", "failed", **facts) for task in ready)
+        yield from (Cell(one.model, one.method, task, "-", "-", "failed", **facts) for task in ready)
 
 
-def _trained(plan: Study, stage: Stage, model: str, **rest: Any) -> str:
-    """The name of the model a stage trains; found where it is finished, gone on with where it is not."""
-    from retbench.pipelines.finetune import finetune
-    from retbench.pipelines.lesson import Wish
+def _rows(plan: Study, stage: Stage) -> Iterator[list[Slot]]:
+    """The slots of one model, method and seed at a time, so that the model is opened once."""
 
-    changes = dict(word.split("=", 1) for word in stage.options.get("set", ()))
-    recipe = changed(catalog.recipe(stage.options["recipe"]), changes)
-    name = f"{catalog.model(model).name}-{plan.name}-{stage.name}"
-    shown = {key: value for key, value in rest.items() if key != "out"}
-    split = stage.options.get("split", "train")
-    return finetune(Wish(stage.options["dataset"], model, recipe, name, split=split, resume=True, **shown)).name
+    def row(slot: Slot) -> tuple[Any, ...]:
+        return (slot.seed, slot.model, slot.method, slot.argument if training.own(stage) else None)
 
-
-def _rows(plan: Study, stage: Stage) -> Iterator[tuple[tuple[str, str], list[Slot]]]:
-    """The slots of one model and method at a time, so that the model is opened once."""
-    for key, row in itertools.groupby(slots(plan, stage), key=lambda slot: (slot.model, slot.method)):
-        yield key, list(row)
+    for _, found in itertools.groupby(slots(plan, stage), key=row):
+        yield list(found)
 
 
 def chosen(plan: Study, only: str | None) -> tuple[Stage, ...]:
@@ -78,34 +74,54 @@ def chosen(plan: Study, only: str | None) -> tuple[Stage, ...]:
     return found
 
 
-def _skipped(slot: Slot, reason: str | None) -> Cell:
+def _skipped(slot: Slot, reason: str) -> Cell:
     return Cell(slot.model, slot.method, slot.task, "-", "-", "skipped", error=reason, next_step=NEXT)
 
 
 def forecast(plan: Study, out: Path, only: str | None = None) -> Iterator[dict[str, Any]]:
-    """What every slot would cost: tokens, seconds and disk where the data and the weights are here."""
+    """What every slot, and every training before it, would cost where the data and the weights are here."""
     for stage in chosen(plan, only):
-        for _, row in _rows(plan, stage):
-            yield from ({**asdict(slot), "status": "skipped", "reason": slot.needs} for slot in row if slot.needs)
-            ready = [slot for slot in row if not slot.needs]
-            if stage.verb != "run":
-                yield from ({**asdict(slot), "status": "open", "reason": TRAINING} for slot in ready)
-                continue
-            costs = _costs(stage, ready, out) if ready else []
-            yield from ({**asdict(slot), **cost} for slot, cost in zip(ready, costs, strict=True))
+        known: dict[str, Any] = {}
+        for row in _rows(plan, stage):
+            lost = {slot: reason for slot in row if (reason := slot.needs or unasked(stage, only))}
+            yield from ({**asdict(slot), "status": "skipped", "reason": reason} for slot, reason in lost.items())
+            ready = [slot for slot in row if slot not in lost]
+            if ready and stage.verb == "run":
+                yield from _costs(ready, partial(_asked, stage, out))
+            elif ready:
+                yield from _trained(plan, stage, ready, out, known)
 
 
-def _costs(stage: Stage, row: list[Slot], out: Path) -> list[dict[str, Any]]:
-    """Slot by slot; together where all is here, so that the model is opened and timed only once."""
+def _asked(stage: Stage, out: Path, row: list[Slot]) -> list[dict[str, Any]]:
     tasks = tuple(slot.argument for slot in row)
+    return list(estimate.dry_run(request(stage, row[0].model, row[0].method, tasks, out=out)))
+
+
+def _trained(plan: Study, stage: Stage, row: list[Slot], out: Path, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A training and its cells; other seeds cost the same and are not measured again."""
     try:
-        cells = list(estimate.dry_run(request(stage, row[0].model, row[0].method, tasks, out=out)))
+        cost = training.cost(plan, stage, row, known)
+    except RetbenchError as error:
+        yield from ({**asdict(slot), "status": "not here", "reason": error.cause} for slot in row)
+        return
+    yield cost
+    key = f"{row[0].model} {cost['status']} {row[0].seed if cost['status'] == 'done' else ''} {row[0].argument}"
+    if key not in known:
+        known[key] = _costs(row, partial(training.scored, plan, stage, out=out))
+    yield from ({**cell, "seed": slot.seed} for slot, cell in zip(row, known[key], strict=True))
+
+
+def _costs(row: list[Slot], dry_run: Callable[[list[Slot]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Slot by slot; together where all is here, so that the model is opened and timed only once."""
+    try:
+        cells = dry_run(row)
     except RetbenchError as error:
         if len(row) == 1:
-            return [{"status": "not here", "reason": error.cause}]
-        return [cost for slot in row for cost in _costs(stage, [slot], out)]
-    known = ("documents", "queries", "tokens", "seconds", "disk_bytes")
-    return [
-        {"status": "done" if cell["cached"] else "open", **{key: cell[key] for key in known if key in cell}}
-        for cell in cells
-    ]
+            return [{**asdict(row[0]), "status": "not here", "reason": error.cause}]
+        return [cost for slot in row for cost in _costs([slot], dry_run)]
+    return [_cost(slot, cell) for slot, cell in zip(row, cells, strict=True)]
+
+
+def _cost(slot: Slot, cell: dict[str, Any]) -> dict[str, Any]:
+    known = {key: cell[key] for key in KNOWN if key in cell}
+    return {**asdict(slot), "status": "done" if cell["cached"] else "open", **known}

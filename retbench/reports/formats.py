@@ -7,14 +7,14 @@ from collections.abc import Callable
 from itertools import chain
 
 from retbench.reports.board import Block
-from retbench.reports.grid import Cell, Grid, Line, grid
+from retbench.reports.grid import SPREAD, Cell, Grid, Line, grid, over_seeds
 
 LEFT = ("model", "method", "letters")
 
 
 def markdown(blocks: list[Block]) -> str:
     """All blocks, one table each."""
-    return "\n".join(_markdown(block.suite, grid(block)) for block in blocks)
+    return "\n".join(_markdown(block.suite, grid(block)) + _seeds_markdown(block) for block in blocks)
 
 
 def _markdown(title: str, table: Grid) -> str:
@@ -22,6 +22,15 @@ def _markdown(title: str, table: Grid) -> str:
     lines = [f"## {plain(title)}", "", "| " + " | ".join(map(plain, table.heads)) + " |", f"|{aligned}|"]
     lines += ["| " + " | ".join(plain(cell.text + cell.mark) for cell in line.cells) + " |" for line in table.lines]
     return "\n".join([*lines, "", *(f"- {plain(remark)}" for remark in table.remarks), ""])
+
+
+def _seeds_markdown(block: Block) -> str:
+    heads, rows = over_seeds(block)
+    if not rows:
+        return ""
+    lines = ["| " + " | ".join(map(plain, row)) + " |" for row in (heads, *rows)]
+    aligned = "|---|---|" + "---:|" * (len(heads) - 2)
+    return "\n".join(["", lines[0], aligned, *lines[1:], "", f"- {SPREAD}", ""])
 
 
 def plain(text: str) -> str:
@@ -33,9 +42,8 @@ def plain(text: str) -> str:
 
 def latex(blocks: list[Block]) -> str:
     """All blocks as booktabs tables."""
-    return (
-        "\n\n".join(["% needs \\usepackage{booktabs}", *(_latex(block.suite, grid(block)) for block in blocks)]) + "\n"
-    )
+    tables = [table for block in blocks for table in (_latex(block.suite, grid(block)), _seeds_latex(block)) if table]
+    return "\n\n".join(["% needs \\usepackage{booktabs}", *tables]) + "\n"
 
 
 def _latex(title: str, table: Grid) -> str:
@@ -47,6 +55,16 @@ def _latex(title: str, table: Grid) -> str:
     lines += [" & ".join(map(tex, table.heads)) + " \\\\", "\\midrule", *body, "\\bottomrule", "\\end{tabular}"]
     remarks = " ".join(map(tex, table.remarks))
     return "\n".join([*lines, f"\\caption{{{tex(title)}. {remarks}}}", "\\end{table}"])
+
+
+def _seeds_latex(block: Block) -> str:
+    heads, rows = over_seeds(block)
+    if not rows:
+        return ""
+    lines = [" & ".join(map(tex, row)) + " \\\\" for row in (heads, *rows)]
+    columns = "ll" + "r" * (len(heads) - 2)
+    table = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule"]
+    return "\n".join([*table, *lines[1:], "\\bottomrule", "\\end{tabular}", f"\\caption{{{SPREAD}}}", "\\end{table}"])
 
 
 def _latex_line(line: Line) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from retbench.cards.home import home
 from retbench.reports.board import Block, Row
 from retbench.reports.references import Published
-from retbench.reports.seeds import ONE_SEED, one_seed
+from retbench.reports.seeds import ONE_SEED, draws, one_seed
 from retbench.reports.standing import ALPHA
 from retbench.reports.tree import entries
 
@@ -190,6 +190,19 @@ def _partial(block: Block) -> list[str]:
     if block.goal is not None or set(block.entries) == set(whole) or not whole:
         return []
     return [f"The average is over {len(block.entries)} of the {len(whole)} entries of {block.suite}."]
+
+
+def over_seeds(block: Block) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the trainings that were run with several seeds: mean and range."""
+    found = draws(block)
+    goals = list(dict.fromkeys(goal for one in found for goal in one.spreads))
+    heads = ["trained", "method", "seeds", *("average" if goal is None else goal for goal in goals)]
+    return heads, [
+        [one.name, one.label, str(one.seeds), *(str(one.spreads.get(goal, NOTHING)) for goal in goals)] for one in found
+    ]
+
+
+SPREAD = "Over seeds: the mean, and from the lowest to the highest. A difference inside a range may be the draw's."
 
 
 def _seeds(block: Block) -> list[str]:

@@ -15,12 +15,12 @@ from pathlib import Path
 from retbench.records.kept import Kept
 from retbench.reports.board import Block, Row
 from retbench.reports.deltas import Delta, deltas
-from retbench.reports.grid import NOTHING, Cell, Grid, Line, grid
+from retbench.reports.grid import NOTHING, SPREAD, Cell, Grid, Line, grid, over_seeds
 from retbench.reports.standing import ALPHA
 from retbench.reports.svg import colour, histogram, scatters
 
 ASSETS = Path(__file__).parent / "assets"
-TEXT_HEADS = ("model", "method", "letters", "pair")
+TEXT_HEADS = ("model", "method", "letters", "pair", "trained")
 
 
 def page(blocks: list[Block]) -> str:
@@ -77,7 +77,9 @@ def _block(number: int, block: Block) -> str:
     table = grid(block, members=True)
     parts = [f'<section id="block-{number}"><h2>{escape(_title(block))}</h2>', _board(block, table)]
     parts.append('<ul class="remarks">' + "".join(f"<li>{escape(remark)}</li>" for remark in table.remarks) + "</ul>")
-    return "".join([*parts, _pictures(block), _deltas(block), _spread(block), _records(block), "</section>"])
+    return "".join(
+        [*parts, _seeds(block), _pictures(block), _deltas(block), _spread(block), _records(block), "</section>"]
+    )
 
 
 def _board(block: Block, table: Grid) -> str:
@@ -138,6 +140,19 @@ def _tip(block: Block, row: Row, task: str) -> str:
 def _anchor(run: Kept) -> str:
     """A fragment made of letters and digits only, one a run."""
     return f"run-{hashlib.sha256(str(run.folder).encode()).hexdigest()[:12]}"
+
+
+def _seeds(block: Block) -> str:
+    heads, rows = over_seeds(block)
+    if not rows:
+        return ""
+    lines = "".join(
+        f'<tr><th scope="row" class="text">{escape(name)}</th><td class="text">{escape(method)}</td>'
+        + "".join(f'<td class="number">{escape(figure)}</td>' for figure in figures)
+        + "</tr>"
+        for name, method, *figures in rows
+    )
+    return f"<h3>Seeds</h3><p>{SPREAD}</p>{_table('deltas', 'Seeds', ''.join(map(_head, heads)), lines)}"
 
 
 def _pictures(block: Block) -> str:

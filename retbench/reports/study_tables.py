@@ -6,17 +6,17 @@ from retbench.reports.deltas import Delta, deltas
 from retbench.reports.formats import latex, markdown, plain, tex
 from retbench.reports.standing import ALPHA
 
-Found = list[tuple[str, list[Block], tuple[str, ...]]]  # a stage's title, its boards, and what it still needs
+Found = list[tuple[str, list[Block], tuple[str, ...]]]  # a stage's title, its boards, and what was lost and why
 
 
 def study_markdown(study: Study, found: Found) -> str:
     """The study as markdown."""
     parts = [f"# {plain(study.title)}", *([plain(study.paper)] if study.paper else [])]
     parts += ["\n".join(f"{n}. {plain(question)}" for n, question in enumerate(study.questions, start=1))]
-    for title, blocks, needs in found:
+    for title, blocks, lost in found:
         parts.append(f"# {plain(title)}")
-        parts += [markdown(blocks)] if blocks else [] if needs else ["Nothing run yet."]
-        parts += [f"Skipped: {plain(one)}." for one in needs]
+        parts += [markdown(blocks)] if blocks else [] if lost else ["Nothing run yet."]
+        parts += [f"{plain(one)}." for one in lost]
         parts += [table for block in blocks if (table := _deltas_markdown(block))]
     if study.departures:
         parts += ["# Where this is not the paper", "\n".join(f"- {plain(one)}" for one in study.departures)]
@@ -26,8 +26,8 @@ def study_markdown(study: Study, found: Found) -> str:
 def study_latex(study: Study, found: Found) -> str:
     """The study's tables as LaTeX, each under a comment that names its stage."""
     parts = [f"% {tex(study.title)}"]
-    for title, blocks, needs in found:
-        parts.append("\n".join([f"% {tex(title)}", *(f"% skipped: {tex(one)}" for one in needs)]))
+    for title, blocks, lost in found:
+        parts.append("\n".join([f"% {tex(title)}", *(f"% {tex(one)}" for one in lost)]))
         if blocks:
             parts += [latex(blocks), *filter(None, map(_deltas_latex, blocks))]
     return "\n\n".join(parts) + "\n"
