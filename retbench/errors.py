@@ -11,7 +11,10 @@ RetbenchError is a bug and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 INTERRUPTED = 130
 PARTLY_DONE = 1
@@ -55,6 +58,41 @@ class ResourceError(RetbenchError):
     """The machine is too small for this."""
 
     exit_code = 5
+
+
+FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", os.strerror(errno.ENOMEM))
+
+
+def shortage(problem: BaseException) -> ResourceError | None:
+    """What a library met when disk or memory ran out; libraries of other languages have only their words for it."""
+    words = str(problem)
+    first = (words.splitlines() or [type(problem).__name__])[0]
+    if any(short in words for short in FULL):
+        return ResourceError(
+            f"the disk is full or cannot be written: {first}",
+            "make room, or name another --out or RETBENCH_CACHE; then run the same command: what is finished is kept",
+        )
+    if isinstance(problem, MemoryError) or any(short in words for short in OUT_OF_MEMORY):
+        return ResourceError(
+            f"memory ran out: {first}",
+            "end what else is running, or give --set dtype=bfloat16 or a smaller --set max_length; then run the same "
+            "command: what is finished is kept",
+        )
+    return None
+
+
+@contextmanager
+def shortage_told() -> Iterator[None]:
+    """Inside, a lack of disk or memory is the ResourceError it is, whoever meets it first."""
+    try:
+        yield
+    except RetbenchError:
+        raise
+    except Exception as problem:
+        if told := shortage(problem):
+            raise told from problem
+        raise
 
 
 def closest(name: str, known: Iterable[str]) -> str:

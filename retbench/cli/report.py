@@ -36,6 +36,7 @@ def report(
     import json
 
     from retbench.pipelines import report as story
+    from retbench.store.shards import write_whole
 
     made = story.report(results, reference, tuple(table or ()))
     form = Format.json if as_json else format_
@@ -43,7 +44,8 @@ def report(
     if out is None:
         put(text)
     else:
-        out.write_text(text, encoding="utf-8")
+        plain = not out.exists() or (out.is_file() and not out.is_symlink())  # and not /dev/stdout or a pipe
+        write_whole(out, text.encode()) if plain else out.write_text(text, encoding="utf-8")
         tell(f"written to {out}")
     if plots:
         _plot(made.blocks, plots)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from retbench.errors import INTERRUPTED, RetbenchError
+from retbench.errors import INTERRUPTED, RetbenchError, shortage_told
 
 P = ParamSpec("P")
 
@@ -22,7 +22,8 @@ def verb(function: Callable[P, int | None]) -> Callable[P, None]:
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            code = function(*args, **kwargs) or 0
+            with shortage_told():
+                code = function(*args, **kwargs) or 0
         except RetbenchError as error:
             fail(error, as_json=bool(kwargs.get("as_json")))
             code = error.exit_code

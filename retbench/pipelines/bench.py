@@ -74,6 +74,7 @@ class Bench:
         """The finished record on disk, or a new one."""
         if found := self.found():
             return of_record(found, str(self._folder()), cached=True)
+        Ledger(self.request.out).need_writable()
         meter = Meter(self.request.show)
         reset_peak()
         record, run = self._run(meter)

@@ -14,7 +14,7 @@ from retbench.cards.home import cache_folder
 from retbench.cards.reranker import Wanted
 from retbench.cards.task import TaskCard
 from retbench.encoders.wording import InapplicableError
-from retbench.errors import RetbenchError, UsageError
+from retbench.errors import ResourceError, RetbenchError, UsageError, shortage_told
 from retbench.pipelines.bench import Bench
 from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.expected import expected
@@ -35,7 +35,8 @@ def evaluate(request: Request) -> Iterator[Cell]:
     rerankers, crew = chain(request.rerank), Crew(request.say)
     for model in models:
         try:
-            candidate = Candidate.of(model, request.weights, request.say, chosen)
+            with shortage_told():
+                candidate = Candidate.of(model, request.weights, request.say, chosen)
         except RetbenchError as error:
             yield from (_failed(request, model.name, ANY_METHOD, card, error) for card in cards)
             continue
@@ -43,8 +44,9 @@ def evaluate(request: Request) -> Iterator[Cell]:
             for card in cards:
                 request.say(f"{candidate.card.name} · {method.name} · {card.name}")
                 try:
-                    bench = Bench(request, candidate, method, card)
-                    cell = bench.cell()
+                    with shortage_told():
+                        bench = Bench(request, candidate, method, card)
+                        cell = bench.cell()
                     yield replace(cell, expected=expected(cell, model, card, request))
                 except RetbenchError as error:
                     yield _failed(request, candidate.card.name, method.name, card, error)
@@ -58,11 +60,12 @@ def _reranked(bench: Bench, cell: Cell, rerankers: list[Wanted], crew: Crew) -> 
     place = Place(request.out, request.show, request.say, request.command)
     for wanted in rerankers:
         try:
-            first = ours(Path(cell.record or ""), bench.collection, bench.card)
             stages: list[Cell] = []
-            for one in cells(first, wanted, bench.candidate, crew, place):
-                stages.append(one)
-                yield one
+            with shortage_told():
+                first = ours(Path(cell.record or ""), bench.collection, bench.card)
+                for one in cells(first, wanted, bench.candidate, crew, place):
+                    stages.append(one)
+                    yield one
         except RetbenchError as error:
             yield _failed(request, cell.model, cell.method, bench.card, error, (*cell.rerank, wanted.word))
             return
@@ -97,10 +100,14 @@ def _failed(
 ) -> Cell:
     status: Literal["failed", "skipped"] = "skipped" if isinstance(error, InapplicableError) else "failed"
     cause = error.cause.replace(str(cache_folder()), "$RETBENCH_CACHE")  # a note may travel to another machine
-    Ledger(request.out).note(Failure(
+    note = Failure(
         model, method, card.name, card.suite, card.split, card.protocol, request.sample, status,
         cause, error.next_step, error.exit_code, request.command, rerank,
-    ))  # fmt: skip
+    )  # fmt: skip
+    try:
+        Ledger(request.out).note(note)
+    except ResourceError as problem:  # a full disk, most likely what stopped the cell too: its own cause is the news
+        request.say(f"{problem.cause}: the failure is shown, not kept")
     return Cell(
         model, method, card.name, card.suite, card.split, status, sample=request.sample, rerank=rerank,
         error=error.cause, next_step=error.next_step, exit_code=error.exit_code,

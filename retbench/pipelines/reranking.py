@@ -91,6 +91,7 @@ class Reranking:
         """The finished record on disk, or a new one."""
         if found := Ledger(self.place.out).find(self.folder):
             return of_record(found, str(self.folder), cached=True)
+        Ledger(self.place.out).need_writable()
         meter = Meter(self.place.show)
         record, run = self._run(meter)
         return of_record(record, str(Ledger(self.place.out).write(record, run)), cached=False)

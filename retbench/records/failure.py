@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from retbench.errors import DataError
+from retbench.store.shards import write_whole
 
 ENDING = ".failed.json"
 ANY_METHOD = "-"  # the model itself could not be opened
@@ -41,7 +42,7 @@ class Failure:
     def write(self, file: Path) -> None:
         """Store the note."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_whole(file, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
 
 
 def labelled(method: str, rerank: Sequence[str]) -> str:

@@ -21,6 +21,10 @@ PER_QUERY = "per_query.parquet"
 AGAIN = "remove its folder and run the cell again"
 
 
+class DamagedError(DataError):
+    """A record that was cut short or changed after it was written."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """One finished run."""
@@ -44,11 +48,11 @@ class Kept:
 def kept(folder: Path, record: Record) -> Kept:
     """Check a run and read its queries' scores."""
     if digest(record.settings)[:12] != record.settings_id:
-        raise DataError(f"{folder}: the settings do not give the settings-id {record.settings_id}", AGAIN)
+        raise DamagedError(f"{folder}: the settings do not give the settings-id {record.settings_id}", AGAIN)
     metric = record.cards["task"]["metric"]
     queries, values = query_scores(folder, metric)
     if metric not in record.scores or not math.isclose(values.mean(), record.scores[metric], abs_tol=1e-9):
-        raise DataError(f"{folder}: {metric} in record.json is not the mean of its queries", AGAIN)
+        raise DamagedError(f"{folder}: {metric} in record.json is not the mean of its queries", AGAIN)
     return Kept(folder, record, queries, values)
 
 
@@ -58,4 +62,5 @@ def query_scores(folder: Path, metric: str) -> tuple[tuple[str, ...], NDArray[np
         table = pq.read_table(folder / PER_QUERY, columns=["query", metric]).sort_by("query")
         return tuple(table.column("query").to_pylist()), table.column(metric).to_numpy()
     except (OSError, KeyError, pa.ArrowInvalid) as problem:
-        raise DataError(f"{folder / PER_QUERY} cannot be read: {str(problem).splitlines()[0]}", AGAIN) from problem
+        cause = f"{folder / PER_QUERY} cannot be read: {str(problem).splitlines()[0]}"
+        raise DamagedError(cause, AGAIN) from problem

@@ -8,15 +8,20 @@ results/<suite>/<task>/<model>/<settings-id>/
 results/<suite>/<task>/<model>/<method>.failed.json   a cell that could not be finished, and why
 """
 
+import errno
+import filecmp
 import gzip
 import json
+import logging
+import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
-from uuid import uuid4
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,11 +29,15 @@ import pyarrow.parquet as pq
 from retbench.cards.home import path_part
 from retbench.errors import DataError, ResourceError
 from retbench.records.failure import ANY_METHOD, ENDING, Failure, labelled, read_failure
-from retbench.records.kept import PER_QUERY, Kept, kept
+from retbench.records.kept import AGAIN, PER_QUERY, DamagedError, Kept, kept
 from retbench.records.migrate import migrate
 from retbench.records.record import Record
+from retbench.store.shards import flush
 
-RECORD = "record.json"
+log = logging.getLogger(__name__)
+
+RECORD, TREC = "record.json", "run.trec.gz"
+ENCODED = re.compile("%(?=[0-9A-Fa-f]{2})")
 
 
 class Run(NamedTuple):
@@ -60,25 +69,39 @@ class Ledger:
         return self.root.joinpath(*map(path_part, (suite, task, model)), settings_id)
 
     def find(self, folder: Path) -> Record | None:
-        """The finished record in a run's folder."""
-        file = folder / RECORD
-        return read(file) if file.exists() else None
+        """The finished record in a run's folder; one that was damaged since is told and does not count."""
+        if not (folder / RECORD).exists():
+            return None
+        try:
+            return kept(folder, read(folder / RECORD)).record
+        except DamagedError as problem:
+            log.warning("%s: the cell is run again", problem.cause)
+            return None
+
+    def need_writable(self) -> None:
+        """Refuse before the work what cannot be written after it; root may write anything, but not on such a disk."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        except OSError as problem:
+            raise ResourceError(f"{self.root} cannot be written: {problem.strerror}", "name another --out") from problem
 
     def write(self, record: Record, run: Run) -> Path:
         """Store a run, all or nothing; what an interrupted try left is replaced."""
         folder = self.folder(record.suite, record.task, record.model, record.settings_id)
-        partial = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.partial")
+        partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
         try:
+            _sweep(folder)
             partial.mkdir(parents=True)
             _write_files(partial, record, run)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+            _publish(partial, folder)
             rerank = [one["rerank"] for one in record.settings["rerankers"]]
             for method in (labelled(record.method, rerank), ANY_METHOD):
                 _note(folder.parent, method).unlink(missing_ok=True)
         except OSError as problem:
             raise ResourceError(
-                f"{folder} could not be written: {problem.strerror}", "make room or name another --out"
+                f"{folder} could not be written: {problem.strerror or problem}", "make room or name another --out"
             ) from problem
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -126,7 +149,49 @@ def read(file: Path) -> Record:
         facts = json.loads(file.read_text(encoding="utf-8"))
         return Record(**migrate(facts, str(file)))
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as problem:
-        raise DataError(f"{file} is not a record: {problem}", "remove its folder and run the cell again") from problem
+        raise DamagedError(f"{file} is not a record: {problem}", AGAIN) from problem
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes of this machine left that were killed while they wrote this run."""
+    for orphan in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.partial"):
+        writer = int(orphan.name.removesuffix(".partial").rpartition("-")[2])
+        if writer == os.getpid() or not _alive(writer):
+            shutil.rmtree(orphan, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Put a run in its place. The same one, finished meanwhile by another process, stays: at no moment is it gone."""
+    if _same(partial, folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not _same(partial, folder):
+            raise
+    flush(folder.parent)
+
+
+def _same(partial: Path, folder: Path) -> bool:
+    """Whether the run is there already, whole and with the same scores and ranking."""
+    try:
+        kept(folder, read(folder / RECORD))
+    except (OSError, DataError):
+        return False
+    return all(
+        (folder / name).is_file() and filecmp.cmp(partial / name, folder / name, False) for name in (PER_QUERY, TREC)
+    )
 
 
 def _note(folder: Path, method: str) -> Path:
@@ -134,7 +199,7 @@ def _note(folder: Path, method: str) -> Path:
 
 
 def _write_files(folder: Path, record: Record, run: Run) -> None:
-    (folder / "run.trec.gz").write_bytes(trec(run.rankings, f"{record.model}:{record.method}"))
+    (folder / TREC).write_bytes(trec(run.rankings, f"{record.model}:{record.method}"))
     columns: dict[str, list[Any]] = {"query": list(run.per_query)}
     for metric in next(iter(run.per_query.values())):
         columns[metric] = [scores[metric] for scores in run.per_query.values()]
@@ -145,6 +210,8 @@ def _write_files(folder: Path, record: Record, run: Run) -> None:
     pq.write_table(table.set_column(raw, "raw_scores", narrow), folder / PER_QUERY)
     (folder / "sample.json").write_text(json.dumps(run.sample, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        flush(path)
 
 
 def trec(rankings: Mapping[str, Sequence[str]], tag: str) -> bytes:
@@ -158,5 +225,14 @@ def trec(rankings: Mapping[str, Sequence[str]], tag: str) -> bytes:
 
 
 def word(text: str) -> str:
-    """An id as a run file has it, one word: white space and control characters are percent-encoded."""
-    return "".join(quote(c) if c.isspace() or not c.isprintable() else c for c in text)
+    """An id as a run file has it, one word: white space and control characters are percent-encoded.
+
+    So is a percent sign that would read as the start of such a code; `unworded` gives every id back.
+    """
+    plain = ENCODED.sub("%25", text)
+    return "".join(quote(c) if c.isspace() or not c.isprintable() else c for c in plain)
+
+
+def unworded(text: str) -> str:
+    """The id behind a word of our own run files."""
+    return unquote(text)

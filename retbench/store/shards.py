@@ -59,27 +59,27 @@ def write_whole(file: Path, content: bytes) -> None:
             out.flush()
             os.fsync(out.fileno())
         partial.rename(file)
-        _flush(file.parent)
+        flush(file.parent)
     except OSError as problem:
         partial.unlink(missing_ok=True)
         raise ResourceError(
             f"{file} could not be written: {problem.strerror}",
-            "make room (retbench doctor shows the disk), then run the same command: finished shards are kept",
+            "make room (retbench doctor shows the disk), then run the same command: what is finished is kept",
         ) from problem
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The object in a note; a damaged one says nothing."""
+    """The object in a note; one that is damaged or not there says nothing."""
     try:
         facts = json.loads(file.read_bytes())
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
 
-def _flush(folder: Path) -> None:
-    """Make a rename survive a power cut: the name is the folder's content."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Make what was written survive a power cut; of a rename it is the folder: a name is the folder's content."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -109,19 +109,26 @@ class Store:
 
     def planned(self) -> bool:
         """True when a first start fixed the plan."""
-        return (self.folder / PLAN).exists()
+        return bool(_json(self.folder / PLAN))
 
     def complete(self) -> bool:
         """True when every shard was written."""
-        return (self.folder / MANIFEST).exists()
+        return bool(_json(self.folder / MANIFEST))
 
     def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The plan fixed at the first start."""
+        """The plan fixed at the first start; without it no shard can be placed, so all of them go with a lost one."""
         file = self.folder / PLAN
         if not self.planned():
+            self._forget()
             write_whole(file, json.dumps(make(), indent=1).encode())
-        stored: dict[str, Any] = json.loads(file.read_text())
-        return stored
+        return _json(file)
+
+    def _forget(self) -> None:
+        left = [path for path in (self.folder / MANIFEST, *self.folder.glob("shard-*")) if path.exists()]
+        if left:
+            log.warning("the plan of %s is lost or damaged: its vectors are computed again", self.folder.name[:12])
+        for path in left:
+            path.unlink()
 
     def has(self, shard: int) -> bool:
         """True when the shard was written; its checksum is looked at when it is read."""
@@ -154,13 +161,16 @@ class Store:
 
     def finished(self) -> dict[str, Any]:
         """What `finish` was told."""
-        facts: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
-        return facts
+        return _json(self.folder / MANIFEST)
 
     def spent(self) -> Spent:
         """What the stored shards took together, over all the runs that made them."""
         notes = [note for file in sorted(self.folder.glob("shard-*.json")) if (note := _json(file))]
         return Spent(*(sum(note.get(key, 0) for note in notes) for key in ("tokens", "seconds", "split_batches")))
+
+    def files(self, shard: int) -> tuple[Path, Path]:
+        """A shard's files, in the order they are written."""
+        return self._file(shard), self._note(shard)
 
     def _file(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"

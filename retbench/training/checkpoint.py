@@ -1,23 +1,29 @@
 """Checkpoints: the trained weights, the optimiser and the step, each there completely or not at all.
 
     checkpoint-00000050/state.safetensors   trained weights and both moments of AdamW
-    checkpoint-00000050/state.json          step, seconds so far, the best evaluation
+    checkpoint-00000050/state.json          step, seconds so far, the best evaluation, the checksum of the tensors
 
 A folder is written under a temporary name, flushed and renamed; only then the one before it is removed. Dropout and
-data follow from seed and step, so this is all a resumed run needs.
+data follow from seed and step, so this is all a resumed run needs, and one whose checkpoint is damaged starts at its
+beginning and still ends the same.
 """
 
+import hashlib
 import json
-import os
+import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from retbench.errors import DataError, ResourceError
+from retbench.errors import DataError, ResourceError, shortage
+from retbench.store.shards import flush
+
+log = logging.getLogger(__name__)
 
 STATE, PROGRESS = "state.safetensors", "state.json"
 
@@ -43,10 +49,13 @@ def save(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.
         _write(work, _tensors(weights, optimiser), progress)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
-    except OSError as problem:
+        flush(folder)
+    except (OSError, SafetensorError) as problem:  # safetensors has its own word for a full disk
         shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(problem, OSError) and not shortage(problem):
+            raise
         raise ResourceError(
-            f"{final} could not be written: {problem.strerror or problem}",
+            f"{final} could not be written: {getattr(problem, 'strerror', None) or problem}",
             "make room and add --resume: the checkpoint before it is kept",
         ) from problem
     for old in finished(folder)[:-1]:
@@ -55,10 +64,10 @@ def save(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
     save_file(tensors, folder / STATE)
-    (folder / PROGRESS).write_text(json.dumps(asdict(progress)))
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    facts = {**asdict(progress), "sha256": _digest(folder / STATE)}
+    (folder / PROGRESS).write_text(json.dumps(facts))
+    for path in (*folder.iterdir(), folder):
+        flush(path)
 
 
 def _tensors(weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -76,16 +85,36 @@ def finished(folder: Path) -> list[Path]:
 
 def load(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> Progress:
     """Take up the last checkpoint; without one, a run starts at its beginning."""
-    found = finished(folder)
+    found = [(place, progress) for place in finished(folder) if (progress := _undamaged(place))]
     if not found:
         return Progress()
-    tensors = load_file(found[-1] / STATE)
+    place, progress = found[-1]
+    tensors = load_file(place / STATE)
     put(tensors, weights)
     for name, weight in weights.items():
         moments = {key.split(":", 1)[0]: value for key, value in tensors.items() if key.endswith(f":{name}")}
         moments.pop("weight")
         optimiser.state[weight] = {key: v if key == "step" else v.to(weight.device) for key, v in moments.items()}
-    return Progress(**json.loads((found[-1] / PROGRESS).read_text()))
+    return progress
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _undamaged(place: Path) -> Progress | None:
+    """How far a checkpoint is; one that changed on the disk since is told and removed."""
+    try:
+        facts = json.loads((place / PROGRESS).read_text())
+        checksum = facts.pop("sha256", None)  # the first checkpoints had none
+        if checksum in (None, _digest(place / STATE)):
+            return Progress(**facts)
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    log.warning("%s is damaged: training goes on from before it", place.name)
+    shutil.rmtree(place)
+    return None
 
 
 def put(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Parameter]) -> None:

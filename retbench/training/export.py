@@ -22,18 +22,20 @@ PROBES = ("A short one.", "def add(a, b):\n    return a + b", "ein längerer Tex
 
 
 def sentence_transformers(source: Path, wording: Wording, width: int, folder: Path) -> Path:
-    """Write `folder` from the plain Hugging Face folder `source`."""
-    method = wording.method
+    """Write `folder` from the plain Hugging Face folder `source`, all or nothing."""
+    method, work = wording.method, folder.with_name(f"{folder.name}.partial")
     prefixes = prefixes_of(method)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
     for file in (*source.glob("*.safetensors"), source / "config.json"):
-        shutil.copyfile(file, folder / file.name)
-    _tokenizer(source, method).save_pretrained(folder)
-    _check(folder, wording, prefixes)
-    _modules(folder, MODES[method.pooling], width)
+        shutil.copyfile(file, work / file.name)
+    _tokenizer(source, method).save_pretrained(work)
+    _check(work, wording, prefixes)
+    _modules(work, MODES[method.pooling], width)
     prompts = {"prompts": prefixes, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    _put(folder / "config_sentence_transformers.json", prompts)
+    _put(work / "config_sentence_transformers.json", prompts)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from retbench.cards.recipe import Optimiser
 from retbench.engines.memory import peak_mb
 from retbench.errors import DataError
+from retbench.store.shards import write_whole
 from retbench.training import checkpoint, processes
 from retbench.training.checkpoint import Progress
 from retbench.training.rates import rate
@@ -22,6 +23,14 @@ METRICS = "metrics.jsonl"
 
 Report = Callable[[dict[str, Any]], None]
 Assess = Callable[[], float]
+
+
+def _step_of(line: str) -> float:
+    """The step a line was written at; one that a full disk cut short was written at none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ class Run:
         file = self.folder / METRICS
         lines = file.read_text().splitlines() if file.exists() else []
         if processes.rank() == 0 and file.exists():
-            kept = [line for line in lines if json.loads(line)["step"] <= self.progress.step]
-            file.write_text("".join(f"{line}\n" for line in kept))
+            kept = [line for line in lines if _step_of(line) <= self.progress.step]
+            write_whole(file, "".join(f"{line}\n" for line in kept).encode())
 
     def run(self) -> Progress:
         """Every step that is left."""
