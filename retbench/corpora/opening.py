@@ -4,9 +4,12 @@ Nothing here uses a network, and no socket is opened; only `fetch` may, and it i
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+
+from filelock import FileLock
 
 from retbench.cards import pins
 from retbench.cards.home import cache_folder, path_part
@@ -14,17 +17,21 @@ from retbench.cards.task import TaskCard
 from retbench.corpora import archives, hub, loco, stdlib
 from retbench.corpora import folder as layout
 from retbench.corpora.collection import Collection, load
-from retbench.corpora.compiled import MANIFEST, compile_collection
+from retbench.corpora.compiled import MANIFEST, compile_collection, discard, read_manifest
 from retbench.corpora.supply import Say, Supply, needed
 from retbench.errors import DataError, MissingError
 
-FORMAT = 4  # raise it when the stored form changes
+log = logging.getLogger(__name__)
+
+FORMAT = 5  # raise it when the stored form changes
 
 
 def open_collection(card: TaskCard, sample: int | None = None) -> Collection:
     """The collection of a card at its split, checked against the card's fingerprint or the pin of the first fetch."""
     source = supply(card)
     folder = place(source)
+    if source.here():
+        _discard_damaged(folder)
     if not (folder / MANIFEST).exists():
         if not source.here():
             raise MissingError(
@@ -39,10 +46,31 @@ def open_collection(card: TaskCard, sample: int | None = None) -> Collection:
     return whole.sample(sample) if sample else whole
 
 
+def _damage(folder: Path) -> DataError | None:
+    """What is wrong with a stored collection."""
+    try:
+        if (folder / MANIFEST).exists():
+            read_manifest(folder)
+    except DataError as damage:
+        return damage
+    return None
+
+
+def _discard_damaged(folder: Path) -> None:
+    """What changed on the disk since it was stored goes, where its source is at hand to be read anew."""
+    if not _damage(folder):
+        return
+    with FileLock(folder.with_name(f"{folder.name}.lock")):  # two that see one damage must not remove its cure
+        if damage := _damage(folder):
+            log.warning("%s: it is read anew from its source", damage.cause)
+            discard(folder)
+
+
 def fetch(card: TaskCard, say: Say) -> Collection:
     """Fill the cache with a card's collection, and pin what came."""
     source = supply(card)
-    if not (place(source) / MANIFEST).exists() and not source.here():
+    folder = place(source)
+    if not source.here() and (_damage(folder) or not (folder / MANIFEST).exists()):
         source.fetch(say)
         source = supply(card)  # the first fetch is what settles a revision
     say(f"reading {card.name}")

@@ -1,12 +1,11 @@
 """What lies in the cache of one task's collection, found without reading it: state, size, counts."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from retbench.cards.task import TaskCard
-from retbench.corpora.compiled import MANIFEST
+from retbench.corpora.compiled import facts
 from retbench.corpora.opening import place, supply
 
 State = Literal["cached", "fetched", "made here", "your folder", "missing"]
@@ -37,7 +36,7 @@ def stock(card: TaskCard) -> Stock:
         return Stock(card.name, "your folder", card.documents, card.queries, 0, source.origin)
     folder = place(source)
     places = tuple(path for path in (folder, *source.kept) if path.exists())
-    manifest = _manifest(folder)
+    manifest = facts(folder)
     split = manifest.get("splits", {}).get(card.split, {})
     return Stock(
         card.name, _state(card, bool(manifest), source.here()), manifest.get("corpus", {}).get("rows", card.documents),
@@ -51,12 +50,6 @@ def _state(card: TaskCard, cached: bool, here: bool) -> State:
     if card.source.kind == "generator":
         return "made here"
     return "fetched" if here else "missing"
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    file = folder / MANIFEST
-    facts: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return facts
 
 
 def size(path: Path) -> int:

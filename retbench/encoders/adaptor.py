@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load as tensors_of
 
-from retbench.engines.fingerprints import sha256
+from retbench.cards.checksums import sha256
 from retbench.errors import DataError, MissingError
 
 FILE = "adaptor.safetensors"

@@ -6,8 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from retbench.cards.checksums import sha256
 from retbench.engines import cache
-from retbench.engines.fingerprints import read_json, sha256
+from retbench.engines.fingerprints import read_json
 from retbench.errors import DataError, MissingError
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

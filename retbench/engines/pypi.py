@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from retbench.cards import checksums
 from retbench.cards.home import need_room
 from retbench.cards.model import ModelCard, Weights
 from retbench.engines import fingerprints, folders, gguf
@@ -120,7 +121,7 @@ def _gguf(card: ModelCard, weights: Weights, parts: list[Path], work: Path, say:
 
 def _verified(card: ModelCard, weights: Weights, file: Path) -> str:
     """The checksum, when it is the one the card names."""
-    checksum = fingerprints.digest(file)
+    checksum = checksums.digest(file)
     if weights.sha256 is None:
         step = f"what came has {checksum}: write it into [weights] if you trust it"
         raise DataError(f"the card of {card.name} names no sha256 to check its weights by", step)

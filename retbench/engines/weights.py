@@ -6,7 +6,7 @@ Finding is quick and imports no torch. Fetching from the hub is only ever done b
 from dataclasses import dataclass
 from pathlib import Path
 
-from retbench.cards import catalog, pins
+from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, Weights
 from retbench.engines import adapters, cache, fingerprints, folders, gguf, hub, pypi
 from retbench.engines.cache import Made, Manifest, Say
@@ -104,11 +104,11 @@ def _at(path: Path) -> LocalWeights | None:
 def _place_of_file(file: Path) -> Path:
     if file.suffix != ".gguf":
         raise DataError(f"{file} is neither a folder nor a .gguf file", "only safetensors and GGUF are read")
-    return cache.place(fingerprints.sha256(file)[:16])
+    return cache.place(checksums.sha256(file)[:16])
 
 
 def _converted(file: Path, say: Say) -> LocalWeights:
-    folder, checksum = _place_of_file(file), fingerprints.sha256(file)
+    folder, checksum = _place_of_file(file), checksums.sha256(file)
 
     def make(work: Path) -> Made:
         say(f"unpacking {file.name} to safetensors")

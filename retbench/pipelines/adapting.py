@@ -10,13 +10,13 @@ from safetensors.numpy import save
 
 from retbench.cards import catalog, dump
 from retbench.cards.adaptor import AdaptorRecipe
+from retbench.cards.checksums import sha256
 from retbench.cards.model import UNKNOWN, Adapted, DefaultMethod, ModelCard, Training, Weights
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.opening import open_collection
 from retbench.encoders.adaptor import FILE, Adaptor
 from retbench.encoders.spec import EncoderSpec
-from retbench.engines.fingerprints import sha256
 from retbench.errors import DataError, UsageError
 from retbench.pipelines import lesson, outcome
 from retbench.pipelines.candidate import Candidate

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from retbench.cards import catalog, parse
+from retbench.cards.checksums import sha256
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.opening import open_collection
 from retbench.encoders.spec import EncoderSpec
-from retbench.engines.fingerprints import sha256
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.recall import collection_of, rankings, scored_run
 from retbench.records import machine

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import catalog, dump
+from retbench.cards import catalog, checksums, dump
 from retbench.cards.home import cache_folder, card_folders, path_part
 from retbench.cards.model import UNKNOWN, DefaultMethod, Eos, ModelCard, Shape, Training, Weights
 from retbench.encoders.wording import Wording
 from retbench.engines import adapters as files
-from retbench.engines import fingerprints, folders
+from retbench.engines import folders
 from retbench.errors import UsageError
 from retbench.records import machine
 from retbench.store.shards import write_whole
@@ -80,7 +80,7 @@ def _card(work: Path, name: str, trainee: Trainee, origin: Origin, facts: dict[s
         license=parent.license,
         parent=parent.name,
         training_sets=_sets(parent, facts["data"]["set"]),
-        weights=Weights("path", path=".", sha256=fingerprints.sha256(weights)),
+        weights=Weights("path", path=".", sha256=checksums.sha256(weights)),
         shape=Shape(**folders.shape(origin.folder)),
         method=DefaultMethod(recipe.method.name, recipe.method),
         eos=_eos(trainee.wording),

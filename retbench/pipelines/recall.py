@@ -12,10 +12,10 @@ from pathlib import Path
 from retbench.cards import catalog
 from retbench.cards.home import cache_folder, path_part
 from retbench.corpora.collection import Collection, load
-from retbench.corpora.compiled import MANIFEST
+from retbench.corpora.compiled import MANIFEST, absent
 from retbench.corpora.opening import open_collection
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
-from retbench.records.ledger import RECORD, Ledger, word
+from retbench.records.ledger import RECORD, Ledger, unworded
 from retbench.records.record import Record
 
 
@@ -84,7 +84,12 @@ def scored_run(file: Path) -> dict[str, list[tuple[str, float]]]:
 
 
 def rankings(folder: Path, collection: Collection) -> dict[str, list[str]]:
-    """Our own run with the collection's own ids: in the file, white space in an id is encoded."""
-    documents = {word(name): name for name in collection.corpus.ids().to_pylist()}
-    queries = {word(name): name for name in collection.judgments}
-    return {queries[query]: [documents[d] for d in ids] for query, ids in read_run(folder / "run.trec.gz").items()}
+    """Our own run with the collection's own ids; ids the collection does not have are an error."""
+    file = folder / "run.trec.gz"
+    found = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(file).items()}
+    ranked = {document for ids in found.values() for document in ids}
+    strange = {*found} - {*collection.judgments} or absent(ranked, collection.corpus)
+    if strange:
+        cause = f"{file} ranks {min(strange)!r}, which the collection does not have"
+        raise DataError(cause, "remove the run's folder and run the cell again")
+    return found
