@@ -1,6 +1,20 @@
 """What the Hugging Face hub answers when it does not hand over a repository, in two lines a reader can act on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from retbench.errors import MissingError
+
+
+@contextmanager
+def asking(repo: str, way_on: str, kind: str = "") -> Iterator[None]:
+    """Around calls to the hub: what fails there is an error with a next step, whichever of its libraries raised it."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2, as the hub has it
+
+    try:
+        yield
+    except (OSError, HTTPError) as problem:
+        raise refusal(repo, problem, way_on, kind) from problem
 
 
 def refusal(repo: str, problem: Exception, way_on: str, kind: str = "") -> MissingError:

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from retbench.cards import pins
 from retbench.cards.home import cache_folder, need_room, path_part
-from retbench.cards.hub import refusal
+from retbench.cards.hub import asking
 from retbench.corpora.supply import Say
 from retbench.errors import DataError, MissingError
 
@@ -83,15 +83,10 @@ def _note(folder: Path) -> Path:
 
 def _listing(repo: str, revision: str | None) -> tuple[str, dict[str, tuple[int, str]]]:
     """The resolved revision, and of every data file its size and checksum as the hub states them."""
-    try:
+    with asking(repo, WAY_ON, "datasets/"):
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2, as the hub has it
-    except ImportError as problem:
-        raise MissingError("huggingface_hub is not installed", "pip install 'retbench[hub]'") from problem
-    try:
+
         facts = HfApi().dataset_info(repo, revision=revision, files_metadata=True)
-    except (OSError, HTTPError) as problem:
-        raise refusal(repo, problem, WAY_ON, kind="datasets/") from problem
     files = {file.rfilename: file for file in facts.siblings or () if not _is_code(file.rfilename)}
     return str(facts.sha), {name: (file.size or 0, _checksum(file)) for name, file in files.items()}
 
@@ -106,13 +101,10 @@ def _checksum(file: Any) -> str:
 
 
 def _download(repo: str, revision: str, folder: Path, names: list[str]) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2, as the hub has it
+    with asking(repo, WAY_ON, "datasets/"):
+        from huggingface_hub import snapshot_download
 
-    try:
         snapshot_download(repo, repo_type="dataset", revision=revision, local_dir=folder, ignore_patterns=list(CODE))
-    except (OSError, HTTPError) as problem:
-        raise refusal(repo, problem, WAY_ON, kind="datasets/") from problem
     lost = next((name for name in names if not (folder / name).is_file()), None)
     if lost:
         raise MissingError(f"{lost} of {repo} did not arrive", "fetch again: what came is kept")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retbench.cards import pins
 from retbench.cards.home import need_room
-from retbench.cards.hub import refusal
+from retbench.cards.hub import asking
 from retbench.cards.model import ModelCard, Weights
 from retbench.engines import fingerprints, folders
 from retbench.engines.cache import Made, Say
@@ -13,6 +13,7 @@ from retbench.errors import DataError, MissingError
 
 # Second copies of the weights in other layouts, which the patterns of safe files would also match.
 UNWANTED = ("original/*", "onnx/*", "consolidated*", "*.index.*.json")
+WAY_ON = "fetch on a machine that reaches huggingface.co and bring its cache here, or give --weights PATH"
 
 
 def source(weights: Weights) -> str:
@@ -44,10 +45,9 @@ def _listing(repo: str, revision: str | None, work: Path) -> tuple[str, dict[str
     Asked first, because `snapshot_download` by itself hands back a half-filled folder as if it were whole when the hub
     does not answer; and by `model_info`, which says so at once where the listing tries five times over.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2, as the hub has it
+    with asking(repo, WAY_ON):
+        from huggingface_hub import HfApi, snapshot_download
 
-    try:
         resolved = str(HfApi().model_info(repo, revision=revision).sha)
         plan = snapshot_download(
             repo,
@@ -57,18 +57,15 @@ def _listing(repo: str, revision: str | None, work: Path) -> tuple[str, dict[str
             ignore_patterns=list(UNWANTED),
             dry_run=True,
         )
-    except (OSError, HTTPError) as problem:
-        raise _missing(repo, problem) from problem
     if not any(file.filename.endswith(".safetensors") for file in plan):
         raise DataError(f"{repo} has no safetensors, only formats that can run code", "convert it, or choose another")
     return resolved, {file.filename: file.file_size or 0 for file in plan}
 
 
 def _download(repo: str, revision: str, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2, as the hub has it
+    with asking(repo, WAY_ON):
+        from huggingface_hub import snapshot_download
 
-    try:
         snapshot_download(
             repo,
             revision=revision,
@@ -76,10 +73,3 @@ def _download(repo: str, revision: str, folder: Path) -> None:
             allow_patterns=list(folders.WANTED),
             ignore_patterns=list(UNWANTED),
         )
-    except (OSError, HTTPError) as problem:
-        raise _missing(repo, problem) from problem
-
-
-def _missing(repo: str, problem: Exception) -> MissingError:
-    way_on = "fetch on a machine that reaches huggingface.co and bring its cache here, or give --weights PATH"
-    return refusal(repo, problem, way_on)
