@@ -87,7 +87,8 @@ class Work:
     def computed(self) -> int:
         return len(Path(self.log).read_text()) // 2 if Path(self.log).exists() else 0
 
-    def run(self) -> int:
+    def install(self) -> None:
+        """Put the encoder that costs nothing, or the watched one, in the place of every encoder; small shards."""
         os.environ["RETBENCH_CACHE"] = self.cache
         load = candidate.Candidate.encoder
 
@@ -98,6 +99,9 @@ class Work:
         candidate.Candidate.encoder = encoder  # type: ignore[method-assign,assignment]
         searching.Dense = partial(dense.Dense, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
         dense.BUDGET["cpu"] = 64
+
+    def run(self) -> int:
+        self.install()
         (cell,) = evaluate.evaluate(Request((self.model,), (self.task,), ("mean",), out=Path(self.out)))
         if cell.error:
             sys.stderr.write(f"{cell.error}\n{cell.next_step}\n")
@@ -132,8 +136,8 @@ class Server:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    command = [sys.executable, "-m", "tests.fake"]
+def server(module: str = "tests.fake") -> Iterator[Server]:
+    command = [sys.executable, "-m", module]
     root = Path(__file__).parent.parent
     with subprocess.Popen(
         command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -143,7 +147,7 @@ def server() -> Iterator[Server]:
         process.stdin.close()
 
 
-def serve() -> None:
+def serve(kind: type[Work] = Work) -> None:
     """One fork a line: its number, then how it ended."""
     for module in (
         "pandas",
@@ -155,7 +159,7 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             try:
-                code = Work(**json.loads(line)).run()
+                code = kind(**json.loads(line)).run()
             except RetbenchError as problem:
                 sys.stderr.write(f"{problem}\n")
                 code = problem.exit_code

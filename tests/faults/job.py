@@ -1,0 +1,166 @@
+"""A fork that runs one command of retbench and meets a fault at a chosen moment of a chosen phase.
+
+A moment is a number: how many Python calls, returns and calls into C happened since the phase began. A run without a
+fault writes down how many there were, so a test draws one of them and the fault strikes exactly there, without a clock:
+between two files, between a write and its rename, inside a step. SIGKILL is not caught by anything.
+"""
+
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+
+from retbench.cli import report as report_verb
+from retbench.cli.main import app
+from retbench.corpora import compiled
+from retbench.encoders import embedding
+from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.wording import Tokens
+from retbench.pipelines import bench, candidate, outcome, study
+from retbench.records import ledger
+from retbench.retrievers import exact
+from retbench.scoring import metrics
+from retbench.training import checkpoint, loop
+from tests import fake
+
+PHASES: dict[str, Callable[..., Any]] = {
+    "collection": compiled.compile_collection,
+    "embedding": embedding.embed,
+    "search": exact.search,
+    "scoring": metrics.score_run,
+    "record": ledger.Ledger.write,
+    "training": loop.Run._step,
+    "checkpoint": checkpoint.save,
+    "model": outcome.write,
+    "note": study.write_note,
+    "report": report_verb.report.__wrapped__,  # type: ignore[attr-defined]
+}
+
+
+class Moments:
+    """Counts what happens inside a phase; at one of the moments the process is sent a signal."""
+
+    def __init__(self, phase: str, at: int | None, number: int) -> None:
+        self.code: CodeType = PHASES[phase].__code__  # type: ignore[attr-defined]
+        self.at, self.number = at, number
+        self.depth = self.count = 0
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        ours = frame.f_code is self.code
+        self.depth += ours and event == "call"
+        if self.depth:
+            self.count += 1
+            if self.count == self.at:
+                os.kill(os.getpid(), self.number)
+        self.depth -= ours and event == "return"
+
+
+@dataclass(frozen=True)
+class Hungry:
+    """An encoder that really asks for memory, as much as it has texts before it."""
+
+    inner: Any
+    each: int
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def vectors(self, batch: Tokens) -> np.ndarray:
+        import torch
+
+        torch.empty(len(batch) * self.each, dtype=torch.uint8)
+        vectors: np.ndarray = self.inner.vectors(batch)
+        return vectors
+
+
+@dataclass(frozen=True)
+class Job(fake.Work):
+    """One command, and what befalls it. What it says goes to `<log>.said`, the count of moments to `<log>.moments`."""
+
+    argv: tuple[str, ...] = ()
+    environment: dict[str, str] | None = None
+    phase: str = ""
+    at: int | None = None
+    signal: int = signal.SIGKILL
+    room: int = 0  # bytes of memory beside what a warm process has
+    hunger: int = 0  # bytes an encoder asks for, a text
+    clock: int = 0  # the seed of a clock that jumps
+
+    def run(self) -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process group may have been told to ignore it
+        said = os.open(f"{self.log}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1), os.dup2(said, 2)
+        self.install()
+        os.environ.update(self.environment or {})
+        if self.phase:
+            moments = Moments(self.phase, self.at, self.signal)
+            sys.setprofile(moments)
+        try:
+            app(list(self.argv))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.setprofile(None)
+            sys.stdout.flush(), sys.stderr.flush()
+        if self.phase and self.at is None:
+            Path(f"{self.log}.moments").write_text(str(moments.count))
+        return code
+
+    def install(self) -> None:
+        super().install()
+        if self.hunger:
+            hungry(self.hunger)
+        if self.clock:
+            jumping(random.Random(self.clock))
+        if self.room:
+            limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + self.room
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    def moments(self, server: fake.Server) -> int:
+        """How many moments its phase has, from a run in which nothing happened."""
+        server.start(replace(self, at=None))
+        assert server.status() == 0, self.said()
+        return int(Path(f"{self.log}.moments").read_text())
+
+    def said(self) -> str:
+        return Path(f"{self.log}.said").read_text()
+
+
+def hungry(each: int) -> None:
+    load = candidate.Candidate.encoder
+
+    def encoder(self: candidate.Candidate, spec: EncoderSpec) -> Hungry:
+        return Hungry(load(self, spec), each)
+
+    candidate.Candidate.encoder = encoder  # type: ignore[method-assign,assignment]
+
+
+def jumping(draw: random.Random) -> None:
+    """Every look at the clock of the wall finds another hour, forwards or back."""
+    now = time.time
+
+    def jumped() -> float:
+        return now() + draw.uniform(-1e7, 1e7)
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.fromtimestamp(now(), tz) + timedelta(seconds=draw.uniform(-1e7, 1e7))
+
+    time.time = jumped
+    time.time_ns = lambda: int(jumped() * 1e9)
+    bench.datetime = Jumping  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    fake.serve(Job)

@@ -1,0 +1,156 @@
+"""SIGKILL at fifty random moments, spread over every phase: nothing finished is lost, and the end is the same."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import fake, tiny
+from tests.faults.helpers import TEXTS, Make, cell, ended, finish, model, nothing_wrong_is_kept, server, struck, task
+from tests.faults.job import Job
+from tests.test_training import jsonl
+
+__all__ = ["cell", "model", "server", "task"]
+pytestmark = pytest.mark.fault
+
+MOMENTS = {"collection": 4, "embedding": 12, "search": 6, "scoring": 6, "record": 8}  # with 14 below: fifty
+
+
+@pytest.mark.parametrize(("phase", "kills"), MOMENTS.items(), ids=MOMENTS)
+def test_a_run_killed_in_any_phase_ends_like_one_that_was_not(
+    server: fake.Server, cell: Make, phase: str, kills: int
+) -> None:
+    wanted, draw = finish(server, cell("whole")), random.Random(f"kill {phase}")
+    moments = cell("counted", phase=phase).moments(server)
+    for number in range(kills):
+        job = struck(server, cell(f"killed{number}", phase=phase), moments, draw)
+        nothing_wrong_is_kept(job)
+        assert finish(server, job) == wanted
+        assert job.computed() <= TEXTS + fake.SHARD_ROWS  # one shard was lost at the most
+        assert not list(Path(job.out).rglob("*.partial"))
+
+
+def test_killed_again_and_again_until_it_comes_through(server: fake.Server, cell: Make) -> None:
+    wanted, draw, job = finish(server, cell("whole")), random.Random("again"), cell("killed", phase="embedding")
+    moments, kills = cell("counted", phase="embedding").moments(server), 0
+    while ended(server, replace(job, at=draw.randint(1, moments // 2))):
+        kills += 1
+        assert job.computed() <= TEXTS + kills * fake.SHARD_ROWS
+        assert kills < 60
+    assert kills > 2
+    assert finish(server, job) == wanted
+
+
+# Training
+
+RECIPE = """
+name = "short"
+title = "t"
+fidelity = "ours"
+source = "s"
+objective = "contrastive"
+dtype = "float32"
+save_steps = 1
+[method]
+name = "m"
+title = "t"
+fidelity = "ours"
+source = "s"
+pooling = "mean"
+[lengths]
+query = 16
+document = 24
+[contrast]
+temperature = 0.1
+negatives = 0
+[batch]
+contrast = 4
+update = 4
+tokens = 60
+[optimiser]
+rate = 1e-2
+epochs = 3
+[lora]
+rank = 4
+alpha = 8
+dropout = 0.2
+"""
+
+
+@pytest.fixture
+def training(model: Path, tmp_path: Path) -> Make:
+    rows = [{"query": tiny.SENTENCES[n], "positives": [tiny.SENTENCES[16 + n]]} for n in range(8)]
+    data, recipe = jsonl(tmp_path / "sentences.jsonl", *rows), tmp_path / "short.toml"
+    recipe.write_text(RECIPE)
+
+    def make(name: str, phase: str = "") -> Job:
+        out, cache, log = str(tmp_path / name / "pupil"), str(tmp_path / f"{name}-cache"), str(tmp_path / f"{name}.log")
+        words = ("-q", "finetune", data, "--model", model, "--recipe", recipe, "--out", out, "--resume")
+        return Job(str(model), "", out, cache, log, argv=tuple(map(str, words)), phase=phase)
+
+    return make
+
+
+def trained(server: fake.Server, job: Job) -> tuple[bytes, list[tuple[int, float]]]:
+    assert ended(server, replace(job, phase="")) == 0, job.said()
+    lines = map(json.loads, (Path(job.out) / "metrics.jsonl").read_text().splitlines())
+    return (Path(job.out) / "model.safetensors").read_bytes(), [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.mark.parametrize(("phase", "kills"), [("training", 2), ("checkpoint", 4), ("model", 2)])
+def test_a_training_killed_in_any_phase_gives_the_same_weights(
+    server: fake.Server, training: Make, phase: str, kills: int
+) -> None:
+    wanted, draw = trained(server, training("whole")), random.Random(f"kill {phase}")
+    moments = training("counted", phase=phase).moments(server)
+    for number in range(kills):
+        job = struck(server, training(f"killed{number}", phase=phase), moments, draw)
+        assert trained(server, job) == wanted
+        assert not list(Path(job.out).glob("*.partial"))
+
+
+# Reports and studies
+
+
+def test_a_report_killed_while_it_is_made_is_whole_or_not_there(
+    server: fake.Server, cell: Make, tmp_path: Path
+) -> None:
+    done = cell("done")
+    finish(server, done)
+    page, draw = tmp_path / "page.html", random.Random("kill report")
+    report = replace(done, argv=("report", done.out, "--format", "html", "--out", str(page)), phase="report")
+    moments = report.moments(server)
+    wanted = page.read_bytes()
+    for _ in range(3):
+        page.unlink(missing_ok=True)
+        struck(server, report, moments, draw)
+        assert not page.exists() or page.read_bytes() == wanted
+        assert ended(server, replace(report, phase="")) == 0
+        assert page.read_bytes() == wanted
+
+
+def test_a_study_killed_at_its_notes_goes_on(server: fake.Server, cell: Make, tmp_path: Path) -> None:
+    plan, draw = tmp_path / "little.toml", random.Random("kill note")
+    first = cell("whole")
+    plan.write_text(
+        f'name = "little"\ntitle = "t"\n[[stages]]\nname = "words"\nmodels = ["bm25", "{first.model}"]\n'
+        f'tasks = ["{first.task}"]\nmethods = ["mean"]\n'
+    )
+
+    def study(name: str, verb: str = "run") -> Job:
+        job = cell(name)
+        return replace(job, argv=("study", verb, str(plan), "--out", job.out), phase="note")
+
+    def left(job: Job) -> list[tuple[str, bytes]]:
+        assert ended(server, replace(job, phase="")) == 0, job.said()
+        files = [file for file in Path(job.out).rglob("*") if file.suffix in (".parquet", ".gz")]
+        return sorted((file.relative_to(job.out).as_posix(), file.read_bytes()) for file in files)
+
+    wanted, moments = left(study("whole")), study("counted").moments(server)
+    assert len(wanted) == 4
+    for number in range(3):
+        job = struck(server, study(f"killed{number}"), moments, draw)
+        assert ended(server, replace(study(f"killed{number}", "status"), phase="")) == 0, job.said()
+        assert left(job) == wanted
