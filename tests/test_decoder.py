@@ -48,6 +48,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
+    "a rope that follows the length": (
+        "llama",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+            "max_position_embeddings": 100,
+        },
+    ),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
@@ -78,11 +85,14 @@ def rows(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def plain(model: PreTrainedModel, texts: list[np.ndarray], layer: int = -1, **wanted: Any) -> torch.Tensor:
-    states = [
-        model(torch.from_numpy(ids.astype(np.int64))[None], output_hidden_states=True, use_cache=False, **wanted)
-        for ids in texts
-    ]
-    return torch.cat([output.hidden_states[layer][0] for output in states])
+    states = []
+    for ids in texts:
+        getattr(model, "rotary_emb", model).max_seq_len_cached = 0  # else a long text's angles stay for the next
+        output = model(
+            torch.from_numpy(ids.astype(np.int64))[None], output_hidden_states=True, use_cache=False, **wanted
+        )
+        states.append(output.hidden_states[layer][0])
+    return torch.cat(states)
 
 
 def least_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -148,10 +158,6 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "some layers with a window": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
-    ),
-    "a rope that follows the length": (
-        "llama",
-        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     ),
     "another activation": ("llama", {"hidden_act": "gelu"}),
     "another family": ("gemma", {}),

@@ -34,8 +34,11 @@ def run(
         int | None, typer.Option(help="Only N test queries, with their documents and distractors.")
     ] = None,
     set_: Annotated[
-        Many, typer.Option("--set", help="KEY=VALUE: dtype, max_length, split, depth, dimensions, vector_dtype.")
+        Many, typer.Option("--set", help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype.")
     ] = None,
+    devices: Annotated[
+        str, typer.Option("--devices", "--on", help="N or all of this machine, or ray:store=ADDRESS (docs/cluster.md).")
+    ] = "1",
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, the exact texts and an estimate; run nothing.")
@@ -56,7 +59,7 @@ def run(
     show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
     request = Request(
         tuple(model), tasks, tuple(method or ()), weights, sample, _overrides(set_ or []), tuple(rerank or ()), out,
-        command=command_line(), engine=engine, **show,
+        command=command_line(), engine=engine, devices=devices, **show,
     )  # fmt: skip
     if dry_run:
         cells = list(plan.dry_run(request))

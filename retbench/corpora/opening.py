@@ -14,7 +14,7 @@ from filelock import FileLock
 from retbench.cards import pins
 from retbench.cards.home import cache_folder, path_part
 from retbench.cards.task import TaskCard
-from retbench.corpora import archives, hub, loco, stdlib
+from retbench.corpora import archives, hub, loco, stdlib, stdlib_long
 from retbench.corpora import folder as layout
 from retbench.corpora.collection import Collection, load
 from retbench.corpora.compiled import MANIFEST, compile_collection, discard, read_manifest
@@ -100,9 +100,10 @@ def _folder(card: TaskCard) -> Supply:
 
 def _generator(card: TaskCard) -> Supply:
     name = needed(card.name, "generator", card.source.generator)
+    maker = stdlib_long if name.startswith("stdlib-long") else stdlib
     return Supply(
-        card.name, lambda: f"{name}\n{stdlib.stamp()}", f"generator {name}", here=lambda: True,
-        read=lambda: nullcontext(stdlib.generate(name)),
+        card.name, lambda: f"{name}\n{maker.stamp()}", f"generator {name}", here=lambda: True,
+        read=lambda: nullcontext(maker.generate(name)),
     )  # fmt: skip
 
 

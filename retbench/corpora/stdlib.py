@@ -11,6 +11,7 @@ import keyword
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 from retbench.corpora.rows import Judgment, Raw, Row
@@ -68,8 +69,14 @@ def generate(kind: str) -> Raw:
         answers = _distinct(pair.document_row() for pair in group)
         queries += asked
         documents += answers
-        splits[_split(group)] += [Judgment(q.id, d.id, 1, q.where) for q, d in product(asked, answers)]
+        splits[split_of(group)] += [Judgment(q.id, d.id, 1, q.where) for q, d in product(asked, answers)]
     return Raw(documents, queries, dict(splits))
+
+
+@cache
+def text_groups() -> list[list[Pair]]:
+    """The groups of stdlib-text."""
+    return _groups(_distinctive(list(_text_pairs())))
 
 
 def _distinctive(pairs: list[Pair]) -> list[Pair]:
@@ -102,8 +109,8 @@ def _groups(pairs: list[Pair]) -> list[list[Pair]]:
     return list(groups.values())
 
 
-def _split(group: list[Pair]) -> str:
-    """By a hash of all the group's texts, whichever side they are on: `stdlib-doc` splits as `stdlib-code` does."""
+def split_of(group: list[Pair]) -> str:
+    """Train or test, by a hash of the group's texts on either side: `stdlib-doc` splits as `stdlib-code` does."""
     texts = sorted({text for pair in group for _, text in pair.sides()})
     digest = hashlib.sha256("\0".join(texts).encode()).digest()
     return "test" if int.from_bytes(digest[:8]) % 100 < TEST_PERCENT else "train"

@@ -12,7 +12,7 @@ from retbench.store.narrow import VectorDtype
 NOT_STORED = ("name", "instruction", "post", "components", "kind")
 
 # settings of an encoder that are told only where they are used, so that no older key changes
-USUAL = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32"}
+USUAL = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None}
 NOT_IN_STORED = ("adaptor", "dimensions")
 
 
@@ -30,6 +30,7 @@ class EncoderSpec:
     adaptor: str | None = None  # the digest of what changes stored vectors; the vectors themselves are its parent's
     dimensions: int | None = None  # compared by the first so many alone; stored whole
     vector_dtype: VectorDtype = "fp32"  # of stored vectors
+    rope: str | None = None  # how rotary positions are stretched (cards/rope.py)
 
     def limit(self, role: Role) -> int:
         """The most tokens a text may have on one side."""

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
+from retbench.engines import ropes
 from retbench.engines.decoder import Decoder, suits
 from retbench.engines.memory import keep_pages
 from retbench.errors import UsageError
@@ -75,6 +76,13 @@ class Backbone:
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
         if suits(self.model):
             return States(Decoder(self.model)(rows, self.causal, self.layer), offsets)
+        turning = ropes.moving(self.model)
+        flat = ropes.by_length(turning, rows, self._padded) if turning else self._padded(rows)
+        return States(flat, offsets.to(self.device))
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
+        """The states of rows through transformers, padded on the right meanwhile."""
+        lengths = torch.tensor([len(row) for row in rows])
         padded = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
         for row, ids in enumerate(rows):
             padded[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
@@ -88,7 +96,7 @@ class Backbone:
             wanted |= {"output_hidden_states": True}
         output = self.model(input_ids=padded.to(self.device), **wanted)
         states = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
-        return States(states[real.to(self.device)], offsets.to(self.device))
+        return torch.as_tensor(states[real.to(self.device)])
 
 
 def is_causal(folder: Path) -> bool:
@@ -108,14 +116,22 @@ def text_only(folder: Path) -> bool:
     return "text_config" in json.loads((folder / "config.json").read_text())
 
 
-def load(folder: Path, dtype: Dtype, device: torch.device) -> Backbone:
-    """Load the text part of a Hugging Face folder, without its language-model head and without a vision tower."""
+def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = None) -> Backbone:
+    """Load the text part of a Hugging Face folder, without its language-model head and without a vision tower.
+
+    `rope` stretches its rotary positions.
+    """
     keep_pages()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     part: Any = MODEL_MAPPING[type(config.get_text_config())] if text_only(folder) else AutoModel
+    wanted: dict[str, Any] = {}
+    if rope:
+        wanted = {"config": config.get_text_config()}
+        ropes.stretch(wanted["config"], rope)
     model = part.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
-    )
+        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True,
+        **wanted,
+    )  # fmt: skip
     return Backbone(model.to(device).eval(), tokenizer(folder), is_causal(folder), dtype, device)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retbench.engines.ropes import angles
+
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-FIXED_ROPES = {"default", "linear", "llama3", "yarn"}  # their angles do not depend on the length of a text
+ROPES = {"default", "linear", "llama3", "yarn", "dynamic"}
 
 MLP_BLOCK = 512  # tokens: what the MLP widens stays in the cache
 QUERY_BLOCK = 128
@@ -34,7 +36,7 @@ def suits(model: Any) -> bool:
     sliding = "sliding_attention" in (getattr(config, "layer_types", None) or [])
     windowed = config.model_type == "mistral" and config.sliding_window is not None
     whole = 2 * len(model.rotary_emb.inv_freq) == model.layers[0].self_attn.head_dim
-    return whole and not sliding and not windowed and model.rotary_emb.rope_type in FIXED_ROPES
+    return whole and not sliding and not windowed and model.rotary_emb.rope_type in ROPES
 
 
 class Packed:
@@ -131,16 +133,21 @@ class Decoder:
     def _forward(self, rows: Sequence[np.ndarray], causal: bool, layer: int | None) -> Tensor:
         packed, last = Packed(rows), len(self.layers)
         states = self.embedding(packed.ids)
-        cos, sin = self._angles(packed.positions, states)
+        cos, sin = self._angles(packed, states)
         stop = last if layer is None else layer % (last + 1)
         for step in self.layers[:stop]:
             step(states, packed, cos, sin, causal)
         return _normed(states, self.norm) if stop == last else states
 
-    def _angles(self, positions: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    def _angles(self, packed: Packed, states: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each token's angles, the sine with the sign of a half turn."""
-        every = torch.arange(int(positions.max()) + 1)
-        cos, sin = (table[0] for table in self.rope(states, every[None]))
+        positions = packed.positions
+        if self.rope.rope_type == "dynamic":  # a text's own length decides: a table for every length
+            tables = [angles(self.rope, length, states) for _, rows, length in packed.runs for _ in range(rows)]
+            cos, sin = (torch.cat(side) for side in zip(*tables, strict=True))
+            positions = torch.arange(len(positions))
+        else:
+            cos, sin = angles(self.rope, int(positions.max()) + 1, states)
         sin = torch.cat((-sin[:, : sin.shape[1] // 2], sin[:, sin.shape[1] // 2 :]), dim=1)
         return cos[positions][:, None], sin[positions][:, None]
 

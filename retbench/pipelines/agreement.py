@@ -91,7 +91,9 @@ def _encoder(first: First, word: str, path: str | None) -> DenseEncoder:
     name = record.model.partition("+")[0]  # what follows is the quantisation of a file the user named
     card = catalog.model(name if name in catalog.models() else path or name)
     candidate = Candidate.of(card, path, lambda _: None, engine(word))
-    overrides = {"dtype": spec.dtype, "max_length": max(spec.query_limit, spec.document_limit)}
+    overrides: dict[str, Any] = {"dtype": spec.dtype, "max_length": max(spec.query_limit, spec.document_limit)}
+    if spec.rope:
+        overrides["rope"] = spec.rope
     if candidate.local and candidate.local.fingerprint != spec.weights:
         raise DataError(f"the weights of {record.model} are not those of the run", "give --weights PATH")
     method = catalog.method("as-published") if engine(word).name == "endpoint" else spec.method

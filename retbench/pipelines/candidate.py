@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import catalog
+from retbench.cards import catalog, rope
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
 from retbench.cards.model import Dtype, Lexical, ModelCard
@@ -14,6 +14,7 @@ from retbench.cards.usual import methods_of
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense import DenseEncoder
+from retbench.encoders.pieces import Workers
 from retbench.encoders.spec import EncoderSpec, limits
 from retbench.encoders.wording import InapplicableError, Wording
 from retbench.engines import backbone, server, weights
@@ -32,6 +33,7 @@ class Candidate:
     card: ModelCard
     local: weights.LocalWeights | None
     engine: Engine = OURS
+    workers: Callable[[EncoderSpec], Workers] | None = None  # who computes its vectors where it is not this process
 
     def __post_init__(self) -> None:
         self.host = Host(self.engine, self.card, self.local.folder if self.local else None)
@@ -75,16 +77,26 @@ class Candidate:
         # an instruction that no template asks for changes no vector and must not change a key
         wanted = any("{instruction}" in template for template in (method.query, method.document))
         instruction = (task.instruction or method.instruction) if wanted else ""
-        smaller = {key: overrides[key] for key in ("dimensions", "vector_dtype") if key in overrides}
+        smaller: dict[str, Any] = {key: overrides[key] for key in ("dimensions", "vector_dtype") if key in overrides}
         if smaller and method.kind != "dense":
             raise InapplicableError(
                 f"method {method.name} stores terms, which --set {next(iter(smaller))} would tear apart",
                 "leave it out, or use a dense --method",
             )
+        if "rope" in overrides:
+            smaller["rope"] = self._rope(overrides["rope"])
         return EncoderSpec(
             self._source(), method, instruction, query, document, self._dtype(overrides), self.engine.named,
             self._adapted(method), **smaller,
         )  # fmt: skip
+
+    def _rope(self, word: str) -> str:
+        """The scaling of rotary positions, in the one way to write it."""
+        if self.engine.name != "transformers":
+            raise InapplicableError(
+                f"the engine {self.engine.name} is not told how to stretch positions", "leave --engine or rope out"
+            )
+        return rope.read(word).word
 
     def _adapted(self, method: Method) -> str | None:
         """The digest of the model's adaptor, which knows the vectors of one method alone."""

@@ -39,10 +39,10 @@ class Host:
         return IdsEncoder(spec, self._foreign(spec, self.folder), wording)
 
     def _ours(self, spec: EncoderSpec, folder: Path) -> BackboneEncoder:
-        key = (spec.dtype,)
+        key = (spec.dtype, spec.rope)
         if key not in self.loaded:
             self._forget()
-            self.loaded[key] = backbone.load(folder, spec.dtype, device())
+            self.loaded[key] = backbone.load(folder, spec.dtype, device(), spec.rope)
         used = self.loaded[key].used(spec.method.attention, spec.method.layer)
         wording = Wording(used.tokenizer, spec.method, spec.instruction)
         if spec.method.kind == "dense":

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retbench.cards import rope
+from retbench.cards.site import site
 from retbench.errors import UsageError, closest
 from retbench.records.meter import Show, Silent
 from retbench.store.narrow import FORMS
@@ -18,6 +20,7 @@ OVERRIDES: dict[str, type] = {
     "depth": int,
     "dimensions": int,
     "vector_dtype": str,
+    "rope": str,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,8 +41,10 @@ class Request:
     say: Callable[[str], None] = lambda _: None
     command: str = "retbench.evaluate(...)"
     engine: str = "transformers"
+    devices: str = "1"
 
     def __post_init__(self) -> None:
+        site(self.devices)
         for key, value in self.overrides.items():
             if key not in OVERRIDES:
                 raise UsageError(f"--set knows no {key!r}", closest(key, OVERRIDES))
@@ -48,6 +53,8 @@ class Request:
         stored = self.overrides.get("vector_dtype", "fp32")
         if stored not in FORMS:
             raise UsageError(f"--set vector_dtype={stored}: no such form", closest(stored, FORMS))
+        if "rope" in self.overrides:
+            rope.read(self.overrides["rope"])
         if self.overrides.get("dimensions", 1) < 1:
             raise UsageError("--set dimensions=0 leaves nothing", "give 1 or more")
         if self.sample is not None and self.sample < 1:

@@ -234,4 +234,6 @@ def _note(settings: dict[str, Any]) -> str:
     if encoder is None:
         return ", ".join(parts)
     lengths = f"{encoder['query_limit']}/{encoder['document_limit']} tokens"
+    if encoder.get("rope"):
+        parts.insert(0, f"rope {encoder['rope']}")
     return ", ".join([encoder["dtype"], lengths, *parts, settings["engine"], f"weights {encoder['weights'][:8]}"])

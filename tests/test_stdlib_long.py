@@ -1,0 +1,91 @@
+"""The generated long documents: one needle each, at its depth, in filling that says nothing about it."""
+
+import re
+
+import pytest
+
+from retbench.cards import catalog
+from retbench.corpora import stdlib, stdlib_long
+from retbench.corpora.opening import open_collection, supply
+from retbench.corpora.rows import Row
+from retbench.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def documents() -> dict[str, list[Row]]:
+    return {name: list(stdlib_long.generate(name).documents) for name in stdlib_long.NAMES}
+
+
+@pytest.fixture(scope="module")
+def needles() -> dict[str, stdlib.Pair]:
+    return {pair.id: pair for pair in stdlib_long._needles(stdlib.text_groups())}
+
+
+def identity(row: Row) -> tuple[str, int]:
+    name, _, depth = row.id.rpartition("@")
+    return name, int(depth)
+
+
+def test_the_same_needles_stand_at_the_same_depths_at_every_length(documents: dict[str, list[Row]]) -> None:
+    ids = {tuple(row.id for row in rows) for rows in documents.values()}
+    assert len(ids) == 1
+    depths = [depth for _, depth in map(identity, documents["stdlib-long-256"])]
+    counts = [depths.count(depth) for depth in stdlib_long.DEPTHS]
+    assert sum(counts) == len(depths) > 50
+    assert max(counts) - min(counts) <= 1
+
+
+def test_each_needle_is_in_its_own_document_alone_and_where_it_should_be(
+    documents: dict[str, list[Row]], needles: dict[str, stdlib.Pair]
+) -> None:
+    for rows in documents.values():
+        for row in rows:
+            name, depth = identity(row)
+            needle = needles[name].document
+            assert [other.id for other in rows if needle in other.text] == [row.id]
+            room = len(row.text) - len(needle)
+            assert abs(row.text.index(needle) - room * depth / 100) <= 64  # a passage is cut at a space
+
+
+def test_a_document_is_as_long_as_its_name_says(documents: dict[str, list[Row]]) -> None:
+    for name, rows in documents.items():
+        wanted = stdlib_long.NAMES[name] * stdlib_long.CHARACTERS
+        assert all(wanted - 150 < len(row.text) < wanted + 10 for row in rows)
+
+
+def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdlib.Pair]) -> None:
+    filling = [p for group in stdlib.text_groups() for p in group if not stdlib_long._gives_needles(p)]
+    assert not {stdlib_long._module(p) for p in filling} & {stdlib_long._module(p) for p in needles.values()}
+    assert {stdlib.split_of([needle]) for needle in needles.values()} == {"test"}
+
+
+def test_documents_have_filling_of_their_own(documents: dict[str, list[Row]], needles: dict[str, stdlib.Pair]) -> None:
+    starts = {re.sub(r"\s+", " ", row.text.replace(needles[identity(row)[0]].document, ""))[:60]
+              for row in documents["stdlib-long-2048"]}  # fmt: skip
+    assert len(starts) > 0.9 * len(documents["stdlib-long-2048"])
+
+
+def test_a_longer_document_goes_on_where_the_shorter_one_ends(documents: dict[str, list[Row]]) -> None:
+    short, long = documents["stdlib-long-1024"][0], documents["stdlib-long-4096"][0]
+    assert identity(short)[1] == 0
+    assert long.text.startswith(short.text[:-400])  # all but the passage that was cut
+
+
+def test_the_cards_open_and_the_collection_is_the_same_again() -> None:
+    suite = catalog.suites().find("stdlib-long")
+    assert [catalog.task(name).source.generator for name in suite.members()] == list(stdlib_long.NAMES)
+    card = catalog.task("stdlib-long-256")
+    first = open_collection(card)
+    assert len(first.corpus) == len(first.queries) == len(first.judgments)
+    assert supply(card).stamp() != supply(catalog.task("stdlib-long-512")).stamp()
+    stdlib.text_groups.cache_clear()
+    assert list(stdlib_long.generate("stdlib-long-256").documents) == [
+        Row(row.id, row.title, row.text, again.where)
+        for row, again in zip(first.corpus, stdlib_long.generate("stdlib-long-256").documents, strict=True)
+    ]
+
+
+def test_an_unknown_length_gets_a_suggestion() -> None:
+    with pytest.raises(UsageError) as caught:
+        stdlib_long.generate("stdlib-long-265")
+    assert "stdlib-long-256" in caught.value.next_step
