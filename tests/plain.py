@@ -1,5 +1,6 @@
 """What each method's source says, written down a second time: one text, transformers alone, no code of ours."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,15 +121,20 @@ METHODS: dict[str, Callable[[Any, str, str, int], Read]] = {
 BIDIRECTIONAL = ("llm2vec", "llm2vec-llama3-instruct", "llm2vec-mistral-instruct", "gte-qwen2")
 
 
-def vector(folder: Path, read: Read, bidirectional: bool, layer: int = -1) -> np.ndarray:
-    """One text alone through transformers."""
+@functools.lru_cache(maxsize=2)  # both directions of one model
+def whole_model(folder: Path, bidirectional: bool) -> Any:
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder)
     if bidirectional:
         config.is_causal = False
-    model = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def vector(folder: Path, read: Read, bidirectional: bool, layer: int = -1) -> np.ndarray:
+    """One text alone through transformers."""
     with torch.no_grad():
-        states = model(torch.tensor([read.ids]), output_hidden_states=True).hidden_states[layer][0]
+        found = whole_model(folder, bidirectional)(torch.tensor([read.ids]), output_hidden_states=True)
+    states = found.hidden_states[layer][0]
     pooled = (states * torch.tensor(read.weights)[:, None]).sum(0)
     return np.asarray((pooled / pooled.norm()).numpy())

@@ -12,7 +12,8 @@ from retbench.encoders.spec import EncoderSpec
 from retbench.encoders.wording import InapplicableError, Wording
 from retbench.engines import backbone
 from retbench.errors import DataError, UsageError
-from tests import plain, tiny
+from tests import plain, small, tiny
+from tests.test_run import call, cells
 
 TEXTS = (
     "The heart pumps blood.",
@@ -141,3 +142,15 @@ def test_every_preset_says_where_it_comes_from() -> None:
     for method in catalog.methods():
         assert method.source, method.name
         assert method.fidelity == "ours" or method.paper, method.name
+
+
+def test_the_board_says_how_near_a_method_is_to_its_source(decoder: Path, tmp_path: Path) -> None:
+    task, out = small.write(tmp_path / "pantry"), tmp_path / "results"
+    line = ("run", "--model", decoder, "--task", task, "--out", out)
+    cells(*line, "--method", "promptreps", "--method", "echo", "--method", "mean:layer=1", "--method", "mean")
+    assert (
+        "Fidelity of the methods to their sources: exact: promptreps; reconstructed: echo; ours: mean, mean:layer=1."
+    ) in call("report", out).output
+    shown = call("show", "method", "mean").output
+    assert "layer: none" in shown
+    assert "not known" not in shown

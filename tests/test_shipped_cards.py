@@ -1,12 +1,14 @@
 """The cards this repository ships: every one loads, and what a score depends on is written in it."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from retbench.cards import catalog
 from retbench.engines import weights
-from retbench.errors import MissingError
+from retbench.errors import DataError, MissingError
 
 FORUMS, LANGUAGES = 12, 6
 SUITE_SIZES = {
@@ -141,3 +143,17 @@ def test_expected_scores_are_shares_with_a_source() -> None:
             assert 0 < known.score < 1, task.name
             assert 0 < known.tolerance < 0.1, task.name
             assert known.source, task.name
+
+
+def test_weights_of_another_size_are_offered_their_card_the_nearest_name_first(tmp_path: Path) -> None:
+    shape = catalog.model("qwen2.5-coder-1.5b").shape
+    assert shape is not None
+    figures = {"num_hidden_layers": shape.layers, "hidden_size": shape.width, "vocab_size": shape.vocabulary}
+    (tmp_path / "config.json").write_text(json.dumps(figures))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(DataError, match=r"are not qwen2\.5-coder-7b") as caught:
+        weights.find(catalog.model("qwen2.5-coder-7b"), path=str(tmp_path))
+    offered = re.findall(r"--model (\S+)", caught.value.next_step)
+    assert offered[0] == "qwen2.5-coder-1.5b"
+    assert offered[-1] == "deepseek-r1-distill-qwen-1.5b"
+    assert {catalog.model(name).shape for name in offered} == {shape}

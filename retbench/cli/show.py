@@ -20,6 +20,10 @@ class Kind(StrEnum):
     recipe = "recipe"
 
 
+NOT_KNOWN = "not known"
+NOTHING_SAID = {Kind.method: "none", Kind.recipe: "none"}  # there a field left out is a choice, not a gap in knowledge
+
+
 @verb
 def show(
     kind: Annotated[Kind, typer.Argument(help="The kind of card.")],
@@ -39,7 +43,7 @@ def show(
     if as_json:
         put_json(facts)
     else:
-        put("\n".join(_lines(facts, "")))
+        put("\n".join(_lines(facts, "", NOTHING_SAID.get(kind, NOT_KNOWN))))
 
 
 def _readings(kind: Kind, name: str, text: str, methods: list[str], weights: str | None, as_json: bool) -> None:
@@ -84,16 +88,16 @@ def _task(name: str, card: dict[str, Any]) -> dict[str, Any]:
     return {**counts, "source": source, "here": here, "rules": protocol(catalog.task(name))}
 
 
-def _lines(facts: dict[str, Any], indent: str) -> list[str]:
+def _lines(facts: dict[str, Any], indent: str, absent: str = NOT_KNOWN) -> list[str]:
     lines: list[str] = []
     for key, value in facts.items():
         if isinstance(value, dict):
-            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
+            lines += [f"{indent}{key}:", *_lines(value, indent + "  ", absent)]
         elif isinstance(value, list | tuple):
             lines += [
                 f"{indent}{key}: {'none' if not value else ''}".rstrip(),
                 *(f"{indent}  - {item}" for item in value),
             ]
         else:
-            lines.append(f"{indent}{key}: {'not known' if value is None else value}")
+            lines.append(f"{indent}{key}: {absent if value is None else value}")
     return lines

@@ -158,7 +158,7 @@ def _remarks(block: Block) -> list[str]:
         )
     if block.older:
         remarks.append(f"Older runs left out, because the same cell was run again: {block.older}.")
-    remarks += [_family(block), *_partial(block), *_seeds(block), *_seen(block), *_failures(block)]
+    remarks += [_family(block), *_partial(block), _fidelity(block), *_seeds(block), *_seen(block), *_failures(block)]
     tables = {one.table.name: one.table for one in block.references}.values()
     for table in tables:
         said = f"{table.title}; published figures, not ranked or tested. Source: {table.source}."
@@ -203,6 +203,18 @@ def over_seeds(block: Block) -> tuple[list[str], list[list[str]]]:
 
 
 SPREAD = "Over seeds: the mean, and from the lowest to the highest. A difference inside a range may be the draw's."
+
+
+def _fidelity(block: Block) -> str:
+    """How near each method is to its source, as the record's own card of it says."""
+    records = [run.record for row in block.rows for run in row.runs.values()]
+    kinds = {record.method: record.cards["method"]["fidelity"] for record in records if record.cards.get("method")}
+    told = [
+        f"{kind}: {', '.join(names)}"
+        for kind in ("exact", "reconstructed", "ours")
+        if (names := sorted(name for name, own in kinds.items() if own == kind))
+    ]
+    return f"Fidelity of the methods to their sources: {'; '.join(told)}." if told else ""
 
 
 def _seeds(block: Block) -> list[str]:
