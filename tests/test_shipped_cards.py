@@ -157,3 +157,22 @@ def test_weights_of_another_size_are_offered_their_card_the_nearest_name_first(t
     assert offered[0] == "qwen2.5-coder-1.5b"
     assert offered[-1] == "deepseek-r1-distill-qwen-1.5b"
     assert {catalog.model(name).shape for name in offered} == {shape}
+
+
+RELEASED = {
+    "qwen2.5-{}": ("0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"),
+    "qwen2.5-{}-instruct": ("0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b"),
+    "qwen2.5-coder-{}": ("0.5b", "1.5b", "3b", "7b", "14b", "32b"),
+    "qwen2.5-coder-{}-instruct": ("0.5b", "1.5b", "3b", "7b", "14b", "32b"),
+    "qwen2.5-math-{}": ("1.5b", "7b", "72b"),
+    "qwen2.5-math-{}-instruct": ("1.5b", "7b", "72b"),
+    "deepseek-r1-distill-qwen-{}": ("1.5b", "7b", "14b", "32b"),
+    "qwen2.5-vl-{}-instruct": ("3b", "7b", "32b", "72b"),
+    "qwen3-{}": ("0.6b", "1.7b", "4b", "8b", "14b", "32b"),
+    "qwen3-embedding-{}": ("0.6b", "4b", "8b"),
+}
+
+
+@pytest.mark.parametrize("line", RELEASED)
+def test_every_released_size_of_a_line_has_a_card(line: str) -> None:
+    assert [line.format(size) for size in RELEASED[line] if line.format(size) not in catalog.models()] == []
