@@ -89,6 +89,35 @@ def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
     assert all(np.array_equal(best.tensors[name], again.tensors[name]) for name in best.tensors)
 
 
+def test_one_layer_is_a_plain_linear_map_and_starts_at_nothing() -> None:
+    lessons, held = turned()
+    tensors = Net(WIDTH, True, 1).tensors()
+    assert set(tensors) == {"first.weight", "first.bias"}
+    assert np.allclose(Adaptor(tensors)(held), held, atol=1e-7)
+    plain = drawn(WIDTH, WIDTH), drawn(WIDTH, seed=1)
+    moved = held + held @ plain[0].T + plain[1]
+    expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    assert np.allclose(Adaptor({"first.weight": plain[0], "first.bias": plain[1]})(held), expected, atol=1e-6)
+    scores = iter(range(100))  # every look is better than the last, so the last one is kept
+    learned = train(lessons, AdaptorRecipe(layers=1, iterations=50), 0.0, 0.0, lambda _: next(scores))
+    assert set(learned.tensors) == {"first.weight", "first.bias"}
+    assert learned.step == 50
+
+
+def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
+    lessons, _ = turned()
+    zero = Net(WIDTH, zero=True).tensors()
+
+    def after(**change: Any) -> dict[str, np.ndarray]:
+        scores = iter(range(100))
+        recipe = AdaptorRecipe(iterations=25, **change)
+        return train(lessons, recipe, 0.0, recipe.beta[0], lambda _: next(scores)).tensors
+
+    assert np.array_equal(after(ranking=0.0, beta=(0.0,))["last.weight"], zero["last.weight"])
+    assert not np.array_equal(after(beta=(0.0,))["last.weight"], zero["last.weight"])
+    assert not np.array_equal(after(ranking=0.0, beta=(0.1,))["last.weight"], zero["last.weight"])
+
+
 def test_patience_ends_a_training_that_gets_nowhere() -> None:
     lessons, _ = turned()
     looks: list[float] = []
@@ -171,6 +200,14 @@ def means(folder: Path, some: list[str]) -> np.ndarray:
     return np.stack(found)
 
 
+def test_few_queries_and_short_texts_are_what_run_reads_afterwards(model: Path, task: Path, tmp_path: Path) -> None:
+    facts = trained(model, task, "--name", "short", "--set", "queries=10", "--set", "max_length=4")
+    assert facts["queries"] == 2  # a fifth of ten
+    (cell,) = cells("run", "--model", "short", "--task", task, "--out", tmp_path / "results")
+    record = json.loads((Path(cell["record"]) / "record.json").read_text())
+    assert record["settings"]["encoder"]["document_limit"] == 4
+
+
 def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
     facts = trained(model, task, "--name", "still", "--set", "rate=1e-9")
     assert (facts["verdict"], facts["helps"], facts["p"]) == ("it does not help", False, 1.0)
@@ -183,6 +220,8 @@ def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
     [
         (("--set", "negatives=0"), "nothing", 2),
         (("--set", "alpha=[]"), "empty grid", 2),
+        (("--set", "queries=1"), "nothing to learn from", 2),
+        (("--set", "layers=3"), "layers", 2),
         (("--set", "speed=1"), "there is no option 'speed'", 2),
         (("--dry-run",), "takes no --dry-run", 2),
         (("--recipe", "nowhere.toml"), "no adaptor's recipe", 2),

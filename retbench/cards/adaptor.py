@@ -7,13 +7,18 @@ from the whole corpus, or with `top` from the first so many documents of the que
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from retbench.errors import DataError
 
 
 @dataclass(frozen=True)
 class AdaptorRecipe:
-    """`alpha` weighs the recovery loss and `beta` the prediction loss; each pair of the two grids is tried."""
+    """`alpha` weighs the recovery loss and `beta` the prediction loss; each pair of the two grids is tried.
+
+    `ranking` weighs the ranking loss, and 0 leaves it out. One layer is a plain linear map, to compare with. Of more
+    than `queries` training queries so many are drawn. `max_length` cuts texts, as `run --set max_length` does.
+    """
 
     rate: float = 1e-3
     batch: int = 128
@@ -22,9 +27,13 @@ class AdaptorRecipe:
     every: int = 25  # iterations between two looks at the validation queries
     negatives: int = 10
     top: int = 0
+    layers: Literal[1, 2] = 2
+    ranking: float = 1.0
     alpha: tuple[float, ...] = (0.0, 0.1, 1.0)
     beta: tuple[float, ...] = (0.0, 0.01, 0.1)
     validation: float = 0.2
+    queries: int | None = None
+    max_length: int | None = None
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -32,5 +41,7 @@ class AdaptorRecipe:
             raise DataError("a batch, iterations, negatives or a rate of nothing", "give numbers above zero")
         if not 0 < self.validation < 1:
             raise DataError(f"validation={self.validation} is no share", "give a share between 0 and 1, such as 0.2")
+        if self.queries is not None and self.queries < 2:
+            raise DataError(f"queries={self.queries} leaves nothing to learn from", "give 2 or more")
         if not self.alpha or not self.beta:
             raise DataError("an empty grid", "give alpha=[0.1] and beta=[0.01], or more of each")

@@ -29,6 +29,11 @@ class Stage:
     optional: bool = False  # run only when the stage is named
     options: dict[str, Any] = field(default_factory=dict)  # what else the verb takes, by its own names
 
+    @property
+    def by_task(self) -> bool:
+        """Whether each task has a model of its own, trained on its own train split."""
+        return self.verb == "finetune" and "dataset" not in self.options
+
 
 @dataclass(frozen=True)
 class Study:

@@ -1,7 +1,7 @@
-"""The adaptor of Search-Adaptor (arXiv 2310.08750): two layers that move any stored vector a little.
+"""The adaptor of Search-Adaptor (arXiv 2310.08750): a small net that moves any stored vector a little.
 
-A vector v becomes v + W2 relu(W1 v + b1) + b2, put to length one; queries and documents share it. It needs no model:
-it is applied to vectors as they are read.
+A vector v becomes v + W2 relu(W1 v + b1) + b2, put to length one; queries and documents share it. With one layer it is
+a plain linear map, v + W1 v + b1. It needs no model: it is applied to vectors as they are read.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from retbench.cards.checksums import sha256
 from retbench.errors import DataError, MissingError
 
 FILE = "adaptor.safetensors"
-NAMES = ("first.weight", "first.bias", "last.weight", "last.bias")
 
 
 @dataclass(frozen=True)
 class Adaptor:
-    """The four tensors, in float32."""
+    """The tensors of the net, in float32: `first.*`, and `last.*` where it has two layers."""
 
     tensors: dict[str, np.ndarray]
 
@@ -28,8 +27,10 @@ class Adaptor:
         width = self.tensors["first.weight"].shape[1]
         if vectors.shape[1] != width:
             raise DataError(f"an adaptor for vectors of width {width} met width {vectors.shape[1]}", "train it again")
-        hidden = np.maximum(vectors @ self.tensors["first.weight"].T + self.tensors["first.bias"], 0)
-        moved = vectors + hidden @ self.tensors["last.weight"].T + self.tensors["last.bias"]
+        added = vectors @ self.tensors["first.weight"].T + self.tensors["first.bias"]
+        if "last.weight" in self.tensors:
+            added = np.maximum(added, 0) @ self.tensors["last.weight"].T + self.tensors["last.bias"]
+        moved = vectors + added
         lengths = np.linalg.norm(moved, axis=1, keepdims=True)
         return np.asarray((moved / np.where(lengths > 0, lengths, 1)).astype(np.float32))
 

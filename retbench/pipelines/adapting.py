@@ -77,7 +77,7 @@ def finetune(wish: Wish, recipe: AdaptorRecipe) -> dict[str, Any]:
     outcome.need_name(name, folder)
     if folder.exists() and any(folder.iterdir()) and not wish.resume:
         raise UsageError(f"{folder} is not empty", "give another --out or --name")
-    vectors = _vectors(wish, parent)
+    vectors = _vectors(wish, parent, recipe)
     learning, validation = _split(len(vectors.queries), recipe)
     score = _Validation.of(vectors, validation, small=True)
 
@@ -97,7 +97,7 @@ def _set(wish: Wish) -> str:
     return Path(wish.dataset).name.lower()
 
 
-def _vectors(wish: Wish, parent: ModelCard) -> Vectors:
+def _vectors(wish: Wish, parent: ModelCard, recipe: AdaptorRecipe) -> Vectors:
     if Path(wish.dataset).expanduser().is_file():
         raise UsageError("an adaptor learns from a collection's judgments", "name a task or a BEIR folder")
     if parent.kind == "lexical":
@@ -105,14 +105,14 @@ def _vectors(wish: Wish, parent: ModelCard) -> Vectors:
     kept = {query.text for query in lesson.labelled(wish).queries}
     card = replace(catalog.task(wish.dataset), split=wish.split, fingerprint=None)
     whole = open_collection(card)
-    rows = [row for row, query in enumerate(whole.queries) if query.text.strip() in kept]
+    rows = _drawn([row for row, query in enumerate(whole.queries) if query.text.strip() in kept], recipe)
     queries = whole.queries.take(rows)
     collection = replace(whole, queries=queries, judgments={query.id: whole.judgments[query.id] for query in queries})
     candidate = Candidate.of(parent, None, wish.say)
     (method, *_) = candidate.methods([])
     if method.kind != "dense" or parent.adapted:
         raise UsageError(f"{parent.name} has no plain vectors", "name a model with a dense method, not an adaptor")
-    spec = candidate.spec(method, card, {})
+    spec = candidate.spec(method, card, {"max_length": recipe.max_length} if recipe.max_length else {})
     meter = Meter(wish.show)
     dense = dense_of(candidate, spec, card, collection, meter)
     with meter.phase("embed queries", "texts"):
@@ -121,6 +121,13 @@ def _vectors(wish: Wish, parent: ModelCard) -> Vectors:
         after = dense.after()
         documents = after(dense.every())
     return Vectors(candidate, spec, card, collection, after(asked), documents)
+
+
+def _drawn(rows: list[int], recipe: AdaptorRecipe) -> list[int]:
+    """As many as the recipe wants, in their own order."""
+    if recipe.queries is None or recipe.queries >= len(rows):
+        return rows
+    return sorted(np.random.default_rng(recipe.seed).choice(rows, recipe.queries, replace=False).tolist())
 
 
 def _split(count: int, recipe: AdaptorRecipe) -> tuple[np.ndarray, np.ndarray]:
@@ -217,6 +224,7 @@ def _write(
         weights=Weights("path", path=".", sha256=checksum),
         method=DefaultMethod(method.name, method),
         dtype=vectors.spec.dtype,
+        max_length=training.recipe["max_length"] or parent.max_length,
         adapted=Adapted(_reference(parent), FILE, checksum),
         reference=(),
         eos=None,

@@ -5,7 +5,7 @@ their folders be merged by copying.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from retbench.cards.study import Stage, Study
@@ -80,10 +80,10 @@ def chapters(plan: Study, out: Path) -> list[Chapter]:
     for stage in plan.stages:
         scan = Scan()
         shown = (stage.name, *stage.beside)
-        places = {state.record for state in found if state.slot.stage in shown and state.record}
-        for place in sorted(places):
+        places = {state.record: state.slot for state in found if state.slot.stage in shown and state.record}
+        for place, slot in sorted(places.items()):
             try:
-                scan.runs.append(_kept(out / place))
+                scan.runs.append(_together(plan, slot, _kept(out / place)))
             except DataError as problem:
                 scan.problems.append(problem)
         lost = tuple(dict.fromkeys(_lost(state) for state in found if state.slot.stage == stage.name and state.reason))
@@ -96,6 +96,16 @@ def _lost(state: State) -> str:
     if state.status == "skipped":
         return f"Skipped: {state.reason}"
     return f"Failed: {state.slot.model} · {state.slot.method} on {state.slot.task}: {state.reason}"
+
+
+def _together(plan: Study, slot: Slot, run: Kept) -> Kept:
+    """The models that a stage trains task by task bear one name here, so that they are one row."""
+    stage = next(stage for stage in plan.stages if stage.name == slot.stage)
+    if not stage.by_task:
+        return run
+    seed = "" if slot.seed is None else f", seed {slot.seed}"
+    called = f"{run.record.cards['model']['parent']} ({stage.name}{seed})"
+    return replace(run, record=replace(run.record, model=called))
 
 
 def _kept(folder: Path) -> Kept:

@@ -59,7 +59,7 @@ def _rows(plan: Study, stage: Stage) -> Iterator[list[Slot]]:
     """The slots of one model, method and seed at a time, so that the model is opened once."""
 
     def row(slot: Slot) -> tuple[Any, ...]:
-        return (slot.seed, slot.model, slot.method, slot.argument if training.own(stage) else None)
+        return (slot.seed, slot.model, slot.method, slot.argument if stage.by_task else None)
 
     for _, found in itertools.groupby(slots(plan, stage), key=row):
         yield list(found)

@@ -17,15 +17,10 @@ from retbench.pipelines.slots import ADAPTOR, Slot
 STANDING = "repllama"  # a wish names a backbone's recipe; an adaptor's stands beside it and this one is not read
 
 
-def own(stage: Stage) -> bool:
-    """Whether a task's model is trained on that task's own train split."""
-    return stage.verb == "finetune" and "dataset" not in stage.options
-
-
 def name(plan: Study, stage: Stage, slot: Slot) -> str:
     """What the model of a slot is called."""
     parts = [catalog.model(slot.model).name, plan.name, stage.name]
-    parts += [slot.task] * own(stage) + ([f"seed{slot.seed}"] if slot.seed is not None else [])
+    parts += [slot.task] * stage.by_task + ([f"seed{slot.seed}"] if slot.seed is not None else [])
     return "-".join(path_part(part) for part in parts).lower()
 
 

@@ -2,7 +2,8 @@
 
 Three losses: ranking (log(1 + exp(s_ik - s_ij)) for a document j judged above k, weighed by how far above), recovery
 (how far vectors were moved), prediction (how far a query is from what a helper, used in training only, guesses from
-its document). Every alpha and beta is tried; validation queries choose among them and say when to stop.
+its document). Every alpha and beta is tried; validation queries choose among them and say when to stop. What a loss is
+worth is seen by leaving it out: `ranking=0`, `alpha=[0]`, `beta=[0]`.
 """
 
 from collections.abc import Callable
@@ -44,19 +45,20 @@ class Learned:
 
 
 class Net(nn.Module):
-    """Two layers of the vectors' own width; as an adaptor, what it gives is added to what it got."""
+    """One or two layers of the vectors' own width; as an adaptor, what it gives is added to what it got."""
 
-    def __init__(self, width: int, zero: bool) -> None:
+    def __init__(self, width: int, zero: bool, layers: int = 2) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(width, width), nn.Linear(width, width)
+        self.first = nn.Linear(width, width)
+        self.last = nn.Linear(width, width) if layers == 2 else None
         if zero:
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(self.last.bias)
+            for weight in (self.last or self.first).parameters():
+                nn.init.zeros_(weight)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """The net's own output."""
-        found: Tensor = self.last(functional.relu(self.first(vectors)))
-        return found
+        found: Tensor = self.first(vectors)
+        return found if self.last is None else self.last(functional.relu(found))
 
     def tensors(self) -> dict[str, np.ndarray]:
         """A copy of the weights."""
@@ -108,7 +110,7 @@ def train(lessons: Lessons, recipe: AdaptorRecipe, alpha: float, beta: float, sc
     width = lessons.queries.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        net, guess = Net(width, zero=True), Net(width, zero=False)
+        net, guess = Net(width, True, recipe.layers), Net(width, False)
     moving = torch.optim.Adam([*net.parameters(), *guess.parameters()], lr=recipe.rate)
     drawer = Drawer(lessons, recipe)
     best = Learned(alpha, beta, score(net.tensors()), 0, net.tensors())
@@ -121,7 +123,7 @@ def train(lessons: Lessons, recipe: AdaptorRecipe, alpha: float, beta: float, sc
             torch.from_numpy(gaps).float(),
         )  # fmt: skip
         moving.zero_grad()
-        (ranking + alpha * recovery + beta * prediction).backward()  # type: ignore[no-untyped-call]  # torch's own
+        (recipe.ranking * ranking + alpha * recovery + beta * prediction).backward()  # type: ignore[no-untyped-call]  # torch's own
         moving.step()
         if step % recipe.every == 0:
             found = score(net.tensors())
