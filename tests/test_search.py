@@ -1,6 +1,8 @@
 """Search: exact search against brute force with ties everywhere, BM25 by hand, and what is removed before the cut."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import small
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +107,116 @@ def test_scores_are_summed_in_float32() -> None:
     vectors = np.array([[1, small_part], [1, 0]], dtype=np.float32)
     found = exact.search(np.array([[1, 1]], dtype=np.float32), [Block(np.arange(2), vectors)], 2)
     assert hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
+
+
+# The rough pass decides nothing
+
+
+def unit(rows: int, width: int, seed: int, common: float = 0.0) -> np.ndarray:
+    """Random directions; with `common` all of them lie close to one, as the states of an untrained decoder do."""
+    drawn = np.random.default_rng(seed).standard_normal((rows, width)) + common
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def blocks_of(vectors: np.ndarray, size: int) -> list[Block]:
+    order = np.random.default_rng(0).permutation(len(vectors))
+    return [Block(order[at : at + size], vectors[order[at : at + size]]) for at in range(0, len(vectors), size)]
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranking]:
+    def search(queries: np.ndarray, documents: np.ndarray, k: int, bf16: bool = True, window: int = 700) -> Ranking:
+        monkeypatch.setattr(exact, "fast_bf16", lambda: bf16)
+        monkeypatch.setattr(exact, "FEW", 1)
+        monkeypatch.setattr(exact, "QUERY_TILE", 24)
+        monkeypatch.setattr(exact, "DOCUMENT_TILE", 128)
+        monkeypatch.setattr(exact, "WINDOW_ROWS", window)
+        return exact.search(queries, blocks_of(documents, 300), k)
+
+    return search
+
+
+VECTORS = {
+    "random": (unit(40, 48, 1), unit(2000, 48, 2)),
+    "nearly one direction": (unit(40, 48, 1, 20.0), unit(2000, 48, 2, 20.0)),
+    "every document three times": (unit(40, 48, 1), np.repeat(unit(700, 48, 2), 3, axis=0)),
+    "of any length": (37 * unit(40, 48, 1), np.logspace(-3, 3, 2000, dtype=np.float32)[:, None] * unit(2000, 48, 2)),
+    "all alike": (unit(40, 48, 1), np.repeat(unit(1, 48, 2), 2000, axis=0)),
+    "zeros": (unit(40, 48, 1), np.zeros((2000, 48), dtype=np.float32)),
+}
+
+
+@pytest.mark.parametrize("k", [1, 10, 300])
+@pytest.mark.parametrize(("queries", "documents"), VECTORS.values(), ids=VECTORS)
+def test_bfloat16_and_tiles_change_neither_ids_nor_scores(
+    searched: Callable[..., Ranking], queries: np.ndarray, documents: np.ndarray, k: int
+) -> None:
+    plain = searched(queries, documents, k, bf16=False, window=1 << 15)
+    assert hits(searched(queries, documents, k)) == hits(plain)
+    truth = queries.astype(np.float64) @ documents.astype(np.float64).T
+    for query, (rows, scores) in enumerate(zip(plain.rows, plain.scores, strict=True)):
+        slack = 1e-6 * np.linalg.norm(queries[query]) * np.linalg.norm(documents, axis=1).max()
+        assert np.abs(scores - truth[query][rows]).max() <= slack
+        assert truth[query][rows].min() >= np.sort(truth[query])[-k] - 2 * slack
+        assert [*zip(-scores, rows, strict=True)] == sorted(zip(-scores, rows, strict=True))
+
+
+def test_bfloat16_alone_would_give_other_ids() -> None:
+    """So the test above can fail."""
+    queries, documents = (torch.from_numpy(side) for side in VECTORS["nearly one direction"])
+    rough = (queries.bfloat16() @ documents.bfloat16().T).topk(10).indices.sort().values
+    assert not torch.equal(rough, (queries @ documents.T).topk(10).indices.sort().values)
+
+
+def test_a_crowded_window_is_passed_in_float32(
+    searched: Callable[..., Ranking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[torch.dtype] = []
+    candidates = exact.Top._candidates
+
+    def told(top: exact.Top, window: exact.Window) -> exact.Pairs:
+        passes.append(window.tiles.dtype)
+        return candidates(top, window)
+
+    monkeypatch.setattr(exact.Top, "_candidates", told)
+    searched(*VECTORS["nearly one direction"], 10)
+    assert torch.float32 in passes
+    passes.clear()
+    searched(*VECTORS["random"], 10)
+    assert set(passes) == {torch.bfloat16}
+
+
+def test_pairs_are_scored_alike_without_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, tried on a CPU."""
+    monkeypatch.setattr(exact, "PAIRS", 7)
+    queries, documents = (torch.from_numpy(side) for side in VECTORS["random"])
+    places, owners = torch.arange(0, 2000, 10), torch.arange(200) % 40
+    expected = (documents.double() @ queries.double().T)[places, owners]
+    for products in (exact.gathered, exact.sampled):
+        torch.testing.assert_close(products(documents, queries, places, owners).double(), expected, rtol=0, atol=1e-6)
+
+
+MANY = """
+import numpy as np
+from retbench.engines.memory import peak_mb
+from retbench.retrievers.exact import search
+from retbench.store.shards import Block
+
+draw = np.random.default_rng(0)
+queries = draw.standard_normal((20_000, 16), dtype=np.float32)
+blocks = lambda: (Block(np.arange(at, at + 2000), draw.standard_normal((2000, 16), dtype=np.float32))
+                  for at in range(0, 10_000, 2000))
+search(queries[:600], blocks(), 10)  # what torch takes at its first use
+before = peak_mb()
+found = search(queries, blocks(), 10)
+assert len(found.rows) == 20_000
+print(peak_mb() - before)
+"""
+
+
+def test_memory_does_not_grow_with_queries_times_documents() -> None:
+    ran = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 300  # all scores at once are 800 MB
 
 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 35))
