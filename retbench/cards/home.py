@@ -9,7 +9,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote
 
 from retbench.cards import parse
@@ -17,6 +17,8 @@ from retbench.errors import ResourceError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FILE = "retbench.toml"
+Kind = Literal["model_cards", "tasks", "recipes", "methods", "studies"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def need_room(work: Path, size: float) -> None:
         )
 
 
-def card_folders(kind: Literal["model_cards", "tasks", "recipes", "methods", "studies"]) -> list[Path]:
+def card_folders(kind: Kind) -> list[Path]:
     """The shipped cards first, then the user's own folders, then what `finetune` left in the cache."""
     shipped = PACKAGE / "shipped" / kind
     first = shipped if shipped.is_dir() else PACKAGE.parent / kind

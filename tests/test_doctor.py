@@ -1,0 +1,221 @@
+"""`retbench doctor`: every trouble it knows, really made or, where it needs a GPU, a torch that says it has one."""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from retbench.cli.main import app
+from retbench.pipelines import doctor
+from retbench.pipelines.doctor import Check, checks
+from tests import serving
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: Patch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+
+
+def found(what: str) -> Check:
+    (check,) = [one for one in checks() if one.what == what]
+    return check
+
+
+def trouble(what: str) -> Check:
+    check = found(what)
+    assert not check.ok
+    assert check.next_step
+    return check
+
+
+def test_the_round_is_told_and_is_json() -> None:
+    told = CliRunner().invoke(app, ["doctor"])
+    assert told.exit_code == 0
+    as_json = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    names = [check["what"] for check in as_json]
+    assert {"torch", "threads", "cache", "fetched", "cards", "card folders", "extras", "hub"} <= set(names)
+    assert all(name in told.stdout for name in names)
+    assert told.stdout.count("    next: ") == sum(not check["ok"] for check in as_json)
+
+
+class Cuda:
+    """The torch of a machine with a GPU of this generation."""
+
+    def __init__(self, patch: Patch, cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str]) -> None:
+        patch.setattr(doctor, "_gpus", lambda: True)
+        patch.setattr(torch.version, "cuda", cuda)
+        patch.setattr(torch.cuda, "is_available", lambda: usable)
+        patch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+        patch.setattr(torch.cuda, "get_arch_list", lambda: built)
+
+
+# (CUDA of the build, whether the driver takes it, the GPU, what the build knows, what is said; None: nothing wrong)
+BUILDS: dict[str, tuple[str | None, bool, tuple[int, int], list[str], str | None]] = {
+    "for CPUs": (None, False, (9, 0), [], "is built for CPUs, and this machine has an NVIDIA GPU"),
+    "too new for the driver": ("13.0", False, (9, 0), ["sm_90"], "cannot use the GPU's driver"),
+    "too old for the GPU": ("12.1", True, (12, 0), ["sm_80", "sm_90"], "knows sm_80, sm_90; this GPU is sm_120"),
+    "too new for the GPU": ("13.0", True, (6, 1), ["sm_75", "compute_75"], "this GPU is sm_61"),
+    "right": ("13.0", True, (9, 0), ["sm_80", "sm_90a"], None),
+    "of the same generation": ("12.1", True, (8, 9), ["sm_80"], None),
+    "translated": ("12.8", True, (12, 0), ["sm_90", "compute_90"], None),
+}
+
+
+@pytest.mark.parametrize(("cuda", "usable", "gpu", "built", "said"), BUILDS.values(), ids=BUILDS)
+def test_a_torch_that_does_not_fit_the_gpu(
+    cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str], said: str | None, monkeypatch: Patch
+) -> None:
+    Cuda(monkeypatch, cuda, usable, gpu, built)
+    check = doctor._torch()
+    assert check.ok is (said is None)
+    if said:
+        assert said in check.finding
+        assert "install" in check.next_step
+
+
+def test_without_a_gpu_a_torch_for_cpus_is_right(monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "GPU", tmp_path / "none")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert doctor._torch().ok
+    (tmp_path / "gpus" / "0000:01").mkdir(parents=True)
+    monkeypatch.setattr(doctor, "GPU", tmp_path / "gpus")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert not doctor._torch().ok
+
+
+def test_a_missing_extra(monkeypatch: Patch) -> None:
+    version = metadata.version
+
+    def lacking(name: str) -> str:
+        if name == "beir":
+            raise metadata.PackageNotFoundError(name)
+        return "1" if name == "vllm" else version(name)
+
+    monkeypatch.setattr(metadata, "version", lacking)
+    check = trouble("extras")
+    assert "verify: beir" in check.finding
+    assert "verify" in check.next_step.partition("'retbench[")[2].partition("]'")[0].split(",")
+    monkeypatch.setattr(metadata, "version", lambda _: "1")
+    assert found("extras").ok
+
+
+def kept(cache: Path, name: str, tokenizer: str) -> Path:
+    """Weights in the cache, as far as the doctor looks at them."""
+    folder = cache / "weights" / name
+    folder.mkdir(parents=True)
+    (folder / "tokenizer_config.json").write_text(tokenizer)
+    sizes = {"tokenizer_config.json": len(tokenizer)}
+    manifest = {"source": "x", "fingerprint": "f", "sha256": None, "revision": None, "label": None, "files": sizes}
+    (folder / "weights.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_tokenizer_that_cannot_pad(own_cache: Path) -> None:
+    kept(own_cache, "has", '{"pad_token": "<pad>"}')
+    folder = kept(own_cache, "org%2Fhas-not", '{"eos_token": "</s>", "pad_token": null}')
+    assert [check.what for check in checks() if check.what.startswith("tokenizer")] == ["tokenizer org/has-not"]
+    check = trouble("tokenizer org/has-not")
+    assert check.finding == "it has no padding token"
+    assert "--weights" in check.next_step
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "</s>"}')
+    assert not [check for check in checks() if check.what.startswith("tokenizer")]
+    kept(own_cache, "broken", "{")
+    assert "not valid JSON" in trouble("tokenizer broken").finding
+
+
+@pytest.mark.parametrize("place", ["weights/org%2Fhalf.partial", "collections/half-1a2b.3c4d.partial"])
+def test_a_cache_that_is_half_full(place: str, own_cache: Path) -> None:
+    assert found("fetched").ok
+    (own_cache / place).mkdir(parents=True)
+    check = trouble("fetched")
+    assert "half" in check.finding
+    assert "retbench fetch" in check.next_step
+
+
+def test_weights_that_lost_a_file(own_cache: Path) -> None:
+    (kept(own_cache, "lost", "{}") / "tokenizer_config.json").unlink()
+    check = trouble("fetched")
+    assert "tokenizer_config.json is missing or cut short" in check.finding
+    assert "fetch it again" in check.next_step
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: Patch) -> None:
+    assert found("hub").ok
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with socket.socket() as bound:  # bound, but nobody listens
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{bound.getsockname()[1]}")
+        check = trouble("hub")
+    assert "does not answer" in check.finding
+    assert "HTTPS_PROXY" in check.next_step
+    monkeypatch.setenv("HF_ENDPOINT", "no address")
+    assert not found("hub").ok
+    with serving.serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        assert found("hub").ok
+
+
+def test_a_disk_that_is_short(monkeypatch: Patch) -> None:
+    for free, ok in ((doctor.SPACE_GB * 1e9 + 1, True), (doctor.SPACE_GB * 1e9 - 1, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined]
+        assert found("cache").ok is ok
+    assert "make room" in trouble("cache").next_step
+
+
+# (cpu.max of a container, threads of torch, cores, whether that is right); None: no container
+QUOTAS: dict[str, tuple[str | None, int, int, bool]] = {
+    "as many as cores": (None, 4, 4, True),
+    "more than cores": (None, 5, 4, False),
+    "a container of two": ("200000 100000\n", 3, 2, False),
+    "a container without a limit": ("max 100000\n", 4, 4, True),
+    "a container of half a core": ("50000 100000\n", 1, 1, True),
+}
+
+
+@pytest.mark.parametrize(("quota", "threads", "cores", "ok"), QUOTAS.values(), ids=QUOTAS)
+def test_more_threads_than_cores(
+    quota: str | None, threads: int, cores: int, ok: bool, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(doctor, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    check = found("threads")
+    assert check.ok is ok
+    assert f"{threads} of {cores} cores" in check.finding
+    assert f"OMP_NUM_THREADS to {cores}" in check.next_step
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: None, "is not a folder"),
+        (lambda folder: folder.mkdir(), "holds none of model_cards"),
+    ],
+    ids=["not there", "without cards"],
+)
+def test_a_card_folder_that_would_be_passed_over(
+    make: Callable[[Path], object], said: str, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    make(tmp_path / "own")
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "own"))
+    assert said in trouble("card folders").finding
+
+
+def test_a_card_that_cannot_be_read(monkeypatch: Patch, tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
+    (tmp_path / "model_cards").mkdir()
+    (tmp_path / "model_cards" / "mine.toml").write_text("name = 3")
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path))
+    fresh_catalog()
+    check = trouble("cards")
+    assert "mine.toml:1" in check.finding
