@@ -1,0 +1,40 @@
+"""Who teaches a training: the data, its judgments, or a run that lies on this disk."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from retbench.errors import MissingError
+from retbench.pipelines.lesson import Wish
+from retbench.pipelines.recall import read_run, scored_run
+from retbench.records.ledger import PER_QUERY, RECORD, unworded
+from retbench.training import teachers
+from retbench.training.pairs import TrainingSet
+
+
+def taught(training: TrainingSet, wish: Wish) -> TrainingSet:
+    """The set with the teacher's scores that the recipe asks for."""
+    teacher = wish.recipe.teacher
+    if teacher == teachers.GIVEN:
+        return training
+    if teacher == teachers.JUDGMENTS:
+        return teachers.by_judgments(training)
+    place = Path(teacher).expanduser()
+    made = teachers.by_run(training, _run(place), place.name, wish.recipe.mining.keep)
+    left = made.facts["teacher"]["queries_without_teacher"]
+    wish.say(
+        f"{place.name} teaches {len(made.queries):,} queries; {left:,} whose positives it does not rank are left out"
+    )
+    return made
+
+
+def _run(place: Path) -> teachers.Scored:
+    """A record of ours with its raw scores, or anybody's TREC run."""
+    if not place.exists():
+        raise MissingError(f"there is no run at {place}", "name a run's folder, a TREC run file, or judgments")
+    if not (place / RECORD).is_file():
+        return scored_run(place)
+    table = pq.read_table(place / PER_QUERY, columns=["query", "raw_scores"])
+    scores = dict(zip(table.column("query").to_pylist(), table.column("raw_scores").to_pylist(), strict=True))
+    found = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(place / "run.trec.gz").items()}
+    return {query: list(zip(ids, scores[query], strict=True)) for query, ids in found.items()}
