@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from retbench.engines.generate import Answer, Local
 from retbench.errors import UsageError
 from retbench.pipelines import first
 from retbench.rerankers.answers import Kept
-from retbench.rerankers.asking import Desk, list_prompt, parsed, point_prompt, scaled
+from retbench.rerankers.asking import Desk, list_form, list_prompt, parsed, point_prompt, scaled
 from retbench.rerankers.generative import Lists, Points
 from retbench.rerankers.pools import Pool
 from tests import serving, small, tiny
@@ -35,12 +36,14 @@ class Scripted:
 
     def __init__(self, *answers: str, context: int = 10**6) -> None:
         self.answers, self.prompts, self.context = list(answers), list[str](), context
+        self.forms: list[str] = []
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "script"}
 
-    def write(self, prompt: str, most: int) -> Answer:
+    def write(self, prompt: str, most: int, form: str = "") -> Answer:
         self.prompts.append(prompt)
+        self.forms.append(form)
         return Answer(self.answers.pop(0), 0.0, len(prompt.split()), most)
 
     def odds(self, prompts: Sequence[str]) -> list[Answer]:
@@ -104,6 +107,23 @@ def test_scores_are_written_as_asked() -> None:
 )
 def test_answers_are_read_strictly_and_repaired_by_rule(answer: str, order: list[int], strict: bool) -> None:
     assert parsed(answer, 3) == (order, strict)
+
+
+def test_only_vllm_is_given_the_form_of_a_list() -> None:
+    form = list_form(12)
+    assert re.fullmatch(form, " > ".join(f"[{number}]" for number in range(12, 0, -1)))
+    assert re.fullmatch(list_form(1), "[1]")
+    for wrong in ("[1] > [2]", " > ".join(["[13]"] * 12), " > ".join(["[0]"] * 12), "[1]" * 12):
+        assert not re.fullmatch(form, wrong)
+    for engine, forms in (("vllm", [list_form(7)]), ("transformers", [""]), ("endpoint", [""])):
+        generator = Scripted("[1]")
+        Lists(desk(generator, settings := Listwise(engine=engine, window=0)), settings)(POOL)  # type: ignore[arg-type]
+        assert generator.forms == forms
+
+
+def test_an_answer_held_to_a_form_is_kept_apart() -> None:
+    kept = Kept(Scripted("free", "held"))
+    assert [kept.write("a", 5).text, kept.write("a", 5, "x").text, kept.write("a", 5).text] == ["free", "held", "free"]
 
 
 def test_windows_climb_and_repairs_are_counted() -> None:
@@ -179,7 +199,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def local(model: Path) -> Local:
-    return Local("tiny", model, "w", "float32", torch.device("cpu"), 2048)
+    return Local("tiny", model, "w", "float32", 2048, torch.device("cpu"))
 
 
 PROMPT = (

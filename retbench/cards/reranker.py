@@ -74,7 +74,7 @@ class Pointwise:
     """
 
     model: str | None = None
-    engine: Literal["transformers", "endpoint"] = "transformers"
+    engine: Literal["transformers", "vllm", "endpoint"] = "transformers"
     depth: int = 100
     cut: int = 300
     scores: Literal["none", "raw", "minmax", "percent", "shuffled"] = "none"
@@ -89,7 +89,8 @@ class Pointwise:
 class Listwise(Pointwise):
     """Candidates are put in order window by window, from the last to the first; `window=0` shows all of them at once.
 
-    An answer may have `written` tokens; 0 is what a list of that length needs.
+    An answer may have `written` tokens; 0 is what a list of that length needs. With `engine=vllm` an answer is held to
+    the form of a list.
     """
 
     window: int = 20

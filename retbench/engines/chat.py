@@ -29,7 +29,7 @@ class Chat:
         """Which server, and the name it knows the model by."""
         return {"engine": "endpoint", "served": self.name, "at": self.at}
 
-    def write(self, prompt: str, most: int) -> Answer:
+    def write(self, prompt: str, most: int, form: str = "") -> Answer:
         """The answer to one prompt; no limit where `most` is 0."""
         return self._asked(prompt, {"max_tokens": most} if most else {}, _text)
 

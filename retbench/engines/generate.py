@@ -1,4 +1,8 @@
-"""The generator: a language model that answers a prompt, or says how much rather yes than no; greedy, never sampled."""
+"""The generator: a language model that answers a prompt, or says how much rather yes than no; greedy, never sampled.
+
+Three run it behind one protocol: transformers (here), vLLM (`vllm_writer.py`) and a server (`chat.py`). The first two
+read the same token ids, which are made here.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +42,11 @@ class Generator(Protocol):
         """What decides an answer, besides the prompt."""
         ...
 
-    def write(self, prompt: str, most: int) -> Answer:
-        """The answer to one prompt, of at most so many tokens."""
+    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+        """The answer to one prompt, of at most so many tokens.
+
+        `form` is a regular expression; an engine that can hold an answer to it does, the others only know the prompt.
+        """
         ...
 
     def odds(self, prompts: Sequence[str]) -> list[Answer]:
@@ -56,24 +63,54 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True)
-class Local:
-    """A Hugging Face folder on this machine, run by transformers."""
+class Spoken:
+    """A language model that lies here, as far as its tokenizer goes: prompts as token ids, texts cut by tokens."""
 
     name: str
     folder: Path
     weights: str
     dtype: Dtype
-    device: torch.device
     context: int
-
-    def describe(self) -> dict[str, Any]:
-        """Weights and precision."""
-        return {"engine": "transformers", "weights": self.weights, "dtype": self.dtype}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The folder's tokenizer."""
         return backbone.tokenizer(self.folder)
+
+    def ids(self, prompt: str) -> list[int]:
+        """A prompt as one user turn where there is a chat template, tokenised once."""
+        if self.tokenizer.chat_template:
+            turn = [{"role": "user", "content": prompt}]
+            chat = self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+            return list(self.tokenizer(str(chat), add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(f"{prompt}\n")["input_ids"])
+
+    def first(self, spellings: Sequence[str]) -> list[int]:
+        """The first token of every spelling."""
+        return sorted({self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in spellings})
+
+    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+        """Each text's first tokens, as the bytes they stand for."""
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        ends = [offsets[most - 1][1] if len(offsets) > most else None for offsets in encoded["offset_mapping"]]
+        return [one[:end] for one, end in zip(texts, ends, strict=True)]
+
+    def fits(self, prompt: str, most: int) -> bool:
+        """Whether prompt and answer fit into the context."""
+        return len(self.ids(prompt)) + most <= self.context
+
+
+@dataclass(frozen=True)
+class Local(Spoken):
+    """Run by transformers."""
+
+    device: torch.device
+
+    def describe(self) -> dict[str, Any]:
+        """Weights and precision."""
+        return {"engine": "transformers", "weights": self.weights, "dtype": self.dtype}
 
     @cached_property
     def whole(self) -> PreTrainedModel:
@@ -90,25 +127,16 @@ class Local:
         loaded = backbone.load(self.folder, self.dtype, self.device)
         return loaded, head.load(self.folder, loaded)
 
-    def ids(self, prompt: str) -> list[int]:
-        """A prompt as one user turn where there is a chat template, tokenised once."""
-        if self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": prompt}]
-            chat = self.tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-            return list(self.tokenizer(str(chat), add_special_tokens=False)["input_ids"])
-        return list(self.tokenizer(f"{prompt}\n")["input_ids"])
-
     @torch.inference_mode()
-    def write(self, prompt: str, most: int) -> Answer:
-        """The likeliest token, again and again."""
+    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+        """The likeliest token, again and again; a repetition penalty of the folder's own is off."""
         ids = torch.tensor([self.ids(prompt)], device=self.device)
         model: Any = self.whole
         end = self.tokenizer.eos_token_id
         found = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, num_beams=1,
-            temperature=None, top_p=None, top_k=None, pad_token_id=self.tokenizer.pad_token_id or end,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
+            pad_token_id=self.tokenizer.pad_token_id or end,
         )  # fmt: skip
         new = found[0, ids.shape[1] :]
         return Answer(str(self.tokenizer.decode(new, skip_special_tokens=True)), 0.0, ids.shape[1], len(new))
@@ -116,7 +144,7 @@ class Local:
     def odds(self, prompts: Sequence[str]) -> list[Answer]:
         """From the logits behind the last token: every spelling of yes against every spelling of no."""
         loaded, top = self.parts
-        yes, no = self._first(YES), self._first(NO)
+        yes, no = self.first(YES), self.first(NO)
         answers = []
         for start in range(0, len(prompts), BATCH):
             rows = [np.array(self.ids(prompt), dtype=np.int64) for prompt in prompts[start : start + BATCH]]
@@ -125,16 +153,3 @@ class Local:
             values = logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)
             answers += [Answer("", float(value), len(row), 0) for value, row in zip(values, rows, strict=True)]
         return answers
-
-    def _first(self, spellings: Sequence[str]) -> list[int]:
-        return sorted({self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in spellings})
-
-    def cut(self, texts: Sequence[str], most: int) -> list[str]:
-        """Each text's first tokens, as the bytes they stand for."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-        ends = [offsets[most - 1][1] if len(offsets) > most else None for offsets in encoded["offset_mapping"]]
-        return [one[:end] for one, end in zip(texts, ends, strict=True)]
-
-    def fits(self, prompt: str, most: int) -> bool:
-        """Whether prompt and answer fit into the context."""
-        return len(self.ids(prompt)) + most <= self.context

@@ -1,4 +1,4 @@
-"""vLLM as an engine (extra `vllm`): its pooling runner, in this process, with token ids that are ours."""
+"""vLLM as an engine (extra `vllm`), in this process, with token ids that are ours: here its pooling runner."""
 
 import os
 import sys
@@ -47,27 +47,33 @@ def _out_of_its_sight() -> Iterator[None]:
             sys.modules["llvmlite.binding.ffi"] = hidden
 
 
-def load(folder: Path, dtype: Dtype, pooling: Pooling, attention: Attention, longest: int) -> VllmModel:
-    """A folder behind vLLM, for sequences up to `longest` tokens."""
+def library() -> Any:
+    """The package, with its own chatter off."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        from vllm import LLM
-        from vllm.config import PoolerConfig
+        import vllm
+        import vllm.config
+        import vllm.sampling_params
     except ImportError as problem:
         raise MissingError(
             "vllm is not installed", "pip install 'retbench[vllm]' in an environment of its own"
         ) from problem
-    turned: dict[str, Any] = {"hf_overrides": {"is_causal": False}} if attention == "bidirectional" else {}
+    return vllm
+
+
+def start(folder: Path, dtype: Dtype, longest: int, **wanted: Any) -> Any:
+    """Its engine for a folder, in this process, for sequences up to `longest` tokens."""
+    theirs = library()
     with _out_of_its_sight():
-        engine = LLM(
-            model=str(folder),
-            runner="pooling",
-            convert="embed",
-            dtype=dtype,
-            max_model_len=longest,
-            enforce_eager=True,
-            pooler_config=PoolerConfig(pooling_type=ITS_WORDS[pooling]),
-            **turned,
-        )
+        return theirs.LLM(model=str(folder), dtype=dtype, max_model_len=longest, **wanted)
+
+
+def load(folder: Path, dtype: Dtype, pooling: Pooling, attention: Attention, longest: int) -> VllmModel:
+    """A folder behind vLLM's pooling runner."""
+    wanted: dict[str, Any] = {"hf_overrides": {"is_causal": False}} if attention == "bidirectional" else {}
+    pooler = library().config.PoolerConfig(pooling_type=ITS_WORDS[pooling])
+    engine = start(
+        folder, dtype, longest, runner="pooling", convert="embed", enforce_eager=True, pooler_config=pooler, **wanted
+    )
     return VllmModel(engine, int(engine.llm_engine.model_config.get_hidden_size()))

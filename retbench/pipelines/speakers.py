@@ -14,6 +14,7 @@ from retbench.engines.device import default_dtype, device
 from retbench.engines.fingerprints import read_json
 from retbench.engines.generate import Generator, Local
 from retbench.engines.server import Server, address
+from retbench.engines.vllm_writer import Writer
 from retbench.errors import UsageError
 from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.first import First
@@ -113,14 +114,17 @@ def speaker(wanted: Wanted, first: First, own: Candidate | None, find: Callable[
     candidate = own if own and name in (own.card.name, first.record.model) else find(name)
     if candidate.lexical:
         raise UsageError(f"{name} cannot write", "name a language model (retbench list models)")
-    return Speaker(wanted.name, settings, _local(candidate), _told(candidate))
+    return Speaker(wanted.name, settings, _here(candidate, settings.engine), _told(candidate))
 
 
-def _local(candidate: Candidate) -> Local:
+def _here(candidate: Candidate, engine: str) -> Generator:
     card, weights = candidate.card, candidate.weights
     config = read_json(weights.folder / "config.json")
     context = card.context_length or config.get("max_position_embeddings") or 2048
-    return Local(card.name, weights.folder, weights.fingerprint, default_dtype(card, True), device(), context)
+    told = (card.name, weights.folder, weights.fingerprint, default_dtype(card, True), context)
+    if engine == "vllm":
+        return Writer(*told)
+    return Local(*told, device())
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:

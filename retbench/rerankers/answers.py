@@ -44,10 +44,11 @@ class Kept:
         """Where this model's answers lie."""
         return cache_folder() / "answers" / path_part(self.inner.name)
 
-    def write(self, prompt: str, most: int) -> Answer:
+    def write(self, prompt: str, most: int, form: str = "") -> Answer:
         """The kept answer, or a new one."""
-        file = self._file({"prompt": prompt, "most": most})
-        return self._found(file) or self._keep(file, self.inner.write(prompt, most))
+        held = {"form": form} if form else {}
+        file = self._file({"prompt": prompt, "most": most, **held})
+        return self._found(file) or self._keep(file, self.inner.write(prompt, most, form))
 
     def odds(self, prompts: Sequence[str]) -> list[Answer]:
         """The kept odds, and new ones for what is missing."""

