@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,10 +86,10 @@ def training(model: Path, tmp_path: Path) -> Make:
     data, recipe = jsonl(tmp_path / "sentences.jsonl", *rows), tmp_path / "short.toml"
     recipe.write_text(RECIPE)
 
-    def make(name: str, phase: str = "") -> Job:
+    def make(name: str, **changes: Any) -> Job:
         out, cache, log = str(tmp_path / name / "pupil"), str(tmp_path / f"{name}-cache"), str(tmp_path / f"{name}.log")
         words = ("-q", "finetune", data, "--model", model, "--recipe", recipe, "--out", out, "--resume")
-        return Job(str(model), "", out, cache, log, argv=tuple(map(str, words)), phase=phase)
+        return Job(str(model), "", out, cache, log, argv=tuple(map(str, words)), **changes)
 
     return make
 
@@ -114,9 +115,7 @@ def test_a_training_killed_in_any_phase_gives_the_same_weights(
 # Reports and studies
 
 
-def test_a_report_killed_while_it_is_made_is_whole_or_not_there(
-    server: fake.Server, cell: Make, tmp_path: Path
-) -> None:
+def test_a_report_killed_on_its_way_is_whole_or_not_there(server: fake.Server, cell: Make, tmp_path: Path) -> None:
     done = cell("done")
     finish(server, done)
     page, draw = tmp_path / "page.html", random.Random("kill report")

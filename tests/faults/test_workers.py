@@ -1,0 +1,83 @@
+"""Two processes on one key, one of them killed; and a worker whose memory really runs out."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import fake
+from tests.faults.helpers import MODULE, TEXTS, Make, cell, ended, finish, model, server, task
+from tests.test_lost import kept
+
+__all__ = ["cell", "model", "server", "task"]
+pytestmark = pytest.mark.fault
+
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[fake.Server]:
+    with fake.server(MODULE) as started:
+        yield started
+
+
+def stopped(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize("same_results", [False, True])
+def test_the_one_that_waits_takes_over_from_the_one_that_is_killed(
+    server: fake.Server, other: fake.Server, cell: Make, same_results: bool
+) -> None:
+    wanted, first, second = finish(server, cell("whole")), cell("first", phase="embedding"), cell("second")
+    half = cell("counted", phase="embedding").moments(server) // 2
+    second = replace(second, cache=first.cache, log=first.log)
+    if same_results:
+        second = replace(second, out=first.out, argv=first.argv)
+    process = server.start(replace(first, at=half, signal=signal.SIGSTOP))
+    while not stopped(process):  # in the middle of its work, with the lock in its hands
+        time.sleep(0.01)
+    other.start(second)
+    os.kill(process, signal.SIGKILL)
+    assert server.status() == -signal.SIGKILL
+    assert other.status() == 0
+    assert kept(second) == wanted
+    assert second.computed() <= TEXTS + fake.SHARD_ROWS
+
+
+def test_two_that_finish_the_same_cell_leave_one_whole_record(
+    server: fake.Server, other: fake.Server, cell: Make
+) -> None:
+    wanted, one = finish(server, cell("whole")), cell("one", delay=0.02)
+    server.start(one)
+    other.start(replace(one, log=f"{one.log}.2"))
+    assert (server.status(), other.status()) == (0, 0)
+    assert kept(one) == wanted
+    assert not list(Path(one.out).rglob("*.partial"))
+
+
+def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(server: fake.Server, cell: Make) -> None:
+    wanted = finish(server, cell("whole"))
+    job = cell("short", room=900 * MB, hunger=300 * MB)  # one or two texts fit, not the batches that were planned
+    assert ended(server, job) == 0, job.said()
+    assert "out of memory at" in job.said()
+    found = kept(job)
+    split = [texts.pop("split_batches") for texts in found["texts"].values()]
+    assert sum(split) > 0
+    assert [texts.pop("split_batches") for texts in wanted["texts"].values()] == [0, 0]
+    assert found == wanted
+
+
+def test_a_worker_without_room_for_one_text_says_so_and_the_next_command_goes_on(
+    server: fake.Server, cell: Make
+) -> None:
+    wanted, job = finish(server, cell("whole")), cell("none", room=900 * MB, hunger=2000 * MB)
+    assert ended(server, job) == 5
+    assert "does not fit into memory beside the model" in job.said()
+    assert "next:  give a smaller --set max_length" in job.said()
+    assert "Traceback" not in job.said()
+    assert finish(server, replace(job, hunger=0)) == wanted
