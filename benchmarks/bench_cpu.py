@@ -34,6 +34,7 @@ def ours(options: argparse.Namespace, dtype: str) -> Encode:
     from retbench.cards.method import Method
     from retbench.encoders.dense import BackboneEncoder
     from retbench.encoders.embedding import Job, embed
+    from retbench.encoders.pieces import Alone
     from retbench.encoders.spec import EncoderSpec
     from retbench.encoders.wording import Wording
     from retbench.engines import backbone
@@ -49,7 +50,7 @@ def ours(options: argparse.Namespace, dtype: str) -> Encode:
         with tempfile.TemporaryDirectory() as folder:
             job = Job(Lines(texts), ("text",), "document", budget())  # type: ignore[arg-type]
             vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
-            for block in embed(lambda: encoder, job, Store(Path(folder)), lambda *_: None):
+            for block in embed(Alone(lambda: encoder), job, Store(Path(folder)), lambda *_: None):
                 vectors[block.rows] = block.vectors
         return vectors
 

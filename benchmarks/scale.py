@@ -53,6 +53,7 @@ def one(documents: int) -> dict[str, Any]:
     from retbench.corpora.rows import Judgment, Raw, Row
     from retbench.corpora.texts import Texts
     from retbench.encoders.embedding import Job, embed
+    from retbench.encoders.pieces import Alone
     from retbench.engines.memory import peak_mb, reset_peak
     from retbench.retrievers.exact import search
     from retbench.store.shards import Store
@@ -71,7 +72,7 @@ def one(documents: int) -> dict[str, Any]:
         reset_peak()
         base, started = peak_mb(), time.perf_counter()
         job = Job(texts, ("text",), "document", 65536)
-        blocks = embed(lambda: encoder, job, Store(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
+        blocks = embed(Alone(lambda: encoder), job, Store(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
         found = search(queries, blocks, K)
         seconds = time.perf_counter() - started
         assert all(rows[0] == row for row, rows in enumerate(found.rows))

@@ -11,6 +11,7 @@ from retbench.cards import catalog
 from retbench.corpora.texts import Texts
 from retbench.encoders.dense import BackboneEncoder
 from retbench.encoders.embedding import Job, embed
+from retbench.encoders.pieces import Alone
 from retbench.encoders.spec import EncoderSpec
 from retbench.encoders.wording import Wording
 from retbench.engines import backbone
@@ -89,7 +90,7 @@ def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
 
 def gathered(made: Any, job: Job, store: Store) -> np.ndarray:
     matrix = np.zeros((len(job.texts), made.dimension), dtype=np.float32)
-    for block in embed(lambda: made, job, store, lambda *step: None):
+    for block in embed(Alone(lambda: made), job, store, lambda *step: None):
         matrix[block.rows] = block.vectors
     return matrix
 
@@ -102,7 +103,7 @@ def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
     def never() -> BackboneEncoder:
         raise AssertionError("the model was asked for")
 
-    again = [block for block in embed(never, job, store, lambda *step: None)]
+    again = [block for block in embed(Alone(never), job, store, lambda *step: None)]
     assert np.array_equal(np.concatenate([b.vectors for b in again]), first[np.concatenate([b.rows for b in again])])
     assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
 
@@ -113,14 +114,16 @@ def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Pa
     whole = gathered(made, job, Store(tmp_path / "whole"))
     seen: list[int] = []
     broken = Store(tmp_path / "broken")
-    blocks = embed(lambda: made, job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0)))
+    blocks = embed(Alone(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0)))
     next(blocks), next(blocks)
     blocks.close()
     assert sum(seen) == 20
     assert not broken.complete()
     seen.clear()
     resumed = np.zeros_like(whole)
-    for block in embed(lambda: made, job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))):
+    for block in embed(
+        Alone(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))
+    ):
         resumed[block.rows] = block.vectors
     assert sum(seen) == 20  # the two finished shards were read, not computed
     assert np.array_equal(resumed, whole)

@@ -19,6 +19,7 @@ import torch
 
 from retbench.encoders.dense import DenseEncoder
 from retbench.encoders.embedding import Job, embed
+from retbench.encoders.pieces import Alone
 from retbench.encoders.spec import EncoderSpec
 from retbench.encoders.wording import Tokens
 from retbench.engines import memory
@@ -209,7 +210,7 @@ def encoder(room: int = 1000) -> Callable[[], DenseEncoder]:
 
 def matrix(job: Job, store: Store, make: Callable[[], DenseEncoder]) -> np.ndarray:
     found = np.zeros((len(job.texts), fake.WIDTH), dtype=np.float32)
-    for block in embed(make, job, store, lambda *_: None):
+    for block in embed(Alone(make), job, store, lambda *_: None):
         found[block.rows] = block.vectors
     return found
 
@@ -217,7 +218,7 @@ def matrix(job: Job, store: Store, make: Callable[[], DenseEncoder]) -> np.ndarr
 def test_damage_in_an_unfinished_store_is_told_too(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = matrix(job, Store(tmp_path / "whole"), encoder())
     store = Store(tmp_path / "broken")
-    blocks = embed(encoder(), job, store, lambda *_: None)
+    blocks = embed(Alone(encoder()), job, store, lambda *_: None)
     next(blocks), next(blocks)
     blocks.close()
     (store.folder / "shard-00001.safetensors").write_bytes(b"")
@@ -312,7 +313,7 @@ def test_what_a_killed_writer_left_is_swept(job: Job, tmp_path: Path) -> None:
 
 def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, used = Store(tmp_path / "store"), []
-    blocks = embed(encoder(), job, store, lambda *_: None)
+    blocks = embed(Alone(encoder()), job, store, lambda *_: None)
     next(blocks)
     blocks.close()
     plan = json.loads((store.folder / "plan.json").read_text())
@@ -326,7 +327,7 @@ def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypat
 
 def test_a_plan_for_other_tokens_is_refused(job: Job, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    next(embed(encoder(), job, store, lambda *_: None))
+    next(embed(Alone(encoder()), job, store, lambda *_: None))
     with pytest.raises(DataError, match="was planned for other tokens"):
         matrix(dataclasses.replace(job, texts=Rows(21)), store, encoder())  # type: ignore[arg-type]
 

@@ -14,8 +14,7 @@ from retbench.cards.home import need_room
 from retbench.cards.method import Role
 from retbench.corpora.texts import Texts, joined
 from retbench.encoders.batches import SHARD_ROWS, Plan
-from retbench.encoders.dense import DenseEncoder
-from retbench.encoders.pieces import Alone, BadVectorError, Later, Piece, Survey, UnstoredError, Workers
+from retbench.encoders.pieces import BadVectorError, Later, Piece, Survey, UnstoredError, Workers
 from retbench.encoders.wording import Tokens
 from retbench.engines import memory
 from retbench.errors import DataError, ResourceError
@@ -50,15 +49,10 @@ class Job:
         return (joined(row, fields) for row in self.texts)
 
 
-def embed(
-    encoder: Callable[[], DenseEncoder], job: Job, store: Store, on_batch: OnBatch, workers: Workers | None = None
-) -> Iterator[Block]:
-    """Every row of the job, shard by shard, computed by this process or by the workers given.
-
-    A finished store needs neither the model nor a tokenizer.
-    """
+def embed(workers: Workers, job: Job, store: Store, on_batch: OnBatch) -> Iterator[Block]:
+    """Every row of the job, shard by shard. A finished store needs neither the model nor a tokenizer."""
     with store.alone():
-        work = Work(workers or Alone(encoder), job, store, on_batch)
+        work = Work(workers, job, store, on_batch)
         complete, rows = store.complete() and store.planned(), 0
         missing = set() if complete else work.begin()
         for block in work.blocks(store.plan(dict)["shards"], missing):
@@ -67,7 +61,7 @@ def embed(
         if rows != len(job.texts):
             raise DataError(f"{store.folder} gave {rows} of {len(job.texts)} vectors", REMOVE)
         if not complete:
-            store.finish(work.workers.facts())
+            store.finish(workers.facts())
 
 
 @dataclass
@@ -94,7 +88,10 @@ class Work:
     @cached_property
     def saved(self) -> dict[str, Any]:
         """The plan's facts as they were written at the first start."""
-        return self.store.plan(self._facts)
+        self.workers.share(self.store)
+        saved = self.store.plan(self._facts)
+        self.workers.share(self.store)
+        return saved
 
     @cached_property
     def plan(self) -> Plan:

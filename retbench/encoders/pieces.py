@@ -17,6 +17,7 @@ from retbench.cards.method import Role
 from retbench.encoders.dense import DenseEncoder
 from retbench.encoders.wording import Tokens
 from retbench.engines import memory
+from retbench.engines.device import device
 from retbench.errors import ResourceError
 from retbench.store.shards import Block, Store
 
@@ -70,6 +71,14 @@ class BadVectorError(Exception):
         self.row = row
 
 
+class Sink(Protocol):
+    """Where a finished shard is left: a store, or storage that other machines reach."""
+
+    def write(self, shard: int, block: Block, tokens: int, seconds: float, split_batches: int = 0) -> Block:
+        """Store it; the block as it will be read from now on."""
+        ...
+
+
 class Later(Protocol):
     """A shard under way."""
 
@@ -84,6 +93,20 @@ class Later(Protocol):
 
 class Workers(Protocol):
     """Whoever computes the shards of one encoder: this process, several, or a cluster."""
+
+    @property
+    def count(self) -> int:
+        """How many work at once."""
+        ...
+
+    @property
+    def device(self) -> tuple[str, int]:
+        """The kind of device each has, and its threads."""
+        ...
+
+    def share(self, store: Store) -> None:
+        """One plan for all who work at the same vectors: bring it or hand it on."""
+        ...
 
     def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
         """Texts as token ids, cut to the role's limit."""
@@ -107,11 +130,20 @@ class Alone:
     """This process, which loads the model when the first piece is missing and computes when it is asked."""
 
     make: Callable[[], DenseEncoder]
+    count: int = 1
 
     @cached_property
     def encoder(self) -> DenseEncoder:
         """The encoder."""
         return self.make()
+
+    @property
+    def device(self) -> tuple[str, int]:
+        """The kind of device, and its threads."""
+        return device().type, memory.threads()
+
+    def share(self, store: Store) -> None:
+        """Nobody else is told."""
 
     def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
         """Texts as token ids, cut to the role's limit."""
@@ -161,7 +193,7 @@ def compute(encoder: DenseEncoder, piece: Piece, tell: Tell) -> Made:
     return Made(piece.shard, Block(piece.rows, np.concatenate(parts)), len(piece.tokens.flat), seconds, split)
 
 
-def keep(made: Made, store: Store) -> Block:
+def keep(made: Made, store: Sink) -> Block:
     """Store what was computed."""
     try:
         return store.write(made.shard, made.block, made.tokens, made.seconds, made.split_batches)

@@ -15,12 +15,14 @@ from retbench.cards.reranker import Wanted
 from retbench.cards.task import TaskCard
 from retbench.encoders.wording import InapplicableError
 from retbench.errors import ResourceError, RetbenchError, UsageError, shortage_told
+from retbench.pipelines import devices
 from retbench.pipelines.bench import Bench
 from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.expected import expected
 from retbench.pipelines.first import ours
 from retbench.pipelines.request import Request
 from retbench.pipelines.reranking import Crew, Place, cells, chain
+from retbench.pipelines.workers import Team, engaged
 from retbench.records.cell import Cell
 from retbench.records.failure import ANY_METHOD, Failure
 from retbench.records.ledger import Ledger
@@ -28,6 +30,14 @@ from retbench.records.ledger import Ledger
 
 def evaluate(request: Request) -> Iterator[Cell]:
     """Every cell of the request as soon as it is known; a failure fills its cell and the rest goes on."""
+    with devices.team(request.devices) as team:
+        for cell in _cells(request, team):
+            if team and team.depot and cell.record:
+                team.depot.keep(Path(cell.record), request.out)
+            yield cell
+
+
+def _cells(request: Request, team: Team | None) -> Iterator[Cell]:
     cards = [_task(name, request) for name in request.tasks]
     models = [catalog.model(name) for name in request.models]
     methods = [catalog.method(name) for name in request.methods]
@@ -36,7 +46,7 @@ def evaluate(request: Request) -> Iterator[Cell]:
     for model in models:
         try:
             with shortage_told():
-                candidate = Candidate.of(model, request.weights, request.say, chosen)
+                candidate = engaged(Candidate.of(model, request.weights, request.say, chosen), team)
         except RetbenchError as error:
             yield from (_failed(request, model.name, ANY_METHOD, card, error) for card in cards)
             continue

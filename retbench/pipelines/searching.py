@@ -7,6 +7,7 @@ from retbench.cards.model import Lexical
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.texts import joined
+from retbench.encoders.pieces import Alone
 from retbench.encoders.spec import EncoderSpec
 from retbench.pipelines.candidate import Candidate
 from retbench.records.meter import Meter
@@ -31,7 +32,8 @@ def rank(
 def dense_of(candidate: Candidate, spec: EncoderSpec, card: TaskCard, collection: Collection, meter: Meter) -> Dense:
     """The stored vectors of a candidate; an adaptor has none of its own and changes those of its parent."""
     adaptor = candidate.adaptor() if spec.adaptor else None
-    return Dense(candidate.stored_as, spec, lambda: candidate.encoder(spec), card, collection, meter, adaptor=adaptor)
+    workers = candidate.workers(spec) if candidate.workers else Alone(lambda: candidate.encoder(spec))
+    return Dense(candidate.stored_as, spec, workers, card, collection, meter, adaptor=adaptor)
 
 
 def _words(lexical: Lexical, card: TaskCard, collection: Collection, meter: Meter, k: int) -> Ranking:

@@ -10,13 +10,11 @@ from retbench.cards.method import Role
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.encoders.batches import SHARD_ROWS
-from retbench.encoders.dense import DenseEncoder
 from retbench.encoders.embedding import Job, embed
 from retbench.encoders.lexical import parts
+from retbench.encoders.pieces import Workers
 from retbench.encoders.post import fitted
 from retbench.encoders.spec import EncoderSpec
-from retbench.engines.device import device
-from retbench.engines.memory import threads
 from retbench.errors import UsageError
 from retbench.records.meter import Meter
 from retbench.retrievers.exact import search
@@ -32,10 +30,9 @@ BUDGET = {"cpu": 2048, "mps": 16384, "cuda": 65536}  # tokens a batch, and on a 
 FOREIGN_BUDGET = {"endpoint": 1 << 19, "vllm": 1 << 18}  # they make batches of their own; bytes, for a server of texts
 
 
-def budget() -> int:
-    """The most tokens a batch may hold on this machine."""
-    here = device().type
-    return BUDGET[here] * (threads() if here == "cpu" else 1)
+def budget(device: str, threads: int) -> int:
+    """The most tokens a batch may hold on such a device."""
+    return BUDGET[device] * (threads if device == "cpu" else 1)
 
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -43,11 +40,11 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Dense:
-    """One encoder over one collection. The encoder is a function, so that cached vectors never load a model."""
+    """One encoder over one collection. Only its workers load the model, and cached vectors need no workers."""
 
     model: str
     spec: EncoderSpec
-    encoder: Callable[[], DenseEncoder]
+    workers: Workers
     task: TaskCard
     collection: Collection
     meter: Meter
@@ -56,8 +53,8 @@ class Dense:
 
     def rank(self, k: int) -> Ranking:
         """The k best documents of every query."""
-        self.meter.carry("embed queries", self._store("query").spent().seconds)
-        self.meter.carry("embed and search documents", self._store("document").spent().seconds)
+        for name, role in zip(("embed queries", "embed and search documents"), ROLES, strict=True):
+            self.meter.carry(name, self._store(role).spent().seconds / self.workers.count)
         with self.meter.phase("embed queries", "texts"):
             queries = self.queries()
         with self.meter.phase("embed and search documents", "texts"):
@@ -93,7 +90,7 @@ class Dense:
         job = replace(self._job("document"), texts=self.collection.corpus.take(rows))
         store = place(self.model, job.key(self.spec.vector_facts("document")), self.spec.vector_dtype)
         store.used_by(f"{self.task.name} ({self.spec.method.name}, candidates)")
-        return picked(embed(self.encoder, job, store, self.meter.show.advance), np.arange(len(rows)))
+        return picked(embed(self.workers, job, store, self.meter.show.advance), np.arange(len(rows)))
 
     def _with_terms(self, queries: np.ndarray, blocks: Iterator[Block], k: int) -> Ranking:
         """By terms alone, or by terms and vectors; each side is cut as PromptReps cuts it before the two are joined."""
@@ -126,7 +123,7 @@ class Dense:
             texts,
             self.task.fields,
             role,
-            FOREIGN_BUDGET.get(self.spec.engine.partition(":")[0], budget()),
+            FOREIGN_BUDGET.get(self.spec.engine.partition(":")[0], budget(*self.workers.device)),
             self.shard_rows,
         )
 
@@ -137,7 +134,7 @@ class Dense:
     def _blocks(self, role: Role) -> Iterator[Block]:
         job, store = self._job(role), self._store(role)
         store.used_by(f"{self.task.name} ({self.spec.method.name})")
-        return embed(self.encoder, job, store, self.meter.show.advance)
+        return embed(self.workers, job, store, self.meter.show.advance)
 
     def _matrix(self, blocks: list[Block]) -> np.ndarray:
         matrix = np.empty((len(self.collection.queries), blocks[0].vectors.shape[1]), dtype=np.float32)
