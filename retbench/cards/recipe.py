@@ -168,6 +168,9 @@ class Recipe:
     float32. `recompute` drops activations and computes them again (gradient checkpointing). `max_minutes` shortens the
     plan to what a short measurement says will fit. A checkpoint is written every `save_steps`, and `--eval-task` is
     scored every `eval_steps`. `output` is what the finished folder holds.
+
+    `teacher` says whose scores distillation and lists follow: `given` (the data's), `judgments` (the grades; what is
+    not judged has 0), or the path of a run, ours or a TREC run file, which brings the passages too (`mining.keep`).
     """
 
     name: str
@@ -181,6 +184,7 @@ class Recipe:
     lengths: Lengths = _LENGTHS
     contrast: Contrast = Contrast()
     mining: Mining = Mining()
+    teacher: str = "given"
     batch: Batch = Batch()
     optimiser: Optimiser = Optimiser()
     lora: Lora | None = None
@@ -200,6 +204,10 @@ class Recipe:
             raise DataError("objective llm2ir without [crops]", "add a [crops] table, which may be empty")
         if (self.objective == "e2rank") != (self.lists is not None):
             raise DataError("[lists] belong to objective e2rank, and it to them", "add a [lists] table, or remove it")
+        if self.teacher not in ("given", "judgments") and (self.mining.source != "given" or self.mining.file):
+            raise DataError("a run as teacher brings its own passages", 'write mining source = "given", and no file')
+        if self.objective != "e2rank" and self.batch.contrast * (1 + self.contrast.negatives) < 2:
+            raise DataError("a contrast of one passage has nothing to tell apart", "write batch contrast = 2 or more")
         if self.output == "adapter" and self.likelihood is not None:
             raise DataError("an adapter beside weights that stage 1 changes", 'write output = "merged"')
         if self.output == "adapter" and self.lora is None:

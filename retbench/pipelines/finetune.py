@@ -20,6 +20,7 @@ from retbench.pipelines.forecast import Forecast, forecast, need_memory, planned
 from retbench.pipelines.lesson import Wish
 from retbench.pipelines.outcome import Origin
 from retbench.pipelines.stages import first_stage
+from retbench.pipelines.teaching import taught
 from retbench.pipelines.trackers import tracked
 from retbench.records.meter import Meter, Silent
 from retbench.training import adapters, checkpoint, export, mining, processes, search
@@ -112,7 +113,7 @@ def enrol(wish: Wish, plan_only: bool = False) -> Course:
     if training is None:
         source, data = _cropped(wish, trainee)
     else:
-        training = _with_negatives(training, trainee, wish, folder)
+        training = taught(_with_negatives(training, trainee, wish, folder), wish)
         source = _source(training, trainee, wish.recipe)
         data = {"set": training.name, "fingerprint": training.fingerprint, "pairs": len(source), **training.facts}
     if len(source) < processes.world():

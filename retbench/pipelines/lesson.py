@@ -11,7 +11,7 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.opening import open_collection
 from retbench.errors import MissingError, UsageError
 from retbench.records.meter import Show, Silent
-from retbench.training import leaks
+from retbench.training import leaks, triples
 from retbench.training.pairs import TrainingSet, of_collection, of_file
 from retbench.training.sources import HUB_SETS, of_hub
 
@@ -75,6 +75,11 @@ def _read(wish: Wish) -> TrainingSet:
         )
     learned = replace(card, split=wish.split, fingerprint=None)
     made = of_collection(learned, open_collection(learned))
+    if lost := made.facts["queries_without_positive"]:
+        wish.say(f"{card.name}: {lost:,} queries have no relevant document in the corpus and are left out")
+    if own := triples.beside(path, wish.split):
+        made = triples.negatives_of(made, own, wish.recipe.mining.keep)
+        wish.say(f"{own.name}: {made.facts['negatives']['taken']:,} negatives")
     return made.kept(made.queries, evaluated_split=True) if wish.split == card.split else made
 
 

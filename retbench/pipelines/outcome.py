@@ -99,7 +99,10 @@ def _card(work: Path, name: str, trainee: Trainee, origin: Origin, facts: dict[s
 
 def _training(trainee: Trainee, origin: Origin, facts: dict[str, Any]) -> Training:
     packages = machine.describe()["packages"]
-    return Training(asdict(trainee.recipe), origin.fingerprint, facts["data"], facts["run"], packages, facts["command"])
+    recipe = asdict(trainee.recipe)
+    for table, key in ((recipe, "teacher"), (recipe["mining"], "file")):  # where files lie here is nobody's business
+        table[key] = Path(table[key]).name if table[key] and Path(table[key]).is_absolute() else table[key]
+    return Training(recipe, origin.fingerprint, facts["data"], facts["run"], packages, facts["command"])
 
 
 def _sets(parent: ModelCard, own: str) -> tuple[str, ...]:

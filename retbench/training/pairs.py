@@ -21,23 +21,32 @@ WAY_ON = 'write lines like {"query": "...", "positives": ["..."], "negatives": [
 
 @dataclass(frozen=True)
 class Query:
-    """A query and the passage rows around it; `scores` are a teacher's, for positives and then negatives."""
+    """A query and the passage rows around it; `scores` are a teacher's, for positives and then negatives.
+
+    A collection's query has its `id` and the `grades` of what was judged for it, by row.
+    """
 
     text: str
     positives: tuple[int, ...]
     negatives: tuple[int, ...] = ()
     scores: tuple[float, ...] | None = None
+    id: str = ""
+    grades: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """`facts` are what the model card will say about it; `fingerprint` follows the content."""
+    """`facts` are what the model card will say about it; `fingerprint` follows the content.
+
+    `names` are the passages' ids in a collection.
+    """
 
     name: str
     queries: list[Query]
     passages: Sequence[str]
     fingerprint: str
     facts: dict[str, Any] = field(default_factory=dict)
+    names: Sequence[str] | None = None
 
     def kept(self, queries: list[Query], **facts: Any) -> "TrainingSet":
         """The same set with other queries, and what is to be said about them."""
@@ -71,17 +80,20 @@ class Joined(Sequence[str]):
 
 def of_collection(card: TaskCard, collection: Collection) -> TrainingSet:
     """The judged queries of one split; a query without a relevant document teaches nothing and is counted."""
-    rows = {identifier: row for row, identifier in enumerate(collection.corpus.ids().to_pylist())}
-    queries = []
+    names: list[str] = collection.corpus.ids().to_pylist()
+    rows = {identifier: row for row, identifier in enumerate(names)}
+    queries, missing = [], 0
     for query in collection.queries:
         grades = collection.judgments[query.id]
-        found = tuple(rows[d] for d, grade in grades.items() if grade >= card.relevant_from and d in rows)
-        judged_wrong = tuple(rows[d] for d, grade in grades.items() if grade < card.relevant_from and d in rows)
+        here = tuple((rows[d], grade) for d, grade in grades.items() if d in rows)
+        missing += sum(grade >= card.relevant_from and d not in rows for d, grade in grades.items())
+        found = tuple(row for row, grade in here if grade >= card.relevant_from)
+        judged_wrong = tuple(row for row, grade in here if grade < card.relevant_from)
         if found:
-            queries.append(Query(query.text.strip(), found, judged_wrong))
+            queries.append(Query(query.text.strip(), found, judged_wrong, id=query.id, grades=here))
     lost = len(collection.queries) - len(queries)
-    made = TrainingSet(card.name, [], Joined(collection.corpus, card.fields), collection.fingerprint)
-    return made.kept(queries, split=card.split, queries_without_positive=lost)
+    made = TrainingSet(card.name, [], Joined(collection.corpus, card.fields), collection.fingerprint, names=names)
+    return made.kept(queries, split=card.split, queries_without_positive=lost, positives_missing=missing)
 
 
 def of_file(path: Path) -> TrainingSet:
