@@ -16,6 +16,7 @@ from retbench.cli import (
     import_,
     inspect,
     listing,
+    plan,
     report,
     rerank,
     run,
@@ -46,6 +47,7 @@ app.add_typer(study.app, name="study")
 app.command("list")(listing.listing)
 app.command("show")(show.show)
 app.command("fetch")(fetch.fetch)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 

@@ -1,0 +1,81 @@
+"""What a corpus takes on paper: the formulas by hand, and `retbench plan` printing them."""
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from retbench.cards.model import ModelCard, Shape
+from retbench.cli.main import app
+from retbench.errors import UsageError
+from retbench.pipelines import scale
+
+CARD = ModelCard("m", parameters=1_000_000, shape=Shape(layers=2, width=100, vocabulary=1000))
+CORPUS = scale.Corpus(documents=1000, queries=10, tokens=50, query_tokens=20)
+
+
+def test_flop_are_those_of_the_layers_and_of_causal_attention() -> None:
+    # 900,000 weights beside the embeddings, a product and a sum each; 2 layers x 100 wide x 50 tokens, twice
+    assert scale.flop_per_token(CARD, 50) == 2 * 900_000 + 2 * 2 * 100 * 50
+
+
+def test_a_bill_by_hand() -> None:
+    found = scale.bill(CARD, CORPUS, scale.Devices(count=4, rate=10, price=3.0), {})
+    assert found.tokens == 1000 * 50 + 10 * 20
+    assert found.device_hours == pytest.approx(50_200 / 10 / 3600)
+    assert found.hours == pytest.approx(found.device_hours / 4)
+    assert found.cost == pytest.approx(found.device_hours * 3)
+    assert found.disk_bytes == 1010 * (8 + 4 * 100)
+    assert found.network_bytes == 4 * 2_000_000 + 50_200 * 4.5 + found.disk_bytes
+    assert (found.search_flop, found.search_seconds) == (2 * 1000 * 10 * 100, None)
+
+
+def test_peak_and_share_give_the_rate() -> None:
+    used = scale.Devices(peak=1e9, share=0.5)
+    found = scale.bill(CARD, CORPUS, used, {"dimensions": 50, "vector_dtype": "fp16"})
+    assert found.tokens_per_second == pytest.approx(0.5e9 / found.flop_per_token)
+    assert found.search_seconds == pytest.approx(2 * 1000 * 10 * 50 / 0.5e9)
+    assert found.disk_bytes == 1010 * (8 + 2 * 50)
+    assert found.cost is None
+
+
+WRONG: dict[str, Any] = {
+    "no speed": lambda: scale.bill(CARD, CORPUS, scale.Devices(), {}),
+    "no shape": lambda: scale.bill(ModelCard("bm25"), CORPUS, scale.Devices(rate=1), {}),
+    "nothing to count": lambda: scale.corpus(None, None, None, 80),
+    "a setting that changes nothing here": lambda: scale.changes({"dtype": "float32"}),
+    "no such form": lambda: scale.changes({"vector_dtype": "fp8"}),
+    "no width": lambda: scale.changes({"dimensions": 0}),
+}
+
+
+@pytest.mark.parametrize("ask", WRONG.values(), ids=WRONG)
+def test_what_cannot_be_worked_out_is_said(ask: Any) -> None:
+    with pytest.raises(UsageError) as problem:
+        ask()
+    assert problem.value.next_step
+
+
+def test_the_verb_prints_a_line_a_model() -> None:
+    words = ["plan", "--model", "qwen2.5-0.5b", "--model", "qwen2.5-7b", "--documents", "1000000", "--rate", "1000"]
+    ran = CliRunner().invoke(app, [*words, "--json"])
+    small, large = json.loads(ran.stdout)
+    assert ran.exit_code == 0
+    assert small["device_hours"] == large["device_hours"] == pytest.approx((1e6 * 80 + 1000 * 16) / 1000 / 3600)
+    assert small["disk_bytes"] < large["disk_bytes"]
+    table = CliRunner().invoke(app, words).stdout
+    assert "1,000,000 documents of 80 tokens" in table
+    assert "qwen2.5-7b" in table
+
+
+def test_a_task_gives_the_counts() -> None:
+    ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--task", "scifact", "--peak", "989", "--json"])
+    (found,) = json.loads(ran.stdout)
+    assert (found["documents"], found["queries"]) == (5183, 300)
+
+
+def test_a_speed_must_be_said() -> None:
+    ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--json"])
+    assert ran.exit_code == 2
+    assert "--rate" in json.loads(ran.stdout)["next_step"]
