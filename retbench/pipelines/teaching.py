@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 from retbench.errors import MissingError
 from retbench.pipelines.lesson import Wish
 from retbench.pipelines.recall import read_run, scored_run
-from retbench.records.ledger import PER_QUERY, RECORD, unworded
+from retbench.records.kept import PER_QUERY
+from retbench.records.ledger import RECORD, unworded
 from retbench.training import teachers
 from retbench.training.pairs import TrainingSet
 
