@@ -23,6 +23,7 @@ from retbench.encoders.wording import Wording
 from retbench.engines import backbone, vllm, weights
 from retbench.engines.endpoint import Endpoint
 from retbench.engines.server import Server
+from retbench.errors import UsageError
 from tests import tiny
 from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
 from tests.vllm_server import serving
@@ -85,6 +86,13 @@ def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
     assert found["documents"] == 200
     assert found["cosine_min"] > found["tolerance"]["cosine"] == 0.9999
     assert abs(found["scores"][0] - found["scores"][1]) <= 0.005
+
+
+def test_a_text_longer_than_the_model_has_positions_for_is_told(model: Path) -> None:
+    loaded = vllm.load(model, "float32", "last", "own", 4096)
+    assert loaded.vectors([np.arange(512) % tiny.VOCABULARY]).shape == (1, tiny.WIDTH)
+    with pytest.raises(UsageError, match=r"513 tokens is longer than vLLM takes for this model \(512\)"):
+        loaded.vectors([np.arange(513) % tiny.VOCABULARY])
 
 
 @pytest.fixture(scope="module")
