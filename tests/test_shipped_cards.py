@@ -176,3 +176,10 @@ RELEASED = {
 @pytest.mark.parametrize("line", RELEASED)
 def test_every_released_size_of_a_line_has_a_card(line: str) -> None:
     assert [line.format(size) for size in RELEASED[line] if line.format(size) not in catalog.models()] == []
+
+
+@pytest.mark.parametrize("name", THE_EIGHT.values())
+def test_the_eight_say_what_they_end_a_text_with(name: str) -> None:
+    ends = [note for note in catalog.model(name).notes if "config ends texts with" in note]
+    assert len(ends) == 1
+    assert re.search(r"15164[35]", ends[0])
