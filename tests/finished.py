@@ -24,7 +24,7 @@ def finish(
     scores: Sequence[float],
     *,
     method: str = "bm25",
-    suite: str = "custom",
+    suite: str = "mine",
     settings: dict[str, Any] | None = None,
     created: str = "2026-01-01T00:00:00+00:00",
     fingerprint: str = "",
@@ -63,7 +63,7 @@ def finish(
 
 
 def fail(
-    root: Path, model: str, task: str, *, method: str = "bm25", suite: str = "custom", error: str = "no weights"
+    root: Path, model: str, task: str, *, method: str = "bm25", suite: str = "mine", error: str = "no weights"
 ) -> None:
     """One cell that failed."""
     note = Failure(

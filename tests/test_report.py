@@ -98,9 +98,7 @@ def test_other_documents_make_another_block_and_the_difference_is_named(tmp_path
     blocks = report(tmp_path).blocks
     assert [[row.model for row in block.rows] for block in blocks] == [["a"], ["b"], ["c"]]
     assert [block.apart for block in blocks] == [(), ("collection of t",), ("split",)]
-    assert "Not comparable with the first block of custom: another collection of t." in report(tmp_path).text(
-        "markdown"
-    )
+    assert "Not comparable with the first block of mine: another collection of t." in report(tmp_path).text("markdown")
 
 
 def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: Path) -> None:
@@ -137,6 +135,33 @@ def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...
     finish(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
     (block,) = report(tmp_path).blocks
     assert [cell.mark for cell in grid(block).lines[0].cells if cell.task == "t"] == [mark]
+
+
+@pytest.mark.parametrize(
+    ("learned", "task", "mark"),
+    [
+        ("msmarco", "msmarco-dev", "*"), ("msmarco", "trec-dl-2019", "*"), ("scifact", "nano-scifact", "*"),
+        ("nano-scifact", "scifact-study", "*"), ("codesearchnet", "codesearchnet-go-notitle", "*"),
+        ("codesearchnet-go", "codesearchnet-java", ""), ("msmarco", "nano-nq", ""), ("fever", "climate-fever", ""),
+    ],
+)  # fmt: skip
+def test_a_variant_of_a_collection_is_the_collection(tmp_path: Path, learned: str, task: str, mark: str) -> None:
+    finish(tmp_path, "m", task, [0.5] * 4, training_sets=(learned,))
+    (block,) = report(tmp_path).blocks
+    assert [cell.mark for cell in grid(block).lines[0].cells if cell.task == task] == [mark]
+
+
+def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
+    for task in ("one", "two"):
+        finish(tmp_path, "a", task, GOOD, suite="custom")
+        finish(tmp_path, "b", task, BAD, suite="custom")
+    fail(tmp_path, "c", "two", suite="custom")
+    text = report(tmp_path).text("markdown")
+    assert "average" not in text
+    first, second = report(tmp_path).blocks
+    assert (first.title, first.apart, second.title, second.apart) == ("custom: one", (), "custom: two", ())
+    assert [row.model for row in first.rows] == ["a", "b"]
+    assert "failed: c on two" in text
 
 
 def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: Path) -> None:

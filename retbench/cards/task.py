@@ -61,13 +61,16 @@ class TaskCard:
     Three rules decide what a ranking may hold and what counts, all applied before it is cut to `depth` or scored:
     `same_id` drops a document with the query's own id; `excluded` drops the documents the collection forbids for a
     query; `relevant_from` is the lowest grade that recall, MAP and MRR count as relevant (nDCG uses every grade).
-    `documents` and `queries` are the counts that the source's own statistics give.
+    `documents` and `queries` are the counts that the source's own statistics give. `collection` names what this is a
+    variant of (a sample, another split, other fields): whoever was trained on one has seen them all. A part of a
+    collection is written behind a slash: `codesearchnet/go`.
     """
 
     name: str
     source: Source
     suite: str = "custom"
     aliases: tuple[str, ...] = ()
+    collection: str | None = None
     description: str | None = None
     split: str = "test"
     fields: tuple[Literal["title", "text"], ...] = ("title", "text")

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from retbench.cards import catalog
 from retbench.cards.model import UNKNOWN
 from retbench.errors import PARTLY_DONE, RetbenchError
 from retbench.records.record import Record
@@ -60,13 +61,20 @@ class Cell:
         return {key: value for key, value in facts.items() if key != "exit_code" and value is not None}
 
 
-def seen(training_sets: tuple[str, ...] | None, task: str) -> Literal["seen", "unseen", "unknown"]:
-    """Whether the model was trained on this task's collection."""
+def seen(training_sets: tuple[str, ...] | None, card: dict[str, Any]) -> Literal["seen", "unseen", "unknown"]:
+    """Whether the model was trained on this task's collection, in any of its variants; `card` is the task's."""
     if training_sets is None:
         return "unknown"
-    if task in training_sets:
+    own = card.get("collection") or _collection(card["name"])
+    if any(own == learned or own.startswith(f"{learned}/") for learned in map(_collection, training_sets)):
         return "seen"
     return "unknown" if UNKNOWN in training_sets else "unseen"
+
+
+def _collection(name: str) -> str:
+    """The collection a task is a variant of; a name that no card has stands for itself."""
+    card = catalog.tasks().cards.get(name)
+    return (card.collection if card else None) or name
 
 
 def of_record(record: Record, path: str, cached: bool) -> Cell:
@@ -76,7 +84,7 @@ def of_record(record: Record, path: str, cached: bool) -> Cell:
         record.model, record.method, record.task, record.suite, settings["split"], "done",
         settings_id=record.settings_id, sample=settings["sample"], engine=settings["engine"], cached=cached,
         rerank=tuple(one["rerank"] for one in settings["rerankers"]),
-        seen=seen(tuple(sets) if sets is not None else None, record.task),
+        seen=seen(tuple(sets) if sets is not None else None, record.cards["task"]),
         scores=record.scores, main_score=record.scores[record.cards["task"]["metric"]],
         documents=record.collection["documents"], queries=record.collection["queries"],
         tokens_per_second=record.cost["tokens_per_second"], seconds=sum(record.cost["seconds"].values()), record=path,

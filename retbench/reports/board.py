@@ -22,6 +22,7 @@ from retbench.store.key import canonical
 
 CONTESTANT = ("encoder", "lexical", "retriever", "engine", "rerankers", "depth")
 SHARED = ("split", "sample", "protocol")  # rules that hold for all tasks of a block
+NO_SUITE = "custom"  # a user's own folders: nothing says that they belong together, so each has a block of its own
 USUAL = {"excluded": "keep", "relevant_from": 1}  # rules that older records do not state
 
 
@@ -47,7 +48,8 @@ class Row:
     def seen(self, task: str) -> str:
         """Whether the model was trained on the task's collection."""
         sets = self.card.get("training_sets")
-        return seen(tuple(sets) if sets is not None else None, task)
+        known = {"name": task} if task not in self.runs else self.runs[task].record.cards["task"]
+        return seen(tuple(sets) if sets is not None else None, known)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -73,6 +75,11 @@ class Block:
     places: list[dict[str | None, Place]]  # by row, then by task; None is the average
     references: list[Published]
     older: int  # runs left out because a newer one fills the same cell
+
+    @property
+    def title(self) -> str:
+        """The suite; of folders that belong to none, the folder."""
+        return f"{self.suite}: {', '.join(self.tasks)}" if self.suite == NO_SUITE else self.suite
 
     @property
     def goal(self) -> str | None:
@@ -105,21 +112,22 @@ def blocks(runs: list[Kept], failures: list[Failure], published: list[Published]
     contests: dict[tuple[str, ...], list[Kept]] = defaultdict(list)
     edition = _editions(runs)
     for run in runs:
-        contests[(*_contest(run.record.settings, run.record.suite), edition(run))].append(run)
+        contests[(*_contest(run.record.settings, run.record.suite, run.record.task), edition(run))].append(run)
     made: list[Block] = []
     for key, members in sorted(contests.items()):
-        first = next((block for block in made if block.suite == key[0]), None)
+        first = next((block for block in made if block.suite == key[0] and key[1] in ("", *block.tasks)), None)
         lost = [
             f
             for f in failures
-            if _contest({"split": f.split, "sample": f.sample, "protocol": f.protocol}, f.suite) == key[:4]
+            if _contest({"split": f.split, "sample": f.sample, "protocol": f.protocol}, f.suite, f.task) == key[:5]
         ]
         made.append(_block(key, members, lost, published, first))
     return made
 
 
-def _contest(settings: dict[str, Any], suite: str) -> tuple[str, str, str, str]:
-    return (suite, settings["split"], str(settings["sample"] or "all"), settings["protocol"])
+def _contest(settings: dict[str, Any], suite: str, task: str) -> tuple[str, str, str, str, str]:
+    own = task if suite == NO_SUITE else ""
+    return (suite, own, settings["split"], str(settings["sample"] or "all"), settings["protocol"])
 
 
 def rules(settings: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +143,7 @@ def _editions(runs: list[Kept]) -> Callable[[Kept], str]:
         return (run.metric, canonical(rules(run.record.settings)))
 
     def contest(run: Kept) -> tuple[str, ...]:
-        return (*_contest(run.record.settings, run.record.suite), run.record.task)
+        return (*_contest(run.record.settings, run.record.suite, run.record.task), run.record.task)
 
     for run in sorted(runs, key=lambda run: run.record.created):
         if content(run) not in known[contest(run)]:
@@ -146,7 +154,7 @@ def _editions(runs: list[Kept]) -> Callable[[Kept], str]:
 def _block(
     key: tuple[str, ...], runs: list[Kept], failures: list[Failure], published: list[Published], first: Block | None
 ) -> Block:
-    suite, _, sample, protocol, _ = key
+    suite, _, _, sample, protocol, _ = key
     tasks = sorted({run.record.task for run in runs} | {f.task for f in failures}, key=lambda task: _order(suite, task))
     terms = _terms(key, runs)
     apart = _apart(runs, [run for row in first.rows for run in row.runs.values()]) if first else ()
@@ -175,7 +183,7 @@ def _apart(runs: list[Kept], others: list[Kept]) -> tuple[str, ...]:
 
 
 def _terms(key: tuple[str, ...], runs: list[Kept]) -> dict[str, str]:
-    _, split, sample, protocol, _ = key
+    _, _, split, sample, protocol, _ = key
     terms = {"split": split, "queries": sample if sample == "all" else f"sample of {sample}", "protocol": protocol}
     for run in sorted(runs, key=lambda run: run.record.task):
         terms[run.record.task] = f"{run.record.collection['fingerprint'][:12]} ({_rules(run)})"

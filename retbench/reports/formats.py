@@ -14,7 +14,7 @@ LEFT = ("model", "method", "letters")
 
 def markdown(blocks: list[Block]) -> str:
     """All blocks, one table each."""
-    return "\n".join(_markdown(block.suite, grid(block)) + _seeds_markdown(block) for block in blocks)
+    return "\n".join(_markdown(block.title, grid(block)) + _seeds_markdown(block) for block in blocks)
 
 
 def _markdown(title: str, table: Grid) -> str:
@@ -42,7 +42,7 @@ def plain(text: str) -> str:
 
 def latex(blocks: list[Block]) -> str:
     """All blocks as booktabs tables."""
-    tables = [table for block in blocks for table in (_latex(block.suite, grid(block)), _seeds_latex(block)) if table]
+    tables = [table for block in blocks for table in (_latex(block.title, grid(block)), _seeds_latex(block)) if table]
     return "\n\n".join(["% needs \\usepackage{booktabs}", *tables]) + "\n"
 
 

@@ -154,7 +154,7 @@ def _remarks(block: Block) -> list[str]:
     remarks = [f"{block.metric} × 100. {terms}."]
     if block.apart:
         remarks.append(
-            f"Not comparable with the first block of {block.suite}: another {', another '.join(block.apart)}."
+            f"Not comparable with the first block of {block.title}: another {', another '.join(block.apart)}."
         )
     if block.older:
         remarks.append(f"Older runs left out, because the same cell was run again: {block.older}.")

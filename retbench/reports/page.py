@@ -41,7 +41,7 @@ def page(blocks: list[Block]) -> str:
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <link rel="icon" href="data:,">
-<title>retbench: {escape(", ".join(dict.fromkeys(block.suite for block in blocks)))}</title>
+<title>retbench: {escape(", ".join(dict.fromkeys(block.title for block in blocks)))}</title>
 <style>{style}</style>
 </head>
 <body>
@@ -70,7 +70,7 @@ def _table(kind: str, name: str, heads: str, rows: str) -> str:
 
 
 def _title(block: Block) -> str:
-    return f"{block.suite} (another {', another '.join(block.apart)})" if block.apart else block.suite
+    return f"{block.title} (another {', another '.join(block.apart)})" if block.apart else block.title
 
 
 def _block(number: int, block: Block) -> str:
@@ -86,7 +86,7 @@ def _board(block: Block, table: Grid) -> str:
     heads = "".join(_head(head, f'<button type="button">{escape(head)}</button>') for head in table.heads)
     reach = _reach(table)
     rows = "".join(_line(block, table, line, reach) for line in table.lines)
-    return _table("board", f"Board of {block.suite}", heads, rows)
+    return _table("board", f"Board of {block.title}", heads, rows)
 
 
 def _reach(table: Grid) -> dict[str, tuple[float, float]]:

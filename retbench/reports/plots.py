@@ -16,7 +16,7 @@ def plots(blocks: list[Block], folder: Path) -> list[Path]:
     written: list[Path] = []
     for number, block in enumerate(blocks, start=1):
         for cost, picture in scatters(block).items():
-            file = folder / f"{number}-{re.sub(r'[^a-z0-9]+', '-', block.suite.lower())}-{cost}.svg"
+            file = folder / f"{number}-{re.sub(r'[^a-z0-9]+', '-', block.title.lower())}-{cost}.svg"
             file.write_text(standalone(picture), encoding="utf-8")
             written.append(file)
             if can_png():
