@@ -4,7 +4,7 @@ BIN := .venv/bin
 RETBENCH_SHARED ?= ../shared
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help install demo bench bench-gpu test test-vllm anchors lint types clean
+.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors fuzz lint types clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,8 +33,24 @@ test-vllm: .venv-vllm/installed  ## vLLM on a CPU, in an environment of its own,
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+test-ray: .venv-ray/installed  ## Ray on two nodes of this machine, S3, Ray Train, in an environment of its own
+	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false \
+	.venv-ray/bin/python -m pytest -q -o addopts= -o filterwarnings= tests/test_ray.py
+
+# the S3 client of s3fs wants an older python-dateutil than everything else
+.venv-ray/installed: pyproject.toml constraints.txt constraints-ray.txt
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	grep -v '^python-dateutil=' constraints.txt > .venv-ray/constraints.txt
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-ray/constraints.txt \
+	-c constraints-ray.txt -e '.[ray,train]' pytest hypothesis boto3 moto flask flask-cors py-partiql-parser
+	@touch $@
+
 anchors: install  ## real weights and collections against published numbers
 	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m anchor
+
+MINUTES ?= 10
+fuzz: install  ## damaged input for every parser, MINUTES of it (10); counts in benchmarks/results/fuzz.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 bench: install  ## CPU speed against sentence-transformers and mteb, exact search against faiss (pip install -e .[bench])
 	$(BIN)/retbench fetch smollm2-135m-instruct-q4
@@ -51,4 +67,4 @@ types: install  ## mypy, strict
 	$(BIN)/mypy
 
 clean:  ## remove the environment and caches made here
-	rm -rf .venv .venv-vllm .mypy_cache .ruff_cache .pytest_cache demo-results
+	rm -rf .venv .venv-vllm .venv-ray .mypy_cache .ruff_cache .pytest_cache demo-results

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from retbench.cards import home
+from retbench.cards.decode import from_json
 
 # Below this a file is read faster than it is looked up.
 BIG = 1 << 20
@@ -52,7 +53,7 @@ def _memory() -> Path:
 def _remembered() -> dict[str, Any]:
     """What is remembered; notes that cannot be read are no notes, and the files are read again."""
     try:
-        notes = json.loads(_memory().read_text(encoding="utf-8"))
+        notes = from_json(_memory().read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     sound = isinstance(notes, dict) and all(isinstance(note, dict) and "sha256" in note for note in notes.values())

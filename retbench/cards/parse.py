@@ -4,7 +4,6 @@ The dataclass is the schema: its field names, its type hints and its defaults. N
 """
 
 import re
-import tomllib
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from retbench.cards.decode import from_toml
 from retbench.errors import DataError, closest
 
 T = TypeVar("T")
@@ -57,11 +57,11 @@ def load(cls: type[T], file: Path, **given: Any) -> T:
     """Read one card; `given` are fields that come from where the file lies, not from its text."""
     try:
         text = file.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        raise DataError(f"{file}: not valid TOML: {problem}", "mend the line it names") from problem
+        table = from_toml(text)
     except UnicodeDecodeError as problem:
         raise DataError(f"{file}: not UTF-8 text", "save the card as UTF-8") from problem
+    except ValueError as problem:
+        raise DataError(f"{file}: not valid TOML: {problem}", "mend the line it names") from problem
     return _record(cls, {**table, **given}, Place(file, text))
 
 

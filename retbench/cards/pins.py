@@ -2,7 +2,6 @@
 
 import json
 import os
-import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from retbench.cards import home
+from retbench.cards.decode import from_toml
 from retbench.errors import DataError
 
 
@@ -29,7 +29,12 @@ def path() -> Path:
 def read(kind: str, name: str) -> Pin | None:
     """The pin of one name; `kind` is its table, such as `models`."""
     entry = _tables().get(kind, {}).get(name)
-    return Pin(**entry) if entry else None
+    try:
+        return Pin(**entry) if entry else None
+    except TypeError as problem:
+        raise DataError(
+            f"{path()}: {kind}.{name} is not a pin", "delete that entry; the next fetch writes it"
+        ) from problem
 
 
 def hold(kind: str, name: str, pin: Pin) -> None:
@@ -52,11 +57,18 @@ def _tables() -> dict[str, Any]:
     if not path().exists():
         return {}
     try:
-        return tomllib.loads(path().read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as problem:
+        tables = from_toml(path().read_text(encoding="utf-8"))
+    except ValueError as problem:
         raise DataError(
             f"{path()}: not valid TOML: {problem}", "mend the line it names, or delete the file"
         ) from problem
+    if not all(isinstance(entry, dict) for kind in tables.values() for entry in _values(kind)):
+        raise DataError(f"{path()}: there is more in it than pins", "mend or delete the file; the next fetch writes it")
+    return tables
+
+
+def _values(kind: object) -> list[object]:
+    return list(kind.values()) if isinstance(kind, dict) else [kind]
 
 
 def _write(tables: dict[str, Any]) -> None:

@@ -4,12 +4,12 @@ Rules: an integer id is read as its decimal text, any other id that is not text 
 character and never becomes a path; a byte order mark and CRLF line ends are accepted.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from retbench.cards.decode import from_json
 from retbench.corpora.judgments import judgments
 from retbench.corpora.lines import lines
 from retbench.corpora.rows import Raw, Row
@@ -50,7 +50,7 @@ def _split(file: Path) -> str:
 def _rows(file: Path) -> Iterator[Row]:
     for line, where in lines(file):
         try:
-            item = json.loads(line)
+            item = from_json(line)
         except ValueError as problem:  # also a number of more digits than Python reads
             raise DataError(f"{where}: not valid JSON: {problem}", "mend or remove that line") from problem
         if not isinstance(item, dict):

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retbench.cards.checksums import digest, sha256
+from retbench.cards.decode import from_json
 from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.errors import DataError, ResourceError
@@ -75,7 +76,7 @@ def discard(folder: Path) -> None:
 def _unsealed(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = from_json(file.read_bytes())
         wanted = manifest.pop("sha256")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as problem:
         raise DataError(

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from filelock import FileLock
 
 from retbench.cards import home
+from retbench.cards.decode import from_json
 from retbench.errors import DataError
 
 MANIFEST = "weights.json"
@@ -56,8 +57,12 @@ def read(folder: Path) -> Manifest | None:
     file = folder / MANIFEST
     if not file.exists():
         return None
-    manifest = Manifest(**json.loads(file.read_text(encoding="utf-8")))
-    for name, size in manifest.files.items():
+    try:
+        manifest = Manifest(**from_json(file.read_text(encoding="utf-8")))
+        sizes = list(manifest.files.items())
+    except (ValueError, TypeError, AttributeError) as problem:
+        raise DataError(f"{file} is not a manifest: {problem}", f"delete {folder} and fetch it again") from problem
+    for name, size in sizes:
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise DataError(f"{folder / name} is missing or cut short", f"delete {folder} and fetch it again")
     return manifest

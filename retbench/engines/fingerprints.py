@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.checksums import sha256
+from retbench.cards.decode import from_json
 from retbench.errors import DataError
 
 # What decides the vectors: weights, tokenizer, chat template (and config.json, which is read, not hashed as it lies).
@@ -40,7 +41,7 @@ def _canonical(value: object) -> bytes:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = from_json(file.read_text(encoding="utf-8"))
     except ValueError as problem:
         raise DataError(f"{file}: not valid JSON: {problem}", "fetch the file again, or delete it") from problem
     if not isinstance(value, dict):

@@ -40,14 +40,16 @@ def header(file: Path) -> Header:
 
     try:
         reader = gguf.GGUFReader(file)
-    except (ValueError, IndexError) as problem:
+        kind = _field(reader, "general.file_type")
+        label = None if kind is None else gguf.LlamaFileType(kind).name.lower()
+        splitter = _field(reader, "tokenizer.ggml.pre")
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as problem:
         raise DataError(f"{file} is not a whole GGUF file: {problem}", "fetch it again") from problem
-    kind = _field(reader, "general.file_type")
-    label = None if kind is None else gguf.LlamaFileType(kind).name.lower().removeprefix("all_").removeprefix("mostly_")
+    label = label and label.removeprefix("all_").removeprefix("mostly_")
     return Header(
         parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
         label=None if label in FULL else label,
-        splitter=_field(reader, "tokenizer.ggml.pre") or "",
+        splitter=str(splitter or ""),
     )
 
 

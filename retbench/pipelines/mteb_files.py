@@ -1,14 +1,17 @@
 """mteb result files: what their JSON holds, with our name of the task."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog
+from retbench.cards.decode import from_json
+from retbench.engines.fingerprints import read_json
 from retbench.errors import DataError, MissingError
 
 META = "model_meta.json"
+PROTOCOLS = ("standard", "mteb")  # those under which mteb's own figures may stand
+DEFAULT = "default"  # mteb's name of the subset of a task that has none
 
 
 @dataclass(frozen=True)
@@ -22,39 +25,57 @@ class Result:
     facts: dict[str, str]
 
 
-def read_result(file: Path) -> Result:
-    """One result file; the model's name is beside it in model_meta.json, or in the folders' names."""
+def read_results(file: Path) -> list[Result]:
+    """One result file: a result for every subset, and for every split that is a task of ours.
+
+    The model's name is beside it in model_meta.json, or in the folders' names.
+    """
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = from_json(file.read_text(encoding="utf-8"))
         name, splits = facts["task_name"], facts["scores"]
-        split = "test" if "test" in splits else next(iter(splits))
-        (subset,) = [one for one in splits[split] if one.get("hf_subset", "default") in ("default", "en", "python")][:1]
-        scores = {key: float(value) for key, value in subset.items() if isinstance(value, float) and "_at_" in key}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as problem:
+        main = "test" if "test" in splits else next(iter(splits))
+        found = {
+            (split, one.get("hf_subset", DEFAULT)): _scores(one) for split, subsets in splits.items() for one in subsets
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as problem:
         raise DataError(
             f"{file} is not an mteb result file: {problem!r}",
             "give a file with task_name and scores, as mteb writes it",
         ) from problem
-    stated = {"split": repr(split), "dataset_revision": repr(facts.get("dataset_revision"))}
-    return Result(_model(file), _task(name), split, scores, {**stated, "mteb": repr(facts.get("mteb_version"))})
+    model, known, alone = _model(file), _tasks(), len(splits[main]) == 1
+    stated = {"dataset_revision": repr(facts.get("dataset_revision")), "mteb": repr(facts.get("mteb_version"))}
+    made = []
+    for (split, subset), scores in found.items():
+        whole = known.get((name, None, split)) if alone or subset == DEFAULT else None
+        task = known.get((name, subset, split)) or whole
+        if task or split == main:
+            theirs = name.lower() if alone or subset == DEFAULT else f"{name.lower()}-{subset}"
+            told = {"split": repr(split), "subset": repr(subset), **stated}
+            made.append(Result(model, task or theirs, split, scores, told))
+    return made
+
+
+def _scores(subset: dict[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in subset.items() if "_at_" in key and isinstance(value, int | float)}
 
 
 def _model(file: Path) -> str:
     """mteb's layout is results/<org>__<model>/<revision>/<task>.json."""
     meta = file.parent / META
     if meta.is_file():
-        named: Any = json.loads(meta.read_text(encoding="utf-8")).get("name")
+        named = read_json(meta).get("name")
         if isinstance(named, str):
             return named
     return file.parent.parent.name.replace("__", "/", 1) or file.stem
 
 
-def _task(name: str) -> str:
-    """Our plain task of mteb's name; a name of theirs that we do not know is kept in lower case."""
-    known = {
-        card.source.mteb: card.name for card in catalog.tasks() if card.source.mteb and card.protocol == "standard"
-    }
-    return known.get(name, name.lower())
+def _tasks() -> dict[tuple[str, str | None, str], str]:
+    """Our tasks by mteb's name, subset and split; of several cards of one collection the plain one."""
+    known: dict[tuple[str, str | None, str], str] = {}
+    for card in sorted(catalog.tasks(), key=lambda card: card.collection is not None):
+        if card.source.mteb and card.protocol in PROTOCOLS:
+            known.setdefault((card.source.mteb, card.source.subset, card.split), card.name)
+    return known
 
 
 def results_below(path: Path) -> list[Result]:
@@ -62,4 +83,4 @@ def results_below(path: Path) -> list[Result]:
     files = [path] if path.is_file() else sorted(file for file in path.glob("**/*.json") if file.name != META)
     if not files:
         raise MissingError(f"{path} holds no .json file", "give an mteb result file or a folder of them")
-    return [read_result(file) for file in files]
+    return [result for file in files for result in read_results(file)]

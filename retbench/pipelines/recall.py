@@ -5,6 +5,7 @@ folder lay.
 """
 
 import gzip
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def scored_run(file: Path) -> dict[str, list[tuple[str, float]]]:
         lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode().splitlines()
         rows = [line.split() for line in lines if line.strip()]
         entries = sorted((row[0], int(row[3]), row[2], float(row[4])) for row in rows)
-    except (OSError, UnicodeDecodeError, ValueError, IndexError, EOFError) as problem:
+    except (OSError, ValueError, IndexError, EOFError, zlib.error) as problem:
         raise DataError(
             f"{file} is not a TREC run: {problem}", "six columns: query Q0 document rank score tag"
         ) from problem

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from retbench.cards.decode import from_json
 from retbench.errors import DataError
 from retbench.store.shards import write_whole
 
@@ -53,6 +54,6 @@ def labelled(method: str, rerank: Sequence[str]) -> str:
 def read_failure(file: Path) -> Failure:
     """One note."""
     try:
-        return Failure(**json.loads(file.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as problem:
+        return Failure(**from_json(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as problem:
         raise DataError(f"{file} is not a note of a failed cell: {problem}", "remove it") from problem

@@ -47,6 +47,13 @@ class Kept:
 
 def kept(folder: Path, record: Record) -> Kept:
     """Check a run and read its queries' scores."""
+    try:
+        return _checked(folder, record)
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:  # another form than any version wrote
+        raise DamagedError(f"{folder}: record.json lacks what a record holds: {problem!r:.80}", AGAIN) from problem
+
+
+def _checked(folder: Path, record: Record) -> Kept:
     if digest(record.settings)[:12] != record.settings_id:
         raise DamagedError(f"{folder}: the settings do not give the settings-id {record.settings_id}", AGAIN)
     metric = record.cards["task"]["metric"]

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retbench.cards.decode import from_json
 from retbench.cards.home import path_part
 from retbench.errors import DataError, ResourceError
 from retbench.records.failure import ANY_METHOD, ENDING, Failure, labelled, read_failure
@@ -146,9 +147,9 @@ class Ledger:
 def read(file: Path) -> Record:
     """One record.json."""
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = from_json(file.read_text(encoding="utf-8"))
         return Record(**migrate(facts, str(file)))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError) as problem:
         raise DamagedError(f"{file} is not a record: {problem}", AGAIN) from problem
 
 

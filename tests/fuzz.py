@@ -1,0 +1,318 @@
+"""Every parser against damaged input: what comes out is a value or one of our own errors, never anything else.
+
+    python -m tests.fuzz --minutes 10       new inputs every time, counts appended to benchmarks/results/fuzz.jsonl
+
+Each target has samples that are right; hypothesis damages them (bytes cut, doubled, moved, replaced by words that have
+hurt other parsers) and shrinks what breaks. `test_fuzz.py` runs a few inputs of each with every `make test`.
+"""
+
+import argparse
+import atexit
+import gzip
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+from hypothesis import strategies as st
+
+from retbench.cards import checksums, home, parse, pins
+from retbench.cards.engine import Engine
+from retbench.cards.method import Method
+from retbench.cards.model import ModelCard
+from retbench.cards.recipe import Recipe
+from retbench.cards.study import Study
+from retbench.cards.task import TaskCard
+from retbench.corpora import folder as layout
+from retbench.corpora.compiled import compile_collection, read_manifest
+from retbench.engines import gguf
+from retbench.engines.endpoint import Endpoint
+from retbench.engines.fingerprints import read_json
+from retbench.engines.server import PassingError, Server
+from retbench.errors import RetbenchError
+from retbench.pipelines.mteb_files import results_below
+from retbench.pipelines.recall import scored_run
+from retbench.records.failure import Failure, read_failure
+from retbench.records.kept import PER_QUERY, kept
+from retbench.records.ledger import RECORD, read
+from retbench.reports import references
+from retbench.rerankers.asking import parsed
+from tests import small
+
+ROOT = Path(__file__).parent.parent
+LOG = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
+ROUND = 400  # inputs of one parser before the next has its turn
+
+WORDS = (
+    b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\t", b"\\", b'"', b"%", b"../", b"[" * 2000, b'{"a":' * 2000,
+    b"9" * 5000, b"-1", b"1e999", b"NaN", b"Infinity", b"null", b"true", b"[]", b"{}", b'""', b"\\ud83d", b"1.5",
+    "\u2028".encode(), "\u0661".encode(), b"[1] > [2]", b"<think>", b"</think>", b"\x1f\x8b", b"[[a]]", b"a = 1\n",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parser: the name of the file it reads, right contents, and how it is called."""
+
+    name: str
+    samples: Callable[[], list[bytes]]
+    call: Callable[[Path], object]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, samples: list[bytes]) -> bytes:
+    """A right file after a few accidents."""
+    content = draw(st.sampled_from(samples))
+    for _ in range(draw(st.integers(0, 4))):
+        start = draw(st.integers(0, len(content)))
+        end = draw(st.integers(start, min(len(content), start + draw(st.sampled_from([0, 1, 8, 200, 1 << 20])))))
+        new = draw(st.sampled_from(WORDS) | st.binary(max_size=6) | st.just(content[start:end] * 2))
+        content = content[:start] + new + content[end:]
+    return content
+
+
+def _place(name: str) -> Path:
+    """Room for a sample, until this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="fuzz")
+    atexit.register(folder.cleanup)
+    return Path(folder.name) / name
+
+
+def _collection(name: str, packed: bool, file: Path) -> None:
+    """The damaged file in the place of one of a collection's, read and stored as a run would."""
+    folder = file.parent / "collection"
+    shutil.copytree(_plain_collection(), folder)
+    (folder / name).unlink()
+    shutil.copy(file, folder / (f"{name}.gz" if packed else name))
+    compile_collection(layout.read(folder), file.parent / "stored")
+    read_manifest(file.parent / "stored")
+
+
+@cache
+def _plain_collection() -> Path:
+    return small.write(_place("small"))
+
+
+def _of_collection(name: str, packed: bool) -> list[bytes]:
+    content = (_plain_collection() / name).read_bytes()
+    return [gzip.compress(content, mtime=0) if packed else content]
+
+
+def _cards(pattern: str, count: int = 6) -> list[bytes]:
+    """A few shipped cards, the longest among them."""
+    files = sorted(ROOT.glob(pattern), key=lambda file: (-file.stat().st_size, file))
+    return [file.read_bytes() for file in files[:count]]
+
+
+@cache
+def _stored() -> Path:
+    folder = _place("stored")
+    compile_collection(layout.read(_plain_collection()), folder)
+    return folder
+
+
+def _manifest(file: Path) -> None:
+    for other in _stored().glob("*.arrow"):
+        shutil.copy(other, file.parent)
+    read_manifest(file.parent)
+
+
+@cache
+def _run() -> Path:
+    """A finished run of this repository."""
+    return min((ROOT / "results").rglob(RECORD)).parent
+
+
+def _record(file: Path) -> None:
+    shutil.copy(_run() / PER_QUERY, file.parent)
+    kept(file.parent, read(file))
+
+
+def _scores(file: Path) -> None:
+    shutil.copy(_run() / RECORD, file.parent)
+    kept(file.parent, read(file.parent / RECORD))
+
+
+def _pins(file: Path) -> None:
+    pins.path().parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, pins.path())
+    pins.read("models", "a")
+    pins.hold("models", "b", pins.Pin("r", "f"))
+
+
+def _notes(file: Path) -> None:
+    """Notes of checksums: whatever they say, the checksum is right."""
+    home.cache_folder().mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, home.cache_folder() / "checksums.json")
+    assert checksums.sha256(_big()) == _right()
+
+
+@cache
+def _big() -> Path:
+    file = _place("big")
+    file.write_bytes(b"x" * checksums.BIG)
+    return file
+
+
+@cache
+def _right() -> str:
+    return checksums.digest(_big())
+
+
+def _answer(file: Path) -> None:
+    """What a model says about five candidates: always an order of the five."""
+    order, _ = parsed(file.read_text(errors="replace"), 5)
+    assert sorted(order) == list(range(5))
+
+
+def _vectors(file: Path) -> None:
+    try:
+        Endpoint(Server(Engine("endpoint")), "m")._read(file.read_bytes(), ["a", "b"])
+    except PassingError:
+        return
+
+
+@cache
+def _gguf_samples() -> list[bytes]:
+    import gguf as library
+
+    file = _place("model.gguf")
+    writer = library.GGUFWriter(file, "llama")
+    writer.add_file_type(library.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("token_embd.weight", np.ones((2, 4), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return [file.read_bytes()]
+
+
+RUN = b"q1 Q0 tea 1 2 x\nq1 Q0 a%20b 2 1 x\nq2 Q0 bread 1 1.5 x\n"
+MTEB = {
+    "task_name": "SciFact", "mteb_version": "2.0", "dataset_revision": "r",
+    "scores": {"test": [{"hf_subset": "default", "ndcg_at_10": 0.5, "main_score": 0.5}]},
+}  # fmt: skip
+VECTORS = {"data": [{"index": 0, "embedding": [0.5, 1.0]}, {"index": 1, "embedding": [1, 0]}]}
+FAILURE = Failure("m", "mean", "t", "s", "test", "standard", None, "failed", "cause", "step", 4, "run")
+HOME = b"""cache = "x"
+cards = ["y"]
+device = "cpu"
+prices = {"H200" = 3.5}
+rates = {"m" = {read = 1.0, written = 2.0}}
+"""
+
+
+def _json(*values: object) -> Callable[[], list[bytes]]:
+    return lambda: [json.dumps(value).encode() for value in values]
+
+
+def _toml(cls: type, pattern: str, **given: str) -> Target:
+    return Target(f"{cls.__name__}.toml", partial(_cards, pattern), lambda file: parse.load(cls, file, **given))
+
+
+TARGETS = (
+    *(
+        Target(name + ".gz" * packed, partial(_of_collection, name, packed), partial(_collection, name, packed))
+        for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+        for packed in (False, True)
+    ),
+    _toml(ModelCard, "model_cards/**/*.toml"),
+    _toml(TaskCard, "tasks/*/*.toml", suite="x"),
+    _toml(Recipe, "recipes/*.toml"),
+    _toml(Study, "studies/*.toml"),
+    _toml(Method, "retbench/**/methods/*.toml"),
+    Target("retbench.toml", lambda: [HOME], lambda file: parse.load(home.Home, file)),
+    Target("run.trec", lambda: [RUN], scored_run),
+    Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], scored_run),
+    Target("mteb.json", _json(MTEB), results_below),
+    Target("record.json", lambda: [(_run() / RECORD).read_bytes()], _record),
+    Target("per_query.parquet", lambda: [(_run() / PER_QUERY).read_bytes()], _scores),
+    Target("cell.failed.json", _json(asdict(FAILURE)), read_failure),
+    Target("manifest.json", lambda: [(_stored() / "manifest.json").read_bytes()], _manifest),
+    Target("checksums.json", _json({"/x": {"size": 1, "mtime_ns": 2, "inode": 3, "sha256": "00"}}), _notes),
+    Target("pins.toml", lambda: [b'[models."a"]\nrevision = "r"\nfingerprint = "f"\n'], _pins),
+    Target("config.json", _json({"model_type": "llama", "num_hidden_layers": 2}), read_json),
+    Target("published.toml", partial(_cards, "retbench/**/references/*.toml"), references.read),
+    Target("rerank answer", lambda: [b"[2] > [1] > [5] > [4] > [3]", b"<think>1</think>[3, 1]"], _answer),
+    Target("endpoint answer", _json(VECTORS), _vectors),
+    Target("model.gguf", _gguf_samples, gguf.header),
+)  # fmt: skip
+
+
+def attempt(target: Target, content: bytes, strict: bool = False) -> None:
+    """One input; only a value may come out, or, unless `strict`, an error of ours."""
+    work = Path(tempfile.mkdtemp(prefix="fuzz"))
+    try:
+        file = work / Path(target.name).name
+        file.write_bytes(content)
+        target.call(file)
+    except RetbenchError as error:
+        if strict:
+            raise
+        assert error.cause  # noqa: PT017  # one of ours is as good as a value, if it says something
+        assert error.next_step  # noqa: PT017
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def hunt(target: Target, inputs: int, seed: int | None) -> int:
+    """Try this many inputs; the smallest that breaks is raised. Returns how many were tried."""
+    tried = 0
+
+    @hypothesis.given(damaged(target.samples()))
+    @hypothesis.settings(
+        max_examples=inputs, deadline=None, database=None, derandomize=seed is None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    def every(content: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        attempt(target, content)
+
+    (every if seed is None else hypothesis.seed(seed)(every))()
+    return tried
+
+
+def main() -> int:
+    """Parsers in turn until the time is up; exit 1 when one broke."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--minutes", type=float, default=10)
+    options.add_argument("--only", default="", help="targets whose name holds this")
+    given = options.parse_args()
+    targets = [target for target in TARGETS if given.only in target.name and target.samples()]
+    started, counts, broken = time.monotonic(), dict.fromkeys((t.name for t in targets), 0), set[str]()
+    with tempfile.TemporaryDirectory() as cache_folder:
+        os.environ["RETBENCH_CACHE"] = cache_folder
+        while time.monotonic() - started < given.minutes * 60:
+            for target in [one for one in targets if one.name not in broken]:
+                try:
+                    counts[target.name] += hunt(target, ROUND, random.SystemRandom().getrandbits(64))
+                except Exception as problem:  # noqa: BLE001  # whatever it is, it is the find
+                    broken.add(target.name)
+                    note = "".join(getattr(problem, "__notes__", []))[:2000]
+                    print(f"{target.name}: {problem!r:.500}\n{note}", file=sys.stderr)  # noqa: T201
+                if time.monotonic() - started >= given.minutes * 60:
+                    break
+    facts = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "seconds": round(time.monotonic() - started),
+        "inputs": sum(counts.values()), "broken": sorted(broken), "by_parser": counts,
+    }  # fmt: skip
+    with LOG.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(facts) + "\n")
+    print(json.dumps(facts, indent=1))  # noqa: T201
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""A few damaged inputs of every parser, the same ones each time; `make fuzz` tries new ones for as long as it is told."""
+
+import pytest
+
+from tests import fuzz
+
+
+@pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.name)
+def test_damaged_input_is_a_value_or_an_error_of_ours(target: fuzz.Target) -> None:
+    assert fuzz.hunt(target, 25, seed=None) >= 20
+
+
+@pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.name)
+def test_the_samples_are_right(target: fuzz.Target, tmp_path: object) -> None:
+    """Else the hunt would only see the first complaint."""
+    samples = target.samples()
+    assert samples
+    for sample in samples:
+        fuzz.attempt(target, sample, strict=True)
