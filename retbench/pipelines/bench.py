@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from retbench.cards import near
 from retbench.cards.method import Method
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
@@ -48,7 +49,7 @@ class Bench:
         return {
             "encoder": self.spec.describe() if self.spec else None,
             "lexical": lexical.describe() if lexical else None,
-            "retriever": self.method.name if lexical else "dense",
+            "retriever": self.method.name if lexical else self._retriever(),
             "engine": "bm25s" if lexical else self.candidate.engine.named,
             "rerankers": [],
             "fields": self.card.fields,
@@ -61,6 +62,10 @@ class Bench:
             "sample": self.request.sample,
             "collection": self.collection.fingerprint,
         }
+
+    def _retriever(self) -> str:
+        wanted = near.read(self.request.overrides.get("search", "exact"))
+        return near.named(wanted) if wanted else "dense"
 
     def found(self) -> Record | None:
         """The finished record on disk."""

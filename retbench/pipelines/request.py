@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import rope
+from retbench.cards import near, rope
 from retbench.cards.site import site
 from retbench.errors import UsageError, closest
 from retbench.records.meter import Show, Silent
@@ -21,6 +21,7 @@ OVERRIDES: dict[str, type] = {
     "dimensions": int,
     "vector_dtype": str,
     "rope": str,
+    "search": str,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -53,6 +54,7 @@ class Request:
         stored = self.overrides.get("vector_dtype", "fp32")
         if stored not in FORMS:
             raise UsageError(f"--set vector_dtype={stored}: no such form", closest(stored, FORMS))
+        near.read(self.overrides.get("search", "exact"))
         if "rope" in self.overrides:
             rope.read(self.overrides["rope"])
         if self.overrides.get("dimensions", 1) < 1:

@@ -1,7 +1,9 @@
 """The search of one cell: words through an index, or vectors through the store."""
 
+from dataclasses import replace
 from typing import Any
 
+from retbench.cards import near
 from retbench.cards.method import Method
 from retbench.cards.model import Lexical
 from retbench.cards.task import TaskCard
@@ -9,6 +11,7 @@ from retbench.corpora.collection import Collection
 from retbench.corpora.texts import joined
 from retbench.encoders.pieces import Alone
 from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.wording import InapplicableError
 from retbench.pipelines.candidate import Candidate
 from retbench.records.meter import Meter
 from retbench.retrievers.bm25 import BM25
@@ -25,7 +28,12 @@ def rank(
     if candidate.lexical:
         return _words(candidate.lexical, card, collection, meter, k), {}
     spec = candidate.spec(method, card, overrides)
-    dense = dense_of(candidate, spec, card, collection, meter)
+    wanted = near.read(overrides.get("search", "exact"))
+    if wanted and method.kind != "dense":
+        raise InapplicableError(
+            f"method {method.name} ranks by terms", "leave --set search out, or use a dense --method"
+        )
+    dense = replace(dense_of(candidate, spec, card, collection, meter), near=wanted)
     return dense.rank(k), dense.facts()
 
 

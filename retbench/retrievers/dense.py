@@ -1,12 +1,13 @@
 """Dense retrieval: queries and corpus become vectors through the store, and the corpus streams past exact search."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from retbench.cards.method import Role
+from retbench.cards.near import Near
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.encoders.batches import SHARD_ROWS
@@ -17,6 +18,7 @@ from retbench.encoders.post import fitted
 from retbench.encoders.spec import EncoderSpec
 from retbench.errors import UsageError
 from retbench.records.meter import Meter
+from retbench.retrievers import ann
 from retbench.retrievers.exact import search
 from retbench.retrievers.fusion import fused
 from retbench.retrievers.ranking import Ranking
@@ -50,6 +52,8 @@ class Dense:
     meter: Meter
     shard_rows: int = SHARD_ROWS
     adaptor: Change | None = None
+    near: Near | None = None  # how to search approximately; exactly without it
+    told: dict[str, Any] = field(default_factory=dict)  # what an approximate search was measured to find
 
     def rank(self, k: int) -> Ranking:
         """The k best documents of every query."""
@@ -62,7 +66,11 @@ class Dense:
                 return self._with_terms(queries, self._blocks("document"), k)
             after = self.after()
             changed = (Block(block.rows, after(block.vectors)) for block in self._blocks("document"))
-            return search(after(queries), changed, k)
+            if self.near is None:
+                return search(after(queries), changed, k)
+            ranking, told = ann.search(self.near, after(queries), changed, k, len(self.collection.corpus))
+            self.told.update(search=told)
+            return ranking
 
     def after(self) -> Change:
         """What is done to every stored vector before it is compared."""
@@ -113,9 +121,10 @@ class Dense:
     def facts(self) -> dict[str, Any]:
         """By role: tokens, truncation and plan, as the store wrote them down; what it took over all tries."""
         stores = {role: self._store(role) for role in ROLES}
-        return {
+        roles: dict[str, Any] = {
             role: {**store.plan(dict), **asdict(store.spent()), **store.finished()} for role, store in stores.items()
         }
+        return {**roles, **self.told}
 
     def _job(self, role: Role) -> Job:
         texts = self.collection.queries if role == "query" else self.collection.corpus
