@@ -147,7 +147,7 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     fast = decoder(model)
     wanted = fast(rows(), causal=True)
-    for name, value in {"MLP_BLOCK": 5, "QUERY_BLOCK": 3, "SCORES": 40}.items():
+    for name, value in {"WIDENED": 640, "NORMED": 3, "QUERY_BLOCK": 3, "SCORES": 40}.items():
         monkeypatch.setattr(decoders, name, value)
     assert torch.allclose(fast(rows(), causal=True), wanted, atol=1e-5)
 

@@ -22,8 +22,9 @@ from retbench.engines.ropes import angles
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 ROPES = {"default", "linear", "llama3", "yarn", "dynamic"}
 
-MLP_BLOCK = 512  # tokens: what the MLP widens stays in the cache
+WIDENED = 1 << 22  # values of the widened MLP at a time: more leaves the cache, fewer are small products
 QUERY_BLOCK = 128
+NORMED = 256  # vectors normalised at a time
 SCORES = 1 << 20  # attention scores held at a time
 WORKERS = 8  # more would wait for Python's lock
 
@@ -71,8 +72,9 @@ class Layer:
         attended = self._attention(_normed(states, module.input_layernorm), packed, cos, sin, causal)
         states += module.self_attn.o_proj(attended)
         normed = _normed(states, module.post_attention_layernorm)
-        for start in range(0, len(states), MLP_BLOCK):
-            block = slice(start, start + MLP_BLOCK)
+        at_once = max(1, WIDENED // mlp.intermediate_size)
+        for start in range(0, len(states), at_once):
+            block = slice(start, start + at_once)
             gate = functional.silu(mlp.gate_proj(normed[block]), inplace=True)
             states[block] += mlp.down_proj(gate.mul_(mlp.up_proj(normed[block])))
 
@@ -161,7 +163,16 @@ def _shares(rows: Sequence[np.ndarray], workers: int) -> list[Sequence[np.ndarra
 
 
 def _normed(states: Tensor, norm: Any) -> Tensor:
-    return functional.rms_norm(states, (states.shape[-1],), norm.weight, norm.variance_epsilon)
+    """Root-mean-square norm over the last axis; some rows at a time, so that their float32 stays in the cache."""
+    out, weight = torch.empty_like(states), norm.weight.float()
+    width = states.shape[-1]
+    rows = max(1, NORMED * width // max(1, states[0].numel()))
+    for part, place in zip(states.split(rows), out.split(rows), strict=True):
+        wide = part.float()
+        squared = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = squared.div_(width).add_(norm.variance_epsilon).rsqrt_()
+        place.copy_((wide * scale).mul_(weight))
+    return out
 
 
 def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
