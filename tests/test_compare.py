@@ -106,6 +106,17 @@ def test_an_mteb_result_has_means_only(results: Path, tmp_path: Path) -> None:
         compare(str(_runs(results)[1]), str(file))
 
 
+def test_of_an_mteb_file_with_several_subsets_one_is_chosen(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "Small.json"
+    scores = [{"hf_subset": name, "ndcg_at_10": score} for name, score in (("default", 0.5), ("go", 0.25))]
+    file.write_text(json.dumps({"task_name": "Small", "scores": {"test": scores}}))
+    run = str(_runs(results)[1])
+    assert compare(run, str(file)).scores[METRIC][1] == 0.5
+    assert compare(run, str(file), task="small-go").scores[METRIC][1] == 0.25
+    with pytest.raises(UsageError, match="holds small, small-go, and not other"):
+        compare(run, str(file), task="other")
+
+
 def test_a_foreign_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("q Q0 b 2 9.0 x\nq Q0 a 1 1.0 x\nq Q0 d 2 9.0 x\n")
     assert read_run(tmp_path / "r") == {"q": ["a", "b", "d"]}

@@ -14,6 +14,7 @@ from retbench.cards.model import ModelCard, Reference
 from retbench.cli.main import app
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.expected import expected
+from retbench.pipelines.mteb_files import results_below
 from retbench.pipelines.report import report
 from retbench.pipelines.request import Request
 from retbench.records.cell import Cell
@@ -93,6 +94,23 @@ def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: P
     (table,) = map(read, (tmp_path / "r" / "references").glob("*.toml"))
     assert table.rows == {"org/model": (0.61, 0.33)}
     assert "| org/model† | published: org-model-standard | 61.00 |" in report(tmp_path / "r", True).text("markdown")
+
+
+def test_every_subset_and_every_known_split_of_an_mteb_file_is_read(tmp_path: Path) -> None:
+    def rows(*subsets: str) -> list[dict[str, object]]:
+        return [{"hf_subset": one, "ndcg_at_10": 1 if one == "go" else 0.5} for one in subsets]
+
+    for name, scores in {
+        "COIRCodeSearchNetRetrieval": {"test": rows("go", "python", "klingon")},
+        "LEMBPasskeyRetrieval": {"test_256": rows("default"), "test_512": rows("default"), "test_3": rows("default")},
+        "MSMARCO": {"dev": rows("default"), "train": rows("default")},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"task_name": name, "scores": scores}))
+    found = {one.task: one.scores["ndcg_at_10"] for one in results_below(tmp_path)}
+    assert found == {
+        "codesearchnet-go": 1.0, "codesearchnet-python": 0.5, "coircodesearchnetretrieval-klingon": 0.5,
+        "longembed-passkey-256": 0.5, "longembed-passkey-512": 0.5, "msmarco": 0.5,
+    }  # fmt: skip
 
 
 def _cell(model: str = "minilm-l6", method: str = "mean", sample: int | None = None) -> Cell:

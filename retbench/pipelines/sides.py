@@ -9,7 +9,7 @@ from retbench.cards import catalog
 from retbench.corpora.collection import Collection
 from retbench.corpora.opening import open_collection
 from retbench.errors import RetbenchError, UsageError
-from retbench.pipelines.mteb_files import read_result
+from retbench.pipelines.mteb_files import Result, read_results
 from retbench.pipelines.recall import collection_of, find_run, rankings, read_run
 from retbench.records.kept import kept
 from retbench.records.ledger import RECORD, read
@@ -41,10 +41,11 @@ def two_sides(a: str, b: str, results: Path, task: str | None) -> tuple[Side, Si
     if all(foreign) and task is None:
         raise UsageError("two TREC runs hold no judgments", "name the collection: --task TASK")
     if not any(foreign):
-        return _stated(a, results), _stated(b, results)
+        wanted = task or _recorded(a, results) or _recorded(b, results)
+        return _stated(a, results, wanted), _stated(b, results, wanted)
     if all(foreign):
         return _run(a, task, None), _run(b, task, None)
-    ours = _stated(b if foreign[0] else a, results)
+    ours = _stated(b if foreign[0] else a, results, task)
     theirs = _run(a if foreign[0] else b, task, ours)
     return (theirs, ours) if foreign[0] else (ours, theirs)
 
@@ -54,11 +55,31 @@ def _is_run(argument: str) -> bool:
     return path.is_file() and path.suffix != ".json"
 
 
-def _stated(argument: str, results: Path) -> Side:
+def _is_result(argument: str) -> bool:
+    path = Path(argument)
+    return path.is_file() and path.name != RECORD
+
+
+def _recorded(argument: str, results: Path) -> str | None:
+    """The task of a run of ours."""
+    return None if _is_result(argument) else read(find_run(argument, results) / RECORD).task
+
+
+def _chosen(path: Path, task: str | None) -> Result:
+    """The result of an mteb file; of several the one of the task asked for."""
+    found = read_results(path)
+    fitting = [one for one in found if one.task == task] if len(found) > 1 else found
+    if not fitting:
+        held = ", ".join(one.task for one in found) or "nothing"
+        raise UsageError(f"{path} holds {held}, and not {task}", "name one of them: --task TASK")
+    return fitting[0]
+
+
+def _stated(argument: str, results: Path, task: str | None) -> Side:
     """A side that says itself what it is: a record of ours or an mteb result file."""
     path = Path(argument)
-    if path.is_file() and path.name != RECORD:
-        result = read_result(path)
+    if _is_result(argument):
+        result = _chosen(path, task)
         metric = catalog.task(result.task).metric if result.task in catalog.tasks() else "ndcg_at_10"
         stated = {"model": repr(result.model), "task": repr(result.task), **result.facts}
         return Side(f"{result.model} on {result.task} (mteb result)", result.task, metric, stated, result.scores)
