@@ -167,7 +167,7 @@ def _normed(states: Tensor, norm: Any) -> Tensor:
     out, weight = torch.empty_like(states), norm.weight.float()
     width = states.shape[-1]
     rows = max(1, NORMED * width // max(1, states[0].numel()))
-    for part, place in zip(states.split(rows), out.split(rows), strict=True):
+    for part, place in zip(torch.split(states, rows), torch.split(out, rows), strict=True):
         wide = part.float()
         squared = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = squared.div_(width).add_(norm.variance_epsilon).rsqrt_()
