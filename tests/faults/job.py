@@ -95,6 +95,7 @@ class Job(fake.Work):
     room: int = 0  # bytes of memory beside what a warm process has
     hunger: int = 0  # bytes an encoder asks for, a text
     clock: int = 0  # the seed of a clock that jumps
+    foreign: bool = False  # the encoder stays the one that was asked for
 
     def run(self) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a process group may have been told to ignore it
@@ -117,7 +118,10 @@ class Job(fake.Work):
         return code
 
     def install(self) -> None:
+        own = candidate.Candidate.encoder
         super().install()
+        if self.foreign:
+            candidate.Candidate.encoder = own  # type: ignore[method-assign]
         if self.hunger:
             hungry(self.hunger)
         if self.clock:

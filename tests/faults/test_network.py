@@ -1,0 +1,256 @@
+"""Networks that fail in the middle: a hub that dies, a download that is killed, a server with every kind of fault."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from retbench.cards import pins
+from retbench.corpora import archives
+from retbench.corpora.opening import fetch
+from retbench.engines import fingerprints
+from tests import fake, serving, small, tiny
+from tests.faults.helpers import Make, cell, ended, model, server, task
+from tests.faults.job import Job
+from tests.test_archives import card, packed, said
+from tests.test_lost import kept
+
+__all__ = ["cell", "model", "server", "task"]
+pytestmark = pytest.mark.fault
+
+REVISION = "a" * 40
+PIECE = 1000
+
+
+def git(content: bytes) -> str:
+    """The name git gives a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+class Files:
+    """What a server hands out, and how far it gets: after `last` bytes it dies, after `hang` it says no more."""
+
+    def __init__(self, content: dict[str, bytes], last: int | None = None, hang: int | None = None) -> None:
+        self.content, self.last, self.hang = content, last, hang
+        self.sent = 0
+        self.died, self.go = threading.Event(), threading.Event()
+
+    def listing(self, tree: bool) -> bytes:
+        names = {path.rpartition("/")[2]: content for path, content in self.content.items()}
+        if tree:
+            files = [
+                {"type": "file", "path": name, "size": len(content), "oid": git(content)}
+                for name, content in names.items()
+            ]
+            return json.dumps(files).encode()
+        siblings = [{"rfilename": name} for name in names]
+        return json.dumps({"id": "org/tiny", "sha": REVISION, "siblings": siblings}).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A hub as far as a snapshot needs one, or any server of files."""
+
+    protocol_version = "HTTP/1.1"
+    files: ClassVar[Files]
+
+    def do_HEAD(self) -> None:
+        self.answer(head=True)
+
+    def do_GET(self) -> None:
+        self.answer(head=False)
+
+    def answer(self, head: bool) -> None:
+        if self.path.startswith("/api/models/org/tiny"):
+            self.put(200, {"Content-Type": "application/json"}, self.files.listing("/tree/" in self.path), head)
+            return
+        content = self.files.content.get(self.path)
+        if content is None:
+            self.put(404, {"X-Error-Code": "EntryNotFound"}, b"", head)
+            return
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(asked[1]) if asked else 0
+        told = {"X-Repo-Commit": REVISION, "ETag": f'"{git(content)}"'}
+        if asked:
+            told["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.put(206 if asked else 200, told, content[start:], head)
+
+    def put(self, status: int, told: dict[str, str], content: bytes, head: bool) -> None:
+        if self.files.died.is_set():
+            self.close_connection = True
+            return
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **told}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):  # who was killed does not read on
+            for start in range(0, 0 if head else len(content), PIECE):
+                if self.silenced():
+                    return
+                self.wfile.write(content[start : start + PIECE])
+                self.files.sent += len(content[start : start + PIECE])
+
+    def silenced(self) -> bool:
+        """Whether the moment has come to die, or to say no more until it is told to."""
+        files = self.files
+        if files.hang is not None and files.sent >= files.hang:
+            files.go.wait()
+        elif files.last is None or files.sent < files.last:
+            return False
+        else:
+            files.died.set()
+        self.close_connection = True
+        return True
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def files_served(files: Files) -> Iterator[int]:
+    """The port of a server on this machine."""
+    handler = type("Handler", (Handler,), {"files": files})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        running.daemon_threads = True
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running.server_port
+        running.shutdown()
+        thread.join()
+
+
+def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Path) -> None:
+    folder = tiny.build(tmp_path / "tiny")
+    content = {f"/org/tiny/resolve/{REVISION}/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    whole = sum(map(len, content.values()))
+    cards = tmp_path / "cards" / "model_cards"
+    cards.mkdir(parents=True)
+    (cards / "far.toml").write_text('name = "far"\n[weights]\nsource = "hub"\nrepo = "org/tiny"\n')
+
+    def fetched(port: int) -> subprocess.CompletedProcess[str]:
+        own = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+            "RETBENCH_CARDS": str(cards.parent),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        command = [sys.executable, "-m", "retbench", "fetch", "far"]
+        return subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+
+    dying = Files(content, last=whole // 2)
+    with files_served(dying) as port:
+        broken = fetched(port)
+    assert dying.died.is_set()
+    assert broken.returncode == 3, broken.stderr
+    assert "Traceback" not in broken.stderr
+    assert "next:" in broken.stderr
+    assert pins.read("models", "far") is None
+    assert not list((own_cache / "weights").glob("*/weights.json"))
+    healthy = Files(content)
+    with files_served(healthy) as port:
+        ended = fetched(port)
+    assert ended.returncode == 0, ended.stderr
+    assert healthy.sent < whole  # what came before was kept
+    assert pins.read("models", "far") == pins.Pin(REVISION, fingerprints.of_folder(folder))
+
+
+DOWNLOAD = """
+import json, sys
+from retbench.cards.task import Source, TaskCard
+from retbench.corpora.opening import fetch
+fetch(TaskCard("small-archive", Source(**json.loads(sys.argv[1]))), print)
+"""
+
+
+def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    content = packed(tmp_path, {"more": random.Random(1).randbytes(4 * archives.PIECE)})
+    files = Files({"/small.zip": content}, hang=3 * archives.PIECE)
+    with files_served(files) as port:
+        wanted = card(f"http://127.0.0.1:{port}/small.zip", content)
+        partial = archives.Archive(str(wanted.source.url), "md5", str(wanted.source.md5)).file.with_suffix(".partial")
+        source = {key: getattr(wanted.source, key) for key in ("kind", "url", "md5", "member")}
+        running = subprocess.Popen([sys.executable, "-c", DOWNLOAD, json.dumps(source)], stdout=subprocess.DEVNULL)
+        while not partial.exists() or partial.stat().st_size < archives.PIECE:
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+        there, files.hang, files.sent = partial.stat().st_size, None, 0
+        files.go.set()
+        assert len(fetch(wanted, said).corpus) == len(small.DOCUMENTS)
+        assert files.sent <= len(content) - there
+        assert not partial.exists()
+
+
+# A server of embeddings
+
+
+def not_a_number(body: dict[str, Any]) -> serving.Answer:
+    status, told, content = serving.good(body)
+    facts = json.loads(content)
+    facts["data"][0]["embedding"][0] = float("nan")
+    return status, told, json.dumps(facts).encode()
+
+
+TEXTS = 23  # twenty documents, and the three queries that are judged
+LAST: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
+    "no more answers": (serving.refusing(503, "gone"), 5, "the endpoint failed 1 times"),
+    "the key was taken back": (serving.refusing(401, "no"), 3, "RETBENCH_ENDPOINT_KEY"),
+    "half an answer": (serving.half, 5, "no whole answer"),
+    "too few vectors": (serving.too_few, 5, "an answer without"),
+    "another width": (serving.narrow, 4, "vectors of width 12, not 24"),
+    "not a number": (not_a_number, 4, "zero or not a number"),
+}
+
+
+def over(job: Job, address: str, pantry: Path, engine: str) -> Job:
+    words = ("run", "--model", "a/b", "--engine", engine, "--task", str(pantry), "--out", job.out)
+    return replace(job, argv=words, environment={"RETBENCH_ENDPOINT": address}, foreign=True)
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_a_server_that_fails_in_the_middle_of_a_run(server: fake.Server, cell: Make, tmp_path: Path, name: str) -> None:
+    pantry = small.write(tmp_path / "pantry")
+    fault, code, told = LAST[name]
+
+    with serving.serving() as running:
+        engine = "endpoint:texts=2,tries=1"
+        whole, broken = (over(cell(name), running.address, pantry, engine) for name in ("whole", "broken"))
+        assert ended(server, whole) == 0, whole.said()
+        wanted, asked = kept(whole), len(running.asked)
+        running.faults = [serving.good] * (asked // 2) + [fault]
+        assert ended(server, broken) == code, broken.said()
+        assert told in broken.said()
+        assert "Traceback" not in broken.said()
+        before = len(running.asked)
+        assert ended(server, broken) == 0, broken.said()
+        assert kept(broken) == wanted
+        assert len(running.asked) - before < asked  # what had been answered was not asked for again
+        assert sum(len(body["input"]) for body in running.asked[asked:]) <= TEXTS + 2 * fake.SHARD_ROWS
+
+
+def test_a_server_that_stumbles_changes_nothing(server: fake.Server, cell: Make, tmp_path: Path) -> None:
+    pantry, stumbles = small.write(tmp_path / "pantry"), (serving.refusing(500), serving.half, serving.too_few)
+
+    def run(name: str) -> dict[str, Any]:
+        job = over(cell(name), running.address, pantry, "endpoint:texts=2")
+        assert ended(server, job) == 0, job.said()
+        return kept(job)
+
+    with serving.serving() as running:
+        smooth = run("smooth")
+        running.faults = [answer for stumble in stumbles for answer in (serving.good, stumble)]
+        assert run("rough") == smooth
+        assert running.faults == []
