@@ -198,12 +198,21 @@ def test_a_workers_problem_is_the_users(answer: Exception, kind: type[Exception]
 
 
 def test_a_worker_tells_a_bug_with_its_traceback() -> None:
-    found = workers.Hand().do(Order(None, None, None))  # type: ignore[arg-type]
+    found = workers.Hand(1).do(Order(None, None, None))  # type: ignore[arg-type]
     assert isinstance(found, RuntimeError)
     assert "AttributeError" in str(found)
 
 
 # Processes, for real
+
+
+def kept(results: Path) -> dict[str, Any]:
+    """What a run leaves, and must leave whoever computed it."""
+    (file,) = results.rglob("record.json")
+    record = json.loads(file.read_text())
+    texts = {role: {k: v for k, v in about.items() if k not in QUIET} for role, about in record["texts"].items()}
+    files = {name: (file.parent / name).read_bytes() for name in ("per_query.parquet", "run.trec.gz")}
+    return {"scores": record["scores"], "id": record["settings_id"], "texts": texts, **files}
 
 
 def run(
@@ -212,11 +221,7 @@ def run(
     monkeypatch.setenv("RETBENCH_CACHE", str(cache))
     (cell,) = evaluate.evaluate(Request((str(model),), (str(task),), ("mean",), out=out, **asked))
     assert cell.error is None
-    folder = Path(str(cell.record))
-    record = json.loads((folder / "record.json").read_text())
-    texts = {role: {k: v for k, v in about.items() if k not in QUIET} for role, about in record["texts"].items()}
-    files = {name: (folder / name).read_bytes() for name in ("per_query.parquet", "run.trec.gz")}
-    return {"scores": record["scores"], "id": record["settings_id"], "texts": texts, **files}
+    return kept(out)
 
 
 class Killing(Silent):

@@ -36,7 +36,6 @@ class Seat:
         """Use this and nothing else; before CUDA starts."""
         if self.gpu is not None:
             os.environ[VISIBLE] = self.gpu
-        memory.use_threads(self.threads)
         logging.getLogger("retbench").setLevel(self.level)
 
 
@@ -113,7 +112,7 @@ def serve(pipe: Connection, seat: Seat) -> None:
     """The process of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it, who then lets it go
     seat.take()
-    hand = Hand()
+    hand = Hand(seat.threads)
     try:
         while True:
             pipe.send(hand.do(pipe.recv(), lambda *told: pipe.send(told)))

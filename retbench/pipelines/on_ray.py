@@ -6,7 +6,7 @@ the depot, from where this process reads it.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -34,8 +34,9 @@ def team(site: Ray) -> Iterator[Team]:
         kind, threads, count = _room(ray, site)
         own = {"num_gpus": 1, "num_cpus": 1} if kind == "cuda" else {"num_cpus": threads}
         actor = ray.remote(max_restarts=-1, **own)(Hand)
-        with Team([partial(Actor, ray, actor, n, site.patience) for n in range(count)], kind, threads,
-                  Depot(site.store)) as found:  # fmt: skip
+        start = partial(actor.remote, threads)
+        makers = [partial(Actor, ray, start, number, site.patience) for number in range(count)]
+        with Team(makers, kind, threads, Depot(site.store)) as found:
             yield found
     finally:
         ray.shutdown()
@@ -69,9 +70,9 @@ def _room(ray: Any, site: Ray) -> tuple[str, int, int]:
 class Actor:
     """A worker on the cluster."""
 
-    def __init__(self, ray: Any, actor: Any, number: int, patience: int) -> None:
+    def __init__(self, ray: Any, start: Callable[[], Any], number: int, patience: int) -> None:
         self.ray, self.number, self.patience = ray, number, patience
-        self.hand = actor.remote()
+        self.hand = start()
 
     def ask(self, order: Order, tell: Tell) -> Done | Exception:
         """Have something done, and wait for it; progress comes when all of it is done."""

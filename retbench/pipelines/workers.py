@@ -78,6 +78,7 @@ class Done:
 class Hand:
     """A worker's own side: the last model it was asked for stays loaded."""
 
+    threads: int
     model: Model | None = None
     candidate: Candidate | None = None
 
@@ -94,6 +95,7 @@ class Hand:
             return shortage(problem) or RuntimeError(f"in a worker:\n{traceback.format_exc()}")
 
     def _done(self, order: Order, tell: Tell) -> Survey | None:
+        memory.use_threads(self.threads)  # a survey tells them to the plan, and a piece says what its plan has
         encoder = self._encoder(order)
         if isinstance(order.task, Tokens):
             return survey(encoder, order.task, order.ceiling)

@@ -1,0 +1,201 @@
+"""Ray for real, in an environment of its own (`make test-ray`); elsewhere it is not there: skipped.
+
+Two nodes are started on this machine, with one CPU each, and one of them is killed in the middle of a run. The run is a
+process of its own, which stops at its first document until the test lets it go on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
+
+from retbench.cards import catalog
+from tests import small, tiny
+from tests.test_devices import kept
+
+ROOT = Path(__file__).parent.parent
+RUN = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from retbench.pipelines import evaluate, searching
+from retbench.pipelines.request import Request
+from retbench.records.meter import Silent
+
+class Gate(Silent):
+    phase = ""
+    def begin(self, phase, unit):
+        self.phase = phase
+    def advance(self, done, total, tokens=0, left=0):
+        if "documents" in self.phase and tokens:
+            (folder / "reached").touch()
+            while not (folder / "open").exists():
+                time.sleep(0.01)
+
+folder, model, task, devices = Path(sys.argv[1]), *sys.argv[2:]
+searching.Dense = partial(searching.Dense, shard_rows=2)
+(cell,) = evaluate.evaluate(Request((model,), (task,), ("mean",), out=folder / "results", devices=devices, show=Gate()))
+sys.exit(f"{cell.error}: {cell.next_step}" if cell.error else 0)
+"""
+BUCKET = "shards"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write(tmp_path_factory.mktemp("tasks") / "small")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A server that speaks S3, and the environment that every machine needs for it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: str) -> Iterator[Any]:
+    """Two nodes with one CPU each; what they need of the environment they have from here."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        node = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+        started = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            started.add_node(**node)
+            yield started
+        finally:
+            started.shutdown()
+
+
+def begin(folder: Path, model: Path, task: Path, devices: str) -> "subprocess.Popen[str]":
+    """A run with a cache of its own, in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "RETBENCH_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RUN, *map(str, (folder, model, task)), devices]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """What it said, having ended well."""
+    _, said = process.communicate()
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def finished(folder: Path, model: Path, task: Path, devices: str = "1") -> str:
+    (folder / "open").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "open").touch()
+    return ended(begin(folder, model, task, devices))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("alone")
+    finished(folder, model, task)
+    return kept(folder / "results")
+
+
+def notes(folder: Path) -> dict[str, str]:
+    """Every shard's note: its checksum, and the seconds it took."""
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("shard-*.json")}
+
+
+def test_a_run_over_s3_is_that_of_one_process_and_another_machine_goes_on_from_it(
+    cluster: Any, bucket: str, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
+) -> None:
+    on = f"ray:store={bucket}/place,address={cluster.address}"
+    finished(tmp_path / "first", model, task, on)
+    assert kept(tmp_path / "first" / "results") == alone
+    finished(tmp_path / "second", model, task, on)  # an empty cache: every shard is brought, none is computed
+    assert kept(tmp_path / "second" / "results") == alone
+    one, other = (notes(tmp_path / name / "cache" / "embeddings") for name in ("first", "second"))
+    assert len(one) == 12
+    assert one == other
+    import s3fs
+
+    assert any(name.endswith("record.json") for name in s3fs.S3FileSystem().find(f"{BUCKET}/place/results"))
+
+
+def test_weights_that_are_not_the_same_are_refused(cluster: Any, model: Path, task: Path, tmp_path: Path) -> None:
+    from retbench.cards.engine import Engine
+    from retbench.engines import fingerprints
+    from retbench.engines.weights import obtain
+    from retbench.errors import DataError
+    from retbench.pipelines.workers import Model
+
+    card = catalog.model(str(model))
+    local = obtain(card)
+    assert Model(card, local, Engine(), fingerprints.of_folder(model)).candidate().weights.folder == local.folder
+    with pytest.raises(DataError, match="are not those of this machine"):
+        Model(card, local, Engine(), "another").candidate()
+
+
+def test_ray_train_runs_the_same_words_in_two_processes(cluster: Any, model: Path, task: Path, tmp_path: Path) -> None:
+    words = ["finetune", str(task), "--model", str(model), "--recipe", "quick"]
+    words += ["--set", "split=train", "--set", "batch.contrast=2", "--set", "batch.update=2"]
+    words += ["--set", "optimiser.max_steps=2"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RETBENCH_CACHE": str(tmp_path / "cache")}
+    environment |= {"PYTHONPATH": str(ROOT)}
+
+    def trained(command: list[str], name: str) -> dict[str, Any]:
+        command = [*command, *words, "--out", str(tmp_path / name)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        from safetensors.numpy import load_file
+
+        (file,) = (tmp_path / name).glob("*.safetensors")
+        return load_file(file)
+
+    together = trained([sys.executable, str(ROOT / "docs" / "examples" / "ray_train.py"), "2"], "together")
+    one = trained([sys.executable, "-m", "retbench"], "one")
+    import numpy as np
+
+    assert together.keys() == one.keys()
+    for name, tensor in one.items():
+        np.testing.assert_allclose(together[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_one_of_two_nodes_is_killed_and_the_run_ends_the_same(
+    cluster: Any, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
+) -> None:
+    on = f"ray:store={tmp_path / 'shared'},address={cluster.address}"
+    running = begin(tmp_path / "run", model, task, on)
+    while not (tmp_path / "run" / "reached").exists():
+        assert running.poll() is None, running.communicate()[1][-3000:]
+        time.sleep(0.05)
+    (other,) = (node for node in cluster.list_all_nodes() if node is not cluster.head_node)
+    cluster.remove_node(other, allow_graceful=False)
+    (tmp_path / "run" / "open").touch()
+    said = ended(running)
+    assert "on the cluster died: what it was at goes to the others" in said
+    assert kept(tmp_path / "run" / "results") == alone
+    assert (
+        json.loads(next((tmp_path / "run" / "cache" / "embeddings").rglob("manifest.json")).read_text())["workers"] == 2
+    )
