@@ -6,12 +6,14 @@ string is tokenised once: joining pieces that were tokenised apart gives other i
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from retbench.cards.method import Method, Role
+from retbench.encoders.ids import Ids, forget
 from retbench.encoders.words import Words
 from retbench.errors import UsageError
 
@@ -36,7 +38,7 @@ class Tokens:
     starts: np.ndarray | None = None
     words: list[np.ndarray] | None = None
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each text."""
         return np.diff(self.offsets)
@@ -56,6 +58,7 @@ class Tokens:
         flat = np.concatenate([self[int(row)] for row in rows])
         starts = None if self.starts is None else self.starts[rows]
         words = None if self.words is None else [self.words[int(row)] for row in rows]
+        forget(self.flat)
         return Tokens(flat, offsets, 0, 0, starts, words)
 
 
@@ -102,28 +105,27 @@ class Wording:
 
     def tokens(self, texts: Iterable[str], role: Role, limit: int) -> Tokens:
         """Token ids for every text; texts longer than `limit` tokens are cut and counted."""
-        pieces: list[list[int]] = []
         starts: list[int] = []
         words: list[np.ndarray] = []
         vocabulary = Words(self.tokenizer)
         truncated = empty = 0
         iterator = iter(texts)
-        while chunk := list(islice(iterator, CHUNK)):
-            empty += sum(not text.strip() for text in chunk)
-            within = None if self.method.cut == "text" else limit
-            cut = 0
-            if within is None:
-                chunk, cut = self._cut(chunk, limit)
-            prompts = [self.prompt(text, role) for text in chunk]
-            encoded, also_cut = self._encoded(prompts, within)
-            pieces.extend(map(self._ended, encoded["input_ids"]))
-            starts.extend(self._starts(encoded, prompts, chunk, role))
-            words.extend(vocabulary.ids(chunk) if self.method.kind != "dense" else [])
-            truncated += cut + also_cut
-        lengths = np.fromiter((len(piece) for piece in pieces), np.int64, len(pieces))
-        flat = np.fromiter((i for piece in pieces for i in piece), np.int32, int(lengths.sum()))
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        return Tokens(flat, offsets, truncated, empty, np.array(starts) if starts else None, words or None)
+        with Ids() as ids:
+            while chunk := list(islice(iterator, CHUNK)):
+                empty += sum(not text.strip() for text in chunk)
+                within = None if self.method.cut == "text" else limit
+                cut = 0
+                if within is None:
+                    chunk, cut = self._cut(chunk, limit)
+                prompts = [self.prompt(text, role) for text in chunk]
+                encoded, also_cut = self._encoded(prompts, within)
+                ids.add(list(map(self._ended, encoded["input_ids"])))
+                starts.extend(self._starts(encoded, prompts, chunk, role))
+                words.extend(vocabulary.ids(chunk) if self.method.kind != "dense" else [])
+                truncated += cut + also_cut
+            return Tokens(
+                ids.flat(), ids.offsets(), truncated, empty, np.array(starts) if starts else None, words or None
+            )
 
     def _cut(self, texts: list[str], limit: int) -> tuple[list[str], int]:
         """Texts as the tokenizer gives them back after their first `limit` ids."""
