@@ -68,7 +68,7 @@ def _shelf(kind: str, files: list[Path], read: Callable[[Path], C]) -> Shelf[C]:
 
 
 def _files(folders: list[Path], pattern: str) -> list[Path]:
-    return [file for folder in folders for file in sorted(folder.glob(pattern))]
+    return [file for folder in folders for file in sorted(folder.glob(pattern), key=lambda f: (f.parent, f.stem))]
 
 
 @functools.cache
