@@ -25,7 +25,7 @@ PASSAGES, QUERIES, LENGTH, LIMIT_MB = 8_841_823, 6_980, 335, 2_000
 
 
 def write(folder: Path, rows: int) -> None:
-    draw = random.Random(0)  # noqa: S311  # made-up words, not secrets
+    draw = random.Random(0)  # made-up words, not secrets
     words = " ".join(f"{draw.choice('bdfgklmnprst')}{draw.choice('aeiou')}{n % 997}" for n in range(40_000))
     (folder / "qrels").mkdir(parents=True)
     with (folder / "corpus.jsonl").open("w") as corpus:
