@@ -3,16 +3,20 @@
     python benchmarks/scale.py --documents 1000 10000 100000 1000000
 
 What is measured is all of ours around a model: reading texts, planning, shards on disk, search. Each size runs in
-a process of its own, so that its peak of resident memory is its own. Time per document and memory should stay flat.
+a process of its own, so that its peak of resident memory is its own. Time per document and memory should stay flat;
+what grows with the corpus and stays is a few numbers a text (its length, its place in the plan), no text, id or vector.
+The table and a plot lie beside the figures, in results/scale.md.
 """
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,12 @@ import numpy as np
 
 HERE = Path(__file__).parent
 WIDTH, QUERIES, K, WORDS = 64, 100, 100, 12
+
+
+def batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
 
 
 class Static:
@@ -33,14 +43,13 @@ class Static:
 
     def prepare(self, texts: Iterable[str], role: str) -> Any:
         """Words are numbers already."""
-        from retbench.encoders.wording import Tokens
+        from retbench.encoders.ids import Ids
+        from retbench.encoders.wording import CHUNK, Tokens
 
-        lengths, parts = [], []
-        for text in texts:
-            words = text.split()
-            lengths.append(len(words))
-            parts.append(np.array(words, dtype=np.int32))
-        return Tokens(np.concatenate(parts), np.concatenate(([0], np.cumsum(lengths))), 0, 0)
+        with Ids() as ids:
+            for chunk in batched(texts, CHUNK):
+                ids.add([list(map(int, text.split())) for text in chunk])
+            return Tokens(ids.flat(), ids.offsets(), 0, 0)
 
     def vectors(self, batch: Any) -> np.ndarray:
         """Sums of rows, at length one."""
@@ -70,16 +79,18 @@ def one(documents: int) -> dict[str, Any]:
         texts = Texts.open(place / "c" / "corpus.arrow", "scale")
         queries = encoder.vectors(encoder.prepare((texts[i].text for i in range(QUERIES)), "query"))
         reset_peak()
-        base, started = peak_mb(), time.perf_counter()
+        base, started, spent = peak_mb(), time.perf_counter(), time.process_time()
         job = Job(texts, ("text",), "document", 65536)
         blocks = embed(Alone(lambda: encoder), job, Store(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
         found = search(queries, blocks, K)
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - spent
         assert all(rows[0] == row for row, rows in enumerate(found.rows))
         return {
             "documents": documents,
             "seconds": seconds,
             "microseconds_per_document": seconds / documents * 1e6,
+            "cpu_microseconds_per_document": cpu / documents * 1e6,
+            "vectors_mb": documents * WIDTH * 4 / 1e6,
             "peak_mb": peak_mb(),
             "growth_mb": peak_mb() - base,
         }
@@ -92,6 +103,24 @@ def plot(rows: list[dict[str, Any]]) -> str:
         top = max(row[key] for row in rows)
         lines += ["", unit]
         lines += [f"{row['documents']:>9,} {'█' * round(40 * row[key] / top)} {row[key]:,.0f}" for row in rows]
+    return "\n".join(lines)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    keys = (
+        "seconds",
+        "microseconds_per_document",
+        "cpu_microseconds_per_document",
+        "peak_mb",
+        "growth_mb",
+        "vectors_mb",
+    )
+    lines = [
+        "| documents | seconds | µs a document | CPU µs | peak MB | of which this grew | the vectors' MB |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        lines.append(f"| {row['documents']:,} | " + " | ".join(f"{row[key]:,.1f}" for key in keys) + " |")
     return "\n".join(lines)
 
 
@@ -110,12 +139,12 @@ def main() -> None:
         rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
         print(rows[-1], file=sys.stderr, flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"width": WIDTH, "queries": QUERIES, "sizes": rows}, indent=1) + "\n")
-    print("| documents | seconds | µs a document | peak MB | of which this grew |\n|---|---|---|---|---|")
-    for row in rows:
-        figures = (row["seconds"], row["microseconds_per_document"], row["peak_mb"], row["growth_mb"])
-        print(f"| {row['documents']:,} | " + " | ".join(f"{figure:,.1f}" for figure in figures) + " |")
-    print(plot(rows))
+    command = " ".join(["python", *sys.argv])
+    facts = {"command": command, "python": platform.python_version(), "width": WIDTH, "queries": QUERIES, "sizes": rows}
+    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    told = f"# Cost as the work grows\n\n    {command}\n\n{table(rows)}\n\n```{plot(rows)}\n```\n"
+    options.out.with_suffix(".md").write_text(told)
+    print(told)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 
 from retbench.cards.home import cache_folder
 
-IN_MEMORY = 1 << 26  # bytes
+IN_MEMORY = 1 << 24  # bytes
 
 
 class Ids:
