@@ -104,7 +104,7 @@ def _known(find: Callable[[str], T], name: str) -> T | None:
 
 def request(stage: Stage, model: str, method: str, tasks: tuple[str, ...], **rest: Any) -> Request:
     """A model's row of slots as the request it stands for."""
-    methods = (method,) if stage.methods else ()
+    methods = (method,) if method in stage.methods else ()  # a lexical model's own is no card's
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in stage.options.items()
     }
