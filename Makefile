@@ -4,7 +4,7 @@ BIN := .venv/bin
 RETBENCH_SHARED ?= ../shared
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors fuzz lint types clean
+.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors fuzz faults soak lint types clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,12 @@ bench: install  ## CPU speed against sentence-transformers and mteb, exact searc
 
 bench-gpu: install  ## GPU speed against sentence-transformers; without a GPU it only shows that it runs
 	$(BIN)/python benchmarks/bench_gpu.py
+
+faults: install  ## every row of docs/reliability.md, really done: kills, full disks, dead servers
+	$(TEST) -m fault tests/faults
+
+soak: install  ## a five-minute study killed at random, twice, must end identical; memory flat over 1,000 tasks
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks.soak
 
 lint: install  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

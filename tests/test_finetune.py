@@ -162,29 +162,36 @@ TOGETHER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from retbench.cards.recipe import Batch
 from retbench.pipelines.finetune import finetune
 from retbench.pipelines.lesson import Wish
-from tests.test_training import RECIPE
-data, model, out = sys.argv[1:]
-finetune(Wish(data, model, replace(RECIPE, batch=Batch(8, 8, 100)), out=Path(out)))
+from tests.test_finetune import SHARED
+data, model, out, sharding, weights = sys.argv[1:]
+recipe = replace(SHARED, sharding=sharding, lora=SHARED.lora if weights == "lora" else None)
+finetune(Wish(data, model, recipe, out=Path(out)))
 """
+SHARED = replace(RECIPE, batch=Batch(8, 8, 100))
 
 
-def test_two_processes_are_one(learn: Learn, data: Path, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sharding", "weights"), [("none", "lora"), ("fsdp", "lora"), ("fsdp", "full")])
+def test_two_processes_are_one(
+    learn: Learn, data: Path, model: Path, tmp_path: Path, sharding: str, weights: str
+) -> None:
     import torch
 
-    alone = learn("alone", batch=Batch(8, 8, 100), optimiser=RECIPE.optimiser)
+    lora = RECIPE.lora if weights == "lora" else None
+    alone = learn("alone", batch=SHARED.batch, optimiser=RECIPE.optimiser, lora=lora)
     program = tmp_path / "together.py"
     program.write_text(TOGETHER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+               "--rdzv-endpoint=localhost:0"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     ran = subprocess.run(
-        [*command, str(program), str(data), str(model), str(tmp_path / "both")],
+        [*command, str(program), str(data), str(model), str(tmp_path / "both"), sharding, weights],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
     first, second = tensors(alone), tensors(catalog.model(str(tmp_path / "both")))
+    assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-4)
     losses = [
@@ -251,7 +258,9 @@ def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp
         with pytest.raises(DataError, match=f"disagree about {what}"):
             weights.find(catalog.model(str(tmp_path / "pupil")))
     file.write_text(whole)
-    (tmp_path / "pupil" / "model.safetensors").write_bytes(b"0" * 100)
+    tensors = tmp_path / "pupil" / "model.safetensors"
+    content = tensors.read_bytes()
+    tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match="disagree about weights"):
         weights.find(catalog.model(str(tmp_path / "pupil")))
 

@@ -150,7 +150,7 @@ def test_weights_of_another_size_are_offered_their_card_the_nearest_name_first(t
     assert shape is not None
     figures = {"num_hidden_layers": shape.layers, "hidden_size": shape.width, "vocab_size": shape.vocabulary}
     (tmp_path / "config.json").write_text(json.dumps(figures))
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(DataError, match=r"are not qwen2\.5-coder-7b") as caught:
         weights.find(catalog.model("qwen2.5-coder-7b"), path=str(tmp_path))
     offered = re.findall(r"--model (\S+)", caught.value.next_step)

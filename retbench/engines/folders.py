@@ -1,5 +1,6 @@
 """Hugging Face folders: is this one, is it safe to open, and is it the model its card describes?"""
 
+import json
 from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -17,14 +18,20 @@ WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 TRAINED = "training.json"  # beside the weights `finetune` wrote: what its card must agree with
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
+MOST_HEADER = 100_000_000  # bytes; what the library itself allows
+
 FIGURES = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabulary": "vocab_size"}
 
 
 def check(folder: Path) -> None:
-    """Refuse a folder that lacks weights or a config, or whose weights are pickles."""
+    """Refuse a folder that lacks weights or a config, whose weights are pickles, or whose files were cut short."""
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} holds no config.json", "name a Hugging Face folder, or a .gguf file itself")
-    if any(folder.glob("*.safetensors")):
+    if tensors := sorted(folder.glob("*.safetensors")):
+        cut = [file for file in sorted(folder.glob("*.json")) if not _reads(file)]
+        cut += [file for file in tensors if file.stat().st_size != _told_size(file)]
+        if cut:
+            raise DataError(f"{cut[0]} is damaged or cut short", "copy or fetch it again")
         return
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:
@@ -33,6 +40,26 @@ def check(folder: Path) -> None:
             "convert it to safetensors first: only safetensors and GGUF are read",
         )
     raise DataError(f"{folder} holds no *.safetensors", "name a folder with weights, or a .gguf file itself")
+
+
+def _reads(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def _told_size(file: Path) -> int:
+    """How long a safetensors file says it is: the header's length, the header, and where its last tensor ends."""
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        try:
+            header = json.loads(content.read(min(length, MOST_HEADER)))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            return -1
+    return 8 + length + max(ends, default=0)
 
 
 def weight_bytes(folder: Path) -> int:
