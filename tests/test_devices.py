@@ -4,11 +4,11 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -99,16 +99,19 @@ class Player:
     dies_at: int = -1
     comes_back: bool = False
     answer: Exception | None = None
-    slow: float = 0.0
+    waits_for: Event | None = None  # before its first shard is done
+    died: Event = field(default_factory=Event)
     orders: list[int] = field(default_factory=list)
 
     def ask(self, order: Order, tell: Tell) -> Done | Exception:
         if isinstance(order.task, Tokens):
             return Done(Survey("none", 2, 16, 1), 5.0)
         self.orders.append(order.task.shard)
-        time.sleep(self.slow)
+        if self.waits_for:
+            self.waits_for.wait()
         tell(order.task.sizes[0], 1)
         if len(self.orders) - 1 == self.dies_at:
+            self.died.set()
             raise LostWorkerError("worker x ended with exit code -9")
         if self.answer:
             return self.answer
@@ -125,7 +128,7 @@ class Player:
         """Nothing is held."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Counted(workers.Shared):
     """The team's side, with words in place of tokens."""
 
@@ -147,7 +150,8 @@ def complete(blocks: list[Block]) -> bool:
 
 def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[int, int]] = []
-    mortal, steady = Player(dies_at=1), Player(slow=0.01)
+    mortal = Player(dies_at=1)
+    steady = Player(waits_for=mortal.died)
     blocks = played(tmp_path / "s", mortal, steady, told=lambda done, total, *_: seen.append((done, total)))
     assert complete(blocks)
     assert len(mortal.orders) == 2
@@ -160,7 +164,7 @@ def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: py
 
 def test_shards_come_in_order_whoever_made_them(tmp_path: Path) -> None:
     one = played(tmp_path / "one", Player())
-    other = played(tmp_path / "other", Player(slow=0.02), Player())
+    other = played(tmp_path / "other", Player(), Player())
     for left, right in zip(one, other, strict=True):
         np.testing.assert_array_equal(left.rows, right.rows)
         np.testing.assert_array_equal(left.vectors, right.vectors)

@@ -87,6 +87,7 @@ class Hand:
 
     def do(self, order: Order, tell: Tell = lambda *_: None) -> Done | Exception:
         """The answer, or the problem: one that is expected as it is, a bug with its traceback as text."""
+        memory.reset_peak()
         try:
             return Done(self._done(order, tell), memory.peak_mb())
         except (RetbenchError, BadVectorError) as problem:
@@ -139,7 +140,7 @@ class Team:
     ) -> None:
         self.makers, self.kind, self.threads, self.depot = makers, kind, threads, depot
         self.workers: list[Worker] = []
-        self.alive, self.peak_mb, self.closed, self.lock = len(makers), 0.0, False, Lock()
+        self.alive, self.closed, self.lock = len(makers), False, Lock()
         self.idle: SimpleQueue[Worker | None] = SimpleQueue()
         self.pool = ThreadPoolExecutor(len(makers))
 
@@ -179,7 +180,6 @@ class Team:
             self.idle.put(worker)
             if isinstance(answer, Exception):
                 raise answer
-            self.peak_mb = max(self.peak_mb, answer.peak_mb)
             return answer
 
     def _begin(self) -> None:
@@ -232,13 +232,14 @@ class _Told:
         self(-self.texts, -self.tokens)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shared:
     """A team at work on one encoder: `Workers`, as embedding knows them."""
 
     team: Team
     model: Model
     spec: EncoderSpec
+    peak_mb: float = 0.0
 
     @property
     def count(self) -> int:
@@ -262,7 +263,7 @@ class Shared:
 
     def survey(self, longest: Tokens, ceiling: int) -> Survey:
         """What a plan must know, asked of one worker for all."""
-        found = self.team.ask(Order(self.model, self.spec, longest, ceiling), lambda *_: None).survey
+        found = self._ask(Order(self.model, self.spec, longest, ceiling), lambda *_: None).survey
         assert found is not None  # noqa: S101  a survey was asked for
         return found
 
@@ -273,19 +274,24 @@ class Shared:
     def _make(self, piece: Callable[[], Piece], store: Store, tell: Tell) -> int:
         cut = piece()
         if self.team.depot is None:
-            self.team.ask(Order(self.model, self.spec, cut, sink=store), tell)
+            self._ask(Order(self.model, self.spec, cut, sink=store), tell)
             return cut.shard
         shelf = self.team.depot.shelf(store)
         if shelf.bring(cut.shard, store):  # from an earlier run, of this machine or another
             tell(len(cut.rows), 0)
             return cut.shard
-        self.team.ask(Order(self.model, self.spec, cut, sink=shelf), tell)
+        self._ask(Order(self.model, self.spec, cut, sink=shelf), tell)
         shelf.bring(cut.shard, store)
         return cut.shard
 
+    def _ask(self, order: Order, tell: Tell) -> Done:
+        done = self.team.ask(order, tell)
+        self.peak_mb = max(self.peak_mb, done.peak_mb)
+        return done
+
     def facts(self) -> dict[str, Any]:
         """For the record: the peak memory of the largest worker, and how many there were."""
-        return {"peak_memory_mb": round(self.team.peak_mb, 1), "workers": self.count}
+        return {"peak_memory_mb": round(self.peak_mb, 1), "workers": self.count}
 
 
 @dataclass(frozen=True)

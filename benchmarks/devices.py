@@ -1,0 +1,110 @@
+"""Time by the number of workers on a CPU: `retbench run --devices N`, with one thread a worker, over the same texts.
+
+    python benchmarks/devices.py --model minilm-l6 --documents 8192 --devices 1 2
+
+Every run starts from an empty store of vectors. The seconds are the clock's, of the phase that embeds and searches the
+documents; start and loading fall into the phase before. A machine with other work on it gives other figures.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+WORDS, QUERIES = 24, 20
+VOCABULARY = (
+    "heart",
+    "blood",
+    "water",
+    "steel",
+    "bread",
+    "river",
+    "stone",
+    "light",
+    "sound",
+    "index",
+    "query",
+    "cloud",
+)
+
+
+def collection(folder: Path, documents: int) -> Path:
+    """Texts of 24 words, so that all shards are alike."""
+    draw = random.Random(1)
+
+    def lines(prefix: str, count: int) -> str:
+        rows = ({"_id": f"{prefix}{n}", "text": " ".join(draw.choices(VOCABULARY, k=WORDS))} for n in range(count))
+        return "".join(json.dumps(row) + "\n" for row in rows)
+
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(lines("d", documents))
+    (folder / "queries.jsonl").write_text(lines("q", QUERIES))
+    judged = "".join(f"q{n}\td{n}\t1\n" for n in range(QUERIES))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def one(model: str, task: Path, devices: int, work: Path) -> dict[str, Any]:
+    """One run from an empty store; the weights are those of the user's cache."""
+    from retbench.cards.home import cache_folder
+
+    cache = work / f"cache{devices}"
+    cache.mkdir()
+    (cache / "weights").symlink_to((cache_folder() / "weights").resolve())
+    # a single worker of one thread is the whole process held to one thread; N of them share N threads
+    environment = {
+        **os.environ,
+        "RETBENCH_CACHE": str(cache),
+        "OMP_NUM_THREADS": str(devices),
+        "RETBENCH_DEVICE": "cpu",
+    }
+    command = [sys.executable, "-m", "retbench", "-q", "run", "--model", model, "--task", str(task), "--method", "mean"]
+    command += ["--devices", str(devices), "--out", str(work / f"results{devices}"), "--json"]
+    subprocess.run(command, env={**os.environ, **own}, check=True, stdout=subprocess.DEVNULL)
+    (file,) = (work / f"results{devices}").rglob("record.json")
+    record = json.loads(file.read_text())
+    about = record["texts"]["document"]
+    return {
+        "devices": devices,
+        "threads_a_worker": about["threads"],
+        "seconds": record["cost"]["seconds"]["embed and search documents"],
+        "worker_seconds": round(about["seconds"], 3),
+        "tokens": about["tokens"],
+        "scores": record["scores"]["ndcg_at_10"],
+        "files": [(file.parent / name).read_bytes().hex()[-64:] for name in ("run.trec.gz", "per_query.parquet")],
+    }
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm-l6")
+    parser.add_argument("--documents", type=int, default=8192)
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "devices.json")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        task = collection(Path(folder) / "texts", asked.documents)
+        rows = [one(asked.model, task, count, Path(folder)) for count in asked.devices]
+    same = len({json.dumps([row.pop("scores"), row.pop("files")]) for row in rows}) == 1
+    for row in rows:
+        row["faster_by"] = round(rows[0]["seconds"] / row["seconds"], 3)
+    load = [round(load, 2) for load in os.getloadavg()]
+    facts = {
+        "command": "python " + " ".join(["benchmarks/devices.py", *sys.argv[1:]]), "model": asked.model,
+        "documents": asked.documents, "same_files": same, "runs": rows, "cores": os.cpu_count(),
+        "load_average_afterwards": load, "processor": platform.processor() or platform.machine(),
+    }  # fmt: skip
+    asked.out.write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
