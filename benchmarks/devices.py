@@ -59,12 +59,7 @@ def one(model: str, task: Path, devices: int, work: Path) -> dict[str, Any]:
     cache.mkdir()
     (cache / "weights").symlink_to((cache_folder() / "weights").resolve())
     # a single worker of one thread is the whole process held to one thread; N of them share N threads
-    environment = {
-        **os.environ,
-        "RETBENCH_CACHE": str(cache),
-        "OMP_NUM_THREADS": str(devices),
-        "RETBENCH_DEVICE": "cpu",
-    }
+    own = {"RETBENCH_CACHE": str(cache), "OMP_NUM_THREADS": str(devices), "RETBENCH_DEVICE": "cpu"}
     command = [sys.executable, "-m", "retbench", "-q", "run", "--model", model, "--task", str(task), "--method", "mean"]
     command += ["--devices", str(devices), "--out", str(work / f"results{devices}"), "--json"]
     subprocess.run(command, env={**os.environ, **own}, check=True, stdout=subprocess.DEVNULL)
