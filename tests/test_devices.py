@@ -17,15 +17,17 @@ import pytest
 from retbench.cards import catalog
 from retbench.cards.engine import Engine
 from retbench.cards.site import Here, Ray, site
+from retbench.cards.study import Stage, Study
 from retbench.encoders.embedding import Job, embed
 from retbench.encoders.pieces import BadVectorError, Survey, Tell, UnstoredError
 from retbench.encoders.spec import EncoderSpec
 from retbench.encoders.wording import Tokens
 from retbench.engines import device
 from retbench.errors import DataError, ResourceError, UsageError
-from retbench.pipelines import devices, evaluate, workers
+from retbench.pipelines import devices, evaluate, study_run, workers
 from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.request import Request
+from retbench.pipelines.reranking import Crew
 from retbench.pipelines.workers import Done, LostWorkerError, Order, Team
 from retbench.records.meter import Silent
 from retbench.retrievers.dense import Dense
@@ -265,3 +267,18 @@ def test_a_server_shares_its_work_itself(model: Path, tmp_path: Path) -> None:
     candidate = Candidate(catalog.model(str(model)), None, Engine("endpoint"))
     with pytest.raises(UsageError, match="endpoint shares its work out itself"):
         workers.engaged(candidate, Team([Player], "cpu", 1))
+
+
+def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(study_run, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
+    stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
+    assert list(study_run.run(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
+    assert asked == ["all"]
+
+
+def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
+    with Team([Player], "cpu", 1) as team:
+        found = Crew(lambda _: None, partial(workers.engaged, team=team)).find(str(model))
+        assert found.workers is not None
+    assert Crew(lambda _: None).find(str(model)).workers is None

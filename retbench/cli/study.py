@@ -47,6 +47,7 @@ def run(
     name: Name,
     out: Out = Path("results"),
     stage: OnlyStage = None,
+    devices: Annotated[str, typer.Option("--devices", "--on", help="As in retbench run.")] = "1",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show cells, tokens, hours and disk; run nothing.")
     ] = False,
@@ -66,7 +67,7 @@ def run(
         return 0
     show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
     cells = []
-    for cell in study_run.run(plan, out, stage, **show):
+    for cell in study_run.run(plan, out, stage, devices=devices, **show):
         if cell.status != "skipped":
             tell(f"{cell.model} · {cell.method} · {cell.task}: {cell.error or f'{100 * (cell.main_score or 0):.2f}'}")
         cells.append(cell)

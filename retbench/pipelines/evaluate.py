@@ -5,6 +5,7 @@ One cell that fails does not stop the others; what is finished stays finished, w
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ def _cells(request: Request, team: Team | None) -> Iterator[Cell]:
     models = [catalog.model(name) for name in request.models]
     methods = [catalog.method(name) for name in request.methods]
     chosen = engine(request.engine)
-    rerankers, crew = chain(request.rerank), Crew(request.say)
+    rerankers, crew = chain(request.rerank), Crew(request.say, partial(engaged, team=team))
     for model in models:
         try:
             with shortage_told():

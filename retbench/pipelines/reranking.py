@@ -33,12 +33,13 @@ class Crew:
     """The models of rerankers, each found once."""
 
     say: Callable[[str], None]
+    engage: Callable[[Candidate], Candidate] = lambda candidate: candidate  # who computes its vectors
     known: dict[str, Candidate] = field(default_factory=dict)
 
     def find(self, name: str) -> Candidate:
         """A model by name."""
         if name not in self.known:
-            self.known[name] = Candidate.of(catalog.model(name), None, self.say)
+            self.known[name] = self.engage(Candidate.of(catalog.model(name), None, self.say))
         return self.known[name]
 
 

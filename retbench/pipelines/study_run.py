@@ -45,7 +45,7 @@ def _cells(plan: Study, stage: Stage, ready: dict[str, Slot], **rest: Any) -> It
     one, tasks = next(iter(ready.values())), tuple(slot.argument for slot in ready.values())
     try:
         if stage.verb == "finetune":
-            shown = {key: value for key, value in rest.items() if key != "out"}
+            shown = {key: value for key, value in rest.items() if key not in ("out", "devices")}
             model = training.trained(plan, stage, one, **shown)
             yield from evaluate(Request((model,), tasks, sample=stage.sample, overrides=stage.set, **rest))
         else:
