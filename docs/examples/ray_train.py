@@ -20,7 +20,7 @@ def process(asked: dict[str, list[str]]) -> None:
     sys.argv[1:] = asked["words"]
     code = app(standalone_mode=False)
     if code:
-        raise SystemExit(f"retbench left with exit code {code}")
+        raise RuntimeError(f"retbench left with exit code {code}")
 
 
 def main() -> None:
