@@ -23,6 +23,8 @@ from retbench.encoders.pieces import BadVectorError, Survey, Tell, UnstoredError
 from retbench.encoders.spec import EncoderSpec
 from retbench.encoders.wording import Tokens
 from retbench.engines import device
+from retbench.engines.fingerprints import of_folder
+from retbench.engines.weights import obtain
 from retbench.errors import DataError, ResourceError, UsageError
 from retbench.pipelines import devices, evaluate, study_run, workers
 from retbench.pipelines.candidate import Candidate
@@ -282,3 +284,11 @@ def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
         found = Crew(lambda _: None, partial(workers.engaged, team=team)).find(str(model))
         assert found.workers is not None
     assert Crew(lambda _: None).find(str(model)).workers is None
+
+
+def test_other_weights_on_a_workers_machine_are_refused(model: Path) -> None:
+    card = catalog.model(str(model))
+    local = obtain(card)
+    assert workers.Model(card, local, Engine(), of_folder(model)).candidate().weights == local
+    with pytest.raises(DataError, match="are not those of this machine"):
+        workers.Model(card, local, Engine(), "another").candidate()
