@@ -123,16 +123,19 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    out = options.out or HERE / "results" / ("search_memory.json" if options.memory else "search.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "k": options.k, "fast_bf16": fast_bf16()}
     facts |= {"torch": torch.__version__, "faiss": faiss.__version__, "python": platform.python_version()}
     if options.memory:
         facts |= memory(options)
         print(json.dumps(facts, indent=1))
     else:
-        facts["shapes"] = [row for shape in SHAPES for row in compare(*shape, options)]
+        facts["shapes"] = []
+        for shape in SHAPES:
+            facts["shapes"] += compare(*shape, options)
+            out.write_text(json.dumps(facts, indent=1) + "\n")  # a slow machine shows what it has so far
         table(facts["shapes"])
-    out = options.out or HERE / "results" / ("search_memory.json" if options.memory else "search.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -44,7 +44,8 @@ def plan(
         put_json([{**asdict(texts), **asdict(bill)} for bill in bills])
         return
     by = f"{rate:,g} tokens/s a device" if rate else f"{share:.0%} of {peak:g} TFLOP/s"
-    put(f"{texts.documents:,} documents of {tokens:g} tokens, {texts.queries:,} queries; {devices} devices, {by}")
+    many = "1 device" if devices == 1 else f"{devices} devices"
+    put(f"{texts.documents:,} documents of {tokens:g} tokens, {texts.queries:,} queries; {many}, {by}")
     _table(bills)
 
 
