@@ -4,7 +4,7 @@ BIN := .venv/bin
 RETBENCH_SHARED ?= ../shared
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors fuzz faults soak lint types clean
+.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors fuzz test-matrix faults soak lint types clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ test-ray: .venv-ray/installed  ## Ray on two nodes of this machine, S3, Ray Trai
 anchors: install  ## real weights and collections against published numbers
 	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m anchor
 
+test-matrix:  ## the tests with the lowest and newest transformers, and on Python 3.11 to 3.13
+	.ci/matrix $(CELLS)
+
 MINUTES ?= 10
 fuzz: install  ## damaged input for every parser, MINUTES of it (10); counts in benchmarks/results/fuzz.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
@@ -73,4 +76,4 @@ types: install  ## mypy, strict
 	$(BIN)/mypy
 
 clean:  ## remove the environment and caches made here
-	rm -rf .venv .venv-vllm .venv-ray .mypy_cache .ruff_cache .pytest_cache demo-results
+	rm -rf .venv .venv-vllm .venv-ray .venv-matrix .mypy_cache .ruff_cache .pytest_cache demo-results

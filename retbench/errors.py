@@ -13,23 +13,34 @@ RetbenchError is a bug and keeps its traceback.
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130
 PARTLY_DONE = 1
 SHOWN = 12  # names in a message; a reader wants a hint, not the catalog
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+LEAST = 8  # characters of a secret; a shorter one would tear words apart
+
+
+def redacted(text: str) -> str:
+    """The text without the keys in this process's environment, which others may have put into their words."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= LEAST:
+            text = text.replace(value, "***")
+    return text
 
 
 class RetbenchError(Exception):
-    """An expected problem."""
+    """An expected problem; whatever it quotes, it tells no key."""
 
     exit_code = 1
 
     def __init__(self, cause: str, next_step: str) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.next_step = next_step
+        self.cause = redacted(cause)
+        self.next_step = redacted(next_step)
+        super().__init__(self.cause)
 
     def __reduce__(self) -> tuple[type["RetbenchError"], tuple[str, str]]:
         """Errors cross process borders, so they must survive pickling with both lines."""

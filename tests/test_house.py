@@ -29,6 +29,7 @@ FLOORS = (  # from the ground up; rooms on one floor do not know each other
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = ("cards", "corpora", "scoring", "records", "reports")
 HEAVY = ("torch", "transformers")
+QUICK = ("report", "compare", "inspect")  # stories that only look at what was run
 
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 70
@@ -111,7 +112,7 @@ def test_light_rooms_start_without_torch() -> None:
 import importlib, sys
 def heavy():
     return [name for name in {HEAVY} if name in sys.modules]
-for module in {[*modules, "retbench", "retbench.cli.main"]}:
+for module in {[*modules, *(f"retbench.pipelines.{story}" for story in QUICK), "retbench", "retbench.cli.main"]}:
     importlib.import_module(module)
     if heavy():
         sys.exit(f"{{module}} brings {{heavy()}}")

@@ -1,6 +1,7 @@
 """Wires the verbs together; nothing else happens here."""
 
 import logging
+import os
 from importlib.metadata import version as installed
 from typing import Annotated
 
@@ -62,11 +63,16 @@ def _version(wanted: bool) -> None:
 def common(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only results and errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more about what is done and why.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that lies beside weights run (SECURITY.md).")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Set how much is said."""
+    """Set how much is said, and whether code beside weights may run."""
+    if trust:
+        os.environ["RETBENCH_TRUST_REMOTE_CODE"] = "1"  # workers are told the same way
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("retbench").setLevel(level)

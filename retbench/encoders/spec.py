@@ -12,7 +12,7 @@ from retbench.store.narrow import VectorDtype
 NOT_STORED = ("name", "instruction", "post", "components", "kind")
 
 # settings of an encoder that are told only where they are used, so that no older key changes
-USUAL = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None}
+USUAL = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None, "code": None}
 NOT_IN_STORED = ("adaptor", "dimensions")
 
 
@@ -31,6 +31,7 @@ class EncoderSpec:
     dimensions: int | None = None  # compared by the first so many alone; stored whole
     vector_dtype: VectorDtype = "fp32"  # of stored vectors
     rope: str | None = None  # how rotary positions are stretched (cards/rope.py)
+    code: str | None = None  # the digest of code beside the weights that was trusted to run (engines/code.py)
 
     def limit(self, role: Role) -> int:
         """The most tokens a text may have on one side."""

@@ -54,11 +54,13 @@ def merge(parent_folder: Path, adapter: Path, folder: Path) -> None:
     transformers_logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by old names
-        model: Any = AutoModel.from_pretrained(parent_folder, dtype=torch.float32, use_safetensors=True)
+        model: Any = AutoModel.from_pretrained(
+            parent_folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
         model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
     model.save_pretrained(folder, max_shard_size="1TB")
     spoken = adapter if (adapter / "tokenizer_config.json").exists() else parent_folder
-    AutoTokenizer.from_pretrained(spoken).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(spoken, trust_remote_code=False).save_pretrained(folder)
 
 
 def library() -> Any:

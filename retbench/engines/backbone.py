@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
-from retbench.engines import ropes
+from retbench.engines import code, ropes
 from retbench.engines.decoder import Decoder, suits
 from retbench.engines.memory import keep_pages
 from retbench.errors import UsageError
@@ -106,8 +106,9 @@ def is_causal(folder: Path) -> bool:
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder, remote code off."""
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    """The tokenizer of a Hugging Face folder; code of its own only where it is trusted."""
+    with code.refused(folder):
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=code.trusted())
     return loaded
 
 
@@ -124,14 +125,16 @@ def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = No
     keep_pages()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    trust = code.trusted()
+    with code.refused(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     part: Any = MODEL_MAPPING[type(config.get_text_config())] if text_only(folder) else AutoModel
     wanted: dict[str, Any] = {}
     if rope:
         wanted = {"config": config.get_text_config()}
         ropes.stretch(wanted["config"], rope)
     model = part.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True,
+        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust, use_safetensors=True,
         **wanted,
     )  # fmt: skip
     return Backbone(model.to(device).eval(), tokenizer(folder), is_causal(folder), dtype, device)

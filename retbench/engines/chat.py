@@ -4,12 +4,12 @@ The server's own template, its own limits: what a model thinks before it answers
 limit asked for none is sent. Without log-probabilities there are no odds, and that is said.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retbench.cards.decode import from_json
 from retbench.engines.generate import Answer
 from retbench.engines.server import PassingError, Server
 from retbench.errors import UsageError
@@ -46,7 +46,7 @@ class Chat:
 
         def read(content: bytes) -> Answer:
             try:
-                found = json.loads(content)
+                found = from_json(content)
                 text, odds = take(found["choices"][0])
                 usage = found.get("usage") or {}
                 return Answer(text, odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))

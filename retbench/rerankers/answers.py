@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retbench.cards.decode import from_json
 from retbench.cards.home import cache_folder, path_part
 from retbench.engines.generate import Answer, Generator
 from retbench.store.key import digest
@@ -64,7 +65,7 @@ class Kept:
 
     def _found(self, file: Path) -> Answer | None:
         try:
-            found = Answer(**json.loads(file.read_bytes()))
+            found = Answer(**from_json(file.read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):  # not asked yet, or half written by a full disk
             return None
         self.again += 1

@@ -22,7 +22,9 @@ def load(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
     chatter.disable_progress_bar()
     kind = AutoModelForCausalLM if head else AutoModel
     dtype = getattr(torch, recipe.dtype) if recipe.lora and not head else torch.float32
-    loaded: nn.Module = kind.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
+    loaded: nn.Module = kind.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+    )
     return loaded
 
 

@@ -56,7 +56,7 @@ def _prefix(method: Method, role: Any) -> str:
 
 
 def _tokenizer(source: Path, method: Method) -> Any:
-    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.chat_template = None
     if method.eos:
         from tokenizers.processors import Sequence, TemplateProcessing
@@ -70,7 +70,7 @@ def _tokenizer(source: Path, method: Method) -> Any:
 
 def _check(folder: Path, wording: Wording, prefixes: dict[str, str]) -> None:
     """The folder's own tokenizer must give the ids the model was trained on."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for role, prefix in prefixes.items():
         theirs = tokenizer([prefix + text for text in PROBES], truncation=True, max_length=LIMIT)["input_ids"]
         ours = wording.tokens(PROBES, role, LIMIT)  # type: ignore[arg-type]  # the keys are the two roles

@@ -1,0 +1,247 @@
+"""What SECURITY.md promises and no other test holds: no key in anything written or said, no code run without trust.
+
+Elsewhere: pickles (test_weights.py), archives (test_archives.py), ids and names as paths (test_collections.py,
+test_cards.py), hostile names in the page (test_page.py), damaged input (test_fuzz.py).
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.engines import code, hub
+from tests import serving, small, tiny
+from tests.test_house import FILES
+from tests.test_run import call
+
+KEYS = {
+    "RETBENCH_ENDPOINT_KEY": "sk-do-not-tell-endpoint",
+    "HF_TOKEN": "hf_doNotTellTheHubToken",
+    "AWS_SECRET_ACCESS_KEY": "do-not-tell-of-the-store",
+}
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[serving.Server]:
+    """A server, and an environment full of keys."""
+    with serving.serving() as running:
+        monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # doctor would ask whether the hub answers
+        for name, value in KEYS.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return small.write(tmp_path / "pantry")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def told(*texts: str) -> list[str]:
+    return [name for name, value in KEYS.items() if any(value in text for text in texts)]
+
+
+def written(*folders: Path) -> Iterator[tuple[Path, bytes]]:
+    for folder in folders:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                yield file, file.read_bytes()
+
+
+def holds_a_key(*folders: Path) -> list[Path]:
+    return [file for file, content in written(*folders) if any(value.encode() in content for value in KEYS.values())]
+
+
+def run(task: Path, out: Path, *more: str) -> tuple[str, ...]:
+    words = ("run", "--model", "a/b", "--task", str(task), "--out", str(out), "--engine", "endpoint:tries=1,texts=8")
+    return (*words, *more)
+
+
+def spoken(words: tuple[str, ...]) -> tuple[int, str, str]:
+    """The command as a user starts it, with everything it says; at its most talkative."""
+    command = [sys.executable, "-m", "retbench", "--verbose", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    return ran.returncode, ran.stdout, ran.stderr
+
+
+def test_the_search_for_keys_would_find_one(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "x.json").write_text(f"key: {KEYS['HF_TOKEN']}!")
+    assert holds_a_key(tmp_path)
+    assert told("", KEYS["AWS_SECRET_ACCESS_KEY"]) == ["AWS_SECRET_ACCESS_KEY"]
+
+
+def test_a_run_with_keys_writes_and_says_none(keys: serving.Server, task: Path, out: Path, own_cache: Path) -> None:
+    status, stdout, stderr = spoken(run(task, out, "--json"))
+    assert status == 0, stderr
+    assert set(keys.keys) == {f"Bearer {KEYS['RETBENCH_ENDPOINT_KEY']}"}  # it was needed, and sent
+    (cell,) = json.loads(stdout)
+    pages = [call("report", out, "--format", form).output for form in ("markdown", "html", "json")]
+    looks = [call("doctor", "--json").output, call("inspect", cell["record"]).output]
+    assert told(stdout, stderr, *pages, *looks) == []
+    assert len(list(written(out, own_cache))) > 10
+    assert holds_a_key(out, own_cache, task) == []
+
+
+def shouting(body: dict[str, Any]) -> serving.Answer:
+    """A careless server: every key comes back in its words."""
+    return 401, {}, f"bad key {' '.join(KEYS.values())}".encode()
+
+
+FAULTS = {
+    "refuses": (shouting, 3),
+    "is overloaded": (lambda body: (503, {}, shouting(body)[2]), 5),
+    "does not understand": (lambda body: (400, {}, shouting(body)[2]), 2),
+    "sends half": (serving.half, 5),
+    "says nothing of use": (lambda body: (200, {}, json.dumps({"error": KEYS["RETBENCH_ENDPOINT_KEY"]}).encode()), 5),
+}
+
+
+@pytest.mark.parametrize(("fault", "status"), FAULTS.values(), ids=FAULTS)
+def test_a_failing_call_tells_no_key(
+    fault: Any,
+    status: int,
+    keys: serving.Server,
+    task: Path,
+    out: Path,
+    own_cache: Path,
+) -> None:
+    keys.good = fault
+    answer = call(*run(task, out, "--json"))
+    assert answer.exit_code == status
+    assert keys.asked
+    assert told(answer.output, answer.stderr) == []
+    assert list(out.rglob("*.failed.json"))  # the failure was noted, and without a key
+    assert holds_a_key(out, own_cache) == []
+
+
+def test_a_key_on_the_command_line_does_not_exist() -> None:
+    """Keys come from the environment alone: no option takes one, so no shell history and no record holds one."""
+    for words in (["run"], ["rerank"], ["finetune"], ["fetch"], ["verify"], ["study", "run"]):
+        offered = call(*words, "--help").output.lower()
+        assert not [word for word in ("--token", "--key", "--api-key", "--password") if word in offered]
+
+
+# Code
+
+
+def with_code(folder: Path, marker: Path) -> Path:
+    """A tiny model whose config names classes in a file beside its weights; running it leaves a mark."""
+    tiny.build(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    config |= {"model_type": "own-of-somebody", "architectures": ["OwnModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    parent = "Qwen2"
+    (folder / "own.py").write_text(
+        f"from pathlib import Path\nfrom transformers import {parent}Config, {parent}Model\n"
+        f"Path({str(marker)!r}).write_text('ran')\n"
+        f"class OwnConfig({parent}Config):\n    model_type = 'own-of-somebody'\n"
+        f"class OwnModel({parent}Model):\n    config_class = OwnConfig\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv(code.TRUST, "")  # and is put back, whatever a command sets
+    return with_code(tmp_path / "stranger", tmp_path / "mark"), tmp_path / "mark"
+
+
+def test_code_beside_weights_does_not_run(stranger: tuple[Path, Path], task: Path, out: Path) -> None:
+    folder, mark = stranger
+    answer = call("run", "--model", folder, "--task", task, "--out", out, "--method", "mean")
+    assert answer.exit_code == 4
+    assert "only be loaded by running the code that lies beside its weights" in answer.output
+    assert "retbench --trust-remote-code run" in answer.output
+    assert not mark.exists()
+
+
+def test_trusted_code_runs_and_its_digest_is_in_the_record(
+    stranger: tuple[Path, Path],
+    task: Path,
+    out: Path,
+) -> None:
+    folder, mark = stranger
+    words = (
+        "--trust-remote-code",
+        "run",
+        "--model",
+        folder,
+        "--task",
+        task,
+        "--out",
+        out,
+        "--method",
+        "mean",
+        "--json",
+    )
+    (first,) = json.loads(call(*words, "--json").stdout)
+    assert first["status"] == "done"
+    assert mark.read_text() == "ran"
+    record = json.loads((Path(first["record"]) / "record.json").read_text())
+    assert record["settings"]["encoder"]["code"] == code.running(folder)
+    with (folder / "own.py").open("a") as own:
+        own.write("# another line\n")
+    (second,) = json.loads(call(*words, "--json").stdout)
+    assert second["settings_id"] != first["settings_id"]  # other code, another cell
+
+
+def test_no_file_can_grant_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(code.TRUST, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retbench.toml").write_text("trust_remote_code = true\n")
+    assert not code.trusted()
+    for word, granted in {"1": True, "true": True, "0": False, "no": False, "": False}.items():
+        monkeypatch.setenv(code.TRUST, word)
+        assert code.trusted() is granted
+
+
+def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", None)) == name:
+                yield f"{file.name}:{node.lineno}", node
+
+
+def test_every_loading_says_what_it_thinks_of_code() -> None:
+    """Left out, transformers asks at the terminal, and a tired yes would run it."""
+    found = [(where, {word.arg for word in node.keywords}) for where, node in calls("from_pretrained")]
+    assert len(found) > 8
+    silent = [where for where, said in found if not said & {"trust_remote_code", "gguf_file"}]
+    assert [where for where in silent if "adapters.py" not in where] == []  # peft's, which loads no code
+
+
+def test_nothing_is_unpickled() -> None:
+    found = {where: node for name in ("load", "loads", "read_pickle") for where, node in calls(name)}
+    names = {where: ast.unparse(node.func) for where, node in found.items()}
+    pickles = ("pickle.", "joblib.", "dill.", "cloudpickle.", "marshal.", "shelve.", "pd.read_pickle")
+    assert [where for where, name in names.items() if name.startswith(pickles)] == []
+    torch_loads = [node for where, node in found.items() if names[where] == "torch.load"]
+    assert all("weights_only=True" in ast.unparse(node) for node in torch_loads)
+    numpy_loads = [node for where, node in found.items() if names[where] == "np.load"]
+    assert not any("allow_pickle=True" in ast.unparse(node) for node in numpy_loads)
+
+
+def test_of_the_hub_only_safe_files_are_asked_for(tmp_path: Path) -> None:
+    """Patterns decide before a byte is fetched: no pickle, no code."""
+    from fnmatch import fnmatch
+
+    from retbench.engines.folders import WANTED
+
+    def asked(name: str) -> bool:
+        return any(fnmatch(name, p) for p in WANTED) and not any(fnmatch(name, p) for p in hub.UNWANTED)
+
+    safe = ["model.safetensors", "config.json", "tokenizer.json"]
+    assert [name for name in (*safe, "pytorch_model.bin", "model.pt", "x.pkl", "own.py", "a.sh") if asked(name)] == safe
