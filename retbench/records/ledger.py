@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,7 +75,9 @@ class Ledger:
         if not (folder / RECORD).exists():
             return None
         try:
-            return kept(folder, read(folder / RECORD)).record
+            record = kept(folder, read(folder / RECORD)).record
+            _need_whole(folder, record)
+            return record
         except DamagedError as problem:
             log.warning("%s: the cell is run again", problem.cause)
             return None
@@ -153,6 +156,22 @@ def read(file: Path) -> Record:
         raise DamagedError(f"{file} is not a record: {problem}", AGAIN) from problem
 
 
+def _need_whole(folder: Path, record: Record) -> None:
+    """Read what lies beside the record to its end, for both files carry checksums; every score is its queries' mean."""
+    try:
+        table = pq.read_table(folder / PER_QUERY, page_checksum_verification=True).drop_columns(["query", "raw_scores"])
+        if not (folder / TREC).stat().st_size:  # to gzip, nothing is a whole file
+            raise EOFError(f"{TREC} is empty")
+        with gzip.open(folder / TREC) as run:
+            while run.read(1 << 20):
+                pass
+    except (OSError, EOFError, KeyError, zlib.error, pa.ArrowInvalid) as problem:
+        raise DamagedError(f"{folder} is damaged: {str(problem).splitlines()[0]}", AGAIN) from problem
+    means = {name: float(table.column(name).to_numpy().mean()) for name in table.column_names}
+    if means.keys() != record.scores.keys() or any(abs(means[name] - record.scores[name]) > 1e-9 for name in means):
+        raise DamagedError(f"{folder}: the scores in {RECORD} are not the means of its queries", AGAIN)
+
+
 def _sweep(folder: Path) -> None:
     """Remove what processes of this machine left that were killed while they wrote this run."""
     for orphan in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.partial"):
@@ -208,7 +227,7 @@ def _write_files(folder: Path, record: Record, run: Run) -> None:
     table = pa.table(columns)
     raw = table.schema.get_field_index("raw_scores")
     narrow = table.column("raw_scores").cast(pa.list_(pa.float32()))
-    pq.write_table(table.set_column(raw, "raw_scores", narrow), folder / PER_QUERY)
+    pq.write_table(table.set_column(raw, "raw_scores", narrow), folder / PER_QUERY, write_page_checksum=True)
     (folder / "sample.json").write_text(json.dumps(run.sample, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False), encoding="utf-8")
     for path in (*folder.iterdir(), folder):

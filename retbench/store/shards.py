@@ -29,6 +29,7 @@ from retbench.errors import ResourceError
 from retbench.store.narrow import FORMS, VectorDtype, widened
 
 LOCK, PLAN, MANIFEST, USERS = "lock", "plan.json", "manifest.json", "used-by"
+SEAL = "seal"  # of a note: the checksum of everything else in it
 
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,19 @@ def _json(file: Path) -> dict[str, Any]:
         facts = json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    if not isinstance(facts, dict):
+        return {}
+    seal = facts.pop(SEAL, None)  # the first stores had none
+    return facts if seal in (None, _seal(facts)) else {}
+
+
+def _sealed(facts: dict[str, Any]) -> bytes:
+    """A note with a checksum of its own, so that one changed digit is seen."""
+    return json.dumps({**facts, SEAL: _seal(facts)}, indent=1).encode()
+
+
+def _seal(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flush(path: Path) -> None:
@@ -120,7 +133,7 @@ class Store:
         file = self.folder / PLAN
         if not self.planned():
             self._forget()
-            write_whole(file, json.dumps(make(), indent=1).encode())
+            write_whole(file, _sealed(make()))
         return _json(file)
 
     def _forget(self) -> None:
@@ -152,12 +165,12 @@ class Store:
         content = save(tensors)
         note = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(Spent(tokens, seconds, split_batches))}
         write_whole(self._file(shard), content)
-        write_whole(self._note(shard), json.dumps(note).encode())
+        write_whole(self._note(shard), _sealed(note))
         return Block(block.rows, widened(tensors))
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Say that nothing is missing, and what it took."""
-        write_whole(self.folder / MANIFEST, json.dumps(facts).encode())
+        write_whole(self.folder / MANIFEST, _sealed(facts))
 
     def finished(self) -> dict[str, Any]:
         """What `finish` was told."""
