@@ -2,8 +2,13 @@
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Sequence
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,11 +71,11 @@ def test_the_prompt_of_a_list_byte_for_byte() -> None:
         "Each passage is given with its BM25 score, which a first search gave it for the query.\n\n"
         "Query: why?\n\n[1] one\nBM25 score: 7.250\n\n[2] two\nBM25 score: 0.500\n\n"
         "Rank the 2 passages above by how well they answer the query, by their content and their scores. Answer only "
-        "with all 2 numbers, the best passage first, in this form: [2] > [1]"
+        "with all 2 numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
     )
     assert list_prompt("why?", ["one"], [], "BM25 score") == (
         "Query: why?\n\n[1] one\n\nRank the 1 passages above by how well they answer the query, by their content. "
-        "Answer only with all 1 numbers, the best passage first, in this form: [2] > [1]"
+        "Answer only with all 1 numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
     )
     assert "score" not in point_prompt("why?", "one", None, "BM25 score")
     assert "Passage: one\nBM25 score: 7.000\n" in point_prompt("why?", "one", "7.000", "BM25 score")
@@ -322,6 +327,67 @@ def test_a_server_that_dies_in_the_middle_keeps_the_finished_queries(
     told = facts(listed)
     assert (told["found_again"], len(server.asked) - asked) == (1, told["requests"] - 1)
     assert not list(out.rglob("*.failed.json"))
+
+
+def test_a_chain_of_rerankers_killed_in_the_middle_pays_for_nothing_twice(
+    server: serving.Server, task: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while each of the two rerankers waits for an answer; the third start ends as if nothing had happened."""
+    out, cache = tmp_path / "killed", tmp_path / "cache"
+    chain = ("--rerank", LISTWISE, "--rerank", LISTWISE.replace("raw", "none"))
+    words = ["run", "--model", "bm25", "--task", str(task), *chain, "--out", str(out)]
+    place = {**os.environ, "RETBENCH_CACHE": str(cache), "RETBENCH_ENDPOINT": server.address}
+
+    def waiting(reached: threading.Event, gone: threading.Event) -> Callable[[dict[str, Any]], serving.Answer]:
+        def wait(body: dict[str, Any]) -> serving.Answer:
+            reached.set()
+            gone.wait(600)
+            return 500, {}, b"the client is gone"
+
+        return wait
+
+    for answered in (1, 2):  # the second time two more answers are given: the first reranker ends, the next one begins
+        reached, gone = threading.Event(), threading.Event()
+        server.faults = [*[server.good] * answered, waiting(reached, gone)]
+        process = subprocess.Popen([sys.executable, "-m", "retbench", "-q", *words], env=place)
+        assert reached.wait(600)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        gone.set()
+    assert "BM25 score" not in server.asked[-1]["messages"][0]["content"]  # it was the second reranker's
+    server.faults = []
+    ended = subprocess.run(
+        [sys.executable, "-m", "retbench", *words, "--json"], env=place, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    whole = json.loads(ended.stdout)
+    assert [len(cell["rerank"]) for cell in whole] == [0, 1, 2]
+    prompts = [json.dumps(body, sort_keys=True) for body in server.asked]
+    lost = 2  # each kill lost the one answer that had not come yet
+    assert len(prompts) - len(set(prompts)) == lost
+    undisturbed = cells(*words[:-1], tmp_path / "whole")
+    assert [ranked(cell) for cell in whole] == [ranked(cell) for cell in undisturbed]
+
+
+def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_asks_nothing(
+    server: serving.Server, task: Path, out: Path
+) -> None:
+    chain = ("--rerank", LISTWISE, "--rerank", "pointwise:engine=endpoint,model=some-model", "--rerank", "ql")
+    line = ("run", "--model", "bm25", "--task", task, "--out", out, *chain)
+    (plan,) = cells(*line, "--dry-run")
+    listed, pointed, likely = plan["rerank"]
+    assert "has not been run" in listed["candidates"]
+    assert small.DOCUMENTS[0][2][:20] in listed["prompt"]
+    assert "Answer only with yes or no" in pointed["prompt"]
+    assert "prompt" not in likely
+    assert server.asked == []
+    cells(*line[:9])
+    (plan,) = cells(*line, "--dry-run")
+    assert plan["rerank"][0]["candidates"] == "the run on disk"
+    assert plan["rerank"][0]["prompt"] == server.asked[0]["messages"][0]["content"]
+    shown = call(*line, "--dry-run").output
+    assert "listwise:engine=endpoint" in shown
+    assert "passages above by how well" in shown
 
 
 @pytest.mark.parametrize("said", ["I would rather not.", "", None, "[1] [1] [1] 77"])

@@ -120,6 +120,14 @@ def test_the_listwise_prompt_and_its_cosines_are_the_plain_computation(model: Pa
     assert facts["latency"].keys() == {"mean", "median", "longest"}
 
 
+def test_a_dry_run_shows_the_listwise_prompt_of_the_run_on_disk(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out, "--rerank", "e2rank:documents=2")
+    *_, cell = cells(*line)
+    sample = json.loads((Path(cell["record"]) / "sample.json").read_text())
+    (plan,) = cells(*line, "--dry-run")
+    assert [plan["rerank"][0][name] for name in ("prompt", "ids")] == [sample["prompt"], sample["ids"]]
+
+
 def test_thinking_is_disabled_where_the_template_knows_it(model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template += "{% if enable_thinking is false %}<think></think>{% endif %}"
@@ -152,7 +160,7 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
 
     def fitted(limit: int) -> tuple[list[int], Any]:
         sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=limit)
-        asked: Any = listing.Listing(None, sheet, settings, str, lambda x: x)  # type: ignore[arg-type]
+        asked: Any = listing.Prompts(sheet, settings, str)
         ids = asked.fitted("why?", documents).flat
         assert len(ids) <= limit
         parts = tokenizer.decode(ids).partition("Documents:\n")[2].partition("\nSearch Query")[0].split("\n")
@@ -174,7 +182,7 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
 def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
     sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=300)
-    asked: Any = listing.Listing(None, sheet, reranker.E2Rank(), str, lambda x: x)  # type: ignore[arg-type]
+    asked: Any = listing.Prompts(sheet, reranker.E2Rank(), str)
     assert len(asked.fitted("north " * 500, ["one", "two"]).flat) <= 300
     assert asked.counts.queries_cut == 1
 

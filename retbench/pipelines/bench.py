@@ -19,7 +19,7 @@ from retbench.pipelines.searching import rank
 from retbench.records import machine
 from retbench.records.cell import Cell, of_record
 from retbench.records.ledger import Ledger, Run
-from retbench.records.meter import Meter
+from retbench.records.meter import Meter, Silent
 from retbench.records.record import Record
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import mean_scores, score_run
@@ -69,21 +69,27 @@ class Bench:
 
     def found(self) -> Record | None:
         """The finished record on disk."""
-        return Ledger(self.request.out).find(self._folder())
+        return Ledger(self.request.out).find(self.folder)
 
-    def _folder(self) -> Path:
+    @property
+    def folder(self) -> Path:
+        """Where its record lies."""
         ledger = Ledger(self.request.out)
         return ledger.folder(self.card.suite, self.card.name, self.candidate.card.name, self.settings_id)
 
     def cell(self) -> Cell:
         """The finished record on disk, or a new one."""
         if found := self.found():
-            return of_record(found, str(self._folder()), cached=True)
+            return of_record(found, str(self.folder), cached=True)
         Ledger(self.request.out).need_writable()
         meter = Meter(self.request.show)
         reset_peak()
         record, run = self._run(meter)
         return of_record(record, str(Ledger(self.request.out).write(record, run)), cached=False)
+
+    def draft(self) -> Record:
+        """The record before anything was run, for those who only want to see what would be."""
+        return self._record(Meter(Silent()), {}, {})
 
     def _run(self, meter: Meter) -> tuple[Record, Run]:
         sample = example(self.candidate, self.spec, self.card, self.collection)

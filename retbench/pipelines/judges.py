@@ -22,8 +22,8 @@ from retbench.pipelines.questioner import questioner
 from retbench.pipelines.searching import dense_of
 from retbench.pipelines.speakers import speaker
 from retbench.records.meter import Meter
-from retbench.rerankers.listing import Listing
-from retbench.rerankers.pools import Reranker
+from retbench.rerankers.listing import Listing, Prompts
+from retbench.rerankers.pools import Pool, Reranker
 from retbench.rerankers.vectors import Asker, ByVectors, Feedback, Plain
 from retbench.rerankers.words import ByWords
 from retbench.retrievers.dense import Dense
@@ -54,6 +54,10 @@ class Judge(Protocol):
 
     def made(self, first: First, meter: Meter) -> Reranker:
         """The reranker at work."""
+        ...
+
+    def preview(self, first: First, pool: Pool) -> dict[str, Any]:
+        """The prompt it would begin with, where it reads one; nothing is asked and no model is loaded."""
         ...
 
 
@@ -100,6 +104,10 @@ class WordJudge:
         with meter.phase("index documents for ql"):
             index = Dirichlet(self._lexical, (joined(row, first.card.fields) for row in first.collection.corpus))
         return ByWords(index, self.settings.depth)
+
+    def preview(self, first: First, pool: Pool) -> dict[str, Any]:
+        """There is no prompt."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -159,12 +167,21 @@ class VectorJudge:
     ) -> Asker:  # fmt: skip
         settings = self.settings
         if isinstance(settings, E2Rank):
-            corpus, fields = first.collection.corpus, first.card.fields
-            encoder = self.candidate.encoder(self.spec)
-            return Listing(encoder, self._sheet(settings), settings, lambda row: joined(corpus[row], fields), after)
+            return Listing(self.candidate.encoder(self.spec), self._prompts(settings, first), after)
         with dense.meter.phase("read vectors of queries", "texts"):
             queries = after(dense.queries())
         return Feedback(queries, documents, settings) if isinstance(settings, Rocchio) else Plain(queries)
+
+    def preview(self, first: First, pool: Pool) -> dict[str, Any]:
+        """The first listwise prompt; vectors alone read nothing."""
+        if not isinstance(self.settings, E2Rank):
+            return {}
+        prompts = self._prompts(self.settings, first)
+        return prompts.told(prompts(pool))
+
+    def _prompts(self, settings: E2Rank, first: First) -> Prompts:
+        corpus, fields = first.collection.corpus, first.card.fields
+        return Prompts(self._sheet(settings), settings, lambda row: joined(corpus[row], fields))
 
     def _sheet(self, settings: E2Rank) -> Sheet:
         card = self.candidate.card

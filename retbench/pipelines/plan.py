@@ -11,7 +11,9 @@ from retbench.encoders.spec import EncoderSpec
 from retbench.pipelines.bench import Bench
 from retbench.pipelines.evaluate import benches
 from retbench.pipelines.examples import example
+from retbench.pipelines.previews import previews
 from retbench.pipelines.request import Request
+from retbench.pipelines.reranking import Crew, chain
 from retbench.store.narrow import row_bytes
 
 COUNTED = 2000  # texts tokenised to know the number of tokens; beyond that it is extrapolated
@@ -21,6 +23,7 @@ MEASURED_SECONDS = 4.0
 def dry_run(request: Request) -> Iterator[dict[str, Any]]:
     """What `run` would do, cell by cell."""
     speeds: dict[tuple[str, str], float] = {}
+    rerankers, crew = chain(request.rerank), Crew(request.say)
     for bench in benches(request):
         facts: dict[str, Any] = {
             "model": bench.candidate.card.name,
@@ -32,6 +35,8 @@ def dry_run(request: Request) -> Iterator[dict[str, Any]]:
         facts["first"] = example(bench.candidate, bench.spec, bench.card, bench.collection)
         if bench.spec and bench.candidate.local:  # a server is not asked before the run
             facts |= _estimate(bench, bench.spec, speeds)
+        if rerankers:
+            facts["rerank"] = previews(bench, rerankers, crew)
         yield facts
 
 
@@ -91,4 +96,8 @@ def _cell(facts: dict[str, Any]) -> str:
         lines.append(f"  first {role}: {first.get('read', first['text'])!r}")
         if "ids" in first:
             lines.append(f"    {len(first['ids'])} ids{', truncated' if first['truncated'] else ''}: {first['ids']}")
+    for one in facts.get("rerank", ()):
+        lines.append(f"  {one['rerank']}, on {one['candidates']}: {one.get('skipped', '')}")
+        lines += [f"    {name}: {one[name]!r}" for name in ("prompt", "template") if name in one]
+        lines += [f"    {len(one['ids'])} ids: {one['ids']}"] if "ids" in one else []
     return "\n".join(lines)

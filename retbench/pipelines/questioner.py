@@ -71,6 +71,10 @@ class Questioner:
         corpus, fields = first.collection.corpus, first.card.fields
         return Asking(speaker, lambda row: joined(corpus[row], fields), self.settings.depth)
 
+    def preview(self, first: First, pool: Pool) -> dict[str, Any]:
+        """What stands before the bottleneck; the query follows it."""
+        return {"template": self.taught.document}
+
 
 @dataclass(frozen=True)
 class Asking:

@@ -55,10 +55,16 @@ class Speaker:
     def made(self, first: First, meter: Meter) -> Reranker:
         """The reranker at work; nothing is loaded before the first question that was not answered before."""
         kept = Kept(self.generator)
+        return Priced(self._asking(kept, first), kept)
+
+    def preview(self, first: First, pool: Pool) -> dict[str, Any]:
+        """The first prompt; nothing is asked."""
+        return {"prompt": self._asking(self.generator, first).prompt(pool)}
+
+    def _asking(self, generator: Generator, first: First) -> Lists | Points:
         corpus, fields = first.collection.corpus, first.card.fields
-        desk = Desk(kept, self.settings, lambda row: joined(corpus[row], fields), label(first))
-        asked = Lists(desk, self.settings) if isinstance(self.settings, Listwise) else Points(desk)
-        return Priced(asked, kept)
+        desk = Desk(generator, self.settings, lambda row: joined(corpus[row], fields), label(first))
+        return Lists(desk, self.settings) if isinstance(self.settings, Listwise) else Points(desk)
 
 
 @dataclass(frozen=True)

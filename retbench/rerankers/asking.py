@@ -16,10 +16,10 @@ from retbench.cards.reranker import Pointwise
 from retbench.engines.generate import Answer, Generator
 from retbench.errors import UsageError
 from retbench.rerankers.pools import Pool
+from retbench.rerankers.shares import LEAST, largest
 
 WORD = re.compile(r"\[?\d+\]?(?:\s*(?:>|,|\n)\s*\[?\d+\]?)*\.?")
 DIGITS = 9  # no list is as long as a longer number
-LEAST = 8  # tokens below which a document says nothing
 
 
 @dataclass
@@ -66,14 +66,11 @@ class Desk:
         if self.generator.fits(prompt, most):
             return prompt
         self.tally.prompts_cut += 1
-        best, low, high = None, LEAST, self.settings.cut
-        while low <= high:
-            share = (low + high) // 2
-            prompt = make(self.generator.cut(documents, share))
-            if self.generator.fits(prompt, most):
-                best, low = prompt, share + 1
-            else:
-                high = share - 1
+        best = largest(
+            self.settings.cut,
+            lambda share: make(self.generator.cut(documents, share)),
+            lambda shorter: self.generator.fits(shorter, most),
+        )
         if best is None:
             raise UsageError(
                 f"a prompt with {len(documents)} documents of {LEAST} tokens does not fit into the context of "
@@ -117,7 +114,7 @@ def list_prompt(query: str, documents: Sequence[str], scores: Sequence[str], lab
     return (
         f"{announced}Query: {query}\n\n{listed}\n\n"
         f"Rank the {len(documents)} passages above by how well they answer the query, by {by}. Answer only with all "
-        f"{len(documents)} numbers, the best passage first, in this form: [2] > [1]"
+        f"{len(documents)} numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
     )
 
 

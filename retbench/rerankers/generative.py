@@ -39,12 +39,22 @@ class Lists:
             places[part] = within[answer]
         return order[places], falling(len(order))
 
+    def prompt(self, pool: Pool) -> str:
+        """What would be asked first."""
+        _, documents, scores = self.desk.laid_out(pool)
+        part = next(windows(len(documents), self.settings.window, self.settings.step))
+        return self._asked(pool.query, documents[part], scores[part])[0]
+
+    def _asked(self, query: str, documents: list[str], scores: Sequence[str]) -> tuple[str, int]:
+        """A prompt, and how many tokens its answer may have."""
+        # behind an endpoint a model may think first, and a limit would cut its answer off
+        enough = A_NUMBER * (len(documents) + 1) if self.settings.engine != "endpoint" else 0
+        most, label = self.settings.written or enough, self.desk.label
+        return self.desk.fitted(lambda shown: list_prompt(query, shown, scores, label), documents, most), most
+
     def _ordered(self, query: str, documents: list[str], scores: Sequence[str]) -> list[int]:
         desk, count = self.desk, len(documents)
-        # behind an endpoint a model may think first, and a limit would cut its answer off
-        enough = A_NUMBER * (count + 1) if self.settings.engine != "endpoint" else 0
-        most = self.settings.written or enough
-        prompt = desk.fitted(lambda shown: list_prompt(query, shown, scores, desk.label), documents, most)
+        prompt, most = self._asked(query, documents, scores)
         answer = desk.generator.write(prompt, most, list_form(count) if self.settings.engine == "vllm" else "")
         desk.tally.add(answer)
         desk.remember(prompt, answer.text)
@@ -78,16 +88,7 @@ class Points:
         """One prompt a document."""
         desk = self.desk
         order, documents, scores = desk.laid_out(pool)
-        prompts = [
-            desk.fitted(
-                lambda shown, place=place: point_prompt(  # type: ignore[misc]  # bound now, not when called
-                    pool.query, shown[0], scores[place] if scores else None, desk.label
-                ),
-                [document],
-                1,
-            )
-            for place, document in enumerate(documents)
-        ]
+        prompts = [self._asked(pool.query, one, scores[place : place + 1]) for place, one in enumerate(documents)]
         answers = desk.generator.odds(prompts)
         for prompt, answer in zip(prompts, answers, strict=True):
             desk.tally.add(answer)
@@ -95,6 +96,15 @@ class Points:
         odds = np.array([answer.yes for answer in answers])
         found = np.argsort(-odds, kind="stable")
         return order[found], odds[found]
+
+    def prompt(self, pool: Pool) -> str:
+        """What would be asked first."""
+        _, documents, scores = self.desk.laid_out(pool)
+        return self._asked(pool.query, documents[0], scores[:1])
+
+    def _asked(self, query: str, document: str, score: Sequence[str]) -> str:
+        told, label = (score[0] if score else None), self.desk.label
+        return self.desk.fitted(lambda shown: point_prompt(query, shown[0], told, label), [document], 1)
 
     def facts(self) -> dict[str, Any]:
         """Requests and tokens."""

@@ -15,8 +15,7 @@ from retbench.encoders.dense import DenseEncoder
 from retbench.encoders.listing import Sheet, text, words
 from retbench.encoders.wording import InapplicableError, Tokens
 from retbench.rerankers.pools import Pool
-
-LEAST = 8  # tokens below which a document says nothing
+from retbench.rerankers.shares import LEAST, largest
 
 
 @dataclass
@@ -31,26 +30,23 @@ class Counts:
 
 
 @dataclass
-class Listing:
-    """The asker: lists the first documents and embeds the prompt."""
+class Prompts:
+    """From a query and its candidates to the tokens of one prompt that fits."""
 
-    encoder: DenseEncoder
     sheet: Sheet
     settings: E2Rank
     texts: Callable[[int], str]  # a document of the collection by its row
-    after: Callable[[np.ndarray], np.ndarray]
     counts: Counts = field(default_factory=Counts)
-    shown: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, pool: Pool) -> np.ndarray:
-        """The prompt's vector."""
+    def __call__(self, pool: Pool) -> Tokens:
+        """The prompt of the first documents."""
         documents = [words(self.texts(int(row)), self.settings.words) for row in pool.rows[: self.settings.documents]]
-        tokens = self.fitted(pool.query, documents)
-        self.counts.prompts += 1
-        self.counts.tokens += len(tokens.flat)
-        if not self.shown:
-            self.shown = {"prompt": self.sheet.wording.tokenizer.decode(tokens[0].tolist()), "ids": tokens[0].tolist()}
-        return np.asarray(self.after(self.encoder.vectors(tokens))[0])
+        return self.fitted(pool.query, documents)
+
+    def told(self, tokens: Tokens) -> dict[str, Any]:
+        """A prompt in plain sight."""
+        ids = tokens[0].tolist()
+        return {"prompt": self.sheet.wording.tokenizer.decode(ids), "ids": ids}
 
     def fitted(self, query: str, documents: list[str]) -> Tokens:
         """The prompt's tokens; of too many, every document may have the same share, the largest that fits."""
@@ -76,19 +72,34 @@ class Listing:
         return short
 
     def _shared(self, query: str, documents: list[str]) -> Tokens | None:
-        best, low, high = None, LEAST, max(LEAST, *map(self.sheet.length, documents))
-        while low <= high:
-            share = (low + high) // 2
-            made = self.sheet.tokens(text(query, self.sheet.cut(documents, share)))
-            if len(made.flat) <= self.sheet.limit:
-                best, low = made, share + 1
-            else:
-                high = share - 1
-        return best
+        return largest(
+            max(LEAST, *map(self.sheet.length, documents)),
+            lambda share: self.sheet.tokens(text(query, self.sheet.cut(documents, share))),
+            lambda made: len(made.flat) <= self.sheet.limit,
+        )
+
+
+@dataclass
+class Listing:
+    """The asker: embeds the prompt of each query."""
+
+    encoder: DenseEncoder
+    prompts: Prompts
+    after: Callable[[np.ndarray], np.ndarray]
+    shown: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, pool: Pool) -> np.ndarray:
+        """The prompt's vector."""
+        tokens, counts = self.prompts(pool), self.prompts.counts
+        counts.prompts += 1
+        counts.tokens += len(tokens.flat)
+        self.shown = self.shown or self.prompts.told(tokens)
+        return np.asarray(self.after(self.encoder.vectors(tokens))[0])
 
     def facts(self) -> dict[str, Any]:
         """Prompts, tokens and what was cut."""
-        return {**vars(self.counts), "limit": self.sheet.limit, "form": "chat" if self.sheet.chat else "plain"}
+        sheet = self.prompts.sheet
+        return {**vars(self.prompts.counts), "limit": sheet.limit, "form": "chat" if sheet.chat else "plain"}
 
     def first(self) -> dict[str, Any]:
         """The first prompt as it was read."""
