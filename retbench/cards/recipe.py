@@ -167,7 +167,8 @@ class Recipe:
     `dtype` is that of the arithmetic: with `bfloat16`, frozen weights are held in it too, and what is trained stays in
     float32. `recompute` drops activations and computes them again (gradient checkpointing). `max_minutes` shortens the
     plan to what a short measurement says will fit. A checkpoint is written every `save_steps`, and `--eval-task` is
-    scored every `eval_steps`. `output` is what the finished folder holds.
+    scored every `eval_steps`. `output` is what the finished folder holds. With `sharding = "fsdp"` the processes of a
+    run share weights, gradients and moments out among them (torch's FSDP); without, each holds them all.
 
     `teacher` says whose scores distillation and lists follow: `given` (the data's), `judgments` (the grades; what is
     not judged has 0), or the path of a run, ours or a TREC run file, which brings the passages too (`mining.keep`).
@@ -193,6 +194,7 @@ class Recipe:
     likelihood: Likelihood | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     recompute: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     max_minutes: float | None = None
     save_steps: int = 25
     eval_steps: int = 100
@@ -208,6 +210,8 @@ class Recipe:
             raise DataError("a run as teacher brings its own passages", 'write mining source = "given", and no file')
         if self.objective != "e2rank" and self.batch.contrast * (1 + self.contrast.negatives) < 2:
             raise DataError("a contrast of one passage has nothing to tell apart", "write batch contrast = 2 or more")
+        if self.sharding != "none" and self.likelihood is not None:
+            raise DataError("stage 1 of llm-ql is not shared out", 'write sharding = "none", or likelihood = none')
         if self.output == "adapter" and self.likelihood is not None:
             raise DataError("an adapter beside weights that stage 1 changes", 'write output = "merged"')
         if self.output == "adapter" and self.lora is None:
@@ -215,20 +219,23 @@ class Recipe:
 
 
 def changed(recipe: Recipe, wanted: dict[str, str]) -> Recipe:
-    """A recipe with fields overruled: `seed=2`, `optimiser.rate=1e-3`, and `lora=none` for full weights."""
+    """A recipe with fields overruled: `seed=2`, `likelihood.optimiser.rate=1e-5`, and `lora=none` for full weights."""
+    found: Recipe = _changed(recipe, wanted, fixed=("name", "method"))
+    return found
+
+
+def _changed(card: Any, wanted: dict[str, str], fixed: tuple[str, ...] = ()) -> Any:
     own = {key: value for key, value in wanted.items() if "." not in key and value != "none"}
+    absent: dict[str, Any] = {key: None for key, value in wanted.items() if value == "none" and "." not in key}
     deeper: dict[str, dict[str, str]] = {}
     for key, value in wanted.items():
         table, dot, field = key.partition(".")
         if dot:
             deeper.setdefault(table, {})[field] = value
-    absent: dict[str, Any] = {key: None for key, value in wanted.items() if value == "none" and "." not in key}
     for name in (*deeper, *absent):
-        if not hasattr(recipe, name):
-            raise UsageError(f"there is no option {name!r}", closest(name, [f.name for f in fields(recipe)]))
-        if name in deeper and not is_dataclass(getattr(recipe, name)):
-            raise UsageError(
-                f"recipe {recipe.name} has no [{name}] to change", "use another recipe, or a file of yours"
-            )
-    tables = {name: options.changed(getattr(recipe, name), change) for name, change in deeper.items()}
-    return replace(options.changed(recipe, own, fixed=("name", "method")), **tables, **absent)
+        if not hasattr(card, name):
+            raise UsageError(f"there is no option {name!r}", closest(name, [f.name for f in fields(card)]))
+        if name in deeper and not is_dataclass(getattr(card, name)):
+            raise UsageError(f"the recipe has no [{name}] to change", "use another recipe, or a file of yours")
+    tables = {name: _changed(getattr(card, name), change) for name, change in deeper.items()}
+    return replace(options.changed(card, own, fixed=fixed), **tables, **absent)

@@ -7,7 +7,7 @@ from retbench.corpora.collection import Collection
 from retbench.encoders.spec import limits
 from retbench.records.meter import Show
 from retbench.scoring.metrics import mean_scores, score_run
-from retbench.training import processes
+from retbench.training import processes, sharding
 from retbench.training.forward import Trainee
 from retbench.training.pairs import Joined
 from retbench.training.search import rank
@@ -24,7 +24,9 @@ class Examiner:
     show: Show
 
     def __call__(self) -> float:
-        """The score now; one process works it out and tells the others."""
+        """The score now; one process works it out and tells the others, unless they share the weights."""
+        if sharding.is_shared(self.trainee.model):
+            return self._score()
         return processes.total(self._score() if processes.rank() == 0 else 0.0)
 
     def _score(self) -> float:

@@ -23,7 +23,7 @@ from retbench.pipelines.stages import first_stage
 from retbench.pipelines.teaching import taught
 from retbench.pipelines.trackers import tracked
 from retbench.records.meter import Meter, Silent
-from retbench.training import adapters, checkpoint, export, mining, processes, search
+from retbench.training import adapters, checkpoint, export, mining, processes, search, sharding
 from retbench.training.contrasts import Labelled, Order, Source
 from retbench.training.crops import Cropped
 from retbench.training.forward import Trainee
@@ -146,6 +146,8 @@ def _need_trainable(recipe: Recipe) -> None:
 def _trainee(folder: Path, recipe: Recipe) -> Trainee:
     wording = Wording(backbone.tokenizer(folder), recipe.method, recipe.method.instruction)
     model = adapters.prepare(adapters.load(folder, recipe).to(device()), recipe)
+    if recipe.sharding == "fsdp":
+        model = sharding.shard(model)
     return Trainee(model, wording, recipe, backbone.is_causal(folder), device())
 
 
@@ -231,8 +233,9 @@ def _graduate(course: Course, run: Run) -> ModelCard:
                 "seed": course.wish.recipe.seed, "processes": processes.world(), "device": str(course.trainee.device)},
         "command": course.wish.command,
     }  # fmt: skip
+    state = sharding.state(course.trainee.model)
     if processes.rank() == 0:
-        outcome.write(course.folder, course.name, course.trainee, course.origin, facts)
+        outcome.write(course.folder, course.name, course.trainee, course.origin, facts, state)
     processes.wait()
     return _published(course.wish, course.folder)
 

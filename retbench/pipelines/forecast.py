@@ -15,6 +15,7 @@ from retbench.cards.recipe import Recipe
 from retbench.engines.device import device
 from retbench.engines.memory import peak_mb
 from retbench.errors import ResourceError
+from retbench.training import processes
 from retbench.training.contrasts import Order, Source
 from retbench.training.forward import Trainee
 
@@ -106,8 +107,8 @@ def _speed(trainee: Trainee, backward: Callable[[int], tuple[float, int]]) -> fl
             started = time.perf_counter()
         done = backward(number)[1]
         tokens += done if number else 0
-        if number and time.perf_counter() - started > MEASURED_SECONDS:
-            break
+        if number and processes.total(time.perf_counter() - started > MEASURED_SECONDS):
+            break  # all together: an update needs everybody
     for weight in trainee.model.parameters():
         weight.grad = None
     return tokens / (time.perf_counter() - started)

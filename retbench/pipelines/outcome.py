@@ -41,11 +41,18 @@ class Origin:
         return str(Path(own).resolve()) if own else self.card.name
 
 
-def write(folder: Path, name: str, trainee: Trainee, origin: Origin, facts: dict[str, Any]) -> ModelCard:
-    """Weights first, the card last."""
+def write(
+    folder: Path,
+    name: str,
+    trainee: Trainee,
+    origin: Origin,
+    facts: dict[str, Any],
+    state: dict[str, Any] | None = None,
+) -> ModelCard:
+    """Weights first, the card last; `state` are weights that processes had shared out, put together."""
     work = folder / "model.partial"
     shutil.rmtree(work, ignore_errors=True)
-    _weights(work, trainee, origin)
+    _weights(work, trainee, origin, state)
     card = _card(work, name, trainee, origin, facts)
     for file in work.iterdir():
         file.replace(folder / file.name)
@@ -56,9 +63,9 @@ def write(folder: Path, name: str, trainee: Trainee, origin: Origin, facts: dict
     return card
 
 
-def _weights(work: Path, trainee: Trainee, origin: Origin) -> None:
+def _weights(work: Path, trainee: Trainee, origin: Origin, state: dict[str, Any] | None) -> None:
     trained = work if trainee.recipe.lora is None or trainee.recipe.output == "adapter" else work / "adapter"
-    adapters.save(trainee.model, trained, origin.reference)
+    adapters.save(trainee.model, trained, origin.reference, state)
     trainee.wording.tokenizer.save_pretrained(trained)
     if trained != work:
         files.merge(origin.folder, trained, work)

@@ -64,11 +64,15 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def save(model: Any, folder: Path, parent: str) -> None:
-    """Write what was trained: adapters in peft's own format, naming their parent's card; or the whole model."""
+def save(model: Any, folder: Path, parent: str, state: dict[str, Any] | None = None) -> None:
+    """Write what was trained: adapters in peft's own format, naming their parent's card; or the whole model.
+
+    `state` holds the weights where the processes had shared them out.
+    """
+    wanted: dict[str, Any] = {} if state is None else {"state_dict": state}
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = parent
-        model.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub about the parent
+        model.save_pretrained(folder, save_embedding_layers=False, **wanted)  # else peft asks the hub about the parent
         (folder / "README.md").unlink(missing_ok=True)  # peft writes an empty form
     else:
-        model.save_pretrained(folder, max_shard_size="1TB")
+        model.save_pretrained(folder, max_shard_size="1TB", **wanted)

@@ -22,6 +22,7 @@ from torch import nn
 
 from retbench.errors import DataError, ResourceError, shortage
 from retbench.store.shards import flush
+from retbench.training.sharding import like, whole
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +40,14 @@ class Progress:
     best_step: int | None = None
 
 
-def save(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+def save(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
     """Write a checkpoint; a full disk leaves the one before untouched."""
     final = folder / f"checkpoint-{progress.step:08d}"
     work = final.with_suffix(".partial")
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        _write(work, _tensors(weights, optimiser), progress)
+        _write(work, tensors, progress)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
         flush(folder)
@@ -70,11 +71,13 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -
         flush(path)
 
 
-def _tensors(weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors = {f"weight:{name}": weight.detach().contiguous() for name, weight in weights.items()}
+def held(weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
+    """Trained weights and the optimiser's moments, put together where they are shared out: every process must ask."""
+    tensors = {f"weight:{name}": whole(weight.detach()).contiguous() for name, weight in weights.items()}
+    moments = optimiser.state if optimiser else {}
     for name, weight in weights.items():
-        for moment, value in optimiser.state.get(weight, {}).items():
-            tensors[f"{moment}:{name}"] = value.contiguous()
+        for moment, value in moments.get(weight, {}).items():
+            tensors[f"{moment}:{name}"] = whole(value).contiguous()
     return tensors
 
 
@@ -94,7 +97,7 @@ def load(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.
     for name, weight in weights.items():
         moments = {key.split(":", 1)[0]: value for key, value in tensors.items() if key.endswith(f":{name}")}
         moments.pop("weight")
-        optimiser.state[weight] = {key: v if key == "step" else v.to(weight.device) for key, v in moments.items()}
+        optimiser.state[weight] = {key: v if key == "step" else like(v, weight) for key, v in moments.items()}
     return progress
 
 
@@ -124,13 +127,13 @@ def put(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Parameter]) -> N
         raise DataError("the checkpoint holds other weights than this run trains", "use another --out")
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(tensors[f"weight:{name}"])
+            weight.copy_(like(tensors[f"weight:{name}"], weight))
 
 
-def keep_best(folder: Path, weights: dict[str, nn.Parameter]) -> None:
+def keep_best(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """The weights of the best evaluation so far."""
     work = folder / "best.partial"
-    save_file({f"weight:{name}": weight.detach().contiguous() for name, weight in weights.items()}, work)
+    save_file(tensors, work)
     work.rename(folder / "best.safetensors")
 
 

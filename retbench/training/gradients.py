@@ -6,7 +6,8 @@ into the weights: one pass in memory at a time, the same sum. Each pass has its 
 what the first one dropped.
 
 Processes share a group by its queries. Every process sees all vectors, computes the whole loss and carries back only
-its own part; the sum over the processes is then the gradient of the whole group, as one process would compute it.
+its own part; the sum over the processes is then the gradient of the whole group, as one process would compute it. Where
+they share the weights too, caching is always on (see `sharding.py`).
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from retbench.encoders.wording import Tokens
-from retbench.training import processes
+from retbench.training import processes, sharding
 from retbench.training.contrasts import Group
 from retbench.training.forward import Trainee, passes
 from retbench.training.losses import loss, ranknet
@@ -33,9 +34,13 @@ def backward(trainee: Trainee, group: Group, weight: float, seed: tuple[int, ...
         (part, _seed((*seed, processes.rank(), number)))
         for number, part in enumerate(passes(tokens.lengths, trainee.recipe.batch.tokens))
     ]
-    caching = trainee.recipe.batch.caching and len(plan) > 1
+    shared = sharding.is_shared(trainee.model)  # then one pass is run at a time, as often as anybody needs
+    empty = sharding.most_passes(len(plan)) - len(plan) if shared else 0
+    caching = shared or (trainee.recipe.batch.caching and len(plan) > 1)
     with torch.set_grad_enabled(not caching):
         parts = [trainee.vectors(tokens.take(part), pass_seed) for part, pass_seed in plan]
+        for _ in range(empty):
+            trainee.vectors(tokens.take(plan[-1][0][-1:]), 0)
     back = torch.from_numpy(np.argsort(np.concatenate([part for part, _ in plan]))).to(trainee.device)
     vectors = torch.cat(parts)[back]
     if caching:
@@ -45,6 +50,8 @@ def backward(trainee: Trainee, group: Group, weight: float, seed: tuple[int, ...
         (value * weight).backward()  # type: ignore[no-untyped-call]
         if caching:
             _again(trainee, tokens, plan, vectors)
+        for _ in range(empty):
+            (trainee.vectors(tokens.take(plan[-1][0][-1:]), 0).sum() * 0).backward()
     return float(value.detach()), len(tokens.flat)
 
 

@@ -18,6 +18,7 @@ from retbench.store.shards import write_whole
 from retbench.training import checkpoint, processes
 from retbench.training.checkpoint import Progress
 from retbench.training.rates import rate
+from retbench.training.sharding import whole
 
 METRICS = "metrics.jsonl"
 
@@ -85,8 +86,9 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint, by one process for all."""
+        tensors = checkpoint.held(self.weights, self.adam)
         if processes.rank() == 0:
-            checkpoint.save(self.folder, self.weights, self.adam, self.progress)
+            checkpoint.save(self.folder, tensors, self.progress)
         processes.wait()
 
     def _step(self) -> None:
@@ -97,7 +99,7 @@ class Run:
         value, tokens = self.backward(step)
         self._stop_at_nonsense(value, step)
         processes.add_up(self.weights.values())
-        norm = float(nn.utils.clip_grad_norm_(self.weights.values(), schedule.optimiser.clip or math.inf))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.weights.values(), schedule.optimiser.clip or math.inf)))
         self._stop_at_nonsense(norm, step)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
@@ -126,8 +128,9 @@ class Run:
         self._write({"step": self.progress.step, "score": score})
         if self.progress.best is None or score > self.progress.best:
             self.progress.best, self.progress.best_step = score, self.progress.step
+            tensors = checkpoint.held(self.weights)
             if processes.rank() == 0:
-                checkpoint.keep_best(self.folder, self.weights)
+                checkpoint.keep_best(self.folder, tensors)
 
     def _write(self, facts: dict[str, Any]) -> None:
         if processes.rank() == 0:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch import distributed as joined
+from torch.distributed.tensor import DTensor
 
 
 def join() -> None:
@@ -54,6 +55,9 @@ def add_up(parameters: Iterable[Tensor]) -> None:
     if world() == 1:
         return
     for parameter in parameters:
+        if isinstance(parameter, DTensor):  # shared out: FSDP has added its gradient up, and divided
+            parameter.grad.mul_(world())
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         joined.all_reduce(parameter.grad)
