@@ -105,17 +105,20 @@ class Soak:
     def run(self, name: str, seed: int) -> int:
         """Start it and kill it until it comes through; how often it was killed."""
         log, draw = self.folder / f"{name}.kills", random.Random(f"{seed} {time.time_ns()}")
+        done, patience = 0, 1  # on a busy machine a process may be killed before it began: the next one lives longer
         while True:
             process = self.start(name, self.plan)
             with suppress(subprocess.TimeoutExpired):
-                if code := process.wait(draw.uniform(*GAPS)):
+                if code := process.wait(patience * draw.uniform(*GAPS)):
                     raise SystemExit(f"{name} ended with {code}: {(self.folder / f'{name}.said').read_text()[-2000:]}")
                 return log.stat().st_size if log.exists() else 0
             process.kill()
             process.wait()
             with log.open("a") as out:
                 out.write("x")
-            print(f"{name}: killed, {len(finished(self.out(name)))} cells are finished", flush=True)
+            now = len(finished(self.out(name)))
+            done, patience = now, 1 if now > done else 2 * patience
+            print(f"{name}: killed, {now} cells are finished", flush=True)
 
 
 def finished(out: Path) -> dict[str, Any]:
