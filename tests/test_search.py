@@ -219,6 +219,35 @@ def test_memory_does_not_grow_with_queries_times_documents() -> None:
     assert float(ran.stdout) < 300  # all scores at once are 800 MB
 
 
+LARGE = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from retbench.engines.memory import peak_mb
+from retbench.retrievers import exact
+from retbench.store.shards import Block, Store
+
+os.fsync = lambda _: None  # a crash is not what is tried here
+exact.WINDOW_ROWS = 2048  # a window and its scores are then a few megabytes
+store, draw, shards = Store(Path(sys.argv[1])), np.random.default_rng(0), 80
+queries = draw.standard_normal((100, 512), dtype=np.float32)
+for shard in range(shards):
+    vectors = draw.standard_normal((1024, 512), dtype=np.float32)
+    store.write(shard, Block(np.arange(1024) * shards + shard, vectors), tokens=1, seconds=0.0)
+exact.search(queries, [store.read(0)], 10)  # what torch takes at its first use
+before = peak_mb()
+found = exact.search(queries, (store.read(shard) for shard in range(shards)), 10)
+assert len({int(row) % shards for rows in found.rows for row in rows}) > shards / 2  # from all over the shards
+print(peak_mb() - before)
+"""
+
+
+def test_stored_vectors_are_streamed_and_never_held_together(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", LARGE, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) > 160e6
+    assert float(ran.stdout) < 60
+
+
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 35))
 def test_best_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
     expected = sorted(range(len(scores)), key=lambda position: (-scores[position], position))[:k]
