@@ -14,10 +14,12 @@ import math
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -310,7 +312,8 @@ def main() -> int:
     given = options.parse_args()
     targets = [target for target in TARGETS if given.only in target.name and target.samples()]
     started, counts, broken = time.monotonic(), dict.fromkeys((t.name for t in targets), 0), set[str]()
-    with tempfile.TemporaryDirectory() as cache_folder:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was tried until then is counted
+    with tempfile.TemporaryDirectory() as cache_folder, suppress(SystemExit):
         os.environ["RETBENCH_CACHE"] = cache_folder
         until = started + given.minutes * 60
         while time.monotonic() < until:
