@@ -1,4 +1,4 @@
-"""A few damaged inputs of every parser, the same ones each time; `make fuzz` tries new ones for as long as it is told."""
+"""A few damaged inputs of every parser, the same ones each time; `make fuzz` tries new ones for a time."""
 
 import pytest
 

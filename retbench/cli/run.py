@@ -34,7 +34,10 @@ def run(
         int | None, typer.Option(help="Only N test queries, with their documents and distractors.")
     ] = None,
     set_: Annotated[
-        Many, typer.Option("--set", help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search.")
+        Many,
+        typer.Option(
+            "--set", help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search."
+        ),
     ] = None,
     devices: Annotated[
         str, typer.Option("--devices", "--on", help="N or all of this machine, or ray:store=ADDRESS (docs/cluster.md).")

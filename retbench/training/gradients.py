@@ -51,7 +51,8 @@ def backward(trainee: Trainee, group: Group, weight: float, seed: tuple[int, ...
         if caching:
             _again(trainee, tokens, plan, vectors)
         for _ in range(empty):
-            (trainee.vectors(tokens.take(plan[-1][0][-1:]), 0).sum() * 0).backward()
+            nothing = trainee.vectors(tokens.take(plan[-1][0][-1:]), 0).sum() * 0
+            nothing.backward()  # type: ignore[no-untyped-call]
     return float(value.detach()), len(tokens.flat)
 
 

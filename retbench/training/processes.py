@@ -55,12 +55,12 @@ def add_up(parameters: Iterable[Tensor]) -> None:
     if world() == 1:
         return
     for parameter in parameters:
-        if isinstance(parameter, DTensor):  # shared out: FSDP has added its gradient up, and divided
-            parameter.grad.mul_(world())
-            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        joined.all_reduce(parameter.grad)
+        if isinstance(parameter, DTensor):  # shared out: FSDP has added its gradient up, and divided
+            parameter.grad.mul_(world())
+        else:
+            joined.all_reduce(parameter.grad)
 
 
 def total(number: float) -> float:
