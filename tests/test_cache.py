@@ -47,7 +47,7 @@ def test_stored_embeddings_are_listed_and_pruned(model: Path, tmp_path: Path) ->
 def test_an_unfinished_store_is_pruned_alone(tmp_path: Path) -> None:
     for key in ("begun", "done"):
         place("m", key).used_by("a cell")
-    place("m", "done").finish({})
+    place("m", "done").finish({"rows": 0})
     assert [stored["key"] for stored in rows("cache", "prune", "--unfinished")] == ["begun"]
     assert [stored["key"] for stored in rows("cache", "list")] == ["done"]
 
