@@ -14,7 +14,7 @@ from rich.text import Text
 ROOT = Path(__file__).resolve().parent.parent
 RETBENCH = [sys.executable, "-m", "retbench"]
 SCENES = (
-    "run --model bm25 --model minilm-l6 --suite stdlib --sample 30",
+    "run --model bm25 --model minilm-l6 --suite stdlib --sample 50 --set max_length=128",
     "run --model qwen2.5-coder --suite coir --out demo-results",
     "run --model bm25 --suite stdlip",
 )
