@@ -18,6 +18,7 @@ from retbench.scoring.significance import (
     Standing,
     Wins,
     bootstrap_interval,
+    detectable,
     effect_size,
     holm,
     paired_test,
@@ -164,6 +165,18 @@ def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -
     assert all(p <= q <= min(1.0, p * len(p_values)) for p, q in zip(p_values, adjusted, strict=True))
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     assert all(adjusted[i] <= adjusted[j] for i, j in itertools.pairwise(order))
+
+
+def test_what_so_many_queries_could_detect_is_found_in_four_of_five_draws() -> None:
+    draw = np.random.default_rng(3)
+    assert detectable([0.5], [0.2]) is None
+    reach = detectable(draw.normal(size=5000), np.zeros(5000))
+    assert reach == pytest.approx(2.8016 / math.sqrt(5000), rel=0.05)
+    found = 0
+    for _ in range(400):
+        gaps = draw.normal(2.8016 / math.sqrt(50), 1.0, size=50)
+        found += stats.ttest_1samp(gaps, 0).pvalue < 0.05
+    assert 0.73 < found / 400 < 0.87
 
 
 def test_effect_size_by_hand() -> None:

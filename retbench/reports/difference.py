@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retbench.records.record import Record
-from retbench.scoring.significance import Interval, Wins, bootstrap_interval, effect_size, paired_test, wins
+from retbench.scoring.significance import (
+    Interval,
+    Wins,
+    bootstrap_interval,
+    detectable,
+    effect_size,
+    paired_test,
+    wins,
+)
 
 UNSTATED = "not stated"
 
@@ -36,6 +44,7 @@ class Test:
     interval: Interval
     p_value: float
     effect: float
+    detectable: float | None
     wins: Wins
 
 
@@ -91,8 +100,9 @@ def tested(metric: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> Test:
     """The test of two columns over the same queries."""
     gap = a - b
     return Test(
-        metric, len(a), float(gap.mean()), bootstrap_interval(gap), paired_test(a, b), effect_size(a, b), wins(a, b)
-    )
+        metric, len(a), float(gap.mean()), bootstrap_interval(gap), paired_test(a, b), effect_size(a, b),
+        detectable(a, b), wins(a, b),
+    )  # fmt: skip
 
 
 def text(comparison: Comparison) -> str:
@@ -123,7 +133,12 @@ def _test(test: Test) -> list[str]:
         f"{test.metric} over {test.queries:,} queries: A - B = {100 * test.difference:+.2f} "
         f"(95% interval {100 * low:+.2f} to {100 * high:+.2f}), p = {test.p_value:.4f}, effect size {test.effect:+.2f}",
         f"A wins {test.wins.wins:,}, ties {test.wins.ties:,}, loses {test.wins.losses:,}",
+        *([] if test.detectable is None else [_reach(test.detectable)]),
     ]
+
+
+def _reach(detectable: float) -> str:
+    return f"so many queries would show a difference of {100 * detectable:.2f} in four of five cases (at 0.05)"
 
 
 def _moved(moved: Moved) -> list[str]:

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from string import ascii_letters
 from typing import NamedTuple
 
@@ -88,6 +89,15 @@ def effect_size(a: Values, b: Values) -> float:
     if len(difference) == 1 or np.ptp(difference) <= ROUNDING * np.abs(table).max():
         return 0.0
     return float(difference.mean() / difference.std(ddof=1))
+
+
+def detectable(a: Values, b: Values) -> float | None:
+    """The mean difference that a test of so many queries, as unlike as these, would find in four of five cases."""
+    table = _pair(a, b)
+    if len(table) == 1:
+        return None
+    normal, spread = NormalDist(), float((table[:, 0] - table[:, 1]).std(ddof=1))
+    return (normal.inv_cdf(0.975) + normal.inv_cdf(0.8)) * spread / math.sqrt(len(table))
 
 
 def wins(a: Values, b: Values) -> Wins:
