@@ -90,7 +90,7 @@ def theirs(steps: int, dtype: str) -> list[Moment]:
     data = datasets.Dataset.from_dict({"anchor": [q for q, _ in cut], "positive": [p for _, p in cut]})
     seconds: list[Moment] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):  # type: ignore[misc]  # untyped in transformers
         started = (0.0, 0.0)
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:

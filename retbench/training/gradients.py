@@ -47,12 +47,12 @@ def backward(trainee: Trainee, group: Group, weight: float, seed: tuple[int, ...
         vectors = vectors.requires_grad_()
     value = _whole_loss(trainee, vectors, own, group)
     if torch.isfinite(value):
-        (value * weight).backward()  # type: ignore[no-untyped-call]
+        (value * weight).backward()  # type: ignore[no-untyped-call]  # untyped in torch
         if caching:
             _again(trainee, tokens, plan, vectors)
         for _ in range(empty):
             nothing = trainee.vectors(tokens.take(plan[-1][0][-1:]), 0).sum() * 0
-            nothing.backward()  # type: ignore[no-untyped-call]
+            nothing.backward()  # type: ignore[no-untyped-call]  # untyped in torch
     return float(value.detach()), len(tokens.flat)
 
 
@@ -60,7 +60,7 @@ def _again(trainee: Trainee, tokens: Tokens, plan: list[tuple[np.ndarray, int]],
     assert vectors.grad is not None  # noqa: S101  # for the type checker: backward has just filled it
     for part, seed in plan:
         once_more = trainee.vectors(tokens.take(part), seed)
-        once_more.backward(vectors.grad[torch.from_numpy(part).to(vectors.device)])  # type: ignore[no-untyped-call]
+        once_more.backward(vectors.grad[torch.from_numpy(part).to(vectors.device)])  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def _own_rows(group: Group) -> list[int]:

@@ -50,8 +50,8 @@ class Speaker:
     def lines(self, documents: Sequence[str], queries: Sequence[str]) -> list[Line]:
         """Pairs as rows; the document is cut before it enters the template, so that the prompt stays whole."""
         words = ("llm-ql stage 1", "reconstructed", "arXiv 2504.05216", "last")
-        first = Method("llm-ql-1", *words, document=self.settings.document, eos=True, cut="text")  # type: ignore[arg-type]
-        second = Method("llm-ql-1", *words, eos=True, special_tokens=False)  # type: ignore[arg-type]
+        first = Method("llm-ql-1", *words, document=self.settings.document, eos=True, cut="text")  # type: ignore[arg-type]  # two of the words are literals
+        second = Method("llm-ql-1", *words, eos=True, special_tokens=False)  # type: ignore[arg-type]  # the same
         lengths = self.settings.lengths
         heads = Wording(self.tokenizer, first).tokens(documents, "document", lengths.document)
         tails = Wording(self.tokenizer, second).tokens(queries, "query", lengths.query)
@@ -143,7 +143,7 @@ class Lessons:
             real = torch.arange(1, ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
             value = _losses(logits, ids)[real].sum() / everything
             if torch.isfinite(value):
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             total += float(value.detach())
         return processes.total(total), sum(len(line.ids) for line in own)
 
