@@ -36,7 +36,7 @@ def drawn(documents: int, queries: int, width: int) -> tuple[np.ndarray, np.ndar
     vectors = centres[draw.integers(1000, size=documents)] + draw.normal(size=(documents, width))
     rotation, _ = np.linalg.qr(draw.normal(size=(width, width)))
     wanted = draw.choice(documents, queries, replace=False)
-    asked = vectors[wanted] @ (np.eye(width) + 0.5 * rotation) + 0.5 * draw.normal(size=(queries, width))
+    asked = vectors[wanted] @ (0.3 * np.eye(width) + rotation) + 0.5 * draw.normal(size=(queries, width))
     return unit(vectors), unit(asked), wanted
 
 

@@ -69,21 +69,21 @@ class Layer:
     def __call__(self, states: Tensor, packed: Packed, cos: Tensor, sin: Tensor, causal: bool) -> None:
         """Add this block's attention and MLP to the states, in place."""
         module, mlp = self.module, self.module.mlp
-        attended = self._attention(_normed(states, module.input_layernorm), packed, cos, sin, causal)
+        attended = self._attention(normed(states, module.input_layernorm), packed, cos, sin, causal)
         states += module.self_attn.o_proj(attended)
-        normed = _normed(states, module.post_attention_layernorm)
+        widened = normed(states, module.post_attention_layernorm)
         at_once = max(1, WIDENED // mlp.intermediate_size)
         for start in range(0, len(states), at_once):
             block = slice(start, start + at_once)
-            gate = functional.silu(mlp.gate_proj(normed[block]), inplace=True)
-            states[block] += mlp.down_proj(gate.mul_(mlp.up_proj(normed[block])))
+            gate = functional.silu(mlp.gate_proj(widened[block]), inplace=True)
+            states[block] += mlp.down_proj(gate.mul_(mlp.up_proj(widened[block])))
 
     def _attention(self, states: Tensor, packed: Packed, cos: Tensor, sin: Tensor, causal: bool) -> Tensor:
         module, heads = self.module.self_attn, (len(states), -1, self.dimension)
         queries, keys = module.q_proj(states).view(heads), module.k_proj(states).view(heads)
         if hasattr(module, "q_norm"):
-            queries, keys = _normed(queries, module.q_norm), _normed(keys, module.k_norm)
-        queries, keys = _turned(queries, cos, sin), _turned(keys, cos, sin).mul_(self.scale)
+            queries, keys = normed(queries, module.q_norm), normed(keys, module.k_norm)
+        queries, keys = turned(queries, cos, sin), turned(keys, cos, sin).mul_(self.scale)
         values, out = module.v_proj(states).view(heads), torch.empty_like(queries)
         for first, rows, length in packed.runs:
             at_once = max(1, SCORES // (queries.shape[1] * length * min(length, QUERY_BLOCK)))
@@ -135,23 +135,24 @@ class Decoder:
     def _forward(self, rows: Sequence[np.ndarray], causal: bool, layer: int | None) -> Tensor:
         packed, last = Packed(rows), len(self.layers)
         states = self.embedding(packed.ids)
-        cos, sin = self._angles(packed, states)
+        cos, sin = turns(self.rope, packed, states)
         stop = last if layer is None else layer % (last + 1)
         for step in self.layers[:stop]:
             step(states, packed, cos, sin, causal)
-        return _normed(states, self.norm) if stop == last else states
+        return normed(states, self.norm) if stop == last else states
 
-    def _angles(self, packed: Packed, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of each token's angles, the sine with the sign of a half turn."""
-        positions = packed.positions
-        if self.rope.rope_type == "dynamic":  # a text's own length decides: a table for every length
-            tables = [angles(self.rope, length, states) for _, rows, length in packed.runs for _ in range(rows)]
-            cos, sin = (torch.cat(side) for side in zip(*tables, strict=True))
-            positions = torch.arange(len(positions))
-        else:
-            cos, sin = angles(self.rope, int(positions.max()) + 1, states)
-        sin = torch.cat((-sin[:, : sin.shape[1] // 2], sin[:, sin.shape[1] // 2 :]), dim=1)
-        return cos[positions][:, None], sin[positions][:, None]
+
+def turns(rope: Any, packed: Packed, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each token's angles, the sine with the sign of a half turn."""
+    positions = packed.positions
+    if rope.rope_type == "dynamic":  # a text's own length decides: a table for every length
+        tables = [angles(rope, length, states) for _, rows, length in packed.runs for _ in range(rows)]
+        cos, sin = (torch.cat(side) for side in zip(*tables, strict=True))
+        positions = torch.arange(len(positions))
+    else:
+        cos, sin = angles(rope, int(positions.max()) + 1, states)
+    sin = torch.cat((-sin[:, : sin.shape[1] // 2], sin[:, sin.shape[1] // 2 :]), dim=1)
+    return cos[positions][:, None], sin[positions][:, None]
 
 
 def _shares(rows: Sequence[np.ndarray], workers: int) -> list[Sequence[np.ndarray]]:
@@ -162,7 +163,7 @@ def _shares(rows: Sequence[np.ndarray], workers: int) -> list[Sequence[np.ndarra
     return [rows[start:end] for start, end in pairwise(edges) if start < end]
 
 
-def _normed(states: Tensor, norm: Any) -> Tensor:
+def normed(states: Tensor, norm: Any) -> Tensor:
     """Root-mean-square norm over the last axis; some rows at a time, so that their float32 stays in the cache."""
     out, weight = torch.empty_like(states), norm.weight.float()
     width = states.shape[-1]
@@ -175,7 +176,7 @@ def _normed(states: Tensor, norm: Any) -> Tensor:
     return out
 
 
-def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position: each head's halves turned against each other."""
     return (heads * cos).addcmul_(heads.roll(heads.shape[-1] // 2, dims=-1), sin)
 

@@ -13,6 +13,7 @@ from retbench.encoders.listing import Sheet
 from retbench.encoders.pooling import POOLINGS, narrowed
 from retbench.encoders.wording import Tokens, Wording
 from retbench.errors import DataError
+from retbench.training import packed
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Trainee:
 
     def states(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """The last layer's states of one pass without padding, and their offsets."""
+        if self.causal and not self.recipe.recompute and packed.fits(self.model):
+            return packed.states(self.model, rows), torch.tensor([0, *map(len, rows)]).cumsum(0)
         padded, lengths = pad(rows)
         real = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
         inputs: dict[str, Any] = {"input_ids": padded.to(self.device)}
