@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, head
@@ -115,6 +116,7 @@ class Local(Spoken):
     @cached_property
     def whole(self) -> PreTrainedModel:
         """The model with its head, for writing."""
+        transformers_logging.disable_progress_bar()
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=getattr(torch, self.dtype), trust_remote_code=False, use_safetensors=True
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
-from transformers.utils import logging as chatter
+from transformers.utils import logging as transformers_logging
 
 from retbench.cards.recipe import Lora, Recipe
 from retbench.engines.adapters import library
@@ -18,8 +18,8 @@ from retbench.errors import DataError
 def load(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
     """A model to be trained: frozen weights in the recipe's dtype, or all of them in float32."""
     keep_pages()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     kind = AutoModelForCausalLM if head else AutoModel
     dtype = getattr(torch, recipe.dtype) if recipe.lora and not head else torch.float32
     loaded: nn.Module = kind.from_pretrained(

@@ -11,12 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from retbench.engines.decoder import Packed, suits, turns
+from retbench.training import sharding
 from retbench.training.slopes import attend, gated, linear, norm, turn
 
 
 def fits(model: Any) -> bool:
-    """Whether this pass computes the model: adapters that drop nothing, beside frozen weights."""
+    """Whether this pass computes the model: adapters that drop nothing, beside frozen weights that are all here."""
     if not hasattr(model, "peft_config") or any(one.lora_dropout for one in model.peft_config.values()):
+        return False
+    if sharding.is_shared(model):
         return False
     return hasattr(model.get_base_model(), "rotary_emb") and suits(model.get_base_model())
 
