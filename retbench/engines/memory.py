@@ -1,6 +1,7 @@
 """Memory: its peak since the last reset, how many tokens fit into it, and what it looks like when it ran out."""
 
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 KEPT_FREE = 0.2  # of the GPU's memory: fragments, and what others start
 PROBES = (1, 3)  # rows of the longest length; the difference is what two of them need
+KERNELS = "128"  # many batches' worth; its own 1,024 would take a gigabyte in the end
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
@@ -34,7 +36,11 @@ def peak_mb() -> float:
 
 
 def keep_pages() -> None:
-    """Ask glibc to keep large freed blocks; else each forward pass would fault its temporaries in again."""
+    """Ask glibc to keep large freed blocks; else each forward pass would fault its temporaries in again.
+
+    And oneDNN to keep fewer kernels: it compiles one for every shape, and texts come in ever new ones.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # musl has none

@@ -121,7 +121,7 @@ def test_truncated_weights_are_refused_by_name(
 ) -> None:
     folder = tiny.build(tmp_path / "cut")
     content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[: int(len(content) * share)])
+    (folder / name).write_bytes(content[: min(int(len(content) * share), len(content) - 2)])
     job = cell("cut", real=True)
     job = replace(job, argv=tuple(str(folder) if word == job.model else word for word in job.argv))
     assert ended(server, job) == 4, job.said()
