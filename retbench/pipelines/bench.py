@@ -11,7 +11,7 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.opening import open_collection
 from retbench.encoders.spec import EncoderSpec
-from retbench.engines.memory import peak_mb, reset_peak
+from retbench.engines.memory import free_pages, peak_mb, reset_peak
 from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.examples import example
 from retbench.pipelines.request import Request
@@ -83,6 +83,7 @@ class Bench:
             return of_record(found, str(self.folder), cached=True)
         Ledger(self.request.out).need_writable()
         meter = Meter(self.request.show)
+        free_pages()
         reset_peak()
         record, run = self._run(meter)
         return of_record(record, str(Ledger(self.request.out).write(record, run)), cached=False)
