@@ -172,7 +172,7 @@ finetune(Wish(data, model, recipe, out=Path(out)))
 SHARED = replace(RECIPE, batch=Batch(8, 8, 100))
 
 
-@pytest.mark.parametrize(("sharding", "weights"), [("none", "lora"), ("fsdp", "full")])
+@pytest.mark.parametrize(("sharding", "weights"), [("none", "lora"), ("fsdp", "full"), ("fsdp", "lora")])
 def test_two_processes_are_one(
     learn: Learn, data: Path, model: Path, tmp_path: Path, sharding: str, weights: str
 ) -> None:
