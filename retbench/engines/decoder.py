@@ -71,12 +71,12 @@ class Layer:
         module, mlp = self.module, self.module.mlp
         attended = self._attention(normed(states, module.input_layernorm), packed, cos, sin, causal)
         states += module.self_attn.o_proj(attended)
-        widened = normed(states, module.post_attention_layernorm)
+        ready = normed(states, module.post_attention_layernorm)
         at_once = max(1, WIDENED // mlp.intermediate_size)
         for start in range(0, len(states), at_once):
             block = slice(start, start + at_once)
-            gate = functional.silu(mlp.gate_proj(widened[block]), inplace=True)
-            states[block] += mlp.down_proj(gate.mul_(mlp.up_proj(widened[block])))
+            gate = functional.silu(mlp.gate_proj(ready[block]), inplace=True)
+            states[block] += mlp.down_proj(gate.mul_(mlp.up_proj(ready[block])))
 
     def _attention(self, states: Tensor, packed: Packed, cos: Tensor, sin: Tensor, causal: bool) -> Tensor:
         module, heads = self.module.self_attn, (len(states), -1, self.dimension)
