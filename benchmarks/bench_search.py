@@ -41,7 +41,7 @@ MANY_QUERIES, MANY_DOCUMENTS, NARROW = 502_939, 50_000, 64
 
 def unit(rows: int, width: int, seed: int) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
 def shards(matrix: np.ndarray) -> Iterator[Block]:

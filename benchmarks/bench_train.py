@@ -74,23 +74,24 @@ def theirs(steps: int, dtype: str) -> list[Moment]:
     import sentence_transformers as st
     import torch
     from peft import LoraConfig
-    from sentence_transformers import losses, models
+    from sentence_transformers.sentence_transformer import losses
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import TrainerCallback
 
     from retbench.cards import catalog
     from retbench.engines import weights
 
     folder = _plain(weights.obtain(catalog.model(MODEL)).folder)
-    base = models.Transformer(folder, max_seq_length=LENGTHS[1])
+    base = Transformer(folder, max_seq_length=LENGTHS[1])
     base.tokenizer.pad_token = base.tokenizer.pad_token or base.tokenizer.eos_token
-    model = st.SentenceTransformer(modules=[base, models.Pooling(base.get_embedding_dimension(), "mean")], device="cpu")
+    model = st.SentenceTransformer(modules=[base, Pooling(base.get_embedding_dimension(), "mean")], device="cpu")
     model.to(getattr(torch, dtype))  # the adapters that follow are float32, as ours
     model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
     cut = [(_cut(base.tokenizer, q, LENGTHS[0]), p) for q, p in pairs(BATCH * steps)]
     data = datasets.Dataset.from_dict({"anchor": [q for q, _ in cut], "positive": [p for _, p in cut]})
     seconds: list[Moment] = []
 
-    class Clock(TrainerCallback):  # type: ignore[misc]  # untyped in transformers
+    class Clock(TrainerCallback):
         started = (0.0, 0.0)
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:

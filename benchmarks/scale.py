@@ -54,7 +54,7 @@ class Static:
     def vectors(self, batch: Any) -> np.ndarray:
         """Sums of rows, at length one."""
         sums = np.add.reduceat(self.table[batch.flat], batch.offsets[:-1])
-        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
 
 
 def one(documents: int) -> dict[str, Any]:
@@ -139,10 +139,10 @@ def main() -> None:
         rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
         print(rows[-1], file=sys.stderr, flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python", *sys.argv])
-    facts = {"command": command, "python": platform.python_version(), "width": WIDTH, "queries": QUERIES, "sizes": rows}
+    typed = " ".join(["python", *sys.argv])
+    facts = {"command": typed, "python": platform.python_version(), "width": WIDTH, "queries": QUERIES, "sizes": rows}
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
-    told = f"# Cost as the work grows\n\n    {command}\n\n{table(rows)}\n\n```{plot(rows)}\n```\n"
+    told = f"# Cost as the work grows\n\n    {typed}\n\n{table(rows)}\n\n```{plot(rows)}\n```\n"
     options.out.with_suffix(".md").write_text(told)
     print(told)
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from retbench.engines.decoder import Packed, normed, turned
 
 SCORES = 1 << 20  # attention scores held at a time
-CHUNK = 1 << 18  # values of an elementwise step at a time: more leaves the cache
+CHUNK = 1 << 16  # values of an elementwise step at a time: more leaves the cache
 
 Block = tuple[slice, int, int]  # tokens, rows, tokens a row
 Tensors = tuple[Tensor | None, ...]
@@ -84,9 +84,9 @@ class _Linear(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensors:
         x, *kept = ctx.saved_tensors
-        back, found = torch.zeros_like(x), []
+        back, found = None, []
         for gradient, (weight, down, up, low) in zip(gradients, _fours(kept), strict=True):
-            back.addmm_(gradient, weight)
+            back = gradient @ weight if back is None else back.addmm_(gradient, weight)
             found += [None, None, None, None]
             if down is not None:
                 lower = gradient @ up.to(x.dtype)
@@ -145,14 +145,14 @@ class _Gate(Function):
 
 
 class _Attention(Function):
-    """What every token looked at is made again on the way back."""
+    """What every token looked at is made again on the way back; the keys that are kept have the scale in them."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, packed: Packed, scale: float) -> Tensor:
-        found, shared = torch.empty_like(queries), keys.shape[1]
+        found, shared, keys = torch.empty_like(queries), keys.shape[1], keys * scale
         for block in _blocks(packed, queries.shape[1]):
             q, k, v = (_apart(part, block, shared) for part in (queries, keys, values))
-            _together(found, torch.bmm(_looks(q, k, scale, block), v), block, shared)
+            _together(found, torch.bmm(_looks(q, k, block), v), block, shared)
         ctx.save_for_backward(queries, keys, values, found)
         ctx.packed, ctx.scale = packed, scale
         return found
@@ -164,18 +164,18 @@ class _Attention(Function):
         mean, shared = (gradient * found).sum(-1, keepdim=True), keys.shape[1]
         for block in _blocks(ctx.packed, queries.shape[1]):
             q, k, v, slope, level = (_apart(part, block, shared) for part in (queries, keys, values, gradient, mean))
-            looks = _looks(q, k, ctx.scale, block)
+            looks = _looks(q, k, block)
             _together(to_v, torch.bmm(looks.transpose(1, 2), slope), block, shared)
-            scores = torch.bmm(slope, v.transpose(1, 2)).sub_(level).mul_(looks).mul_(ctx.scale)
+            scores = torch.bmm(slope, v.transpose(1, 2)).sub_(level).mul_(looks)
             _together(to_q, torch.bmm(scores, k), block, shared)
             _together(to_k, torch.bmm(scores.transpose(1, 2), q), block, shared)
-        return to_q, to_k, to_v, None, None
+        return to_q, to_k.mul_(ctx.scale), to_v, None, None
 
 
-def _looks(queries: Tensor, keys: Tensor, scale: float, block: Block) -> Tensor:
+def _looks(queries: Tensor, keys: Tensor, block: Block) -> Tensor:
     """How much each token looks at each one of its row, [row and key head, heads that share the key x token, token]."""
     length = block[2]
-    scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+    scores = torch.bmm(queries, keys.transpose(1, 2))
     to_come = torch.full((length, length), -torch.inf, dtype=scores.dtype).triu_(1)
     scores.view(len(queries), -1, length, length).add_(to_come)
     return torch.softmax(scores, dim=-1)
