@@ -153,30 +153,18 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModel
 
+    from retbench.engines.peak import flop_per_token, tokens_per_second
     from retbench.retrievers.dense import budget
 
     torch.set_num_threads(options.threads)
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(options.weights))
-    shapes = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    found: dict[str, Any] = {"flop_per_token": 2 * sum(rows * columns for rows, columns in shapes)}
-    tokens = budget("cpu", options.threads)
-    for dtype in (torch.bfloat16, torch.float32):
-        seconds = sum(shapes.count(shape) * _product_seconds(tokens, shape, dtype) for shape in set(shapes))
-        found[str(dtype).removeprefix("torch.")] = found["flop_per_token"] * tokens / seconds / 1e9
-    return found
-
-
-def _product_seconds(tokens: int, shape: tuple[int, ...], dtype: Any) -> float:
-    import torch
-
-    states, weight = torch.randn(tokens, shape[1]).to(dtype), torch.randn(shape).to(dtype)
-    best = float("inf")
-    for _ in range(20):
-        started = time.perf_counter()
-        torch.nn.functional.linear(states, weight)
-        best = min(best, time.perf_counter() - started)
-    return best
+    flop, tokens = flop_per_token(model), budget("cpu", options.threads)
+    paces = {
+        dtype: tokens_per_second(model, getattr(torch, dtype), torch.device("cpu"), tokens)
+        for dtype in ("bfloat16", "float32")
+    }
+    return {"flop_per_token": flop, **{dtype: flop * pace / 1e9 for dtype, pace in paces.items()}}
 
 
 def child(options: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:

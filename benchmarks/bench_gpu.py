@@ -22,7 +22,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Config
 
 from retbench.encoders.batches import Plan
 from retbench.encoders.pooling import POOLINGS
-from retbench.engines import memory
+from retbench.engines import memory, peak
 from retbench.engines.backbone import Backbone
 
 HERE = Path(__file__).parent
@@ -103,37 +103,17 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - started, memory.peak_mb()
 
 
-def peak_flops(model: Any, tokens: int) -> float:
-    """FLOP/s of the model's own linear shapes alone, weighted by the work in each."""
-    shapes = [tuple(module.weight.shape) for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    seconds = 0.0
-    for shape in set(shapes):
-        states = torch.randn(tokens, shape[1], device=model.device, dtype=torch.bfloat16)
-        weight = torch.randn(shape, device=model.device, dtype=torch.bfloat16)
-
-        def product(states: torch.Tensor = states, weight: torch.Tensor = weight) -> None:
-            for _ in range(10):
-                torch.nn.functional.linear(states, weight)
-
-        seconds += shapes.count(shape) * timed(product)[0] / 10
-    return flop_per_token(model) * tokens / seconds
-
-
-def flop_per_token(model: Any) -> float:
-    return 2.0 * sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-
-
 def measure(shape: tuple[int, ...], kind: str, documents: int, vocabulary: int) -> dict[str, Any]:
     model, rows = model_of(shape, vocabulary), rows_of(kind, documents, vocabulary)
     tokens = sum(map(len, rows))
     tokenizer = tokenizer_of(vocabulary)
     seconds, peak_mb = timed(ours(Backbone(model, tokenizer, True, "bfloat16", model.device), rows))
-    reach = peak_flops(model, min(8192, tokens))
+    reach = peak.tokens_per_second(model, torch.bfloat16, model.device, min(8192, tokens))
     found = {
         "tokens_per_second": tokens / seconds,
         "documents_per_second": documents / seconds,
         "peak_mb": peak_mb,
-        "share_of_peak": flop_per_token(model) * tokens / seconds / reach,
+        "share_of_peak": tokens / seconds / reach,
     }
     if find_spec("sentence_transformers"):
         with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.request import Request
 from retbench.pipelines.reranking import Crew
 from retbench.pipelines.workers import Done, LostWorkerError, Order, Team
-from retbench.records.meter import Silent
+from retbench.records.meter import Reach, Silent
 from retbench.retrievers.dense import Dense
 from retbench.store.shards import Block, Store
 from tests import small, tiny
@@ -238,7 +238,7 @@ class Killing(Silent):
     def __init__(self) -> None:
         self.phase, self.killed = "", 0
 
-    def begin(self, phase: str, unit: str) -> None:
+    def begin(self, phase: str, unit: str, reach: Reach) -> None:
         self.phase = phase
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:

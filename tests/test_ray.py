@@ -31,7 +31,7 @@ from retbench.records.meter import Silent
 
 class Gate(Silent):
     phase = ""
-    def begin(self, phase, unit):
+    def begin(self, phase, unit, reach):
         self.phase = phase
     def advance(self, done, total, tokens=0, left=0):
         if "documents" in self.phase and tokens:

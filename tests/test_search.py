@@ -242,6 +242,13 @@ print(peak_mb() - before)
 """
 
 
+def test_between_two_windows_a_query_keeps_k_keys_and_nothing_behind_them() -> None:
+    vectors = torch.from_numpy(np.random.default_rng(5).standard_normal((400, 8), dtype=np.float32))
+    top = exact.Top(vectors[:64], 10)
+    top.add(exact.Window.of([torch.arange(400)], [vectors], torch.float32))
+    assert top.keys.untyped_storage().nbytes() == 64 * 10 * 8
+
+
 def test_stored_vectors_are_streamed_and_never_held_together(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", LARGE, str(tmp_path)], capture_output=True, text=True, check=True)
     assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) > 160e6

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from functools import cached_property
 
 from rich.progress import BarColumn, Progress, TextColumn
 
 from retbench.cli.verb import tell
+from retbench.records.meter import Reach
 
 EVERY = 15  # seconds between plain lines: a log should show life without being flooded
 
@@ -13,10 +15,15 @@ EVERY = 15  # seconds between plain lines: a log should show life without being 
 class Pace:
     """What was done in a phase, how fast, and how long the rest will take."""
 
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
+    def __init__(self, unit: str, reach: Reach = lambda: None) -> None:
+        self.unit, self.reach = unit, reach
         self.done = self.total = self.tokens = self.left = self.found = 0
         self.started = self.first = time.monotonic()
+
+    @cached_property
+    def peak(self) -> float | None:
+        """Tokens a second at most."""
+        return self.reach()
 
     def step(self, done: int, total: int, tokens: int, left: int) -> None:
         """Some more is done; what has no tokens beside others that have was found, not computed."""
@@ -39,6 +46,8 @@ class Pace:
         seconds = time.monotonic() - self.first
         if self.tokens and seconds:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
+            if self.peak:
+                parts.append(f"{self.tokens / seconds / self.peak:.0%} of the peak")
             parts.append(f"{(self.done - self.found) / seconds:,.1f} {self.unit}/s")
         left = self.seconds_left()
         if left is not None and self.total:
@@ -54,9 +63,9 @@ class Live:
         self.pace = Pace("")
         self.told = 0.0
 
-    def begin(self, phase: str, unit: str) -> None:
+    def begin(self, phase: str, unit: str, reach: Reach) -> None:
         """A phase starts."""
-        self.pace, self.told = Pace(unit), time.monotonic()
+        self.pace, self.told = Pace(unit, reach), time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
 

@@ -32,6 +32,10 @@ class DenseEncoder(Protocol):
         """What computes attention, for the record."""
         ...
 
+    def reach(self) -> float | None:
+        """Tokens a second that the matrix products alone would allow; none where they are not ours to time."""
+        ...
+
     def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
         """Texts as token ids, cut to the role's limit."""
         ...
@@ -58,6 +62,10 @@ class BackboneEncoder:
     def kernel(self) -> str:
         """What computes attention, for the record."""
         return self.backbone.kernel
+
+    def reach(self) -> float:
+        """Tokens a second that the matrix products alone would allow."""
+        return self.backbone.reach()
 
     def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
         """Texts as token ids, cut to the role's limit."""

@@ -49,6 +49,9 @@ class IdsEncoder:
         """What computes attention, for the record."""
         return f"{self.spec.engine}'s own"
 
+    def reach(self) -> None:
+        """Its matrix products are not ours to time."""
+
     def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
         """Texts as token ids, cut to the role's limit."""
         return self.wording.tokens(texts, role, self.spec.limit(role))
@@ -74,6 +77,9 @@ class TextEncoder:
     def kernel(self) -> str:
         """What computes attention, for the record."""
         return "the server's own"
+
+    def reach(self) -> None:
+        """Its matrix products are not ours to time."""
 
     def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
         """Texts as UTF-8, cut to the role's limit between two characters."""

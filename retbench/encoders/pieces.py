@@ -104,6 +104,10 @@ class Workers(Protocol):
         """The kind of device each has, and its threads."""
         ...
 
+    def reach(self) -> float | None:
+        """Tokens a second that the matrix products alone would allow; none where that is not known."""
+        ...
+
     def share(self, store: Store) -> None:
         """One plan for all who work at the same vectors: bring it or hand it on."""
         ...
@@ -141,6 +145,10 @@ class Alone:
     def device(self) -> tuple[str, int]:
         """The kind of device, and its threads."""
         return device().type, memory.threads()
+
+    def reach(self) -> float | None:
+        """Tokens a second that the matrix products alone would allow."""
+        return self.encoder.reach()
 
     def share(self, store: Store) -> None:
         """Nobody else is told."""

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
-from retbench.engines import code, ropes
+from retbench.engines import code, peak, ropes
 from retbench.engines.decoder import Decoder, suits
 from retbench.engines.memory import keep_pages
 from retbench.errors import UsageError
@@ -63,6 +63,10 @@ class Backbone:
     def kernel(self) -> str:
         """What computes attention: products in blocks of our own, or PyTorch's kernel."""
         return "blocks" if suits(self.model) else "sdpa"
+
+    def reach(self) -> float:
+        """Tokens a second that its matrix products alone would allow here."""
+        return peak.tokens_per_second(self.model, getattr(torch, self.dtype), self.device)
 
     @property
     def parameters(self) -> int:

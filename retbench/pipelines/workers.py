@@ -251,6 +251,9 @@ class Shared:
         """The kind of device each has, and its threads."""
         return self.team.kind, self.team.threads
 
+    def reach(self) -> None:
+        """Not asked of them: they would have to stop for it."""
+
     def share(self, store: Store) -> None:
         """One plan for all who work at the same vectors."""
         if self.team.depot:

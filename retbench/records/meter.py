@@ -1,7 +1,7 @@
 """The meter: how long each phase of a cell took, told to whoever shows progress while it runs."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,10 +14,13 @@ class Advance(Protocol):
         ...
 
 
+Reach = Callable[[], float | None]  # tokens a second at most, where that can be known; asked once there are tokens
+
+
 class Show(Protocol):
     """A place where progress is shown."""
 
-    def begin(self, phase: str, unit: str) -> None:
+    def begin(self, phase: str, unit: str, reach: Reach) -> None:
         """A phase starts."""
         ...
 
@@ -33,7 +36,7 @@ class Show(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def begin(self, phase: str, unit: str) -> None:
+    def begin(self, phase: str, unit: str, reach: Reach) -> None:
         """Say nothing."""
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
@@ -55,9 +58,9 @@ class Meter:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @contextmanager
-    def phase(self, name: str, unit: str = "") -> Iterator[Advance]:
+    def phase(self, name: str, unit: str = "", reach: Reach = lambda: None) -> Iterator[Advance]:
         """Time what is inside; the value handed out reports progress."""
-        self.show.begin(name, unit)
+        self.show.begin(name, unit, reach)
         started = time.perf_counter()
         try:
             yield self.show.advance

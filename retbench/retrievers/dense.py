@@ -59,9 +59,9 @@ class Dense:
         """The k best documents of every query."""
         for name, role in zip(("embed queries", "embed and search documents"), ROLES, strict=True):
             self.meter.carry(name, self._store(role).spent().seconds / self.workers.count)
-        with self.meter.phase("embed queries", "texts"):
+        with self.meter.phase("embed queries", "texts", self.workers.reach):
             queries = self.queries()
-        with self.meter.phase("embed and search documents", "texts"):
+        with self.meter.phase("embed and search documents", "texts", self.workers.reach):
             if self.spec.method.kind != "dense":
                 return self._with_terms(queries, self._blocks("document"), k)
             after = self.after()

@@ -244,7 +244,7 @@ def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
     if values.device.type != "cpu":
         return values.topk(k, dim=1, sorted=False).values
     places = values.shape[1] - k  # numpy's selection is several times as fast as torch's on a CPU
-    return torch.from_numpy(np.partition(values.numpy(), places, axis=1)[:, places:])
+    return torch.from_numpy(np.partition(values.numpy(), places, axis=1)[:, places:].copy())  # a view would keep all
 
 
 def _key(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

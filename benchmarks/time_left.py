@@ -1,0 +1,110 @@
+"""How well the time left is told: every figure that a run could have shown, against what it then really took.
+
+    python benchmarks/time_left.py --model minilm-l6 --documents 3000 --runs 5
+
+Texts have lengths drawn like those of passages, a few of them long. Every run starts from an empty store of vectors. An
+error is |told - real| / real, at every batch of the phase that embeds documents, but for its last second.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from retbench.cards.home import cache_folder
+from retbench.cli.progress import Pace
+from retbench.pipelines.evaluate import evaluate
+from retbench.pipelines.request import Request
+from retbench.records.meter import Reach, Silent
+
+HERE = Path(__file__).parent
+WORDS = [f"{one}{two}{three}" for one in "bdfgklmnprst" for two in "aeiou" for three in "bdgklmnprst"]
+TYPICAL, SPREAD, MOST, QUERIES = 60, 0.7, 400, 20  # words
+
+
+class Watch(Silent):
+    """Notes what would be shown, and when."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, float]] = []
+
+    def begin(self, phase: str, unit: str, reach: Reach) -> None:
+        """A phase starts."""
+        self.phase, self.pace = phase, Pace(unit)
+
+    def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
+        """Some more of it is done."""
+        self.pace.step(done, total, tokens, left)
+        seconds = self.pace.seconds_left()
+        if "documents" in self.phase and seconds is not None:
+            self.told.append((time.monotonic(), seconds))
+
+    def end(self, phase: str, seconds: float) -> None:
+        """The phase is over: nothing is told after it."""
+        if "documents" in phase:
+            self.over = time.monotonic()
+
+    def errors(self) -> list[float]:
+        """How far off each figure was, as a share of what was really left."""
+        return [abs(told - (self.over - at)) / (self.over - at) for at, told in self.told if self.over - at > 1]
+
+
+def collection(folder: Path, documents: int) -> Path:
+    """A BEIR folder of random words."""
+    draw = random.Random(1)
+
+    def lines(prefix: str, count: int, typical: int) -> str:
+        lengths = (min(MOST, 1 + int(typical * draw.lognormvariate(0, SPREAD))) for _ in range(count))
+        return "".join(
+            json.dumps({"_id": f"{prefix}{n}", "text": " ".join(draw.choices(WORDS, k=length))}) + "\n"
+            for n, length in enumerate(lengths)
+        )
+
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(lines("d", documents, TYPICAL))
+    (folder / "queries.jsonl").write_text(lines("q", QUERIES, 8))
+    judged = "".join(f"q{n}\td{n}\t1\n" for n in range(QUERIES))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    return folder
+
+
+def one(model: str, task: Path, work: Path, weights: Path) -> dict[str, Any]:
+    """One run from an empty store."""
+    work.mkdir()
+    (work / "weights").symlink_to(weights)
+    os.environ["RETBENCH_CACHE"] = str(work)
+    watch = Watch()
+    (cell,) = evaluate(Request((model,), (str(task),), ("mean",), out=work / "results", show=watch))
+    assert cell.status == "done", cell
+    errors, seconds = watch.errors(), watch.over - watch.told[0][0]
+    found = {"seconds": seconds, "figures": len(errors), "median_error": statistics.median(errors)}
+    print(", ".join(f"{key} {value:.3g}" for key, value in found.items()), flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm-l6")
+    parser.add_argument("--documents", type=int, default=3000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "time_left.json")
+    options = parser.parse_args()
+    weights = (cache_folder() / "weights").resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        task = collection(Path(folder) / "texts", options.documents)
+        runs = [one(options.model, task, Path(folder) / str(number), weights) for number in range(options.runs)]
+    middle = statistics.median(run["median_error"] for run in runs)
+    facts = {"command": " ".join(["python", *sys.argv]), "runs": runs, "median_error": middle}
+    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    print(f"the time left was {100 * middle:.1f}% off, the median of {len(runs)} runs' medians")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The line of progress: what it says follows from what was done and when."""
+
+import pytest
+import torch
+
+from retbench.cli import progress
+from retbench.cli.progress import Live, Pace
+from retbench.engines import peak
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_time_left_goes_by_tokens_because_long_texts_come_first(clock: list[float]) -> None:
+    pace = Pace("texts")
+    clock[0] += 10
+    pace.step(1, 4, tokens=500, left=500)  # one long text is half of the work
+    assert pace.seconds_left() == 10
+    assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in pace.text()
+
+
+def test_what_was_found_on_disk_makes_nothing_look_faster(clock: list[float]) -> None:
+    pace = Pace("texts")
+    clock[0] += 1
+    pace.step(1000, 2000, tokens=0, left=800)  # read, in no time
+    clock[0] += 10
+    pace.step(500, 2000, tokens=400, left=400)
+    assert pace.seconds_left() == 10
+    assert "50.0 texts/s" in pace.text()
+
+
+def test_share_of_the_peak_is_asked_for_once_and_only_when_tokens_are_computed(clock: list[float]) -> None:
+    asked: list[int] = []
+
+    def reach() -> float:
+        asked.append(1)
+        return 200.0
+
+    pace = Pace("texts", reach)
+    clock[0] += 1
+    pace.step(5, 10, tokens=0, left=0)
+    assert "peak" not in pace.text()
+    assert not asked
+    clock[0] += 2
+    pace.step(2, 10, tokens=100, left=100)
+    assert "50 tokens/s, 25% of the peak" in pace.text()
+    pace.text()
+    assert asked == [1]
+
+
+def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = Live()
+    live.begin("embed documents", "texts", lambda: None)
+    for _ in range(4):
+        clock[0] += 6
+        live.advance(1, 4, 10, 0)
+    live.end("embed documents", 24.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0].strip() for line in lines] == ["3 of 4 texts", "embed documents: 24.0 s"]
+
+
+def test_the_peak_is_that_of_the_linear_layers() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 8))
+    assert peak.flop_per_token(model) == 2 * (8 * 16 + 16 * 8)
+    assert peak.tokens_per_second(model, torch.float32, torch.device("cpu"), 64) > 0
