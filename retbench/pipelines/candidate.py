@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,4 +144,9 @@ class Candidate:
 
     def wording(self, spec: EncoderSpec) -> Wording:
         """The encoder's wording alone, for those who only want to see the tokens."""
-        return Wording(backbone.tokenizer(self.weights.folder), spec.method, spec.instruction)
+        return Wording(self._tokenizer, spec.method, spec.instruction)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """Read once: it takes long, and each one that has read a text leaves some of its memory behind."""
+        return backbone.tokenizer(self.weights.folder)

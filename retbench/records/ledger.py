@@ -174,7 +174,10 @@ def _need_whole(folder: Path, record: Record) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what processes of this machine left that were killed while they wrote this run."""
-    for orphan in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.partial"):
+    ours = f"{folder.name}.{socket.gethostname()}-"
+    for orphan in folder.parent.glob("*.partial"):  # Python keeps a pattern it has compiled
+        if not orphan.name.startswith(ours):
+            continue
         writer = int(orphan.name.removesuffix(".partial").rpartition("-")[2])
         if writer == os.getpid() or not _alive(writer):
             shutil.rmtree(orphan, ignore_errors=True)
