@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ VOCABULARY = (
 )
 
 
-def collection(folder: Path, documents: int) -> Path:
-    """Texts of 24 words, so that all shards are alike."""
+def collection(folder: Path, documents: int, words: Callable[[random.Random], int] = lambda _: WORDS) -> Path:
+    """A BEIR folder of random words; all texts are equally long, so that shards are alike, or as `words` draws them."""
     draw = random.Random(1)
 
     def lines(prefix: str, count: int) -> str:
-        rows = ({"_id": f"{prefix}{n}", "text": " ".join(draw.choices(VOCABULARY, k=WORDS))} for n in range(count))
+        texts = (" ".join(draw.choices(VOCABULARY, k=words(draw))) for _ in range(count))
+        rows = ({"_id": f"{prefix}{n}", "text": text} for n, text in enumerate(texts))
         return "".join(json.dumps(row) + "\n" for row in rows)
 
     (folder / "qrels").mkdir(parents=True)

@@ -1,6 +1,6 @@
 """How well the time left is told: every figure that a run could have shown, against what it then really took.
 
-    python benchmarks/time_left.py --model minilm-l6 --documents 3000 --runs 5
+    python -m benchmarks.time_left --model minilm-l6 --documents 3000 --runs 5
 
 Texts have lengths drawn like those of passages, a few of them long. Every run starts from an empty store of vectors. An
 error is |told - real| / real, at every batch of the phase that embeds documents, but for its last second.
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.devices import collection
 from retbench.cards.home import cache_folder
 from retbench.cli.progress import Pace
 from retbench.pipelines.evaluate import evaluate
@@ -24,8 +25,7 @@ from retbench.pipelines.request import Request
 from retbench.records.meter import Reach, Silent
 
 HERE = Path(__file__).parent
-WORDS = [f"{one}{two}{three}" for one in "bdfgklmnprst" for two in "aeiou" for three in "bdgklmnprst"]
-TYPICAL, SPREAD, MOST, QUERIES = 60, 0.7, 400, 20  # words
+TYPICAL, SPREAD, MOST = 60, 0.7, 400  # words of a text
 
 
 class Watch(Silent):
@@ -55,23 +55,9 @@ class Watch(Silent):
         return [abs(told - (self.over - at)) / (self.over - at) for at, told in self.told if self.over - at > 1]
 
 
-def collection(folder: Path, documents: int) -> Path:
-    """A BEIR folder of random words."""
-    draw = random.Random(1)
-
-    def lines(prefix: str, count: int, typical: int) -> str:
-        lengths = (min(MOST, 1 + int(typical * draw.lognormvariate(0, SPREAD))) for _ in range(count))
-        return "".join(
-            json.dumps({"_id": f"{prefix}{n}", "text": " ".join(draw.choices(WORDS, k=length))}) + "\n"
-            for n, length in enumerate(lengths)
-        )
-
-    (folder / "qrels").mkdir(parents=True)
-    (folder / "corpus.jsonl").write_text(lines("d", documents, TYPICAL))
-    (folder / "queries.jsonl").write_text(lines("q", QUERIES, 8))
-    judged = "".join(f"q{n}\td{n}\t1\n" for n in range(QUERIES))
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
-    return folder
+def words(draw: random.Random) -> int:
+    """How many words a text has."""
+    return min(MOST, 1 + int(TYPICAL * draw.lognormvariate(0, SPREAD)))
 
 
 def one(model: str, task: Path, work: Path, weights: Path) -> dict[str, Any]:
@@ -98,10 +84,14 @@ def main() -> None:
     options = parser.parse_args()
     weights = (cache_folder() / "weights").resolve()
     with tempfile.TemporaryDirectory() as folder:
-        task = collection(Path(folder) / "texts", options.documents)
+        task = collection(Path(folder) / "texts", options.documents, words)
         runs = [one(options.model, task, Path(folder) / str(number), weights) for number in range(options.runs)]
     middle = statistics.median(run["median_error"] for run in runs)
-    facts = {"command": " ".join(["python", *sys.argv]), "runs": runs, "median_error": middle}
+    facts = {
+        "command": " ".join(["python -m benchmarks.time_left", *sys.argv[1:]]),
+        "runs": runs,
+        "median_error": middle,
+    }
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
     print(f"the time left was {100 * middle:.1f}% off, the median of {len(runs)} runs' medians")
 

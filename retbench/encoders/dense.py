@@ -63,7 +63,7 @@ class BackboneEncoder:
         """What computes attention, for the record."""
         return self.backbone.kernel
 
-    def reach(self) -> float:
+    def reach(self) -> float | None:
         """Tokens a second that the matrix products alone would allow."""
         return self.backbone.reach()
 

@@ -64,8 +64,10 @@ class Backbone:
         """What computes attention: products in blocks of our own, or PyTorch's kernel."""
         return "blocks" if suits(self.model) else "sdpa"
 
-    def reach(self) -> float:
-        """Tokens a second that its matrix products alone would allow here."""
+    def reach(self) -> float | None:
+        """Tokens a second that its matrix products alone would allow here; none where they are in no linear layers."""
+        if not peak.shapes(self.model):
+            return None
         return peak.tokens_per_second(self.model, getattr(torch, self.dtype), self.device)
 
     @property

@@ -36,7 +36,7 @@ def _seconds(shape: Shape, tokens: int, dtype: torch.dtype, device: torch.device
     for _ in range(TIMES + 1):
         started = time.perf_counter()
         nn.functional.linear(states, weight)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         taken.append(time.perf_counter() - started)
     return min(taken[1:])  # the first one prepares
