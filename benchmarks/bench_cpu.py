@@ -203,7 +203,8 @@ def race(options: argparse.Namespace) -> dict[str, Any]:
         if TRUTH in vectors:
             row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
     setting = {key: getattr(options, key) for key in ("documents", "length", "threads", "rounds")}
-    command = " ".join(["python benchmarks/bench_cpu.py", *(f"--{key} {value}" for key, value in setting.items())])
+    asked = {"weights": '"$(python benchmarks/weights.py)"', "collection": Path(options.collection).name, **setting}
+    command = " ".join(["python benchmarks/bench_cpu.py", *(f"--{key} {value}" for key, value in asked.items())])
     return {"command": command, "settings": {**setting, "tokens": tokens}, "peak_gflops": best, "contestants": rows}
 
 
