@@ -204,6 +204,8 @@ def race(options: argparse.Namespace) -> dict[str, Any]:
             row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
     setting = {key: getattr(options, key) for key in ("documents", "length", "threads", "rounds")}
     asked = {"weights": '"$(python benchmarks/weights.py)"', "collection": Path(options.collection).name, **setting}
+    if options.contestants:
+        asked["contestants"] = " ".join(f'"{name}"' for name in names)
     command = " ".join(["python benchmarks/bench_cpu.py", *(f"--{key} {value}" for key, value in asked.items())])
     return {"command": command, "settings": {**setting, "tokens": tokens}, "peak_gflops": best, "contestants": rows}
 
