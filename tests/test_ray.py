@@ -1,15 +1,18 @@
 """Ray for real, in an environment of its own (`make test-ray`); elsewhere it is not there: skipped.
 
 Two nodes are started on this machine, with one CPU each, and one of them is killed in the middle of a run. The run is a
-process of its own, which stops at its first document until the test lets it go on.
+process of its own, and its workers stop over a piece in the middle until the test lets them go on: whoever dies, dies
+at work.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +25,30 @@ from tests.test_devices import kept
 
 ROOT = Path(__file__).parent.parent
 RUN = """
-import sys, time
+import os, sys, time
 from functools import partial
 from pathlib import Path
-from retbench.pipelines import evaluate, searching
+from retbench.encoders.pieces import Piece
+from retbench.pipelines import evaluate, on_ray, searching
 from retbench.pipelines.request import Request
+from retbench.pipelines.workers import Hand
 from retbench.records.meter import Silent
 
-class Gate(Silent):
-    phase = ""
-    def begin(self, phase, unit, reach):
-        self.phase = phase
-    def advance(self, done, total, tokens=0, left=0):
-        if "documents" in self.phase and tokens:
-            (folder / "reached").touch()
+class Held(Hand):
+    def do(self, order):
+        if isinstance(order.task, Piece) and order.task.shard >= 4:
+            import ray
+            (folder / ray.get_runtime_context().get_node_id()).write_text(str(os.getpid()))
             while not (folder / "open").exists():
                 time.sleep(0.01)
+        return super().do(order)
 
+on_ray.Hand = Held
 folder, model, task, devices = Path(sys.argv[1]), *sys.argv[2:]
 searching.Dense = partial(searching.Dense, shard_rows=2)
-(cell,) = evaluate.evaluate(Request((model,), (task,), ("mean",), out=folder / "results", devices=devices, show=Gate()))
+(cell,) = evaluate.evaluate(
+    Request((model,), (task,), ("mean",), out=folder / "results", devices=devices, show=Silent())
+)
 sys.exit(f"{cell.error}: {cell.next_step}" if cell.error else 0)
 """
 BUCKET = "shards"
@@ -121,6 +128,14 @@ def alone(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return kept(folder / "results")
 
 
+def at_work(running: "subprocess.Popen[str]", note: Path) -> int:
+    """The worker that left this note when it began a piece in the middle."""
+    while not (note.exists() and note.read_text()):
+        assert running.poll() is None, running.communicate()[1][-3000:]
+        time.sleep(0.05)
+    return int(note.read_text())
+
+
 def notes(folder: Path) -> dict[str, str]:
     """Every shard's note: its checksum, and the seconds it took."""
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("shard-*.json")}
@@ -173,11 +188,12 @@ def test_one_of_two_nodes_is_killed_and_the_run_ends_the_same(
 ) -> None:
     on = f"ray:store={tmp_path / 'shared'},address={cluster.address}"
     running = begin(tmp_path / "run", model, task, on)
-    while not (tmp_path / "run" / "reached").exists():
-        assert running.poll() is None, running.communicate()[1][-3000:]
-        time.sleep(0.05)
     (other,) = (node for node in cluster.list_all_nodes() if node is not cluster.head_node)
+    for node in (cluster.head_node, other):
+        at_work(running, tmp_path / "run" / node.node_id)
     cluster.remove_node(other, allow_graceful=False)
+    with suppress(ProcessLookupError):  # a worker outlives its raylet, but not for long
+        os.kill(at_work(running, tmp_path / "run" / other.node_id), signal.SIGKILL)
     (tmp_path / "run" / "open").touch()
     said = ended(running)
     assert "on the cluster died: what it was at goes to the others" in said
