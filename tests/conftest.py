@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from retbench.cards import catalog
+from tests import small
 
 for name in [name for name in os.environ if name.startswith("RETBENCH_") and name != "RETBENCH_SHARED"]:
     del os.environ[name]
@@ -53,6 +54,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("RETBENCH_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    return small.write(tmp_path / "pantry")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "results"
 
 
 @pytest.fixture

@@ -252,16 +252,6 @@ def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
     assert kept.write("a", 5).text == "three"
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    return small.write(tmp_path / "pantry")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
 def backwards(body: dict[str, Any]) -> str:
     count = body["messages"][0]["content"].count("\nBM25 score:")
     return " > ".join(f"[{number}]" for number in range(count, 0, -1))

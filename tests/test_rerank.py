@@ -43,16 +43,6 @@ def mute(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    return small.write(tmp_path / "pantry")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
 def record(cell: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((Path(cell["record"]) / "record.json").read_text())
     return found

@@ -21,16 +21,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    return small.write(tmp_path / "pantry")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "results"
-
-
 def call(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from retbench.engines import code, hub
-from tests import serving, small, tiny
+from tests import serving, tiny
 from tests.test_house import FILES
 from tests.test_run import call
 
@@ -35,16 +35,6 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[serving.Server]:
         for name, value in KEYS.items():
             monkeypatch.setenv(name, value)
         yield running
-
-
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    return small.write(tmp_path / "pantry")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "results"
 
 
 def told(*texts: str) -> list[str]:

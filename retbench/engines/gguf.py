@@ -64,11 +64,12 @@ def convert(file: Path, facts: Header, folder: Path) -> None:
     import transformers
 
     dtype = torch.float32 if facts.parameters < LARGE else torch.float16
-    unpacked = transformers.GgufConfig(dequantize=True)
+    config = getattr(transformers, "GgufConfig", None)  # the lowest version has none: it always unpacks
+    unpacked = {"quantization_config": config(dequantize=True)} if config else {}
     with _quiet():
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=dtype, quantization_config=unpacked
+                file.parent, gguf_file=file.name, dtype=dtype, **unpacked
             )
             spoken = tokenizer(file, facts)
         except ValueError as problem:
