@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 from tests import serving
-from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+from tests.test_run import call, cells, model  # noqa: F401  # fixtures
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from retbench.engines.endpoint import Endpoint
 from retbench.engines.server import Server
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
 from tests import serving
-from tests.test_run import call, cells, out, task  # noqa: F401  # fixtures
+from tests.test_run import call, cells
 
 SECRET = "sk-do-not-tell"  # noqa: S105  # a test's own
 TEXTS = ["water boils", "tea leaves", "a bicycle", "", "naïve 世界"]

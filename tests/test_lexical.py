@@ -17,7 +17,7 @@ from retbench.retrievers.fusion import fused
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.sparse import Inverted
 from tests import plain, tiny
-from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+from tests.test_run import call, cells, model  # noqa: F401  # fixtures
 
 TEXTS = ("The heart pumps blood through the Arteries, the heart!", "def add(a, b): return a + b", "of the and", "")
 

@@ -9,7 +9,7 @@ from retbench.cards import catalog
 from retbench.encoders.post import Moments, fitted
 from retbench.errors import UsageError
 from retbench.store.shards import Block
-from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+from tests.test_run import call, cells, model  # noqa: F401  # fixtures
 
 DRAW = np.random.default_rng(5)
 RAW = (DRAW.normal(size=(200, 12)) * np.linspace(1, 4, 12) + 7).astype(np.float32)

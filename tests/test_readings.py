@@ -13,7 +13,7 @@ from retbench.cards import catalog
 from retbench.encoders.wording import Wording
 from retbench.engines import backbone
 from tests import plain, tiny
-from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+from tests.test_run import call, cells, model  # noqa: F401  # fixtures
 
 
 def test_every_method_shows_its_text_and_ids(model: Path) -> None:  # noqa: F811

@@ -17,7 +17,7 @@ from retbench.encoders.wording import Wording
 from retbench.engines import backbone, sentence
 from retbench.errors import DataError, UsageError
 from tests import tiny
-from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+from tests.test_run import call, cells, model  # noqa: F401  # fixtures
 
 CPU = torch.device("cpu")
 

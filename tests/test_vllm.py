@@ -25,7 +25,7 @@ from retbench.engines.endpoint import Endpoint
 from retbench.engines.server import Server
 from retbench.errors import UsageError
 from tests import tiny
-from tests.test_run import call, cells, model, out, task  # noqa: F401  # fixtures
+from tests.test_run import call, cells, model  # noqa: F401  # fixtures
 from tests.vllm_server import serving
 
 CPU = torch.device("cpu")
