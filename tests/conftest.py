@@ -56,6 +56,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny  # torch: not every interpreter of the matrix has it
+
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
     return small.write(tmp_path / "pantry")

@@ -16,7 +16,7 @@ from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense import BackboneEncoder
 from retbench.pipelines import first
 from retbench.training.adaptor import Learned, Lessons, Net, losses, search, train
-from tests import small, tiny
+from tests import small
 from tests.test_run import call, cells
 
 WIDTH = 8
@@ -124,11 +124,6 @@ def test_patience_ends_a_training_that_gets_nowhere() -> None:
     learned = train(lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5)
     assert (learned.step, len(looks)) == (0, 3)
     assert np.allclose(Adaptor(learned.tensors)(lessons.queries), lessons.queries, atol=1e-7)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

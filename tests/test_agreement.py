@@ -10,11 +10,11 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 from tests import serving
-from tests.test_run import call, cells, model  # noqa: F401  # fixtures
+from tests.test_run import call, cells
 
 
 @pytest.fixture
-def run(model: Path, task: Path, out: Path) -> Path:  # noqa: F811
+def run(model: Path, task: Path, out: Path) -> Path:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean", "--set", "dtype=float32")
     (cell,) = cells(*line)
     return Path(cell["record"])
@@ -27,7 +27,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_sentence_transformers_agrees(run: Path, model: Path) -> None:  # noqa: F811
+def test_sentence_transformers_agrees(run: Path, model: Path) -> None:
     answer = call("verify", run, "--against", "sentence-transformers", "--weights", model, "--json")
     assert answer.exit_code == 0, answer.output
     found: dict[str, Any] = json.loads(answer.stdout)
@@ -39,7 +39,7 @@ def test_sentence_transformers_agrees(run: Path, model: Path) -> None:  # noqa: 
 
 def test_an_engine_that_does_other_things_fails(
     run: Path,
-    model: Path,  # noqa: F811
+    model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from retbench.engines.sentence import SentenceModel
@@ -60,7 +60,7 @@ def test_other_weights_are_not_the_runs(run: Path, tmp_path: Path) -> None:
     assert "not those of the run" in answer.output
 
 
-def test_words_have_no_vectors(task: Path, out: Path) -> None:  # noqa: F811
+def test_words_have_no_vectors(task: Path, out: Path) -> None:
     (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
     answer = call("verify", cell["record"], "--against", "sentence-transformers")
     assert answer.exit_code == 2
@@ -68,7 +68,7 @@ def test_words_have_no_vectors(task: Path, out: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.usefixtures("server")
-def test_a_server_of_another_width_is_told(run: Path, model: Path) -> None:  # noqa: F811
+def test_a_server_of_another_width_is_told(run: Path, model: Path) -> None:
     answer = call("verify", run, "--against", "endpoint", "--weights", model)
     assert answer.exit_code == 4
     assert "width" in answer.output

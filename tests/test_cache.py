@@ -4,17 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner, Result
 
 from retbench.cli.main import app
 from retbench.store.shelf import place
 from tests import small, tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def call(*words: object) -> Result:

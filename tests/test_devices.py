@@ -34,15 +34,10 @@ from retbench.pipelines.workers import Done, LostWorkerError, Order, Team
 from retbench.records.meter import Reach, Silent
 from retbench.retrievers.dense import Dense
 from retbench.store.shards import Block, Store
-from tests import small, tiny
+from tests import small
 
 ROWS = 40
 QUIET = ("peak_memory_mb", "seconds", "workers")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def test_the_words_of_devices() -> None:

@@ -135,7 +135,7 @@ def test_texts_are_cut_between_characters() -> None:
     assert (tokens.truncated, tokens.empty) == (2, 1)
 
 
-def test_a_run_over_a_server(server: serving.Server, task: Path, out: Path, own_cache: Path) -> None:  # noqa: F811
+def test_a_run_over_a_server(server: serving.Server, task: Path, out: Path, own_cache: Path) -> None:
     line = ("run", "--model", "openai/text-embedding", "--engine", "endpoint:texts=8", "--task", task, "--out", out)
     (cell,) = cells(*line)
     assert (cell["status"], cell["method"], cell["engine"]) == ("done", "as-published", "endpoint")
@@ -158,7 +158,7 @@ def test_a_run_over_a_server(server: serving.Server, task: Path, out: Path, own_
         assert server.address.encode() not in content, file
 
 
-def test_a_dry_run_asks_no_server(server: serving.Server, task: Path, out: Path) -> None:  # noqa: F811
+def test_a_dry_run_asks_no_server(server: serving.Server, task: Path, out: Path) -> None:
     answer = call("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--dry-run")
     assert answer.exit_code == 0, answer.output
     assert "how to brew a hot drink" in answer.output
@@ -166,7 +166,7 @@ def test_a_dry_run_asks_no_server(server: serving.Server, task: Path, out: Path)
 
 
 @pytest.mark.parametrize("method", ["mean", "promptreps", "as-published:layer=1"])
-def test_a_method_a_server_cannot_do_is_skipped(server: serving.Server, task: Path, out: Path, method: str) -> None:  # noqa: F811
+def test_a_method_a_server_cannot_do_is_skipped(server: serving.Server, task: Path, out: Path, method: str) -> None:
     (cell,) = cells("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--method", method)
     assert cell["status"] == "skipped"
     assert "engine endpoint does not give" in cell["error"]

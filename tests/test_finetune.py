@@ -34,11 +34,6 @@ from tests.test_training import RECIPE, jsonl
 Learn = Callable[..., ModelCard]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     half = len(tiny.SENTENCES) // 2

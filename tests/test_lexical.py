@@ -17,7 +17,7 @@ from retbench.retrievers.fusion import fused
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.sparse import Inverted
 from tests import plain, tiny
-from tests.test_run import call, cells, model  # noqa: F401  # fixtures
+from tests.test_run import call, cells
 
 TEXTS = ("The heart pumps blood through the Arteries, the heart!", "def add(a, b): return a + b", "of the and", "")
 
@@ -117,7 +117,7 @@ def test_fusion_is_min_max_and_a_mean() -> None:
     assert found.rows[1].tolist() == [1]
 
 
-def test_sparse_and_hybrid_share_one_forward_pass(model: Path, task: Path, out: Path, own_cache: Path) -> None:  # noqa: F811
+def test_sparse_and_hybrid_share_one_forward_pass(model: Path, task: Path, out: Path, own_cache: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out)
     found = cells(*line, "--method", "promptreps-sparse", "--method", "promptreps-hybrid", "--method", "promptreps")
     assert [cell["status"] for cell in found] == ["done"] * 3
@@ -127,7 +127,7 @@ def test_sparse_and_hybrid_share_one_forward_pass(model: Path, task: Path, out: 
     )  # queries and documents, with terms and without
 
 
-def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -140,14 +140,14 @@ def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_p
 
 
 @pytest.mark.parametrize("change", ["vector_dtype=fp16", "dimensions=8"])
-def test_rows_with_terms_are_not_made_smaller(model: Path, task: Path, out: Path, change: str) -> None:  # noqa: F811
+def test_rows_with_terms_are_not_made_smaller(model: Path, task: Path, out: Path, change: str) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
     (cell,) = cells(*line, "--set", change)
     assert cell["status"] == "skipped"
     assert "stores terms" in cell["error"]
 
 
-def test_rows_with_terms_are_not_reranked_as_vectors(model: Path, task: Path, out: Path) -> None:  # noqa: F811
+def test_rows_with_terms_are_not_reranked_as_vectors(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
     _, reranked = cells(*line, "--rerank", "rocchio")
     assert reranked["status"] == "skipped"

@@ -34,15 +34,8 @@ TEXTS = DOCUMENTS + QUERIES
 KEPT_FILES = ("per_query.parquet", "run.trec.gz")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents of many lengths, every query with two that are right."""
-    folder = tmp_path_factory.mktemp("tasks") / "killed"
+def collection(folder: Path) -> Path:
+    """Documents of many lengths, every query with one that is right."""
     (folder / "qrels").mkdir(parents=True)
     draw = random.Random(5)
     words = " ".join(tiny.SENTENCES).split()
@@ -53,6 +46,11 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     judged = "".join(f"q{i}\td{draw.randrange(DOCUMENTS)}\t1\n" for i in range(QUERIES))
     (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collection(tmp_path_factory.mktemp("tasks") / "killed")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from retbench.cards import catalog
 from retbench.encoders.post import Moments, fitted
 from retbench.errors import UsageError
 from retbench.store.shards import Block
-from tests.test_run import call, cells, model  # noqa: F401  # fixtures
+from tests.test_run import call, cells
 
 DRAW = np.random.default_rng(5)
 RAW = (DRAW.normal(size=(200, 12)) * np.linspace(1, 4, 12) + 7).astype(np.float32)
@@ -74,7 +74,7 @@ def test_more_directions_than_the_corpus_has_are_refused() -> None:
         fitted(catalog.method("mean:post=whiten,components=9"), few)
 
 
-def test_nothing_is_embedded_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:  # noqa: F811
+def test_nothing_is_embedded_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:
     methods = ["mean", "mean:post=centre", "mean:post=whiten", "mean:post=drop-top,components=3"]
     found = cells("run", "--model", model, "--task", task, "--out", out, *(w for m in methods for w in ("--method", m)))
     assert [cell["method"] for cell in found] == [

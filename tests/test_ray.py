@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 
-from tests import small, tiny
+from tests import small
 from tests.test_devices import kept
 
 ROOT = Path(__file__).parent.parent
@@ -52,11 +52,6 @@ searching.Dense = partial(searching.Dense, shard_rows=2)
 sys.exit(f"{cell.error}: {cell.next_step}" if cell.error else 0)
 """
 BUCKET = "shards"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

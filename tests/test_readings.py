@@ -13,10 +13,10 @@ from retbench.cards import catalog
 from retbench.encoders.wording import Wording
 from retbench.engines import backbone
 from tests import plain, tiny
-from tests.test_run import call, cells, model  # noqa: F401  # fixtures
+from tests.test_run import call, cells
 
 
-def test_every_method_shows_its_text_and_ids(model: Path) -> None:  # noqa: F811
+def test_every_method_shows_its_text_and_ids(model: Path) -> None:
     answer = call("show", "model", model, "--text", "The heart pumps blood.", "--json")
     assert answer.exit_code == 0, answer.output
     shown = json.loads(answer.stdout)
@@ -31,7 +31,7 @@ def test_every_method_shows_its_text_and_ids(model: Path) -> None:  # noqa: F811
             assert one["read"] == tokenizer.decode(read.ids)
 
 
-def test_one_method_is_shown_to_a_reader(model: Path) -> None:  # noqa: F811
+def test_one_method_is_shown_to_a_reader(model: Path) -> None:
     answer = call("show", "model", model, "--text", "Bees.", "--method", "echo", "--method", "promptreps-study")
     assert "'Document:Bees.\\nDocument again:Bees." in answer.output
     assert "<|im_start|>system\\nYou are a tiny helpful model." in answer.output
@@ -86,7 +86,7 @@ def test_a_vision_model_reads_text_without_its_tower(vision: Path, attention: st
         assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99999
 
 
-def test_the_record_of_a_vision_model_says_text_only(vision: Path, task: Path, out: Path) -> None:  # noqa: F811
+def test_the_record_of_a_vision_model_says_text_only(vision: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", vision, "--task", task, "--out", out)
     for cell in cells(*line, "--method", "mean", "--method", "promptreps-sparse"):
         record = json.loads((Path(cell["record"]) / "record.json").read_text())
@@ -106,7 +106,7 @@ PACKAGE = {
 
 
 def test_an_installed_package_adds_cards_and_methods(
-    model: Path,  # noqa: F811
+    model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     fresh_catalog: Callable[[], None],

@@ -17,7 +17,7 @@ from retbench.encoders.wording import Wording
 from retbench.engines import backbone, sentence
 from retbench.errors import DataError, UsageError
 from tests import tiny
-from tests.test_run import call, cells, model  # noqa: F401  # fixtures
+from tests.test_run import call, cells
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def pair(folder: Path, name: str) -> tuple[BackboneEncoder, IdsEncoder]:
 
 
 @pytest.mark.parametrize("name", ["last", "mean", "first", "weighted", "promptreps", "eos"])
-def test_both_engines_agree(model: Path, name: str) -> None:  # noqa: F811
+def test_both_engines_agree(model: Path, name: str) -> None:
     ours, theirs = pair(model, name)
     tokens = ours.prepare(tiny.SENTENCES, "query")
     one, other = ours.vectors(tokens), theirs.vectors(tokens)
@@ -40,7 +40,7 @@ def test_both_engines_agree(model: Path, name: str) -> None:  # noqa: F811
     assert theirs.dimension == ours.dimension
 
 
-def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sentence_transformers
 
     honest = sentence_transformers.SentenceTransformer
@@ -53,7 +53,7 @@ def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.Mo
         sentence.load(model, "float32", CPU, "last")
 
 
-def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
@@ -70,12 +70,12 @@ def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) ->
     assert np.allclose(loaded.vectors(list(tokens)), wanted, atol=1e-5)
 
 
-def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:  # noqa: F811
+def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:
     with pytest.raises(UsageError, match=r"no modules\.json"):
         sentence.load(model, "float32", CPU, "model")
 
 
-def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:  # noqa: F811
+def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean")
     (ours,), (theirs,) = cells(*line), cells(*line, "--engine", "sentence-transformers")
     assert (ours["engine"], theirs["engine"]) == ("transformers", "sentence-transformers")
@@ -85,6 +85,6 @@ def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:  
     assert "pooling over a part of the tokens" in skipped.output
 
 
-def test_our_engine_has_no_pooling_of_the_models_own(model: Path, task: Path, out: Path) -> None:  # noqa: F811
+def test_our_engine_has_no_pooling_of_the_models_own(model: Path, task: Path, out: Path) -> None:
     (cell,) = cells("run", "--model", model, "--task", task, "--out", out, "--method", "as-published")
     assert cell["status"] == "skipped"

@@ -16,12 +16,7 @@ from retbench.retrievers.dense import shortened
 from retbench.store.narrow import FORMS, VectorDtype, row_bytes, widened
 from retbench.store.shards import Block, Store
 from retbench.store.shelf import shelf
-from tests import small, tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+from tests import small
 
 
 def call(*words: object) -> Result:

@@ -28,11 +28,6 @@ DISTILLED = replace(RECIPE, contrast=Contrast(0.1, 2, distillation=0.5), optimis
 GRADES = {"0": {"16": 2, "17": 1, "18": 0}, "1": {"17": 2, "19": 1, "20": 0}, "2": {"18": 1, "16": 0, "21": 0}}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def collection(tmp_path: Path) -> Path:
     """The sentences as a BEIR folder with graded judgments."""

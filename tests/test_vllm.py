@@ -1,7 +1,5 @@
 """vLLM for real, on a CPU, in an environment of its own (`make test-vllm`); elsewhere it is not there: skipped."""
 
-# ruff: noqa: F811  # fixtures of other files are named where they are asked for
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ from retbench.engines.endpoint import Endpoint
 from retbench.engines.server import Server
 from retbench.errors import UsageError
 from tests import tiny
-from tests.test_run import call, cells, model  # noqa: F401  # fixtures
+from tests.test_run import call, cells
 from tests.vllm_server import serving
 
 CPU = torch.device("cpu")

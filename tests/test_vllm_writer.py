@@ -1,7 +1,5 @@
 """vLLM as a generator, for real (`make test-vllm`): greedy text, lists held to a form, odds of yes, and its server."""
 
-# ruff: noqa: F811  # fixtures of other files are named where they are asked for
-
 import json
 import re
 from collections.abc import Iterator

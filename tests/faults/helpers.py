@@ -1,39 +1,20 @@
-"""What the fault tests share: cells to be run, and what a finished one must leave however it was interrupted."""
+"""What the fault tests share: running a job, striking it, and what a finished one must leave."""
 
+import json
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from retbench.records.ledger import Ledger
 from tests import fake
 from tests.faults.job import Job
-from tests.test_lost import TEXTS, kept, model, task  # noqa: F401  # fixtures
+from tests.test_lost import kept
 
 MODULE = "tests.faults.job"
 Make = Callable[..., Job]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[fake.Server]:
-    with fake.server(MODULE) as started:
-        yield started
-
-
-@pytest.fixture
-def cell(model: Path, task: Path, tmp_path: Path) -> Make:  # noqa: F811
-    """Jobs of one cell, each with a results folder and a cache of its own."""
-
-    def make(name: str, **changes: Any) -> Job:
-        out, cache, log = (str(tmp_path / f"{name}{end}") for end in ("", "-cache", ".log"))
-        argv = ("run", "--model", str(model), "--task", str(task), "--method", "mean", "--out", out)
-        return replace(Job(str(model), str(task), out, cache, log, delay=0.0, argv=argv), **changes)
-
-    return make
 
 
 def ended(server: fake.Server, job: Job) -> int:
@@ -46,6 +27,12 @@ def finish(server: fake.Server, job: Job) -> dict[str, Any]:
     healthy = replace(job, phase="", at=None, room=0)
     assert ended(server, healthy) == 0, job.said()
     return kept(healthy)
+
+
+def trained(server: fake.Server, job: Job) -> tuple[bytes, list[tuple[int, float]]]:
+    assert ended(server, replace(job, phase="")) == 0, job.said()
+    lines = map(json.loads, (Path(job.out) / "metrics.jsonl").read_text().splitlines())
+    return (Path(job.out) / "model.safetensors").read_bytes(), [(line["step"], line["loss"]) for line in lines]
 
 
 def struck(server: fake.Server, job: Job, moments: int, draw: random.Random) -> Job:

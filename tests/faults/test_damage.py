@@ -13,10 +13,9 @@ import pytest
 
 from retbench.store.shards import Store
 from tests import fake, tiny
-from tests.faults.helpers import TEXTS, Make, cell, ended, finish, model, server, struck, task
-from tests.faults.test_kill import trained, training
+from tests.faults.helpers import Make, ended, finish, struck, trained
+from tests.test_lost import TEXTS
 
-__all__ = ["cell", "model", "server", "task", "training"]
 pytestmark = pytest.mark.fault
 
 Damage = Callable[[bytes, random.Random], bytes]

@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests import fake
-from tests.faults.helpers import TEXTS, Make, cell, ended, finish, model, server, struck, task
-from tests.faults.test_kill import trained, training
-from tests.test_lost import kept
+from tests.faults.helpers import Make, ended, finish, struck, trained
+from tests.test_lost import TEXTS, kept
 
-__all__ = ["cell", "model", "server", "task", "training"]
 pytestmark = pytest.mark.fault
 
 PAGE = 4096  # what a tmpfs gives out at a time

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests import fake
-from tests.faults.helpers import Make, cell, finish, model, nothing_wrong_is_kept, server, struck, task
-from tests.faults.test_kill import trained, training
+from tests.faults.helpers import Make, finish, nothing_wrong_is_kept, struck, trained
 
-__all__ = ["cell", "model", "server", "task", "training"]
 pytestmark = pytest.mark.fault
 
 

@@ -1,19 +1,16 @@
 """SIGKILL at fifty random moments, spread over every phase: nothing finished is lost, and the end is the same."""
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests import fake, tiny
-from tests.faults.helpers import TEXTS, Make, cell, ended, finish, model, nothing_wrong_is_kept, server, struck, task
+from tests import fake
+from tests.faults.helpers import Make, ended, finish, nothing_wrong_is_kept, struck, trained
 from tests.faults.job import Job
-from tests.test_training import jsonl
+from tests.test_lost import TEXTS
 
-__all__ = ["cell", "model", "server", "task"]
 pytestmark = pytest.mark.fault
 
 MOMENTS = {"collection": 4, "embedding": 12, "search": 6, "scoring": 6, "record": 8}  # with 14 below: fifty
@@ -48,59 +45,6 @@ def test_killed_again_and_again_until_it_comes_through(server: fake.Server, cell
 
 
 # Training
-
-RECIPE = """
-name = "short"
-title = "t"
-fidelity = "ours"
-source = "s"
-objective = "contrastive"
-dtype = "float32"
-save_steps = 1
-[method]
-name = "m"
-title = "t"
-fidelity = "ours"
-source = "s"
-pooling = "mean"
-[lengths]
-query = 16
-document = 24
-[contrast]
-temperature = 0.1
-negatives = 0
-[batch]
-contrast = 4
-update = 4
-tokens = 60
-[optimiser]
-rate = 1e-2
-epochs = 3
-[lora]
-rank = 4
-alpha = 8
-dropout = 0.2
-"""
-
-
-@pytest.fixture
-def training(model: Path, tmp_path: Path) -> Make:
-    rows = [{"query": tiny.SENTENCES[n], "positives": [tiny.SENTENCES[16 + n]]} for n in range(8)]
-    data, recipe = jsonl(tmp_path / "sentences.jsonl", *rows), tmp_path / "short.toml"
-    recipe.write_text(RECIPE)
-
-    def make(name: str, **changes: Any) -> Job:
-        out, cache, log = str(tmp_path / name / "pupil"), str(tmp_path / f"{name}-cache"), str(tmp_path / f"{name}.log")
-        words = ("-q", "finetune", data, "--model", model, "--recipe", recipe, "--out", out, "--resume")
-        return Job(str(model), "", out, cache, log, argv=tuple(map(str, words)), **changes)
-
-    return make
-
-
-def trained(server: fake.Server, job: Job) -> tuple[bytes, list[tuple[int, float]]]:
-    assert ended(server, replace(job, phase="")) == 0, job.said()
-    lines = map(json.loads, (Path(job.out) / "metrics.jsonl").read_text().splitlines())
-    return (Path(job.out) / "model.safetensors").read_bytes(), [(line["step"], line["loss"]) for line in lines]
 
 
 @pytest.mark.parametrize(("phase", "kills"), [("training", 2), ("checkpoint", 4), ("model", 2)])

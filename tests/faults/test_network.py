@@ -24,12 +24,11 @@ from retbench.corpora import archives
 from retbench.corpora.opening import fetch
 from retbench.engines import fingerprints
 from tests import fake, serving, small, tiny
-from tests.faults.helpers import Make, cell, ended, model, server, task
+from tests.faults.helpers import Make, ended
 from tests.faults.job import Job
 from tests.test_archives import card, packed, said
 from tests.test_lost import kept
 
-__all__ = ["cell", "model", "server", "task"]
 pytestmark = pytest.mark.fault
 
 REVISION = "a" * 40

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests import fake
-from tests.faults.helpers import MODULE, TEXTS, Make, cell, ended, finish, model, server, task
-from tests.test_lost import kept
+from tests.faults.helpers import MODULE, Make, ended, finish
+from tests.test_lost import TEXTS, kept
 
-__all__ = ["cell", "model", "server", "task"]
 pytestmark = pytest.mark.fault
 
 MB = 1 << 20
