@@ -29,14 +29,14 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("decoder"))
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import BertConfig, BertModel
+def other(folder: Path, kind: str, **config: Any) -> Path:
+    """A small random model of another kind."""
+    from transformers import AutoConfig, AutoModel
 
-    folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(3)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(vocab_size=tiny.VOCABULARY, **sizes), add_pooling_layer=True).save_pretrained(folder)
+    made: Any = AutoConfig.for_model(kind, vocab_size=tiny.VOCABULARY, **sizes, **config)
+    AutoModel.from_config(made).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
 
@@ -69,13 +69,36 @@ def test_a_padded_batch_gives_the_vectors_of_single_texts(decoder: Path, method:
         assert vectors[row] @ plain(decoder, tokens[row].tolist(), made.spec.method.pooling) > 0.99999
 
 
-def test_an_encoder_without_causal_mask_does_not_see_padding(bert: Path) -> None:
-    made = encoder(bert, "mean")
+GEMMA = {"num_key_value_heads": 1, "head_dim": 16}
+BOTH_WAYS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "mpnet": {},  # it has no fast kernel
+    "albert": {"embedding_size": 32},
+    "camembert": {},
+    "gemma3_text": {**GEMMA, "use_bidirectional_attention": True},
+}
+
+
+@pytest.mark.parametrize(("kind", "config"), BOTH_WAYS.items(), ids=BOTH_WAYS)
+def test_what_attends_in_both_directions_does_not_see_padding(
+    kind: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = other(tmp_path, kind, **config)
+    made = encoder(folder, "mean")
     assert not made.backbone.causal
     tokens = made.prepare(TEXTS, "query")
     vectors = made.vectors(tokens)
     for row in range(len(TEXTS)):
-        assert vectors[row] @ plain(bert, tokens[row].tolist(), "mean") > 0.99999
+        assert vectors[row] @ plain(folder, tokens[row].tolist(), "mean") > 0.99999
+
+
+def test_capped_scores_are_computed_step_by_step(tmp_path: Path) -> None:
+    folder = other(tmp_path, "gemma2", **GEMMA)
+    made = encoder(folder, "last")
+    assert (made.backbone.causal, made.kernel) == (True, "eager")
+    tokens = made.prepare(TEXTS, "query")
+    for vector, row in zip(made.vectors(tokens), range(len(TEXTS)), strict=True):
+        assert vector @ plain(folder, tokens[row].tolist(), "last") > 0.99999
 
 
 def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:

@@ -99,6 +99,15 @@ def test_an_adapter_scores_as_the_merged_model(learn: Learn, tmp_path: Path) -> 
     assert whole.settings_id == part.settings_id  # the same bytes, so the same fingerprint
 
 
+def test_an_adapter_trained_for_writing_is_merged_into_the_backbone(learn: Learn, tmp_path: Path) -> None:
+    learn("whole"), learn("part", output="adapter")
+    told = tmp_path / "part" / "adapter_config.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "task_type": "CAUSAL_LM"}))
+    pantry = str(small.write(tmp_path / "pantry"))
+    whole, part = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
+    assert whole.scores == part.scores
+
+
 def test_a_seed_makes_the_model(learn: Learn) -> None:
     first = learn("first")
     assert same(first, learn("second"))
@@ -404,9 +413,12 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
         assert float(np.abs(ours - found).max()) < 2e-6
 
 
-def test_a_method_that_is_more_than_a_prefix_is_not_exported(learn: Learn, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{"document": "{text}:"}, {"post": "whiten"}], ids=["document", "post"])
+def test_a_method_that_is_more_than_a_prefix_is_not_exported(
+    learn: Learn, tmp_path: Path, more: dict[str, Any]
+) -> None:
     with pytest.raises(UsageError, match="more than a prefix"):
-        learn(export="sentence-transformers", method=replace(RECIPE.method, document="{text}:"))
+        learn(export="sentence-transformers", method=replace(RECIPE.method, **more))
     assert not (tmp_path / "pupil").exists()  # said before the training
 
 

@@ -21,12 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from retbench.cards.reranker import Listwise, Pointwise
 from retbench.engines import server as network
 from retbench.engines.generate import Answer, Local
-from retbench.errors import UsageError
+from retbench.errors import DataError, UsageError
 from retbench.pipelines import first
 from retbench.rerankers.answers import Kept
 from retbench.rerankers.asking import Desk, list_form, list_prompt, parsed, point_prompt, scaled
 from retbench.rerankers.generative import Lists, Points
-from retbench.rerankers.pools import Pool
+from retbench.rerankers.pools import Pool, rerank
+from retbench.retrievers.ranking import Ranking
 from tests import serving, small, tiny
 from tests.test_run import call, cells
 
@@ -197,6 +198,16 @@ def test_pointwise_is_by_the_odds_and_ties_keep_their_order() -> None:
     assert odds.tolist() == [1, 1, 0, 0, 0, 0, 0]
 
 
+def test_a_score_that_is_no_number_is_told_with_its_document() -> None:
+    class Lost(Points):
+        def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+            return np.array([1, 0, 2]), np.array([0.3, np.nan, 0.1])
+
+    found = Ranking([np.array([8, 5, 6])], [np.array([3.0, 2.0, 1.0])])
+    with pytest.raises(DataError, match=r"'tea\?' is no number: that of row 8"):
+        rerank(found, ["tea?"], Lost(desk(Scripted(), Pointwise())), lambda: None)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
@@ -228,12 +239,14 @@ def test_writing_is_the_likeliest_token_again_and_again(model: Path, local: Loca
 def test_odds_are_the_logits_of_the_next_token(model: Path, local: Local) -> None:
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     prompts = ["Is it tea?", "Does the sun warm the sea? " * 9]
+    words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
+    first = [{tokenizer(word)["input_ids"][0] for word in some} for some in words]
+    assert first[0] & first[1]  # the space, which says neither
     for prompt, answer in zip(prompts, local.odds(prompts), strict=True):
         ids = tokenizer(PROMPT.format(prompt), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             chance = plain(ids).logits[0, -1].float().softmax(-1)
-        words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
-        yes, no = (sum(float(chance[i]) for i in {tokenizer(w)["input_ids"][0] for w in some}) for some in words)
+        yes, no = (float(chance[sorted(one)].sum()) for one in (first[0] - first[1], first[1] - first[0]))
         assert answer.yes == pytest.approx(math.log(yes / no), abs=1e-4)
         assert answer.read == ids.shape[1]
 
@@ -412,7 +425,7 @@ def test_a_server_that_misbehaves_is_named(
 def test_odds_from_a_server_need_its_log_probabilities(server: serving.Server, task: Path, out: Path) -> None:
     def likely(body: dict[str, Any]) -> serving.Answer:
         tea = "tea" in body["messages"][0]["content"].lower()
-        tokens = [{"token": " Yes", "logprob": -0.1 if tea else -3.0}, {"token": "no", "logprob": -2.0}]
+        tokens = [{"token": " Yes", "logprob": -0.1 if tea else -9999.0}, {"token": "no", "logprob": -2.0}]
         choice = {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": tokens}]}}
         return 200, {}, json.dumps({"choices": [choice]}).encode()
 

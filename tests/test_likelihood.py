@@ -105,6 +105,15 @@ def test_padding_and_company_do_not_change_a_likelihood(folder: Path) -> None:
     assert together.tolist() == pytest.approx(alone, abs=1e-4)
 
 
+def test_logits_are_made_only_from_the_first_query_on(folder: Path) -> None:
+    made = speaker(folder)
+    lines = made.lines(DOCUMENTS, ASKED)
+    (whole, ids), (part, behind) = made.logits(lines), made.logits(lines, 7)
+    assert part.shape[1] == whole.shape[1] - 7
+    assert torch.equal(ids[:, 7:], behind)
+    assert torch.allclose(whole[:, 7:], part, atol=1e-5)
+
+
 def test_a_likelihood_is_the_sum_over_the_querys_tokens_and_the_end(folder: Path) -> None:
     made = speaker(folder)
     line = made.lines(DOCUMENTS, ASKED)[0]

@@ -10,6 +10,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,27 @@ def test_only_a_lack_of_memory_splits_a_batch(problem: Exception, expected: bool
     with pytest.raises(ResourceError if expected else type(problem)):
         matrix(job, Store(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
     assert (len(calls) > 1) is expected
+
+
+@pytest.mark.parametrize(("longest", "budget"), [(100, 300), (3_000, 3_000), (9_000, 9_000)])
+def test_a_probe_without_room_leaves_long_texts_alone(
+    longest: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that holds 5,000 tokens of 1 MB each; the ceiling allows 20,000."""
+    monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
+    held = {"max_memory_allocated": 0, "memory_reserved": 0, "memory_allocated": 0}
+    for name in held:
+        monkeypatch.setattr(torch.cuda, name, partial(held.get, name))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (375_000_000, 0))
+    for name in ("reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+    def run(count: int) -> None:
+        if count * longest > 5_000:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        held["max_memory_allocated"] = count * longest * 1_000_000
+
+    assert memory.token_budget(run, longest, 20_000) == budget
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(

@@ -14,7 +14,7 @@ from retbench.encoders.dense import BackboneEncoder
 from retbench.encoders.foreign import IdsEncoder
 from retbench.encoders.spec import EncoderSpec
 from retbench.encoders.wording import Wording
-from retbench.engines import backbone, sentence
+from retbench.engines import backbone, fingerprints, sentence
 from retbench.errors import DataError, UsageError
 from tests import tiny
 from tests.test_run import call, cells
@@ -68,6 +68,20 @@ def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) ->
     wanted = published.encode(list(tiny.SENTENCES[:4]))
     assert loaded.dimension == 16
     assert np.allclose(loaded.vectors(list(tokens)), wanted, atol=1e-5)
+
+
+def test_other_modules_behind_one_backbone_are_other_vectors(model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+
+    bare = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
+    known = {fingerprints.of_modules(model)}
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        parts = [bare[0], Pooling(tiny.WIDTH, pooling_mode="mean"), Dense(tiny.WIDTH, 16)]
+        SentenceTransformer(modules=parts).save(str(tmp_path / str(seed)))
+        known.add(fingerprints.of_modules(tmp_path / str(seed)))
+    assert len(known) == 3
 
 
 def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:

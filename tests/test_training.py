@@ -128,7 +128,8 @@ def test_every_query_comes_once_an_epoch_and_the_order_is_the_seeds() -> None:
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     assert epochs[0] != epochs[1]
     assert [g.tolist() for g in order.groups(3)[1]] == [g.tolist() for g in Order(20, Batch(2, 4), 5).groups(3)[1]]
-    assert Order(3, Batch(2, 4), 5).groups(0)[0] == 0  # a set smaller than one update
+    assert Order(3, Batch(4, 4), 5).groups(0)[0] == 0  # a set smaller than one contrast
+    assert [len(rows) for rows in Order(3, Batch(2, 4), 5).groups(0)[1]] == [2]  # no contrast of one is left over
 
 
 def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:

@@ -1,7 +1,7 @@
 """Pieces: one shard as whoever computes it needs it, its token ids and how they are cut into batches.
 
 A piece knows nothing of the collection it came from, so it is computed here, in another process or on another machine
-by the same lines, and gives the same bits wherever threads and kind of device are those of its plan.
+by the same lines, and on CPUs gives the same bits wherever threads are those of its plan.
 """
 
 import logging

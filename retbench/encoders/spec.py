@@ -12,7 +12,7 @@ from retbench.store.narrow import VectorDtype
 NOT_STORED = ("name", "instruction", "post", "components", "kind")
 
 # settings of an encoder that are told only where they are used, so that no older key changes
-USUAL = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None, "code": None}
+USUAL = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None, "code": None, "modules": None}
 NOT_IN_STORED = ("adaptor", "dimensions")
 
 
@@ -32,6 +32,7 @@ class EncoderSpec:
     vector_dtype: VectorDtype = "fp32"  # of stored vectors
     rope: str | None = None  # how rotary positions are stretched (cards/rope.py)
     code: str | None = None  # the digest of code beside the weights that was trusted to run (engines/code.py)
+    modules: str | None = None  # of what a published embedder runs behind its backbone, where its own pooling is used
 
     def limit(self, role: Role) -> int:
         """The most tokens a text may have on one side."""

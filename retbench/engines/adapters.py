@@ -57,7 +57,9 @@ def merge(parent_folder: Path, adapter: Path, folder: Path) -> None:
         model: Any = AutoModel.from_pretrained(
             parent_folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-        model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        config = peft.PeftConfig.from_pretrained(adapter)
+        config.task_type = None  # whatever it was trained for, it is the backbone that is changed
+        model = peft.PeftModel.from_pretrained(model, adapter, config=config).merge_and_unload()
     model.save_pretrained(folder, max_shard_size="1TB")
     spoken = adapter if (adapter / "tokenizer_config.json").exists() else parent_folder
     AutoTokenizer.from_pretrained(spoken, trust_remote_code=False).save_pretrained(folder)

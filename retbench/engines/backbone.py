@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as FILLS_GAPS
 from transformers.utils import logging as transformers_logging
 
 from retbench.cards.method import Attention
@@ -23,8 +24,6 @@ from retbench.engines import code, peak, ropes
 from retbench.engines.decoder import Decoder, suits
 from retbench.engines.memory import keep_pages
 from retbench.errors import UsageError
-
-BIDIRECTIONAL = {"bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "nomic_bert", "electra"}
 
 
 class States(NamedTuple):
@@ -61,8 +60,8 @@ class Backbone:
 
     @property
     def kernel(self) -> str:
-        """What computes attention: products in blocks of our own, or PyTorch's kernel."""
-        return "blocks" if suits(self.model) else "sdpa"
+        """What computes attention: products in blocks of our own, PyTorch's kernel, or plain steps."""
+        return "blocks" if suits(self.model) else str(self.model.config._attn_implementation)
 
     def reach(self) -> float | None:
         """Tokens a second that its matrix products alone would allow here; none where they are in no linear layers."""
@@ -106,9 +105,21 @@ class Backbone:
 
 
 def is_causal(folder: Path) -> bool:
-    """What the weights' config says of the direction of attention."""
-    config = json.loads((folder / "config.json").read_text())
-    return config.get("is_causal", True) is not False and config.get("model_type") not in BIDIRECTIONAL
+    """What the weights' config says of the direction of attention; kinds that can fill gaps look both ways."""
+    config = _config(folder)
+    told = config.get("is_causal", True) is not False and not config.get("use_bidirectional_attention")
+    fills_gaps = config.get("model_type") in FILLS_GAPS or "AutoModelForMaskedLM" in config.get("auto_map", {})
+    return told and not fills_gaps
+
+
+def attention(folder: Path) -> str | None:
+    """What must compute attention: scores with a cap plain steps, which not every version's kernel knows."""
+    return "eager" if _config(folder).get("attn_logit_softcapping") else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return {**config, **config.get("text_config", {})}
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -140,7 +151,7 @@ def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = No
         wanted = {"config": config.get_text_config()}
         ropes.stretch(wanted["config"], rope)
     model = part.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=trust, use_safetensors=True,
-        **wanted,
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention(folder), trust_remote_code=trust,
+        use_safetensors=True, **wanted,
     )  # fmt: skip
     return Backbone(model.to(device).eval(), tokenizer(folder), is_causal(folder), dtype, device)

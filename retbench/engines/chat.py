@@ -72,10 +72,11 @@ def _odds(choice: dict[str, Any]) -> tuple[str, float]:
     if not (choice.get("logprobs") or {}).get("content"):
         raise UsageError("the server gives no log-probabilities", "use listwise, or another server")
     likely = choice["logprobs"]["content"][0]["top_logprobs"]
-    unseen = min(token["logprob"] for token in likely)
+    unseen = min(float(token["logprob"]) for token in likely)
 
     def spelled(word: str) -> float:
-        values = [math.exp(token["logprob"]) for token in likely if token["token"].strip().lower() == word]
-        return math.log(sum(values)) if values else unseen
+        values = [float(token["logprob"]) for token in likely if token["token"].strip().lower() == word]
+        top = max(values, default=unseen)  # a server may say -9999, whose power is nothing
+        return top + math.log(sum(math.exp(value - top) for value in values or [unseen]))
 
     return "", spelled("yes") - spelled("no")

@@ -34,6 +34,15 @@ def of_folder(folder: Path) -> str:
     return hashlib.sha256(_canonical(sums)).hexdigest()
 
 
+def of_modules(folder: Path) -> str:
+    """The fingerprint of what sentence-transformers runs behind the backbone: its modules, with configs and weights."""
+    named = folder / "modules.json"
+    places = [module.get("path") for module in from_json(named.read_text())] if named.is_file() else []
+    files = [file for place in places if place for file in (folder / place).iterdir() if file.is_file()]
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in (named, *files) if file.is_file()}
+    return hashlib.sha256(_canonical(sums)).hexdigest()
+
+
 def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 

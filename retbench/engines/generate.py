@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, head
+from retbench.errors import UsageError
 
 YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
 BATCH = 8  # prompts at once
@@ -88,9 +89,14 @@ class Spoken:
             return list(self.tokenizer(str(chat), add_special_tokens=False)["input_ids"])
         return list(self.tokenizer(f"{prompt}\n")["input_ids"])
 
-    def first(self, spellings: Sequence[str]) -> list[int]:
-        """The first token of every spelling."""
-        return sorted({self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in spellings})
+    def first(self) -> tuple[list[int], list[int]]:
+        """The first token of every spelling of yes, and of no; one that begins both says neither."""
+        yes, no = (
+            {self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (YES, NO)
+        )
+        if not (yes - no and no - yes):
+            raise UsageError(f"yes and no begin with the same token of {self.name}", "use listwise, or another model")
+        return sorted(yes - no), sorted(no - yes)
 
     def cut(self, texts: Sequence[str], most: int) -> list[str]:
         """Each text's first tokens, as the bytes they stand for."""
@@ -118,7 +124,11 @@ class Local(Spoken):
         """The model with its head, for writing."""
         transformers_logging.disable_progress_bar()
         model: Any = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=getattr(torch, self.dtype), trust_remote_code=False, use_safetensors=True
+            self.folder,
+            dtype=getattr(torch, self.dtype),
+            attn_implementation=backbone.attention(self.folder),
+            trust_remote_code=False,
+            use_safetensors=True,
         )
         loaded: PreTrainedModel = model.to(self.device).eval()
         return loaded
@@ -146,7 +156,7 @@ class Local(Spoken):
     def odds(self, prompts: Sequence[str]) -> list[Answer]:
         """From the logits behind the last token: every spelling of yes against every spelling of no."""
         loaded, top = self.parts
-        yes, no = self.first(YES), self.first(NO)
+        yes, no = self.first()
         answers = []
         for start in range(0, len(prompts), BATCH):
             rows = [np.array(self.ids(prompt), dtype=np.int64) for prompt in prompts[start : start + BATCH]]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from retbench.engines.device import device
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 KEPT_FREE = 0.2  # of the GPU's memory: fragments, and what others start
 PROBES = (1, 3)  # rows of the longest length; the difference is what two of them need
@@ -18,15 +20,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 def reset_peak() -> None:
     """Start a new high-water mark (on Linux and on CUDA; elsewhere the mark is the process's since its start)."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if CLEAR.exists():
         CLEAR.write_text("5")
 
 
 def peak_mb() -> float:
-    """The high-water mark in megabytes."""
-    if torch.cuda.is_available():
+    """The high-water mark in megabytes, of the memory that computes."""
+    if device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     if STATUS.exists():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
@@ -71,14 +73,23 @@ def token_budget(run: Callable[[int], object], longest: int, ceiling: int) -> in
     """Padded tokens a batch may hold: the ceiling, or what a probe at the longest length says will fit.
 
     `run` computes a batch of so many texts of the longest length.
-    On a CPU the ceiling is set by its caches and is far from what its memory holds, so nothing is probed.
+    On a CPU the ceiling is set by its caches and is far from what its memory holds, so nothing is probed. Where the
+    ceiling or the memory has no room for the probe, texts of the longest length run alone.
     """
-    if not torch.cuda.is_available():
+    if device().type != "cuda":
         return ceiling
+    if PROBES[1] * longest > ceiling:
+        return longest
     peaks = []
     for count in PROBES:
         torch.cuda.reset_peak_memory_stats()
-        run(count)
+        try:
+            run(count)
+        except RuntimeError as problem:
+            if count == 1 or not ran_out(problem):
+                raise
+            release()
+            return longest
         peaks.append(torch.cuda.max_memory_allocated())
     per_token = max(1.0, (peaks[1] - peaks[0]) / ((PROBES[1] - PROBES[0]) * longest))
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -93,5 +104,5 @@ def ran_out(problem: BaseException) -> bool:
 
 def release() -> None:
     """Give the GPU's cached blocks back, so that a smaller batch finds room."""
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from typing import Any
 
 from retbench.engines import vllm
 from retbench.engines.device import device
-from retbench.engines.generate import NO, YES, Answer, Spoken
+from retbench.engines.generate import Answer, Spoken
 
 AS_MUCH_AS_FITS = -1  # of the model's context into memory
 
@@ -44,7 +44,7 @@ class Writer(Spoken):
 
     def odds(self, prompts: Sequence[str]) -> list[Answer]:
         """Every spelling of yes against every spelling of no."""
-        yes, no = self.first(YES), self.first(NO)
+        yes, no = self.first()
         found = self._asked(prompts, max_tokens=1, logprob_token_ids=[*yes, *no])
         return [Answer("", _odds(one.outputs[0].logprobs[0], yes, no), len(one.prompt_token_ids), 0) for one in found]
 

@@ -18,7 +18,7 @@ from retbench.encoders.dense import DenseEncoder
 from retbench.encoders.pieces import Workers
 from retbench.encoders.spec import EncoderSpec, limits
 from retbench.encoders.wording import InapplicableError, Wording
-from retbench.engines import backbone, code, server, weights
+from retbench.engines import backbone, code, fingerprints, server, weights
 from retbench.engines.device import default_dtype
 from retbench.pipelines.hosting import Host, served
 from retbench.store.key import digest
@@ -88,6 +88,8 @@ class Candidate:
             smaller["rope"] = self._rope(overrides["rope"])
         if self.local and self.engine.name == "transformers":
             smaller["code"] = code.running(self.local.folder)
+        if self.local and self.engine.name == "sentence-transformers" and method.pooling == "model":
+            smaller["modules"] = fingerprints.of_modules(self.local.folder)
         return EncoderSpec(
             self._source(), method, instruction, query, document, self._dtype(overrides), self.engine.named,
             self._adapted(method), **smaller,

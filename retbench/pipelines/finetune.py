@@ -116,8 +116,8 @@ def enrol(wish: Wish, plan_only: bool = False) -> Course:
         training = taught(_with_negatives(training, trainee, wish, folder), wish)
         source = _source(training, trainee, wish.recipe)
         data = {"set": training.name, "fingerprint": training.fingerprint, "pairs": len(source), **training.facts}
-    if len(source) < processes.world():
-        raise UsageError(f"{len(source)} queries for {processes.world()} processes", "start fewer processes")
+    if (least := min(len(source), wish.recipe.batch.contrast)) < processes.world():
+        raise UsageError(f"{least} queries a contrast for {processes.world()} processes", "start fewer processes")
     return Course(wish, name, folder, origin, trainee, source, data)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from retbench.errors import DataError
 from retbench.retrievers.ranking import Ranking
 
 
@@ -63,6 +64,11 @@ def rerank(ranking: Ranking, queries: Sequence[str], reranker: Reranker, on_quer
         started = time.perf_counter()
         pool = Pool(number, query, found[: reranker.depth], values[: reranker.depth])
         order, new = reranker(pool) if len(pool.rows) > 1 else (np.arange(len(pool.rows)), pool.scores)
+        if len(lost := np.flatnonzero(~np.isfinite(new))):
+            raise DataError(
+                f"a score for {query[:60]!r} is no number: that of row {pool.rows[order[lost[0]]]} of the corpus",
+                "try --set dtype=float32, or another model",
+            )
         tail = found[reranker.depth :]
         below = (float(new[-1]) if len(new) else 0.0) - 1 - np.arange(len(tail))
         rows.append(np.concatenate((pool.rows[order], tail)))

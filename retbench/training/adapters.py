@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.recipe import Lora, Recipe
 from retbench.engines.adapters import library
+from retbench.engines.backbone import attention
 from retbench.engines.memory import keep_pages
 from retbench.errors import DataError
 
@@ -23,7 +24,7 @@ def load(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
     kind = AutoModelForCausalLM if head else AutoModel
     dtype = getattr(torch, recipe.dtype) if recipe.lora and not head else torch.float32
     loaded: nn.Module = kind.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
+        folder, dtype=dtype, attn_implementation=attention(folder), use_safetensors=True, trust_remote_code=False
     )
     return loaded
 

@@ -52,8 +52,9 @@ class Order:
 
     @property
     def update(self) -> int:
-        """Queries of one update; a set smaller than that is one update."""
-        return min(self.batch.update, self.queries)
+        """Queries of one update; a set smaller than that is one, of whole contrasts where it holds any."""
+        most = min(self.batch.update, self.queries)
+        return most - most % self.batch.contrast if most > self.batch.contrast else most
 
     @property
     def steps(self) -> int:
@@ -95,7 +96,8 @@ class Labelled:
         drawn = [self._draw(query, (self.seed, epoch, int(row))) for query, row in zip(queries, rows, strict=True)]
         picks = [(q, *pick) for q, (first, _) in enumerate(drawn) for pick in first]
         picks += [(q, *pick) for q, (_, rest) in enumerate(drawn) for pick in rest]
-        relevant = np.array([[passage in set(query.positives) for _, passage, _ in picks] for query in queries])
+        right = [set(query.positives) for query in queries]
+        relevant = np.array([[passage in positives for _, passage, _ in picks] for positives in right])
         teacher = np.array([score for _, _, score in picks]) if self.contrast.distillation else None
         passages = [self.training.passages[passage] for _, passage, _ in picks]
         return Group([q.text for q in queries], passages, np.array([q for q, _, _ in picks]), relevant, teacher)

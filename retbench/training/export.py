@@ -46,7 +46,8 @@ def prefixes_of(method: Method) -> dict[str, str]:
 
 def _prefix(method: Method, role: Any) -> str:
     template = method.template(role).replace("{instruction}", method.instruction)
-    simple = method.kind == "dense" and method.span == "all" and method.layer is None and method.attention == "own"
+    plain = method.kind == "dense" and method.span == "all" and method.post == "none"
+    simple = plain and method.layer is None and method.attention == "own"
     if method.chat or not template.endswith("{text}") or not simple:
         raise UsageError(
             f"method {method.name} is more than a prefix and a pooling, which is all sentence-transformers can be told",

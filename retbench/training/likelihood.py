@@ -57,15 +57,16 @@ class Speaker:
         tails = Wording(self.tokenizer, second).tokens(queries, "query", lengths.query)
         return [Line(np.append(heads[n], tails[n]), len(heads[n]) - 1) for n in range(len(heads))]
 
-    def logits(self, lines: Sequence[Line]) -> tuple[Tensor, Tensor]:
-        """The logits of every position of padded rows, and the rows' ids."""
+    def logits(self, lines: Sequence[Line], first: int = 0) -> tuple[Tensor, Tensor]:
+        """The logits of padded rows from a position on, and the rows' ids from there."""
         padded, lengths = pad([line.ids for line in lines])
         mask = attention(lengths, [line.bottleneck for line in lines], self.settings.attention_stop)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             output = self.model(
-                input_ids=padded.to(self.device), attention_mask=mask.to(self.device), use_cache=False
-            ).logits
-        return output.float(), padded.to(self.device)
+                input_ids=padded.to(self.device), attention_mask=mask.to(self.device), use_cache=False,
+                logits_to_keep=padded.shape[1] - first,
+            ).logits  # fmt: skip
+        return output.float(), padded[:, first:].to(self.device)
 
     @torch.no_grad()
     def likelihoods(self, documents: Sequence[str], queries: Sequence[str], budget: int) -> np.ndarray:
@@ -74,10 +75,10 @@ class Speaker:
         found = np.empty(len(lines))
         for part in passes(np.array([len(line.ids) for line in lines]), budget):
             rows = [lines[int(row)] for row in part]
-            logits, ids = self.logits(rows)
-            spoken = -_losses(logits, ids)
+            first = min(line.bottleneck for line in rows)  # logits of documents would be most of the memory
+            spoken = -_losses(*self.logits(rows, first))
             for place, (row, line) in enumerate(zip(part, rows, strict=True)):
-                found[row] = float(spoken[place, line.bottleneck : len(line.ids) - 1].sum())
+                found[row] = float(spoken[place, line.bottleneck - first : len(line.ids) - 1 - first].sum())
         return found
 
 

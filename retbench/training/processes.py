@@ -2,19 +2,25 @@
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 from torch import distributed as joined
 from torch.distributed.tensor import DTensor
 
+from retbench.engines.device import device
+
+PATIENCE = timedelta(days=1)  # while one process scores or writes, the others wait; torch gives up after ten minutes
+
 
 def join() -> None:
     """Join the processes torchrun started, if it did."""
     if "WORLD_SIZE" in os.environ and not joined.is_initialized():
-        if torch.cuda.is_available():
+        cuda = device().type == "cuda"
+        if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        joined.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        joined.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
 
 
 def leave() -> None:

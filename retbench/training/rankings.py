@@ -45,7 +45,8 @@ class Ranked:
         slates = [self._slate(query, draw) for query, draw in zip(queries, draws, strict=True)]
         picks = [(q, *slate[0]) for q, slate in enumerate(slates)]
         picks += [(q, *one) for q, slate in enumerate(slates) for one in slate[1:]]
-        relevant = np.array([[passage in set(query.positives) for _, passage, _ in picks] for query in queries])
+        right = [set(query.positives) for query in queries]
+        relevant = np.array([[passage in positives for _, passage, _ in picks] for positives in right])
         prompts = tuple(
             self._prompt(query, [passage for passage, _ in slate], draw)
             for query, slate, draw in zip(queries, slates, draws, strict=True)
