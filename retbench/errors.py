@@ -87,8 +87,8 @@ def shortage(problem: BaseException) -> ResourceError | None:
     if isinstance(problem, MemoryError) or any(short in words for short in OUT_OF_MEMORY):
         return ResourceError(
             f"memory ran out: {first}",
-            "end what else is running, or give --set dtype=bfloat16 or a smaller --set max_length; then run the same "
-            "command: what is finished is kept",
+            "end what else is running, or give --set dtype=bfloat16 or a smaller --set max_length (in training --set "
+            "batch.caching=true or smaller batch.tokens); then run the same command: what is finished is kept",
         )
     return None
 
