@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from retbench.cli.main import app
 from retbench.engines import code, hub
 from tests import serving, tiny
 from tests.test_house import FILES
@@ -196,6 +198,11 @@ def test_no_file_can_grant_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for word, granted in {"1": True, "true": True, "0": False, "no": False, "": False}.items():
         monkeypatch.setenv(code.TRUST, word)
         assert code.trusted() is granted
+
+
+def test_help_names_the_variable_that_grants_trust() -> None:
+    (option,) = [one for one in get_command(app).params if one.name == "trust"]
+    assert option.envvar == code.TRUST
 
 
 def calls(name: str) -> Iterator[tuple[str, ast.Call]]:

@@ -25,6 +25,7 @@ from retbench.cli import (
     study,
     verify,
 )
+from retbench.engines.code import TRUST
 
 app = typer.Typer(
     name="retbench",
@@ -64,7 +65,8 @@ def common(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only results and errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more about what is done and why.")] = False,
     trust: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code that lies beside weights run (SECURITY.md).")
+        bool,
+        typer.Option("--trust-remote-code", envvar=TRUST, help="Let code that lies beside weights run (SECURITY.md)."),
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -72,7 +74,7 @@ def common(
 ) -> None:
     """Set how much is said, and whether code beside weights may run."""
     if trust:
-        os.environ["RETBENCH_TRUST_REMOTE_CODE"] = "1"  # workers are told the same way
+        os.environ[TRUST] = "1"  # workers are told the same way
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("retbench").setLevel(level)

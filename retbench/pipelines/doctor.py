@@ -172,7 +172,7 @@ def _extras() -> Check:
         if found and found[2] not in ALIKE and not _installed(found[1]):
             wanted.setdefault(found[2], []).append(found[1])
     finding = "; ".join(f"without {extra}: {', '.join(names)}" for extra, names in wanted.items())
-    step = f"pip install 'retbench[{','.join(wanted)}]' for what you need of it (README, Install)"
+    step = f"pip install 'retbench[{','.join(wanted)}]' for what you need of it (docs/configuration.md)"
     return Check("extras", not wanted, finding or "all there", step)
 
 
