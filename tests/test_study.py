@@ -17,7 +17,7 @@ from retbench.cards.study import Stage, Study
 from retbench.cli.main import app
 from retbench.pipelines import study as story
 from retbench.pipelines import study_run
-from retbench.pipelines.slots import slots
+from retbench.pipelines.slots import request, slots
 from retbench.records.ledger import Ledger
 from retbench.reports.references import shipped
 from retbench.reports.study_tables import study_markdown
@@ -116,6 +116,19 @@ def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: P
     depth = Stage("refused", ("bm25",), tasks=(str(folder),), set={"depth": "ten"})
     cells = list(study_run.run(Study("s", "s", (depth, fine)), tmp_path / "r"))
     assert [cell.status for cell in cells] == ["failed", "done"]
+
+
+def test_a_method_is_run_however_the_plan_writes_it() -> None:
+    stage = Stage("s", ("minilm-l6", "bm25"), tasks=("scifact",), methods=("Last", "last:pooling=weighted,eos=false"))
+    asked = [
+        (slot.method, request(stage, slot.model, slot.method, ("scifact",)).methods)
+        for slot in slots(Study("s", "s", (stage,)), stage)
+    ]
+    assert asked == [
+        ("last", ("last",)),
+        ("last:eos=false,pooling=weighted", ("last:eos=false,pooling=weighted",)),
+        ("bm25", ()),
+    ]
 
 
 def test_a_finetune_stage_trains_once_and_scores_the_trained_model(

@@ -104,7 +104,8 @@ def _known(find: Callable[[str], T], name: str) -> T | None:
 
 def request(stage: Stage, model: str, method: str, tasks: tuple[str, ...], **rest: Any) -> Request:
     """A model's row of slots as the request it stands for."""
-    methods = (method,) if method in stage.methods else ()  # a lexical model's own is no card's
+    cards = [_known(catalog.method, name) for name in stage.methods]
+    methods = (method,) if method in [card.name for card in cards if card] else ()  # a lexical model's is no card's
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in stage.options.items()
     }
