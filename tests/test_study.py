@@ -68,7 +68,7 @@ def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
             wanted(word)  # refuses what no reranker knows
         made = list(slots(plan, stage))
         assert made
-        if stage.verb == "run" and not stage.options:
+        if stage.verb == "run":
             assert {slot.needs for slot in made} == {None}
 
 
@@ -129,6 +129,15 @@ def test_a_method_is_run_however_the_plan_writes_it() -> None:
         ("last:eos=false,pooling=weighted", ("last:eos=false,pooling=weighted",)),
         ("bm25", ()),
     ]
+
+
+def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_path: Path) -> None:
+    folder = small.write(tmp_path / "small")
+    fine = Stage("fine", ("bm25",), tasks=(str(folder),))
+    stages = [replace(fine, name=key, options={key: value}) for key, value in {"devices": "2", "sample": 10}.items()]
+    cells = list(study_run.run(Study("s", "s", (*stages, fine)), tmp_path / "r"))
+    assert [cell.status for cell in cells] == ["skipped", "skipped", "done"]
+    assert cells[0].error == "needs an option 'devices' (run has engine, rerank, weights)"
 
 
 def test_a_finetune_stage_trains_once_and_scores_the_trained_model(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,8 @@ from retbench.errors import RetbenchError
 from retbench.pipelines.request import Request
 from retbench.store.key import digest
 
-VERBS = {  # the verbs a stage can have, and the options each takes
-    "run": {field.name for field in fields(Request)},
+VERBS = {  # the verbs a stage can have, and the options each takes; sample and set are the stage's own
+    "run": {"rerank", "engine", "weights"},
     "finetune": {"dataset", "recipe", "objective", "set", "split", "seeds"},
 }
 ADAPTOR = "adaptor"
@@ -68,7 +68,12 @@ def _blocked(stage: Stage) -> list[str]:
     """What the whole stage needs and this version does not have."""
     if stage.verb not in VERBS:
         return [f"`retbench {stage.verb}`"]
-    return [f"`retbench {stage.verb} --{name}`" for name in stage.options if name not in VERBS[stage.verb]]
+    known = VERBS[stage.verb]
+    return [
+        f"an option {name!r} ({stage.verb} has {', '.join(sorted(known))})"
+        for name in stage.options
+        if name not in known
+    ]
 
 
 def _tasks(stage: Stage) -> tuple[str, ...]:
