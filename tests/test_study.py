@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -15,6 +16,7 @@ from retbench.cards import catalog
 from retbench.cards.reranker import wanted
 from retbench.cards.study import Stage, Study
 from retbench.cli.main import app
+from retbench.errors import DataError
 from retbench.pipelines import study as story
 from retbench.pipelines import study_run
 from retbench.pipelines.slots import request, slots
@@ -138,6 +140,46 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
     cells = list(study_run.run(Study("s", "s", (*stages, fine)), tmp_path / "r"))
     assert [cell.status for cell in cells] == ["skipped", "skipped", "done"]
     assert cells[0].error == "needs an option 'devices' (run has engine, rerank, weights)"
+
+
+@pytest.mark.parametrize("change", [{"sample": 1}, {"set": {"depth": 20}}, {"options": {"rerank": ["ql"]}}])
+def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Path, change: dict[str, Any]) -> None:
+    stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),), sample=2)
+    plan, edited, out = Study("s", "s", (stage,)), Study("s", "s", (replace(stage, **change),)), tmp_path / "r"
+    list(study_run.run(plan, out))
+    assert [state.status for state in story.states(edited, out)] == ["open"]
+    assert story.chapters(edited, out)[0].report.blocks == []
+    list(study_run.run(edited, out))
+    assert [state.status for state in story.states(edited, out)] == ["done"]
+
+
+def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) -> None:
+    stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
+    plan, out = Study("s", "s", (stage,)), tmp_path / "r"
+    list(study_run.run(plan, out))
+    (note,) = (out / "studies").rglob("*.json")
+    facts = json.loads(note.read_text())
+    del facts["slot"]["asked"]
+    note.write_text(json.dumps(facts))
+    assert [state.status for state in story.states(plan, out)] == ["done"]
+
+
+def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    one, two = (str(small.write(tmp_path / place / "small")) for place in "ab")
+    plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
+    assert [cell.status for cell in study_run.run(plan, tmp_path / "r")] == ["skipped", "done"]
+    first, second = story.states(plan, tmp_path / "r")
+    assert (first.status, second.reason) == ("done", f"needs another name for {two}: {one} is small too")
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"{", b"\xff\xfe"])
+def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes) -> None:
+    plan = catalog.study(str(plan_file))
+    note = next(slots(plan, plan.stages[0])).note(tmp_path)
+    note.parent.mkdir(parents=True)
+    note.write_bytes(content)
+    with pytest.raises(DataError, match="is not a study's note"):
+        story.states(plan, tmp_path)
 
 
 def test_a_finetune_stage_trains_once_and_scores_the_trained_model(

@@ -35,6 +35,7 @@ class Slot:
     argument: str  # the task as the plan calls it: a name, an alias or a folder
     needs: str | None = None  # what must be there first
     seed: int | None = None  # of a training
+    asked: str = ""  # the digest of what else the stage says: another sample is another measurement
 
     def note(self, out: Path) -> Path:
         """Where a results folder keeps what became of it."""
@@ -45,18 +46,15 @@ class Slot:
 
 def slots(plan: Study, stage: Stage) -> Iterator[Slot]:
     """The cells of a stage, in the order they are run: a whole seed before the next one."""
-    blocked = _blocked(stage)
+    blocked, asked, tasks = _blocked(stage), _asked(stage), _tasks(stage)
     for seed, model in itertools.product(stage.options.get("seeds", (None,)), stage.models):
         card, kind = _known(catalog.model, model), "the method" if stage.verb == "run" else "the recipe"
         for method, found in _methods(stage, card):
-            for argument in _tasks(stage):
-                task = _known(catalog.task, argument)
+            for argument, name, lacks in tasks:
                 missing = [f"the model {model}"] * (card is None) + [f"{kind} {method}"] * (not found)
-                missing += [f"the task {argument}"] * (task is None)
-                needs = blocked or missing
+                needs = blocked or missing + lacks
                 reason = f"needs {', '.join(needs)}" if needs else None
-                name = task.name if task else argument
-                yield Slot(plan.name, stage.name, model, method, name, argument, reason, seed)
+                yield Slot(plan.name, stage.name, model, method, name, argument, reason, seed, asked)
 
 
 def unasked(stage: Stage, only: str | None) -> str | None:
@@ -76,13 +74,31 @@ def _blocked(stage: Stage) -> list[str]:
     ]
 
 
-def _tasks(stage: Stage) -> tuple[str, ...]:
-    """Every task of a stage, each once; what no card knows keeps the name it was given."""
-    tasks: list[str] = []
-    for name in stage.suites:
-        suite = _known(catalog.suites().find, name)
-        tasks += suite.members() if suite else [name]
-    return tuple(dict.fromkeys([*tasks, *stage.tasks]))
+def _asked(stage: Stage) -> str:
+    """What decides a cell's score beside the slot itself; a seed more changes no other seed's."""
+    options = {name: value for name, value in stage.options.items() if name != "seeds"}
+    return digest([stage.sample, stage.set, options])[:12]
+
+
+def _tasks(stage: Stage) -> list[tuple[str, str, list[str]]]:
+    """Every task of a stage, each once: what the plan calls it, its name and what it lacks.
+
+    Records and trained models are kept by the task's name, so a second task of one name would be taken for the first.
+    """
+    arguments: list[str] = []
+    for suite_name in stage.suites:
+        suite = _known(catalog.suites().find, suite_name)
+        arguments += suite.members() if suite else [suite_name]
+    owner: dict[str, str] = {}
+    tasks = []
+    for argument in dict.fromkeys([*arguments, *stage.tasks]):
+        card = _known(catalog.task, argument)
+        name = card.name if card else argument  # what no card knows keeps the name it was given
+        first = owner.setdefault(name, argument)
+        lacks = [f"the task {argument}"] * (card is None)
+        lacks += [f"another name for {argument}: {first} is {name} too"] * (first != argument)
+        tasks.append((argument, name, lacks))
+    return tasks
 
 
 def _methods(stage: Stage, card: ModelCard | None) -> list[tuple[str, bool]]:
