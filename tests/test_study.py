@@ -286,6 +286,9 @@ def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -
     assert "Skipped: needs \\`retbench teach\\`." in text
     _, tables, _ = _cli("study", "report", plan_file, "--results", out, "--format", "latex")
     assert "\\begin{tabular}" in tables
+    assert _cli("study", "report", plan_file, "--results", out, "--out", tmp_path / "s.md")[0] == 0
+    assert (tmp_path / "s.md").read_text() == text
+    assert _cli("study", "report", plan_file, "--results", out, "--out", tmp_path / "not" / "s.md")[0] == 2
 
 
 def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,3 +298,12 @@ def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _cli("study", "run", "./mine.toml")[0] == 0
     assert _cli("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 2
     assert _cli("study", "new", "other", "--model", "bm25")[0] == 2
+
+
+def test_a_new_plan_has_its_title_and_says_where_it_lies(tmp_path: Path) -> None:
+    file, words = tmp_path / "p.toml", ("study", "new", "mine", "--model", "bm25", "--task", "scifact")
+    code, shown, _ = _cli(*words, "--title", "A plan \U0001f600", "--out", file)
+    assert (code, catalog.study(str(file)).title) == (0, "A plan \U0001f600")
+    assert f"retbench study run {file} --dry-run" in shown
+    code, _, told = _cli(*words, "--out", tmp_path / "not" / "there.toml")
+    assert (code, told.splitlines()[0]) == (2, f"error: there is no folder {tmp_path / 'not'}")
