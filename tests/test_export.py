@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import small
+import tiny
 from hub_layout import fetched, retrieval
 from typer.testing import CliRunner
 
@@ -92,6 +93,35 @@ def test_what_mteb_would_not_have_measured_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=reason):
             export(record, tmp_path / "mteb")
+    *_, reranked = retbench.evaluate(["bm25"], tasks=["scifact"], rerank=("ql",), out=tmp_path / "results")
+    with pytest.raises(UsageError, match="it was reranked by ql"):
+        export([str(reranked.record)], tmp_path / "mteb")
     twice = finished(tmp_path, "scifact")
     with pytest.raises(UsageError, match="two runs are on scifact"):
         export(twice * 2, tmp_path / "mteb")
+
+
+def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
+    cached("scifact")
+    model = str(tiny.build(tmp_path / "tiny"))
+
+    def run(**overrides: Any) -> str:
+        (cell,) = retbench.evaluate(
+            [model], tasks=["scifact"], methods=["mean"], out=tmp_path / "results", overrides=overrides
+        )
+        return str(cell.record)
+
+    whole, half, short = run(dtype="float32"), run(dtype="bfloat16"), run(dtype="float32", max_length=4)
+    with pytest.raises(UsageError, match="have other settings, and mteb one file for both"):
+        export([whole, half], tmp_path / "mteb")
+    assert not [*(tmp_path / "mteb").rglob("*.json")]
+    own, other = export([whole, short], tmp_path / "mteb")
+    assert other.relative_to(own.parent).as_posix() == "experiments/max_length_4/SciFact.json"
+    assert export([whole], tmp_path / "mteb") == [own]  # the same again is no news
+    facts = json.loads(own.read_text())
+    facts["scores"]["test"][0]["main_score"] = 0.25  # another run's
+    own.write_text(json.dumps(facts))
+    with pytest.raises(UsageError, match="holds other scores"):
+        export([whole], tmp_path / "mteb")
+    with pytest.raises(UsageError, match="it was searched by ivf"):
+        export([run(search="ivf:lists=1,probes=1")], tmp_path / "mteb")

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard, Reference
 from retbench.cli.main import app
-from retbench.errors import DataError, UsageError
+from retbench.errors import DataError, MissingError, UsageError
 from retbench.pipelines.expected import expected
+from retbench.pipelines.imports import import_results
 from retbench.pipelines.mteb_files import results_below
 from retbench.pipelines.report import report
 from retbench.pipelines.request import Request
@@ -94,6 +95,55 @@ def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: P
     (table,) = map(read, (tmp_path / "r" / "references").glob("*.toml"))
     assert table.rows == {"org/model": (0.61, 0.33)}
     assert "| org/model† | published: org-model-standard | 61.00 |" in report(tmp_path / "r", True).text("markdown")
+
+
+def _result(folder: Path, name: str, score: float, metric: str = "ndcg_at_10") -> Path:
+    """An mteb result file; `folder` is results/<org>__<model>/<revision>."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"task_name": name, "scores": {"test": [{"hf_subset": "default", metric: score}]}}))
+    return file
+
+
+def _imported(results: Path) -> dict[str, tuple[float, ...]]:
+    tables = [read(file) for file in sorted((results / "references").glob("*.toml"))]
+    assert len({table.name for table in tables}) == len(tables)
+    return {model: scores for table in tables for model, scores in table.rows.items()}
+
+
+def test_an_experiment_is_a_row_of_its_own(tmp_path: Path) -> None:
+    revision = tmp_path / "m" / "org__model" / "rev"
+    _result(revision, "SciFact", 0.6)
+    _result(revision / "experiments" / "max_length_4", "SciFact", 0.2)
+    import_results(tmp_path / "m", tmp_path / "r")
+    assert _imported(tmp_path / "r") == {"org/model": (0.6,), "org/model (max_length_4)": (0.2,)}
+
+
+def test_names_that_differ_by_a_sign_are_two_tables(tmp_path: Path) -> None:
+    for model, task, score in (("e5_base", "SciFact", 0.6), ("e5-base", "NFCorpus", 0.3), ("e5-base", "SciFact", 0.5)):
+        import_results(_result(tmp_path / f"org__{model}" / "rev", task, score), tmp_path / "r")
+    assert _imported(tmp_path / "r") == {"org/e5_base": (0.6,), "org/e5-base": (0.3, 0.5)}
+
+
+def test_two_scores_of_one_model_on_one_task_are_refused(tmp_path: Path) -> None:
+    files = [_result(tmp_path / "m" / "org__model" / rev, "SciFact", score) for rev, score in (("a", 0.6), ("b", 0.7))]
+    with pytest.raises(UsageError, match=r"org/model has two scores on scifact: 0.6 and 0.7"):
+        import_results(tmp_path / "m", tmp_path / "r")
+    import_results(files[0], tmp_path / "r")
+    import_results(files[0], tmp_path / "r")  # the same again is no news
+    with pytest.raises(UsageError, match=r"org/model has two scores"):
+        import_results(files[1], tmp_path / "r")
+    assert _imported(tmp_path / "r") == {"org/model": (0.6,)}
+
+
+def test_only_what_a_board_could_show_is_imported(tmp_path: Path) -> None:
+    similarity = _result(tmp_path / "m" / "org__model" / "rev", "STS12", 0.7, "cosine_spearman")
+    with pytest.raises(MissingError, match="no score that a board could show"):
+        import_results(similarity, tmp_path / "r")
+    assert _imported(tmp_path / "r") == {}
+    _result(similarity.parent, "SciFact", 0.6)
+    (members,) = import_results(tmp_path / "m", tmp_path / "r").values()
+    assert [one.task for one in members] == ["scifact"]
 
 
 def test_every_subset_and_every_known_split_of_an_mteb_file_is_read(tmp_path: Path) -> None:

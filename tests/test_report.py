@@ -291,6 +291,7 @@ def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
 def test_report_can_be_written_to_a_file(tmp_path: Path) -> None:
     finish(tmp_path / "r", "m", "t", GOOD)
     assert _cli("report", tmp_path / "r", "--format", "latex", "--out", tmp_path / "t.tex")[0] == 0
+    assert _cli("report", tmp_path / "r", "--out", tmp_path / "not" / "t.md")[0] == 2
     assert "\\begin{tabular}" in (tmp_path / "t.tex").read_text()
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -15,9 +16,10 @@ from retbench.cards import catalog
 from retbench.cards.reranker import wanted
 from retbench.cards.study import Stage, Study
 from retbench.cli.main import app
+from retbench.errors import DataError
 from retbench.pipelines import study as story
 from retbench.pipelines import study_run
-from retbench.pipelines.slots import slots
+from retbench.pipelines.slots import request, slots
 from retbench.records.ledger import Ledger
 from retbench.reports.references import shipped
 from retbench.reports.study_tables import study_markdown
@@ -68,7 +70,7 @@ def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
             wanted(word)  # refuses what no reranker knows
         made = list(slots(plan, stage))
         assert made
-        if stage.verb == "run" and not stage.options:
+        if stage.verb == "run":
             assert {slot.needs for slot in made} == {None}
 
 
@@ -116,6 +118,68 @@ def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: P
     depth = Stage("refused", ("bm25",), tasks=(str(folder),), set={"depth": "ten"})
     cells = list(study_run.run(Study("s", "s", (depth, fine)), tmp_path / "r"))
     assert [cell.status for cell in cells] == ["failed", "done"]
+
+
+def test_a_method_is_run_however_the_plan_writes_it() -> None:
+    stage = Stage("s", ("minilm-l6", "bm25"), tasks=("scifact",), methods=("Last", "last:pooling=weighted,eos=false"))
+    asked = [
+        (slot.method, request(stage, slot.model, slot.method, ("scifact",)).methods)
+        for slot in slots(Study("s", "s", (stage,)), stage)
+    ]
+    assert asked == [
+        ("last", ("last",)),
+        ("last:eos=false,pooling=weighted", ("last:eos=false,pooling=weighted",)),
+        ("bm25", ()),
+    ]
+
+
+def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_path: Path) -> None:
+    folder = small.write(tmp_path / "small")
+    fine = Stage("fine", ("bm25",), tasks=(str(folder),))
+    stages = [replace(fine, name=key, options={key: value}) for key, value in {"devices": "2", "sample": 10}.items()]
+    cells = list(study_run.run(Study("s", "s", (*stages, fine)), tmp_path / "r"))
+    assert [cell.status for cell in cells] == ["skipped", "skipped", "done"]
+    assert cells[0].error == "needs an option 'devices' (run has engine, rerank, weights)"
+
+
+@pytest.mark.parametrize("change", [{"sample": 1}, {"set": {"depth": 20}}, {"options": {"rerank": ["ql"]}}])
+def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Path, change: dict[str, Any]) -> None:
+    stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),), sample=2)
+    plan, edited, out = Study("s", "s", (stage,)), Study("s", "s", (replace(stage, **change),)), tmp_path / "r"
+    list(study_run.run(plan, out))
+    assert [state.status for state in story.states(edited, out)] == ["open"]
+    assert story.chapters(edited, out)[0].report.blocks == []
+    list(study_run.run(edited, out))
+    assert [state.status for state in story.states(edited, out)] == ["done"]
+
+
+def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) -> None:
+    stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
+    plan, out = Study("s", "s", (stage,)), tmp_path / "r"
+    list(study_run.run(plan, out))
+    (note,) = (out / "studies").rglob("*.json")
+    facts = json.loads(note.read_text())
+    del facts["slot"]["asked"]
+    note.write_text(json.dumps(facts))
+    assert [state.status for state in story.states(plan, out)] == ["done"]
+
+
+def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    one, two = (str(small.write(tmp_path / place / "small")) for place in "ab")
+    plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
+    assert [cell.status for cell in study_run.run(plan, tmp_path / "r")] == ["skipped", "done"]
+    first, second = story.states(plan, tmp_path / "r")
+    assert (first.status, second.reason) == ("done", f"needs another name for {two}: {one} is small too")
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"{", b"\xff\xfe"])
+def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes) -> None:
+    plan = catalog.study(str(plan_file))
+    note = next(slots(plan, plan.stages[0])).note(tmp_path)
+    note.parent.mkdir(parents=True)
+    note.write_bytes(content)
+    with pytest.raises(DataError, match="is not a study's note"):
+        story.states(plan, tmp_path)
 
 
 def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
@@ -222,6 +286,9 @@ def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -
     assert "Skipped: needs \\`retbench teach\\`." in text
     _, tables, _ = _cli("study", "report", plan_file, "--results", out, "--format", "latex")
     assert "\\begin{tabular}" in tables
+    assert _cli("study", "report", plan_file, "--results", out, "--out", tmp_path / "s.md")[0] == 0
+    assert (tmp_path / "s.md").read_text() == text
+    assert _cli("study", "report", plan_file, "--results", out, "--out", tmp_path / "not" / "s.md")[0] == 2
 
 
 def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,3 +298,12 @@ def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _cli("study", "run", "./mine.toml")[0] == 0
     assert _cli("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 2
     assert _cli("study", "new", "other", "--model", "bm25")[0] == 2
+
+
+def test_a_new_plan_has_its_title_and_says_where_it_lies(tmp_path: Path) -> None:
+    file, words = tmp_path / "p.toml", ("study", "new", "mine", "--model", "bm25", "--task", "scifact")
+    code, shown, _ = _cli(*words, "--title", "A plan \U0001f600", "--out", file)
+    assert (code, catalog.study(str(file)).title) == (0, "A plan \U0001f600")
+    assert f"retbench study run {file} --dry-run" in shown
+    code, _, told = _cli(*words, "--out", tmp_path / "not" / "there.toml")
+    assert (code, told.splitlines()[0]) == (2, f"error: there is no folder {tmp_path / 'not'}")

@@ -10,6 +10,11 @@ def toml(card: Any) -> str:
     return "\n".join(_lines(_table(card), ())) + "\n"
 
 
+def toml_value(value: Any) -> str:
+    """A JSON value is a TOML value, once two control characters are escaped."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
 def _table(record: Any) -> dict[str, Any]:
     given = {field.name: getattr(record, field.name) for field in fields(record) if _says_something(record, field)}
     return {name: _plain(value) for name, value in given.items()}
@@ -32,7 +37,7 @@ def _lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
     """Values first: in TOML what follows a header belongs to it."""
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
     arrays = {key: v for key, v in table.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-    lines = [f"{_key(key)} = {_value(v)}" for key, v in table.items() if key not in tables and key not in arrays]
+    lines = [f"{_key(key)} = {toml_value(v)}" for key, v in table.items() if key not in tables and key not in arrays]
     for key, value in tables.items():
         lines += ["", f"[{'.'.join(map(_key, (*path, key)))}]", *_lines(value, (*path, key))]
     for key, items in arrays.items():
@@ -42,9 +47,4 @@ def _lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else _value(key)
-
-
-def _value(value: Any) -> str:
-    """A JSON value is a TOML value, once two control characters are escaped."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else toml_value(key)

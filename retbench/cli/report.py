@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, fail, put, tell, verb
+from retbench.cli.verb import AsJson, fail, put, put_in, tell, verb
 from retbench.errors import PARTLY_DONE
 
 
@@ -36,7 +36,6 @@ def report(
     import json
 
     from retbench.pipelines import report as story
-    from retbench.store.shards import write_whole
 
     made = story.report(results, reference, tuple(table or ()))
     form = Format.json if as_json else format_
@@ -44,8 +43,7 @@ def report(
     if out is None:
         put(text)
     else:
-        plain = not out.exists() or (out.is_file() and not out.is_symlink())  # and not /dev/stdout or a pipe
-        write_whole(out, text.encode()) if plain else out.write_text(text, encoding="utf-8")
+        put_in(out, text)
         tell(f"written to {out}")
     if plots:
         _plot(made.blocks, plots)

@@ -1,6 +1,5 @@
 """retbench study: a whole plan in one command."""
 
-import json
 import time
 from collections.abc import Iterable
 from enum import StrEnum
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, fail, put, put_json, quiet, tell, verb
+from retbench.cli.verb import AsJson, fail, put, put_in, put_json, quiet, tell, verb
 from retbench.errors import PARTLY_DONE, DataError, UsageError
 
 app = typer.Typer(help="A plan of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True)
@@ -124,7 +123,7 @@ def report(
     write = {Format.markdown: study_markdown, Format.latex: study_latex}
     text = write[format_](plan, found) if format_ in write else page([b for _, blocks, _ in found for b in blocks])
     if out:
-        out.write_text(text, encoding="utf-8")
+        put_in(out, text)
         tell(f"written to {out}")
     else:
         put(text)
@@ -148,6 +147,8 @@ def new(
     out: Annotated[Path | None, typer.Option(help="The file; NAME.toml by default.")] = None,
 ) -> None:
     """Write a plan with one stage; `retbench study run FILE` runs it."""
+    from retbench.cards.dump import toml_value
+
     if not suite and not task:
         raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")
     file = out or Path(f"{name}.toml")
@@ -155,16 +156,16 @@ def new(
         raise UsageError(f"{file} is there already", "name another --out")
     lists = {"models": model, "suites": suite, "tasks": task, "methods": method}
     lines = [
-        f"name = {json.dumps(name)}",
-        f"title = {json.dumps(title or name)}",
+        f"name = {toml_value(name)}",
+        f"title = {toml_value(title or name)}",
         "",
         "[[stages]]",
         'name = "zero-shot"',
     ]
-    lines += [f"{key} = {json.dumps(values, ensure_ascii=False)}" for key, values in lists.items() if values]
+    lines += [f"{key} = {toml_value(values)}" for key, values in lists.items() if values]
     lines += [f"sample = {sample}"] if sample else []
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    put(f"{file} written; next: retbench study run ./{file} --dry-run")
+    put_in(file, "\n".join(lines) + "\n")
+    put(f"{file} written; next: retbench study run {file} --dry-run")
 
 
 def _grid(states: list[Any]) -> str:

@@ -5,11 +5,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from retbench.errors import INTERRUPTED, RetbenchError, shortage_told
+from retbench.errors import INTERRUPTED, RetbenchError, UsageError, shortage_told
 
 P = ParamSpec("P")
 
@@ -51,6 +52,16 @@ def put(text: str) -> None:
 def put_json(document: Any) -> None:
     """A result as one JSON document."""
     put(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def put_in(file: Path, text: str) -> None:
+    """A result in a file that is either complete or not there; a device or a pipe just takes it."""
+    from retbench.store.shards import write_whole
+
+    if not file.parent.is_dir():
+        raise UsageError(f"there is no folder {file.parent}", "make it, or name another --out")
+    plain = not file.exists() or (file.is_file() and not file.is_symlink())  # and not /dev/stdout or a pipe
+    write_whole(file, text.encode()) if plain else file.write_text(text, encoding="utf-8")
 
 
 def quiet() -> bool:

@@ -9,10 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import parse
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
+from retbench.cards.task import TaskCard
+from retbench.encoders.spec import limits
 from retbench.errors import UsageError
+from retbench.pipelines.first import card_of
 from retbench.pipelines.inside_mteb import OFFICIAL, meta
 from retbench.pipelines.recall import collection_of, find_run, rankings
 from retbench.pipelines.referees import mteb_drops_same_id, mteb_evaluation, referee_at_work
@@ -20,18 +22,24 @@ from retbench.records.ledger import RECORD, read
 from retbench.records.record import Record
 
 Scores = dict[str, dict[str, dict[str, Any]]]  # split, subset, metric
+Members = list[tuple[Record, Path]]  # the runs of one file, and their folders
+BY_TASK = ("instruction", "query_limit", "document_limit")  # of an encoder, what its task may decide
+TOLD = ("dimensions", "vector_dtype", "rope")  # of an encoder, what it has only where a run asked for it
 
 
 def export(runs: list[str], out: Path, results: Path = Path("results")) -> list[Path]:
     """Write one result file a model and mteb task; splits and languages of a task go into one file."""
-    groups: dict[tuple[str, str], list[tuple[Record, Path]]] = {}
+    groups: dict[Path, Members] = {}
     for run in runs:
         folder = find_run(run, results)
         record = read(folder / RECORD)
         _refuse(record, folder)
-        name = f"{record.model} {record.method} {record.settings['encoder']}"
-        groups.setdefault((name, record.cards["task"]["source"]["mteb"]), []).append((record, folder))
-    return [_write(task, members, out) for (_, task), members in groups.items()]
+        groups.setdefault(_target(record, out), []).append((record, folder))
+    for file, members in groups.items():
+        _need_one(file, members)
+    for file, members in groups.items():
+        _write(file, members, out)
+    return [*groups]
 
 
 def _refuse(record: Record, folder: Path) -> None:
@@ -43,9 +51,35 @@ def _refuse(record: Record, folder: Path) -> None:
         raise UsageError(f"{folder}: mteb does not measure under the protocol {card['protocol']!r}", step)
     if record.settings["sample"]:
         raise UsageError(f"{folder}: it is a sample of {record.settings['sample']} queries", "run it without --sample")
+    if rerankers := [one["rerank"] for one in record.settings["rerankers"]]:
+        raise UsageError(f"{folder}: it was reranked by {', '.join(rerankers)}", "export the run before the reranker")
+    if (search := record.settings["retriever"]) not in ("dense", record.method):  # words rank by the method itself
+        raise UsageError(f"{folder}: it was searched by {search}, not exactly", "run it without --set search")
 
 
-def _write(task: str, members: list[tuple[Record, Path]], out: Path) -> Path:
+def _target(record: Record, out: Path) -> Path:
+    """Where mteb files a run."""
+    with referee_at_work("mteb"):
+        from mteb.cache import ResultCache
+
+        return Path(ResultCache(out).get_task_result_path(record.cards["task"]["source"]["mteb"], _who(record)))
+
+
+def _need_one(file: Path, members: Members) -> None:
+    """One file is one measurement; the tasks in it may bring their own instruction and lengths."""
+    (first, folder), *others = members
+    for record, other in others:
+        if _measured(record) != _measured(first):
+            cause = f"{folder} and {other} have other settings, and mteb one file for both: {file}"
+            raise UsageError(cause, "export each into an --out of its own")
+
+
+def _measured(record: Record) -> dict[str, Any]:
+    facts = record.settings["encoder"] or record.settings["lexical"] or {}
+    return {key: value for key, value in facts.items() if key not in BY_TASK}
+
+
+def _write(file: Path, members: Members, out: Path) -> None:
     with referee_at_work("mteb"):
         import mteb
         from mteb.cache import ResultCache
@@ -59,14 +93,26 @@ def _write(task: str, members: list[tuple[Record, Path]], out: Path) -> Path:
                 raise UsageError(f"two runs are on {record.task} ({folder} is the second)", "export them one by one")
             subset[name] = _scores(record, folder)
         first = members[0][0]
+        task = mteb.get_task(first.cards["task"]["source"]["mteb"])
         found: Any = TaskResult.from_task_results(
-            mteb.get_task(task), scores, evaluation_time=sum(_seconds(record) for record, _ in members),
+            task, scores, evaluation_time=sum(_seconds(record) for record, _ in members),
             date=datetime.fromisoformat(first.created),
         )  # fmt: skip
         found.dataset_revision = first.cards["task"]["source"]["revision"] or found.dataset_revision
-        cache, who = ResultCache(out), _who(first)
-        cache.save_to_cache(found, who)
-        return Path(cache.get_task_result_path(task, who))
+        if file.exists() and _figures(TaskResult.from_disk(file)) != _figures(found):
+            raise UsageError(f"{file} holds other scores", "name another --out; a task's languages go in one command")
+        ResultCache(out).save_to_cache(found, _who(first))
+
+
+def _figures(result: Any) -> dict[tuple[str, ...], float]:
+    """Every figure of a result, as mteb rounds it in a file."""
+    return {
+        (split, entry["hf_subset"], name): round(value, 6)
+        for split, entries in result.scores.items()
+        for entry in entries
+        for name, value in entry.items()
+        if isinstance(value, float)
+    }
 
 
 def _scores(record: Record, folder: Path) -> dict[str, Any]:
@@ -95,14 +141,18 @@ def _seconds(record: Record) -> float:
 
 
 def _who(record: Record) -> Any:
-    place = parse.Place(Path(RECORD), "", ("cards",))
-    card = parse.convert(ModelCard, _plain(record.cards["model"]), place.at("model"))
-    method = parse.convert(Method, _plain(record.cards["method"]), place.at("method"))
-    return meta(card, method, (record.settings["encoder"] or {}).get("weights", "")[:40] or None)
+    kinds = {"model": ModelCard, "method": Method, "task": TaskCard}
+    card, method, task = (card_of(kind, record.cards[name]) for name, kind in kinds.items())
+    encoder = record.settings["encoder"] or {}
+    return meta(card, method, encoder.get("weights", "")[:40] or None, _changed(encoder, card, task))
 
 
-def _plain(card: Mapping[str, Any]) -> dict[str, Any]:
-    """A card's content from a record, without what it left open."""
-    return {
-        key: _plain(value) if isinstance(value, dict) else value for key, value in card.items() if value is not None
-    }
+def _changed(encoder: Mapping[str, Any], card: ModelCard, task: TaskCard) -> dict[str, Any]:
+    """What a run did otherwise than its cards say; not its dtype, which may be the machine's choice."""
+    if not encoder:
+        return {}
+    changed = {key: encoder[key] for key in TOLD if key in encoder}
+    asked = (encoder["query_limit"], encoder["document_limit"])
+    if asked != limits(task, card.max_length, card.context_length):
+        changed["max_length"] = max(asked)
+    return changed

@@ -43,7 +43,7 @@ class First:
     @property
     def method(self) -> Method:
         """The method of the run, as its record holds it."""
-        method: Method = _card(Method, self.record.cards["method"])
+        method: Method = card_of(Method, self.record.cards["method"])
         return method
 
     @property
@@ -63,7 +63,7 @@ def ours(folder: Path, collection: Collection | None = None, card: TaskCard | No
         query: list(zip(found, scores[query], strict=True)) for query, found in rankings(folder, collection).items()
     }
     return First(
-        record, collection, card or _card(TaskCard, record.cards["task"]), _ranking(ranked, collection, folder)
+        record, collection, card or card_of(TaskCard, record.cards["task"]), _ranking(ranked, collection, folder)
     )
 
 
@@ -128,7 +128,7 @@ def _ranking(found: dict[str, list[tuple[str, float]]], collection: Collection, 
     return Ranking(rows, scores)
 
 
-def _card(kind: Any, facts: dict[str, Any]) -> Any:
+def card_of(kind: Any, facts: dict[str, Any]) -> Any:
     """A card as a record holds it: what was not set is null there, and absent in a card."""
     return parse.convert(kind, _set(json.loads(json.dumps(facts))), parse.Place(Path(RECORD), ""))
 

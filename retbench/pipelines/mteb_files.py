@@ -11,6 +11,7 @@ from retbench.errors import DataError, MissingError
 
 META = "model_meta.json"
 PROTOCOLS = ("standard", "mteb")  # those under which mteb's own figures may stand
+EXPERIMENTS = "experiments"  # mteb's folder below a revision for other settings than the model's own
 DEFAULT = "default"  # mteb's name of the subset of a task that has none
 
 
@@ -60,13 +61,13 @@ def _scores(subset: dict[str, Any]) -> dict[str, float]:
 
 
 def _model(file: Path) -> str:
-    """mteb's layout is results/<org>__<model>/<revision>/<task>.json."""
-    meta = file.parent / META
-    if meta.is_file():
-        named = read_json(meta).get("name")
-        if isinstance(named, str):
-            return named
-    return file.parent.parent.name.replace("__", "/", 1) or file.stem
+    """mteb's layout is results/<org>__<model>/<revision>/<task>.json, or .../<revision>/experiments/<settings>/..."""
+    folder, settings = file.parent, ""
+    if folder.parent.name == EXPERIMENTS:  # another measurement of the model, under a name of its own
+        folder, settings = folder.parent.parent, f" ({folder.name})"
+    named = read_json(file.parent / META).get("name") if (file.parent / META).is_file() else None
+    model = named if isinstance(named, str) else folder.parent.name.replace("__", "/", 1) or file.stem
+    return f"{model}{settings}"
 
 
 def _tasks() -> dict[tuple[str, str | None, str], str]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,8 @@ from retbench.errors import RetbenchError
 from retbench.pipelines.request import Request
 from retbench.store.key import digest
 
-VERBS = {  # the verbs a stage can have, and the options each takes
-    "run": {field.name for field in fields(Request)},
+VERBS = {  # the verbs a stage can have, and the options each takes; sample and set are the stage's own
+    "run": {"rerank", "engine", "weights"},
     "finetune": {"dataset", "recipe", "objective", "set", "split", "seeds"},
 }
 ADAPTOR = "adaptor"
@@ -35,6 +35,7 @@ class Slot:
     argument: str  # the task as the plan calls it: a name, an alias or a folder
     needs: str | None = None  # what must be there first
     seed: int | None = None  # of a training
+    asked: str = ""  # the digest of what else the stage says: another sample is another measurement
 
     def note(self, out: Path) -> Path:
         """Where a results folder keeps what became of it."""
@@ -45,18 +46,15 @@ class Slot:
 
 def slots(plan: Study, stage: Stage) -> Iterator[Slot]:
     """The cells of a stage, in the order they are run: a whole seed before the next one."""
-    blocked = _blocked(stage)
+    blocked, asked, tasks = _blocked(stage), _asked(stage), _tasks(stage)
     for seed, model in itertools.product(stage.options.get("seeds", (None,)), stage.models):
         card, kind = _known(catalog.model, model), "the method" if stage.verb == "run" else "the recipe"
         for method, found in _methods(stage, card):
-            for argument in _tasks(stage):
-                task = _known(catalog.task, argument)
+            for argument, name, lacks in tasks:
                 missing = [f"the model {model}"] * (card is None) + [f"{kind} {method}"] * (not found)
-                missing += [f"the task {argument}"] * (task is None)
-                needs = blocked or missing
+                needs = blocked or missing + lacks
                 reason = f"needs {', '.join(needs)}" if needs else None
-                name = task.name if task else argument
-                yield Slot(plan.name, stage.name, model, method, name, argument, reason, seed)
+                yield Slot(plan.name, stage.name, model, method, name, argument, reason, seed, asked)
 
 
 def unasked(stage: Stage, only: str | None) -> str | None:
@@ -68,16 +66,39 @@ def _blocked(stage: Stage) -> list[str]:
     """What the whole stage needs and this version does not have."""
     if stage.verb not in VERBS:
         return [f"`retbench {stage.verb}`"]
-    return [f"`retbench {stage.verb} --{name}`" for name in stage.options if name not in VERBS[stage.verb]]
+    known = VERBS[stage.verb]
+    return [
+        f"an option {name!r} ({stage.verb} has {', '.join(sorted(known))})"
+        for name in stage.options
+        if name not in known
+    ]
 
 
-def _tasks(stage: Stage) -> tuple[str, ...]:
-    """Every task of a stage, each once; what no card knows keeps the name it was given."""
-    tasks: list[str] = []
-    for name in stage.suites:
-        suite = _known(catalog.suites().find, name)
-        tasks += suite.members() if suite else [name]
-    return tuple(dict.fromkeys([*tasks, *stage.tasks]))
+def _asked(stage: Stage) -> str:
+    """What decides a cell's score beside the slot itself; a seed more changes no other seed's."""
+    options = {name: value for name, value in stage.options.items() if name != "seeds"}
+    return digest([stage.sample, stage.set, options])[:12]
+
+
+def _tasks(stage: Stage) -> list[tuple[str, str, list[str]]]:
+    """Every task of a stage, each once: what the plan calls it, its name and what it lacks.
+
+    Records and trained models are kept by the task's name, so a second task of one name would be taken for the first.
+    """
+    arguments: list[str] = []
+    for suite_name in stage.suites:
+        suite = _known(catalog.suites().find, suite_name)
+        arguments += suite.members() if suite else [suite_name]
+    owner: dict[str, str] = {}
+    tasks = []
+    for argument in dict.fromkeys([*arguments, *stage.tasks]):
+        card = _known(catalog.task, argument)
+        name = card.name if card else argument  # what no card knows keeps the name it was given
+        first = owner.setdefault(name, argument)
+        lacks = [f"the task {argument}"] * (card is None)
+        lacks += [f"another name for {argument}: {first} is {name} too"] * (first != argument)
+        tasks.append((argument, name, lacks))
+    return tasks
 
 
 def _methods(stage: Stage, card: ModelCard | None) -> list[tuple[str, bool]]:
@@ -104,7 +125,8 @@ def _known(find: Callable[[str], T], name: str) -> T | None:
 
 def request(stage: Stage, model: str, method: str, tasks: tuple[str, ...], **rest: Any) -> Request:
     """A model's row of slots as the request it stands for."""
-    methods = (method,) if method in stage.methods else ()  # a lexical model's own is no card's
+    cards = [_known(catalog.method, name) for name in stage.methods]
+    methods = (method,) if method in [card.name for card in cards if card] else ()  # a lexical model's is no card's
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in stage.options.items()
     }

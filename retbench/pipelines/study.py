@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from retbench.cards.decode import from_json
 from retbench.cards.study import Stage, Study
 from retbench.errors import DataError
 from retbench.pipelines.report import IMPORTED, Report
@@ -51,16 +52,17 @@ def states(plan: Study, out: Path) -> list[State]:
 
 
 def _state(slot: Slot, out: Path, left: str | None) -> State:
-    file = slot.note(out)
+    file, waiting = slot.note(out), State(slot, "skipped" if left else "open", reason=left)
     if not file.is_file():
-        return State(slot, "skipped" if left else "open", reason=left)
+        return waiting
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = from_json(file.read_text(encoding="utf-8"))
         state = State(slot, facts["status"], facts["score"], facts["reason"], facts["record"])
-    except (json.JSONDecodeError, KeyError) as problem:
+        other = asdict(slot) | facts["slot"] != asdict(slot)  # of an earlier edition of the plan
+    except (ValueError, TypeError, KeyError) as problem:
         raise DataError(f"{file} is not a study's note", "remove it and run the study again") from problem
     gone = state.record is not None and not (out / state.record / RECORD).is_file()
-    return State(slot, "open") if gone else state
+    return waiting if gone or other else state
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ def run(plan: Study, out: Path, only: str | None = None, **show: Any) -> Iterato
     for stage in chosen(plan, only):
         command = f"retbench study run {plan.name} --stage {stage.name}"
         for row in _rows(plan, stage):
-            lost = {slot.task: reason for slot in row if (reason := slot.needs or unasked(stage, only))}
-            yield from (_skipped(slot, lost[slot.task]) for slot in row if slot.task in lost)
-            ready = {slot.task: slot for slot in row if slot.task not in lost}
+            lost = {slot: reason for slot in row if (reason := slot.needs or unasked(stage, only))}
+            yield from (_skipped(slot, reason) for slot, reason in lost.items())
+            ready = {slot.task: slot for slot in row if slot not in lost}
             for cell in _cells(plan, stage, ready, out=out, command=command, **show):
                 write_note(ready[cell.task], cell, out)
                 yield cell
