@@ -313,6 +313,15 @@ def test_the_dry_run_shows_the_plan_and_leaves_nothing(model: Path, data: Path, 
     assert not (tmp_path / "o").exists()
 
 
+def test_a_dry_run_of_many_processes_is_one_s(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    answer = call("finetune", data, "--model", model, "--recipe", "quick", "--out", tmp_path / "o", "--dry-run")
+    assert (answer.exit_code, answer.output) == (0, "")
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -54,9 +54,9 @@ def finetune(
     split, trackers = wanted.pop("split", "train"), tuple(filter(None, wanted.pop("report_to", "").split("+")))
     show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell, "report": Line()}
     if objective == "adaptor":
-        told = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task}
+        told = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task, "--set report_to": trackers}
         if lost := next((name for name, given in told.items() if given), None):
-            raise UsageError(f"an adaptor takes no {lost}", "leave it out: validation queries are part of its training")
+            raise UsageError(f"an adaptor takes no {lost}", "leave it out: it trains for minutes, and validates itself")
         unused = catalog.recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
         plain = Wish(
             dataset, model, unused, name, out, split, resume=resume, force=force, command=command_line(), **show
@@ -70,11 +70,12 @@ def finetune(
         )
     wish = Wish(dataset, model, chosen, name, out, split, eval_task, export, trackers, resume, force,
                 command=command_line(), **show)  # fmt: skip
-    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes talks for all
-        story.finetune(wish)
+    silent = os.environ.get("RANK", "0") != "0"  # one of torchrun's processes talks for all
+    if dry_run and silent:
         return
     facts = story.plan_only(wish) if dry_run else story.summary(story.finetune(wish))
-    _say(facts, as_json)
+    if not silent:
+        _say(facts, as_json)
 
 
 def _say(facts: dict[str, Any], as_json: bool) -> None:
