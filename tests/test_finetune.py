@@ -328,6 +328,7 @@ def test_a_dry_run_of_many_processes_is_one_s(
         (("--objective", "triplet"), 2, "no objective 'triplet'"),
         (("--recipe", "quik"), 2, "did you mean quick"),
         (("--recipe", "quick", "--set", "optimiser.rates=1"), 2, "did you mean rate"),
+        (("--recipe", "quick", "--set", "seed"), 2, "for example --set optimiser.rate=1e-4"),
         (("--recipe", "quick", "--set", "batch.update=3"), 2, "a multiple of contrast"),
         (("--recipe", "quick", "--objective", "llm2ir"), 2, "has objective contrastive"),
         (("--recipe", "quick", "--export", "onnx"), 2, "known: sentence-transformers"),
