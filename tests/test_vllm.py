@@ -15,8 +15,9 @@ from retbench.cards.engine import Engine
 from retbench.cards.home import cache_folder
 from retbench.cards.method import Method
 from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.foreign import IdsEncoder, unit
+from retbench.encoders.foreign import IdsEncoder
 from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.unit import unit
 from retbench.encoders.wording import Wording
 from retbench.engines import backbone, vllm, weights
 from retbench.engines.endpoint import Endpoint
