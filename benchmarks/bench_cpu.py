@@ -153,13 +153,14 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from retbench.engines.peak import flop_per_token, tokens_per_second
+    from retbench.engines.peak import shapes, tokens_per_second
     from retbench.retrievers.dense import budget
 
     torch.set_num_threads(options.threads)
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(options.weights))
-    flop, tokens = flop_per_token(model), budget("cpu", options.threads)
+    tokens = budget("cpu", options.threads)
+    flop = 2.0 * sum(count * rows * columns for (rows, columns), count in shapes(model).items())
     paces = {
         dtype: tokens_per_second(model, getattr(torch, dtype), torch.device("cpu"), tokens)
         for dtype in ("bfloat16", "float32")

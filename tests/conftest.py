@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from retbench.cards import catalog
+from retbench.cards.home import cache_folder
 from tests import small
 
 for name in [name for name in os.environ if name.startswith("RETBENCH_") and name != "RETBENCH_SHARED"]:
@@ -54,6 +55,24 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("RETBENCH_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are fetched once, into the user's own cache; what a test embeds is its own."""
+    monkeypatch.delenv("RETBENCH_CACHE")
+    users = cache_folder() / "weights"
+    users.mkdir(parents=True, exist_ok=True)
+    (own_cache / "weights").symlink_to(users)
+    monkeypatch.setenv("RETBENCH_CACHE", str(own_cache))
+
+
+@pytest.fixture
+def real_work(users_weights: None) -> None:
+    """Real weights, alone on the machine."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="module")

@@ -219,6 +219,7 @@ def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
         (("--set", "layers=3"), "layers", 2),
         (("--set", "speed=1"), "there is no option 'speed'", 2),
         (("--dry-run",), "takes no --dry-run", 2),
+        (("--set", "report_to=nonsense"), "takes no --set report_to", 2),
         (("--recipe", "nowhere.toml"), "no adaptor's recipe", 2),
         (("--set", "split=test"), "evaluated on its split", 2),
         (("--model", "bm25"), "bm25 has no vectors", 2),

@@ -20,23 +20,9 @@ from tests.test_lexical import specified as lexically_specified
 from tests.test_methods import TEXTS as METHOD_TEXTS
 from tests.test_wording import TEXTS, specified
 
-pytestmark = pytest.mark.anchor
+pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
 
 SHARED = Path(os.environ.get("RETBENCH_SHARED", "../shared"))
-
-
-@pytest.fixture(autouse=True)
-def real_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are fetched once, into the user's own cache; what an anchor embeds is its own."""
-    from retbench.cards.home import cache_folder
-
-    monkeypatch.delenv("RETBENCH_CACHE")
-    users = cache_folder() / "weights"
-    users.mkdir(parents=True, exist_ok=True)
-    own = tmp_path_factory.mktemp("anchor")
-    (own / "weights").symlink_to(users)
-    monkeypatch.setenv("RETBENCH_CACHE", str(own))
-    torch.set_num_threads(os.cpu_count() or 1)  # real work, alone on the machine
 
 
 def collection(name: str) -> str:

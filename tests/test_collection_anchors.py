@@ -15,9 +15,9 @@ from retbench.cards import catalog
 from retbench.cards.task import TaskCard
 from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.verify import verify
-from tests.test_anchors import collection, real_cache  # noqa: F401  # the fixture is used by its name alone
+from tests.test_anchors import collection
 
-pytestmark = pytest.mark.anchor
+pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
 
 
 @pytest.fixture(autouse=True)

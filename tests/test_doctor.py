@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -162,6 +163,23 @@ def test_a_hub_that_does_not_answer(monkeypatch: Patch) -> None:
     with serving.serving() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         assert found("hub").ok
+
+
+def test_what_answers_but_not_in_http_is_no_hub(monkeypatch: Patch) -> None:
+    def answer(listening: socket.socket) -> None:
+        reached, _ = listening.accept()
+        with reached:
+            reached.recv(4096)
+            reached.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        thread = Thread(target=answer, args=(listening,), daemon=True)
+        thread.start()
+        check = trouble("hub")
+        thread.join()
+    assert "SSH-2.0" in check.finding
 
 
 def test_a_disk_that_is_short(monkeypatch: Patch) -> None:

@@ -322,12 +322,22 @@ def test_the_dry_run_shows_the_plan_and_leaves_nothing(model: Path, data: Path, 
     assert not (tmp_path / "o").exists()
 
 
+def test_a_dry_run_of_many_processes_is_one_s(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    answer = call("finetune", data, "--model", model, "--recipe", "quick", "--out", tmp_path / "o", "--dry-run")
+    assert (answer.exit_code, answer.output) == (0, "")
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (("--objective", "triplet"), 2, "no objective 'triplet'"),
         (("--recipe", "quik"), 2, "did you mean quick"),
         (("--recipe", "quick", "--set", "optimiser.rates=1"), 2, "did you mean rate"),
+        (("--recipe", "quick", "--set", "seed"), 2, "for example --set optimiser.rate=1e-4"),
         (("--recipe", "quick", "--set", "batch.update=3"), 2, "a multiple of contrast"),
         (("--recipe", "quick", "--objective", "llm2ir"), 2, "has objective contrastive"),
         (("--recipe", "quick", "--export", "onnx"), 2, "known: sentence-transformers"),
@@ -480,7 +490,8 @@ def test_a_tracker_hears_every_step(learn: Learn, monkeypatch: pytest.MonkeyPatc
     heard: list[Any] = []
 
     class Fake(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
+        def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
+            (Path(args.output_dir) / "runs").mkdir(parents=True)  # as the real one does
             heard.append("begin")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

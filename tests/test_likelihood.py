@@ -13,9 +13,9 @@ import retbench
 from retbench.cards import catalog
 from retbench.cards.model import Lexical
 from retbench.engines import backbone
+from retbench.engines.padding import pad
 from retbench.retrievers.likelihood import Dirichlet
 from retbench.training import adapters
-from retbench.training.forward import pad
 from retbench.training.likelihood import Speaker, attention, corrupted
 from tests import small, tiny
 

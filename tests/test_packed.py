@@ -11,8 +11,8 @@ from torch import Tensor
 
 from retbench.cards import catalog
 from retbench.cards.recipe import Lora
+from retbench.engines.padding import pad
 from retbench.training import adapters, packed
-from retbench.training.forward import pad
 
 LENGTHS = (90, 40, 40, 40, 7, 7, 1)
 

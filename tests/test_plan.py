@@ -75,6 +75,12 @@ def test_a_task_gives_the_counts() -> None:
     assert (found["documents"], found["queries"]) == (5183, 300)
 
 
+def test_a_setting_without_a_value_is_told_one_that_fits() -> None:
+    ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--set", "dimensions"])
+    assert ran.exit_code == 2
+    assert "for example --set dimensions=256" in ran.output
+
+
 def test_a_speed_must_be_said() -> None:
     ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--json"])
     assert ran.exit_code == 2

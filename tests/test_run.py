@@ -127,6 +127,7 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
         (("--model", "./nowhere", "--suite", "stdlib"), 3, "no model at"),
         (("--model", "bm25"), 2, "name a --suite or a --task"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "maxlength=5"), 2, "did you mean max_length"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "depth"), 2, "for example --set dtype=float32"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=deep"), 2, "not a int"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=5"), 2, "ndcg_at_10 looks deeper"),
         (("--model", "bm25", "--suite", "stdlib", "--sample", "0"), 2, "draws nothing"),

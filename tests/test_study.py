@@ -196,6 +196,20 @@ def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
     assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
 
 
+def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
+    tmp_path: Path, fresh_catalog: Callable[[], None]
+) -> None:
+    folder, model, run = small.write(tmp_path / "small"), tiny.build(tmp_path / "tiny"), tmp_path / "first.trec"
+    run.write_text("q4 Q0 owl 1 2.0 x\nq4 Q0 bee 2 1.0 x\nq5 Q0 compass 1 2.0 x\nq5 Q0 lens 2 1.0 x\n")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1", f"teacher={run}"]}
+    stage = Stage("taught", (str(model),), "finetune", tasks=(str(folder),), options=options)
+    (cell,) = study_run.run(Study("s", "s", (stage,)), tmp_path / "r")
+    assert cell.status == "done", cell.error
+    other = replace(stage, options={**options, "set": ["optimiser.max_steps=1", f"teacher={run}.gz"]})
+    (cell,) = study_run.run(Study("s", "s", (other,)), tmp_path / "r")
+    assert "another teacher" in (cell.error or "")
+
+
 def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
     folder, model = small.write(tmp_path / "small"), tiny.build(tmp_path / "tiny")
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1"], "seeds": [1, 2]}

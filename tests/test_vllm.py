@@ -12,11 +12,11 @@ pytest.importorskip("vllm")
 
 from retbench.cards import catalog
 from retbench.cards.engine import Engine
-from retbench.cards.home import cache_folder
 from retbench.cards.method import Method
 from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.foreign import IdsEncoder, unit
+from retbench.encoders.foreign import IdsEncoder
 from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.unit import unit
 from retbench.encoders.wording import Wording
 from retbench.engines import backbone, vllm, weights
 from retbench.engines.endpoint import Endpoint
@@ -28,16 +28,6 @@ from tests.vllm_server import serving
 
 CPU = torch.device("cpu")
 SMALL = "smollm2-135m-instruct-q4"
-
-
-@pytest.fixture
-def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are fetched once, into the user's own cache; what a test embeds is its own."""
-    monkeypatch.delenv("RETBENCH_CACHE")
-    users = cache_folder() / "weights"
-    users.mkdir(parents=True, exist_ok=True)
-    (own_cache / "weights").symlink_to(users)
-    monkeypatch.setenv("RETBENCH_CACHE", str(own_cache))
 
 
 def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> float:

@@ -21,7 +21,7 @@ from retbench.engines.vllm_writer import Writer
 from retbench.rerankers.asking import list_form, list_prompt, parsed, point_prompt
 from tests import tiny
 from tests.test_run import cells
-from tests.test_vllm import SMALL, users_weights  # noqa: F401  # fixtures
+from tests.test_vllm import SMALL
 from tests.vllm_server import serving
 
 CONTEXT = 1024

@@ -3,7 +3,8 @@
 Sizes are those of the whole run, never of one device: two machines follow the same recipe and make the same model.
 """
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from retbench.cards import options
@@ -216,6 +217,14 @@ class Recipe:
             raise DataError("an adapter beside weights that stage 1 changes", 'write output = "merged"')
         if self.output == "adapter" and self.lora is None:
             raise DataError("output adapter without [lora]", 'add a [lora] table, or write output = "merged"')
+
+
+def on_card(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a model card holds it: where files lie here is nobody's business."""
+    table = asdict(recipe)
+    for part, key in ((table, "teacher"), (table["mining"], "file")):
+        part[key] = Path(part[key]).name if part[key] and Path(part[key]).is_absolute() else part[key]
+    return table
 
 
 def changed(recipe: Recipe, wanted: dict[str, str]) -> Recipe:

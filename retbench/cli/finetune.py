@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, quiet, tell, verb
+from retbench.cli.verb import AsJson, put, put_json, quiet, settings, tell, verb
 from retbench.errors import UsageError
 
 RECIPES = {"contrastive": "repllama", "llm2ir": "llm2ir", "llm-ql": "llm-ql", "e2rank": "e2rank"}
@@ -50,13 +50,13 @@ def finetune(
         raise UsageError(f"there is no objective {objective!r}", f"known: {', '.join(RECIPES)}, adaptor")
     if export not in (None, "sentence-transformers"):
         raise UsageError(f"there is no export {export!r}", "known: sentence-transformers")
-    wanted = _options(set_ or [])
+    wanted = settings(set_, "optimiser.rate=1e-4")
     split, trackers = wanted.pop("split", "train"), tuple(filter(None, wanted.pop("report_to", "").split("+")))
     show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell, "report": Line()}
     if objective == "adaptor":
-        told = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task}
+        told = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task, "--set report_to": trackers}
         if lost := next((name for name, given in told.items() if given), None):
-            raise UsageError(f"an adaptor takes no {lost}", "leave it out: validation queries are part of its training")
+            raise UsageError(f"an adaptor takes no {lost}", "leave it out: it trains for minutes, and validates itself")
         unused = catalog.recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
         plain = Wish(
             dataset, model, unused, name, out, split, resume=resume, force=force, command=command_line(), **show
@@ -70,11 +70,12 @@ def finetune(
         )
     wish = Wish(dataset, model, chosen, name, out, split, eval_task, export, trackers, resume, force,
                 command=command_line(), **show)  # fmt: skip
-    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes talks for all
-        story.finetune(wish)
+    silent = os.environ.get("RANK", "0") != "0"  # one of torchrun's processes talks for all
+    if dry_run and silent:
         return
     facts = story.plan_only(wish) if dry_run else story.summary(story.finetune(wish))
-    _say(facts, as_json)
+    if not silent:
+        _say(facts, as_json)
 
 
 def _say(facts: dict[str, Any], as_json: bool) -> None:
@@ -91,14 +92,6 @@ def _adapted(wish: Any, file: str | None, wanted: dict[str, str]) -> dict[str, A
         raise UsageError(f"there is no adaptor's recipe at {file}", "name a TOML file, or leave --recipe out")
     written = parse.load(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
     return adapting.finetune(wish, options.changed(written, wanted))
-
-
-def _options(words: list[str]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    wrong = next((key for key, equals, _ in pairs if not equals), None)
-    if wrong is not None:
-        raise UsageError(f"--set {wrong} has no value", "write KEY=VALUE, for example --set optimiser.rate=1e-4")
-    return {key: value for key, _, value in pairs}
 
 
 class Line:

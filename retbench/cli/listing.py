@@ -32,7 +32,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
         "split",
         "metric",
         "protocol",
-        "megabytes",
+        "size",
         "state",
         "license",
     ),

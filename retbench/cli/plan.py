@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.verb import AsJson, overrides, put, put_json, verb
 
 Many = list[str] | None
 
@@ -33,12 +33,11 @@ def plan(
 ) -> None:
     """Work out what embedding and searching a corpus takes; the formulas and assumptions are in docs/scale.md."""
     from retbench.cards import catalog
-    from retbench.cli.run import _overrides
     from retbench.pipelines import scale
 
     texts = scale.corpus(task, documents, queries, tokens)
     used = scale.Devices(devices, rate, peak * 1e12 if peak else None, share, price)
-    changed = scale.changes(_overrides(set_ or []))
+    changed = scale.changes(overrides(set_, "dimensions=256"))
     bills = [scale.bill(catalog.model(name), texts, used, changed) for name in model]
     if as_json:
         put_json([{**asdict(texts), **asdict(bill)} for bill in bills])

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, fail, put, put_json, quiet, tell, verb
+from retbench.cli.verb import AsJson, fail, overrides, put, put_json, quiet, tell, verb
 from retbench.errors import UsageError
 
 Many = list[str] | None
@@ -60,8 +60,9 @@ def run(
     if weights and len(model) > 1:
         raise UsageError("--weights belongs to one model", "run the models one by one")
     show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
+    changed = overrides(set_, "dtype=float32")
     request = Request(
-        tuple(model), tasks, tuple(method or ()), weights, sample, _overrides(set_ or []), tuple(rerank or ()), out,
+        tuple(model), tasks, tuple(method or ()), weights, sample, changed, tuple(rerank or ()), out,
         command=command_line(), engine=engine, devices=devices, **show,
     )  # fmt: skip
     if dry_run:
@@ -80,14 +81,6 @@ def run(
     else:
         table(done)
     return exit_code(done)
-
-
-def _overrides(words: list[str]) -> dict[str, Any]:
-    pairs = [word.partition("=") for word in words]
-    wrong = next((key for key, equals, _ in pairs if not equals), None)
-    if wrong is not None:
-        raise UsageError(f"--set {wrong} has no value", "write KEY=VALUE, for example --set dtype=float32")
-    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
 
 
 def line(cell: Any) -> str:

@@ -74,3 +74,17 @@ def tell(text: str) -> None:
     if not quiet():
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+
+def settings(words: list[str] | None, example: str) -> dict[str, str]:
+    """What `--set KEY=VALUE` said, however often it was given."""
+    pairs = [word.partition("=") for word in words or []]
+    wrong = next((key for key, equals, _ in pairs if not equals), None)
+    if wrong is not None:
+        raise UsageError(f"--set {wrong} has no value", f"write KEY=VALUE, for example --set {example}")
+    return {key: value for key, _, value in pairs}
+
+
+def overrides(words: list[str] | None, example: str) -> dict[str, Any]:
+    """The same, with whole numbers as numbers."""
+    return {key: int(value) if value.isdigit() else value for key, value in settings(words, example).items()}

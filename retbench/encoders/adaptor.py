@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import load as tensors_of
 
 from retbench.cards.checksums import sha256
+from retbench.encoders.unit import unit
 from retbench.errors import DataError, MissingError
 
 FILE = "adaptor.safetensors"
@@ -31,8 +32,7 @@ class Adaptor:
         if "last.weight" in self.tensors:
             added = np.maximum(added, 0) @ self.tensors["last.weight"].T + self.tensors["last.bias"]
         moved = vectors + added
-        lengths = np.linalg.norm(moved, axis=1, keepdims=True)
-        return np.asarray((moved / np.where(lengths > 0, lengths, 1)).astype(np.float32))
+        return unit(moved)
 
 
 def load(file: Path, checksum: str) -> Adaptor:

@@ -12,6 +12,7 @@ import numpy as np
 
 from retbench.cards.method import Role
 from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.unit import unit
 from retbench.encoders.wording import Tokens, Wording, filled
 from retbench.engines.endpoint import Endpoint
 
@@ -96,9 +97,3 @@ class TextEncoder:
     def vectors(self, batch: Tokens) -> np.ndarray:
         """One batch of texts as float32 vectors of length one."""
         return unit(self.endpoint.vectors([bytes(row.astype(np.uint8)).decode() for row in batch]))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one; a zero stays zero and is found by whoever stores it."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray((vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32))

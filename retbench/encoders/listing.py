@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retbench.encoders.wording import Tokens, Wording
+from retbench.engines.cutting import cut
 
 ASKED = (
     "Given a web search query and some relevant documents, rerank the documents that answer the query:\n"
@@ -55,9 +56,7 @@ class Sheet:
 
     def cut(self, texts: Sequence[str], most: int) -> list[str]:
         """Each text's first tokens, as the bytes they stand for."""
-        encoded = self.wording.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-        ends = [offsets[most - 1][1] if len(offsets) > most else None for offsets in encoded["offset_mapping"]]
-        return [one[:end] for one, end in zip(texts, ends, strict=True)]
+        return cut(self.wording.tokenizer, texts, most)
 
     def length(self, one: str) -> int:
         """Tokens of a text alone."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retbench.cards.method import Method
+from retbench.encoders.unit import unit
 from retbench.errors import UsageError
 from retbench.store.shards import Block
 
@@ -47,8 +48,7 @@ def fitted(method: Method, blocks: Iterable[Block]) -> Callable[[np.ndarray], np
         moved = vectors - moments.mean
         if change is not None:
             moved = moved @ change
-        lengths = np.linalg.norm(moved, axis=1, keepdims=True)
-        return np.asarray((moved / np.where(lengths > 0, lengths, 1)).astype(np.float32))
+        return unit(moved)
 
     return after
 

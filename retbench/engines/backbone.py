@@ -23,6 +23,7 @@ from retbench.cards.model import Dtype
 from retbench.engines import code, peak, ropes
 from retbench.engines.decoder import Decoder, suits
 from retbench.engines.memory import keep_pages
+from retbench.engines.padding import pad
 from retbench.errors import UsageError
 
 
@@ -87,21 +88,18 @@ class Backbone:
 
     def _padded(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
         """The states of rows through transformers, padded on the right meanwhile."""
-        lengths = torch.tensor([len(row) for row in rows])
-        padded = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
-        for row, ids in enumerate(rows):
-            padded[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-        real = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
-        wanted: dict[str, Any] = {} if self.causal else {"attention_mask": real.long().to(self.device)}
+        padded = pad(rows)
+        real = padded.real.to(self.device)
+        wanted: dict[str, Any] = {} if self.causal else {"attention_mask": real.long()}
         if self.causal or self.turned:
             wanted |= {"use_cache": False}
         if self.turned:
             wanted |= {"is_causal": False}
         if self.layer is not None:
             wanted |= {"output_hidden_states": True}
-        output = self.model(input_ids=padded.to(self.device), **wanted)
+        output = self.model(input_ids=padded.ids.to(self.device), **wanted)
         states = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
-        return torch.as_tensor(states[real.to(self.device)])
+        return torch.as_tensor(states[real])
 
 
 def is_causal(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, head
+from retbench.engines.cutting import cut
 from retbench.errors import UsageError
 
 YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
@@ -100,9 +101,7 @@ class Spoken:
 
     def cut(self, texts: Sequence[str], most: int) -> list[str]:
         """Each text's first tokens, as the bytes they stand for."""
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-        ends = [offsets[most - 1][1] if len(offsets) > most else None for offsets in encoded["offset_mapping"]]
-        return [one[:end] for one, end in zip(texts, ends, strict=True)]
+        return cut(self.tokenizer, texts, most)
 
     def fits(self, prompt: str, most: int) -> bool:
         """Whether prompt and answer fit into the context."""

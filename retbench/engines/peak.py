@@ -18,11 +18,6 @@ def shapes(model: Any) -> Counter[Shape]:
     return Counter((m.weight.shape[0], m.weight.shape[1]) for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def flop_per_token(model: Any) -> float:
-    """Operations of the linear layers for one token; attention's own are left out."""
-    return 2.0 * sum(count * rows * columns for (rows, columns), count in shapes(model).items())
-
-
 def tokens_per_second(model: Any, dtype: torch.dtype, device: torch.device, tokens: int = TOKENS) -> float:
     """The pace at which nothing but these products would read tokens."""
     seconds = sum(count * _seconds(shape, tokens, dtype, device) for shape, count in shapes(model).items())

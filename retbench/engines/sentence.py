@@ -14,6 +14,7 @@ import torch
 
 from retbench.cards.method import Pooling
 from retbench.cards.model import Dtype
+from retbench.engines.padding import pad
 from retbench.errors import DataError, MissingError, UsageError
 
 ITS_WORDS: dict[Pooling, str] = {"last": "lasttoken", "first": "cls", "mean": "mean", "weighted": "weightedmean"}
@@ -36,13 +37,9 @@ class SentenceModel:
     @torch.inference_mode()
     def vectors(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """One vector a row of token ids."""
-        width = max(map(len, rows))
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, own in enumerate(rows):
-            ids[row, : len(own)] = torch.from_numpy(own.astype(np.int64))
-            mask[row, : len(own)] = 1
-        features = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        padded = pad(rows)
+        mask = padded.real.long()
+        features = {"input_ids": padded.ids.to(self.device), "attention_mask": mask.to(self.device)}
         if self.pooling is None:
             return np.asarray(self.modules(features)["sentence_embedding"].float().cpu().numpy())
         states = self.modules[0](features)

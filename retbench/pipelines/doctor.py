@@ -6,6 +6,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -192,7 +193,7 @@ def _pip() -> Check:
 
 
 def _hub() -> Check:
-    """Whether the hub answers; any answer will do."""
+    """Whether the hub answers; any answer in HTTP will do."""
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return Check("hub", True, "not asked, HF_HUB_OFFLINE is set; a run never needs it")
@@ -201,7 +202,7 @@ def _hub() -> Check:
             pass
     except urllib.error.HTTPError:
         pass
-    except (OSError, ValueError) as problem:
+    except (OSError, HTTPException, ValueError) as problem:
         step = "set HTTPS_PROXY if there is one; else fetch on another machine and bring its cache: a run needs no hub"
         return Check("hub", False, f"{address} does not answer: {getattr(problem, 'reason', None) or problem}", step)
     return Check("hub", True, f"{address} answers")

@@ -8,13 +8,14 @@ metrics.jsonl, plan.json, negatives.jsonl
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog, checksums, dump
 from retbench.cards.home import cache_folder, card_folders, path_part
 from retbench.cards.model import UNKNOWN, DefaultMethod, Eos, ModelCard, Shape, Training, Weights
+from retbench.cards.recipe import on_card
 from retbench.encoders.wording import Wording
 from retbench.engines import adapters as files
 from retbench.engines import folders
@@ -105,10 +106,7 @@ def _card(work: Path, name: str, trainee: Trainee, origin: Origin, facts: dict[s
 
 
 def _training(trainee: Trainee, origin: Origin, facts: dict[str, Any]) -> Training:
-    packages = machine.describe()["packages"]
-    recipe = asdict(trainee.recipe)
-    for table, key in ((recipe, "teacher"), (recipe["mining"], "file")):  # where files lie here is nobody's business
-        table[key] = Path(table[key]).name if table[key] and Path(table[key]).is_absolute() else table[key]
+    recipe, packages = on_card(trainee.recipe), machine.describe()["packages"]
     return Training(recipe, origin.fingerprint, facts["data"], facts["run"], packages, facts["command"])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from retbench.cards import catalog, options
 from retbench.cards.adaptor import AdaptorRecipe
 from retbench.cards.home import path_part
-from retbench.cards.recipe import Recipe, changed
+from retbench.cards.recipe import Recipe, changed, on_card
 from retbench.cards.study import Stage, Study
 from retbench.errors import DataError
 from retbench.pipelines import plan as estimate
@@ -59,8 +59,9 @@ def _wish(plan: Study, stage: Stage, slot: Slot, **show: Any) -> Any:
 def _need_recipe(model: str, wanted: Recipe | AdaptorRecipe) -> None:
     """Refuse a finished model that an earlier edition of the plan trained; fields newer than its card do not count."""
     training = catalog.model(model).training
-    told, asked = _plain(training.recipe if training else {}), _plain(asdict(wanted))
-    other = [field for field in told if told[field] != asked.get(field)]
+    learned = _plain(training.recipe if training else {})
+    asked = _plain(on_card(wanted) if isinstance(wanted, Recipe) else asdict(wanted))
+    other = [field for field in learned if learned[field] != asked.get(field)]
     if other:
         raise DataError(
             f"{model} was trained with another {', '.join(other)} than the plan asks for",

@@ -1,6 +1,7 @@
 """Metrics to whatever the user has (tensorboard, wandb, trackio, ...), through transformers' own callbacks."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def tracked(names: tuple[str, ...], folder: Path, run: str, report: Report) -> Report:
-    """The report, and the same facts to every tracker named."""
+    """The report, and the same facts to every tracker named; they begin, and write, with the first of them."""
     if not names:
         return report
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -18,11 +19,15 @@ def tracked(names: tuple[str, ...], folder: Path, run: str, report: Report) -> R
     callbacks = [_callback(name) for name in names]
     settings = TrainingArguments(str(folder / "trackers"), report_to=list(names), run_name=run, use_cpu=True)
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
-    for callback in callbacks:
-        callback.on_train_begin(settings, state, control)
+
+    @cache
+    def begin() -> None:
+        for callback in callbacks:
+            callback.on_train_begin(settings, state, control)
 
     def told(facts: dict[str, Any]) -> None:
         report(facts)
+        begin()
         state.global_step = facts["step"]
         for callback in callbacks:
             callback.on_log(settings, state, control, logs=dict(facts))

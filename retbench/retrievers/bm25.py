@@ -3,33 +3,23 @@
 A document without any of the query's words is not retrieved; equal scores are ordered by document row.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
 
 import bm25s
 import numpy as np
-import Stemmer
 
 from retbench.cards.model import Lexical
 from retbench.retrievers.ranking import Ranking, best
-
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it narrates every step
+from retbench.retrievers.terms import Terms
 
 
 class BM25:
     """An index over the texts of one corpus."""
 
     def __init__(self, settings: Lexical, documents: Iterable[str]) -> None:
-        self.settings = settings
-        self.stemmer = Stemmer.Stemmer(settings.stemmer)
+        self.terms = Terms(settings)
         self.index = bm25s.BM25(method=settings.variant, k1=settings.k1, b=settings.b)
-        self.index.index(self._words(list(documents)), show_progress=False)
-
-    def _words(self, texts: list[str]) -> list[list[str]]:
-        words: list[list[str]] = bm25s.tokenize(
-            texts, stopwords=self.settings.stopwords, stemmer=self.stemmer, return_ids=False, show_progress=False
-        )
-        return words
+        self.index.index(self.terms(documents), show_progress=False)
 
     def search(self, queries: Iterable[str], k: int) -> Ranking:
         """The k best documents of every query."""
@@ -42,7 +32,7 @@ class BM25:
         return Ranking(rows, scores)
 
     def _scores(self, queries: Iterable[str]) -> Iterator[np.ndarray]:
-        for words in self._words(list(queries)):
+        for words in self.terms(queries):
             known = [word for word in words if word in self.index.vocab_dict]
             nothing = np.zeros(self.index.scores["num_docs"], dtype=np.float32)
             yield self.index.get_scores(known) if known else nothing

@@ -12,21 +12,19 @@ words is not retrieved.
 from collections import Counter
 from collections.abc import Iterable
 
-import bm25s
 import numpy as np
-import Stemmer
 
 from retbench.cards.model import Lexical
 from retbench.retrievers.ranking import Ranking, best
+from retbench.retrievers.terms import Terms
 
 
 class Dirichlet:
     """Postings of one corpus: for every word its documents and how often it stands in them."""
 
     def __init__(self, settings: Lexical, documents: Iterable[str]) -> None:
-        self.settings = settings
-        self.stemmer = Stemmer.Stemmer(settings.stemmer)
-        words = self._words(list(documents))
+        self.mu, self.terms = settings.mu, Terms(settings)
+        words = self.terms(documents)
         self.lengths = np.array([len(one) for one in words], dtype=np.float64)
         found: dict[str, list[tuple[int, int]]] = {}
         for row, one in enumerate(words):
@@ -34,16 +32,10 @@ class Dirichlet:
                 found.setdefault(word, []).append((row, count))
         self.postings = {word: np.array(pairs).T for word, pairs in found.items()}
 
-    def _words(self, texts: list[str]) -> list[list[str]]:
-        words: list[list[str]] = bm25s.tokenize(
-            texts, stopwords=self.settings.stopwords, stemmer=self.stemmer, return_ids=False, show_progress=False
-        )
-        return words
-
     def search(self, queries: Iterable[str], k: int) -> Ranking:
         """The k best documents of every query, with the logarithm of the query's likelihood."""
         rows, scores = [], []
-        for words in self._words(list(queries)):
+        for words in self.terms(queries):
             values, touched = self._likelihood(words)
             found = best(values, k)
             found = found[touched[found]]
@@ -53,11 +45,11 @@ class Dirichlet:
 
     def likelihoods(self, query: str) -> np.ndarray:
         """The logarithm of one query's likelihood for every document, minus infinity where no word is shared."""
-        return self._likelihood(self._words([query])[0])[0]
+        return self._likelihood(self.terms([query])[0])[0]
 
     def _likelihood(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The logarithm for every document, minus infinity where no word is shared; and where one is."""
-        total, mu = self.lengths.sum(), self.settings.mu
+        total, mu = self.lengths.sum(), self.mu
         values, touched = np.zeros(len(self.lengths)), np.zeros(len(self.lengths), dtype=bool)
         for word, times in Counter(words).items():
             if word not in self.postings:

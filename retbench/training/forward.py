@@ -12,6 +12,7 @@ from retbench.cards.recipe import Recipe
 from retbench.encoders.listing import Sheet
 from retbench.encoders.pooling import POOLINGS, narrowed
 from retbench.encoders.wording import Tokens, Wording
+from retbench.engines.padding import pad
 from retbench.errors import DataError
 from retbench.training import packed
 
@@ -60,26 +61,17 @@ class Trainee:
         """The last layer's states of one pass without padding, and their offsets."""
         if self.causal and not self.recipe.recompute and packed.fits(self.model):
             return packed.states(self.model, rows), torch.tensor([0, *map(len, rows)]).cumsum(0)
-        padded, lengths = pad(rows)
-        real = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
-        inputs: dict[str, Any] = {"input_ids": padded.to(self.device)}
+        padded = pad(rows)
+        real = padded.real.to(self.device)
+        inputs: dict[str, Any] = {"input_ids": padded.ids.to(self.device)}
         if self.causal:
             inputs["use_cache"] = False  # right padding needs no mask: no real token sees what is behind it
         else:
-            inputs["attention_mask"] = real.long().to(self.device)
+            inputs["attention_mask"] = real.long()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
             states = self.model(**inputs).last_hidden_state
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0))).to(self.device)
-        return states[real.to(self.device)], offsets
-
-
-def pad(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right, and their lengths."""
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
-    for number, ids in enumerate(rows):
-        padded[number, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    return padded, lengths
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), padded.lengths.cumsum(0))).to(self.device)
+        return states[real], offsets
 
 
 def passes(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:

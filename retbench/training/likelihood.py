@@ -18,10 +18,11 @@ from torch.nn import functional
 from retbench.cards.method import Method
 from retbench.cards.recipe import Likelihood
 from retbench.encoders.wording import Wording
+from retbench.engines.padding import pad
 from retbench.errors import UsageError
 from retbench.training import processes
 from retbench.training.contrasts import Order
-from retbench.training.forward import pad, passes
+from retbench.training.forward import passes
 from retbench.training.pairs import TrainingSet
 
 
