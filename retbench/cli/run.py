@@ -87,7 +87,7 @@ def _overrides(words: list[str]) -> dict[str, Any]:
     wrong = next((key for key, equals, _ in pairs if not equals), None)
     if wrong is not None:
         raise UsageError(f"--set {wrong} has no value", "write KEY=VALUE, for example --set dtype=float32")
-    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+    return {key: int(value) if value.isascii() and value.isdecimal() else value for key, _, value in pairs}
 
 
 def line(cell: Any) -> str:
