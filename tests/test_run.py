@@ -58,6 +58,18 @@ def test_the_same_line_again_does_nothing(model: Path, task: Path, out: Path) ->
     assert "nothing to do" in call(*line).output
 
 
+@pytest.mark.parametrize("metric", ["ndcg_at_10", "recall_at_10"])
+def test_a_record_with_a_changed_score_is_reported_once_and_mended(task: Path, out: Path, metric: str) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--out", out)
+    (first,) = cells(*line)
+    file = Path(first["record"]) / "record.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "scores": {**record["scores"], metric: 0.123}}))
+    assert "not the means of its queries" in call("report", out).output
+    assert [cells(*line)[0]["cached"] for _ in range(2)] == [False, True]
+    assert json.loads(file.read_text())["scores"] == first["scores"]
+
+
 @pytest.mark.parametrize(
     "change", [("--set", "max_length=8"), ("--set", "depth=50"), ("--sample", 2), ("--method", "last")]
 )

@@ -75,9 +75,7 @@ class Ledger:
         if not (folder / RECORD).exists():
             return None
         try:
-            record = kept(folder, read(folder / RECORD)).record
-            _need_whole(folder, record)
-            return record
+            return _whole(folder)
         except DamagedError as problem:
             log.warning("%s: the cell is run again", problem.cause)
             return None
@@ -156,10 +154,11 @@ def read(file: Path) -> Record:
         raise DamagedError(f"{file} is not a record: {problem}", AGAIN) from problem
 
 
-def _need_whole(folder: Path, record: Record) -> None:
-    """Read what lies beside the record to its end, for both files carry checksums; every score is its queries' mean."""
+def _whole(folder: Path) -> Record:
+    """A record that hangs together; what lies beside it is read to its end, for both files carry checksums."""
+    record = kept(folder, read(folder / RECORD)).record
     try:
-        table = pq.read_table(folder / PER_QUERY, page_checksum_verification=True).drop_columns(["query", "raw_scores"])
+        pq.read_table(folder / PER_QUERY, page_checksum_verification=True)
         if not (folder / TREC).stat().st_size:  # to gzip, nothing is a whole file
             raise EOFError(f"{TREC} is empty")
         with gzip.open(folder / TREC) as run:
@@ -167,9 +166,7 @@ def _need_whole(folder: Path, record: Record) -> None:
                 pass
     except (OSError, EOFError, KeyError, zlib.error, pa.ArrowInvalid) as problem:
         raise DamagedError(f"{folder} is damaged: {str(problem).splitlines()[0]}", AGAIN) from problem
-    means = {name: float(table.column(name).to_numpy().mean()) for name in table.column_names}
-    if means.keys() != record.scores.keys() or any(abs(means[name] - record.scores[name]) > 1e-9 for name in means):
-        raise DamagedError(f"{folder}: the scores in {RECORD} are not the means of its queries", AGAIN)
+    return record
 
 
 def _sweep(folder: Path) -> None:
@@ -209,7 +206,7 @@ def _publish(partial: Path, folder: Path) -> None:
 def _same(partial: Path, folder: Path) -> bool:
     """Whether the run is there already, whole and with the same scores and ranking."""
     try:
-        kept(folder, read(folder / RECORD))
+        _whole(folder)
     except (OSError, DataError):
         return False
     return all(
