@@ -80,6 +80,14 @@ def test_one_changed_setting_is_another_record(model: Path, task: Path, out: Pat
     assert len(list(out.rglob("record.json"))) == 2
 
 
+def test_without_git_a_record_has_no_commit(
+    task: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    assert json.loads((Path(cell["record"]) / "record.json").read_text())["machine"]["commit"] is None
+
+
 def test_truncated_texts_are_counted(model: Path, task: Path, out: Path) -> None:
     (cell,) = cells("run", "--model", model, "--task", task, "--set", "max_length=8", "--out", out)
     texts = json.loads((Path(cell["record"]) / "record.json").read_text())["texts"]
