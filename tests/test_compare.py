@@ -29,7 +29,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def _runs(results: Path) -> list[Path]:
-    return [folder for folder, _ in sorted(Ledger(results).records(), key=lambda run: run[1].settings["depth"])]
+    return [run.folder for run in sorted(Ledger(results).scan().runs, key=lambda run: run.record.settings["depth"])]
 
 
 def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,11 +138,6 @@ class Ledger:
         """The record.json of every finished run, read or not."""
         found = sorted(self.root.glob(f"*/*/*/*/{RECORD}"))
         return [file for file in found if not file.parent.name.endswith(".partial")]
-
-    def records(self) -> Iterator[tuple[Path, Record]]:
-        """Every finished run, in the order of the paths."""
-        for file in self.files():
-            yield file.parent, read(file)
 
 
 def read(file: Path) -> Record:
