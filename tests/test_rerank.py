@@ -18,6 +18,7 @@ from retbench.encoders.listing import Sheet, text
 from retbench.encoders.wording import Wording
 from retbench.errors import DataError, UsageError
 from retbench.pipelines import first
+from retbench.pipelines.report import report
 from retbench.rerankers import listing
 from retbench.rerankers.pools import Pool, rerank, windows
 from retbench.rerankers.vectors import ByVectors
@@ -304,9 +305,21 @@ def test_a_run_of_another_system_is_reranked_and_stands_beside(model: Path, task
     assert sorted(ranked(moved)["q1"]) == ["bread", "coffee", "tea"]
     assert ranked(moved)["q3"] == []
     assert "theirs" in call("report", out).output
+    cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (block,) = report(out).blocks
+    assert {(row.model, row.method) for row in block.rows} >= {("theirs", "run"), ("bm25", "bm25")}
     again = cells("rerank", own["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
     assert again[-1]["settings_id"] == moved["settings_id"]
     assert again[-1]["cached"]
+
+
+def test_two_runs_of_one_name_are_two_rows(task: Path, out: Path) -> None:
+    file = task.parent / "theirs.txt"
+    for run in (RUN, RUN.replace("coffee", "ship")):
+        file.write_text(run)
+        cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
+    (block,) = report(out).blocks
+    assert len({row.label for row in block.rows}) == 4
 
 
 @pytest.mark.parametrize(
