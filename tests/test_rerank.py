@@ -348,6 +348,34 @@ def test_bad_runs_and_options_are_refused_by_name(
     assert words in answer.output
 
 
+def test_a_reranker_that_fails_takes_no_finished_cell_away(task: Path, out: Path) -> None:
+    cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (run,) = out.rglob("record.json")
+    lost = "listwise:model=./nowhere"
+    answer = call("rerank", run.parent, "--with", "ql", "--with", lost, "--with", "ql", "--out", out, "--json")
+    assert answer.exit_code == 1
+    assert [(cell["rerank"], cell["status"]) for cell in json.loads(answer.stdout)] == [
+        ([], "done"), (["ql"], "done"), (["ql", lost], "failed"),
+    ]  # fmt: skip
+    (failed,) = [cell for cell in json.loads(call("report", out, "--json").stdout) if cell["status"] == "failed"]
+    assert (failed["method"], failed["rerank"]) == ("bm25", ["ql", lost])
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_note_of_a_failed_reranker_goes_when_it_is_done(
+    model: Path, task: Path, out: Path, tmp_path: Path, before: bool
+) -> None:
+    place = tmp_path / "tiny"
+    line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:documents=3,model={place}")
+    if before:  # done already, by another name of the same model
+        cells(*line[:-1], f"e2rank:documents=3,model={model}")
+    assert call(*line).exit_code == 1
+    assert list(out.rglob("*.failed.json"))
+    place.symlink_to(model)
+    assert cells(*line)[-1]["cached"] is before
+    assert not list(out.rglob("*.failed.json"))
+
+
 def test_a_run_file_needs_its_task(task: Path, out: Path) -> None:
     file = task.parent / "theirs.txt"
     file.write_text(RUN)

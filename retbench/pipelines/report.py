@@ -97,7 +97,7 @@ def _average(block: Block, row: Row) -> dict[str, Any]:
 
 
 def _failed(failure: Any) -> dict[str, Any]:
-    names = ("model", "method", "task", "suite", "split", "sample", "status", "error", "next_step")
+    names = ("model", "method", "task", "suite", "split", "sample", "rerank", "status", "error", "next_step")
     return {name: getattr(failure, name) for name in names}
 
 

@@ -19,6 +19,7 @@ import shutil
 import socket
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,8 +100,7 @@ class Ledger:
             _write_files(partial, record, run)
             _publish(partial, folder)
             rerank = [one["rerank"] for one in record.settings["rerankers"]]
-            for method in (labelled(record.method, rerank), ANY_METHOD):
-                _note(folder.parent, method).unlink(missing_ok=True)
+            self.forget(folder, labelled(record.method, rerank), ANY_METHOD)
         except OSError as problem:
             raise ResourceError(
                 f"{folder} could not be written: {problem.strerror or problem}", "make room or name another --out"
@@ -118,6 +118,12 @@ class Ledger:
             raise ResourceError(
                 f"{file} could not be written: {problem.strerror}", "make room or name another --out"
             ) from problem
+
+    def forget(self, folder: Path, *labels: str) -> None:
+        """Take the notes of a cell away whose run is done, now or long ago."""
+        for label in labels:
+            with suppress(OSError):  # there is none; or the disk is only read, which stops no run that is done
+                _note(folder.parent, label).unlink()
 
     def scan(self) -> Scan:
         """Everything here; what cannot be read is named and left out."""
