@@ -4,12 +4,12 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from retbench.errors import INTERRUPTED, RetbenchError, shortage_told
+from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, shortage_told
 
 P = ParamSpec("P")
 
@@ -41,6 +41,13 @@ def fail(error: RetbenchError, as_json: bool) -> None:
         put_json({"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code})
         return
     sys.stderr.write(f"error: {error.cause}\nnext:  {error.next_step}\n")
+
+
+def left_out(problems: Sequence[RetbenchError]) -> int:
+    """Say what could not be read and is missing from the answer; the exit code of an answer without it."""
+    for problem in problems:
+        fail(problem, as_json=False)
+    return PARTLY_DONE if problems else 0
 
 
 def put(text: str) -> None:
