@@ -16,6 +16,7 @@ from retbench.corpora.opening import open_collection
 from retbench.encoders.dense import BackboneEncoder
 from retbench.encoders.listing import Sheet, text
 from retbench.encoders.wording import Wording
+from retbench.engines.memory import CLEAR
 from retbench.errors import DataError, UsageError
 from retbench.pipelines import first
 from retbench.pipelines.report import report
@@ -231,6 +232,16 @@ def test_rocchio_is_the_textbook_formula(model: Path, task: Path, out: Path) -> 
         asked = 0.5 * asked + 2 * np.mean([every[name] for name in order[:2]], axis=0)
         asked = asked - 0.25 * np.mean([every[name] for name in order[-2:]], axis=0)
         assert ranked(moved)[query] == sorted(order, key=lambda name: -float(every[name] @ asked))
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
+def test_the_peak_memory_of_a_reranked_cell_is_its_own(task: Path, out: Path) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--out", out)
+    (plain,) = cells(*line)
+    large = np.ones(1 << 26)  # 537 MB, for something else
+    del large
+    *_, ordered = cells(*line, "--rerank", "ql")
+    assert record(ordered)["cost"]["peak_memory_mb"] < record(plain)["cost"]["peak_memory_mb"] + 300
 
 
 def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ from retbench.cards import catalog, reranker
 from retbench.cards.reranker import Wanted
 from retbench.cards.task import TaskCard
 from retbench.corpora.texts import joined
-from retbench.engines.memory import peak_mb
+from retbench.engines.memory import free_pages, peak_mb, reset_peak
 from retbench.errors import RetbenchError, shortage_told
 from retbench.pipelines import judges
 from retbench.pipelines.candidate import Candidate
@@ -115,6 +115,8 @@ class Reranking:
             return of_record(found, str(self.folder), cached=True)
         Ledger(self.place.out).need_writable()
         meter = Meter(self.place.show)
+        free_pages()
+        reset_peak()
         record, run = self._run(meter)
         return of_record(record, str(Ledger(self.place.out).write(record, run)), cached=False)
 
