@@ -40,12 +40,17 @@ def evaluate(
 
 
 def load_results(results: str | Path = "results") -> "pd.DataFrame":
-    """Every finished cell of a results folder as one table, a metric a column."""
+    """Every finished cell of a results folder as one table, a metric a column; what cannot be read is warned of."""
+    import logging
+
     import pandas as pd
 
     from retbench.pipelines.report import finished
 
-    return pd.DataFrame([{**cell, **cell.pop("scores")} for cell in finished(Path(results))])
+    cells, problems = finished(Path(results))
+    for problem in problems:
+        logging.getLogger(__name__).warning("%s: it is left out", problem.cause)
+    return pd.DataFrame([{**cell, **cell.pop("scores")} for cell in cells])
 
 
 def compare(

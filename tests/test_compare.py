@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from typer.testing import CliRunner
 
 import retbench
 from retbench.cli.main import app
+from retbench.corpora.opening import open_collection
 from retbench.errors import DataError, UsageError
+from retbench.pipelines import sides
 from retbench.pipelines.compare import compare
 from retbench.pipelines.inspect import inspect
 from retbench.pipelines.recall import read_run
@@ -29,7 +33,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def _runs(results: Path) -> list[Path]:
-    return [folder for folder, _ in sorted(Ledger(results).records(), key=lambda run: run[1].settings["depth"])]
+    return [run.folder for run in sorted(Ledger(results).scan().runs, key=lambda run: run.record.settings["depth"])]
 
 
 def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:
@@ -81,6 +85,40 @@ def test_our_own_run_as_a_foreign_one_gives_the_same_scores(results: Path, tmp_p
     assert found.test is not None
     assert found.test.wins.ties == found.test.queries == 3
     assert found.scores[METRIC][0] == pytest.approx(found.scores[METRIC][1])
+
+
+@pytest.fixture
+def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]) -> str:
+    """A task whose queries are documents, too, and may not find themselves."""
+    folder = small.write(tmp_path / "twins")
+    with (folder / "corpus.jsonl").open("a") as corpus:
+        corpus.writelines(json.dumps({"_id": name, "title": "", "text": text}) + "\n" for name, text in small.QUERIES)
+    cards = tmp_path / "cards" / "tasks" / "mine"
+    cards.mkdir(parents=True)
+    card = f'name = "twins"\nsame_id = "drop"\n[source]\nkind = "folder"\npath = "{folder}"\n'
+    (cards / "twins.toml").write_text(card)
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "cards"))
+    fresh_catalog()
+    return "twins"
+
+
+def test_a_foreign_run_is_scored_by_the_rules_of_the_task(
+    twins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "theirs.trec"
+    file.write_text("q2 Q0 q2 1 3 x\nq2 Q0 ship 2 2 x\nq2 Q0 train 3 1 x\n")
+    (cell,) = retbench.evaluate(["bm25"], tasks=[twins], out=tmp_path / "r")
+    for task in (None, twins):
+        found = retbench.compare(file, cell.record or "", task=task)
+        assert found.scores["mrr_at_10"][0] == pytest.approx(1 / 2 / 3)  # of three queries one is answered
+    barred = {"q2": frozenset({"ship"})}
+    monkeypatch.setattr(sides, "open_collection", lambda card: replace(open_collection(card), excluded=barred))
+    assert retbench.compare(file, file, task=twins).scores["mrr_at_10"][0] == pytest.approx(1 / 3)
+
+
+def test_a_run_that_found_nothing_scores_nothing(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.trec").write_text("")
+    assert compare(str(tmp_path / "empty.trec"), str(_runs(results)[0])).scores[METRIC][0] == 0
 
 
 def test_two_foreign_runs_need_a_task(results: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import small
 
 import retbench
 from retbench.cards import catalog
+from retbench.errors import UsageError
 from retbench.pipelines.inside_mteb import meta, task_card
 
 
@@ -52,6 +53,11 @@ def test_only_the_allowed_documents_are_ranked(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found["q"].keys() == {"d3", "d4"}
     assert found["free"].keys() == {"d0", "d1"}
+
+
+def test_settings_are_checked_as_those_of_a_run() -> None:
+    with pytest.raises(UsageError, match="dtype=fp32: no such dtype"):
+        retbench.as_mteb("bm25", overrides={"dtype": "fp32"})
 
 
 def test_what_the_model_reads_follows_our_card_of_the_task() -> None:

@@ -12,6 +12,7 @@ import pytest
 from finished import METRIC, NASTY, fail, finish
 from typer.testing import CliRunner
 
+import retbench
 from retbench.cards.model import Training
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
@@ -217,6 +218,18 @@ def test_what_cannot_be_read_is_named_and_skipped_with_exit_1(tmp_path: Path) ->
     assert str(good) not in err
 
 
+def test_a_list_of_results_names_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finish(tmp_path, "good", "t", GOOD)
+    lost = finish(tmp_path, "lost", "t", GOOD)
+    (lost / "record.json").write_text("{")
+    for words in ((), ("--json",)):
+        code, out, err = _cli("list", "results", "--results", tmp_path, *words)
+        assert (code, "good" in out, "lost" in out, str(lost) in err) == (1, True, False, True)
+    with caplog.at_level("WARNING", "retbench"):
+        assert list(retbench.load_results(tmp_path)["model"]) == ["good"]
+    assert str(lost) in caplog.text
+
+
 def test_edited_settings_are_noticed(tmp_path: Path) -> None:
     folder = finish(tmp_path, "m", "t", GOOD)
     facts = json.loads((folder / "record.json").read_text())
@@ -285,7 +298,7 @@ def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
         ("good", None, "done"), ("bad", None, "done"), ("lost", None, "incomplete"),
     ]  # fmt: skip
     assert [c.get("rank") for c in cells] == [2, 1, None, 1, 2, None]
-    assert len(finished(tmp_path)) == 2
+    assert len(finished(tmp_path)[0]) == 2
 
 
 def test_report_can_be_written_to_a_file(tmp_path: Path) -> None:

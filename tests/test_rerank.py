@@ -16,8 +16,10 @@ from retbench.corpora.opening import open_collection
 from retbench.encoders.dense import BackboneEncoder
 from retbench.encoders.listing import Sheet, text
 from retbench.encoders.wording import Wording
+from retbench.engines.memory import CLEAR
 from retbench.errors import DataError, UsageError
 from retbench.pipelines import first
+from retbench.pipelines.report import report
 from retbench.rerankers import listing
 from retbench.rerankers.pools import Pool, rerank, windows
 from retbench.rerankers.vectors import ByVectors
@@ -232,6 +234,16 @@ def test_rocchio_is_the_textbook_formula(model: Path, task: Path, out: Path) -> 
         assert ranked(moved)[query] == sorted(order, key=lambda name: -float(every[name] @ asked))
 
 
+@pytest.mark.skipif(not CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
+def test_the_peak_memory_of_a_reranked_cell_is_its_own(task: Path, out: Path) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--out", out)
+    (plain,) = cells(*line)
+    large = np.ones(1 << 26)  # 537 MB, for something else
+    del large
+    *_, ordered = cells(*line, "--rerank", "ql")
+    assert record(ordered)["cost"]["peak_memory_mb"] < record(plain)["cost"]["peak_memory_mb"] + 300
+
+
 def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
     """By hand: counts smoothed by the collection's, for the words that stemming and stop words leave."""
     own = call("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
@@ -304,9 +316,21 @@ def test_a_run_of_another_system_is_reranked_and_stands_beside(model: Path, task
     assert sorted(ranked(moved)["q1"]) == ["bread", "coffee", "tea"]
     assert ranked(moved)["q3"] == []
     assert "theirs" in call("report", out).output
+    cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (block,) = report(out).blocks
+    assert {(row.model, row.method) for row in block.rows} >= {("theirs", "run"), ("bm25", "bm25")}
     again = cells("rerank", own["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
     assert again[-1]["settings_id"] == moved["settings_id"]
     assert again[-1]["cached"]
+
+
+def test_two_runs_of_one_name_are_two_rows(task: Path, out: Path) -> None:
+    file = task.parent / "theirs.txt"
+    for run in (RUN, RUN.replace("coffee", "ship")):
+        file.write_text(run)
+        cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
+    (block,) = report(out).blocks
+    assert len({row.label for row in block.rows}) == 4
 
 
 @pytest.mark.parametrize(
@@ -333,6 +357,34 @@ def test_bad_runs_and_options_are_refused_by_name(
     answer = call("rerank", file, "--task", task, "--with", with_, "--out", out)
     assert answer.exit_code == code
     assert words in answer.output
+
+
+def test_a_reranker_that_fails_takes_no_finished_cell_away(task: Path, out: Path) -> None:
+    cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (run,) = out.rglob("record.json")
+    lost = "listwise:model=./nowhere"
+    answer = call("rerank", run.parent, "--with", "ql", "--with", lost, "--with", "ql", "--out", out, "--json")
+    assert answer.exit_code == 1
+    assert [(cell["rerank"], cell["status"]) for cell in json.loads(answer.stdout)] == [
+        ([], "done"), (["ql"], "done"), (["ql", lost], "failed"),
+    ]  # fmt: skip
+    (failed,) = [cell for cell in json.loads(call("report", out, "--json").stdout) if cell["status"] == "failed"]
+    assert (failed["method"], failed["rerank"]) == ("bm25", ["ql", lost])
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_note_of_a_failed_reranker_goes_when_it_is_done(
+    model: Path, task: Path, out: Path, tmp_path: Path, before: bool
+) -> None:
+    place = tmp_path / "tiny"
+    line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:documents=3,model={place}")
+    if before:  # done already, by another name of the same model
+        cells(*line[:-1], f"e2rank:documents=3,model={model}")
+    assert call(*line).exit_code == 1
+    assert list(out.rglob("*.failed.json"))
+    place.symlink_to(model)
+    assert cells(*line)[-1]["cached"] is before
+    assert not list(out.rglob("*.failed.json"))
 
 
 def test_a_run_file_needs_its_task(task: Path, out: Path) -> None:

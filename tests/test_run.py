@@ -58,6 +58,18 @@ def test_the_same_line_again_does_nothing(model: Path, task: Path, out: Path) ->
     assert "nothing to do" in call(*line).output
 
 
+@pytest.mark.parametrize("metric", ["ndcg_at_10", "recall_at_10"])
+def test_a_record_with_a_changed_score_is_reported_once_and_mended(task: Path, out: Path, metric: str) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--out", out)
+    (first,) = cells(*line)
+    file = Path(first["record"]) / "record.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "scores": {**record["scores"], metric: 0.123}}))
+    assert "not the means of its queries" in call("report", out).output
+    assert [cells(*line)[0]["cached"] for _ in range(2)] == [False, True]
+    assert json.loads(file.read_text())["scores"] == first["scores"]
+
+
 @pytest.mark.parametrize(
     "change", [("--set", "max_length=8"), ("--set", "depth=50"), ("--sample", 2), ("--method", "last")]
 )
@@ -66,6 +78,14 @@ def test_one_changed_setting_is_another_record(model: Path, task: Path, out: Pat
     (first,), (second,) = cells(*line), cells(*line, *change)
     assert first["settings_id"] != second["settings_id"]
     assert len(list(out.rglob("record.json"))) == 2
+
+
+def test_without_git_a_record_has_no_commit(
+    task: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    assert json.loads((Path(cell["record"]) / "record.json").read_text())["machine"]["commit"] is None
 
 
 def test_truncated_texts_are_counted(model: Path, task: Path, out: Path) -> None:
@@ -129,6 +149,10 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
         (("--model", "bm25", "--suite", "stdlib", "--set", "maxlength=5"), 2, "did you mean max_length"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth"), 2, "for example --set dtype=float32"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=deep"), 2, "not a int"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "depth=²"), 2, "not a int"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=fp32"), 2, "did you mean float32"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=float64"), 2, "no such dtype"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "max_length=0"), 2, "max_length=0 leaves nothing"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=5"), 2, "ndcg_at_10 looks deeper"),
         (("--model", "bm25", "--suite", "stdlib", "--sample", "0"), 2, "draws nothing"),
         (("--model", "minilm-l6", "--suite", "stdlib", "--method", "maen"), 2, "did you mean mean"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, put_json, verb
+from retbench.cli.verb import AsJson, left_out, put_json, verb
 
 
 class Kind(StrEnum):
@@ -48,12 +48,19 @@ def listing(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     results: Annotated[Path, typer.Option(help="The results folder, for `list results`.")] = Path("results"),
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """List models, tasks, suites, methods or results."""
-    rows = _rows(kind, results)
-    if as_json:
-        put_json(rows)
-        return
+    if kind is Kind.results:
+        from retbench.pipelines.report import finished
+
+        rows, problems = finished(results)
+    else:
+        rows, problems = _cards(kind), []
+    put_json(rows) if as_json else _table(kind, rows)
+    return left_out(problems)
+
+
+def _table(kind: Kind, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -63,7 +70,7 @@ def listing(
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def _rows(kind: Kind, results: Path) -> list[dict[str, Any]]:
+def _cards(kind: Kind) -> list[dict[str, Any]]:
     from retbench.cards import catalog
 
     if kind is Kind.models:
@@ -74,11 +81,7 @@ def _rows(kind: Kind, results: Path) -> list[dict[str, Any]]:
         return [{**asdict(card), "size": len(card.members())} for card in catalog.suites()]
     if kind is Kind.methods:
         return [asdict(method) for method in catalog.methods()]
-    if kind is Kind.recipes:
-        return [asdict(recipe) for recipe in catalog.recipes()]
-    from retbench.pipelines.report import finished
-
-    return finished(results)
+    return [asdict(recipe) for recipe in catalog.recipes()]
 
 
 def _task(card: Any) -> dict[str, Any]:

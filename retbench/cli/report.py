@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, fail, put, put_in, tell, verb
-from retbench.errors import PARTLY_DONE
+from retbench.cli.verb import AsJson, left_out, put, put_in, tell, verb
 
 
 class Format(StrEnum):
@@ -47,9 +46,7 @@ def report(
         tell(f"written to {out}")
     if plots:
         _plot(made.blocks, plots)
-    for problem in made.problems:
-        fail(problem, as_json=False)
-    return PARTLY_DONE if made.problems else 0
+    return left_out(made.problems)
 
 
 def _plot(blocks: list[Any], folder: Path) -> None:

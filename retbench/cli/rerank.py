@@ -19,12 +19,13 @@ def rerank(
     task: Annotated[str | None, typer.Option(help="The task a TREC run file was made for.")] = None,
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Rerank a saved run; every reranker's result is a run of its own beside it."""
     from retbench.cli.progress import Live
     from retbench.pipelines import rerank as story
+    from retbench.pipelines.place import Place
     from retbench.pipelines.request import command_line
-    from retbench.pipelines.reranking import Place
+    from retbench.records.cell import exit_code
     from retbench.records.meter import Silent
 
     place = Place(out, Silent() if quiet() else Live(), tell, command_line())
@@ -33,3 +34,4 @@ def rerank(
         tell(line(cell))
         done.append(cell)
     put_json([cell.json() for cell in done]) if as_json else table(done)
+    return exit_code(done[1:])  # the first is the run that was there

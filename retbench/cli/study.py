@@ -1,15 +1,14 @@
 """retbench study: a whole plan in one command."""
 
 import time
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, fail, put, put_in, put_json, quiet, tell, verb
-from retbench.errors import PARTLY_DONE, DataError, UsageError
+from retbench.cli.verb import AsJson, left_out, put, put_in, put_json, quiet, tell, verb
+from retbench.errors import UsageError
 
 app = typer.Typer(help="A plan of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")]
@@ -127,10 +126,7 @@ def report(
         tell(f"written to {out}")
     else:
         put(text)
-    problems: Iterable[DataError] = [problem for one in made for problem in one.report.problems]
-    for problem in problems:
-        fail(problem, as_json=False)
-    return PARTLY_DONE if problems else 0
+    return left_out([problem for one in made for problem in one.report.problems])
 
 
 @app.command("new")

@@ -4,13 +4,13 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from retbench.errors import INTERRUPTED, RetbenchError, UsageError, shortage_told
+from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, shortage_told
 
 P = ParamSpec("P")
 
@@ -42,6 +42,13 @@ def fail(error: RetbenchError, as_json: bool) -> None:
         put_json({"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code})
         return
     sys.stderr.write(f"error: {error.cause}\nnext:  {error.next_step}\n")
+
+
+def left_out(problems: Sequence[RetbenchError]) -> int:
+    """Say what could not be read and is missing from the answer; the exit code of an answer without it."""
+    for problem in problems:
+        fail(problem, as_json=False)
+    return PARTLY_DONE if problems else 0
 
 
 def put(text: str) -> None:
@@ -87,4 +94,7 @@ def settings(words: list[str] | None, example: str) -> dict[str, str]:
 
 def overrides(words: list[str] | None, example: str) -> dict[str, Any]:
     """The same, with whole numbers as numbers."""
-    return {key: int(value) if value.isdigit() else value for key, value in settings(words, example).items()}
+    return {
+        key: int(value) if value.isascii() and value.isdecimal() else value
+        for key, value in settings(words, example).items()
+    }

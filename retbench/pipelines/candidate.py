@@ -74,7 +74,7 @@ class Candidate:
                 f"method {method.name} needs {lacks}, which the engine {self.engine.name} does not give",
                 "use another --method (retbench list methods) or another --engine",
             )
-        query, document = limits(task, overrides.get("max_length") or self.card.max_length, self.card.context_length)
+        query, document = limits(task, overrides.get("max_length", self.card.max_length), self.card.context_length)
         # an instruction that no template asks for changes no vector and must not change a key
         wanted = any("{instruction}" in template for template in (method.query, method.document))
         instruction = (task.instruction or method.instruction) if wanted else ""

@@ -21,6 +21,7 @@ from retbench.corpora.compiled import write_texts
 from retbench.corpora.hub import rows
 from retbench.corpora.texts import Texts
 from retbench.pipelines.candidate import Candidate
+from retbench.pipelines.request import need_known
 from retbench.pipelines.searching import rank
 from retbench.records.meter import Meter, Silent
 
@@ -31,6 +32,7 @@ def as_mteb(
     model: str, method: str | None = None, weights: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> "InsideMteb":
     """A model and a method of ours, as a model of mteb's."""
+    need_known(overrides or {})
     candidate = Candidate.of(catalog.model(model), weights, lambda _: None)
     chosen = candidate.methods([catalog.method(method)] if method else [])[0]
     return InsideMteb(candidate, chosen, dict(overrides or {}))

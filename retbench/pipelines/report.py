@@ -54,12 +54,12 @@ def report(results: Path, reference: bool = False, only: tuple[str, ...] = ()) -
     return Report(scan, blocks(scan.runs, scan.failures, rows))
 
 
-def finished(results: Path) -> list[dict[str, Any]]:
-    """Every finished cell, without boards and tests."""
+def finished(results: Path) -> tuple[list[dict[str, Any]], list[DataError]]:
+    """Every finished cell, without boards and tests; and what could not be read and is missing."""
     scan = Ledger(results).scan()
     if not scan.runs:
         raise _nothing(results, scan)
-    return [of_record(run.record, str(run.folder), cached=True).json() for run in scan.runs]
+    return [of_record(run.record, str(run.folder), cached=True).json() for run in scan.runs], scan.problems
 
 
 def _nothing(results: Path, scan: Scan) -> MissingError:
@@ -97,7 +97,7 @@ def _average(block: Block, row: Row) -> dict[str, Any]:
 
 
 def _failed(failure: Any) -> dict[str, Any]:
-    names = ("model", "method", "task", "suite", "split", "sample", "status", "error", "next_step")
+    names = ("model", "method", "task", "suite", "split", "sample", "rerank", "status", "error", "next_step")
     return {name: getattr(failure, name) for name in names}
 
 

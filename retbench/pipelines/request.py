@@ -2,12 +2,13 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from retbench.cards import near, rope
+from retbench.cards.model import Dtype
 from retbench.cards.site import site
 from retbench.errors import UsageError, closest
 from retbench.records.meter import Show, Silent
@@ -23,7 +24,7 @@ OVERRIDES: dict[str, type] = {
     "rope": str,
     "search": str,
 }
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,30 @@ class Request:
 
     def __post_init__(self) -> None:
         site(self.devices)
-        for key, value in self.overrides.items():
-            if key not in OVERRIDES:
-                raise UsageError(f"--set knows no {key!r}", closest(key, OVERRIDES))
-            if type(value) is not OVERRIDES[key]:
-                raise UsageError(f"--set {key}={value}: not a {OVERRIDES[key].__name__}", f"write {key}=VALUE")
-        stored = self.overrides.get("vector_dtype", "fp32")
-        if stored not in FORMS:
-            raise UsageError(f"--set vector_dtype={stored}: no such form", closest(stored, FORMS))
-        near.read(self.overrides.get("search", "exact"))
-        if "rope" in self.overrides:
-            rope.read(self.overrides["rope"])
-        if self.overrides.get("dimensions", 1) < 1:
-            raise UsageError("--set dimensions=0 leaves nothing", "give 1 or more")
+        need_known(self.overrides)
         if self.sample is not None and self.sample < 1:
             raise UsageError(f"--sample {self.sample} draws nothing", "give a number of test queries, 1 or more")
+
+
+def need_known(overrides: Mapping[str, Any]) -> None:
+    """Refuse what --set does not take."""
+    for key, value in overrides.items():
+        if key not in OVERRIDES:
+            raise UsageError(f"--set knows no {key!r}", closest(key, OVERRIDES))
+        if type(value) is not OVERRIDES[key]:
+            raise UsageError(f"--set {key}={value}: not a {OVERRIDES[key].__name__}", f"write {key}=VALUE")
+    dtype = overrides.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise UsageError(f"--set dtype={dtype}: no such dtype", closest(dtype, DTYPES))
+    stored = overrides.get("vector_dtype", "fp32")
+    if stored not in FORMS:
+        raise UsageError(f"--set vector_dtype={stored}: no such form", closest(stored, FORMS))
+    near.read(overrides.get("search", "exact"))
+    if "rope" in overrides:
+        rope.read(overrides["rope"])
+    for key in ("dimensions", "max_length"):
+        if overrides.get(key, 1) < 1:
+            raise UsageError(f"--set {key}={overrides[key]} leaves nothing", "give 1 or more")
 
 
 def command_line() -> str:

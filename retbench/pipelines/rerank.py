@@ -5,8 +5,9 @@ from pathlib import Path
 
 from retbench.errors import UsageError
 from retbench.pipelines.first import First, foreign, need_task, ours
+from retbench.pipelines.place import Place
 from retbench.pipelines.recall import find_run
-from retbench.pipelines.reranking import Crew, Place, cells, chain
+from retbench.pipelines.reranking import Chain, Crew, chain
 from retbench.records.cell import Cell, of_record
 
 
@@ -16,14 +17,13 @@ def rerank(run: str, words: tuple[str, ...], task: str | None, place: Place) -> 
     if not wanted:
         raise UsageError("nothing to rerank with", "name a reranker: --with e2rank")
     folder, first = _first(run, task, place)
-    yield of_record(first.record, str(folder), cached=True)
-    crew = Crew(place.say)
-    for number, one in enumerate(wanted):
-        if number:
-            first = ours(folder, first.collection, first.card)
-        for cell in cells(first, one, None, crew, place):
-            yield cell
-        folder = Path(cell.record or "")
+    own = of_record(first.record, str(folder), cached=True)
+    yield own
+
+    def opened(run: Path) -> First:
+        return first if run == folder else ours(run, first.collection, first.card)
+
+    yield from Chain(wanted, Crew(place.say), place).cells(own, first.card, opened)
 
 
 def _first(run: str, task: str | None, place: Place) -> tuple[Path, First]:

@@ -13,15 +13,19 @@ from typing import Any
 
 from retbench.cards import catalog, reranker
 from retbench.cards.reranker import Wanted
+from retbench.cards.task import TaskCard
 from retbench.corpora.texts import joined
-from retbench.engines.memory import peak_mb
+from retbench.engines.memory import free_pages, peak_mb, reset_peak
+from retbench.errors import RetbenchError, shortage_told
 from retbench.pipelines import judges
 from retbench.pipelines.candidate import Candidate
 from retbench.pipelines.first import First
+from retbench.pipelines.place import Place
 from retbench.records import machine
 from retbench.records.cell import Cell, of_record
+from retbench.records.failure import labelled
 from retbench.records.ledger import Ledger, Run
-from retbench.records.meter import Meter, Show
+from retbench.records.meter import Meter
 from retbench.records.record import Record
 from retbench.rerankers.pools import Reranked, rerank
 from retbench.scoring.metrics import mean_scores, score_run
@@ -48,7 +52,7 @@ def chain(words: tuple[str, ...]) -> list[Wanted]:
     return [reranker.wanted(word) for word in words]
 
 
-def cells(first: First, one: Wanted, own: Candidate | None, crew: Crew, place: "Place") -> Iterator[Cell]:
+def cells(first: First, one: Wanted, own: Candidate | None, crew: Crew, place: Place) -> Iterator[Cell]:
     """The cells of what a reranker must beat, then its own."""
     judge = judges.judge(one, first, own, crew.find)
     for each in (*judge.baselines(), judge):
@@ -57,13 +61,30 @@ def cells(first: First, one: Wanted, own: Candidate | None, crew: Crew, place: "
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where cells are written, and how it is told."""
+class Chain:
+    """Rerankers in turn, each on the run before it."""
 
-    out: Path
-    show: Show
-    say: Callable[[str], None]
-    command: str
+    wanted: list[Wanted]
+    crew: Crew
+    place: Place
+
+    def cells(
+        self, cell: Cell, card: TaskCard, opened: Callable[[Path], First], own: Candidate | None = None
+    ) -> Iterator[Cell]:
+        """The cells of each, on the run of `cell`; after one that failed there is nothing to go on with."""
+        for one in self.wanted:
+            typed = (*cell.rerank, one.word)
+            stages: list[Cell] = []
+            try:
+                with shortage_told():
+                    for stage in cells(opened(Path(cell.record or "")), one, own, self.crew, self.place):
+                        stages.append(stage)
+                        yield stage
+            except RetbenchError as error:
+                yield self.place.failed(error, cell.model, cell.method, card, cell.sample, typed)
+                return
+            cell = stages[-1]
+            Ledger(self.place.out).forget(Path(cell.record or ""), labelled(cell.method, typed))
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,8 @@ class Reranking:
             return of_record(found, str(self.folder), cached=True)
         Ledger(self.place.out).need_writable()
         meter = Meter(self.place.show)
+        free_pages()
+        reset_peak()
         record, run = self._run(meter)
         return of_record(record, str(Ledger(self.place.out).write(record, run)), cached=False)
 

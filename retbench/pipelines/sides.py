@@ -15,6 +15,7 @@ from retbench.records.kept import kept
 from retbench.records.ledger import RECORD, read
 from retbench.records.record import Record
 from retbench.reports.difference import facts
+from retbench.retrievers.ranking import barred
 from retbench.scoring.metrics import mean_scores, score_run
 
 DEPTH = 100  # a run does not say where it was cut; as in trec_eval, what it does not list was not found
@@ -102,8 +103,8 @@ def _name(record: Record) -> str:
 def _run(argument: str, task: str | None, other: Side | None) -> Side:
     """A foreign run, scored here on the task named or on the other side's collection."""
     collection, metric, rules = _judged(task, other)
-    found = read_run(Path(argument))
-    depth = max(DEPTH, *map(len, found.values()))
+    found = _allowed(read_run(Path(argument)), collection, rules["same_id"] == "drop")
+    depth = max([DEPTH, *map(len, found.values())])
     per_query = score_run(found, collection.judgments, depth, rules.get("relevant_from", 1))
     scores = mean_scores(per_query)
     stated = {"task": repr(task or (other.task if other else ""))}
@@ -112,10 +113,19 @@ def _run(argument: str, task: str | None, other: Side | None) -> Side:
     return Side(name, task or (other.task if other else ""), metric, stated, scores, values, found, collection)
 
 
+def _allowed(found: dict[str, list[str]], collection: Collection, drop_same_id: bool) -> dict[str, list[str]]:
+    """A run without what its task does not rank; another system may not know the rule."""
+    kept = {}
+    for query, documents in found.items():
+        out = barred(collection, query, drop_same_id)
+        kept[query] = [document for document in documents if document not in out]
+    return kept
+
+
 def _judged(task: str | None, other: Side | None) -> tuple[Collection, str, dict[str, Any]]:
     if task is not None:
         card = catalog.task(task)
-        return open_collection(card), card.metric, {"relevant_from": card.relevant_from}
+        return open_collection(card), card.metric, {"relevant_from": card.relevant_from, "same_id": card.same_id}
     if other is None or other.record is None:
         raise UsageError("a TREC run holds no judgments", "name the collection: --task TASK")
     return other.collection or collection_of(other.record), other.metric, other.record.settings

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from retbench.cards import catalog
 from retbench.cards.model import UNKNOWN
-from retbench.errors import PARTLY_DONE, RetbenchError
+from retbench.errors import PARTLY_DONE
 from retbench.records.record import Record
 
 Status = Literal["done", "failed", "skipped"]
@@ -97,13 +97,3 @@ def exit_code(cells: list[Cell]) -> int:
     if not failures:
         return 0
     return PARTLY_DONE if any(cell.status == "done" for cell in cells) else failures[0].exit_code
-
-
-def first_error(cells: list[Cell]) -> RetbenchError | None:
-    """The first failure as an error again, for a caller that wants one exception."""
-    for cell in cells:
-        if cell.status == "failed":
-            error = RetbenchError(cell.error or "", cell.next_step or "")
-            error.exit_code = cell.exit_code
-            return error
-    return None

@@ -1,6 +1,6 @@
 """A kept run as a report needs it: the record, where it lies, and the main score of every query.
 
-What does not hang together is refused by name: settings that do not give the settings-id, or a score that the queries
+What does not hang together is refused by name: settings that do not give the settings-id, or any score that the queries
 do not add up to, mean that a file was edited or half copied.
 """
 
@@ -56,18 +56,21 @@ def kept(folder: Path, record: Record) -> Kept:
 def _checked(folder: Path, record: Record) -> Kept:
     if digest(record.settings)[:12] != record.settings_id:
         raise DamagedError(f"{folder}: the settings do not give the settings-id {record.settings_id}", AGAIN)
-    metric = record.cards["task"]["metric"]
-    queries, values = query_scores(folder, metric)
-    if metric not in record.scores or not math.isclose(values.mean(), record.scores[metric], abs_tol=1e-9):
-        raise DamagedError(f"{folder}: {metric} in record.json is not the mean of its queries", AGAIN)
-    return Kept(folder, record, queries, values)
+    queries, values = _query_scores(folder)
+    far = [name for name in values if not math.isclose(values[name].mean(), record.scores[name], abs_tol=1e-9)]
+    if far or values.keys() != record.scores.keys():
+        raise DamagedError(f"{folder}: the scores in record.json are not the means of its queries", AGAIN)
+    return Kept(folder, record, queries, values[record.cards["task"]["metric"]])
 
 
-def query_scores(folder: Path, metric: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """One metric of every query, in the order of the query ids."""
+def _query_scores(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]:
+    """The query ids in their order, and every metric of each."""
     try:
-        table = pq.read_table(folder / PER_QUERY, columns=["query", metric]).sort_by("query")
-        return tuple(table.column("query").to_pylist()), table.column(metric).to_numpy()
+        with pq.ParquetFile(folder / PER_QUERY) as file:
+            names = [name for name in file.schema_arrow.names if name != "raw_scores"]
+            table = file.read(columns=names).sort_by("query")
+        queries = tuple(table.column("query").to_pylist())
+        return queries, {name: table.column(name).to_numpy() for name in names if name != "query"}
     except (OSError, KeyError, pa.ArrowInvalid) as problem:
         cause = f"{folder / PER_QUERY} cannot be read: {str(problem).splitlines()[0]}"
         raise DamagedError(cause, AGAIN) from problem

@@ -18,7 +18,8 @@ import re
 import shutil
 import socket
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,9 +76,7 @@ class Ledger:
         if not (folder / RECORD).exists():
             return None
         try:
-            record = kept(folder, read(folder / RECORD)).record
-            _need_whole(folder, record)
-            return record
+            return _whole(folder)
         except DamagedError as problem:
             log.warning("%s: the cell is run again", problem.cause)
             return None
@@ -101,8 +100,7 @@ class Ledger:
             _write_files(partial, record, run)
             _publish(partial, folder)
             rerank = [one["rerank"] for one in record.settings["rerankers"]]
-            for method in (labelled(record.method, rerank), ANY_METHOD):
-                _note(folder.parent, method).unlink(missing_ok=True)
+            self.forget(folder, labelled(record.method, rerank), ANY_METHOD)
         except OSError as problem:
             raise ResourceError(
                 f"{folder} could not be written: {problem.strerror or problem}", "make room or name another --out"
@@ -120,6 +118,12 @@ class Ledger:
             raise ResourceError(
                 f"{file} could not be written: {problem.strerror}", "make room or name another --out"
             ) from problem
+
+    def forget(self, folder: Path, *labels: str) -> None:
+        """Take the notes of a cell away whose run is done, now or long ago."""
+        for label in labels:
+            with suppress(OSError):  # there is none; or the disk is only read, which stops no run that is done
+                _note(folder.parent, label).unlink()
 
     def scan(self) -> Scan:
         """Everything here; what cannot be read is named and left out."""
@@ -141,11 +145,6 @@ class Ledger:
         found = sorted(self.root.glob(f"*/*/*/*/{RECORD}"))
         return [file for file in found if not file.parent.name.endswith(".partial")]
 
-    def records(self) -> Iterator[tuple[Path, Record]]:
-        """Every finished run, in the order of the paths."""
-        for file in self.files():
-            yield file.parent, read(file)
-
 
 def read(file: Path) -> Record:
     """One record.json."""
@@ -156,10 +155,11 @@ def read(file: Path) -> Record:
         raise DamagedError(f"{file} is not a record: {problem}", AGAIN) from problem
 
 
-def _need_whole(folder: Path, record: Record) -> None:
-    """Read what lies beside the record to its end, for both files carry checksums; every score is its queries' mean."""
+def _whole(folder: Path) -> Record:
+    """A record that hangs together; what lies beside it is read to its end, for both files carry checksums."""
+    record = kept(folder, read(folder / RECORD)).record
     try:
-        table = pq.read_table(folder / PER_QUERY, page_checksum_verification=True).drop_columns(["query", "raw_scores"])
+        pq.read_table(folder / PER_QUERY, page_checksum_verification=True)
         if not (folder / TREC).stat().st_size:  # to gzip, nothing is a whole file
             raise EOFError(f"{TREC} is empty")
         with gzip.open(folder / TREC) as run:
@@ -167,9 +167,7 @@ def _need_whole(folder: Path, record: Record) -> None:
                 pass
     except (OSError, EOFError, KeyError, zlib.error, pa.ArrowInvalid) as problem:
         raise DamagedError(f"{folder} is damaged: {str(problem).splitlines()[0]}", AGAIN) from problem
-    means = {name: float(table.column(name).to_numpy().mean()) for name in table.column_names}
-    if means.keys() != record.scores.keys() or any(abs(means[name] - record.scores[name]) > 1e-9 for name in means):
-        raise DamagedError(f"{folder}: the scores in {RECORD} are not the means of its queries", AGAIN)
+    return record
 
 
 def _sweep(folder: Path) -> None:
@@ -209,7 +207,7 @@ def _publish(partial: Path, folder: Path) -> None:
 def _same(partial: Path, folder: Path) -> bool:
     """Whether the run is there already, whole and with the same scores and ranking."""
     try:
-        kept(folder, read(folder / RECORD))
+        _whole(folder)
     except (OSError, DataError):
         return False
     return all(

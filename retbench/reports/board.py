@@ -20,7 +20,7 @@ from retbench.reports.standing import Place, places
 from retbench.reports.tree import entries, tree_mean
 from retbench.store.key import canonical
 
-CONTESTANT = ("encoder", "lexical", "retriever", "engine", "rerankers", "depth")
+CONTESTANT = ("encoder", "lexical", "retriever", "engine", "run", "rerankers", "depth")
 SHARED = ("split", "sample", "protocol")  # rules that hold for all tasks of a block
 NO_SUITE = "custom"  # a user's own folders: nothing says that they belong together, so each has a block of its own
 USUAL = {"excluded": "keep", "relevant_from": 1}  # rules that older records do not state
@@ -239,6 +239,8 @@ def _note(settings: dict[str, Any]) -> str:
     """The settings two rows of one model and method can differ in, within a block."""
     encoder = settings["encoder"]
     parts = [f"depth {settings['depth']}"]
+    if "run" in settings:
+        parts.append(f"file {settings['run'][:8]}")
     if encoder is None:
         return ", ".join(parts)
     lengths = f"{encoder['query_limit']}/{encoder['document_limit']} tokens"

@@ -30,11 +30,16 @@ class Ranking:
         rows, scores = [], []
         ids = collection.corpus.ids()
         for query, found, values in zip(collection.queries.ids().to_pylist(), self.rows, self.scores, strict=True):
-            barred = collection.excluded.get(query, frozenset()) | ({query} if drop_same_id else set())
-            kept = np.array([not barred or ids[int(row)].as_py() not in barred for row in found], dtype=bool)
+            out = barred(collection, query, drop_same_id)
+            kept = np.array([not out or ids[int(row)].as_py() not in out for row in found], dtype=bool)
             rows.append(found[kept][:depth])
             scores.append(values[kept][:depth])
         return Ranking(rows, scores)
+
+
+def barred(collection: Collection, query: str, drop_same_id: bool) -> frozenset[str]:
+    """What may not be ranked for a query: documents excluded for it, and its own id where the task drops that."""
+    return collection.excluded.get(query, frozenset()) | ({query} if drop_same_id else frozenset())
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
