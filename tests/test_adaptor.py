@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from retbench.cards.adaptor import AdaptorRecipe
 from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense import BackboneEncoder
+from retbench.engines import memory
 from retbench.pipelines import first
 from retbench.training.adaptor import Learned, Lessons, Net, losses, search, train
 from tests import small
@@ -166,6 +167,18 @@ def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
     assert record["settings"]["encoder"]["adaptor"] == record["cards"]["model"]["adapted"]["sha256"]
     assert "adaptor" not in json.loads((Path(plain["record"]) / "record.json").read_text())["settings"]["encoder"]
     assert len(cells("run", "--model", "moved", "--task", task, "--out", out, "--rerank", "e2rank:documents=2")) == 2
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
+def test_the_peak_memory_of_its_cell_counts_nothing_from_before_its_training(
+    model: Path, task: Path, tmp_path: Path
+) -> None:
+    memory.reset_peak()
+    before, large = memory.peak_mb(), np.ones(1 << 27)  # a gigabyte
+    del large
+    trained(model, task, "--name", "moved")
+    (cell,) = cells("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
+    assert json.loads((Path(cell["record"]) / "record.json").read_text())["cost"]["peak_memory_mb"] < before + 500
 
 
 def test_its_ranking_is_that_of_its_vectors(model: Path, task: Path, tmp_path: Path) -> None:

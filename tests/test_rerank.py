@@ -238,10 +238,10 @@ def test_rocchio_is_the_textbook_formula(model: Path, task: Path, out: Path) -> 
 def test_the_peak_memory_of_a_reranked_cell_is_its_own(task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
     (plain,) = cells(*line)
-    large = np.ones(1 << 26)  # 537 MB, for something else
+    large = np.ones(1 << 27)  # a gigabyte, for something else
     del large
     *_, ordered = cells(*line, "--rerank", "ql")
-    assert record(ordered)["cost"]["peak_memory_mb"] < record(plain)["cost"]["peak_memory_mb"] + 300
+    assert record(ordered)["cost"]["peak_memory_mb"] < record(plain)["cost"]["peak_memory_mb"] + 500
 
 
 def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:

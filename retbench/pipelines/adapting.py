@@ -17,6 +17,7 @@ from retbench.corpora.collection import Collection
 from retbench.corpora.opening import open_collection
 from retbench.encoders.adaptor import FILE, Adaptor
 from retbench.encoders.spec import EncoderSpec
+from retbench.engines.memory import free_pages, reset_peak
 from retbench.errors import DataError, UsageError
 from retbench.pipelines import lesson, outcome
 from retbench.pipelines.candidate import Candidate
@@ -114,6 +115,8 @@ def _vectors(wish: Wish, parent: ModelCard, recipe: AdaptorRecipe) -> Vectors:
         raise UsageError(f"{parent.name} has no plain vectors", "name a model with a dense method, not an adaptor")
     spec = candidate.spec(method, card, {"max_length": recipe.max_length} if recipe.max_length else {})
     meter = Meter(wish.show)
+    free_pages()
+    reset_peak()  # what is embedded here remembers its peak for the cells that will read it
     dense = dense_of(candidate, spec, card, collection, meter)
     with meter.phase("embed queries", "texts"):
         asked = dense.queries()
