@@ -140,6 +140,12 @@ def test_an_address_that_is_gone_is_missing(served: tuple[TaskCard, type[Server]
         fetch(served[0], said)
 
 
+def test_an_answer_that_is_no_http_is_missing(served: tuple[TaskCard, type[Server]]) -> None:
+    served[1].do_GET = lambda self: self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")  # type: ignore[method-assign]  # another server
+    with pytest.raises(MissingError, match="could not be fetched"):
+        fetch(served[0], said)
+
+
 def fetched(tmp_path: Path, content: bytes, member: str = "small") -> Any:
     (tmp_path / "a.zip").write_bytes(content)
     return fetch(card((tmp_path / "a.zip").as_uri(), content, member), said)

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
@@ -111,7 +112,7 @@ def _download(url: str, partial: Path, say: Say) -> None:
         if problem.code == 416 and start:  # everything is here already
             return
         raise _unreachable(url, problem) from problem
-    except OSError as problem:
+    except (OSError, HTTPException) as problem:
         raise _unreachable(url, problem) from problem
 
 
