@@ -221,7 +221,7 @@ def test_damage_in_an_unfinished_store_is_told_too(job: Job, tmp_path: Path, cap
     next(blocks), next(blocks)
     blocks.close()
     (store.folder / "shard-00001.safetensors").write_bytes(b"")
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "retbench"):
         assert np.array_equal(matrix(job, store, encoder()), whole)
     assert [record.getMessage() for record in caplog.records] == ["shard 1 of broken is damaged: it is computed again"]
 
