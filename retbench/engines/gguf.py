@@ -39,7 +39,7 @@ def header(file: Path) -> Header:
     import gguf
 
     try:
-        reader = gguf.GGUFReader(file)
+        reader = _reader(gguf, file)
         kind = _field(reader, "general.file_type")
         label = None if kind is None else gguf.LlamaFileType(kind).name.lower()
         splitter = _field(reader, "tokenizer.ggml.pre")
@@ -51,6 +51,18 @@ def header(file: Path) -> Header:
         label=None if label in FULL else label,
         splitter=str(splitter or ""),
     )
+
+
+def _reader(gguf: Any, file: Path) -> Any:
+    """The library's reader, kept inside the file: a damaged length would let it read nothing, for ever."""
+
+    def inside(self: Any, offset: int, dtype: Any, count: int = 1, order: str | None = None) -> Any:
+        found = gguf.GGUFReader._get(self, offset, dtype, count, order)
+        if len(found) < count:
+            raise ValueError("it ends within a field")
+        return found
+
+    return type("Inside", (gguf.GGUFReader,), {"_get": inside})(file)
 
 
 def _field(reader: Any, name: str) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from retbench.cards import catalog, parse
 from retbench.cards.checksums import sha256
@@ -21,7 +20,7 @@ from retbench.encoders.spec import EncoderSpec
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.recall import collection_of, rankings, scored_run
 from retbench.records import machine
-from retbench.records.kept import PER_QUERY
+from retbench.records.kept import raw_scores
 from retbench.records.ledger import RECORD, Ledger, Run, read
 from retbench.records.record import Record
 from retbench.retrievers.ranking import Ranking
@@ -57,8 +56,7 @@ def ours(folder: Path, collection: Collection | None = None, card: TaskCard | No
     """A run of ours."""
     record = read(folder / RECORD)
     collection = collection or collection_of(record)
-    table = pq.read_table(folder / PER_QUERY, columns=["query", "raw_scores"])
-    scores = dict(zip(table.column("query").to_pylist(), table.column("raw_scores").to_pylist(), strict=True))
+    scores = raw_scores(folder)
     ranked = {
         query: list(zip(found, scores[query], strict=True)) for query, found in rankings(folder, collection).items()
     }

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from retbench.errors import MissingError
 from retbench.pipelines.lesson import Wish
 from retbench.pipelines.recall import read_run, scored_run
-from retbench.records.kept import PER_QUERY
+from retbench.records.kept import raw_scores
 from retbench.records.ledger import RECORD, unworded
 from retbench.training import teachers
 from retbench.training.pairs import TrainingSet
@@ -35,7 +33,6 @@ def _run(place: Path) -> teachers.Scored:
         raise MissingError(f"there is no run at {place}", "name a run's folder, a TREC run file, or judgments")
     if not (place / RECORD).is_file():
         return scored_run(place)
-    table = pq.read_table(place / PER_QUERY, columns=["query", "raw_scores"])
-    scores = dict(zip(table.column("query").to_pylist(), table.column("raw_scores").to_pylist(), strict=True))
+    scores = raw_scores(place)
     found = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(place / "run.trec.gz").items()}
     return {query: list(zip(ids, scores[query], strict=True)) for query, ids in found.items()}

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from retbench.cards.task import Source
 from retbench.corpora.collection import Collection
 from retbench.errors import DataError
 from retbench.pipelines.recall import collection_of, find_run, rankings
 from retbench.pipelines.referees import Referee, Run, referees
-from retbench.records.kept import PER_QUERY
+from retbench.records.kept import raw_scores
 from retbench.records.ledger import RECORD, read
 from retbench.records.record import Record
 from retbench.scoring.metrics import Scores, mean_scores, score_run
@@ -133,8 +132,7 @@ def _evidence(folder: Path) -> _Evidence:
     record = read(folder / RECORD)
     collection = collection_of(record)
     ranked = rankings(folder, collection)
-    table = pq.read_table(folder / PER_QUERY, columns=["query", "raw_scores"]).to_pydict()
-    scores = dict(zip(table["query"], table["raw_scores"], strict=True))
+    scores = raw_scores(folder)
     raw = {query: dict(zip(ids, scores[query], strict=True)) for query, ids in ranked.items()}
     return _Evidence(record, collection, ranked, raw)
 

@@ -5,6 +5,8 @@ do not add up to, mean that a file was edited or half copied.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +67,25 @@ def _checked(folder: Path, record: Record) -> Kept:
 
 def _query_scores(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]:
     """The query ids in their order, and every metric of each."""
-    try:
-        with pq.ParquetFile(folder / PER_QUERY) as file:
-            names = [name for name in file.schema_arrow.names if name != "raw_scores"]
-            table = file.read(columns=names).sort_by("query")
+    with _told(folder), pq.ParquetFile(folder / PER_QUERY) as file:
+        names = [name for name in file.schema_arrow.names if name != "raw_scores"]
+        table = file.read(columns=names).sort_by("query")
         queries = tuple(table.column("query").to_pylist())
         return queries, {name: table.column(name).to_numpy() for name in names if name != "query"}
-    except (OSError, KeyError, pa.ArrowInvalid) as problem:
+
+
+def raw_scores(folder: Path) -> dict[str, list[float]]:
+    """What search gave each query's documents, in the order of its ranking."""
+    with _told(folder):
+        table = pq.read_table(folder / PER_QUERY, columns=["query", "raw_scores"])
+        return dict(zip(table.column("query").to_pylist(), table.column("raw_scores").to_pylist(), strict=True))
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Damage is told as such; a damaged length may ask for more memory than there is."""
+    try:
+        yield
+    except (OSError, KeyError, pa.ArrowException) as problem:
         cause = f"{folder / PER_QUERY} cannot be read: {str(problem).splitlines()[0]}"
         raise DamagedError(cause, AGAIN) from problem

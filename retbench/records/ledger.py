@@ -165,7 +165,7 @@ def _whole(folder: Path) -> Record:
         with gzip.open(folder / TREC) as run:
             while run.read(1 << 20):
                 pass
-    except (OSError, EOFError, KeyError, zlib.error, pa.ArrowInvalid) as problem:
+    except (OSError, EOFError, KeyError, zlib.error, pa.ArrowException) as problem:
         raise DamagedError(f"{folder} is damaged: {str(problem).splitlines()[0]}", AGAIN) from problem
     return record
 
