@@ -56,8 +56,8 @@ def header(file: Path) -> Header:
 def _reader(gguf: Any, file: Path) -> Any:
     """The library's reader, kept inside the file: a damaged length would let it read nothing, for ever."""
 
-    def inside(self: Any, offset: int, dtype: Any, count: int = 1, order: str | None = None) -> Any:
-        found = gguf.GGUFReader._get(self, offset, dtype, count, order)
+    def inside(self: Any, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
+        found = gguf.GGUFReader._get(self, offset, dtype, count, **order)
         if len(found) < count:
             raise ValueError("it ends within a field")
         return found
