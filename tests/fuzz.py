@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -54,6 +55,7 @@ from tests import small
 ROOT = Path(__file__).parent.parent
 LOG = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
 ROUND = 60  # inputs of one parser before the next has its turn
+ROOM = 8 << 30  # bytes of address space: a parser that wants more has broken
 
 WORDS = (
     b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\t", b"\\", b'"', b"%", b"../", b"[" * 2000, b'{"a":' * 2000,
@@ -312,6 +314,7 @@ def main() -> int:
     given = options.parse_args()
     targets = [target for target in TARGETS if given.only in target.name and target.samples()]
     started, counts, broken = time.monotonic(), dict.fromkeys((t.name for t in targets), 0), set[str]()
+    resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was tried until then is counted
     with tempfile.TemporaryDirectory() as cache_folder, suppress(SystemExit):
         os.environ["RETBENCH_CACHE"] = cache_folder
