@@ -123,6 +123,11 @@ def test_null_is_an_empty_title_and_other_fields_are_passed_over(folder: Path) -
     assert opened(folder).corpus[1] == Row("tea", "", "x")
 
 
+def test_a_grade_stands_between_any_white_space(folder: Path) -> None:
+    replace_line(folder / "qrels/test.tsv", 2, "q1\ttea\t\x1c2")
+    assert opened(folder).judgments["q1"]["tea"] == 2
+
+
 def test_grades_may_be_negative(folder: Path) -> None:
     replace_line(folder / "qrels/test.tsv", 2, "q1\ttea\t-1")
     assert opened(folder).judgments["q1"]["tea"] == -1

@@ -44,7 +44,12 @@ def test_the_words_of_devices() -> None:
     assert (site("1"), site("8"), site("all")) == (Here(1), Here(8), Here(0))
     wanted = site("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
     assert wanted == Ray("s3://bucket/place", "ray://head:10001", 4)
-    for word, told in {"0": "no place called '0'", "gpu": "no place called", "ray": "a place that all"}.items():
+    for word, told in {
+        "0": "no place called '0'",
+        "gpu": "no place called",
+        "²": "no place called",
+        "ray": "a place that all",
+    }.items():
         with pytest.raises(UsageError, match=told):
             site(word)
 

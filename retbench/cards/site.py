@@ -34,7 +34,7 @@ def site(word: str) -> Site:
     """The site as typed."""
     if word == "all":
         return Here(0)
-    if word.isdigit() and int(word):
+    if word.isdecimal() and int(word):
         return Here(int(word))
     name, wanted = options.split(word)
     if name != "ray":

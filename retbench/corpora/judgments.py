@@ -21,6 +21,7 @@ def judgments(file: Path) -> Iterator[Judgment]:
             raise DataError(f"{where}: {len(parts)} columns", "write query, document and grade, tab between them")
         if position == 0 and not re.search(r"\d", parts[-1]):
             continue  # the header
-        if not re.fullmatch(r"[+-]?\d{1,9}", parts[-1].strip()):
-            raise DataError(f"{where}: the grade is {parts[-1]!r}", "write a whole number")
-        yield Judgment(parts[0], parts[-2], int(parts[-1]), where)
+        grade = parts[-1].strip()  # of more than what int() takes for white space
+        if not re.fullmatch(r"[+-]?\d{1,9}", grade):
+            raise DataError(f"{where}: the grade is {grade!r}", "write a whole number")
+        yield Judgment(parts[0], parts[-2], int(grade), where)

@@ -97,7 +97,7 @@ def _refusal(problem: urllib.error.HTTPError) -> Exception:
     told = f"the endpoint says {problem.code}: {' '.join(words.split())}"
     if problem.code == TOO_MANY or problem.code >= 500:
         asked = problem.headers.get("Retry-After", "")
-        return PassingError(told, float(asked) if asked.isdigit() else None)
+        return PassingError(told, float(asked) if asked.isdecimal() else None)
     if problem.code in (401, 403):
         return MissingError(told, f"set {KEY} to a key of this server")
     return UsageError(told, "see --engine endpoint:model=NAME, and whether a text is longer than the model takes")

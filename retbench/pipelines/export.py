@@ -133,7 +133,7 @@ def _scores(record: Record, folder: Path) -> dict[str, Any]:
 
 def _cut(name: str) -> int:
     cut = name.rpartition("_at_")[2]
-    return int(cut) if cut.isdigit() else 1
+    return int(cut) if cut.isdecimal() else 1
 
 
 def _seconds(record: Record) -> float:

@@ -41,7 +41,7 @@ def examination(word: str) -> tuple[TaskCard, int | None]:
     """The task scored on the way, and how many of its queries."""
     name, wanted = options.split(word)
     size = wanted.pop("sample", None)
-    if size is not None and not (size.isdigit() and int(size)):
+    if size is not None and not (size.isdecimal() and int(size)):
         raise UsageError(f"{word}: sample={size} draws nothing", "give a number of queries, 1 or more")
     card = options.changed(catalog.task(name), wanted, fixed=("name", "source"))
     return replace(card, fingerprint=None), int(size) if size else None
