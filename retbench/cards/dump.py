@@ -11,7 +11,7 @@ def toml(card: Any) -> str:
 
 
 def toml_value(value: Any) -> str:
-    """A JSON value is a TOML value, once two control characters are escaped."""
+    """A JSON value is a TOML value, once DEL is escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
