@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from retbench.cards.adaptor import AdaptorRecipe
+from retbench.cards.adaptor_recipe import AdaptorRecipe
 from retbench.encoders.adaptor import Adaptor
-from retbench.pipelines.adapting import POOL
-from retbench.retrievers.exact import search as nearest
-from retbench.store.shards import Block
-from retbench.training.adaptor import Lessons, train
+from retbench.pipelines.finetuning.train_adaptor import POOL
+from retbench.retrievers.exact_search import search as nearest
+from retbench.store.shard_store import Block
+from retbench.training.search_adaptor import Lessons, train
 
 HERE = Path(__file__).parent
 HELD = 0.2

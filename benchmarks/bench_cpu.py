@@ -32,14 +32,14 @@ def ours(options: argparse.Namespace, dtype: str) -> Encode:
     import torch
 
     from retbench.cards.method import Method
-    from retbench.encoders.dense import BackboneEncoder
-    from retbench.encoders.embedding import Job, embed
-    from retbench.encoders.pieces import Alone
-    from retbench.encoders.spec import EncoderSpec
-    from retbench.encoders.wording import Wording
+    from retbench.encoders.dense_encoder import BackboneEncoder
+    from retbench.encoders.embed_texts import Job, embed
+    from retbench.encoders.encoder_spec import EncoderSpec
+    from retbench.encoders.prompt_tokenizer import Wording
+    from retbench.encoders.shard_tasks import Alone
     from retbench.engines import backbone
-    from retbench.retrievers.dense import budget
-    from retbench.store.shards import Store
+    from retbench.retrievers.dense_retriever import budget
+    from retbench.store.shard_store import Store
 
     method = Method("bench", "", "exact", "library", "last")  # what sentence-transformers pools of a bare decoder
     spec = EncoderSpec("", method, "", options.length, options.length, dtype)  # type: ignore[arg-type]
@@ -153,8 +153,8 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from retbench.engines.peak import shapes, tokens_per_second
-    from retbench.retrievers.dense import budget
+    from retbench.engines.peak_throughput import shapes, tokens_per_second
+    from retbench.retrievers.dense_retriever import budget
 
     torch.set_num_threads(options.threads)
     with torch.device("meta"):

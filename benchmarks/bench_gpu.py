@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Config
 
-from retbench.encoders.batches import Plan
+from retbench.encoders.batch_plan import Plan
 from retbench.encoders.pooling import POOLINGS
-from retbench.engines import memory, peak
+from retbench.engines import memory, peak_throughput
 from retbench.engines.backbone import Backbone
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def measure(shape: tuple[int, ...], kind: str, documents: int, vocabulary: int) 
     tokens = sum(map(len, rows))
     tokenizer = tokenizer_of(vocabulary)
     seconds, peak_mb = timed(ours(Backbone(model, tokenizer, True, "bfloat16", model.device), rows))
-    reach = peak.tokens_per_second(model, torch.bfloat16, model.device, min(8192, tokens))
+    reach = peak_throughput.tokens_per_second(model, torch.bfloat16, model.device, min(8192, tokens))
     found = {
         "tokens_per_second": tokens / seconds,
         "documents_per_second": documents / seconds,

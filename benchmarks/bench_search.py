@@ -23,9 +23,9 @@ import torch
 
 from retbench.engines.device import fast_bf16
 from retbench.engines.memory import peak_mb
-from retbench.retrievers.exact import search
+from retbench.retrievers.exact_search import search
 from retbench.retrievers.ranking import Ranking
-from retbench.store.shards import Block
+from retbench.store.shard_store import Block
 
 HERE = Path(__file__).parent
 SHARD = 2048

@@ -28,8 +28,8 @@ NAME, MODEL, TASK, BATCH, LENGTHS = "bench-train", "smollm2-135m-instruct-q4", "
 
 def pairs(count: int) -> list[tuple[str, str]]:
     from retbench.cards import catalog
-    from retbench.corpora.opening import open_collection
-    from retbench.training.pairs import of_collection
+    from retbench.corpora.open_collection import open_collection
+    from retbench.training.training_set import of_collection
 
     card = replace(catalog.task(TASK), split="train")
     training = of_collection(card, open_collection(card))
@@ -42,10 +42,10 @@ def now() -> Moment:
 
 def ours(steps: int, dtype: str) -> list[Moment]:
     from retbench.cards import catalog
-    from retbench.cards.home import cache_folder
     from retbench.cards.recipe import changed
-    from retbench.pipelines.finetune import finetune
-    from retbench.pipelines.lesson import Wish
+    from retbench.cards.user_config import cache_folder
+    from retbench.pipelines.finetuning.train_encoder import finetune
+    from retbench.training.data import Wish
 
     seconds: list[Moment] = []
     changes = {"optimiser.max_steps": str(steps), "max_minutes": "none", "dtype": dtype, "save_steps": "1000"}

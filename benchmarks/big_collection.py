@@ -44,13 +44,13 @@ def card(folder: Path) -> TaskCard:
 
 
 def store(folder: Path) -> None:
-    from retbench.corpora.opening import open_collection
+    from retbench.corpora.open_collection import open_collection
 
     open_collection(card(folder))
 
 
 def use(folder: Path) -> None:
-    from retbench.corpora.opening import open_collection
+    from retbench.corpora.open_collection import open_collection
 
     collection = open_collection(card(folder))
     characters = sum(len(row.text) for row in collection.corpus)

@@ -55,7 +55,7 @@ def collection(folder: Path, documents: int, words: Callable[[random.Random], in
 
 def one(model: str, task: Path, devices: int, work: Path) -> dict[str, Any]:
     """One run from an empty store; the weights are those of the user's cache."""
-    from retbench.cards.home import cache_folder
+    from retbench.cards.user_config import cache_folder
 
     cache = work / f"cache{devices}"
     cache.mkdir()

@@ -43,8 +43,8 @@ class Static:
 
     def prepare(self, texts: Iterable[str], role: str) -> Any:
         """Words are numbers already."""
-        from retbench.encoders.ids import Ids
-        from retbench.encoders.wording import CHUNK, Tokens
+        from retbench.encoders.prompt_tokenizer import CHUNK, Tokens
+        from retbench.encoders.token_ids import Ids
 
         with Ids() as ids:
             for chunk in batched(texts, CHUNK):
@@ -58,14 +58,14 @@ class Static:
 
 
 def one(documents: int) -> dict[str, Any]:
-    from retbench.corpora.compiled import compile_collection
+    from retbench.corpora.collection_cache import compile_collection
     from retbench.corpora.rows import Judgment, Raw, Row
     from retbench.corpora.texts import Texts
-    from retbench.encoders.embedding import Job, embed
-    from retbench.encoders.pieces import Alone
+    from retbench.encoders.embed_texts import Job, embed
+    from retbench.encoders.shard_tasks import Alone
     from retbench.engines.memory import peak_mb, reset_peak
-    from retbench.retrievers.exact import search
-    from retbench.store.shards import Store
+    from retbench.retrievers.exact_search import search
+    from retbench.store.shard_store import Store
 
     draw, encoder = np.random.default_rng(documents), Static()
 

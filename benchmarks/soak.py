@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from retbench.store.shards import write_whole
+from retbench.store.shard_store import write_whole
 from tests import tiny
 
 MINUTES = float(os.environ.get("RETBENCH_SOAK_MINUTES", "5"))
@@ -158,8 +158,8 @@ def resident_mb() -> float:
 
 def memory(folder: Path) -> bool:
     """Many small tasks, words and vectors, one after the other in this process; whether it stayed as large."""
-    from retbench.pipelines.evaluate import evaluate
-    from retbench.pipelines.request import Request
+    from retbench.pipelines.evaluation.evaluate import evaluate
+    from retbench.pipelines.evaluation.request import Request
 
     os.environ["RETBENCH_CACHE"] = str(folder / "memory-cache")
     model = folder / "tiny-memory"

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.devices import collection
-from retbench.cards.home import cache_folder
+from retbench.cards.user_config import cache_folder
 from retbench.cli.progress import Pace
-from retbench.pipelines.evaluate import evaluate
-from retbench.pipelines.request import Request
-from retbench.records.meter import Reach, Silent
+from retbench.pipelines.evaluation.evaluate import evaluate
+from retbench.pipelines.evaluation.request import Request
+from retbench.records.phase_timer import Reach, Silent
 
 HERE = Path(__file__).parent
 TYPICAL, SPREAD, MOST = 60, 0.7, 400  # words of a text

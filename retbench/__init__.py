@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from retbench.pipelines.inside_mteb import InsideMteb
+    from retbench.pipelines.mteb_bridge.search_model import InsideMteb
     from retbench.records.cell import Cell
-    from retbench.reports.difference import Comparison
+    from retbench.reports.comparison import Comparison
 
 __all__ = ["as_mteb", "compare", "evaluate", "load_results"]
 
@@ -32,8 +32,8 @@ def evaluate(
 
     A cell that failed is returned with its error; finished cells are found on disk.
     """
-    from retbench.pipelines import evaluate as story
-    from retbench.pipelines.request import Request
+    from retbench.pipelines.evaluation import evaluate as story
+    from retbench.pipelines.evaluation.request import Request
 
     names = story.suite_tasks(tuple(suites or ()), tuple(tasks or ()))
     return list(story.evaluate(Request(tuple(models), names, out=Path(out), **options)))
@@ -57,7 +57,7 @@ def compare(
     a: str | Path, b: str | Path, *, results: str | Path = "results", task: str | None = None, queries: int = 5
 ) -> "Comparison":
     """Two runs as `retbench compare` sees them: differing settings, scores, test, the queries that moved most."""
-    from retbench.pipelines.compare import compare as story
+    from retbench.pipelines.runs.compare import compare as story
 
     return story(str(a), str(b), Path(results), task, queries)
 
@@ -66,6 +66,6 @@ def as_mteb(
     model: str, method: str | None = None, *, weights: str | None = None, overrides: dict[str, Any] | None = None
 ) -> "InsideMteb":
     """A model of ours as a model of mteb's (its search protocol), with our encoding, store and search."""
-    from retbench.pipelines.inside_mteb import as_mteb as story
+    from retbench.pipelines.mteb_bridge.search_model import as_mteb as story
 
     return story(model, method, weights, overrides)

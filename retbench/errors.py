@@ -2,9 +2,11 @@
 
 RetbenchError
 ├── UsageError        2  a name, option or combination that does not exist
+│   └── InapplicableError   a method that does not apply to a model: the cell is skipped
 ├── MissingError      3  data, weights or a package that is not here yet
 ├── DataError         4  something that is here and wrong: a card, a collection, a checksum, a vector
 └── ResourceError     5  this machine is too small: disk, memory
+    └── ShardNotWrittenError  a shard that did not fit on the disk
 
 The command line prints `cause` and `next_step` in two lines and leaves with `exit_code`; anything that is not a
 RetbenchError is a bug and keeps its traceback.
@@ -53,6 +55,10 @@ class UsageError(RetbenchError):
     exit_code = 2
 
 
+class InapplicableError(UsageError):
+    """The method cannot be used with this model; the cell is skipped, not failed."""
+
+
 class MissingError(RetbenchError):
     """Something has to be fetched or installed first."""
 
@@ -69,6 +75,18 @@ class ResourceError(RetbenchError):
     """The machine is too small for this."""
 
     exit_code = 5
+
+
+class ShardNotWrittenError(ResourceError):
+    """A shard was computed and could not be written; the caller that knows the plan says how much space it needs."""
+
+
+class BadVectorError(Exception):
+    """A vector is zero, NaN or infinite; the caller that has the texts names the document."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(row)
+        self.row = row
 
 
 FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))

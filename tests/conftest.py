@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from retbench.cards import catalog
-from retbench.cards.home import cache_folder
+from retbench.cards.user_config import cache_folder
 from tests import small
 
 for name in [name for name in os.environ if name.startswith("RETBENCH_") and name != "RETBENCH_SHARED"]:

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.method import Role
-from retbench.encoders.dense import DenseEncoder
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Tokens, Wording
+from retbench.encoders.dense_encoder import DenseEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Tokens, Wording
 from retbench.errors import RetbenchError
-from retbench.pipelines import candidate, evaluate, searching
-from retbench.pipelines.request import Request
-from retbench.retrievers import dense
+from retbench.pipelines.evaluation import evaluate
+from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.models import model as model_module
+from retbench.pipelines.models import search
+from retbench.retrievers import dense_retriever
 
 SHARD_ROWS = 4
 WIDTH = 16
@@ -90,15 +92,15 @@ class Work:
     def install(self) -> None:
         """Put the encoder that costs nothing, or the watched one, in the place of every encoder; small shards."""
         os.environ["RETBENCH_CACHE"] = self.cache
-        load = candidate.Candidate.encoder
+        load = model_module.ResolvedModel.encoder
 
-        def encoder(self_: candidate.Candidate, spec: EncoderSpec) -> Watched:
+        def encoder(self_: model_module.ResolvedModel, spec: EncoderSpec) -> Watched:
             inner = load(self_, spec) if self.real else HashEncoder(spec, self_.wording(spec))
             return Watched(inner, Path(self.log), self.delay)  # type: ignore[arg-type]
 
-        candidate.Candidate.encoder = encoder  # type: ignore[method-assign,assignment]
-        searching.Dense = partial(dense.Dense, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
-        dense.BUDGET["cpu"] = 64
+        model_module.ResolvedModel.encoder = encoder  # type: ignore[method-assign,assignment]
+        search.Dense = partial(dense_retriever.Dense, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
+        dense_retriever.BUDGET["cpu"] = 64
 
     def run(self) -> int:
         self.install()

@@ -9,8 +9,8 @@ from retbench.cards.method import Method
 from retbench.cards.model import Lexical, ModelCard
 from retbench.cards.task import Source, TaskCard
 from retbench.records.failure import Failure
-from retbench.records.ledger import Ledger, Run
 from retbench.records.record import Record
+from retbench.records.results_folder import Ledger, Run
 from retbench.store.key import digest
 
 METRIC = "ndcg_at_10"

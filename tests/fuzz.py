@@ -29,27 +29,27 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from retbench.cards import checksums, home, parse, pins
+from retbench.cards import checksums, pins, toml_parser, user_config
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe import Recipe
 from retbench.cards.study import Study
 from retbench.cards.task import TaskCard
-from retbench.corpora import folder as layout
-from retbench.corpora.compiled import compile_collection, read_manifest
+from retbench.corpora import folder_source as layout
+from retbench.corpora.collection_cache import compile_collection, read_manifest
 from retbench.engines import gguf
-from retbench.engines.endpoint import Endpoint
+from retbench.engines.embeddings_client import Endpoint
 from retbench.engines.fingerprints import read_json
-from retbench.engines.server import PassingError, Server
+from retbench.engines.http_server import PassingError, Server
 from retbench.errors import RetbenchError
-from retbench.pipelines.mteb_files import results_below
-from retbench.pipelines.recall import scored_run
 from retbench.records.failure import Failure, read_failure
-from retbench.records.kept import PER_QUERY, kept
-from retbench.records.ledger import RECORD, read
-from retbench.reports import references
-from retbench.rerankers.asking import parsed
+from retbench.records.load_run import scored_run
+from retbench.records.mteb_results import results_below
+from retbench.records.results_folder import RECORD, read
+from retbench.records.scored_run import PER_QUERY, kept
+from retbench.reports import published_tables
+from retbench.rerankers.llm_prompts import parsed
 from tests import small
 
 ROOT = Path(__file__).parent.parent
@@ -166,8 +166,8 @@ def _pins(file: Path) -> None:
 
 def _notes(file: Path) -> None:
     """Notes of checksums: whatever they say, the checksum is right."""
-    home.cache_folder().mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, home.cache_folder() / "checksums.json")
+    user_config.cache_folder().mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, user_config.cache_folder() / "checksums.json")
     assert checksums.sha256(_big()) == _right()
 
 
@@ -238,7 +238,7 @@ def _json(*values: object) -> Callable[[], list[bytes]]:
 
 
 def _toml(cls: type, pattern: str, **given: str) -> Target:
-    return Target(f"{cls.__name__}.toml", partial(_cards, pattern), lambda file: parse.load(cls, file, **given))
+    return Target(f"{cls.__name__}.toml", partial(_cards, pattern), lambda file: toml_parser.load(cls, file, **given))
 
 
 TARGETS = (
@@ -253,7 +253,7 @@ TARGETS = (
     _toml(Recipe, "recipes/*.toml"),
     _toml(Study, "studies/*.toml"),
     _toml(Method, "retbench/**/methods/*.toml"),
-    Target("retbench.toml", lambda: [HOME], lambda file: parse.load(home.Home, file)),
+    Target("retbench.toml", lambda: [HOME], lambda file: toml_parser.load(user_config.Home, file)),
     Target("run.trec", lambda: [RUN], scored_run),
     Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], scored_run),
     Target("mteb.json", _json(MTEB), results_below),
@@ -264,7 +264,7 @@ TARGETS = (
     Target("checksums.json", _json({"/x": {"size": 1, "mtime_ns": 2, "inode": 3, "sha256": "00"}}), _notes),
     Target("pins.toml", lambda: [b'[models."a"]\nrevision = "r"\nfingerprint = "f"\n'], _pins),
     Target("config.json", _json({"model_type": "llama", "num_hidden_layers": 2}), read_json),
-    Target("published.toml", partial(_cards, "retbench/**/references/*.toml"), references.read),
+    Target("published.toml", partial(_cards, "retbench/**/references/*.toml"), published_tables.read),
     Target("rerank answer", lambda: [b"[2] > [1] > [5] > [4] > [3]", b"<think>1</think>[3, 1]"], _answer),
     Target("endpoint answer", _json(VECTORS), _vectors),
     Target("model.gguf", _gguf_samples, gguf.header),

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.home import path_part
 from retbench.cards.task import Source
-from retbench.corpora.snapshots import Snapshot
+from retbench.cards.user_config import path_part
+from retbench.corpora.hub_snapshots import Snapshot
 
 REVISION = "a" * 40
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.task import TaskCard
-from retbench.corpora.opening import open_collection
+from retbench.corpora.open_collection import open_collection
 
 
 def task(card: TaskCard, sample: int | None = None) -> Any:

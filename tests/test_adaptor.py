@@ -11,12 +11,12 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from retbench.cards.adaptor import AdaptorRecipe
+from retbench.cards.adaptor_recipe import AdaptorRecipe
 from retbench.encoders.adaptor import Adaptor
-from retbench.encoders.dense import BackboneEncoder
+from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.engines import memory
-from retbench.pipelines import first
-from retbench.training.adaptor import Learned, Lessons, Net, losses, search, train
+from retbench.pipelines.runs import saved_run
+from retbench.training.search_adaptor import Learned, Lessons, Net, losses, search, train
 from tests import small
 from tests.test_run import call, cells
 
@@ -186,7 +186,7 @@ def test_its_ranking_is_that_of_its_vectors(model: Path, task: Path, tmp_path: P
     change = Adaptor(load_file(Path(facts["folder"]) / "adaptor.safetensors"))
     line = ("run", "--model", "moved", "--task", task, "--set", "dtype=float32", "--out", tmp_path / "results")
     (cell,) = cells(*line)
-    run = first.ours(Path(cell["record"]))
+    run = saved_run.ours(Path(cell["record"]))
     documents, queries = (change(means(model, some)) for some in (texts(), [text for _, text in small.QUERIES[:3]]))
     expected = -np.sort(-(queries @ documents.T), axis=1)
     assert np.allclose(np.stack(run.ranking.scores), expected, atol=1e-4)

@@ -42,7 +42,7 @@ def test_an_engine_that_does_other_things_fails(
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from retbench.engines.sentence import SentenceModel
+    from retbench.engines.sentence_transformers_engine import SentenceModel
 
     honest = SentenceModel.vectors
     monkeypatch.setattr(SentenceModel, "vectors", lambda self, rows: honest(self, rows) + 0.5)

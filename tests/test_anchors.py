@@ -9,10 +9,10 @@ import torch
 
 import retbench
 from retbench.cards import catalog
-from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.lexical import parts
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Wording
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.sparse_encoder import parts
 from retbench.engines import backbone, weights
 from tests import plain
 from tests.test_lexical import encoder as lexical_encoder
@@ -90,7 +90,7 @@ def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None
 
 @pytest.mark.parametrize(("name", "leaked"), [("scifact", 2), ("codetrans-java-cs", 42)])
 def test_leaks_between_train_and_test_are_found(name: str, leaked: int) -> None:
-    from retbench.pipelines.lesson import Wish, labelled
+    from retbench.training.data import Wish, labelled
 
     found = labelled(Wish(collection(name), "bm25", catalog.recipe("quick")))
     assert found.facts["leaked_texts"] == leaked
@@ -109,7 +109,7 @@ def test_terms_of_a_real_decoder_are_those_of_the_whole_language_model() -> None
 
 
 def test_sentence_transformers_agrees_on_a_published_encoder(tmp_path: Path) -> None:
-    from retbench.pipelines.agreement import agreement
+    from retbench.pipelines.checks.engine_agreement import agreement
 
     (cell,) = retbench.evaluate(["minilm-l6"], tasks=["stdlib-text"], sample=10, out=tmp_path)
     found = agreement(str(cell.record), tmp_path, "sentence-transformers")

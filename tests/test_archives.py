@@ -16,8 +16,8 @@ import small
 
 from retbench.cards import pins
 from retbench.cards.task import Source, TaskCard
-from retbench.corpora import archives
-from retbench.corpora.opening import fetch, open_collection
+from retbench.corpora import beir_archives
+from retbench.corpora.open_collection import fetch, open_collection
 from retbench.errors import DataError, MissingError
 
 
@@ -128,7 +128,7 @@ def test_a_download_that_was_whole_but_not_checked_is_not_repeated(
     served: tuple[TaskCard, type[Server]], own_cache: Path
 ) -> None:
     task, server = served
-    partial = archives.Archive(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
+    partial = beir_archives.Archive(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(server.content)
     assert len(fetch(task, said).corpus) == len(small.DOCUMENTS)

@@ -8,10 +8,10 @@ import pytest
 
 from retbench.cards.recipe import Batch, Contrast
 from retbench.errors import DataError, ResourceError
-from retbench.pipelines import forecast
-from retbench.training.contrasts import Labelled
-from retbench.training.forward import passes
-from retbench.training.pairs import of_file
+from retbench.training import cost_estimate
+from retbench.training.contrastive_batches import Labelled
+from retbench.training.train_forward import passes
+from retbench.training.training_set import of_file
 from tests import tiny
 from tests.test_training import RECIPE, pairs
 
@@ -47,7 +47,7 @@ def test_a_model_too_big_is_told_what_would_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, free: float, step: str
 ) -> None:
     folder = tiny.build(tmp_path / "tiny")
-    monkeypatch.setattr(forecast, "_free_bytes", lambda: free)
+    monkeypatch.setattr(cost_estimate, "_free_bytes", lambda: free)
     with pytest.raises(ResourceError, match="are free") as caught:
-        forecast.need_memory(folder, RECIPE if lora else replace(RECIPE, lora=None))
+        cost_estimate.need_memory(folder, RECIPE if lora else replace(RECIPE, lora=None))
     assert step in caught.value.next_step

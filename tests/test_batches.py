@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.encoders.batches import Plan
+from retbench.encoders.batch_plan import Plan
 
 lengths = st.lists(st.integers(0, 60), min_size=1, max_size=120).map(lambda items: np.array(items, dtype=np.int64))
 budgets = st.integers(1, 300)

@@ -7,7 +7,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from retbench.cli.main import app
-from retbench.store.shelf import place
+from retbench.store.embedding_cache import place
 from tests import small, tiny
 
 

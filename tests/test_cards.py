@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retbench.cards import catalog, home, parse
+from retbench.cards import catalog, toml_parser, user_config
 from retbench.cards.model import ModelCard, Weights
 from retbench.cards.task import Lengths, Suite, TaskCard
 from retbench.errors import DataError, MissingError, UsageError
@@ -68,7 +68,7 @@ def test_a_complaint_names_file_line_and_field(
 ) -> None:
     file = written(tmp_path, text)
     with pytest.raises(DataError) as caught:
-        parse.load(TaskCard, file)
+        toml_parser.load(TaskCard, file)
     assert caught.value.cause.startswith(f"{file}:{line}: {field}: ")
     assert problem in caught.value.cause
     assert remedy in caught.value.next_step
@@ -77,7 +77,7 @@ def test_a_complaint_names_file_line_and_field(
 def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
     file = written(tmp_path, 'name = "t"\nsplit = dev\n')
     with pytest.raises(DataError, match=r"not valid TOML.*line 2") as caught:
-        parse.load(TaskCard, file)
+        toml_parser.load(TaskCard, file)
     assert str(file) in caught.value.cause
 
 
@@ -85,13 +85,13 @@ def test_a_card_that_is_not_utf8(tmp_path: Path) -> None:
     file = tmp_path / "card.toml"
     file.write_bytes('name = "Kompaß"\n'.encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8") as caught:
-        parse.load(TaskCard, file)
+        toml_parser.load(TaskCard, file)
     assert str(file) in caught.value.cause
 
 
 def test_a_good_card_keeps_every_value(tmp_path: Path) -> None:
     text = f'name = "t"\naliases = ["u", "v"]\n[source]\nkind = "folder"\n[lengths]\nquery = 64\n[[expected]]\n{KNOWN}'
-    card = parse.load(TaskCard, written(tmp_path, text.replace("0.5", "1")), suite="mine")
+    card = toml_parser.load(TaskCard, written(tmp_path, text.replace("0.5", "1")), suite="mine")
     assert (card.aliases, card.suite, card.lengths) == (("u", "v"), "mine", Lengths(64, 512))
     assert card.expected[0].score == 1.0
     assert isinstance(card.expected[0].score, float)
@@ -100,9 +100,9 @@ def test_a_good_card_keeps_every_value(tmp_path: Path) -> None:
 def test_groups_of_a_suite_are_checked_too(tmp_path: Path) -> None:
     file = written(tmp_path, 'name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\nh = ["c", 4]\n')
     with pytest.raises(DataError, match=r":5: groups\.h\.2: expected str, found 4"):
-        parse.load(Suite, file)
+        toml_parser.load(Suite, file)
     file.write_text('name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\n')
-    assert parse.load(Suite, file).members() == ("a", "b", "t")
+    assert toml_parser.load(Suite, file).members() == ("a", "b", "t")
 
 
 # The user's own cards
@@ -265,25 +265,27 @@ def test_what_a_task_argument_means(working_folder: Path) -> None:
 
 
 # (retbench.toml, environment, what is in force)
-SETTINGS: dict[str, tuple[str | None, dict[str, str], home.Home]] = {
-    "nothing": (None, {}, home.Home()),
+SETTINGS: dict[str, tuple[str | None, dict[str, str], user_config.Home]] = {
+    "nothing": (None, {}, user_config.Home()),
     "the file": (
         'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', {},
-        home.Home("f", ("g",), "cpu"),
+        user_config.Home("f", ("g",), "cpu"),
     ),
     "the environment": (
         None, {"RETBENCH_CACHE": "e", "RETBENCH_CARDS": os.pathsep.join("ab"), "RETBENCH_DEVICE": "cuda"},
-        home.Home("e", ("a", "b"), "cuda"),
+        user_config.Home("e", ("a", "b"), "cuda"),
     ),
     "the environment wins": (
         'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', {"RETBENCH_CARDS": "a", "RETBENCH_DEVICE": "cuda"},
-        home.Home("f", ("a",), "cuda"),
+        user_config.Home("f", ("a",), "cuda"),
     ),
     "an empty variable is none": (
         'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', dict.fromkeys(("RETBENCH_CACHE", "RETBENCH_CARDS"), ""),
-        home.Home("f", ("g",), "cpu"),
+        user_config.Home("f", ("g",), "cpu"),
     ),
-    "an empty entry is not the working folder": (None, {"RETBENCH_CARDS": f"a{os.pathsep}"}, home.Home(None, ("a",))),
+    "an empty entry is not the working folder": (
+        None, {"RETBENCH_CARDS": f"a{os.pathsep}"}, user_config.Home(None, ("a",)),
+    ),
 }  # fmt: skip
 
 
@@ -293,36 +295,36 @@ def test_the_environment_wins_over_the_file(
     monkeypatch: pytest.MonkeyPatch,
     text: str | None,
     environment: dict[str, str],
-    expected: home.Home,
+    expected: user_config.Home,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RETBENCH_CACHE")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if text is not None:
-        written(tmp_path, text, home.FILE)
-    assert home.home() == expected
+        written(tmp_path, text, user_config.FILE)
+    assert user_config.home() == expected
 
 
 def test_retbench_toml_adds_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: object) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, 'cards = ["own"]\n', home.FILE)
+    written(tmp_path, 'cards = ["own"]\n', user_config.FILE)
     written(tmp_path, 'name = "mine"\n', "own/model_cards/mine.toml")
     assert catalog.model("mine").name == "mine"
 
 
 def test_retbench_toml_is_checked_like_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, '\ncahce = "x"\n', home.FILE)
+    written(tmp_path, '\ncahce = "x"\n', user_config.FILE)
     with pytest.raises(DataError, match=r"retbench\.toml:2: cahce: unknown field") as caught:
-        home.home()
+        user_config.home()
     assert caught.value.next_step == "did you mean cache?"
 
 
 def test_an_impossible_device_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETBENCH_DEVICE", "cdua")
     with pytest.raises(DataError, match=r"RETBENCH_DEVICE: 'cdua' is not a choice") as caught:
-        home.home()
+        user_config.home()
     assert "cuda" in caught.value.next_step
 
 
@@ -330,12 +332,12 @@ def test_the_cache_is_named_or_lies_in_the_users_cache_home(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/users/me")
     monkeypatch.setenv("RETBENCH_CACHE", "~/c")
-    assert home.cache_folder() == Path("/users/me/c")
+    assert user_config.cache_folder() == Path("/users/me/c")
     monkeypatch.delenv("RETBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert home.cache_folder() == Path("/x/retbench")
+    assert user_config.cache_folder() == Path("/x/retbench")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert home.cache_folder() == Path("/users/me/.cache/retbench")
+    assert user_config.cache_folder() == Path("/users/me/.cache/retbench")
 
 
 @given(st.text())
@@ -348,7 +350,7 @@ def test_the_cache_is_named_or_lies_in_the_users_cache_home(tmp_path: Path, monk
 @example(".hidden")
 @example("100%")
 def test_a_path_part_never_climbs_or_splits(name: str) -> None:
-    part = home.path_part(name)
+    part = user_config.path_part(name)
     path = PurePosixPath("root") / part
     assert path.parts == ("root", part)
     assert not part.startswith(".")
@@ -359,7 +361,7 @@ def test_a_path_part_never_climbs_or_splits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["qwen2.5-coder-7b", "qwen2.5@step=10", "name+q4_k_m"])
 def test_a_path_part_leaves_plain_names_alone(name: str) -> None:
-    assert home.path_part(name) == name
+    assert user_config.path_part(name) == name
 
 
 def test_lexical_cards_name_their_variant(own_cards: OwnCards) -> None:

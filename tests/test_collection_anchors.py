@@ -13,8 +13,8 @@ import small
 import retbench
 from retbench.cards import catalog
 from retbench.cards.task import TaskCard
-from retbench.pipelines.candidate import Candidate
-from retbench.pipelines.verify import verify
+from retbench.pipelines.checks.verify import verify
+from retbench.pipelines.models.model import ResolvedModel
 from tests.test_anchors import collection
 
 pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
@@ -56,7 +56,7 @@ class Encoder:
     """MiniLM as mteb's encoder protocol has it: mteb batches, searches and scores; only the vectors are ours."""
 
     def __init__(self, card: TaskCard) -> None:
-        candidate = Candidate.of(catalog.model("minilm-l6"), None, lambda _: None)
+        candidate = ResolvedModel.of(catalog.model("minilm-l6"), None, lambda _: None)
         self.encoder = candidate.encoder(candidate.spec(candidate.methods([])[0], card, {}))
         self.mteb_model_meta = retbench.as_mteb("minilm-l6").mteb_model_meta
 

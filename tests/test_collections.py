@@ -15,15 +15,15 @@ from small import Layout
 
 from retbench.cards.model import Lexical
 from retbench.cards.task import Source, TaskCard
-from retbench.corpora import beir_folder, compiled
+from retbench.corpora import beir_folder, collection_cache
 from retbench.corpora.collection import DOCUMENTS_PER_QUERY, Collection, load
-from retbench.corpora.compiled import MANIFEST, compile_collection
-from retbench.corpora.opening import open_collection
+from retbench.corpora.collection_cache import MANIFEST, compile_collection
+from retbench.corpora.open_collection import open_collection
 from retbench.corpora.rows import Judgment, Raw, Row
 from retbench.corpora.texts import Texts, joined
 from retbench.errors import DataError, MissingError, ResourceError, RetbenchError, UsageError
-from retbench.pipelines.recall import rankings
-from retbench.records.ledger import trec, unworded
+from retbench.records.load_run import rankings
+from retbench.records.results_folder import trec, unworded
 from retbench.retrievers.bm25 import BM25
 
 
@@ -308,7 +308,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(folder: Path, own_cache: Path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compiled, "_write_judgments", full)
+        patch.setattr(collection_cache, "_write_judgments", full)
         with pytest.raises(ResourceError, match="No space left on device"):
             opened(folder)
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
@@ -414,7 +414,7 @@ def test_the_fingerprint_of_a_view_follows_its_rows(large: Collection) -> None:
 
 
 def test_texts_of_many_chunks_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "BATCH", 7)
+    monkeypatch.setattr(collection_cache, "BATCH", 7)
     documents = [Row(f"d{number}", "t", "x" * (number % 5)) for number in range(50)]
     compile_collection(Raw(documents, [Row("q", "", "x")], {"test": [Judgment("q", "d49", 1)]}), tmp_path / "chunks")
     corpus: Texts = load(tmp_path / "chunks", "test").corpus

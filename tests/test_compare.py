@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 import retbench
 from retbench.cli.main import app
-from retbench.corpora.opening import open_collection
+from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, UsageError
-from retbench.pipelines import sides
-from retbench.pipelines.compare import compare
-from retbench.pipelines.inspect import inspect
-from retbench.pipelines.recall import read_run
-from retbench.records.ledger import Ledger
+from retbench.pipelines.runs import compare_inputs
+from retbench.pipelines.runs.compare import compare
+from retbench.pipelines.runs.inspect import inspect
+from retbench.records.load_run import read_run
+from retbench.records.results_folder import Ledger
 from retbench.scoring.significance import paired_test
 
 
@@ -112,7 +112,7 @@ def test_a_foreign_run_is_scored_by_the_rules_of_the_task(
         found = retbench.compare(file, cell.record or "", task=task)
         assert found.scores["mrr_at_10"][0] == pytest.approx(1 / 2 / 3)  # of three queries one is answered
     barred = {"q2": frozenset({"ship"})}
-    monkeypatch.setattr(sides, "open_collection", lambda card: replace(open_collection(card), excluded=barred))
+    monkeypatch.setattr(compare_inputs, "open_collection", lambda card: replace(open_collection(card), excluded=barred))
     assert retbench.compare(file, file, task=twins).scores["mrr_at_10"][0] == pytest.approx(1 / 3)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from retbench.engines import decoder as decoders
-from retbench.engines.decoder import Decoder, suits
+from retbench.engines import packed_decoder as decoders
+from retbench.engines.packed_decoder import Decoder, suits
 
 SIZES = {
     "vocab_size": 100,

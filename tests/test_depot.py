@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from retbench.errors import DataError, ResourceError
-from retbench.store.depot import Depot
-from retbench.store.shards import Block, Store
+from retbench.store.remote_store import Depot
+from retbench.store.shard_store import Block, Store
 
 BLOCK = Block(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
 

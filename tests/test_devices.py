@@ -15,25 +15,27 @@ import numpy as np
 import pytest
 
 from retbench.cards import catalog
+from retbench.cards.compute_target import Here, Ray, site
 from retbench.cards.engine import Engine
-from retbench.cards.site import Here, Ray, site
 from retbench.cards.study import Stage, Study
-from retbench.encoders.embedding import Job, embed
-from retbench.encoders.pieces import BadVectorError, Survey, Tell, UnstoredError
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Tokens
+from retbench.encoders.embed_texts import Job, embed
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.shard_tasks import Survey, Tell
 from retbench.engines import device
 from retbench.engines.fingerprints import of_folder
 from retbench.engines.weights import obtain
-from retbench.errors import DataError, ResourceError, UsageError
-from retbench.pipelines import devices, evaluate, study_run, workers
-from retbench.pipelines.candidate import Candidate
-from retbench.pipelines.request import Request
-from retbench.pipelines.reranking import Crew
-from retbench.pipelines.workers import Done, LostWorkerError, Order, Team
-from retbench.records.meter import Reach, Silent
-from retbench.retrievers.dense import Dense
-from retbench.store.shards import Block, Store
+from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError, UsageError
+from retbench.pipelines.evaluation import evaluate
+from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.models import local_workers, worker_pool
+from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.models.worker_pool import Done, LostWorkerError, Order, Team
+from retbench.pipelines.reranking.chain import Crew
+from retbench.pipelines.studies import run as run_module
+from retbench.records.phase_timer import Reach, Silent
+from retbench.retrievers.dense_retriever import Dense
+from retbench.store.shard_store import Block, Store
 from tests import small
 
 ROWS = 40
@@ -57,24 +59,24 @@ def test_the_words_of_devices() -> None:
 def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(devices, "device", lambda: torch.device("cuda"))
-    monkeypatch.setenv(devices.VISIBLE, "2,GPU-7,5")
-    assert [seat.gpu for seat in devices.seats(0)] == ["2", "GPU-7", "5"]
-    assert [seat.gpu for seat in devices.seats(2)] == ["2", "GPU-7"]
+    monkeypatch.setattr(local_workers, "device", lambda: torch.device("cuda"))
+    monkeypatch.setenv(local_workers.VISIBLE, "2,GPU-7,5")
+    assert [seat.gpu for seat in local_workers.seats(0)] == ["2", "GPU-7", "5"]
+    assert [seat.gpu for seat in local_workers.seats(2)] == ["2", "GPU-7"]
     with pytest.raises(UsageError, match="shows 3 GPUs"):
-        devices.seats(4)
-    monkeypatch.delenv(devices.VISIBLE)
+        local_workers.seats(4)
+    monkeypatch.delenv(local_workers.VISIBLE)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [seat.gpu for seat in devices.seats(0)] == ["0", "1"]
+    assert [seat.gpu for seat in local_workers.seats(0)] == ["0", "1"]
 
 
 def test_a_cpu_is_one_device_whose_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices.memory, "threads", lambda: 8)
+    monkeypatch.setattr(local_workers.memory, "threads", lambda: 8)
     assert device.device().type == "cpu"
-    assert [seat.threads for seat in devices.seats(0)] == [8]
-    assert [seat.threads for seat in devices.seats(3)] == [2, 2, 2]
-    assert [seat.threads for seat in devices.seats(9)] == [1] * 9
-    with devices.team("1") as alone, devices.team("all") as every:
+    assert [seat.threads for seat in local_workers.seats(0)] == [8]
+    assert [seat.threads for seat in local_workers.seats(3)] == [2, 2, 2]
+    assert [seat.threads for seat in local_workers.seats(9)] == [1] * 9
+    with local_workers.team("1") as alone, local_workers.team("all") as every:
         assert alone is every is None
 
 
@@ -133,7 +135,7 @@ class Player:
 
 
 @dataclass
-class Counted(workers.Shared):
+class Counted(worker_pool.Shared):
     """The team's side, with words in place of tokens."""
 
     def prepare(self, texts: Any, role: Any) -> Tokens:
@@ -193,7 +195,7 @@ def test_a_worker_that_comes_back_goes_on(tmp_path: Path) -> None:
 # (what a worker answers, what the user reads)
 PROBLEMS = {
     "a bad vector": (BadVectorError(6), DataError, "the vector of document 'd6' is zero or not a number"),
-    "no room": (UnstoredError("s could not be written", ""), ResourceError, "s could not be written"),
+    "no room": (ShardNotWrittenError("s could not be written", ""), ResourceError, "s could not be written"),
     "expected": (ResourceError("one document of 7 tokens", "smaller"), ResourceError, "one document of 7 tokens"),
     "a bug": (RuntimeError("in a worker:\nTraceback"), RuntimeError, "in a worker:\nTraceback"),
 }
@@ -206,7 +208,7 @@ def test_a_workers_problem_is_the_users(answer: Exception, kind: type[Exception]
 
 
 def test_a_worker_tells_a_bug_with_its_traceback() -> None:
-    found = workers.Hand(1).do(Order(None, None, None))  # type: ignore[arg-type]
+    found = worker_pool.Hand(1).do(Order(None, None, None))  # type: ignore[arg-type]
     assert isinstance(found, RuntimeError)
     assert "AttributeError" in str(found)
 
@@ -251,7 +253,7 @@ class Killing(Silent):
 def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("retbench.pipelines.searching.Dense", partial(Dense, shard_rows=2))
+    monkeypatch.setattr("retbench.pipelines.models.search.Dense", partial(Dense, shard_rows=2))
     task = small.write(tmp_path / "small")
     alone = run(model, task, tmp_path / "one", tmp_path / "c1", monkeypatch)
     show = Killing()
@@ -266,22 +268,22 @@ def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
 
 
 def test_a_server_shares_its_work_itself(model: Path, tmp_path: Path) -> None:
-    candidate = Candidate(catalog.model(str(model)), None, Engine("endpoint"))
+    candidate = ResolvedModel(catalog.model(str(model)), None, Engine("endpoint"))
     with pytest.raises(UsageError, match="endpoint shares its work out itself"):
-        workers.engaged(candidate, Team([Player], "cpu", 1))
+        worker_pool.engaged(candidate, Team([Player], "cpu", 1))
 
 
 def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(study_run, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
+    monkeypatch.setattr(run_module, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
     stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
-    assert list(study_run.run(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
+    assert list(run_module.run(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
     assert asked == ["all"]
 
 
 def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
     with Team([Player], "cpu", 1) as team:
-        found = Crew(lambda _: None, partial(workers.engaged, team=team)).find(str(model))
+        found = Crew(lambda _: None, partial(worker_pool.engaged, team=team)).find(str(model))
         assert found.workers is not None
     assert Crew(lambda _: None).find(str(model)).workers is None
 
@@ -289,6 +291,6 @@ def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
 def test_other_weights_on_a_workers_machine_are_refused(model: Path) -> None:
     card = catalog.model(str(model))
     local = obtain(card)
-    assert workers.Model(card, local, Engine(), of_folder(model)).candidate().weights == local
+    assert worker_pool.Model(card, local, Engine(), of_folder(model)).candidate().weights == local
     with pytest.raises(DataError, match="are not those of this machine"):
-        workers.Model(card, local, Engine(), "another").candidate()
+        worker_pool.Model(card, local, Engine(), "another").candidate()

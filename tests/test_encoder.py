@@ -9,14 +9,14 @@ import torch
 
 from retbench.cards import catalog
 from retbench.corpora.texts import Texts
-from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.embedding import Job, embed
-from retbench.encoders.pieces import Alone
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Wording
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.embed_texts import Job, embed
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.shard_tasks import Alone
 from retbench.engines import backbone
 from retbench.errors import DataError
-from retbench.store.shards import Store
+from retbench.store.shard_store import Store
 from tests import tiny
 from tests.small import DOCUMENTS
 
@@ -102,7 +102,7 @@ def test_capped_scores_are_computed_step_by_step(tmp_path: Path) -> None:
 
 
 def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
-    from retbench.corpora.compiled import compile_collection
+    from retbench.corpora.collection_cache import compile_collection
     from retbench.corpora.rows import Judgment, Raw, Row
 
     documents = [Row(f"{name}-{i}", title, text) for i in range(-(-rows // 20)) for name, title, text in DOCUMENTS]

@@ -10,10 +10,10 @@ import pytest
 
 from retbench.cards import catalog
 from retbench.cards.engine import Engine, engine
-from retbench.encoders.foreign import TextEncoder
-from retbench.encoders.spec import EncoderSpec
-from retbench.engines.endpoint import Endpoint
-from retbench.engines.server import Server
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.external_encoders import TextEncoder
+from retbench.engines.embeddings_client import Endpoint
+from retbench.engines.http_server import Server
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
 from tests import serving
 from tests.test_run import call, cells

@@ -16,7 +16,7 @@ import retbench
 from retbench.cards import catalog
 from retbench.cli.main import app
 from retbench.errors import UsageError
-from retbench.pipelines.export import export
+from retbench.pipelines.mteb_bridge.export_results import export
 
 
 @pytest.fixture(autouse=True)

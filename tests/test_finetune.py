@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import retbench
-from retbench.cards import catalog, dump, parse
+from retbench.cards import catalog, toml_parser, toml_writer
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe import Batch, Likelihood, Lora, Optimiser, Recipe, changed
 from retbench.cards.task import Lengths
 from retbench.cli.main import app
 from retbench.engines import weights
 from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
-from retbench.pipelines import forecast
-from retbench.pipelines.finetune import finetune
-from retbench.pipelines.lesson import Wish
+from retbench.pipelines.finetuning.train_encoder import finetune
+from retbench.training import cost_estimate
+from retbench.training.data import Wish
 from tests import small, tiny
 from tests.test_training import RECIPE, jsonl
 
@@ -276,7 +276,7 @@ def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint
 
 
 def test_a_model_too_big_is_refused_before_loading(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "_free_bytes", lambda: 1000.0)
+    monkeypatch.setattr(cost_estimate, "_free_bytes", lambda: 1000.0)
     with pytest.raises(ResourceError, match=r"0\.0 GB are free"):
         learn()
 
@@ -380,8 +380,8 @@ def test_bm25_cannot_be_trained(data: Path) -> None:
 def test_a_card_reads_back_as_it_was_written(learn: Learn, tmp_path: Path) -> None:
     card = learn()
     file = tmp_path / "again.toml"
-    file.write_text(dump.toml(card))
-    assert parse.load(ModelCard, file) == card
+    file.write_text(toml_writer.toml(card))
+    assert toml_parser.load(ModelCard, file) == card
 
 
 def test_recipe_fields_are_overruled_by_path() -> None:
@@ -407,12 +407,12 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
 
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from retbench.cards.task import TaskCard
-    from retbench.pipelines.candidate import Candidate
+    from retbench.pipelines.models.model import ResolvedModel
 
     method = replace(RECIPE.method, pooling=pooling, eos=pooling == "last")
     card = learn(export="sentence-transformers", method=method)
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "pupil" / "sentence-transformers"), device="cpu")
-    candidate = Candidate.of(card, None, lambda _: None)
+    candidate = ResolvedModel.of(card, None, lambda _: None)
     task = small.card(tmp_path / "x")
     assert isinstance(task, TaskCard)
     encoder = candidate.encoder(candidate.spec(method, task, {"dtype": "float32"}))
@@ -512,8 +512,8 @@ def test_mining_keeps_to_ranks_and_margin() -> None:
 
     from retbench.cards.recipe import Mining
     from retbench.retrievers.ranking import Ranking
-    from retbench.training.mining import mined
-    from retbench.training.pairs import Query, TrainingSet
+    from retbench.training.hard_negatives import mined
+    from retbench.training.training_set import Query, TrainingSet
 
     training = TrainingSet("s", [Query("q", (2,))], [str(n) for n in range(8)], "f")
     ranking = Ranking([np.array([5, 2, 0, 1, 3, 4])], [np.array([9.9, 8.0, 7.9, 7.0, 6.0, 5.0])])

@@ -18,15 +18,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from retbench.cards.reranker import Listwise, Pointwise
-from retbench.engines import server as network
-from retbench.engines.generate import Answer, Local
+from retbench.cards.reranker_settings import Listwise, Pointwise
+from retbench.engines import http_server as network
+from retbench.engines.generator import Answer, Local
 from retbench.errors import DataError, UsageError
-from retbench.pipelines import first
-from retbench.rerankers.answers import Kept
-from retbench.rerankers.asking import Desk, list_form, list_prompt, parsed, point_prompt, scaled
-from retbench.rerankers.generative import Lists, Points
-from retbench.rerankers.pools import Pool, rerank
+from retbench.pipelines.runs import saved_run
+from retbench.rerankers.answer_cache import Kept
+from retbench.rerankers.candidates import Pool, rerank
+from retbench.rerankers.llm_prompts import Desk, list_form, list_prompt, parsed, point_prompt, scaled
+from retbench.rerankers.llm_rerankers import Lists, Points
 from retbench.retrievers.ranking import Ranking
 from tests import serving, small, tiny
 from tests.test_run import call, cells
@@ -240,13 +240,16 @@ def test_odds_are_the_logits_of_the_next_token(model: Path, local: Local) -> Non
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     prompts = ["Is it tea?", "Does the sun warm the sea? " * 9]
     words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
-    first = [{tokenizer(word)["input_ids"][0] for word in some} for some in words]
-    assert first[0] & first[1]  # the space, which says neither
+    first_tokens = [{tokenizer(word)["input_ids"][0] for word in some} for some in words]
+    assert first_tokens[0] & first_tokens[1]  # the space, which says neither
     for prompt, answer in zip(prompts, local.odds(prompts), strict=True):
         ids = tokenizer(PROMPT.format(prompt), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             chance = plain(ids).logits[0, -1].float().softmax(-1)
-        yes, no = (float(chance[sorted(one)].sum()) for one in (first[0] - first[1], first[1] - first[0]))
+        yes, no = (
+            float(chance[sorted(one)].sum())
+            for one in (first_tokens[0] - first_tokens[1], first_tokens[1] - first_tokens[0])
+        )
         assert answer.yes == pytest.approx(math.log(yes / no), abs=1e-4)
         assert answer.read == ids.shape[1]
 
@@ -283,7 +286,7 @@ LISTWISE = "listwise:engine=endpoint,model=some-model,scores=raw"
 
 
 def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
-    run = first.ours(Path(cell["record"]))
+    run = saved_run.ours(Path(cell["record"]))
     return run.ranking.named(run.collection)
 
 
@@ -468,11 +471,11 @@ def test_a_model_on_this_machine_reranks_in_both_ways(model: Path, task: Path, o
 
 
 def test_the_scores_of_another_reranker_are_not_called_bm25(model: Path, task: Path, out: Path) -> None:
-    from retbench.pipelines.speakers import label
+    from retbench.pipelines.reranking.llm import label
 
     plain, moved = cells("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}")
-    assert label(first.ours(Path(plain["record"]))) == "BM25 score"
-    reranked = first.ours(Path(moved["record"]))
+    assert label(saved_run.ours(Path(plain["record"]))) == "BM25 score"
+    reranked = saved_run.ours(Path(moved["record"]))
     assert label(reranked) == "search score"
     assert label(
         replace(reranked, record=replace(reranked.record, settings={"retriever": "dense", "rerankers": []}))

@@ -15,8 +15,8 @@ from hub_layout import REVISION, fetched, hub_files, retrieval, source, write
 
 from retbench.cards import pins
 from retbench.cards.task import Source, TaskCard
-from retbench.corpora import snapshots
-from retbench.corpora.opening import fetch, open_collection, supply
+from retbench.corpora import hub_snapshots
+from retbench.corpora.open_collection import fetch, open_collection, supply
 from retbench.errors import DataError, MissingError
 
 SCIFACT = TaskCard("scifact", source(repo="mteb/scifact", mteb="SciFact"))
@@ -98,7 +98,7 @@ def test_bright_forbids_documents_and_the_card_decides_whether_that_counts() -> 
 def test_a_length_of_longembed_is_a_split() -> None:
     rows = [{"qid": f"q{n}", "doc_id": f"d{n}", "text": f"text {n}", "context_length": n} for n in (256, 512)]
     tables = {name: {"needle": (name, rows)} for name in ("queries", "corpus", "qrels")}
-    folder = snapshots.Snapshot("dwzhu/LongEmbed", REVISION).folder
+    folder = hub_snapshots.Snapshot("dwzhu/LongEmbed", REVISION).folder
     folder.mkdir(parents=True)
     lines = ["---", "configs:", "- config_name: needle", "  data_files:"]
     for name in tables:

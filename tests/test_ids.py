@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retbench.encoders import ids
-from retbench.encoders.wording import Tokens
+from retbench.encoders import token_ids
+from retbench.encoders.prompt_tokenizer import Tokens
 
 TEXTS = [[1, 2, 3], [], [4], [2_000_000_000, 5], [6] * 50]
 
 
 def tokens(chunk: int) -> Tokens:
-    with ids.Ids() as gathered:
+    with token_ids.Ids() as gathered:
         for start in range(0, len(TEXTS), chunk):
             gathered.add(TEXTS[start : start + chunk])
         return Tokens(gathered.flat(), gathered.offsets(), 0, 0)
@@ -23,23 +23,23 @@ def tokens(chunk: int) -> Tokens:
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 @pytest.mark.parametrize("limit", [0, 20, 1 << 26])
 def test_ids_are_the_same_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, chunk: int, limit: int) -> None:
-    monkeypatch.setattr(ids, "IN_MEMORY", limit)
+    monkeypatch.setattr(token_ids, "IN_MEMORY", limit)
     found = tokens(chunk)
     assert [text.tolist() for text in found] == TEXTS
     assert found.lengths.tolist() == [3, 0, 1, 2, 50]
-    assert (ids.mapping(found.flat) is not None) == (limit < 4 * 56)
+    assert (token_ids.mapping(found.flat) is not None) == (limit < 4 * 56)
     some = found.take(np.array([4, 0, 1]))
     assert [text.tolist() for text in some] == [TEXTS[4], TEXTS[0], []]
     assert some.flat.flags.writeable
 
 
 def test_nothing_gathered_is_nothing() -> None:
-    gathered = ids.Ids()
+    gathered = token_ids.Ids()
     assert (len(gathered.flat()), gathered.offsets().tolist()) == (0, [0])
 
 
 def test_the_file_has_no_name(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    monkeypatch.setattr(ids, "IN_MEMORY", 0)
+    monkeypatch.setattr(token_ids, "IN_MEMORY", 0)
     assert len(tokens(2)) == 5
     assert list(own_cache.iterdir()) == []
 

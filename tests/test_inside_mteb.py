@@ -12,7 +12,7 @@ import small
 import retbench
 from retbench.cards import catalog
 from retbench.errors import UsageError
-from retbench.pipelines.inside_mteb import meta, task_card
+from retbench.pipelines.mteb_bridge.search_model import meta, task_card
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.cards.method import Method
-from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.store.key import digest
 
 METHOD = Method("m", "a title", "ours", "here", "mean", query="q: {instruction} {text}", document="d: {text}")

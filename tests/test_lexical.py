@@ -8,14 +8,14 @@ import torch
 
 from retbench.cards import catalog
 from retbench.cards.method import Role
-from retbench.encoders.lexical import TERMS, LexicalEncoder, parts
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Wording
-from retbench.engines import backbone, head
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.sparse_encoder import TERMS, LexicalEncoder, parts
+from retbench.engines import backbone, lm_head
 from retbench.errors import UsageError
-from retbench.retrievers.fusion import fused
+from retbench.retrievers.inverted_index import Inverted
 from retbench.retrievers.ranking import Ranking
-from retbench.retrievers.sparse import Inverted
+from retbench.retrievers.score_fusion import fused
 from tests import plain, tiny
 from tests.test_run import call, cells
 
@@ -26,7 +26,7 @@ def encoder(folder: Path) -> LexicalEncoder:
     method = catalog.method("promptreps-sparse")
     loaded = backbone.load(folder, "float32", torch.device("cpu"))
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
-    return LexicalEncoder(spec, loaded, Wording(loaded.tokenizer, method), head.load(folder, loaded))
+    return LexicalEncoder(spec, loaded, Wording(loaded.tokenizer, method), lm_head.load(folder, loaded))
 
 
 def specified(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int, float]]:
@@ -83,7 +83,7 @@ def test_weights_without_a_head_say_so(tmp_path: Path) -> None:
 
 
 def test_a_cap_bends_the_logits() -> None:
-    made = head.Head(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
+    made = lm_head.Head(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
     wanted = 3 * torch.tanh(torch.tensor([[2.0, 6.0]]) / 3)
     assert torch.allclose(made.logits(torch.tensor([[2.0, 5.0]])), wanted)
 

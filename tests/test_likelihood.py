@@ -14,9 +14,9 @@ from retbench.cards import catalog
 from retbench.cards.model import Lexical
 from retbench.engines import backbone
 from retbench.engines.padding import pad
-from retbench.retrievers.likelihood import Dirichlet
-from retbench.training import adapters
-from retbench.training.likelihood import Speaker, attention, corrupted
+from retbench.retrievers.query_likelihood import Dirichlet
+from retbench.training import lora
+from retbench.training.query_likelihood import Speaker, attention, corrupted
 from tests import small, tiny
 
 PLAIN = Lexical(variant="dirichlet", mu=3.0, stopwords="en")
@@ -59,7 +59,7 @@ def speaker(folder: Path, **settings: Any) -> Speaker:
     recipe = catalog.recipe("llm-ql")
     assert recipe.likelihood
     wanted = replace(recipe.likelihood, **settings)
-    model = adapters.load(folder, replace(recipe, dtype="float32", lora=None), head=True)
+    model = lora.load(folder, replace(recipe, dtype="float32", lora=None), head=True)
     return Speaker(model.eval(), backbone.tokenizer(folder), wanted, "float32", torch.device("cpu"))
 
 

@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 import torch
 
-from retbench.encoders.dense import DenseEncoder
-from retbench.encoders.embedding import Job, embed
-from retbench.encoders.pieces import Alone
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Tokens
+from retbench.encoders.dense_encoder import DenseEncoder
+from retbench.encoders.embed_texts import Job, embed
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.shard_tasks import Alone
 from retbench.engines import memory
 from retbench.errors import DataError, ResourceError
-from retbench.store import shards
-from retbench.store.narrow import row_bytes
-from retbench.store.shards import Store
+from retbench.store import shard_store
+from retbench.store.shard_store import Store
+from retbench.store.vector_formats import row_bytes
 from tests import fake, tiny
 
 DOCUMENTS, QUERIES = 44, 6
@@ -315,7 +315,7 @@ def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
         fsync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "fsync", filling)
+        patch.setattr(shard_store.os, "fsync", filling)
         with pytest.raises(ResourceError, match="No space left on device") as caught:
             matrix(job, store, encoder())
     assert caught.value.next_step.endswith("then run the same command: 2 of 4 shards are kept")

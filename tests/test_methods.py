@@ -7,11 +7,11 @@ import torch
 
 from retbench.cards import catalog
 from retbench.cards.method import Method, Role
-from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import InapplicableError, Wording
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Wording
 from retbench.engines import backbone
-from retbench.errors import DataError, UsageError
+from retbench.errors import DataError, InapplicableError, UsageError
 from tests import plain, small, tiny
 from tests.test_run import call, cells
 

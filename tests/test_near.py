@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from retbench.cards import near
+from retbench.cards import ann_settings
 from retbench.cli.main import app
 from retbench.errors import MissingError, UsageError
-from retbench.retrievers import ann, exact
-from retbench.store.shards import Block
+from retbench.retrievers import approximate_search, exact_search
+from retbench.store.shard_store import Block
 from tests import small, tiny
 
 pytest.importorskip("faiss", reason="approximate search needs faiss: pip install 'retbench[ann]'")
@@ -33,16 +33,16 @@ def blocks() -> list[Block]:
     return [Block(order[start:end], DOCUMENTS[order[start:end]]) for start, end in cuts]
 
 
-def found(word: str) -> tuple[ann.Ranking, dict[str, Any]]:
-    wanted = near.read(word)
+def found(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
+    wanted = ann_settings.read(word)
     assert wanted
-    return ann.search(wanted, QUERIES, blocks(), 10, len(DOCUMENTS))
+    return approximate_search.search(wanted, QUERIES, blocks(), 10, len(DOCUMENTS))
 
 
 @pytest.mark.parametrize("word", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
 def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
     ranking, told = found(word)
-    truth = exact.search(QUERIES, blocks(), 10)
+    truth = exact_search.search(QUERIES, blocks(), 10)
     assert told["recall"] >= 0.99
     for rows, scores, right in zip(ranking.rows, ranking.scores, truth.rows, strict=True):
         assert len(np.intersect1d(rows, right)) >= 9
@@ -52,7 +52,7 @@ def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
 
 def test_the_recall_told_is_that_of_the_ranking() -> None:
     ranking, told = found("ivf:lists=50,probes=2")
-    truth = exact.search(QUERIES, blocks(), 10)
+    truth = exact_search.search(QUERIES, blocks(), 10)
     shares = [len(np.intersect1d(*sides)) / 10 for sides in zip(ranking.rows, truth.rows, strict=True)]
     assert told == {
         "search": "ivf:lists=50,probes=2",
@@ -64,28 +64,28 @@ def test_the_recall_told_is_that_of_the_ranking() -> None:
 
 
 def test_a_sample_of_many_queries_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ann, "SAMPLE", 7)
+    monkeypatch.setattr(approximate_search, "SAMPLE", 7)
     assert found("ivf:lists=20,probes=20")[1]["sampled_queries"] == 7
 
 
 def test_lists_that_hold_less_than_k_give_less() -> None:
-    wanted = near.Ivf(lists=3, probes=1)
-    ranking, _ = ann.search(wanted, QUERIES, [Block(np.arange(6), DOCUMENTS[:6])], 10, 6)
+    wanted = ann_settings.Ivf(lists=3, probes=1)
+    ranking, _ = approximate_search.search(wanted, QUERIES, [Block(np.arange(6), DOCUMENTS[:6])], 10, 6)
     assert all(0 < len(rows) < 6 for rows in ranking.rows)
 
 
 def test_no_documents_give_no_ranking() -> None:
-    ranking, told = ann.search(near.Hnsw(), QUERIES, [], 10, 0)
+    ranking, told = approximate_search.search(ann_settings.Hnsw(), QUERIES, [], 10, 0)
     assert [len(rows) for rows in ranking.rows] == [0] * 30
     assert told["recall"] == 1.0
 
 
 def test_every_option_is_told_in_one_way() -> None:
-    first, second = near.read("hnsw:breadth=9,links=8"), near.read("hnsw:links=8,breadth=9")
+    first, second = ann_settings.read("hnsw:breadth=9,links=8"), ann_settings.read("hnsw:links=8,breadth=9")
     assert first == second
     assert first
-    assert near.named(first) == "hnsw:breadth=9,building=200,links=8"
-    assert near.read("exact") is None
+    assert ann_settings.named(first) == "hnsw:breadth=9,building=200,links=8"
+    assert ann_settings.read("exact") is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_every_option_is_told_in_one_way() -> None:
 )
 def test_what_cannot_be_meant_is_refused(word: str) -> None:
     with pytest.raises(UsageError):
-        near.read(word)
+        ann_settings.read(word)
 
 
 def test_without_faiss_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

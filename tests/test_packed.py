@@ -12,7 +12,8 @@ from torch import Tensor
 from retbench.cards import catalog
 from retbench.cards.recipe import Lora
 from retbench.engines.padding import pad
-from retbench.training import adapters, packed
+from retbench.training import lora as lora_module
+from retbench.training import packed_forward
 
 LENGTHS = (90, 40, 40, 40, 7, 7, 1)
 
@@ -20,8 +21,8 @@ LENGTHS = (90, 40, 40, 40, 7, 7, 1)
 def adapted(family: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     kind, config = FAMILIES[family]
     recipe = replace(catalog.recipe("quick"), lora=Lora(rank=4, **{"dropout": 0.0, **lora}))
-    model = adapters.prepare(build(kind, dtype, **config), recipe)
-    for weight in adapters.trained(model).values():  # halves of zero would hide a mistake
+    model = lora_module.prepare(build(kind, dtype, **config), recipe)
+    for weight in lora_module.trained(model).values():  # halves of zero would hide a mistake
         torch.nn.init.normal_(weight, std=0.1)
     return model
 
@@ -42,17 +43,19 @@ def slopes(model: Any, states: Tensor) -> dict[str, Tensor]:
     """The gradient of a sum whose parts weigh differently."""
     torch.manual_seed(1)
     (states.float() * torch.randn(states.shape)).sum().backward()  # type: ignore[no-untyped-call]  # torch's
-    found = {name: weight.grad.clone() for name, weight in adapters.trained(model).items() if weight.grad is not None}
+    found = {
+        name: weight.grad.clone() for name, weight in lora_module.trained(model).items() if weight.grad is not None
+    }
     model.zero_grad()
     return found
 
 
 def assert_equal(model: Any, tolerance: float) -> None:
-    assert packed.fits(model)
-    ours, theirs = packed.states(model, rows()), plain(model, rows())
+    assert packed_forward.fits(model)
+    ours, theirs = packed_forward.states(model, rows()), plain(model, rows())
     assert (ours - theirs).norm() < tolerance * theirs.norm()
     found, expected = slopes(model, ours), slopes(model, theirs)
-    assert found.keys() == expected.keys() == adapters.trained(model).keys()
+    assert found.keys() == expected.keys() == lora_module.trained(model).keys()
     for name, slope in expected.items():
         assert (found[name] - slope).norm() < tolerance * slope.norm(), name
 
@@ -68,15 +71,15 @@ def test_layers_without_an_adapter_stay_as_they_are() -> None:
 
 
 def test_many_scores_are_made_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retbench.training.slopes.SCORES", 6 * 40 * 40)
-    monkeypatch.setattr("retbench.training.slopes.CHUNK", 48 * 10)
+    monkeypatch.setattr("retbench.training.autograd_functions.SCORES", 6 * 40 * 40)
+    monkeypatch.setattr("retbench.training.autograd_functions.CHUNK", 48 * 10)
     assert_equal(adapted("llama"), 1e-4)
 
 
 def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
     exact = adapted("llama")
     rough = adapted("llama", torch.bfloat16)
-    truth, ours = slopes(exact, plain(exact, rows())), slopes(rough, packed.states(rough, rows()))
+    truth, ours = slopes(exact, plain(exact, rows())), slopes(rough, packed_forward.states(rough, rows()))
     with torch.autocast("cpu", torch.bfloat16):
         theirs = slopes(rough, plain(rough, rows()))
 
@@ -87,5 +90,5 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
 
 
 def test_what_the_pass_does_not_compute_is_left_to_transformers() -> None:
-    assert not packed.fits(adapted("llama", dropout=0.1))
-    assert not packed.fits(build("llama"))
+    assert not packed_forward.fits(adapted("llama", dropout=0.1))
+    assert not packed_forward.fits(build("llama"))

@@ -11,9 +11,9 @@ import pytest
 from finished import NASTY, fail, finish
 
 from retbench.pipelines.report import report
-from retbench.reports.deltas import deltas
 from retbench.reports.plots import plots
-from retbench.reports.svg import Point, front
+from retbench.reports.specialisation_deltas import deltas
+from retbench.reports.svg_charts import Point, front
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here (apt-get install chromium)")

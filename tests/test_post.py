@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from retbench.cards import catalog
-from retbench.encoders.post import Moments, fitted
+from retbench.encoders.postprocessing import Moments, fitted
 from retbench.errors import UsageError
-from retbench.store.shards import Block
+from retbench.store.shard_store import Block
 from tests.test_run import call, cells
 
 DRAW = np.random.default_rng(5)

@@ -5,7 +5,7 @@ import torch
 
 from retbench.cli import progress
 from retbench.cli.progress import Live, Pace
-from retbench.engines import peak
+from retbench.engines import peak_throughput
 
 
 @pytest.fixture
@@ -67,5 +67,5 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
 
 def test_the_peak_is_that_of_the_linear_layers() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 8))
-    assert peak.shapes(model) == {(16, 8): 1, (8, 16): 1}
-    assert peak.tokens_per_second(model, torch.float32, torch.device("cpu"), 64) > 0
+    assert peak_throughput.shapes(model) == {(16, 8): 1, (8, 16): 1}
+    assert peak_throughput.tokens_per_second(model, torch.float32, torch.device("cpu"), 64) > 0

@@ -11,15 +11,15 @@ import torch
 
 from retbench.cards import catalog
 from retbench.cards.recipe import Batch, Lists
-from retbench.encoders.listing import Sheet
-from retbench.encoders.wording import Wording
+from retbench.encoders.listwise_prompt import Sheet
+from retbench.encoders.prompt_tokenizer import Wording
 from retbench.engines import backbone
 from retbench.errors import DataError
-from retbench.training.contrasts import Group
-from retbench.training.gradients import backward
+from retbench.training.contrastive_batches import Group
+from retbench.training.gradient_caching import backward
+from retbench.training.listwise_batches import Ranked
 from retbench.training.losses import ranknet
-from retbench.training.pairs import Query, TrainingSet, of_file
-from retbench.training.rankings import Ranked
+from retbench.training.training_set import Query, TrainingSet, of_file
 from tests import small, tiny
 from tests.test_run import call, cells
 from tests.test_training import RECIPE, gradients, trainee

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from retbench.cards import catalog
-from retbench.encoders.wording import Wording
+from retbench.encoders.prompt_tokenizer import Wording
 from retbench.engines import backbone
 from tests import plain, tiny
 from tests.test_run import call, cells

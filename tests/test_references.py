@@ -13,13 +13,13 @@ from retbench.cards import catalog
 from retbench.cards.model import ModelCard, Reference
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError, UsageError
-from retbench.pipelines.expected import expected
-from retbench.pipelines.imports import import_results
-from retbench.pipelines.mteb_files import results_below
+from retbench.pipelines.evaluation.published_scores import expected
+from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.mteb_bridge.import_results import import_results
 from retbench.pipelines.report import report
-from retbench.pipelines.request import Request
 from retbench.records.cell import Cell
-from retbench.reports.references import published, read, shipped
+from retbench.records.mteb_results import results_below
+from retbench.reports.published_tables import published, read, shipped
 
 
 def test_every_shipped_column_is_a_task_or_a_group_of_ours() -> None:

@@ -19,12 +19,12 @@ from retbench.cards.model import Training
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.report import finished, report
-from retbench.records.kept import DamagedError, kept, raw_scores
-from retbench.records.ledger import Ledger, read
 from retbench.records.record import SCHEMA
+from retbench.records.results_folder import Ledger, read
+from retbench.records.scored_run import DamagedError, kept, raw_scores
 from retbench.reports.formats import spreadsheet, tex
-from retbench.reports.grid import Cell, grid
-from retbench.reports.tree import tree_mean
+from retbench.reports.suite_average import tree_mean
+from retbench.reports.table_cells import Cell, grid
 
 GENERATOR = np.random.default_rng(1)
 GOOD = GENERATOR.uniform(0.6, 0.9, 40)

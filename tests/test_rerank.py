@@ -11,18 +11,18 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from retbench.cards import reranker
-from retbench.corpora.opening import open_collection
-from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.listing import Sheet, text
-from retbench.encoders.wording import Wording
+from retbench.cards import reranker_settings
+from retbench.corpora.open_collection import open_collection
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.listwise_prompt import Sheet, text
+from retbench.encoders.prompt_tokenizer import Wording
 from retbench.engines.memory import CLEAR
 from retbench.errors import DataError, UsageError
-from retbench.pipelines import first
 from retbench.pipelines.report import report
-from retbench.rerankers import listing
-from retbench.rerankers.pools import Pool, rerank, windows
-from retbench.rerankers.vectors import ByVectors
+from retbench.pipelines.runs import saved_run
+from retbench.rerankers import listwise_embedding
+from retbench.rerankers.candidates import Pool, rerank, windows
+from retbench.rerankers.embedding_rerankers import ByVectors
 from retbench.retrievers.ranking import Ranking
 from tests import small, tiny
 from tests.test_run import call, cells
@@ -51,7 +51,7 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
-    return first.ours(Path(cell["record"])).ranking.named(first.ours(Path(cell["record"])).collection)
+    return saved_run.ours(Path(cell["record"])).ranking.named(saved_run.ours(Path(cell["record"])).collection)
 
 
 def texts() -> dict[str, str]:
@@ -148,11 +148,11 @@ def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, t
 def test_documents_share_what_is_left_equally(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
     documents = ["short", "bread " * 400, "water " * 300]
-    settings = reranker.E2Rank(documents=3)
+    settings = reranker_settings.E2Rank(documents=3)
 
     def fitted(limit: int) -> tuple[list[int], Any]:
         sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=limit)
-        asked: Any = listing.Prompts(sheet, settings, str)
+        asked: Any = listwise_embedding.Prompts(sheet, settings, str)
         ids = asked.fitted("why?", documents).flat
         assert len(ids) <= limit
         parts = tokenizer.decode(ids).partition("Documents:\n")[2].partition("\nSearch Query")[0].split("\n")
@@ -164,7 +164,7 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
     room = 300 - len(tokenizer(text("why?", [*documents[:1], "", ""]))["input_ids"])
     assert abs(second + third - room) < 8  # texts joined have other tokens than texts apart
     sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=0)
-    least = text("why?", sheet.cut(documents, listing.LEAST))
+    least = text("why?", sheet.cut(documents, listwise_embedding.LEAST))
     lengths, counts = fitted(len(sheet.tokens(least).flat) - 1)
     assert (len(lengths), counts.documents_left_out) == (2, 1)
     with pytest.raises(UsageError, match="fewer than two documents"):
@@ -174,7 +174,7 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
 def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
     sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=300)
-    asked: Any = listing.Prompts(sheet, reranker.E2Rank(), str)
+    asked: Any = listwise_embedding.Prompts(sheet, reranker_settings.E2Rank(), str)
     assert len(asked.fitted("north " * 500, ["one", "two"]).flat) <= 300
     assert asked.counts.queries_cut == 1
 
@@ -255,7 +255,7 @@ def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
     assert ranked(ordered)["q1"][: len(found)] == found
     rest = [name for name, _, _ in small.DOCUMENTS if name not in found]
     assert ranked(ordered)["q1"][len(found) :] == rest
-    assert reranker.wanted("ql:model=some").word == "likelihood:model=some"
+    assert reranker_settings.wanted("ql:model=some").word == "likelihood:model=some"
 
 
 def test_rerankers_compose_and_every_stage_is_a_row(model: Path, task: Path, out: Path) -> None:
@@ -401,23 +401,23 @@ def test_excluded_documents_never_come_back(
     file.write_text(RUN)
     opened: Callable[..., Any] = open_collection
     monkeypatch.setattr(
-        first, "open_collection", lambda card: replace(opened(card), excluded={"q1": frozenset({"coffee"})})
+        saved_run, "open_collection", lambda card: replace(opened(card), excluded={"q1": frozenset({"coffee"})})
     )
-    own, _ = first.foreign(file, str(task), out, "retbench rerank")
+    own, _ = saved_run.foreign(file, str(task), out, "retbench rerank")
     assert own.ranking.named(own.collection)["q1"] == ["tea", "bread"]
 
 
 def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path, out: Path) -> None:
     (cell,) = cells("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
-    other = first.ours(Path(cell["record"]))
-    from retbench.pipelines.judges import judge
-    from retbench.pipelines.reranking import Crew
+    other = saved_run.ours(Path(cell["record"]))
+    from retbench.pipelines.reranking.chain import Crew
+    from retbench.pipelines.reranking.factory import judge
 
     moved = replace(other, record=replace(other.record, model=str(tiny.build(task.parent / "tiny2", hidden_size=32))))
     with pytest.raises(DataError, match="are not those of the run"):
-        judge(reranker.wanted("rocchio"), moved, None, Crew(lambda _: None).find)
+        judge(reranker_settings.wanted("rocchio"), moved, None, Crew(lambda _: None).find)
 
 
 def test_one_spelling_for_one_reranker() -> None:
-    assert reranker.wanted("e2rank:step=10,depth=50").word == "e2rank:depth=50"
-    assert reranker.wanted("rocchio:beta=1,alpha=2").word == "rocchio:alpha=2.0,beta=1.0"
+    assert reranker_settings.wanted("e2rank:step=10,depth=50").word == "e2rank:depth=50"
+    assert reranker_settings.wanted("rocchio:beta=1,alpha=2").word == "rocchio:alpha=2.0,beta=1.0"

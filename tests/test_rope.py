@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import retbench
-from retbench.cards import rope
-from retbench.engines import backbone, ropes
+from retbench.cards import rope_scaling
+from retbench.engines import backbone, rotary_positions
 from retbench.engines.backbone import Backbone
 from retbench.errors import UsageError
 from tests import small, tiny
@@ -34,7 +34,7 @@ def rows(*lengths: int) -> list[np.ndarray]:
     ("word", "meant"), [("linear:2", "linear:2"), ("yarn:4.0", "yarn:4"), ("dynamic", "dynamic:1")]
 )
 def test_a_setting_is_written_in_one_way(word: str, meant: str) -> None:
-    assert rope.read(word).word == meant
+    assert rope_scaling.read(word).word == meant
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_setting_is_written_in_one_way(word: str, meant: str) -> None:
 )
 def test_what_stretches_nothing_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match="rope="):
-        rope.read(word)
+        rope_scaling.read(word)
 
 
 def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:
@@ -68,7 +68,7 @@ def another(family: str) -> Backbone:
     sizes: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": WINDOW}
     config = AutoConfig.for_model(family, **sizes, **heads, pad_token_id=0)
-    ropes.stretch(config, "dynamic:2")
+    rotary_positions.stretch(config, "dynamic:2")
     return Backbone(AutoModel.from_config(config).eval(), None, True, "float32", CPU)  # type: ignore[arg-type]
 
 
@@ -86,11 +86,11 @@ def test_a_text_is_turned_by_its_own_length_whatever_stands_beside_it(family: st
 def test_a_model_without_one_plain_rope_is_refused(folder: Path) -> None:
     for family in ("bert", "gemma3_text"):
         with pytest.raises(UsageError, match="rotary positions"):
-            ropes.stretch(AutoConfig.for_model(family), "linear:2")
+            rotary_positions.stretch(AutoConfig.for_model(family), "linear:2")
     config = AutoConfig.from_pretrained(folder)
-    ropes.stretch(config, "linear:2")
+    rotary_positions.stretch(config, "linear:2")
     with pytest.raises(UsageError, match="stretched already"):
-        ropes.stretch(config, "linear:2")
+        rotary_positions.stretch(config, "linear:2")
 
 
 def test_the_setting_is_in_the_record_and_in_the_settings_id(folder: Path, tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from retbench.cards.model import Lexical
 from retbench.corpora.collection import Collection, load
-from retbench.corpora.compiled import compile_collection
-from retbench.corpora.opening import open_collection
+from retbench.corpora.collection_cache import compile_collection
+from retbench.corpora.open_collection import open_collection
 from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
 from retbench.corpora.texts import joined
-from retbench.retrievers import exact
+from retbench.retrievers import exact_search
 from retbench.retrievers.bm25 import BM25
 from retbench.retrievers.ranking import Ranking, best
-from retbench.store.shards import Block, Store
+from retbench.store.shard_store import Block, Store
 
 
 class Case(NamedTuple):
@@ -75,21 +75,21 @@ def hits(ranking: Ranking) -> list[list[tuple[int, float]]]:
 @given(cases())
 def test_exact_search_is_brute_force_whatever_the_tiles_and_blocks(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "QUERY_TILE", case.query_tile)
-        patch.setattr(exact, "DOCUMENT_TILE", case.document_tile)
-        found = exact.search(case.queries, case.blocks, case.k)
+        patch.setattr(exact_search, "QUERY_TILE", case.query_tile)
+        patch.setattr(exact_search, "DOCUMENT_TILE", case.document_tile)
+        found = exact_search.search(case.queries, case.blocks, case.k)
     assert hits(found) == brute_force(case.queries, case.documents, case.k)
 
 
 def test_one_score_for_all_gives_the_first_rows() -> None:
     vectors = np.ones((50, 2), dtype=np.float32)
     blocks = [Block(np.arange(start, 50, 3)[::-1].copy(), vectors[start::3]) for start in (2, 0, 1)]
-    assert exact.search(vectors[:1], blocks, 10).rows[0].tolist() == list(range(10))
+    assert exact_search.search(vectors[:1], blocks, 10).rows[0].tolist() == list(range(10))
 
 
 def test_a_corpus_smaller_than_k_is_ranked_whole() -> None:
     vectors = np.array([[1, 0], [0, 1]], dtype=np.float32)
-    found = exact.search(vectors, [Block(np.array([1, 0]), vectors[::-1].copy())], 100)
+    found = exact_search.search(vectors, [Block(np.array([1, 0]), vectors[::-1].copy())], 100)
     assert hits(found) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
 
 
@@ -99,13 +99,13 @@ def test_blocks_from_the_store_are_searched(tmp_path: Path) -> None:
         rows = np.arange(shard, 4, 2)
         store.write(shard, Block(rows, vectors[rows]), tokens=1, seconds=0.0)
     blocks = [block for shard in range(2) if (block := store.read(shard))]
-    assert [rows[0] for rows in exact.search(vectors, blocks, 1).rows] == [0, 1, 2, 3]
+    assert [rows[0] for rows in exact_search.search(vectors, blocks, 1).rows] == [0, 1, 2, 3]
 
 
 def test_scores_are_summed_in_float32() -> None:
     small_part = np.float32(2**-12)  # lost beside 1 in bfloat16 and in float16
     vectors = np.array([[1, small_part], [1, 0]], dtype=np.float32)
-    found = exact.search(np.array([[1, 1]], dtype=np.float32), [Block(np.arange(2), vectors)], 2)
+    found = exact_search.search(np.array([[1, 1]], dtype=np.float32), [Block(np.arange(2), vectors)], 2)
     assert hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
 
 
@@ -126,12 +126,12 @@ def blocks_of(vectors: np.ndarray, size: int) -> list[Block]:
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranking]:
     def search(queries: np.ndarray, documents: np.ndarray, k: int, bf16: bool = True, window: int = 700) -> Ranking:
-        monkeypatch.setattr(exact, "fast_bf16", lambda: bf16)
-        monkeypatch.setattr(exact, "FEW", 1)
-        monkeypatch.setattr(exact, "QUERY_TILE", 24)
-        monkeypatch.setattr(exact, "DOCUMENT_TILE", 128)
-        monkeypatch.setattr(exact, "WINDOW_ROWS", window)
-        return exact.search(queries, blocks_of(documents, 300), k)
+        monkeypatch.setattr(exact_search, "fast_bf16", lambda: bf16)
+        monkeypatch.setattr(exact_search, "FEW", 1)
+        monkeypatch.setattr(exact_search, "QUERY_TILE", 24)
+        monkeypatch.setattr(exact_search, "DOCUMENT_TILE", 128)
+        monkeypatch.setattr(exact_search, "WINDOW_ROWS", window)
+        return exact_search.search(queries, blocks_of(documents, 300), k)
 
     return search
 
@@ -172,13 +172,13 @@ def test_a_crowded_window_is_passed_in_float32(
     searched: Callable[..., Ranking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[torch.dtype] = []
-    candidates = exact.Top._candidates
+    candidates = exact_search.Top._candidates
 
-    def told(top: exact.Top, window: exact.Window) -> exact.Pairs:
+    def told(top: exact_search.Top, window: exact_search.Window) -> exact_search.Pairs:
         passes.append(window.tiles.dtype)
         return candidates(top, window)
 
-    monkeypatch.setattr(exact.Top, "_candidates", told)
+    monkeypatch.setattr(exact_search.Top, "_candidates", told)
     searched(*VECTORS["nearly one direction"], 10)
     assert torch.float32 in passes
     passes.clear()
@@ -188,11 +188,11 @@ def test_a_crowded_window_is_passed_in_float32(
 
 def test_pairs_are_scored_alike_without_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does, tried on a CPU."""
-    monkeypatch.setattr(exact, "PAIRS", 7)
+    monkeypatch.setattr(exact_search, "PAIRS", 7)
     queries, documents = (torch.from_numpy(side) for side in VECTORS["random"])
     places, owners = torch.arange(0, 2000, 10), torch.arange(200) % 40
     expected = (documents.double() @ queries.double().T)[places, owners]
-    for products in (exact.gathered, exact.sampled):
+    for products in (exact_search.gathered, exact_search.sampled):
         torch.testing.assert_close(products(documents, queries, places, owners).double(), expected, rtol=0, atol=1e-6)
 
 
@@ -244,8 +244,8 @@ print(peak_mb() - before)
 
 def test_between_two_windows_a_query_keeps_k_keys_and_nothing_behind_them() -> None:
     vectors = torch.from_numpy(np.random.default_rng(5).standard_normal((400, 8), dtype=np.float32))
-    top = exact.Top(vectors[:64], 10)
-    top.add(exact.Window.of([torch.arange(400)], [vectors], torch.float32))
+    top = exact_search.Top(vectors[:64], 10)
+    top.add(exact_search.Window.of([torch.arange(400)], [vectors], torch.float32))
     assert top.keys.untyped_storage().nbytes() == 64 * 10 * 8
 
 

@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("sentence_transformers")
 
 from retbench.cards import catalog
-from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.foreign import IdsEncoder
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Wording
-from retbench.engines import backbone, fingerprints, sentence
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.external_encoders import IdsEncoder
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.engines import backbone, fingerprints, sentence_transformers_engine
 from retbench.errors import DataError, UsageError
 from tests import tiny
 from tests.test_run import call, cells
@@ -27,7 +27,7 @@ def pair(folder: Path, name: str) -> tuple[BackboneEncoder, IdsEncoder]:
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     loaded = backbone.load(folder, "float32", CPU)
     wording = Wording(loaded.tokenizer, method)
-    theirs = sentence.load(folder, "float32", CPU, method.pooling)
+    theirs = sentence_transformers_engine.load(folder, "float32", CPU, method.pooling)
     return BackboneEncoder(spec, loaded, wording), IdsEncoder(spec, theirs, wording)
 
 
@@ -50,7 +50,7 @@ def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", careless)
     with pytest.raises(DataError, match=r"reads .*user"):
-        sentence.load(model, "float32", CPU, "last")
+        sentence_transformers_engine.load(model, "float32", CPU, "last")
 
 
 def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) ->
     parts = [bare[0], Pooling(tiny.WIDTH, pooling_mode="mean"), Dense(tiny.WIDTH, 16), Normalize()]
     published = SentenceTransformer(modules=parts)
     published.save(str(tmp_path / "published"))
-    loaded = sentence.load(tmp_path / "published", "float32", CPU, "model")
+    loaded = sentence_transformers_engine.load(tmp_path / "published", "float32", CPU, "model")
     wording = Wording(backbone.tokenizer(model), catalog.method("as-published"))
     tokens = wording.tokens(tiny.SENTENCES[:4], "query", 64)
     wanted = published.encode(list(tiny.SENTENCES[:4]))
@@ -86,7 +86,7 @@ def test_other_modules_behind_one_backbone_are_other_vectors(model: Path, tmp_pa
 
 def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:
     with pytest.raises(UsageError, match=r"no modules\.json"):
-        sentence.load(model, "float32", CPU, "model")
+        sentence_transformers_engine.load(model, "float32", CPU, "model")
 
 
 def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner, Result
 
 from retbench.cli.main import app
 from retbench.errors import UsageError
-from retbench.retrievers.dense import shortened
-from retbench.store.narrow import FORMS, VectorDtype, row_bytes, widened
-from retbench.store.shards import Block, Store
-from retbench.store.shelf import shelf
+from retbench.retrievers.dense_retriever import shortened
+from retbench.store.embedding_cache import shelf
+from retbench.store.shard_store import Block, Store
+from retbench.store.vector_formats import FORMS, VectorDtype, row_bytes, widened
 from tests import small
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from retbench.cards import catalog
-from retbench.corpora import stdlib, stdlib_source
+from retbench.corpora import stdlib_definitions, stdlib_suite
 from retbench.corpora.rows import Judgment, Raw, Row
-from retbench.corpora.stdlib_source import Definition
+from retbench.corpora.stdlib_definitions import Definition
 from retbench.errors import MissingError, UsageError
 
 KINDS = ("stdlib-code", "stdlib-doc", "stdlib-text")
@@ -46,7 +46,7 @@ def collect(raw: Raw) -> Collection:
 
 @pytest.fixture(scope="module")
 def collections() -> dict[str, Collection]:
-    return {kind: collect(stdlib.generate(kind)) for kind in KINDS}
+    return {kind: collect(stdlib_suite.generate(kind)) for kind in KINDS}
 
 
 @pytest.fixture(params=KINDS)
@@ -65,8 +65,8 @@ def texts(collection: Collection, split: str) -> tuple[set[str], set[str]]:
 
 
 def tiny(monkeypatch: pytest.MonkeyPatch, kind: str, *found: Definition) -> Collection:
-    monkeypatch.setattr(stdlib, "definitions", lambda: iter(found))
-    return collect(stdlib.generate(kind))
+    monkeypatch.setattr(stdlib_suite, "definitions", lambda: iter(found))
+    return collect(stdlib_suite.generate(kind))
 
 
 def function(name: str, docstring: str, body: str) -> Definition:
@@ -78,11 +78,11 @@ def judged(collection: Collection) -> set[tuple[str, str]]:
 
 
 def test_another_process_with_another_hash_seed_generates_the_same(collections: dict[str, Collection]) -> None:
-    root = str(Path(stdlib.__file__).parents[2])
+    root = str(Path(stdlib_suite.__file__).parents[2])
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": root}
     command = [sys.executable, "-c", DIGEST]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert told == [*(collections[kind].digest for kind in KINDS), stdlib.stamp()]
+    assert told == [*(collections[kind].digest for kind in KINDS), stdlib_suite.stamp()]
 
 
 def test_no_text_is_shared_between_train_and_test(collection: Collection) -> None:
@@ -125,7 +125,7 @@ def test_doc_is_code_turned_round_with_the_same_split(collections: dict[str, Col
 def test_a_function_cannot_be_found_by_its_own_name(collections: dict[str, Collection]) -> None:
     for row in collections["stdlib-code"].documents.values():
         name = re.split(r"[.:]", row.id.partition("#")[0])[-1]
-        assert name == stdlib.NEUTRAL or not re.search(rf"\b{name}\b", row.text), row.id
+        assert name == stdlib_suite.NEUTRAL or not re.search(rf"\b{name}\b", row.text), row.id
 
 
 def test_documents_are_code_without_docstring(collections: dict[str, Collection]) -> None:
@@ -143,7 +143,9 @@ def test_text_takes_classes_and_modules(collections: dict[str, Collection]) -> N
 
 
 def test_nothing_comes_from_tests_or_other_peoples_packages() -> None:
-    folders = {part for path in stdlib_source.source_files() for part in path.relative_to(stdlib_source.root()).parts}
+    folders = {
+        part for path in stdlib_definitions.source_files() for part in path.relative_to(stdlib_definitions.root()).parts
+    }
     assert not folders & {"test", "tests", "idlelib", "turtledemo", "lib2to3", "site-packages", "ensurepip"}
 
 
@@ -192,34 +194,34 @@ def test_names_are_replaced_as_whole_words(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_unknown_kind_gets_a_suggestion() -> None:
     with pytest.raises(UsageError) as caught:
-        stdlib.generate("stdlib-cod")
+        stdlib_suite.generate("stdlib-cod")
     assert "stdlib-code" in caught.value.next_step
 
 
 def test_a_python_without_source_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stdlib_source, "root", lambda: tmp_path)
+    monkeypatch.setattr(stdlib_definitions, "root", lambda: tmp_path)
     with pytest.raises(MissingError):
-        stdlib.stamp()
+        stdlib_suite.stamp()
 
 
 def test_the_stamp_follows_the_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stdlib_source, "root", lambda: tmp_path)
+    monkeypatch.setattr(stdlib_definitions, "root", lambda: tmp_path)
     (tmp_path / "json").mkdir()
     stamps = set()
     for name in ("json/__init__.py", "ast.py", "site.py"):
         (tmp_path / name).write_text("x = 1\n", encoding="utf-8")
-        stamps.add(stdlib.stamp())
+        stamps.add(stdlib_suite.stamp())
     (tmp_path / "ast.py").write_text("x = 2\n", encoding="utf-8")
     (tmp_path / "json" / "tests").mkdir()
-    stamps.add(stdlib.stamp())
+    stamps.add(stdlib_suite.stamp())
     (tmp_path / "json" / "tests" / "test_json.py").write_text("x = 1\n", encoding="utf-8")
-    stamps.add(stdlib.stamp())
+    stamps.add(stdlib_suite.stamp())
     assert len(stamps) == 4
     assert not any(re.search(r"\s", stamp) for stamp in stamps)
 
 
 def test_ids_stay_unique_and_nested_definitions_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stdlib_source, "root", lambda: tmp_path)
+    monkeypatch.setattr(stdlib_definitions, "root", lambda: tmp_path)
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "__init__.py").write_text(
         '"""Module."""\n'
@@ -229,7 +231,7 @@ def test_ids_stay_unique_and_nested_definitions_are_found(monkeypatch: pytest.Mo
         "            '''Three\n            lines.'''\n            # why\n\n            return x\n",
         encoding="utf-8",
     )
-    found = {each.id: each for each in stdlib_source.definitions()}
+    found = {each.id: each for each in stdlib_definitions.definitions()}
     assert list(found) == ["json", "json:f", "json:f#2", "json:C.D.h"]
     assert found["json:C.D.h"].above == "async def h(self,\n            x):"
     assert found["json:C.D.h"].below == "    # why\n    return x"

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from retbench.cards import catalog
-from retbench.corpora import stdlib, stdlib_long
-from retbench.corpora.opening import open_collection, supply
+from retbench.corpora import stdlib_long, stdlib_suite
+from retbench.corpora.open_collection import open_collection, supply
 from retbench.corpora.rows import Row
 from retbench.errors import UsageError
 
@@ -17,8 +17,8 @@ def documents() -> dict[str, list[Row]]:
 
 
 @pytest.fixture(scope="module")
-def needles() -> dict[str, stdlib.Pair]:
-    return {pair.id: pair for pair in stdlib_long._needles(stdlib.text_groups())}
+def needles() -> dict[str, stdlib_suite.Pair]:
+    return {pair.id: pair for pair in stdlib_long._needles(stdlib_suite.text_groups())}
 
 
 def identity(row: Row) -> tuple[str, int]:
@@ -36,7 +36,7 @@ def test_the_same_needles_stand_at_the_same_depths_at_every_length(documents: di
 
 
 def test_each_needle_is_in_its_own_document_alone_and_where_it_should_be(
-    documents: dict[str, list[Row]], needles: dict[str, stdlib.Pair]
+    documents: dict[str, list[Row]], needles: dict[str, stdlib_suite.Pair]
 ) -> None:
     for rows in documents.values():
         for row in rows:
@@ -53,13 +53,15 @@ def test_a_document_is_as_long_as_its_name_says(documents: dict[str, list[Row]])
         assert all(wanted - 150 < len(row.text) < wanted + 10 for row in rows)
 
 
-def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdlib.Pair]) -> None:
-    filling = [p for group in stdlib.text_groups() for p in group if not stdlib_long._gives_needles(p)]
+def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdlib_suite.Pair]) -> None:
+    filling = [p for group in stdlib_suite.text_groups() for p in group if not stdlib_long._gives_needles(p)]
     assert not {stdlib_long._module(p) for p in filling} & {stdlib_long._module(p) for p in needles.values()}
-    assert {stdlib.split_of([needle]) for needle in needles.values()} == {"test"}
+    assert {stdlib_suite.split_of([needle]) for needle in needles.values()} == {"test"}
 
 
-def test_documents_have_filling_of_their_own(documents: dict[str, list[Row]], needles: dict[str, stdlib.Pair]) -> None:
+def test_documents_have_filling_of_their_own(
+    documents: dict[str, list[Row]], needles: dict[str, stdlib_suite.Pair]
+) -> None:
     starts = {re.sub(r"\s+", " ", row.text.replace(needles[identity(row)[0]].document, ""))[:60]
               for row in documents["stdlib-long-2048"]}  # fmt: skip
     assert len(starts) > 0.9 * len(documents["stdlib-long-2048"])
@@ -78,7 +80,7 @@ def test_the_cards_open_and_the_collection_is_the_same_again() -> None:
     first = open_collection(card)
     assert len(first.corpus) == len(first.queries) == len(first.judgments)
     assert supply(card).stamp() != supply(catalog.task("stdlib-long-512")).stamp()
-    stdlib.text_groups.cache_clear()
+    stdlib_suite.text_groups.cache_clear()
     assert list(stdlib_long.generate("stdlib-long-256").documents) == [
         Row(row.id, row.title, row.text, again.where)
         for row, again in zip(first.corpus, stdlib_long.generate("stdlib-long-256").documents, strict=True)

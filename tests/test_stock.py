@@ -14,16 +14,16 @@ from hub_layout import fetched, retrieval
 from typer.testing import CliRunner
 
 from retbench.cards import catalog, checksums
+from retbench.cards.task_rules import protocol
 from retbench.cli.main import app
-from retbench.corpora import opening
+from retbench.corpora import open_collection as open_collection_module
+from retbench.corpora.cache_status import stock
 from retbench.corpora.collection import load
-from retbench.corpora.compiled import MANIFEST
-from retbench.corpora.opening import fetch, open_collection
-from retbench.corpora.snapshots import Snapshot
-from retbench.corpora.stock import stock
+from retbench.corpora.collection_cache import MANIFEST
+from retbench.corpora.hub_snapshots import Snapshot
+from retbench.corpora.open_collection import fetch, open_collection
 from retbench.errors import DataError, MissingError
 from retbench.pipelines import fetch as story
-from retbench.pipelines.protocol import protocol
 
 
 def cached(task: str) -> None:
@@ -81,7 +81,7 @@ def test_fetch_without_a_name_says_what_it_takes() -> None:
 
 
 def refusing(*names: str) -> Any:
-    fetch = opening.fetch
+    fetch = open_collection_module.fetch
 
     def refuse(card: Any, say: Any) -> Any:
         if card.name in names:

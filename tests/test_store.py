@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.errors import ResourceError
-from retbench.store import shards
+from retbench.store import shard_store
 from retbench.store.key import canonical, digest
-from retbench.store.shards import Block, Store, write_whole
+from retbench.store.shard_store import Block, Store, write_whole
 
 BLOCK = Block(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
 FILES = {"shard-00007.safetensors", "shard-00007.json"}
@@ -147,7 +147,7 @@ def test_a_shard_without_its_note_does_not_count(store: Store, monkeypatch: pyte
         write_whole(file, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_whole", killed)
+        patch.setattr(shard_store, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             store.write(7, BLOCK, tokens=12, seconds=1.5)
     assert names(store) == {"shard-00007.safetensors"}

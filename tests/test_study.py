@@ -13,15 +13,15 @@ import tiny
 from typer.testing import CliRunner
 
 from retbench.cards import catalog
-from retbench.cards.reranker import wanted
+from retbench.cards.reranker_settings import wanted
 from retbench.cards.study import Stage, Study
 from retbench.cli.main import app
 from retbench.errors import DataError
-from retbench.pipelines import study as story
-from retbench.pipelines import study_run
-from retbench.pipelines.slots import request, slots
-from retbench.records.ledger import Ledger
-from retbench.reports.references import shipped
+from retbench.pipelines.studies import run as run_module
+from retbench.pipelines.studies import status as story
+from retbench.pipelines.studies.cells import request, slots
+from retbench.records.results_folder import Ledger
+from retbench.reports.published_tables import shipped
 from retbench.reports.study_tables import study_markdown
 
 PLAN = """
@@ -87,7 +87,7 @@ def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path:
     assert "words: 1 of 3 done\n  ✓✗–  bm25 · bm25" in shown
     assert "needs the task ./nowhere" in shown
     assert "later: 0 of 1 done\n  –  bm25 · quick\n  needs `retbench teach`" in shown
-    cells = list(study_run.run(catalog.study(str(plan_file)), out))
+    cells = list(run_module.run(catalog.study(str(plan_file)), out))
     assert [(cell.task, cell.status) for cell in cells] == [
         ("./nowhere", "skipped"), ("small", "done"), ("broken", "failed"), ("small", "skipped"),
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path:
 def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_file: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "r", catalog.study(str(plan_file))
     assert [state.status for state in story.states(plan, out)] == ["open", "open", "skipped", "skipped"]
-    list(study_run.run(plan, out))
+    list(run_module.run(plan, out))
     assert [state.status for state in story.states(plan, out)] == ["done", "failed", "skipped", "skipped"]
     shutil.rmtree(Ledger(out).files()[0].parent)
     assert [state.status for state in story.states(plan, out)] == ["open", "failed", "skipped", "skipped"]
@@ -107,7 +107,7 @@ def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_
 
 def test_two_machines_share_a_study_by_copying_folders(plan_file: Path, tmp_path: Path) -> None:
     plan = catalog.study(str(plan_file))
-    list(study_run.run(plan, tmp_path / "one"))
+    list(run_module.run(plan, tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "both")
     assert story.states(plan, tmp_path / "both")[0].status == "done"
 
@@ -116,7 +116,7 @@ def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: P
     folder = small.write(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     depth = Stage("refused", ("bm25",), tasks=(str(folder),), set={"depth": "ten"})
-    cells = list(study_run.run(Study("s", "s", (depth, fine)), tmp_path / "r"))
+    cells = list(run_module.run(Study("s", "s", (depth, fine)), tmp_path / "r"))
     assert [cell.status for cell in cells] == ["failed", "done"]
 
 
@@ -137,7 +137,7 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
     folder = small.write(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     stages = [replace(fine, name=key, options={key: value}) for key, value in {"devices": "2", "sample": 10}.items()]
-    cells = list(study_run.run(Study("s", "s", (*stages, fine)), tmp_path / "r"))
+    cells = list(run_module.run(Study("s", "s", (*stages, fine)), tmp_path / "r"))
     assert [cell.status for cell in cells] == ["skipped", "skipped", "done"]
     assert cells[0].error == "needs an option 'devices' (run has engine, rerank, weights)"
 
@@ -146,17 +146,17 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
 def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Path, change: dict[str, Any]) -> None:
     stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),), sample=2)
     plan, edited, out = Study("s", "s", (stage,)), Study("s", "s", (replace(stage, **change),)), tmp_path / "r"
-    list(study_run.run(plan, out))
+    list(run_module.run(plan, out))
     assert [state.status for state in story.states(edited, out)] == ["open"]
     assert story.chapters(edited, out)[0].report.blocks == []
-    list(study_run.run(edited, out))
+    list(run_module.run(edited, out))
     assert [state.status for state in story.states(edited, out)] == ["done"]
 
 
 def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) -> None:
     stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
     plan, out = Study("s", "s", (stage,)), tmp_path / "r"
-    list(study_run.run(plan, out))
+    list(run_module.run(plan, out))
     (note,) = (out / "studies").rglob("*.json")
     facts = json.loads(note.read_text())
     del facts["slot"]["asked"]
@@ -167,7 +167,7 @@ def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) ->
 def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
     one, two = (str(small.write(tmp_path / place / "small")) for place in "ab")
     plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
-    assert [cell.status for cell in study_run.run(plan, tmp_path / "r")] == ["skipped", "done"]
+    assert [cell.status for cell in run_module.run(plan, tmp_path / "r")] == ["skipped", "done"]
     first, second = story.states(plan, tmp_path / "r")
     assert (first.status, second.reason) == ("done", f"needs another name for {two}: {one} is small too")
 
@@ -189,9 +189,9 @@ def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=2"]}
     stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
     plan = Study("s", "s", (stage,))
-    (cell,) = study_run.run(plan, tmp_path / "r")
+    (cell,) = run_module.run(plan, tmp_path / "r")
     assert (cell.status, cell.model) == ("done", "tiny-s-trained"), cell.error
-    (again,) = study_run.run(plan, tmp_path / "r")
+    (again,) = run_module.run(plan, tmp_path / "r")
     assert again.cached
     assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
 
@@ -203,10 +203,10 @@ def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
     run.write_text("q4 Q0 owl 1 2.0 x\nq4 Q0 bee 2 1.0 x\nq5 Q0 compass 1 2.0 x\nq5 Q0 lens 2 1.0 x\n")
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1", f"teacher={run}"]}
     stage = Stage("taught", (str(model),), "finetune", tasks=(str(folder),), options=options)
-    (cell,) = study_run.run(Study("s", "s", (stage,)), tmp_path / "r")
+    (cell,) = run_module.run(Study("s", "s", (stage,)), tmp_path / "r")
     assert cell.status == "done", cell.error
     other = replace(stage, options={**options, "set": ["optimiser.max_steps=1", f"teacher={run}.gz"]})
-    (cell,) = study_run.run(Study("s", "s", (other,)), tmp_path / "r")
+    (cell,) = run_module.run(Study("s", "s", (other,)), tmp_path / "r")
     assert "another teacher" in (cell.error or "")
 
 
@@ -218,20 +218,20 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
         "trained", (str(model),), "finetune", tasks=(str(folder),), options=options, beside=("zero",), set=zero.set
     )
     plan, out = Study("s", "s", (zero, stage)), tmp_path / "r"
-    training, before = (cell for cell in study_run.forecast(plan, out, "trained") if cell["seed"] == 1)
+    training, before = (cell for cell in run_module.forecast(plan, out, "trained") if cell["seed"] == 1)
     assert (training["training"], training["status"]) == ("tiny-s-trained-seed1", "open")
     assert min(training["tokens"], training["disk_bytes"], before["tokens"]) > 0
-    cells = list(study_run.run(plan, out))
+    cells = list(run_module.run(plan, out))
     assert [(cell.model, cell.status) for cell in cells] == [
         ("tiny", "done"), ("tiny-s-trained-seed1", "done"), ("tiny-s-trained-seed2", "done"),
     ]  # fmt: skip
     assert [state.status for state in story.states(plan, out)] == ["done"] * 3
-    assert [cell["status"] for cell in study_run.forecast(plan, out)] == ["done"] * 5
+    assert [cell["status"] for cell in run_module.forecast(plan, out)] == ["done"] * 5
     zeroth, chapter = story.chapters(plan, out)
     assert [len(one.report.blocks[0].rows) for one in (zeroth, chapter)] == [1, 3]
     assert "| tiny on small by quick | mean | 2 |" in study_markdown(plan, [("t", chapter.report.blocks, ())])
     other = replace(stage, options={**options, "set": ["optimiser.max_steps=2"]})
-    lost = list(study_run.run(Study("s", "s", (other,)), out))
+    lost = list(run_module.run(Study("s", "s", (other,)), out))
     assert [cell.status for cell in lost] == ["failed", "failed"]
     assert "another optimiser" in (lost[0].error or "")
     (chapter,) = story.chapters(Study("s", "s", (other,)), out)
@@ -242,11 +242,11 @@ def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
     folder = small.write(tmp_path / "small")
     stage = Stage("more", ("bm25",), tasks=(str(folder),), optional=True)
     plan = Study("s", "s", (stage,))
-    (cell,) = study_run.run(plan, tmp_path / "r")
+    (cell,) = run_module.run(plan, tmp_path / "r")
     assert (cell.status, cell.error) == ("skipped", "run when asked for: --stage more")
-    assert [one["status"] for one in study_run.forecast(plan, tmp_path / "r")] == ["skipped"]
+    assert [one["status"] for one in run_module.forecast(plan, tmp_path / "r")] == ["skipped"]
     assert [state.status for state in story.states(plan, tmp_path / "r")] == ["skipped"]
-    assert [cell.status for cell in study_run.run(plan, tmp_path / "r", "more")] == ["done"]
+    assert [cell.status for cell in run_module.run(plan, tmp_path / "r", "more")] == ["done"]
     assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
 
 
@@ -258,15 +258,15 @@ def test_an_adaptor_stage_learns_from_each_task_for_that_task(
     options = {"objective": "adaptor", "set": ["iterations=2", "alpha=[0.1]", "beta=[0.0]"]}
     stage = Stage("moved", (str(model),), "finetune", tasks=tuple(map(str, folders)), options=options)
     plan = Study("s", "s", (stage,))
-    costs = list(study_run.forecast(plan, tmp_path / "r"))
+    costs = list(run_module.forecast(plan, tmp_path / "r"))
     assert [cost.get("training", cost["task"]) for cost in costs] == [
         "tiny-s-moved-one", "one", "tiny-s-moved-two", "two",
     ]  # fmt: skip
-    cells = list(study_run.run(plan, tmp_path / "r"))
+    cells = list(run_module.run(plan, tmp_path / "r"))
     assert [(cell.model, cell.task, cell.status) for cell in cells] == [
         ("tiny-s-moved-one", "one", "done"), ("tiny-s-moved-two", "two", "done"),
     ]  # fmt: skip
-    assert all(cell.cached for cell in study_run.run(plan, tmp_path / "r"))
+    assert all(cell.cached for cell in run_module.run(plan, tmp_path / "r"))
     (chapter,) = story.chapters(plan, tmp_path / "r")
     rows = [row for block in chapter.report.blocks for row in block.rows]  # trained task by task, under one name
     assert [(row.model, list(row.runs)) for row in rows] == [("tiny (moved)", ["one"]), ("tiny (moved)", ["two"])]
@@ -279,7 +279,7 @@ def test_a_recipe_that_is_not_there_is_needed() -> None:
 
 def test_one_stage_can_be_run_alone(plan_file: Path, tmp_path: Path) -> None:
     plan = catalog.study(str(plan_file))
-    assert [cell.status for cell in study_run.run(plan, tmp_path, "later")] == ["skipped"]
+    assert [cell.status for cell in run_module.run(plan, tmp_path, "later")] == ["skipped"]
     assert _cli("study", "run", plan_file, "--out", tmp_path, "--stage", "nope")[0] == 2
 
 
@@ -292,7 +292,7 @@ def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Pa
 
 def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    list(study_run.run(catalog.study(str(plan_file)), out))
+    list(run_module.run(catalog.study(str(plan_file)), out))
     code, text, _ = _cli("study", "report", plan_file, "--results", out)
     assert code == 0
     assert text.startswith("# A little &lt;b&gt;study&lt;/b&gt;\n\n1. Is BM25 BM25?\n\n# words")

@@ -15,12 +15,12 @@ from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe import Contrast, Lists, Mining, Optimiser
 from retbench.errors import DataError, MissingError
-from retbench.pipelines.finetune import finetune
-from retbench.pipelines.lesson import Wish, labelled
+from retbench.pipelines.finetuning.train_encoder import finetune
 from retbench.pipelines.teaching import taught
-from retbench.training import mining
-from retbench.training.contrasts import Labelled
-from retbench.training.pairs import Query, TrainingSet
+from retbench.training import hard_negatives
+from retbench.training.contrastive_batches import Labelled
+from retbench.training.data import Wish, labelled
+from retbench.training.training_set import Query, TrainingSet
 from tests import tiny
 from tests.test_training import RECIPE
 
@@ -70,7 +70,7 @@ def test_graded_judgments_teach(collection: Path) -> None:
 def test_what_was_mined_and_never_judged_has_grade_0(collection: Path) -> None:
     asked = wish(collection, teacher="judgments")
     training = labelled(asked)
-    mined = mining.mined(training, Mining("bm25", last=4), mining.by_words(training), "bm25")
+    mined = hard_negatives.mined(training, Mining("bm25", last=4), hard_negatives.by_words(training), "bm25")
     query = taught(mined, asked).queries[0]
     assert len(query.negatives) == 4
     graded = dict(query.grades)
@@ -201,8 +201,8 @@ def test_a_positive_that_the_corpus_lacks_is_named(collection: Path) -> None:
 
 
 def test_in_a_published_collection_missing_positives_are_counted(collection: Path) -> None:
-    from retbench.corpora.opening import open_collection
-    from retbench.training.pairs import of_collection
+    from retbench.corpora.open_collection import open_collection
+    from retbench.training.training_set import of_collection
 
     card = replace(catalog.task(str(collection)), split="train")
     whole = open_collection(card)

@@ -14,16 +14,16 @@ from retbench.cards import catalog
 from retbench.cards.method import Method
 from retbench.cards.recipe import Batch, Contrast, Lora, Optimiser, Recipe
 from retbench.cards.task import Lengths
-from retbench.encoders.wording import Wording
+from retbench.encoders.prompt_tokenizer import Wording
 from retbench.engines import backbone
 from retbench.errors import DataError
-from retbench.training import adapters
-from retbench.training.contrasts import Group, Labelled, Order
-from retbench.training.forward import Trainee, passes
-from retbench.training.gradients import backward
+from retbench.training import lora as lora_module
+from retbench.training.contrastive_batches import Group, Labelled, Order
+from retbench.training.gradient_caching import backward
 from retbench.training.losses import loss
-from retbench.training.pairs import Query, TrainingSet, of_file
 from retbench.training.rates import rate
+from retbench.training.train_forward import Trainee, passes
+from retbench.training.training_set import Query, TrainingSet, of_file
 from tests import tiny
 
 METHOD = Method("m", "t", "ours", "s", "mean", query="Query: {text}", eos=True)
@@ -46,15 +46,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainee(folder: Path, recipe: Recipe = RECIPE) -> Trainee:
-    model = adapters.prepare(adapters.load(folder, recipe), recipe)
+    model = lora_module.prepare(lora_module.load(folder, recipe), recipe)
     with torch.no_grad():  # adapters start at zero, and a gradient that is zero would prove nothing
-        for number, weight in enumerate(adapters.trained(model).values()):
+        for number, weight in enumerate(lora_module.trained(model).values()):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
     return Trainee(model, Wording(backbone.tokenizer(folder), recipe.method), recipe, True, torch.device("cpu"))
 
 
 def gradients(made: Trainee) -> dict[str, torch.Tensor]:
-    return {n: w.grad.clone() for n, w in adapters.trained(made.model).items() if w.grad is not None}
+    return {n: w.grad.clone() for n, w in lora_module.trained(made.model).items() if w.grad is not None}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -227,7 +227,7 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
 def test_in_bfloat16_what_is_frozen_is_small_and_what_moves_is_not(folder: Path) -> None:
     recipe = replace(RECIPE, dtype="bfloat16")
     made = trainee(folder, recipe)
-    assert {weight.dtype for weight in adapters.trained(made.model).values()} == {torch.float32}
+    assert {weight.dtype for weight in lora_module.trained(made.model).values()} == {torch.float32}
     frozen = {weight.dtype for weight in made.model.parameters() if not weight.requires_grad}
     assert frozen == {torch.bfloat16}
     group = Labelled(pairs(), RECIPE.contrast, 1).group(np.arange(6), 0)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import small
 
-from retbench.corpora import lines as reading
+from retbench.corpora import text_lines as reading
 from retbench.corpora.collection import Collection
 from retbench.corpora.judgments import judgments
-from retbench.corpora.lines import lines
-from retbench.corpora.opening import open_collection
+from retbench.corpora.open_collection import open_collection
+from retbench.corpora.text_lines import lines
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import score_query

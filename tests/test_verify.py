@@ -14,9 +14,10 @@ from retbench.cards import catalog
 from retbench.cards.task import TaskCard
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
-from retbench.pipelines import referees, verify
-from retbench.pipelines.evaluate import evaluate
-from retbench.pipelines.request import Request
+from retbench.pipelines.checks import verify
+from retbench.pipelines.evaluation.evaluate import evaluate
+from retbench.pipelines.evaluation.request import Request
+from retbench.scoring import external_evaluators
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_several_reasons_are_told_together(folder: Path, tmp_path: Path, monkeyp
 
 def test_what_no_rule_explains_is_exit_4(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = run(folder, tmp_path, monkeypatch)
-    monkeypatch.setattr(referees, "_beir_scores", lambda *_: {"ndcg_at_10": 0.123})
+    monkeypatch.setattr(external_evaluators, "_beir_scores", lambda *_: {"ndcg_at_10": 0.123})
     done = CliRunner().invoke(app, ["verify", str(record)])
     assert done.exit_code == 4
     assert "NOT EXPLAINED" in done.output
@@ -180,12 +181,12 @@ def test_a_forbidden_document_in_the_run_is_refused(
 
 
 def test_without_the_extra_the_way_to_it_is_told() -> None:
-    with pytest.raises(MissingError) as caught, referees.referee_at_work("mteb"):
+    with pytest.raises(MissingError) as caught, external_evaluators.referee_at_work("mteb"):
         raise ModuleNotFoundError("No module named 'mteb'")
     assert "retbench[verify]" in caught.value.next_step
 
 
 def test_mteb_decides_about_the_own_id_task_by_task() -> None:
-    assert referees.mteb_drops_same_id("ArguAna")
-    assert not referees.mteb_drops_same_id("SciFact")
-    assert not referees.mteb_drops_same_id(None)
+    assert external_evaluators.mteb_drops_same_id("ArguAna")
+    assert not external_evaluators.mteb_drops_same_id("SciFact")
+    assert not external_evaluators.mteb_drops_same_id(None)

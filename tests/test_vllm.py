@@ -13,14 +13,14 @@ pytest.importorskip("vllm")
 from retbench.cards import catalog
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
-from retbench.encoders.dense import BackboneEncoder
-from retbench.encoders.foreign import IdsEncoder
-from retbench.encoders.spec import EncoderSpec
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.external_encoders import IdsEncoder
+from retbench.encoders.prompt_tokenizer import Wording
 from retbench.encoders.unit import unit
-from retbench.encoders.wording import Wording
-from retbench.engines import backbone, vllm, weights
-from retbench.engines.endpoint import Endpoint
-from retbench.engines.server import Server
+from retbench.engines import backbone, vllm_engine, weights
+from retbench.engines.embeddings_client import Endpoint
+from retbench.engines.http_server import Server
 from retbench.errors import UsageError
 from tests import tiny
 from tests.test_run import call, cells
@@ -34,7 +34,7 @@ def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> flo
     spec = EncoderSpec("weights", method, "", 128, 128, "float32")
     ours = backbone.load(folder, "float32", CPU).used(method.attention, method.layer)
     wording = Wording(ours.tokenizer, method)
-    theirs = IdsEncoder(spec, vllm.load(folder, "float32", method.pooling, method.attention, 256), wording)
+    theirs = IdsEncoder(spec, vllm_engine.load(folder, "float32", method.pooling, method.attention, 256), wording)
     tokens = wording.tokens(texts, "document", 128)
     one, other = BackboneEncoder(spec, ours, wording).vectors(tokens), theirs.vectors(tokens)
     return float((one * other).sum(1).min())
@@ -77,7 +77,7 @@ def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
 
 
 def test_a_text_longer_than_the_model_has_positions_for_is_told(model: Path) -> None:
-    loaded = vllm.load(model, "float32", "last", "own", 4096)
+    loaded = vllm_engine.load(model, "float32", "last", "own", 4096)
     assert loaded.vectors([np.arange(512) % tiny.VOCABULARY]).shape == (1, tiny.WIDTH)
     with pytest.raises(UsageError, match=r"513 tokens is longer than vLLM takes for this model \(512\)"):
         loaded.vectors([np.arange(513) % tiny.VOCABULARY])

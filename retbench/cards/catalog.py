@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from retbench.cards import home, options, parse
+from retbench.cards import options, toml_parser, user_config
 from retbench.cards.method import TITLES, Method
 from retbench.cards.model import DefaultMethod, ModelCard, Weights
 from retbench.cards.recipe import Recipe
@@ -74,12 +74,12 @@ def _files(folders: list[Path], pattern: str) -> list[Path]:
 @functools.cache
 def models() -> Shelf[ModelCard]:
     """Every model card."""
-    return _shelf("model", _files(home.card_folders("model_cards"), "**/*.toml"), _model_card)
+    return _shelf("model", _files(user_config.card_folders("model_cards"), "**/*.toml"), _model_card)
 
 
 def _model_card(file: Path) -> ModelCard:
     """A card whose weights lie at a relative path means: as seen from the card."""
-    card = parse.load(ModelCard, file)
+    card = toml_parser.load(ModelCard, file)
     if card.weights is None or card.weights.path is None:
         return card
     path = file.parent / Path(card.weights.path).expanduser()
@@ -89,21 +89,23 @@ def _model_card(file: Path) -> ModelCard:
 @functools.cache
 def tasks() -> Shelf[TaskCard]:
     """Every task card; the folder a card lies in is its home suite."""
-    files = [f for f in _files(home.card_folders("tasks"), "*/*.toml") if f.stem != "suite"]
-    return _shelf("task", files, lambda f: parse.load(TaskCard, f, suite=f.parent.name))
+    files = [f for f in _files(user_config.card_folders("tasks"), "*/*.toml") if f.stem != "suite"]
+    return _shelf("task", files, lambda f: toml_parser.load(TaskCard, f, suite=f.parent.name))
 
 
 @functools.cache
 def suites() -> Shelf[Suite]:
     """Every suite card (`tasks/<suite>/suite.toml`)."""
-    return _shelf("suite", _files(home.card_folders("tasks"), "*/suite.toml"), lambda f: parse.load(Suite, f))
+    return _shelf(
+        "suite", _files(user_config.card_folders("tasks"), "*/suite.toml"), lambda f: toml_parser.load(Suite, f)
+    )
 
 
 @functools.cache
 def methods() -> Shelf[Method]:
     """Every method preset: the shipped ones, then the user's own."""
-    folders = [home.PACKAGE / "cards" / "methods", *home.card_folders("methods")]
-    return _shelf("method", _files(folders, "*.toml"), lambda f: parse.load(Method, f))
+    folders = [user_config.PACKAGE / "cards" / "methods", *user_config.card_folders("methods")]
+    return _shelf("method", _files(folders, "*.toml"), lambda f: toml_parser.load(Method, f))
 
 
 def method(argument: str) -> Method:
@@ -119,7 +121,9 @@ def method(argument: str) -> Method:
 @functools.cache
 def recipes() -> Shelf[Recipe]:
     """Every training recipe."""
-    return _shelf("recipe", _files(home.card_folders("recipes"), "*.toml"), lambda f: parse.load(Recipe, f))
+    return _shelf(
+        "recipe", _files(user_config.card_folders("recipes"), "*.toml"), lambda f: toml_parser.load(Recipe, f)
+    )
 
 
 def recipe(argument: str) -> Recipe:
@@ -128,13 +132,13 @@ def recipe(argument: str) -> Recipe:
         return recipes().find(argument)
     if not Path(argument).expanduser().is_file():
         raise MissingError(f"there is no recipe at {argument}", "name a TOML file, or one of `retbench list recipes`")
-    return parse.load(Recipe, Path(argument).expanduser())
+    return toml_parser.load(Recipe, Path(argument).expanduser())
 
 
 @functools.cache
 def studies() -> Shelf[Study]:
     """Every study's plan."""
-    return _shelf("study", _files(home.card_folders("studies"), "*.toml"), lambda f: parse.load(Study, f))
+    return _shelf("study", _files(user_config.card_folders("studies"), "*.toml"), lambda f: toml_parser.load(Study, f))
 
 
 def study(argument: str) -> Study:
@@ -143,7 +147,7 @@ def study(argument: str) -> Study:
         return studies().find(argument)
     if not Path(argument).expanduser().is_file():
         raise MissingError(f"there is no plan at {argument}", "name a TOML file, or one of `retbench study list`")
-    return parse.load(Study, Path(argument).expanduser())
+    return toml_parser.load(Study, Path(argument).expanduser())
 
 
 def _is_path(argument: str) -> bool:
@@ -165,7 +169,9 @@ def _model_at(path: Path) -> ModelCard:
     if (path / CARD).is_file():
         return _model_card(path / CARD)
     layout = "folder" if path.is_dir() else "gguf"
-    weights = parse.convert(Weights, {"source": "path", "layout": layout, "path": str(path)}, parse.Place(path, ""))
+    weights = toml_parser.convert(
+        Weights, {"source": "path", "layout": layout, "path": str(path)}, toml_parser.Place(path, "")
+    )
     name = path.resolve().name if path.is_dir() else path.stem  # the folder qwen2.5-0.5b has no suffix .5b
     return ModelCard(name=name.lower(), weights=weights, method=DefaultMethod("mean"))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from retbench.cards import home
+from retbench.cards import user_config
 from retbench.cards.decode import from_json
 
 # Below this a file is read faster than it is looked up.
@@ -47,7 +47,7 @@ def digest(file: Path) -> str:
 
 
 def _memory() -> Path:
-    return home.cache_folder() / "checksums.json"
+    return user_config.cache_folder() / "checksums.json"
 
 
 def _remembered() -> dict[str, Any]:

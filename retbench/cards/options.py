@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from retbench.cards import parse
+from retbench.cards import toml_parser
 from retbench.errors import DataError, UsageError, closest
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def changed(card: D, options: dict[str, str], fixed: tuple[str, ...] = ()) -> D:
 
 
 def _value(hint: Any, key: str, text: str) -> Any:
-    place = parse.Place(Path("option"), "", (key,))
+    place = toml_parser.Place(Path("option"), "", (key,))
     if hint is str or str in get_args(hint):
         return text
     try:
-        return parse.convert(hint, tomllib.loads(f"value = {text}")["value"], place)
+        return toml_parser.convert(hint, tomllib.loads(f"value = {text}")["value"], place)
     except tomllib.TOMLDecodeError:
-        return parse.convert(hint, text, place)
+        return toml_parser.convert(hint, text, place)

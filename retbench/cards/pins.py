@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from retbench.cards import home
+from retbench.cards import user_config
 from retbench.cards.decode import from_toml
 from retbench.errors import DataError
 
@@ -23,7 +23,7 @@ class Pin:
 
 def path() -> Path:
     """Where the pins are."""
-    return home.cache_folder() / "pins.toml"
+    return user_config.cache_folder() / "pins.toml"
 
 
 def read(kind: str, name: str) -> Pin | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, tell, verb
+from retbench.cli.command import AsJson, put, put_json, tell, verb
 from retbench.errors import UsageError
 
 app = typer.Typer(help="List or prune stored embeddings.", no_args_is_help=True)
@@ -18,7 +18,7 @@ def listing(as_json: AsJson = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from retbench.store.shelf import shelf
+    from retbench.store.embedding_cache import shelf
 
     found = shelf()
     if as_json:
@@ -44,7 +44,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove stored embeddings; the next run computes them again. Weights, collections and results stay."""
-    from retbench.store.shelf import remove, shelf
+    from retbench.store.embedding_cache import remove, shelf
 
     if not (embeddings or model or unfinished):
         raise UsageError("nothing was named to be pruned", "give --embeddings, --model NAME or --unfinished")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, put, put_json, verb
 
 Side = "A run's folder or settings-id, an mteb result file (.json), or a TREC run."
 
@@ -23,8 +23,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs: every differing setting, then the scores with their test, then the queries that moved."""
-    from retbench.pipelines.compare import compare as story
-    from retbench.reports.difference import text
+    from retbench.pipelines.runs.compare import compare as story
+    from retbench.reports.comparison import text
 
     found = story(a, b, results, task, queries)
     put_json(asdict(found)) if as_json else put(text(found))

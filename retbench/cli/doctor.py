@@ -1,6 +1,6 @@
 """retbench doctor: what this machine can do, what is missing, the next step."""
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, put, put_json, verb
 
 
 @verb

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, put, put_json, verb
 
 
 @verb
@@ -16,7 +16,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write finished runs in mteb's result format, as it takes them for its board."""
-    from retbench.pipelines import export as story
+    from retbench.pipelines.mteb_bridge import export_results as story
 
     files = [file.as_posix() for file in story.export(run, out, results)]
     put_json([{"file": file} for file in files]) if as_json else put("\n".join(files))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.verb import AsJson, fail, put, put_json, tell, verb
+from retbench.cli.command import AsJson, fail, put, put_json, tell, verb
 from retbench.errors import PARTLY_DONE, RetbenchError, UsageError
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, quiet, settings, tell, verb
+from retbench.cli.command import AsJson, put, put_json, quiet, settings, tell, verb
 from retbench.errors import UsageError
 
 RECIPES = {"contrastive": "repllama", "llm2ir": "llm2ir", "llm-ql": "llm-ql", "e2rank": "e2rank"}
@@ -42,9 +42,9 @@ def finetune(
     from retbench.cards import catalog
     from retbench.cards.recipe import changed
     from retbench.cli.progress import Live
-    from retbench.pipelines import finetune as story
-    from retbench.pipelines.lesson import Wish
-    from retbench.pipelines.request import command_line
+    from retbench.pipelines.evaluation.request import command_line
+    from retbench.pipelines.finetuning import train_encoder as story
+    from retbench.training.data import Wish
 
     if objective is not None and objective not in (*RECIPES, "adaptor"):
         raise UsageError(f"there is no objective {objective!r}", f"known: {', '.join(RECIPES)}, adaptor")
@@ -84,14 +84,14 @@ def _say(facts: dict[str, Any], as_json: bool) -> None:
 
 def _adapted(wish: Any, file: str | None, wanted: dict[str, str]) -> dict[str, Any]:
     """The objective that trains no backbone: its recipe is its own."""
-    from retbench.cards import options, parse
-    from retbench.cards.adaptor import AdaptorRecipe
-    from retbench.pipelines import adapting
+    from retbench.cards import options, toml_parser
+    from retbench.cards.adaptor_recipe import AdaptorRecipe
+    from retbench.pipelines.finetuning import train_adaptor
 
     if file and not Path(file).is_file():
         raise UsageError(f"there is no adaptor's recipe at {file}", "name a TOML file, or leave --recipe out")
-    written = parse.load(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
-    return adapting.finetune(wish, options.changed(written, wanted))
+    written = toml_parser.load(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
+    return train_adaptor.finetune(wish, options.changed(written, wanted))
 
 
 class Line:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, put, put_json, verb
 
 
 @verb
@@ -15,7 +15,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Import mteb result files as published rows; `report --reference` shows them, marked, beside ours."""
-    from retbench.pipelines.imports import import_results
+    from retbench.pipelines.mteb_bridge.import_results import import_results
 
     found = import_results(path, results)
     if as_json:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, put, put_json, verb
 
 
 @verb
@@ -17,7 +17,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show a run's worst queries: what was ranked, what was relevant, and at which rank it stood."""
-    from retbench.pipelines import inspect as story
+    from retbench.pipelines.runs import inspect as story
 
     found = story.inspect(run, results, query, queries)
     put_json(found.json()) if as_json else put(story.text(found))

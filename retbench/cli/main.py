@@ -16,7 +16,7 @@ from retbench.cli import (
     finetune,
     import_,
     inspect,
-    listing,
+    list_cards,
     plan,
     report,
     rerank,
@@ -25,7 +25,7 @@ from retbench.cli import (
     study,
     verify,
 )
-from retbench.engines.code import TRUST
+from retbench.engines.remote_code import TRUST
 
 app = typer.Typer(
     name="retbench",
@@ -46,7 +46,7 @@ app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(study.app, name="study")
-app.command("list")(listing.listing)
+app.command("list")(list_cards.listing)
 app.command("show")(show.show)
 app.command("fetch")(fetch.fetch)
 app.command("plan")(plan.plan)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, overrides, put, put_json, verb
+from retbench.cli.command import AsJson, overrides, put, put_json, verb
 
 Many = list[str] | None
 
@@ -33,12 +33,12 @@ def plan(
 ) -> None:
     """Work out what embedding and searching a corpus takes; the formulas and assumptions are in docs/scale.md."""
     from retbench.cards import catalog
-    from retbench.pipelines import scale
+    from retbench.pipelines import estimate_cost
 
-    texts = scale.corpus(task, documents, queries, tokens)
-    used = scale.Devices(devices, rate, peak * 1e12 if peak else None, share, price)
-    changed = scale.changes(overrides(set_, "dimensions=256"))
-    bills = [scale.bill(catalog.model(name), texts, used, changed) for name in model]
+    texts = estimate_cost.corpus(task, documents, queries, tokens)
+    used = estimate_cost.Devices(devices, rate, peak * 1e12 if peak else None, share, price)
+    changed = estimate_cost.changes(overrides(set_, "dimensions=256"))
+    bills = [estimate_cost.bill(catalog.model(name), texts, used, changed) for name in model]
     if as_json:
         put_json([{**asdict(texts), **asdict(bill)} for bill in bills])
         return
@@ -52,7 +52,7 @@ def _table(bills: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from retbench.cards.home import home
+    from retbench.cards.user_config import home
 
     names = (
         "tokens",

@@ -6,8 +6,8 @@ from functools import cached_property
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from retbench.cli.verb import tell
-from retbench.records.meter import Reach
+from retbench.cli.command import tell
+from retbench.records.phase_timer import Reach
 
 EVERY = 15  # seconds between plain lines: a log should show life without being flooded
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, left_out, put, put_in, tell, verb
+from retbench.cli.command import AsJson, left_out, put, put_in, tell, verb
 
 
 class Format(StrEnum):

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from retbench.cli.command import AsJson, put_json, quiet, tell, verb
 from retbench.cli.run import line, table
-from retbench.cli.verb import AsJson, put_json, quiet, tell, verb
 
 
 @verb
@@ -22,11 +22,11 @@ def rerank(
 ) -> int:
     """Rerank a saved run; every reranker's result is a run of its own beside it."""
     from retbench.cli.progress import Live
-    from retbench.pipelines import rerank as story
-    from retbench.pipelines.place import Place
-    from retbench.pipelines.request import command_line
+    from retbench.pipelines.evaluation.request import command_line
+    from retbench.pipelines.reranking import rerank as story
     from retbench.records.cell import exit_code
-    from retbench.records.meter import Silent
+    from retbench.records.output import Place
+    from retbench.records.phase_timer import Silent
 
     place = Place(out, Silent() if quiet() else Live(), tell, command_line())
     done: list[Any] = []

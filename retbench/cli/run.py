@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, fail, overrides, put, put_json, quiet, tell, verb
+from retbench.cli.command import AsJson, fail, overrides, put, put_json, quiet, tell, verb
 from retbench.errors import UsageError
 
 Many = list[str] | None
@@ -50,8 +50,9 @@ def run(
 ) -> int:
     """Evaluate models on tasks; what is finished is found on disk and not run again."""
     from retbench.cli.progress import Live
-    from retbench.pipelines import evaluate, plan
-    from retbench.pipelines.request import Request, command_line
+    from retbench.pipelines.evaluation import dry_run as dry_run_module
+    from retbench.pipelines.evaluation import evaluate
+    from retbench.pipelines.evaluation.request import Request, command_line
     from retbench.records.cell import exit_code
 
     tasks = evaluate.suite_tasks(tuple(suite or ()), tuple(task or ()))
@@ -66,8 +67,8 @@ def run(
         command=command_line(), engine=engine, devices=devices, **show,
     )  # fmt: skip
     if dry_run:
-        cells = list(plan.dry_run(request))
-        put_json(cells) if as_json else put(plan.text(cells))
+        cells = list(dry_run_module.dry_run(request))
+        put_json(cells) if as_json else put(dry_run_module.text(cells))
         return 0
     done: list[Any] = []
     for cell in evaluate.evaluate(request):

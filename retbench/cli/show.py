@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, put, put_json, verb
 from retbench.errors import UsageError
 
 
@@ -47,7 +47,7 @@ def show(
 
 
 def _readings(kind: Kind, name: str, text: str, methods: list[str], weights: str | None, as_json: bool) -> None:
-    from retbench.pipelines.readings import readings
+    from retbench.encoders.tokenization_preview import readings
 
     if kind is not Kind.model:
         raise UsageError(f"a {kind.value} reads no text", "give retbench show model NAME --text TEXT")
@@ -78,8 +78,8 @@ def _card(kind: Kind, name: str) -> Any:
 def _task(name: str, card: dict[str, Any]) -> dict[str, Any]:
     """What of it lies here, and its protocol in sentences; of the source only what its kind has."""
     from retbench.cards import catalog
-    from retbench.corpora.stock import stock
-    from retbench.pipelines.protocol import protocol
+    from retbench.cards.task_rules import protocol
+    from retbench.corpora.cache_status import stock
 
     found = stock(catalog.task(name))
     here = {"state": found.state, "megabytes": found.megabytes, "origin": found.origin}

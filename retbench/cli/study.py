@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.verb import AsJson, left_out, put, put_in, put_json, quiet, tell, verb
+from retbench.cli.command import AsJson, left_out, put, put_in, put_json, quiet, tell, verb
 from retbench.errors import UsageError
 
 app = typer.Typer(help="A plan of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True)
@@ -54,18 +54,18 @@ def run(
     """Run a study, cell by cell; what is finished is found on disk, what failed is tried again."""
     from retbench.cards import catalog
     from retbench.cli.progress import Live
-    from retbench.pipelines import study_run
-    from retbench.pipelines.study import states
+    from retbench.pipelines.studies import run as run_module
+    from retbench.pipelines.studies.status import states
     from retbench.records.cell import exit_code
 
     plan = catalog.study(name)
     if dry_run:
-        found = list(study_run.forecast(plan, out, stage))
+        found = list(run_module.forecast(plan, out, stage))
         put_json(found) if as_json else put(_forecast(found))
         return 0
     show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
     cells = []
-    for cell in study_run.run(plan, out, stage, devices=devices, **show):
+    for cell in run_module.run(plan, out, stage, devices=devices, **show):
         if cell.status != "skipped":
             tell(f"{cell.model} · {cell.method} · {cell.task}: {cell.error or f'{100 * (cell.main_score or 0):.2f}'}")
         cells.append(cell)
@@ -88,7 +88,7 @@ def status(
     from dataclasses import asdict
 
     from retbench.cards import catalog
-    from retbench.pipelines import study as story
+    from retbench.pipelines.studies import status as story
 
     plan = catalog.study(name)
     found = story.states(plan, out)
@@ -112,8 +112,8 @@ def report(
 ) -> int:
     """Print the study's own tables, one board a stage, beside the published ones it names."""
     from retbench.cards import catalog
-    from retbench.pipelines.study import chapters
-    from retbench.reports.page import page
+    from retbench.pipelines.studies.status import chapters
+    from retbench.reports.html_page import page
     from retbench.reports.study_tables import study_latex, study_markdown
 
     plan = catalog.study(name)
@@ -143,7 +143,7 @@ def new(
     out: Annotated[Path | None, typer.Option(help="The file; NAME.toml by default.")] = None,
 ) -> None:
     """Write a plan with one stage; `retbench study run FILE` runs it."""
-    from retbench.cards.dump import toml_value
+    from retbench.cards.toml_writer import toml_value
 
     if not suite and not task:
         raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.verb import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, put, put_json, verb
 from retbench.errors import DataError
 
 
@@ -22,7 +22,7 @@ def verify(
     """Let mteb's and beir's evaluators recompute a run; every difference needs a reason."""
     if against:
         return _against(run, results, against, weights, as_json)
-    from retbench.pipelines import verify as story
+    from retbench.pipelines.checks import verify as story
 
     found = story.verify(run, results)
     put_json(found.json()) if as_json else put(story.text(found))
@@ -30,8 +30,8 @@ def verify(
 
 
 def _against(run: str, results: Path, engine: str, weights: str | None, as_json: bool) -> int:
-    from retbench.pipelines import agreement
+    from retbench.pipelines.checks import engine_agreement
 
-    found = agreement.agreement(run, results, engine, weights)
-    put_json(found.json()) if as_json else put(agreement.text(found))
+    found = engine_agreement.agreement(run, results, engine, weights)
+    put_json(found.json()) if as_json else put(engine_agreement.text(found))
     return 0 if found.agrees else DataError.exit_code

@@ -11,8 +11,8 @@ from typing import Any
 
 from retbench.cards.decode import from_json
 from retbench.corpora.judgments import judgments
-from retbench.corpora.lines import lines
 from retbench.corpora.rows import Raw, Row
+from retbench.corpora.text_lines import lines
 from retbench.errors import DataError, MissingError
 
 LAYOUT = "a collection is a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv (each may end in .gz)"

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retbench.corpora.compiled import read_manifest
+from retbench.corpora.collection_cache import read_manifest
 from retbench.corpora.texts import Texts
 from retbench.errors import DataError, UsageError, closest
 

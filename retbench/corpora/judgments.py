@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from retbench.corpora.lines import lines
 from retbench.corpora.rows import Judgment
+from retbench.corpora.text_lines import lines
 from retbench.errors import DataError
 
 

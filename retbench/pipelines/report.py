@@ -6,12 +6,12 @@ from typing import Any
 
 from retbench.errors import DataError, MissingError
 from retbench.records.cell import of_record
-from retbench.records.ledger import Ledger, Scan
-from retbench.reports.board import Block, Row, blocks
+from retbench.records.results_folder import Ledger, Scan
 from retbench.reports.formats import FORMATS
-from retbench.reports.grid import COSTS
-from retbench.reports.page import page
-from retbench.reports.references import published
+from retbench.reports.html_page import page
+from retbench.reports.leaderboard import Block, Row, blocks
+from retbench.reports.published_tables import published
+from retbench.reports.table_cells import COSTS
 
 IMPORTED = "references"  # the folder below a results folder where `retbench import` puts tables
 

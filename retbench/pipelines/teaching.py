@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from retbench.errors import MissingError
-from retbench.pipelines.lesson import Wish
-from retbench.pipelines.recall import read_run, scored_run
-from retbench.records.kept import raw_scores
-from retbench.records.ledger import RECORD, unworded
+from retbench.records.load_run import read_run, scored_run
+from retbench.records.results_folder import RECORD, unworded
+from retbench.records.scored_run import raw_scores
 from retbench.training import teachers
-from retbench.training.pairs import TrainingSet
+from retbench.training.data import Wish
+from retbench.training.training_set import TrainingSet
 
 
 def taught(training: TrainingSet, wish: Wish) -> TrainingSet:

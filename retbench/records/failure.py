@@ -11,7 +11,7 @@ from typing import Literal
 
 from retbench.cards.decode import from_json
 from retbench.errors import DataError
-from retbench.store.shards import write_whole
+from retbench.store.shard_store import write_whole
 
 ENDING = ".failed.json"
 ANY_METHOD = "-"  # the model itself could not be opened

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from itertools import chain
 
-from retbench.reports.board import Block
-from retbench.reports.grid import SPREAD, Cell, Grid, Line, grid, over_seeds
+from retbench.reports.leaderboard import Block
+from retbench.reports.table_cells import SPREAD, Cell, Grid, Line, grid, over_seeds
 
 LEFT = ("model", "method", "letters")
 

@@ -4,8 +4,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from retbench.reports.board import Block
-from retbench.reports.svg import scatters, standalone
+from retbench.reports.leaderboard import Block
+from retbench.reports.svg_charts import scatters, standalone
 
 PNG_SCALE = 3  # 720 points wide become 2160 pixels, enough for print
 

@@ -1,10 +1,10 @@
 """A study's own tables: what was asked, one board a stage, what specialisation did, and what was left out."""
 
 from retbench.cards.study import Study
-from retbench.reports.board import Block
-from retbench.reports.deltas import Delta, deltas
 from retbench.reports.formats import latex, markdown, plain, tex
-from retbench.reports.standing import ALPHA
+from retbench.reports.leaderboard import Block
+from retbench.reports.ranks import ALPHA
+from retbench.reports.specialisation_deltas import Delta, deltas
 
 Found = list[tuple[str, list[Block], tuple[str, ...]]]  # a stage's title, its boards, and what was lost and why
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from retbench.cards.model import Lexical
 from retbench.retrievers.ranking import Ranking, best
-from retbench.retrievers.terms import Terms
+from retbench.retrievers.stemmed_terms import Terms
 
 
 class BM25:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from retbench.errors import DataError, ResourceError, shortage
-from retbench.store.shards import flush
-from retbench.training.sharding import like, whole
+from retbench.store.shard_store import flush
+from retbench.training.fsdp import like, whole
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from retbench.training.pairs import TrainingSet
+from retbench.training.training_set import TrainingSet
 
 
 def without(training: TrainingSet, asked: Iterable[str]) -> TrainingSet:

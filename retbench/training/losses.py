@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from retbench.cards.recipe import Contrast
-from retbench.training.contrasts import Group
+from retbench.training.contrastive_batches import Group
 
 
 def loss(queries: Tensor, passages: Tensor, group: Group, contrast: Contrast) -> Tensor:

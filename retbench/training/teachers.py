@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from retbench.errors import DataError
-from retbench.training.pairs import Query, TrainingSet
+from retbench.training.training_set import Query, TrainingSet
 
 JUDGMENTS, GIVEN = "judgments", "given"
 

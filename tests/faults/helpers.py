@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retbench.records.ledger import Ledger
+from retbench.records.results_folder import Ledger
 from tests import fake
 from tests.faults.job import Job
 from tests.test_lost import kept

@@ -22,27 +22,29 @@ import numpy as np
 
 from retbench.cli import report as report_verb
 from retbench.cli.main import app
-from retbench.corpora import compiled
-from retbench.encoders import embedding
-from retbench.encoders.spec import EncoderSpec
-from retbench.encoders.wording import Tokens
-from retbench.pipelines import bench, candidate, outcome, study
-from retbench.records import ledger
-from retbench.retrievers import exact
+from retbench.corpora import collection_cache
+from retbench.encoders import embed_texts
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.pipelines.evaluation import job
+from retbench.pipelines.models import model
+from retbench.pipelines.studies import status
+from retbench.records import results_folder
+from retbench.retrievers import exact_search
 from retbench.scoring import metrics
-from retbench.training import checkpoint, loop
+from retbench.training import checkpoint, save_model, train_loop
 from tests import fake
 
 PHASES: dict[str, Callable[..., Any]] = {
-    "collection": compiled.compile_collection,
-    "embedding": embedding.embed,
-    "search": exact.search,
+    "collection": collection_cache.compile_collection,
+    "embedding": embed_texts.embed,
+    "search": exact_search.search,
     "scoring": metrics.score_run,
-    "record": ledger.Ledger.write,
-    "training": loop.Run._step,
+    "record": results_folder.Ledger.write,
+    "training": train_loop.Run._step,
     "checkpoint": checkpoint.save,
-    "model": outcome.write,
-    "note": study.write_note,
+    "model": save_model.write,
+    "note": status.write_note,
     "report": report_verb.report.__wrapped__,  # type: ignore[attr-defined]
 }
 
@@ -118,10 +120,10 @@ class Job(fake.Work):
         return code
 
     def install(self) -> None:
-        own = candidate.Candidate.encoder
+        own = model.ResolvedModel.encoder
         super().install()
         if self.foreign:
-            candidate.Candidate.encoder = own  # type: ignore[method-assign]
+            model.ResolvedModel.encoder = own  # type: ignore[method-assign]
         if self.hunger:
             hungry(self.hunger)
         if self.clock:
@@ -141,12 +143,12 @@ class Job(fake.Work):
 
 
 def hungry(each: int) -> None:
-    load = candidate.Candidate.encoder
+    load = model.ResolvedModel.encoder
 
-    def encoder(self: candidate.Candidate, spec: EncoderSpec) -> Hungry:
+    def encoder(self: model.ResolvedModel, spec: EncoderSpec) -> Hungry:
         return Hungry(load(self, spec), each)
 
-    candidate.Candidate.encoder = encoder  # type: ignore[method-assign,assignment]
+    model.ResolvedModel.encoder = encoder  # type: ignore[method-assign,assignment]
 
 
 def jumping(draw: random.Random) -> None:
@@ -163,7 +165,7 @@ def jumping(draw: random.Random) -> None:
 
     time.time = jumped
     time.time_ns = lambda: int(jumped() * 1e9)
-    bench.datetime = Jumping  # type: ignore[misc]
+    job.datetime = Jumping  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from retbench.store.shards import Store
+from retbench.store.shard_store import Store
 from tests import fake, tiny
 from tests.faults.helpers import Make, ended, finish, struck, trained
 from tests.test_lost import TEXTS

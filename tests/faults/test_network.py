@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import pytest
 
 from retbench.cards import pins
-from retbench.corpora import archives
-from retbench.corpora.opening import fetch
+from retbench.corpora import beir_archives
+from retbench.corpora.open_collection import fetch
 from retbench.engines import fingerprints
 from tests import fake, serving, small, tiny
 from tests.faults.helpers import Make, ended
@@ -186,14 +186,16 @@ fetch(TaskCard("small-archive", Source(**json.loads(sys.argv[1]))), print)
 
 
 def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    content = packed(tmp_path, {"more": random.Random(1).randbytes(4 * archives.PIECE)})
-    files = Files({"/small.zip": content}, hang=3 * archives.PIECE)
+    content = packed(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.PIECE)})
+    files = Files({"/small.zip": content}, hang=3 * beir_archives.PIECE)
     with files_served(files) as port:
         wanted = card(f"http://127.0.0.1:{port}/small.zip", content)
-        partial = archives.Archive(str(wanted.source.url), "md5", str(wanted.source.md5)).file.with_suffix(".partial")
+        partial = beir_archives.Archive(str(wanted.source.url), "md5", str(wanted.source.md5)).file.with_suffix(
+            ".partial"
+        )
         source = {key: getattr(wanted.source, key) for key in ("kind", "url", "md5", "member")}
         running = subprocess.Popen([sys.executable, "-c", DOWNLOAD, json.dumps(source)], stdout=subprocess.DEVNULL)
-        while not partial.exists() or partial.stat().st_size < archives.PIECE:
+        while not partial.exists() or partial.stat().st_size < beir_archives.PIECE:
             assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)

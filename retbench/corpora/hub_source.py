@@ -1,0 +1,120 @@
+"""Dataset repositories of the Hugging Face hub, read by mteb's own loader from a snapshot that lies in the cache.
+
+The loader is the one the field's numbers come from: which columns, which split, which queries, is decided there and
+not a second time here. It is pointed at a local folder, so reading never needs a network.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from retbench.cards.task import Source, TaskCard
+from retbench.cards.user_config import cache_folder
+from retbench.corpora.dataset_source import Supply, needed
+from retbench.corpora.hub_snapshots import Snapshot
+from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
+from retbench.errors import DataError, MissingError
+
+BATCH = 4096
+
+
+def supply(card: TaskCard) -> Supply:
+    """The supply of a card of kind `hub`."""
+    source = card.source
+    repo = needed(card.name, "repo", source.repo)
+    snapshot = Snapshot(repo, source.revision)
+    facts = ("hub", repo, snapshot.revision, source.mteb, source.subset, card.split)
+    return Supply(
+        label=source.mteb or repo,
+        stamp=lambda: "\n".join(map(str, facts)),
+        origin=repo,
+        here=snapshot.here,
+        read=lambda: reading(source, card.split, snapshot.folder),
+        fetch=snapshot.fetch,
+        revision=snapshot.revision,
+        kept=(snapshot.folder,),
+    )
+
+
+@contextmanager
+def reading(source: Source, split: str, folder: Path) -> Iterator[Raw]:
+    """One split of a repository that lies in a folder: by the loader of its mteb task, or by mteb's general one."""
+    load = _task if source.mteb else _general
+    with arrow_cache():
+        try:
+            data = load(source, split, folder)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as problem:
+            raise unreadable(folder, f"mteb's loader {source.mteb or ''}".strip(), problem) from problem
+        yield Raw(rows(data["corpus"]), rows(data["queries"]), {split: _judgments(data)}, _excluded(data), True)
+
+
+@contextmanager
+def arrow_cache() -> Iterator[None]:
+    """Let the library `datasets` keep what it converts inside our cache, and only until it was read."""
+    try:
+        import datasets
+    except ImportError as problem:
+        raise MissingError("datasets from the hub need more packages", "pip install 'retbench[hub]'") from problem
+    work = cache_folder() / "collections" / f"reading.{uuid4().hex[:8]}.partial"
+    before, bars = datasets.config.HF_DATASETS_CACHE, datasets.is_progress_bar_enabled()
+    datasets.config.HF_DATASETS_CACHE = work
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+        if bars:
+            datasets.enable_progress_bars()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def unreadable(folder: Path, reader: str, problem: Exception) -> DataError:
+    """What came is not what the reader expects."""
+    said = str(problem).strip().splitlines() or [type(problem).__name__]
+    return DataError(f"{folder} could not be read by {reader}: {said[0]}", "check `revision` in the task's card")
+
+
+def _task(source: Source, split: str, folder: Path) -> Any:
+    import mteb
+
+    subsets = [source.subset] if source.subset else None
+    task: Any = mteb.get_task(str(source.mteb), eval_splits=[split], hf_subsets=subsets)
+    place = {**task.metadata.dataset, "path": str(folder), "revision": None}
+    task.metadata = task.metadata.model_copy(update={"dataset": place, "eval_splits": [split]})
+    task.load_data()
+    task.convert_v1_dataset_format_to_v2(num_proc=None)
+    return task.dataset[source.subset or "default"][split]
+
+
+def _general(source: Source, split: str, folder: Path) -> Any:
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
+
+    return RetrievalDatasetLoader(str(folder), "", split=split, config=source.subset).load()
+
+
+def rows(data: Any) -> Iterator[Row]:
+    """The rows of a table of mteb's: id and text, and title where it has one."""
+    for batch in data.iter(batch_size=BATCH):
+        titles = batch.get("title") or [None] * len(batch["id"])
+        for identifier, title, text in zip(batch["id"], titles, batch["text"], strict=True):
+            yield Row(str(identifier), title or "", text or "", f"row {identifier!r}")
+
+
+def _judgments(data: Any) -> Iterator[Judgment]:
+    for query, graded in data["relevant_docs"].items():
+        for document, grade in graded.items():
+            yield Judgment(str(query), str(document), int(grade))
+
+
+def _excluded(data: Any) -> Iterator[Exclusion]:
+    """mteb says which documents may be ranked for a query; what is missing from that list is excluded."""
+    allowed = data["top_ranked"] or {}
+    everything = {str(identifier) for identifier in data["corpus"]["id"]} if allowed else set()
+    for query, documents in allowed.items():
+        for document in everything.difference(documents) if len(documents) < len(everything) else ():
+            yield Exclusion(str(query), document)

@@ -1,0 +1,62 @@
+"""The sparse half of PromptReps: the logits behind the last state, at the text's own words, become term weights.
+
+A weight is log(1 + relu(logit)) x 100, rounded; the 128 heaviest are kept; a text without words keeps the 10 heaviest
+of the whole vocabulary. Dense vector and terms come out of one forward pass, so they are stored as one row: the vector,
+then 128 term ids, then their weights (0 is no term). `parts` takes such rows apart.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.engines.lm_head import Head
+
+TERMS = 128
+WITHOUT_WORDS = 10
+SCALE = 100
+
+
+class Parts(NamedTuple):
+    """Rows taken apart: unit vectors, term ids, term weights."""
+
+    dense: np.ndarray
+    terms: np.ndarray
+    weights: np.ndarray
+
+
+def parts(rows: np.ndarray) -> Parts:
+    """What `LexicalEncoder` put together; ids are exact in float32 up to 16 million."""
+    dense, terms, weights = np.split(rows, [-2 * TERMS, -TERMS], axis=1)
+    return Parts(dense, terms.astype(np.int64), weights)
+
+
+@dataclass(frozen=True)
+class LexicalEncoder(BackboneEncoder):
+    """A backbone with its language-model head."""
+
+    head: Head
+
+    @property
+    def dimension(self) -> int:
+        """Width of a stored row."""
+        return self.backbone.dimension + 2 * TERMS
+
+    def vectors(self, batch: Tokens) -> np.ndarray:
+        """One batch as rows of vector, term ids and term weights."""
+        states = self._pooled(batch)
+        weights = self.head.logits(states).relu().log1p()
+        terms = [self._terms(row, words) for row, words in zip(weights, batch.words or [], strict=True)]
+        dense = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
+        return np.concatenate([dense, np.stack(terms)], axis=1)
+
+    def _terms(self, weights: torch.Tensor, words: np.ndarray) -> np.ndarray:
+        among = torch.from_numpy(words).to(weights.device) if len(words) else torch.arange(len(weights))
+        best = weights[among].topk(min(len(words), TERMS) or WITHOUT_WORDS)
+        row = np.zeros(2 * TERMS, dtype=np.float32)
+        row[: len(best.indices)] = among[best.indices.to(among.device)].cpu().numpy()
+        row[TERMS : TERMS + len(best.values)] = (best.values * SCALE).round().cpu().numpy()
+        return row

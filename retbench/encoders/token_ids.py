@@ -1,0 +1,78 @@
+"""Token ids of a whole corpus: in memory while they are few, else in a file without a name, read where they are needed.
+
+Half a billion ids are two gigabytes, and a shard needs a few thousandths of them.
+"""
+
+import mmap
+import tempfile
+from collections.abc import Iterable
+from itertools import chain
+from typing import IO
+
+import numpy as np
+
+from retbench.cards.user_config import cache_folder
+
+IN_MEMORY = 1 << 24  # bytes
+
+
+class Ids:
+    """Ids gathered chunk by chunk, `with` whom: the file closes behind its mapping."""
+
+    def __init__(self) -> None:
+        self.lengths: list[np.ndarray] = []
+        self.parts: list[np.ndarray] = []
+        self.file: IO[bytes] | None = None
+
+    def __enter__(self) -> "Ids":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def add(self, texts: list[list[int]]) -> None:
+        """The ids of some more texts."""
+        self.lengths.append(np.fromiter(map(len, texts), np.int64, len(texts)))
+        self.parts.append(np.fromiter(chain.from_iterable(texts), np.int32, int(self.lengths[-1].sum())))
+        if sum(part.nbytes for part in self.parts) > IN_MEMORY:
+            self._write()
+
+    def flat(self) -> np.ndarray:
+        """All ids, one text after the other."""
+        if self.file is None:
+            return joined(self.parts, np.int32)
+        self._write()
+        return np.frombuffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.int32)
+
+    def offsets(self) -> np.ndarray:
+        """Where each text begins, and the end."""
+        return np.concatenate(([0], np.cumsum(joined(self.lengths, np.int64))))
+
+    def _write(self) -> None:
+        if self.file is None:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=cache_folder())  # noqa: SIM115  # __exit__ closes it
+        for part in self.parts:
+            self.file.write(part.tobytes())
+        self.file.flush()
+        self.parts = []
+
+
+def joined(parts: Iterable[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    """All parts as one array, which may be empty."""
+    return np.concatenate([np.empty(0, dtype=dtype), *parts])
+
+
+def forget(flat: np.ndarray) -> None:
+    """Give the pages that were just read back; they stay in the file."""
+    mapped = mapping(flat)
+    if mapped and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def mapping(flat: np.ndarray) -> mmap.mmap | None:
+    """The file these ids lie in, if they do."""
+    view = flat.base
+    found = view.obj if isinstance(view, memoryview) else view
+    return found if isinstance(found, mmap.mmap) else None

@@ -1,0 +1,49 @@
+"""What a model reads: one text under every method, as the exact string and token ids, before anything is run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from retbench.cards import catalog
+from retbench.cards.method import Method, Role
+from retbench.cards.task import Lengths
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.engines import backbone, weights
+from retbench.errors import InapplicableError
+
+ROLES: tuple[Role, ...] = ("query", "document")
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """What tells one family's tokenizer from another's: special tokens, and the words its chat template adds."""
+    special = {
+        kind: {"text": getattr(tokenizer, f"{kind}_token"), "id": getattr(tokenizer, f"{kind}_token_id")}
+        for kind in ("bos", "eos", "pad")
+        if getattr(tokenizer, f"{kind}_token")
+    }
+    added = tokenizer("x")["input_ids"] != tokenizer("x", add_special_tokens=False)["input_ids"]
+    facts = {"tokenizer": type(tokenizer).__name__, **special, "adds_special_tokens": added}
+    if tokenizer.chat_template:
+        facts["chat"] = tokenizer.apply_chat_template([{"role": "user", "content": "TEXT"}], tokenize=False)
+    return facts
+
+
+def readings(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
+    """The tokenizer's facts, then one entry a method and role: what is read, its ids, and from which on is pooled."""
+    card = catalog.model(model)
+    tokenizer = backbone.tokenizer(weights.obtain(card, path).folder)
+    yield tokenizer_facts(tokenizer)
+    for method in map(catalog.method, methods) if methods else catalog.methods():
+        for role in ROLES:
+            yield {"method": method.name, "role": role} | _reading(tokenizer, method, text, role)
+
+
+def _reading(tokenizer: Any, method: Method, text: str, role: Role) -> dict[str, Any]:
+    lengths = Lengths()
+    limit = lengths.query if role == "query" else lengths.document
+    try:
+        tokens = Wording(tokenizer, method, method.instruction).tokens([text], role, limit)
+    except InapplicableError as problem:
+        return {"skipped": problem.cause}
+    ids = [int(i) for i in tokens[0]]
+    start = 0 if tokens.starts is None else int(tokens.starts[0])
+    return {"read": tokenizer.decode(ids), "ids": ids, "pooling": method.pooling, "pooled_from": start}

@@ -1,0 +1,82 @@
+"""Any server with OpenAI's /v1/chat/completions: a prompt in, an answer out, and what it took in tokens.
+
+The server's own template, its own limits: what a model thinks before it answers is its own business, and without a
+limit asked for none is sent. Without log-probabilities there are no odds, and that is said.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retbench.cards.decode import from_json
+from retbench.engines.generator import Answer
+from retbench.engines.http_server import PassingError, Server
+from retbench.errors import UsageError
+
+SHOWN_TOKENS = 20  # the most likely tokens a server is asked to name
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One model behind one server."""
+
+    name: str
+    server: Server
+    at: str  # a digest of the server's address: another server's model of that name is another model
+
+    def describe(self) -> dict[str, Any]:
+        """Which server, and the name it knows the model by."""
+        return {"engine": "endpoint", "served": self.name, "at": self.at}
+
+    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+        """The answer to one prompt; no limit where `most` is 0."""
+        return self._asked(prompt, {"max_tokens": most} if most else {}, _text)
+
+    def odds(self, prompts: Sequence[str]) -> list[Answer]:
+        """For every prompt, the likeliest tokens that say yes against those that say no."""
+        wanted = {"max_tokens": 1, "logprobs": True, "top_logprobs": SHOWN_TOKENS}
+        return [self._asked(prompt, wanted, _odds) for prompt in prompts]
+
+    def _asked(
+        self, prompt: str, wanted: dict[str, Any], take: Callable[[dict[str, Any]], tuple[str, float]]
+    ) -> Answer:
+        turns = [{"role": "user", "content": prompt}]
+        body = {"model": self.name, "messages": turns, "temperature": 0, **wanted}
+
+        def read(content: bytes) -> Answer:
+            try:
+                found = from_json(content)
+                text, odds = take(found["choices"][0])
+                usage = found.get("usage") or {}
+                return Answer(text, odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as problem:
+                raise PassingError(f"an answer without a message ({problem!r:.80})") from None
+
+        return self.server.ask("chat/completions", body, read)
+
+    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+        """Each text's first words: whose tokens they would be, only the server knows."""
+        return [" ".join(text.split()[:most]) for text in texts]
+
+    def fits(self, prompt: str, most: int) -> bool:
+        """Only the server knows; it refuses what does not fit."""
+        return True
+
+
+def _text(choice: dict[str, Any]) -> tuple[str, float]:
+    return choice["message"].get("content") or "", 0.0
+
+
+def _odds(choice: dict[str, Any]) -> tuple[str, float]:
+    if not (choice.get("logprobs") or {}).get("content"):
+        raise UsageError("the server gives no log-probabilities", "use listwise, or another server")
+    likely = choice["logprobs"]["content"][0]["top_logprobs"]
+    unseen = min(float(token["logprob"]) for token in likely)
+
+    def spelled(word: str) -> float:
+        values = [float(token["logprob"]) for token in likely if token["token"].strip().lower() == word]
+        top = max(values, default=unseen)  # a server may say -9999, whose power is nothing
+        return top + math.log(sum(math.exp(value - top) for value in values or [unseen]))
+
+    return "", spelled("yes") - spelled("no")

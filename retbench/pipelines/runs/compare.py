@@ -1,0 +1,88 @@
+"""The comparison story: two sides are read, their settings laid side by side, their queries tested and shown."""
+
+from pathlib import Path
+
+import numpy as np
+
+from retbench.corpora.collection import Collection
+from retbench.corpora.texts import joined
+from retbench.pipelines.runs.compare_inputs import Side, two_sides
+from retbench.reports.comparison import Comparison, Moved, Test, differing, tested
+
+SHOWN_DOCUMENTS = 3
+SHOWN_CHARACTERS = 200
+
+
+def compare(a: str, b: str, results: Path = Path("results"), task: str | None = None, queries: int = 5) -> Comparison:
+    """A against B: a run's folder or settings-id, an mteb result file, or a TREC run."""
+    left, right = two_sides(a, b, results, task)
+    shared = {m: (left.scores[m], right.scores[m]) for m in left.scores if m in right.scores}
+    first = {left.metric: shared[left.metric]} if left.metric in shared else {}
+    remarks, test, moved = _obstacles(left, right), None, list[Moved]()
+    if not remarks:
+        test, moved = _tested(left, right, queries)
+        if moved and moved[0].text is None:
+            remarks.append("the texts are not in the cache, so the queries are shown without them")
+    settings = differing(left.facts, right.facts)
+    return Comparison(left.name, right.name, left.task, settings, {**first, **shared}, test, moved, remarks)
+
+
+def _obstacles(a: Side, b: Side) -> list[str]:
+    """Why the queries cannot be paired; empty if they can."""
+    if a.task != b.task:
+        return [f"no test: A is on {a.task} and B on {b.task}"]
+    means_only = [side.name for side in (a, b) if not side.per_query]
+    if means_only:
+        return [f"no test: {' and '.join(means_only)} has only mean scores"]
+    if a.metric != b.metric:
+        return [f"no test: A is measured by {a.metric} and B by {b.metric}"]
+    if a.per_query.keys() != b.per_query.keys():
+        return [f"no test: A has {len(a.per_query)} queries and B {len(b.per_query)}, and they are not the same"]
+    if a.record and b.record and a.record.collection["fingerprint"] != b.record.collection["fingerprint"]:
+        return ["no test: the documents, queries or judgments are not the same (collection.fingerprint)"]
+    return []
+
+
+def _tested(a: Side, b: Side, shown: int) -> tuple[Test, list[Moved]]:
+    names = list(a.per_query)
+    left, right = (np.array([side.per_query[name] for name in names]) for side in (a, b))
+    order = np.argsort(-np.abs(left - right), kind="stable")[:shown]
+    collection = a.collection or b.collection
+    moved = [
+        Moved(names[i], float(left[i]), float(right[i]), *_texts(collection, names[i], a, b))
+        for i in order
+        if left[i] != right[i]
+    ]
+    return tested(a.metric, left, right), moved
+
+
+def _texts(
+    collection: Collection | None, query: str, a: Side, b: Side
+) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+    if collection is None:
+        return None, (), ()
+    text = collection.queries[collection.queries.ids().to_pylist().index(query)].text
+    return (
+        clip(text),
+        documents(collection, query, a.rankings.get(query, [])[:SHOWN_DOCUMENTS]),
+        documents(collection, query, b.rankings.get(query, [])[:SHOWN_DOCUMENTS]),
+    )
+
+
+def documents(collection: Collection, query: str, names: list[str]) -> tuple[str, ...]:
+    """Documents as a reader wants them: grade, id, the beginning of the text."""
+    places = {name: row for row, name in enumerate(collection.corpus.ids().to_pylist())}
+    judged = collection.judgments.get(query, {})
+    lines = []
+    for name in names:
+        text = (
+            clip(joined(collection.corpus[places[name]], ("title", "text"))) if name in places else "not in the corpus"
+        )
+        lines.append(f"[{judged.get(name, '-')}] {name}: {text}")
+    return tuple(lines)
+
+
+def clip(text: str) -> str:
+    """A text on one line, cut."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= SHOWN_CHARACTERS else f"{flat[: SHOWN_CHARACTERS - 1]}…"

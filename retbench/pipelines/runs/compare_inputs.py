@@ -1,0 +1,131 @@
+"""A side of a comparison: a run of ours, an mteb result file, or anybody's TREC run, each read as far as it goes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retbench.cards import catalog
+from retbench.corpora.collection import Collection
+from retbench.corpora.open_collection import open_collection
+from retbench.errors import RetbenchError, UsageError
+from retbench.records.load_run import collection_of, find_run, rankings, read_run
+from retbench.records.mteb_results import Result, read_results
+from retbench.records.record import Record
+from retbench.records.results_folder import RECORD, read
+from retbench.records.scored_run import kept
+from retbench.reports.comparison import facts
+from retbench.retrievers.ranking import barred
+from retbench.scoring.metrics import mean_scores, score_run
+
+DEPTH = 100  # a run does not say where it was cut; as in trec_eval, what it does not list was not found
+
+
+@dataclass
+class Side:
+    """What is known of one side; `per_query` is empty where only means were published."""
+
+    name: str
+    task: str
+    metric: str
+    facts: dict[str, str]
+    scores: Mapping[str, float]
+    per_query: dict[str, float] = field(default_factory=dict)
+    rankings: dict[str, list[str]] = field(default_factory=dict)
+    collection: Collection | None = None
+    record: Record | None = None
+
+
+def two_sides(a: str, b: str, results: Path, task: str | None) -> tuple[Side, Side]:
+    """Both sides; a TREC run borrows the other side's judgments unless a task is named."""
+    foreign = [_is_run(a), _is_run(b)]
+    if all(foreign) and task is None:
+        raise UsageError("two TREC runs hold no judgments", "name the collection: --task TASK")
+    if not any(foreign):
+        wanted = task or _recorded(a, results) or _recorded(b, results)
+        return _stated(a, results, wanted), _stated(b, results, wanted)
+    if all(foreign):
+        return _run(a, task, None), _run(b, task, None)
+    ours = _stated(b if foreign[0] else a, results, task)
+    theirs = _run(a if foreign[0] else b, task, ours)
+    return (theirs, ours) if foreign[0] else (ours, theirs)
+
+
+def _is_run(argument: str) -> bool:
+    path = Path(argument)
+    return path.is_file() and path.suffix != ".json"
+
+
+def _is_result(argument: str) -> bool:
+    path = Path(argument)
+    return path.is_file() and path.name != RECORD
+
+
+def _recorded(argument: str, results: Path) -> str | None:
+    """The task of a run of ours."""
+    return None if _is_result(argument) else read(find_run(argument, results) / RECORD).task
+
+
+def _chosen(path: Path, task: str | None) -> Result:
+    """The result of an mteb file; of several the one of the task asked for."""
+    found = read_results(path)
+    fitting = [one for one in found if one.task == task] if len(found) > 1 else found
+    if not fitting:
+        held = ", ".join(one.task for one in found) or "nothing"
+        raise UsageError(f"{path} holds {held}, and not {task}", "name one of them: --task TASK")
+    return fitting[0]
+
+
+def _stated(argument: str, results: Path, task: str | None) -> Side:
+    """A side that says itself what it is: a record of ours or an mteb result file."""
+    path = Path(argument)
+    if _is_result(argument):
+        result = _chosen(path, task)
+        metric = catalog.task(result.task).metric if result.task in catalog.tasks() else "ndcg_at_10"
+        stated = {"model": repr(result.model), "task": repr(result.task), **result.facts}
+        return Side(f"{result.model} on {result.task} (mteb result)", result.task, metric, stated, result.scores)
+    folder = find_run(argument, results)
+    run = kept(folder, read(folder / RECORD))
+    side = Side(_name(run.record), run.record.task, run.metric, facts(run.record), run.record.scores, record=run.record)
+    side.per_query = dict(zip(run.queries, run.values.tolist(), strict=True))
+    try:
+        side.collection = collection_of(run.record)
+        side.rankings = rankings(folder, side.collection)
+    except RetbenchError:  # without the texts the scores still stand
+        side.collection = None
+    return side
+
+
+def _name(record: Record) -> str:
+    return f"{record.model} · {record.method} · {record.task} ({record.settings_id})"
+
+
+def _run(argument: str, task: str | None, other: Side | None) -> Side:
+    """A foreign run, scored here on the task named or on the other side's collection."""
+    collection, metric, rules = _judged(task, other)
+    found = _allowed(read_run(Path(argument)), collection, rules["same_id"] == "drop")
+    depth = max([DEPTH, *map(len, found.values())])
+    per_query = score_run(found, collection.judgments, depth, rules.get("relevant_from", 1))
+    scores = mean_scores(per_query)
+    stated = {"task": repr(task or (other.task if other else ""))}
+    values = {query: row[metric] for query, row in per_query.items()}
+    name = f"{Path(argument).name} (TREC run)"
+    return Side(name, task or (other.task if other else ""), metric, stated, scores, values, found, collection)
+
+
+def _allowed(found: dict[str, list[str]], collection: Collection, drop_same_id: bool) -> dict[str, list[str]]:
+    """A run without what its task does not rank; another system may not know the rule."""
+    kept = {}
+    for query, documents in found.items():
+        out = barred(collection, query, drop_same_id)
+        kept[query] = [document for document in documents if document not in out]
+    return kept
+
+
+def _judged(task: str | None, other: Side | None) -> tuple[Collection, str, dict[str, Any]]:
+    if task is not None:
+        card = catalog.task(task)
+        return open_collection(card), card.metric, {"relevant_from": card.relevant_from, "same_id": card.same_id}
+    if other is None or other.record is None:
+        raise UsageError("a TREC run holds no judgments", "name the collection: --task TASK")
+    return other.collection or collection_of(other.record), other.metric, other.record.settings

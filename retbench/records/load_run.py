@@ -1,0 +1,96 @@
+"""From a record back to the texts it was made with; a record itself holds no text of others.
+
+The collection is looked for in the cache by name and fingerprint, because a record does not know where a user's
+folder lay.
+"""
+
+import gzip
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from retbench.cards import catalog
+from retbench.cards.user_config import cache_folder, path_part
+from retbench.corpora.collection import Collection, load
+from retbench.corpora.collection_cache import MANIFEST, absent
+from retbench.corpora.open_collection import open_collection
+from retbench.errors import DataError, MissingError, RetbenchError, UsageError
+from retbench.records.record import Record
+from retbench.records.results_folder import RECORD, Ledger, unworded
+
+
+def find_run(argument: str, results: Path) -> Path:
+    """A run's folder, named by its path or by the first letters of its settings-id."""
+    path = Path(argument)
+    if path.name == RECORD and path.is_file():
+        return path.parent
+    if (path / RECORD).is_file():
+        return path
+    found = [file.parent for file in Ledger(results).files() if argument and file.parent.name.startswith(argument)]
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} runs in {results} begin with {argument!r}" if found else f"there is no run {argument!r}"
+    raise UsageError(problem, f"name a run's folder, or its settings-id: retbench list results --results {results}")
+
+
+def collection_of(record: Record) -> Collection:
+    """The collection a record was made on, at its split and sample."""
+    for candidate in _candidates(record):
+        sample = record.settings["sample"]
+        found = candidate.sample(sample) if sample else candidate
+        if found.fingerprint == record.collection["fingerprint"]:
+            return found
+    raise MissingError(
+        f"the texts of {record.task} (fingerprint {record.collection['fingerprint'][:12]}) are not in the cache",
+        f"run any model on the same collection once, for example bm25 --task {record.task}, or set RETBENCH_CACHE",
+    )
+
+
+def _candidates(record: Record) -> list[Collection]:
+    drop = record.settings.get("excluded") == "drop"
+    folders = sorted((cache_folder() / "collections").glob(f"{path_part(record.task)}-*/{MANIFEST}"))
+    found = []
+    for manifest in folders:
+        try:
+            found.append(load(manifest.parent, record.settings["split"], drop))
+        except (RetbenchError, KeyError, TypeError):  # another collection of that name, or an older stored form
+            continue
+    if record.task in catalog.tasks():
+        with suppress(RetbenchError):  # not fetched; the caller says so
+            found.append(open_collection(replace(catalog.task(record.task), split=record.settings["split"])))
+    return found
+
+
+def read_run(file: Path) -> dict[str, list[str]]:
+    """A TREC run, plain or gzipped: documents by query, in the order of the rank column, then of the id."""
+    return {query: [document for document, _ in found] for query, found in scored_run(file).items()}
+
+
+def scored_run(file: Path) -> dict[str, list[tuple[str, float]]]:
+    """The same with the scores the run gives."""
+    try:
+        content = file.read_bytes()
+        lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode().splitlines()
+        rows = [line.split() for line in lines if line.strip()]
+        entries = sorted((row[0], int(row[3]), row[2], float(row[4])) for row in rows)
+    except (OSError, ValueError, IndexError, EOFError, zlib.error) as problem:
+        raise DataError(
+            f"{file} is not a TREC run: {problem}", "six columns: query Q0 document rank score tag"
+        ) from problem
+    ranking: dict[str, list[tuple[str, float]]] = {}
+    for query, _, document, score in entries:
+        ranking.setdefault(query, []).append((document, score))
+    return ranking
+
+
+def rankings(folder: Path, collection: Collection) -> dict[str, list[str]]:
+    """Our own run with the collection's own ids; ids the collection does not have are an error."""
+    file = folder / "run.trec.gz"
+    found = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(file).items()}
+    ranked = {document for ids in found.values() for document in ids}
+    strange = {*found} - {*collection.judgments} or absent(ranked, collection.corpus)
+    if strange:
+        cause = f"{file} ranks {min(strange)!r}, which the collection does not have"
+        raise DataError(cause, "remove the run's folder and run the cell again")
+    return found

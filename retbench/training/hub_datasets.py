@@ -1,0 +1,45 @@
+"""Hub sets that are no task: training data somebody published for everybody to use."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from retbench.cards import hub_errors
+from retbench.errors import MissingError, RetbenchError
+from retbench.training.training_set import TrainingSet, of_rows
+
+
+class HubSet(NamedTuple):
+    """A dataset whose rows hold a query, positive and negative passages; `evaluated` are the tasks made from it."""
+
+    repo: str
+    split: str
+    evaluated: tuple[str, ...]
+
+
+HUB_SETS = {"msmarco": HubSet("Tevatron/msmarco-passage-aug", "train", ("msmarco-dev", "trec-dl-2019", "trec-dl-2020"))}
+
+OFFLINE = (
+    "run it on a connected machine, bring the datasets cache, or give a folder in MS MARCO's own layout "
+    "(collection.tsv, queries.train.tsv, qrels.train.tsv)"
+)
+
+
+def of_hub(name: str) -> TrainingSet:
+    """A set by its name; what `datasets` has cached needs no network."""
+    source = HUB_SETS[name]
+    try:
+        import datasets
+    except ImportError as problem:
+        step = "pip install 'retbench[train]', or give a folder or a jsonl file"
+        raise MissingError(f"{source.repo} needs the package datasets", step) from problem
+    try:
+        rows = datasets.load_dataset(source.repo, split=source.split)
+    except RetbenchError:
+        raise
+    except Exception as problem:  # datasets has no family of errors; every one means: not here
+        raise hub_errors.refusal(source.repo, problem, OFFLINE, kind="datasets/") from problem
+    return of_rows(name, _named(source.repo, rows))
+
+
+def _named(repo: str, rows: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((f"{repo} row {number}", row) for number, row in enumerate(rows))

@@ -1,0 +1,48 @@
+"""A training pass on a CPU for decoders of the Llama shape with adapters: what `engines/decoder.py` is to scoring.
+
+Rows lie one after the other, so every product and every norm is over real tokens only. transformers' own layers would
+pad, and peft's would copy every input in float32; `slopes.py` has what is called here, with gradients that keep little.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from retbench.engines.packed_decoder import Packed, suits, turns
+from retbench.training import fsdp
+from retbench.training.autograd_functions import attend, gated, linear, norm, turn
+
+
+def fits(model: Any) -> bool:
+    """Whether this pass computes the model: adapters that drop nothing, beside frozen weights that are all here."""
+    if not hasattr(model, "peft_config") or any(one.lora_dropout for one in model.peft_config.values()):
+        return False
+    if fsdp.is_shared(model):
+        return False
+    return hasattr(model.get_base_model(), "rotary_emb") and suits(model.get_base_model())
+
+
+def states(model: Any, rows: Sequence[np.ndarray]) -> Tensor:
+    """The last layer's states of all rows, one after the other, with gradients for the adapters."""
+    decoder, packed = model.get_base_model(), Packed(rows)
+    hidden: Tensor = decoder.embed_tokens(packed.ids)
+    cos, sin = turns(decoder.rotary_emb, packed, hidden)
+    for layer in decoder.layers:
+        hidden = hidden + _attended(layer.self_attn, norm(hidden, layer.input_layernorm), packed, cos, sin)
+        hidden = hidden + _widened(layer.mlp, norm(hidden, layer.post_attention_layernorm))
+    return norm(hidden, decoder.norm)
+
+
+def _attended(module: Any, hidden: Tensor, packed: Packed, cos: Tensor, sin: Tensor) -> Tensor:
+    flat = linear(hidden, module.q_proj, module.k_proj, module.v_proj)
+    queries, keys, values = (part.view(len(hidden), -1, int(module.head_dim)) for part in flat)
+    if hasattr(module, "q_norm"):
+        queries, keys = norm(queries, module.q_norm), norm(keys, module.k_norm)
+    found = attend(turn(queries, cos, sin), turn(keys, cos, sin), values, packed, module.scaling)
+    return linear(found.flatten(1), module.o_proj)[0]
+
+
+def _widened(module: Any, hidden: Tensor) -> Tensor:
+    return linear(gated(*linear(hidden, module.gate_proj, module.up_proj)), module.down_proj)[0]

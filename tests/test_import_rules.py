@@ -1,0 +1,192 @@
+"""The house: who may import whom, what starts without torch, and how large things may grow."""
+
+import ast
+import os
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from retbench.cards.user_config import cache_folder
+
+PACKAGE = Path(__file__).parent.parent / "retbench"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = (  # from the ground up; rooms on one floor do not know each other
+    {"errors"},
+    {"cards"},
+    {"engines", "corpora", "store"},
+    {"encoders", "scoring", "records"},
+    {"retrievers"},
+    {"rerankers", "training", "reports"},
+    {"pipelines"},
+    {"cli"},
+    {"__init__", "__main__"},  # the package's own face: `import retbench`, `python -m retbench`
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LIGHT = ("cards", "corpora", "scoring", "records", "reports")
+HEAVY = ("torch", "transformers")
+QUICK = ("report", "runs.compare", "runs.inspect")  # stories that only look at what was run
+
+LONGEST_FILE = 350
+LONGEST_FUNCTION = 70
+USUAL_FUNCTION = 35  # nine of ten are no longer
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def room_of(module: str) -> str | None:
+    """`retbench.corpora.texts` lies in `corpora`; a module of somebody else has no room."""
+    package, _, rest = module.partition(".")
+    return (rest.partition(".")[0] or "__init__") if package == "retbench" else None
+
+
+def imported(module: str, source: str) -> Iterator[tuple[int, str]]:
+    """Line and room of every import of ours, wherever it stands: at the top, in a function, for type checking."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*module.split(".")[: -node.level], *filter(None, [node.module])])
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "retbench" else [base]
+        for name in names:
+            if room := room_of(name):
+                yield node.lineno, room
+
+
+def trespasses(module: str, source: str) -> list[str]:
+    here = str(room_of(module))
+    return [
+        f"{module}:{line} ({here}) imports {room}"
+        for line, room in imported(module, source)
+        if room != here and FLOOR[room] >= FLOOR[here]
+    ]
+
+
+# (module, source, how many of its imports go the wrong way)
+IMPORTS = {
+    "down": ("retbench.corpora.x", "from retbench.cards import home\nimport retbench.errors", 0),
+    "own room": ("retbench.corpora.x", "from retbench.corpora.rows import Row\nfrom . import rows", 0),
+    "up": ("retbench.corpora.x", "from retbench.retrievers.exact import search", 1),
+    "across": ("retbench.corpora.x", "import retbench.store.key", 1),
+    "in a function": ("retbench.cards.x", "def f():\n    from retbench.corpora import texts", 1),
+    "for type checking": ("retbench.cards.x", "if TYPE_CHECKING:\n    import retbench.engines.hub as h", 1),
+    "a room by its name": ("retbench.scoring.x", "from retbench import records, errors, cli", 2),
+    "relative": ("retbench.store.x", "from ..cli import main\nfrom ..cards import home", 1),
+    "the face": ("retbench.cli.x", "import retbench", 1),
+    "others": ("retbench.errors", "import numpy\nfrom torch.nn import functional\nimport retbench_else.cli", 0),
+    "from the face": ("retbench.__init__", "from retbench.cli import main", 0),
+}
+
+
+@pytest.mark.parametrize(("module", "source", "wrong"), IMPORTS.values(), ids=IMPORTS)
+def test_the_import_rule_itself(module: str, source: str, wrong: int) -> None:
+    assert len(trespasses(module, source)) == wrong
+
+
+def test_every_module_lives_in_a_room() -> None:
+    assert len(FILES) > 30
+    assert {room_of(module_name(file)) for file in FILES} - set(FLOOR) == set()
+
+
+def test_imports_point_down() -> None:
+    found = [wrong for file in FILES for wrong in trespasses(module_name(file), file.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_light_rooms_start_without_torch() -> None:
+    light = [module_name(file) for file in FILES if room_of(module_name(file)) in LIGHT]
+    modules = [name.removesuffix(".__init__") for name in light]
+    assert {room_of(name) for name in modules} == set(LIGHT)
+    program = f"""
+import importlib, sys
+def heavy():
+    return [name for name in {HEAVY} if name in sys.modules]
+for module in {[*modules, *(f"retbench.pipelines.{story}" for story in QUICK), "retbench", "retbench.cli.main"]}:
+    importlib.import_module(module)
+    if heavy():
+        sys.exit(f"{{module}} brings {{heavy()}}")
+import torch
+assert heavy() == ["torch"], "this check would not notice"
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def parsed() -> Iterator[tuple[str, ast.Module]]:
+    for file in FILES:
+        yield module_name(file), ast.parse(file.read_text(encoding="utf-8"))
+
+
+def functions() -> list[tuple[int, str]]:
+    """How long each function is, from its first decorator to its last line, and where it stands."""
+    found = []
+    for module, tree in parsed():
+        for node in ast.walk(tree):
+            if isinstance(node, Function):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                found.append((int(node.end_lineno or 0) - first + 1, f"{module}.{node.name}"))
+    return found
+
+
+def test_files_stay_short() -> None:
+    sizes = {module_name(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {name: size for name, size in sizes.items() if size > LONGEST_FILE} == {}
+
+
+def test_functions_stay_short() -> None:
+    found = functions()
+    assert len(found) > 100
+    assert [entry for entry in found if entry[0] > LONGEST_FUNCTION] == []
+    assert statistics.quantiles([size for size, _ in found], n=10)[-1] <= USUAL_FUNCTION
+
+
+def undocumented(tree: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
+    """Public functions and classes, and the public methods of public classes."""
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                yield f"{prefix}.{node.name}"
+            if isinstance(node, ast.ClassDef):
+                yield from undocumented(node, f"{prefix}.{node.name}")
+
+
+def test_public_names_say_what_they_are() -> None:
+    sample = ast.parse('class A:\n  "x"\n  def f(self): ...\n  def _g(self): ...\ndef h(): "y"\ndef i(): ...')
+    assert list(undocumented(sample, "m")) == ["m.A.f", "m.i"]
+    assert [name for module, tree in parsed() for name in undocumented(tree, module)] == []
+
+
+# What conftest.py promises
+
+
+@pytest.mark.parametrize("reach", [lambda s: s.connect(("192.0.2.1", 80)), lambda s: s.connect_ex(("192.0.2.1", 80))])
+def test_no_test_reaches_the_network(reach: Callable[[socket.socket], object]) -> None:
+    with socket.socket() as reaching, pytest.raises(RuntimeError, match="reached for the network"):
+        reach(reaching)
+    with pytest.raises(RuntimeError, match="reached for the network"):
+        socket.create_connection(("retbench.invalid", 443))
+
+
+def test_loopback_stays_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as here:
+        there, _ = server.accept()
+        with there:
+            here.sendall(b"x")
+            assert there.recv(1) == b"x"
+
+
+def test_every_test_has_an_empty_cache_of_its_own(own_cache: Path) -> None:
+    assert cache_folder() == own_cache
+    assert list(own_cache.iterdir()) == []
+    assert "RETBENCH_CARDS" not in os.environ
