@@ -21,15 +21,15 @@ from contextlib import contextmanager
 
 INTERRUPTED = 130
 PARTLY_DONE = 1
-SHOWN = 12  # names in a message; a reader wants a hint, not the catalog
-SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-LEAST = 8  # characters of a secret; a shorter one would tear words apart
+MAX_SUGGESTIONS = 12  # names in a message; a reader wants a hint, not the catalog
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+MIN_SECRET_LENGTH = 8  # characters of a secret; a shorter one would tear words apart
 
 
-def redacted(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """The text without the keys in this process's environment, which others may have put into their words."""
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= LEAST:
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_LENGTH:
             text = text.replace(value, "***")
     return text
 
@@ -40,8 +40,8 @@ class RetbenchError(Exception):
     exit_code = 1
 
     def __init__(self, cause: str, next_step: str) -> None:
-        self.cause = redacted(cause)
-        self.next_step = redacted(next_step)
+        self.cause = redact_secrets(cause)
+        self.next_step = redact_secrets(next_step)
         super().__init__(self.cause)
 
     def __reduce__(self) -> tuple[type["RetbenchError"], tuple[str, str]]:
@@ -89,20 +89,20 @@ class BadVectorError(Exception):
         self.row = row
 
 
-FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", os.strerror(errno.ENOMEM))
+DISK_FULL_MESSAGES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", os.strerror(errno.ENOMEM))
 
 
-def shortage(problem: BaseException) -> ResourceError | None:
+def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
     """What a library met when disk or memory ran out; libraries of other languages have only their words for it."""
     words = str(problem)
     first = (words.splitlines() or [type(problem).__name__])[0]
-    if any(short in words for short in FULL):
+    if any(short in words for short in DISK_FULL_MESSAGES):
         return ResourceError(
             f"the disk is full or cannot be written: {first}",
             "make room, or name another --out or RETBENCH_CACHE; then run the same command: what is finished is kept",
         )
-    if isinstance(problem, MemoryError) or any(short in words for short in OUT_OF_MEMORY):
+    if isinstance(problem, MemoryError) or any(short in words for short in OUT_OF_MEMORY_MESSAGES):
         return ResourceError(
             f"memory ran out: {first}",
             "end what else is running, or give --set dtype=bfloat16 or a smaller --set max_length (in training --set "
@@ -112,23 +112,23 @@ def shortage(problem: BaseException) -> ResourceError | None:
 
 
 @contextmanager
-def shortage_told() -> Iterator[None]:
+def reraise_resource_errors() -> Iterator[None]:
     """Inside, a lack of disk or memory is the ResourceError it is, whoever meets it first."""
     try:
         yield
     except RetbenchError:
         raise
     except Exception as problem:
-        if told := shortage(problem):
+        if told := convert_to_resource_error(problem):
             raise told from problem
         raise
 
 
-def closest(name: str, known: Iterable[str]) -> str:
+def suggest_names(name: str, known: Iterable[str]) -> str:
     """A phrase offering the known names nearest to a misspelt one."""
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    more = f" and {len(names) - SHOWN} more (retbench list)" if len(names) > SHOWN else ""
-    return f"known: {', '.join(names[:SHOWN])}{more}"
+    more = f" and {len(names) - MAX_SUGGESTIONS} more (retbench list)" if len(names) > MAX_SUGGESTIONS else ""
+    return f"known: {', '.join(names[:MAX_SUGGESTIONS])}{more}"

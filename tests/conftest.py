@@ -97,7 +97,7 @@ def fresh_catalog() -> Iterator[Callable[[], None]]:
     """For tests that change where cards lie: call it after the change; afterwards the shipped cards are back."""
 
     def forget() -> None:
-        for shelf in (catalog.models, catalog.tasks, catalog.suites, catalog.methods):
+        for shelf in (catalog.load_model_cards, catalog.load_task_cards, catalog.load_suites, catalog.load_methods):
             shelf.cache_clear()
 
     forget()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.method import Method
-from retbench.cards.model import Lexical, ModelCard
-from retbench.cards.task import Source, TaskCard
+from retbench.cards.model import LexicalSettings, ModelCard
+from retbench.cards.task import SourceSpec, TaskCard
 from retbench.records.failure import Failure
 from retbench.records.record import Record
 from retbench.records.results_folder import Ledger, Run
@@ -33,8 +33,8 @@ def finish(
 ) -> Path:
     """One finished run; returns its folder."""
     queries = [f"q{number:03}" for number in range(len(scores))]
-    model_card = ModelCard(model, **{"kind": "lexical", "lexical": Lexical(), **card})
-    task_card = TaskCard(task, Source("folder", path=task), suite)
+    model_card = ModelCard(model, **{"kind": "lexical", "lexical": LexicalSettings(), **card})
+    task_card = TaskCard(task, SourceSpec("folder", path=task), suite)
     stamp = fingerprint or digest([task, queries])
     facts = {
         "encoder": None, "lexical": {"name": model}, "retriever": "bm25", "engine": "bm25s", "rerankers": [],

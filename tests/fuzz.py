@@ -49,7 +49,7 @@ from retbench.records.mteb_results import results_below
 from retbench.records.results_folder import RECORD, read
 from retbench.records.scored_run import PER_QUERY, kept
 from retbench.reports import published_tables
-from retbench.rerankers.llm_prompts import parsed
+from retbench.rerankers.llm_prompts import parse_order
 from tests import small
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def _collection(name: str, packed: bool, file: Path) -> None:
     shutil.copytree(_plain_collection(), folder)
     (folder / name).unlink()
     shutil.copy(file, folder / (f"{name}.gz" if packed else name))
-    compile_collection(layout.read(folder), file.parent / "stored")
+    compile_collection(layout.read_folder(folder), file.parent / "stored")
     read_manifest(file.parent / "stored")
 
 
@@ -119,7 +119,7 @@ def _passages(file: Path) -> None:
     for name, content in PASSAGES.items():
         (folder / name).write_bytes(content)
     shutil.copy(file, folder)
-    compile_collection(layout.read(folder), file.parent / "stored")
+    compile_collection(layout.read_folder(folder), file.parent / "stored")
 
 
 def _cards(pattern: str, count: int = 6) -> list[bytes]:
@@ -131,7 +131,7 @@ def _cards(pattern: str, count: int = 6) -> list[bytes]:
 @cache
 def _stored() -> Path:
     folder = _place("stored")
-    compile_collection(layout.read(_plain_collection()), folder)
+    compile_collection(layout.read_folder(_plain_collection()), folder)
     return folder
 
 
@@ -158,34 +158,34 @@ def _scores(file: Path) -> None:
 
 
 def _pins(file: Path) -> None:
-    pins.path().parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, pins.path())
-    pins.read("models", "a")
-    pins.hold("models", "b", pins.Pin("r", "f"))
+    pins.get_pins_file().parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, pins.get_pins_file())
+    pins.read_pin("models", "a")
+    pins.write_pin("models", "b", pins.Pin("r", "f"))
 
 
 def _notes(file: Path) -> None:
     """Notes of checksums: whatever they say, the checksum is right."""
     user_config.cache_folder().mkdir(parents=True, exist_ok=True)
     shutil.copy(file, user_config.cache_folder() / "checksums.json")
-    assert checksums.sha256(_big()) == _right()
+    assert checksums.cached_sha256(_big()) == _right()
 
 
 @cache
 def _big() -> Path:
     file = _place("big")
-    file.write_bytes(b"x" * checksums.BIG)
+    file.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     return file
 
 
 @cache
 def _right() -> str:
-    return checksums.digest(_big())
+    return checksums.compute_sha256(_big())
 
 
 def _answer(file: Path) -> None:
     """What a model says about five candidates: always an order of the five."""
-    order, _ = parsed(file.read_text(errors="replace"), 5)
+    order, _ = parse_order(file.read_text(errors="replace"), 5)
     assert sorted(order) == list(range(5))
 
 
@@ -238,7 +238,9 @@ def _json(*values: object) -> Callable[[], list[bytes]]:
 
 
 def _toml(cls: type, pattern: str, **given: str) -> Target:
-    return Target(f"{cls.__name__}.toml", partial(_cards, pattern), lambda file: toml_parser.load(cls, file, **given))
+    return Target(
+        f"{cls.__name__}.toml", partial(_cards, pattern), lambda file: toml_parser.load_card(cls, file, **given)
+    )
 
 
 TARGETS = (
@@ -253,7 +255,7 @@ TARGETS = (
     _toml(Recipe, "recipes/*.toml"),
     _toml(Study, "studies/*.toml"),
     _toml(Method, "retbench/**/methods/*.toml"),
-    Target("retbench.toml", lambda: [HOME], lambda file: toml_parser.load(user_config.Home, file)),
+    Target("retbench.toml", lambda: [HOME], lambda file: toml_parser.load_card(user_config.UserConfig, file)),
     Target("run.trec", lambda: [RUN], scored_run),
     Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], scored_run),
     Target("mteb.json", _json(MTEB), results_below),

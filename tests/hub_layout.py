@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.task import Source
-from retbench.cards.user_config import path_part
-from retbench.corpora.hub_snapshots import Snapshot
+from retbench.cards.task import SourceSpec
+from retbench.cards.user_config import encode_path_part
+from retbench.corpora.hub_snapshots import DatasetSnapshot
 
 REVISION = "a" * 40
 
@@ -27,8 +27,8 @@ def write(folder: Path, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]
 
 def fetched(repo: str, revision: str, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
     """A repository as a finished fetch leaves it in the cache."""
-    folder = write(Snapshot(repo, revision).folder, configs)
-    assert folder.name == path_part(revision)
+    folder = write(DatasetSnapshot(repo, revision).folder, configs)
+    assert folder.name == encode_path_part(revision)
     folder.with_name(f"{folder.name}.json").write_text('{"files": {}, "fingerprint": ""}')
     return folder
 
@@ -61,6 +61,6 @@ def hub_files(folder: Path) -> dict[str, tuple[int, str]]:
     return listed
 
 
-def source(**fields: Any) -> Source:
+def source(**fields: Any) -> SourceSpec:
     """A hub source at the pinned revision of these tests."""
-    return Source("hub", revision=REVISION, **fields)
+    return SourceSpec("hub", revision=REVISION, **fields)

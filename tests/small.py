@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from retbench.cards.task import Source, TaskCard
+from retbench.cards.task import SourceSpec, TaskCard
 
 DOCUMENTS = (
     ("kettle", "Kettle", "Water boils in a kettle at a hundred degrees."),
@@ -78,7 +78,7 @@ def write(folder: Path, layout: Layout = PLAIN) -> Path:
 
 def card(folder: Path, **fields: object) -> TaskCard:
     """A task card for a folder."""
-    return TaskCard(**{"name": "small", "source": Source(kind="folder", path=str(folder)), **fields})  # type: ignore[arg-type]
+    return TaskCard(**{"name": "small", "source": SourceSpec(kind="folder", path=str(folder)), **fields})  # type: ignore[arg-type]
 
 
 def _json(row: dict[str, str]) -> str:

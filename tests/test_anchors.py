@@ -57,9 +57,9 @@ def test_bm25_is_where_bm25s_puts_it(name: str, expected: float, tmp_path: Path)
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct-q4", "qwen2.5-coder-1.5b-instruct-q4"])
 @pytest.mark.parametrize("role", ["query", "document"])
 def test_promptreps_ids_on_real_tokenizers(name: str, role: Any) -> None:
-    tokenizer = backbone.tokenizer(weights.obtain(catalog.model(name)).folder)
+    tokenizer = backbone.tokenizer(weights.obtain(catalog.find_model_card(name)).folder)
     texts = [*TEXTS, "def add(a, b):\n\treturn a + b  # 1,000,000", "  two  spaces\n\n1 line"]
-    found = Wording(tokenizer, catalog.methods().find("promptreps")).tokens(texts, role, 64)
+    found = Wording(tokenizer, catalog.load_methods().find("promptreps")).tokens(texts, role, 64)
     for row, text in enumerate(texts):
         assert found[row].tolist() == specified(tokenizer, text, role, 64), text
 
@@ -74,8 +74,8 @@ def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", plain.METHODS)
 def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None:
-    folder = weights.obtain(catalog.model("smollm2-135m-instruct-q4")).folder
-    method = catalog.method(name)
+    folder = weights.obtain(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
+    method = catalog.find_method(name)
     loaded = backbone.load(folder, "float32", torch.device("cpu")).used(method.attention, method.layer)
     spec = EncoderSpec("weights", method, method.instruction, 64, 64, "float32")
     made = BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, method, method.instruction))
@@ -92,12 +92,12 @@ def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None
 def test_leaks_between_train_and_test_are_found(name: str, leaked: int) -> None:
     from retbench.training.data import Wish, labelled
 
-    found = labelled(Wish(collection(name), "bm25", catalog.recipe("quick")))
+    found = labelled(Wish(collection(name), "bm25", catalog.find_recipe("quick")))
     assert found.facts["leaked_texts"] == leaked
 
 
 def test_terms_of_a_real_decoder_are_those_of_the_whole_language_model() -> None:
-    folder = weights.obtain(catalog.model("smollm2-135m-instruct-q4")).folder
+    folder = weights.obtain(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
     made = lexical_encoder(folder)
     found = parts(made.vectors(made.prepare(METHOD_TEXTS, "document")))
     for row, text in enumerate(METHOD_TEXTS):
@@ -109,10 +109,10 @@ def test_terms_of_a_real_decoder_are_those_of_the_whole_language_model() -> None
 
 
 def test_sentence_transformers_agrees_on_a_published_encoder(tmp_path: Path) -> None:
-    from retbench.pipelines.checks.engine_agreement import agreement
+    from retbench.pipelines.checks.engine_agreement import compare_engines
 
     (cell,) = retbench.evaluate(["minilm-l6"], tasks=["stdlib-text"], sample=10, out=tmp_path)
-    found = agreement(str(cell.record), tmp_path, "sentence-transformers")
+    found = compare_engines(str(cell.record), tmp_path, "sentence-transformers")
     assert found.documents == 200
     assert found.cosine_min > 0.9999
     assert found.scores[0] == pytest.approx(found.scores[1], abs=1e-9)

@@ -15,9 +15,9 @@ import pytest
 import small
 
 from retbench.cards import pins
-from retbench.cards.task import Source, TaskCard
+from retbench.cards.task import SourceSpec, TaskCard
 from retbench.corpora import beir_archives
-from retbench.corpora.open_collection import fetch, open_collection
+from retbench.corpora.open_collection import fetch_collection, open_collection
 from retbench.errors import DataError, MissingError
 
 
@@ -37,7 +37,7 @@ def packed(tmp_path: Path, extra: dict[str, bytes] | None = None, top: str = "sm
 
 
 def card(url: str, content: bytes, member: str = "small", **fields: Any) -> TaskCard:
-    source = Source("archive", url=url, md5=hashlib.md5(content, usedforsecurity=False).hexdigest(), member=member)
+    source = SourceSpec("archive", url=url, md5=hashlib.md5(content, usedforsecurity=False).hexdigest(), member=member)
     return TaskCard("small-archive", replace(source, **fields))
 
 
@@ -83,9 +83,9 @@ def served(tmp_path: Path) -> Iterator[tuple[TaskCard, type[Server]]]:
 
 
 def test_an_archive_is_the_same_collection_as_its_folder(local: tuple[TaskCard, Path], tmp_path: Path) -> None:
-    fetched = fetch(local[0], said)
+    fetched = fetch_collection(local[0], said)
     assert fetched.fingerprint == open_collection(small.card(tmp_path / "plain")).fingerprint
-    assert pins.read("collections", "small-archive/test") == pins.Pin(str(local[0].source.md5), fetched.fingerprint)
+    assert pins.read_pin("collections", "small-archive/test") == pins.Pin(str(local[0].source.md5), fetched.fingerprint)
 
 
 def test_without_a_fetch_it_is_missing(local: tuple[TaskCard, Path]) -> None:
@@ -95,14 +95,14 @@ def test_without_a_fetch_it_is_missing(local: tuple[TaskCard, Path]) -> None:
 
 
 def test_nothing_unpacked_is_left_behind(local: tuple[TaskCard, Path], own_cache: Path) -> None:
-    fetch(local[0], said)
+    fetch_collection(local[0], said)
     assert not list(own_cache.rglob("*.partial"))
 
 
 def test_a_wrong_checksum_names_both_and_keeps_nothing(local: tuple[TaskCard, Path], own_cache: Path) -> None:
     wrong = replace(local[0], source=replace(local[0].source, md5="0" * 32))
     with pytest.raises(DataError) as caught:
-        fetch(wrong, said)
+        fetch_collection(wrong, said)
     assert "0" * 32 in caught.value.cause
     assert str(local[0].source.md5) in caught.value.cause
     assert not list((own_cache / "collections" / "archives").glob("*.partial"))
@@ -110,17 +110,17 @@ def test_a_wrong_checksum_names_both_and_keeps_nothing(local: tuple[TaskCard, Pa
 
 def test_sha256_wins_over_md5(local: tuple[TaskCard, Path]) -> None:
     right = hashlib.sha256(local[1].read_bytes()).hexdigest()
-    assert fetch(replace(local[0], source=replace(local[0].source, sha256=right, md5="0" * 32)), said)
+    assert fetch_collection(replace(local[0], source=replace(local[0].source, sha256=right, md5="0" * 32)), said)
 
 
 def test_a_broken_download_goes_on_where_it_stopped(served: tuple[TaskCard, type[Server]]) -> None:
     task, server = served
     server.cut_at = 700
     with pytest.raises(MissingError, match=r"could not be fetched: it ended after 700 bytes") as caught:
-        fetch(task, said)
+        fetch_collection(task, said)
     assert "what came is kept" in caught.value.next_step
     server.cut_at = None
-    assert len(fetch(task, said).corpus) == len(small.DOCUMENTS)
+    assert len(fetch_collection(task, said).corpus) == len(small.DOCUMENTS)
     assert server.ranges == [None, "bytes=700-"]
 
 
@@ -128,27 +128,27 @@ def test_a_download_that_was_whole_but_not_checked_is_not_repeated(
     served: tuple[TaskCard, type[Server]], own_cache: Path
 ) -> None:
     task, server = served
-    partial = beir_archives.Archive(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
+    partial = beir_archives.ZipArchive(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(server.content)
-    assert len(fetch(task, said).corpus) == len(small.DOCUMENTS)
+    assert len(fetch_collection(task, said).corpus) == len(small.DOCUMENTS)
 
 
 def test_an_address_that_is_gone_is_missing(served: tuple[TaskCard, type[Server]]) -> None:
     served[1].content = b""
     with pytest.raises(MissingError, match="could not be fetched"):
-        fetch(served[0], said)
+        fetch_collection(served[0], said)
 
 
 def test_an_answer_that_is_no_http_is_missing(served: tuple[TaskCard, type[Server]]) -> None:
     served[1].do_GET = lambda self: self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")  # type: ignore[method-assign]  # another server
     with pytest.raises(MissingError, match="could not be fetched"):
-        fetch(served[0], said)
+        fetch_collection(served[0], said)
 
 
 def fetched(tmp_path: Path, content: bytes, member: str = "small") -> Any:
     (tmp_path / "a.zip").write_bytes(content)
-    return fetch(card((tmp_path / "a.zip").as_uri(), content, member), said)
+    return fetch_collection(card((tmp_path / "a.zip").as_uri(), content, member), said)
 
 
 def test_paths_that_climb_are_not_unpacked(tmp_path: Path, own_cache: Path) -> None:
@@ -194,4 +194,4 @@ def test_repeated_judgments_of_a_published_collection_count_once(tmp_path: Path)
     content = packed(tmp_path, again)
     (tmp_path / "a.zip").write_bytes(content)
     task = replace(card((tmp_path / "a.zip").as_uri(), content), split="again")
-    assert fetch(task, said).judgments == {"q1": {"tea": 2}}
+    assert fetch_collection(task, said).judgments == {"q1": {"tea": 2}}

@@ -30,14 +30,14 @@ def test_an_empty_file_holds_no_pair(tmp_path: Path, content: str) -> None:
 
 def test_a_contrast_of_one_passage_is_refused() -> None:
     with pytest.raises(DataError, match="nothing to tell apart"):
-        replace(RECIPE, batch=Batch(1, 4), contrast=Contrast(negatives=0))
-    replace(RECIPE, batch=Batch(1, 4), contrast=Contrast(negatives=1))
+        replace(RECIPE, batch=Batch(1, 4), contrast=Contrast(hard_negatives=0))
+    replace(RECIPE, batch=Batch(1, 4), contrast=Contrast(hard_negatives=1))
 
 
 def test_one_pair_alone_is_refused_and_one_with_a_negative_is_not() -> None:
     with pytest.raises(DataError, match="nothing to contrast"):
-        Labelled(pairs(1), Contrast(negatives=0), 1)
-    assert len(Labelled(pairs(1), Contrast(negatives=1), 1)) == 1
+        Labelled(pairs(1), Contrast(hard_negatives=0), 1)
+    assert len(Labelled(pairs(1), Contrast(hard_negatives=1), 1)) == 1
 
 
 @pytest.mark.parametrize(

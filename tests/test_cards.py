@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retbench.cards import catalog, toml_parser, user_config
-from retbench.cards.model import ModelCard, Weights
-from retbench.cards.task import Lengths, Suite, TaskCard
+from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.task import LengthLimits, Suite, TaskCard
 from retbench.errors import DataError, MissingError, UsageError
 
 TASK = 'name = "t"\n[source]\nkind = "folder"\n'
@@ -68,7 +68,7 @@ def test_a_complaint_names_file_line_and_field(
 ) -> None:
     file = written(tmp_path, text)
     with pytest.raises(DataError) as caught:
-        toml_parser.load(TaskCard, file)
+        toml_parser.load_card(TaskCard, file)
     assert caught.value.cause.startswith(f"{file}:{line}: {field}: ")
     assert problem in caught.value.cause
     assert remedy in caught.value.next_step
@@ -77,7 +77,7 @@ def test_a_complaint_names_file_line_and_field(
 def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
     file = written(tmp_path, 'name = "t"\nsplit = dev\n')
     with pytest.raises(DataError, match=r"not valid TOML.*line 2") as caught:
-        toml_parser.load(TaskCard, file)
+        toml_parser.load_card(TaskCard, file)
     assert str(file) in caught.value.cause
 
 
@@ -85,14 +85,14 @@ def test_a_card_that_is_not_utf8(tmp_path: Path) -> None:
     file = tmp_path / "card.toml"
     file.write_bytes('name = "Kompaß"\n'.encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8") as caught:
-        toml_parser.load(TaskCard, file)
+        toml_parser.load_card(TaskCard, file)
     assert str(file) in caught.value.cause
 
 
 def test_a_good_card_keeps_every_value(tmp_path: Path) -> None:
     text = f'name = "t"\naliases = ["u", "v"]\n[source]\nkind = "folder"\n[lengths]\nquery = 64\n[[expected]]\n{KNOWN}'
-    card = toml_parser.load(TaskCard, written(tmp_path, text.replace("0.5", "1")), suite="mine")
-    assert (card.aliases, card.suite, card.lengths) == (("u", "v"), "mine", Lengths(64, 512))
+    card = toml_parser.load_card(TaskCard, written(tmp_path, text.replace("0.5", "1")), suite="mine")
+    assert (card.aliases, card.suite, card.lengths) == (("u", "v"), "mine", LengthLimits(64, 512))
     assert card.expected[0].score == 1.0
     assert isinstance(card.expected[0].score, float)
 
@@ -100,9 +100,9 @@ def test_a_good_card_keeps_every_value(tmp_path: Path) -> None:
 def test_groups_of_a_suite_are_checked_too(tmp_path: Path) -> None:
     file = written(tmp_path, 'name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\nh = ["c", 4]\n')
     with pytest.raises(DataError, match=r":5: groups\.h\.2: expected str, found 4"):
-        toml_parser.load(Suite, file)
+        toml_parser.load_card(Suite, file)
     file.write_text('name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\n')
-    assert toml_parser.load(Suite, file).members() == ("a", "b", "t")
+    assert toml_parser.load_card(Suite, file).expand_tasks() == ("a", "b", "t")
 
 
 # The user's own cards
@@ -128,17 +128,17 @@ def test_own_cards_stand_beside_the_shipped_ones(own_cards: OwnCards) -> None:
     own_cards("model_cards/mine.toml", 'name = "mine"\naliases = ["my-own"]\nparameters = 7\n')
     own_cards("tasks/home/kitchen.toml", TASK.replace('"t"', '"kitchen"'))
     own_cards("tasks/home/suite.toml", 'name = "home"\ntasks = ["kitchen"]\n')
-    assert catalog.model("my-own").parameters == 7
-    assert catalog.task("kitchen").suite == "home"
-    assert catalog.suites().find("home").members() == ("kitchen",)
-    assert "bm25" in catalog.models()
+    assert catalog.find_model_card("my-own").parameters == 7
+    assert catalog.find_task_card("kitchen").suite == "home"
+    assert catalog.load_suites().find("home").expand_tasks() == ("kitchen",)
+    assert "bm25" in catalog.load_model_cards()
 
 
 def test_names_and_aliases_are_found_in_any_case(own_cards: OwnCards) -> None:
     own_cards("model_cards/mine.toml", 'name = "MyModel"\naliases = ["Org/My-Model"]\n')
     for name in ("MyModel", "mymodel", "MYMODEL", "org/my-model", "Org/My-Model"):
-        assert catalog.model(name).name == "MyModel"
-        assert name in catalog.models()
+        assert catalog.find_model_card(name).name == "MyModel"
+        assert name in catalog.load_model_cards()
 
 
 # (name and aliases of the second card): the first is `first`, alias `one`
@@ -156,7 +156,7 @@ def test_two_cards_with_one_name_are_both_named(own_cards: OwnCards, claim: str)
     first = own_cards("model_cards/a.toml", 'name = "first"\naliases = ["one"]\n')
     second = own_cards("model_cards/deeper/b.toml", claim)
     with pytest.raises(DataError, match="both claim") as caught:
-        catalog.models()
+        catalog.load_model_cards()
     assert str(first) in caught.value.cause
     assert str(second) in caught.value.cause
 
@@ -164,18 +164,18 @@ def test_two_cards_with_one_name_are_both_named(own_cards: OwnCards, claim: str)
 def test_a_card_cannot_take_a_shipped_name(own_cards: OwnCards) -> None:
     own = own_cards("model_cards/a.toml", 'name = "bm25"\n')
     with pytest.raises(DataError, match=r"both claim.*'bm25'") as caught:
-        catalog.models()
+        catalog.load_model_cards()
     assert str(own) in caught.value.cause
 
 
 @pytest.mark.parametrize(
     ("ask", "name", "offered"),
     [
-        (catalog.model, "qwen2.5-codr", "qwen2.5-coder"),
-        (catalog.model, "QWEN2.5-CODR", "qwen2.5-coder"),
-        (catalog.task, "scifct", "scifact"),
-        (catalog.suites().find, "bier", "beir"),
-        (catalog.methods().find, "promptrep", "promptreps"),
+        (catalog.find_model_card, "qwen2.5-codr", "qwen2.5-coder"),
+        (catalog.find_model_card, "QWEN2.5-CODR", "qwen2.5-coder"),
+        (catalog.find_task_card, "scifct", "scifact"),
+        (catalog.load_suites().find, "bier", "beir"),
+        (catalog.load_methods().find, "promptrep", "promptreps"),
     ],
 )
 def test_an_unknown_name_offers_the_closest(ask: Callable[[str], object], name: str, offered: str) -> None:
@@ -227,64 +227,64 @@ def test_what_a_model_argument_means(
 ) -> None:
     if not isinstance(kind, str):
         with pytest.raises(kind, match=name):
-            catalog.model(argument)
+            catalog.find_model_card(argument)
         return
-    card = catalog.model(argument)
+    card = catalog.find_model_card(argument)
     assert card.name == name
     if kind == "path":
         assert card.weights is not None
         assert card.weights.source == "path"
         assert (working_folder / str(card.weights.path)).exists()
     elif kind == "hub":
-        assert card.weights == Weights(source="hub", repo=argument)
+        assert card.weights == WeightsSource(source="hub", repo=argument)
     else:
-        assert card is catalog.models().find(name)
+        assert card is catalog.load_model_cards().find(name)
 
 
 def test_a_folder_and_a_file_are_laid_out_differently(working_folder: Path) -> None:
-    layouts = [catalog.model(str(working_folder / name)).weights for name in ("here", "m-q4.gguf")]
+    layouts = [catalog.find_model_card(str(working_folder / name)).weights for name in ("here", "m-q4.gguf")]
     assert [weights.layout for weights in layouts if weights] == ["folder", "gguf"]
 
 
 def test_a_path_may_start_at_home(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(working_folder))
-    assert catalog.model("~/here").name == "here"
-    assert catalog.task("~/here").name == "here"
+    assert catalog.find_model_card("~/here").name == "here"
+    assert catalog.find_task_card("~/here").name == "here"
 
 
 def test_what_a_task_argument_means(working_folder: Path) -> None:
-    assert catalog.task("scifact").source.kind != "folder"
-    card = catalog.task("org/local")
+    assert catalog.find_task_card("scifact").source.kind != "folder"
+    card = catalog.find_task_card("org/local")
     assert (card.name, card.suite, card.source.path) == ("local", "custom", "org/local")
     with pytest.raises(MissingError, match="no collection at"):
-        catalog.task("./nowhere")
+        catalog.find_task_card("./nowhere")
     with pytest.raises(MissingError, match="no collection at"):
-        catalog.task("./m-q4.gguf")
+        catalog.find_task_card("./m-q4.gguf")
     with pytest.raises(UsageError, match="no task called 'here'"):
-        catalog.task("here")
+        catalog.find_task_card("here")
 
 
 # (retbench.toml, environment, what is in force)
-SETTINGS: dict[str, tuple[str | None, dict[str, str], user_config.Home]] = {
-    "nothing": (None, {}, user_config.Home()),
+SETTINGS: dict[str, tuple[str | None, dict[str, str], user_config.UserConfig]] = {
+    "nothing": (None, {}, user_config.UserConfig()),
     "the file": (
         'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', {},
-        user_config.Home("f", ("g",), "cpu"),
+        user_config.UserConfig("f", ("g",), "cpu"),
     ),
     "the environment": (
         None, {"RETBENCH_CACHE": "e", "RETBENCH_CARDS": os.pathsep.join("ab"), "RETBENCH_DEVICE": "cuda"},
-        user_config.Home("e", ("a", "b"), "cuda"),
+        user_config.UserConfig("e", ("a", "b"), "cuda"),
     ),
     "the environment wins": (
         'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', {"RETBENCH_CARDS": "a", "RETBENCH_DEVICE": "cuda"},
-        user_config.Home("f", ("a",), "cuda"),
+        user_config.UserConfig("f", ("a",), "cuda"),
     ),
     "an empty variable is none": (
         'cache = "f"\ncards = ["g"]\ndevice = "cpu"\n', dict.fromkeys(("RETBENCH_CACHE", "RETBENCH_CARDS"), ""),
-        user_config.Home("f", ("g",), "cpu"),
+        user_config.UserConfig("f", ("g",), "cpu"),
     ),
     "an empty entry is not the working folder": (
-        None, {"RETBENCH_CARDS": f"a{os.pathsep}"}, user_config.Home(None, ("a",)),
+        None, {"RETBENCH_CARDS": f"a{os.pathsep}"}, user_config.UserConfig(None, ("a",)),
     ),
 }  # fmt: skip
 
@@ -295,36 +295,36 @@ def test_the_environment_wins_over_the_file(
     monkeypatch: pytest.MonkeyPatch,
     text: str | None,
     environment: dict[str, str],
-    expected: user_config.Home,
+    expected: user_config.UserConfig,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RETBENCH_CACHE")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if text is not None:
-        written(tmp_path, text, user_config.FILE)
-    assert user_config.home() == expected
+        written(tmp_path, text, user_config.CONFIG_FILE)
+    assert user_config.load_user_config() == expected
 
 
 def test_retbench_toml_adds_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: object) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, 'cards = ["own"]\n', user_config.FILE)
+    written(tmp_path, 'cards = ["own"]\n', user_config.CONFIG_FILE)
     written(tmp_path, 'name = "mine"\n', "own/model_cards/mine.toml")
-    assert catalog.model("mine").name == "mine"
+    assert catalog.find_model_card("mine").name == "mine"
 
 
 def test_retbench_toml_is_checked_like_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, '\ncahce = "x"\n', user_config.FILE)
+    written(tmp_path, '\ncahce = "x"\n', user_config.CONFIG_FILE)
     with pytest.raises(DataError, match=r"retbench\.toml:2: cahce: unknown field") as caught:
-        user_config.home()
+        user_config.load_user_config()
     assert caught.value.next_step == "did you mean cache?"
 
 
 def test_an_impossible_device_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETBENCH_DEVICE", "cdua")
     with pytest.raises(DataError, match=r"RETBENCH_DEVICE: 'cdua' is not a choice") as caught:
-        user_config.home()
+        user_config.load_user_config()
     assert "cuda" in caught.value.next_step
 
 
@@ -350,7 +350,7 @@ def test_the_cache_is_named_or_lies_in_the_users_cache_home(tmp_path: Path, monk
 @example(".hidden")
 @example("100%")
 def test_a_path_part_never_climbs_or_splits(name: str) -> None:
-    part = user_config.path_part(name)
+    part = user_config.encode_path_part(name)
     path = PurePosixPath("root") / part
     assert path.parts == ("root", part)
     assert not part.startswith(".")
@@ -361,13 +361,13 @@ def test_a_path_part_never_climbs_or_splits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["qwen2.5-coder-7b", "qwen2.5@step=10", "name+q4_k_m"])
 def test_a_path_part_leaves_plain_names_alone(name: str) -> None:
-    assert user_config.path_part(name) == name
+    assert user_config.encode_path_part(name) == name
 
 
 def test_lexical_cards_name_their_variant(own_cards: OwnCards) -> None:
     own_cards("model_cards/mine.toml", 'name = "mine"\nkind = "lexical"\n[lexical]\nvariant = "bm26"\n')
     with pytest.raises(DataError, match=r"lexical\.variant: 'bm26' is not a choice"):
-        catalog.models()
+        catalog.load_model_cards()
 
 
 def test_every_card_record_is_frozen() -> None:

@@ -13,7 +13,7 @@ import small
 import retbench
 from retbench.cards import catalog
 from retbench.cards.task import TaskCard
-from retbench.pipelines.checks.verify import verify
+from retbench.pipelines.checks.verify import verify_run
 from retbench.pipelines.models.model import ResolvedModel
 from tests.test_anchors import collection
 
@@ -39,12 +39,12 @@ def test_bm25_through_mteb_is_bm25_through_retbench(name: str, tmp_path: Path) -
     """mteb orders equal scores its own way, so it is held to what the referee says of our raw scores."""
     folder = collection(name)
     (cell,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
-    found = verify(str(cell.record))
+    found = verify_run(str(cell.record))
     assert found.unexplained == []
-    assert all(verdict.agrees for verdict in found.verdicts if verdict.referee == "mteb" and not _missing(verdict))
+    assert all(verdict.agrees for verdict in found.checks if verdict.referee == "mteb" and not _missing(verdict))
     card = small.card(Path(folder), name=name)
     theirs = mteb_folder.scores(retbench.as_mteb("bm25"), mteb_folder.task(card), tmp_path / "mteb")
-    ours = {v.metric: v.theirs for v in found.verdicts if v.referee == "mteb, raw scores"}
+    ours = {v.metric: v.theirs for v in found.checks if v.referee == "mteb, raw scores"}
     agree(ours, theirs)
 
 
@@ -56,7 +56,7 @@ class Encoder:
     """MiniLM as mteb's encoder protocol has it: mteb batches, searches and scores; only the vectors are ours."""
 
     def __init__(self, card: TaskCard) -> None:
-        candidate = ResolvedModel.of(catalog.model("minilm-l6"), None, lambda _: None)
+        candidate = ResolvedModel.of(catalog.find_model_card("minilm-l6"), None, lambda _: None)
         self.encoder = candidate.encoder(candidate.spec(candidate.methods([])[0], card, {}))
         self.mteb_model_meta = retbench.as_mteb("minilm-l6").mteb_model_meta
 

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import Layout
 
-from retbench.cards.model import Lexical
-from retbench.cards.task import Source, TaskCard
+from retbench.cards.model import LexicalSettings
+from retbench.cards.task import SourceSpec, TaskCard
 from retbench.corpora import beir_folder, collection_cache
-from retbench.corpora.collection import DOCUMENTS_PER_QUERY, Collection, load
+from retbench.corpora.collection import DOCUMENTS_PER_QUERY, Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection
 from retbench.corpora.open_collection import open_collection
-from retbench.corpora.rows import Judgment, Raw, Row
-from retbench.corpora.texts import Texts, joined
+from retbench.corpora.rows import Judgment, RawCollection, TextRow
+from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError, MissingError, ResourceError, RetbenchError, UsageError
 from retbench.records.load_run import rankings
 from retbench.records.results_folder import trec, unworded
@@ -58,8 +58,8 @@ def test_queries_without_judgments_are_dropped_in_every_split(folder: Path) -> N
 
 def test_an_empty_document_is_kept(folder: Path) -> None:
     corpus = opened(folder).corpus
-    assert corpus[19] == Row("untold", "", "")
-    assert joined(corpus[19], ("title", "text")) == ""
+    assert corpus[19] == TextRow("untold", "", "")
+    assert join_fields(corpus[19], ("title", "text")) == ""
 
 
 LAYOUTS = {
@@ -120,7 +120,7 @@ def test_whole_numbers_are_read_as_their_decimal_text(folder: Path) -> None:
 
 def test_null_is_an_empty_title_and_other_fields_are_passed_over(folder: Path) -> None:
     replace_line(folder / "corpus.jsonl", 2, '{"_id": "tea", "title": null, "text": "x", "metadata": {"url": 3}}')
-    assert opened(folder).corpus[1] == Row("tea", "", "x")
+    assert opened(folder).corpus[1] == TextRow("tea", "", "x")
 
 
 def test_a_grade_stands_between_any_white_space(folder: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_fingerprint_that_differs_from_the_card_names_both(folder: Path) -> No
 
 def test_a_source_that_is_not_at_hand_is_missing() -> None:
     with pytest.raises(MissingError, match=r"the collection of far \(org/far\) is not here"):
-        open_collection(TaskCard("far", Source("hub", repo="org/far")))
+        open_collection(TaskCard("far", SourceSpec("hub", repo="org/far")))
 
 
 # Once, completely, or not at all
@@ -277,7 +277,7 @@ def finished(cache: Path) -> list[Path]:
 
 def test_the_second_opening_reads_no_source(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(folder)
-    monkeypatch.setattr(beir_folder, "read", None)
+    monkeypatch.setattr(beir_folder, "read_collection", None)
     assert opened(folder).fingerprint == first.fingerprint
     assert opened(folder, split="train").fingerprint
     assert len(finished(own_cache)) == 1
@@ -287,15 +287,15 @@ def test_the_second_opening_reads_no_source(folder: Path, own_cache: Path, monke
 def test_an_interrupted_reading_leaves_nothing_that_counts(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
 ) -> None:
-    def failing(folder: Path) -> Raw:
-        def documents() -> Iterator[Row]:
-            yield Row("a", "", "one came through")
+    def failing(folder: Path) -> RawCollection:
+        def documents() -> Iterator[TextRow]:
+            yield TextRow("a", "", "one came through")
             raise fault
 
-        return Raw(documents(), [], {})
+        return RawCollection(documents(), [], {})
 
     with monkeypatch.context() as patch:
-        patch.setattr(beir_folder, "read", failing)
+        patch.setattr(beir_folder, "read_collection", failing)
         with pytest.raises(type(fault)):
             opened(folder)
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
@@ -326,10 +326,10 @@ def test_what_a_killed_process_left_is_never_opened(folder: Path, own_cache: Pat
 
 
 def test_two_processes_may_finish_the_same_collection(tmp_path: Path, folder: Path) -> None:
-    compile_collection(beir_folder.read(folder), tmp_path / "c")
-    first = load(tmp_path / "c", "test")
-    compile_collection(beir_folder.read(folder), tmp_path / "c")
-    assert load(tmp_path / "c", "test").fingerprint == first.fingerprint
+    compile_collection(beir_folder.read_collection(folder), tmp_path / "c")
+    first = load_collection(tmp_path / "c", "test")
+    compile_collection(beir_folder.read_collection(folder), tmp_path / "c")
+    assert load_collection(tmp_path / "c", "test").fingerprint == first.fingerprint
     assert [row.id for row in first.queries] == ["q1", "q2", "q3"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("c")] == ["c"]
 
@@ -339,11 +339,11 @@ def test_two_processes_may_finish_the_same_collection(tmp_path: Path, folder: Pa
 
 def numbered(folder: Path, queries: int, judged: int) -> Collection:
     """600 documents; every query judges some of its own."""
-    documents = [Row(f"d{number}", "", f"document {number}") for number in range(600)]
-    asked = [Row(f"q{number}", "", f"query {number}") for number in range(queries)]
+    documents = [TextRow(f"d{number}", "", f"document {number}") for number in range(600)]
+    asked = [TextRow(f"q{number}", "", f"query {number}") for number in range(queries)]
     judgments = [Judgment(f"q{q}", f"d{q * judged + n}", n % 2) for q in range(queries) for n in range(judged)]
-    compile_collection(Raw(documents, asked, {"test": judgments}), folder)
-    return load(folder, "test")
+    compile_collection(RawCollection(documents, asked, {"test": judgments}), folder)
+    return load_collection(folder, "test")
 
 
 @pytest.fixture(scope="module")
@@ -414,15 +414,19 @@ def test_the_fingerprint_of_a_view_follows_its_rows(large: Collection) -> None:
 
 
 def test_texts_of_many_chunks_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection_cache, "BATCH", 7)
-    documents = [Row(f"d{number}", "t", "x" * (number % 5)) for number in range(50)]
-    compile_collection(Raw(documents, [Row("q", "", "x")], {"test": [Judgment("q", "d49", 1)]}), tmp_path / "chunks")
-    corpus: Texts = load(tmp_path / "chunks", "test").corpus
+    monkeypatch.setattr(collection_cache, "ROWS_PER_BATCH", 7)
+    documents = [TextRow(f"d{number}", "t", "x" * (number % 5)) for number in range(50)]
+    compile_collection(
+        RawCollection(documents, [TextRow("q", "", "x")], {"test": [Judgment("q", "d49", 1)]}), tmp_path / "chunks"
+    )
+    corpus: Texts = load_collection(tmp_path / "chunks", "test").corpus
     assert [row[:3] for row in corpus] == [row[:3] for row in documents]
     assert corpus[48][:3] == documents[48][:3]
     monkeypatch.undo()
-    compile_collection(Raw(documents, [Row("q", "", "x")], {"test": [Judgment("q", "d49", 1)]}), tmp_path / "one")
-    assert load(tmp_path / "one", "test").corpus.fingerprint == corpus.fingerprint
+    compile_collection(
+        RawCollection(documents, [TextRow("q", "", "x")], {"test": [Judgment("q", "d49", 1)]}), tmp_path / "one"
+    )
+    assert load_collection(tmp_path / "one", "test").corpus.fingerprint == corpus.fingerprint
 
 
 # (title, text, fields, what a model reads)
@@ -438,7 +442,7 @@ JOINED = [
 
 @pytest.mark.parametrize(("title", "text", "fields", "read"), JOINED)
 def test_fields_are_joined_by_one_space(title: str, text: str, fields: tuple[str, ...], read: str) -> None:
-    assert joined(Row("d", title, text), fields) == read
+    assert join_fields(TextRow("d", title, text), fields) == read
 
 
 # Ids that are no words
@@ -468,7 +472,7 @@ def test_odd_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path
     assert {path.name for path in own_cache.rglob("*") if path.is_file()} == {
         MANIFEST, "corpus.arrow", "queries.arrow", "judgments-0.arrow", "judgments-1.arrow"
     }  # fmt: skip
-    index = BM25(Lexical(), (joined(row, ("title", "text")) for row in collection.corpus))
+    index = BM25(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
     rankings = index.search((row.text for row in collection.queries), 100).named(collection)
     lines = [line.split() for line in gzip.decompress(trec(rankings, "bm25:bm25")).decode().splitlines()]
     assert all(len(line) == 6 for line in lines)

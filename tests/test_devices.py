@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from retbench.cards import catalog
-from retbench.cards.compute_target import Here, Ray, site
+from retbench.cards.compute_target import LocalTarget, RayTarget, parse_compute_target
 from retbench.cards.engine import Engine
 from retbench.cards.study import Stage, Study
 from retbench.encoders.embed_texts import Job, embed
@@ -31,7 +31,7 @@ from retbench.pipelines.evaluation.request import Request
 from retbench.pipelines.models import local_workers, worker_pool
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.worker_pool import Done, LostWorkerError, Order, Team
-from retbench.pipelines.reranking.chain import Crew
+from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.studies import run as run_module
 from retbench.records.phase_timer import Reach, Silent
 from retbench.retrievers.dense_retriever import Dense
@@ -43,9 +43,13 @@ QUIET = ("peak_memory_mb", "seconds", "workers")
 
 
 def test_the_words_of_devices() -> None:
-    assert (site("1"), site("8"), site("all")) == (Here(1), Here(8), Here(0))
-    wanted = site("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
-    assert wanted == Ray("s3://bucket/place", "ray://head:10001", 4)
+    assert (parse_compute_target("1"), parse_compute_target("8"), parse_compute_target("all")) == (
+        LocalTarget(1),
+        LocalTarget(8),
+        LocalTarget(0),
+    )
+    wanted = parse_compute_target("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
+    assert wanted == RayTarget("s3://bucket/place", "ray://head:10001", 4)
     for word, told in {
         "0": "no place called '0'",
         "gpu": "no place called",
@@ -53,7 +57,7 @@ def test_the_words_of_devices() -> None:
         "ray": "a place that all",
     }.items():
         with pytest.raises(UsageError, match=told):
-            site(word)
+            parse_compute_target(word)
 
 
 def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +272,7 @@ def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
 
 
 def test_a_server_shares_its_work_itself(model: Path, tmp_path: Path) -> None:
-    candidate = ResolvedModel(catalog.model(str(model)), None, Engine("endpoint"))
+    candidate = ResolvedModel(catalog.find_model_card(str(model)), None, Engine("endpoint"))
     with pytest.raises(UsageError, match="endpoint shares its work out itself"):
         worker_pool.engaged(candidate, Team([Player], "cpu", 1))
 
@@ -283,13 +287,13 @@ def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
     with Team([Player], "cpu", 1) as team:
-        found = Crew(lambda _: None, partial(worker_pool.engaged, team=team)).find(str(model))
+        found = ModelResolver(lambda _: None, partial(worker_pool.engaged, team=team)).resolve(str(model))
         assert found.workers is not None
-    assert Crew(lambda _: None).find(str(model)).workers is None
+    assert ModelResolver(lambda _: None).resolve(str(model)).workers is None
 
 
 def test_other_weights_on_a_workers_machine_are_refused(model: Path) -> None:
-    card = catalog.model(str(model))
+    card = catalog.find_model_card(str(model))
     local = obtain(card)
     assert worker_pool.Model(card, local, Engine(), of_folder(model)).candidate().weights == local
     with pytest.raises(DataError, match="are not those of this machine"):

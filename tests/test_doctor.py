@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from retbench.cli.main import app
 from retbench.pipelines import doctor
-from retbench.pipelines.doctor import Check, checks
+from retbench.pipelines.doctor import DoctorCheck, run_checks
 from tests import serving
 
 Patch = pytest.MonkeyPatch
@@ -26,12 +26,12 @@ def _offline(monkeypatch: Patch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
 
 
-def found(what: str) -> Check:
-    (check,) = [one for one in checks() if one.what == what]
+def found(what: str) -> DoctorCheck:
+    (check,) = [one for one in run_checks() if one.what == what]
     return check
 
 
-def trouble(what: str) -> Check:
+def trouble(what: str) -> DoctorCheck:
     check = found(what)
     assert not check.ok
     assert check.next_step
@@ -52,7 +52,7 @@ class Cuda:
     """The torch of a machine with a GPU of this generation."""
 
     def __init__(self, patch: Patch, cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str]) -> None:
-        patch.setattr(doctor, "_gpus", lambda: True)
+        patch.setattr(doctor, "_has_nvidia_gpu", lambda: True)
         patch.setattr(torch.version, "cuda", cuda)
         patch.setattr(torch.cuda, "is_available", lambda: usable)
         patch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
@@ -76,7 +76,7 @@ def test_a_torch_that_does_not_fit_the_gpu(
     cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str], said: str | None, monkeypatch: Patch
 ) -> None:
     Cuda(monkeypatch, cuda, usable, gpu, built)
-    check = doctor._torch()
+    check = doctor._check_torch()
     assert check.ok is (said is None)
     if said:
         assert said in check.finding
@@ -84,13 +84,13 @@ def test_a_torch_that_does_not_fit_the_gpu(
 
 
 def test_without_a_gpu_a_torch_for_cpus_is_right(monkeypatch: Patch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "GPU", tmp_path / "none")
+    monkeypatch.setattr(doctor, "NVIDIA_FOLDER", tmp_path / "none")
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert doctor._torch().ok
+    assert doctor._check_torch().ok
     (tmp_path / "gpus" / "0000:01").mkdir(parents=True)
-    monkeypatch.setattr(doctor, "GPU", tmp_path / "gpus")
+    monkeypatch.setattr(doctor, "NVIDIA_FOLDER", tmp_path / "gpus")
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert not doctor._torch().ok
+    assert not doctor._check_torch().ok
 
 
 def test_a_missing_extra(monkeypatch: Patch) -> None:
@@ -123,12 +123,12 @@ def kept(cache: Path, name: str, tokenizer: str) -> Path:
 def test_a_tokenizer_that_cannot_pad(own_cache: Path) -> None:
     kept(own_cache, "has", '{"pad_token": "<pad>"}')
     folder = kept(own_cache, "org%2Fhas-not", '{"eos_token": "</s>", "pad_token": null}')
-    assert [check.what for check in checks() if check.what.startswith("tokenizer")] == ["tokenizer org/has-not"]
+    assert [check.what for check in run_checks() if check.what.startswith("tokenizer")] == ["tokenizer org/has-not"]
     check = trouble("tokenizer org/has-not")
     assert check.finding == "it has no padding token"
     assert "--weights" in check.next_step
     (folder / "special_tokens_map.json").write_text('{"pad_token": "</s>"}')
-    assert not [check for check in checks() if check.what.startswith("tokenizer")]
+    assert not [check for check in run_checks() if check.what.startswith("tokenizer")]
     kept(own_cache, "broken", "{")
     assert "not valid JSON" in trouble("tokenizer broken").finding
 
@@ -183,7 +183,7 @@ def test_what_answers_but_not_in_http_is_no_hub(monkeypatch: Patch) -> None:
 
 
 def test_a_disk_that_is_short(monkeypatch: Patch) -> None:
-    for free, ok in ((doctor.SPACE_GB * 1e9 + 1, True), (doctor.SPACE_GB * 1e9 - 1, False)):
+    for free, ok in ((doctor.MIN_FREE_GB * 1e9 + 1, True), (doctor.MIN_FREE_GB * 1e9 - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined]
         assert found("cache").ok is ok
     assert "make room" in trouble("cache").next_step
@@ -205,7 +205,7 @@ def test_more_threads_than_cores(
 ) -> None:
     if quota:
         (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(doctor, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(doctor, "CPU_QUOTA_FILE", tmp_path / "cpu.max")
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     check = found("threads")

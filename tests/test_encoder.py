@@ -43,7 +43,7 @@ def other(folder: Path, kind: str, **config: Any) -> Path:
 
 def encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
     facts = {"query_limit": 64, "document_limit": 64, "dtype": "float32", **changes}
-    spec = EncoderSpec("weights", catalog.methods().find(method), "", **facts)
+    spec = EncoderSpec("weights", catalog.load_methods().find(method), "", **facts)
     loaded = backbone.load(folder, spec.dtype, torch.device("cpu"))
     return BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, spec.method))
 
@@ -103,10 +103,10 @@ def test_capped_scores_are_computed_step_by_step(tmp_path: Path) -> None:
 
 def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
     from retbench.corpora.collection_cache import compile_collection
-    from retbench.corpora.rows import Judgment, Raw, Row
+    from retbench.corpora.rows import Judgment, RawCollection, TextRow
 
-    documents = [Row(f"{name}-{i}", title, text) for i in range(-(-rows // 20)) for name, title, text in DOCUMENTS]
-    raw = Raw(documents[:rows], [Row("q", "", "a query")], {"test": [Judgment("q", documents[0].id, 1)]})
+    documents = [TextRow(f"{name}-{i}", title, text) for i in range(-(-rows // 20)) for name, title, text in DOCUMENTS]
+    raw = RawCollection(documents[:rows], [TextRow("q", "", "a query")], {"test": [Judgment("q", documents[0].id, 1)]})
     compile_collection(raw, tmp_path / "compiled")
     return Texts.open(tmp_path / "compiled" / "corpus.arrow", "print")
 
@@ -173,7 +173,7 @@ def test_a_vector_that_is_no_number_names_its_document(decoder: Path, tmp_path: 
 
 
 def test_the_key_follows_every_fact(tmp_path: Path) -> None:
-    spec = EncoderSpec("weights", catalog.methods().find("promptreps"), "", 64, 64, "float32")
+    spec = EncoderSpec("weights", catalog.load_methods().find("promptreps"), "", 64, 64, "float32")
     job = Job(texts(tmp_path), ("title", "text"), "document", 256)
     base = job.key(spec.vector_facts("document"))
     from dataclasses import replace

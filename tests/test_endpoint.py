@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from retbench.cards import catalog
-from retbench.cards.engine import Engine, engine
+from retbench.cards.engine import Engine, parse_engine
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.external_encoders import TextEncoder
 from retbench.engines.embeddings_client import Endpoint
@@ -129,7 +129,7 @@ def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) ->
 
 
 def test_texts_are_cut_between_characters() -> None:
-    spec = EncoderSpec("w", catalog.method("as-published"), "", 1, 1, "float32", "endpoint")
+    spec = EncoderSpec("w", catalog.find_method("as-published"), "", 1, 1, "float32", "endpoint")
     tokens = TextEncoder(spec, Endpoint(Server(Engine("endpoint")), "m")).prepare(["abcdef", "ab世", ""], "query")
     assert [bytes(row.astype(np.uint8)).decode() for row in tokens] == ["abcd", "ab", " "]
     assert (tokens.truncated, tokens.empty) == (2, 1)
@@ -178,9 +178,9 @@ def test_a_method_a_server_cannot_do_is_skipped(server: serving.Server, task: Pa
 )
 def test_a_wrong_engine_is_a_usage_error(word: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        engine(word)
+        parse_engine(word)
 
 
 def test_patience_is_no_setting() -> None:
-    assert engine("endpoint:tries=9,model=m,timeout=3").named == "endpoint:model=m"
-    assert json.dumps(engine("transformers").named) == '"transformers"'
+    assert parse_engine("endpoint:tries=9,model=m,timeout=3").settings_name == "endpoint:model=m"
+    assert json.dumps(parse_engine("transformers").settings_name) == '"transformers"'

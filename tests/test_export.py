@@ -16,7 +16,7 @@ import retbench
 from retbench.cards import catalog
 from retbench.cli.main import app
 from retbench.errors import UsageError
-from retbench.pipelines.mteb_bridge.export_results import export
+from retbench.pipelines.mteb_bridge.export_results import export_results
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _libraries_may_warn() -> Iterator[None]:
 
 
 def cached(task: str, **layout: Any) -> None:
-    source = catalog.task(task).source
+    source = catalog.find_task_card(task).source
     rows = retrieval(small.DOCUMENTS, small.QUERIES, small.TEST, **layout)
     if source.subset:
         split, queries = rows[f"{source.subset}-queries"]
@@ -46,17 +46,17 @@ def test_mteb_reads_what_was_exported(tmp_path: Path) -> None:
 
     cached("scifact")
     (cell,) = retbench.evaluate(["bm25"], tasks=["scifact"], out=tmp_path / "results")
-    (file,) = export([str(cell.record)], tmp_path / "mteb")
+    (file,) = export_results([str(cell.record)], tmp_path / "mteb")
     result = TaskResult.from_disk(file)
     assert result.task_name == "SciFact"
-    assert result.dataset_revision == catalog.task("scifact").source.revision
+    assert result.dataset_revision == catalog.find_task_card("scifact").source.revision
     assert result.get_score(splits=["test"]) == pytest.approx(cell.main_score, abs=5e-6)
     assert json.loads((file.parent / "model_meta.json").read_text())["name"] == "retbench/bm25"
 
 
 def test_cuts_deeper_than_the_run_are_left_out(tmp_path: Path) -> None:
     cached("scifact")
-    (file,) = export(finished(tmp_path, "scifact"), tmp_path / "mteb")
+    (file,) = export_results(finished(tmp_path, "scifact"), tmp_path / "mteb")
     scores = json.loads(file.read_text())["scores"]["test"][0]
     assert "recall_at_100" in scores
     assert "recall_at_1000" not in scores
@@ -68,9 +68,9 @@ def test_the_languages_of_a_task_go_into_one_file(tmp_path: Path) -> None:
         own = retrieval(small.DOCUMENTS, small.QUERIES, small.TEST, prefix=f"{language}-")
         split, queries = own[f"{language}-queries"]
         rows |= {**own, f"{language}-queries": (split, [{**query, "partition": "test"} for query in queries])}
-    source = catalog.task("codesearchnet-go").source
+    source = catalog.find_task_card("codesearchnet-go").source
     fetched(str(source.repo), str(source.revision), rows)
-    (file,) = export(finished(tmp_path, "codesearchnet-go", "codesearchnet-ruby"), tmp_path / "mteb")
+    (file,) = export_results(finished(tmp_path, "codesearchnet-go", "codesearchnet-ruby"), tmp_path / "mteb")
     told = json.loads(file.read_text())["scores"]["test"]
     assert sorted(entry["hf_subset"] for entry in told) == ["go", "ruby"]
 
@@ -92,13 +92,13 @@ def test_what_mteb_would_not_have_measured_is_refused(tmp_path: Path) -> None:
         (finished(tmp_path, "scifact", sample=2), "a sample of 2 queries"),
     ):
         with pytest.raises(UsageError, match=reason):
-            export(record, tmp_path / "mteb")
+            export_results(record, tmp_path / "mteb")
     *_, reranked = retbench.evaluate(["bm25"], tasks=["scifact"], rerank=("ql",), out=tmp_path / "results")
     with pytest.raises(UsageError, match="it was reranked by ql"):
-        export([str(reranked.record)], tmp_path / "mteb")
+        export_results([str(reranked.record)], tmp_path / "mteb")
     twice = finished(tmp_path, "scifact")
     with pytest.raises(UsageError, match="two runs are on scifact"):
-        export(twice * 2, tmp_path / "mteb")
+        export_results(twice * 2, tmp_path / "mteb")
 
 
 def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
@@ -113,15 +113,15 @@ def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
 
     whole, half, short = run(dtype="float32"), run(dtype="bfloat16"), run(dtype="float32", max_length=4)
     with pytest.raises(UsageError, match="have other settings, and mteb one file for both"):
-        export([whole, half], tmp_path / "mteb")
+        export_results([whole, half], tmp_path / "mteb")
     assert not [*(tmp_path / "mteb").rglob("*.json")]
-    own, other = export([whole, short], tmp_path / "mteb")
+    own, other = export_results([whole, short], tmp_path / "mteb")
     assert other.relative_to(own.parent).as_posix() == "experiments/max_length_4/SciFact.json"
-    assert export([whole], tmp_path / "mteb") == [own]  # the same again is no news
+    assert export_results([whole], tmp_path / "mteb") == [own]  # the same again is no news
     facts = json.loads(own.read_text())
     facts["scores"]["test"][0]["main_score"] = 0.25  # another run's
     own.write_text(json.dumps(facts))
     with pytest.raises(UsageError, match="holds other scores"):
-        export([whole], tmp_path / "mteb")
+        export_results([whole], tmp_path / "mteb")
     with pytest.raises(UsageError, match="it was searched by ivf"):
-        export([run(search="ivf:lists=1,probes=1")], tmp_path / "mteb")
+        export_results([run(search="ivf:lists=1,probes=1")], tmp_path / "mteb")

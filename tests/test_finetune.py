@@ -21,7 +21,7 @@ import retbench
 from retbench.cards import catalog, toml_parser, toml_writer
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe import Batch, Likelihood, Lora, Optimiser, Recipe, changed
-from retbench.cards.task import Lengths
+from retbench.cards.task import LengthLimits
 from retbench.cli.main import app
 from retbench.engines import weights
 from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
@@ -46,7 +46,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def learn(model: Path, data: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Learn:
-    recipe = replace(RECIPE, optimiser=Optimiser(rate=1e-2, epochs=4))
+    recipe = replace(RECIPE, optimiser=Optimiser(learning_rate=1e-2, num_train_epochs=4))
 
     def learned(name: str = "pupil", of: Path = data, **fields: Any) -> ModelCard:
         wanted = {key: fields.pop(key) for key in tuple(fields) if hasattr(recipe, key)}
@@ -142,7 +142,7 @@ finetune(Wish(data, model, slow_recipe(), out=Path(out), resume=True, report=lam
 
 
 def slow_recipe() -> Recipe:
-    return replace(RECIPE, optimiser=Optimiser(rate=1e-2, epochs=12), save_steps=1, lora=Lora(4, 8, 0.2))
+    return replace(RECIPE, optimiser=Optimiser(learning_rate=1e-2, num_train_epochs=12), save_steps=1, lora=Lora(4, 8, 0.2))
 
 
 def test_kill_9_at_any_moment_and_resume_gives_the_same_weights(
@@ -159,7 +159,7 @@ def test_kill_9_at_any_moment_and_resume_gives_the_same_weights(
     assert running.wait() == -signal.SIGKILL
     assert not (out / "card.toml").exists()
     subprocess.run(command, env=os.environ, check=True, capture_output=True)
-    assert same(whole, catalog.model(str(out)))
+    assert same(whole, catalog.find_model_card(str(out)))
 
 
 TOGETHER = """
@@ -194,7 +194,7 @@ def test_two_processes_are_one(
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
-    first, second = tensors(alone), tensors(catalog.model(str(tmp_path / "both")))
+    first, second = tensors(alone), tensors(catalog.find_model_card(str(tmp_path / "both")))
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=5e-5, rtol=1e-4)  # Adam's first steps magnify
@@ -260,18 +260,18 @@ def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp
     for old, new, what in (("Query: {text}", "Query:{text}", "method"), ("id = 0", "id = 1", "eos")):
         file.write_text(whole.replace(old, new))
         with pytest.raises(DataError, match=f"disagree about {what}"):
-            weights.find(catalog.model(str(tmp_path / "pupil")))
+            weights.find(catalog.find_model_card(str(tmp_path / "pupil")))
     file.write_text(whole)
     tensors = tmp_path / "pupil" / "model.safetensors"
     content = tensors.read_bytes()
     tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match="disagree about weights"):
-        weights.find(catalog.model(str(tmp_path / "pupil")))
+        weights.find(catalog.find_model_card(str(tmp_path / "pupil")))
 
 
 def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no number at step \d+, whose batch begins with '.+'"):
-        learn(optimiser=Optimiser(rate=1e30, clip=0, epochs=4), lora=None, save_steps=1)
+        learn(optimiser=Optimiser(learning_rate=1e30, max_grad_norm=0, num_train_epochs=4), lora=None, save_steps=1)
     assert list((tmp_path / "pupil").glob("checkpoint-*"))
 
 
@@ -380,13 +380,13 @@ def test_bm25_cannot_be_trained(data: Path) -> None:
 def test_a_card_reads_back_as_it_was_written(learn: Learn, tmp_path: Path) -> None:
     card = learn()
     file = tmp_path / "again.toml"
-    file.write_text(toml_writer.toml(card))
-    assert toml_parser.load(ModelCard, file) == card
+    file.write_text(toml_writer.format_card(card))
+    assert toml_parser.load_card(ModelCard, file) == card
 
 
 def test_recipe_fields_are_overruled_by_path() -> None:
-    recipe = changed(catalog.recipe("quick"), {"seed": "3", "optimiser.rate": "1e-3", "lora": "none"})
-    assert (recipe.seed, recipe.optimiser.rate, recipe.lora) == (3, 1e-3, None)
+    recipe = changed(catalog.find_recipe("quick"), {"seed": "3", "optimiser.rate": "1e-3", "lora": "none"})
+    assert (recipe.seed, recipe.optimiser.learning_rate, recipe.lora) == (3, 1e-3, None)
     with pytest.raises(RetbenchError, match="no option 'optimizer'"):
         changed(recipe, {"optimizer.rate": "1"})
 
@@ -432,7 +432,7 @@ def test_a_method_that_is_more_than_a_prefix_is_not_exported(
     assert not (tmp_path / "pupil").exists()  # said before the training
 
 
-QL = Likelihood("Passage: {text}\nSummarization: ", lengths=Lengths(16, 24), optimiser=Optimiser(rate=1e-3, epochs=2),
+QL = Likelihood("Passage: {text}\nSummarization: ", lengths=LengthLimits(16, 24), optimiser=Optimiser(learning_rate=1e-3, num_train_epochs=2),
                 batch=Batch(8, 8, 200))  # fmt: skip
 
 
@@ -463,7 +463,7 @@ def test_two_stages_are_one_command_and_resume_at_the_seam(learn: Learn, tmp_pat
 
 def test_the_first_stage_is_a_model_with_its_head(learn: Learn, tmp_path: Path) -> None:
     learn(objective="llm-ql", likelihood=QL)
-    made = catalog.model(str(tmp_path / "pupil" / "stage-1"))
+    made = catalog.find_model_card(str(tmp_path / "pupil" / "stage-1"))
     assert (made.name, made.parent) == ("pupil-stage-1", "tiny")
     config = json.loads((tmp_path / "pupil" / "stage-1" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2ForCausalLM"]
@@ -532,7 +532,7 @@ def test_a_name_is_taken_as_long_as_its_folder_is_there(learn: Learn, tmp_path: 
     with pytest.raises(UsageError, match="already a model called pupil"):
         learn("second/pupil")
     shutil.rmtree(tmp_path / "first")
-    catalog.models.cache_clear()
+    catalog.load_model_cards.cache_clear()
     assert learn("second/pupil").name == "pupil"
     with pytest.raises(UsageError, match="already a model called bm25"):
         learn("bm25")

@@ -18,21 +18,28 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from retbench.cards.reranker_settings import Listwise, Pointwise
+from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings
 from retbench.engines import http_server as network
 from retbench.engines.generator import Answer, Local
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.runs import saved_run
-from retbench.rerankers.answer_cache import Kept
-from retbench.rerankers.candidates import Pool, rerank
-from retbench.rerankers.llm_prompts import Desk, list_form, list_prompt, parsed, point_prompt, scaled
-from retbench.rerankers.llm_rerankers import Lists, Points
+from retbench.rerankers.answer_cache import CachedGenerator
+from retbench.rerankers.candidates import Candidates, rerank_queries
+from retbench.rerankers.llm_prompts import (
+    PromptBuilder,
+    build_listwise_prompt,
+    build_order_pattern,
+    build_pointwise_prompt,
+    format_scores,
+    parse_order,
+)
+from retbench.rerankers.llm_rerankers import ListwiseLLMReranker, PointwiseLLMReranker
 from retbench.retrievers.ranking import Ranking
 from tests import serving, small, tiny
 from tests.test_run import call, cells
 
 DOCUMENTS = ("bread", "", "tea", "coffee", "cheese", "train", "ship")
-POOL = Pool(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 2, 1, 0.5]))
+POOL = Candidates(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 2, 1, 0.5]))
 
 
 class Scripted:
@@ -63,34 +70,34 @@ class Scripted:
         return len(prompt.split()) + most <= self.context
 
 
-def desk(generator: Any, settings: Pointwise, documents: Sequence[str] = DOCUMENTS) -> Desk:
-    return Desk(generator, settings, lambda row: documents[row], "BM25 score")
+def desk(generator: Any, settings: PointwiseSettings, documents: Sequence[str] = DOCUMENTS) -> PromptBuilder:
+    return PromptBuilder(generator, settings, lambda row: documents[row], "BM25 score")
 
 
 def test_the_prompt_of_a_list_byte_for_byte() -> None:
-    assert list_prompt("why?", ["one", "two"], ["7.250", "0.500"], "BM25 score") == (
+    assert build_listwise_prompt("why?", ["one", "two"], ["7.250", "0.500"], "BM25 score") == (
         "Each passage is given with its BM25 score, which a first search gave it for the query.\n\n"
         "Query: why?\n\n[1] one\nBM25 score: 7.250\n\n[2] two\nBM25 score: 0.500\n\n"
         "Rank the 2 passages above by how well they answer the query, by their content and their scores. Answer only "
         "with all 2 numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
     )
-    assert list_prompt("why?", ["one"], [], "BM25 score") == (
+    assert build_listwise_prompt("why?", ["one"], [], "BM25 score") == (
         "Query: why?\n\n[1] one\n\nRank the 1 passages above by how well they answer the query, by their content. "
         "Answer only with all 1 numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
     )
-    assert "score" not in point_prompt("why?", "one", None, "BM25 score")
-    assert "Passage: one\nBM25 score: 7.000\n" in point_prompt("why?", "one", "7.000", "BM25 score")
+    assert "score" not in build_pointwise_prompt("why?", "one", None, "BM25 score")
+    assert "Passage: one\nBM25 score: 7.000\n" in build_pointwise_prompt("why?", "one", "7.000", "BM25 score")
 
 
 def test_scores_are_written_as_asked() -> None:
     draw = np.random.default_rng(0)
     scores = np.array([12.0, 7.5, 2.0])
-    assert scaled(scores, "none", draw) == []
-    assert scaled(scores, "raw", draw) == ["12.000", "7.500", "2.000"]
-    assert scaled(scores, "minmax", draw) == ["1.000", "0.550", "0.000"]
-    assert scaled(scores, "percent", draw) == ["100.0", "55.0", "0.0"]
-    assert sorted(scaled(scores, "shuffled", draw)) == ["12.000", "2.000", "7.500"]
-    assert scaled(np.array([3.0, 3.0]), "minmax", draw) == ["1.000", "1.000"]
+    assert format_scores(scores, "none", draw) == []
+    assert format_scores(scores, "raw", draw) == ["12.000", "7.500", "2.000"]
+    assert format_scores(scores, "minmax", draw) == ["1.000", "0.550", "0.000"]
+    assert format_scores(scores, "percent", draw) == ["100.0", "55.0", "0.0"]
+    assert sorted(format_scores(scores, "shuffled", draw)) == ["12.000", "2.000", "7.500"]
+    assert format_scores(np.array([3.0, 3.0]), "minmax", draw) == ["1.000", "1.000"]
 
 
 @pytest.mark.parametrize(
@@ -112,43 +119,43 @@ def test_scores_are_written_as_asked() -> None:
     ],
 )
 def test_answers_are_read_strictly_and_repaired_by_rule(answer: str, order: list[int], strict: bool) -> None:
-    assert parsed(answer, 3) == (order, strict)
+    assert parse_order(answer, 3) == (order, strict)
 
 
 def test_only_vllm_is_given_the_form_of_a_list() -> None:
-    form = list_form(12)
+    form = build_order_pattern(12)
     assert re.fullmatch(form, " > ".join(f"[{number}]" for number in range(12, 0, -1)))
-    assert re.fullmatch(list_form(1), "[1]")
+    assert re.fullmatch(build_order_pattern(1), "[1]")
     for wrong in ("[1] > [2]", " > ".join(["[13]"] * 12), " > ".join(["[0]"] * 12), "[1]" * 12):
         assert not re.fullmatch(form, wrong)
-    for engine, forms in (("vllm", [list_form(7)]), ("transformers", [""]), ("endpoint", [""])):
+    for engine, forms in (("vllm", [build_order_pattern(7)]), ("transformers", [""]), ("endpoint", [""])):
         generator = Scripted("[1]")
-        Lists(desk(generator, settings := Listwise(engine=engine, window=0)), settings)(POOL)  # type: ignore[arg-type]
+        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(engine=engine, window=0)), settings)(POOL)  # type: ignore[arg-type]
         assert generator.forms == forms
 
 
 def test_an_answer_held_to_a_form_is_kept_apart() -> None:
-    kept = Kept(Scripted("free", "held"))
+    kept = CachedGenerator(Scripted("free", "held"))
     assert [kept.write("a", 5).text, kept.write("a", 5, "x").text, kept.write("a", 5).text] == ["free", "held", "free"]
 
 
 def test_windows_climb_and_repairs_are_counted() -> None:
     generator = Scripted("[3] > [1] > [2]", "nothing to say", "[2] > [1] > [3]")
-    lists = Lists(desk(generator, settings := Listwise(window=3, step=2)), settings)
+    lists = ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=3, step=2)), settings)
     order, scores = lists(POOL)
     # positions 4 5 6 -> 6 4 5, then 2 3 6 as they are, then 0 1 2 -> 1 0 2
     assert order.tolist() == [1, 0, 2, 3, 6, 4, 5]
     assert np.all(np.diff(scores) < 0)
-    facts = lists.facts()
+    facts = lists.collect_statistics()
     assert (facts["requests"], facts["repaired"], facts["unanswered"]) == (3, 1, 1)
     assert facts["repair_rate"] == pytest.approx(1 / 3, abs=1e-4)
-    assert lists.first()["answer"] == "[3] > [1] > [2]"
+    assert lists.sample()["answer"] == "[3] > [1] > [2]"
 
 
 def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_at_once() -> None:
     generator = Scripted("2 > 1 > 3")
-    settings = Listwise(scores="raw")
-    order, _ = Lists(desk(generator, settings), settings)(POOL.take(slice(0, 3)))
+    settings = ListwiseSettings(scores="raw")
+    order, _ = ListwiseLLMReranker(desk(generator, settings), settings)(POOL.take(slice(0, 3)))
     assert order.tolist() == [1, 0, 2]
     assert "[2] \nBM25 score: 7.250" in generator.prompts[0]
 
@@ -156,7 +163,7 @@ def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_
 def test_the_controls_are_drawn_once_for_each_query() -> None:
     def prompt(**changes: Any) -> str:
         generator = Scripted("nothing")
-        Lists(desk(generator, settings := Listwise(window=0, **changes)), settings)(POOL)
+        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=0, **changes)), settings)(POOL)
         return generator.prompts[0]
 
     assert prompt(order="shuffled") == prompt(order="shuffled") != prompt(order="shuffled", seed=2)
@@ -169,43 +176,43 @@ def test_the_controls_are_drawn_once_for_each_query() -> None:
 
 
 def test_an_order_shown_shuffled_comes_back_as_positions() -> None:
-    settings = Listwise(window=0, order="shuffled")
+    settings = ListwiseSettings(window=0, order="shuffled")
     asked = desk(Scripted("no", "no"), settings)
-    order, _ = Lists(asked, settings)(POOL)
-    shown, documents, _ = asked.laid_out(POOL)
+    order, _ = ListwiseLLMReranker(asked, settings)(POOL)
+    shown, documents, _ = asked.arrange_candidates(POOL)
     assert order.tolist() == shown.tolist()  # an answer that says nothing keeps the order it was shown
     assert documents == [DOCUMENTS[place] for place in shown]
 
 
 def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
     documents = ["word " * 200] * 4
-    settings = Listwise(cut=150, written=10)
+    settings = ListwiseSettings(cut=150, written=10)
     generator = Scripted("[4] > [3] > [2] > [1]", context=300)
-    lists = Lists(desk(generator, settings, documents), settings)
-    lists(Pool(0, "q", np.arange(4), np.zeros(4)))
+    lists = ListwiseLLMReranker(desk(generator, settings, documents), settings)
+    lists(Candidates(0, "q", np.arange(4), np.zeros(4)))
     (prompt,) = generator.prompts
     assert 280 < len(prompt.split()) + 10 <= 300
     assert len({line.count("word") for line in prompt.split("\n") if line.startswith("[")}) == 1
-    assert lists.facts()["prompts_cut"] == 1
+    assert lists.collect_statistics()["prompts_cut"] == 1
     with pytest.raises(UsageError, match="does not fit"):
-        Lists(desk(Scripted(context=40), settings, documents), settings)(Pool(0, "q", np.arange(4), np.zeros(4)))
+        ListwiseLLMReranker(desk(Scripted(context=40), settings, documents), settings)(Candidates(0, "q", np.arange(4), np.zeros(4)))
 
 
 def test_pointwise_is_by_the_odds_and_ties_keep_their_order() -> None:
-    points = Points(desk(Scripted(), Pointwise()))
+    points = PointwiseLLMReranker(desk(Scripted(), PointwiseSettings()))
     order, odds = points(POOL)
     assert order.tolist() == [2, 3, 0, 1, 4, 5, 6]
     assert odds.tolist() == [1, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_score_that_is_no_number_is_told_with_its_document() -> None:
-    class Lost(Points):
-        def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    class Lost(PointwiseLLMReranker):
+        def __call__(self, pool: Candidates) -> tuple[np.ndarray, np.ndarray]:
             return np.array([1, 0, 2]), np.array([0.3, np.nan, 0.1])
 
     found = Ranking([np.array([8, 5, 6])], [np.array([3.0, 2.0, 1.0])])
     with pytest.raises(DataError, match=r"'tea\?' is no number: that of row 8"):
-        rerank(found, ["tea?"], Lost(desk(Scripted(), Pointwise())), lambda: None)
+        rerank_queries(found, ["tea?"], Lost(desk(Scripted(), PointwiseSettings())), lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -256,11 +263,11 @@ def test_odds_are_the_logits_of_the_next_token(model: Path, local: Local) -> Non
 
 def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
     asked = Scripted("one", "two")
-    kept = Kept(asked)
+    kept = CachedGenerator(asked)
     assert [kept.write("a", 5).text, kept.write("b", 5).text, kept.write("a", 5).text] == ["one", "two", "one"]
-    assert (len(asked.prompts), kept.again) == (2, 1)
+    assert (len(asked.prompts), kept.cache_hits) == (2, 1)
     assert [answer.yes for answer in kept.odds(["tea", "x"])] == [1.0, 0.0]
-    assert [answer.yes for answer in Kept(asked).odds(["x", "tea", "coffee"])] == [0.0, 1.0, 1.0]
+    assert [answer.yes for answer in CachedGenerator(asked).odds(["x", "tea", "coffee"])] == [0.0, 1.0, 1.0]
     assert asked.prompts == ["a", "b", "tea", "x", "coffee"]
     for file in kept.folder.rglob("*.json"):
         file.write_bytes(b"{")  # damaged: asked again
@@ -471,12 +478,12 @@ def test_a_model_on_this_machine_reranks_in_both_ways(model: Path, task: Path, o
 
 
 def test_the_scores_of_another_reranker_are_not_called_bm25(model: Path, task: Path, out: Path) -> None:
-    from retbench.pipelines.reranking.llm import label
+    from retbench.pipelines.reranking.llm import name_scores
 
     plain, moved = cells("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}")
-    assert label(saved_run.ours(Path(plain["record"]))) == "BM25 score"
+    assert name_scores(saved_run.ours(Path(plain["record"]))) == "BM25 score"
     reranked = saved_run.ours(Path(moved["record"]))
-    assert label(reranked) == "search score"
-    assert label(
+    assert name_scores(reranked) == "search score"
+    assert name_scores(
         replace(reranked, record=replace(reranked.record, settings={"retriever": "dense", "rerankers": []}))
     ) == ("search score")

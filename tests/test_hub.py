@@ -14,9 +14,9 @@ import small
 from hub_layout import REVISION, fetched, hub_files, retrieval, source, write
 
 from retbench.cards import pins
-from retbench.cards.task import Source, TaskCard
+from retbench.cards.task import SourceSpec, TaskCard
 from retbench.corpora import hub_snapshots
-from retbench.corpora.open_collection import fetch, open_collection, supply
+from retbench.corpora.open_collection import fetch_collection, open_collection, resolve_source
 from retbench.errors import DataError, MissingError
 
 SCIFACT = TaskCard("scifact", source(repo="mteb/scifact", mteb="SciFact"))
@@ -47,7 +47,7 @@ def test_the_first_split_does_not_hide_the_second() -> None:
     fetched("mteb/msmarco", REVISION, retrieval(small.DOCUMENTS, small.QUERIES, small.TEST, split="dev"))
     card = TaskCard("msmarco", source(repo="mteb/msmarco", mteb="MSMARCO"), split="dev")
     assert len(open_collection(card).queries) == 3
-    places = {supply(replace(card, split=split)).stamp() for split in ("dev", "test")}
+    places = {resolve_source(replace(card, split=split)).compute_cache_key() for split in ("dev", "test")}
     assert len(places) == 2
 
 
@@ -91,14 +91,14 @@ def test_bright_forbids_documents_and_the_card_decides_whether_that_counts() -> 
     )
     strict, free = open_collection(card), open_collection(replace(card, excluded="keep"))
     assert strict.excluded == {"q1": {"coffee", "kettle"}}
-    assert (strict.most_excluded, free.excluded) == (2, {})
+    assert (strict.max_excluded, free.excluded) == (2, {})
     assert strict.fingerprint != free.fingerprint
 
 
 def test_a_length_of_longembed_is_a_split() -> None:
     rows = [{"qid": f"q{n}", "doc_id": f"d{n}", "text": f"text {n}", "context_length": n} for n in (256, 512)]
     tables = {name: {"needle": (name, rows)} for name in ("queries", "corpus", "qrels")}
-    folder = hub_snapshots.Snapshot("dwzhu/LongEmbed", REVISION).folder
+    folder = hub_snapshots.DatasetSnapshot("dwzhu/LongEmbed", REVISION).folder
     folder.mkdir(parents=True)
     lines = ["---", "configs:", "- config_name: needle", "  data_files:"]
     for name in tables:
@@ -149,7 +149,7 @@ def test_an_unknown_mteb_task_is_named() -> None:
 
 LOCO = TaskCard(
     "loco-qmsum",
-    Source("loco", repo="h/Documents", queries_repo="h/Queries", subset="qmsum", revision=REVISION,
+    SourceSpec("loco", repo="h/Documents", queries_repo="h/Queries", subset="qmsum", revision=REVISION,
            queries_revision=REVISION),
 )  # fmt: skip
 
@@ -214,16 +214,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_fetch_fills_the_cache_and_pins_what_came(hub: Hub) -> None:
-    collection = fetch(SCIFACT, said)
-    pin = pins.read("collections", "scifact/test")
+    collection = fetch_collection(SCIFACT, said)
+    pin = pins.read_pin("collections", "scifact/test")
     assert pin == pins.Pin(REVISION, collection.fingerprint)
-    assert pins.read("datasets", "mteb/scifact") is not None
+    assert pins.read_pin("datasets", "mteb/scifact") is not None
 
 
 def test_a_finished_fetch_asks_the_hub_no_more(hub: Hub) -> None:
-    fetch(SCIFACT, said)
-    fetch(SCIFACT, said)
-    fetch(replace(SCIFACT, name="scifact-study"), said)
+    fetch_collection(SCIFACT, said)
+    fetch_collection(SCIFACT, said)
+    fetch_collection(replace(SCIFACT, name="scifact-study"), said)
     assert hub.asked == 1
 
 
@@ -231,8 +231,8 @@ def test_without_a_revision_in_the_card_the_first_fetch_decides(hub: Hub) -> Non
     card = replace(SCIFACT, source=replace(SCIFACT.source, revision=None))
     with pytest.raises(MissingError, match="is not here"):
         open_collection(card)
-    fetch(card, said)
-    assert supply(card).revision == REVISION
+    fetch_collection(card, said)
+    assert resolve_source(card).revision == REVISION
     assert len(open_collection(card).queries) == 3
 
 
@@ -240,37 +240,37 @@ def test_a_file_that_came_damaged_is_refused_and_fetched_anew(hub: Hub) -> None:
     right = hub.listed["corpus.jsonl"]
     hub.listed["corpus.jsonl"] = (right[0], "0" * 40)
     with pytest.raises(DataError, match=r"corpus\.jsonl of mteb/scifact is .* the hub says"):
-        fetch(SCIFACT, said)
+        fetch_collection(SCIFACT, said)
     with pytest.raises(MissingError, match="is not here"):
         open_collection(SCIFACT)
     hub.listed["corpus.jsonl"] = right
-    assert len(fetch(SCIFACT, said).corpus) == len(small.DOCUMENTS)
+    assert len(fetch_collection(SCIFACT, said).corpus) == len(small.DOCUMENTS)
 
 
 def test_a_truncated_file_is_refused(hub: Hub) -> None:
     hub.listed["queries.jsonl"] = (hub.listed["queries.jsonl"][0] + 5, hub.listed["queries.jsonl"][1])
     with pytest.raises(DataError, match=r"queries\.jsonl of mteb/scifact is"):
-        fetch(SCIFACT, said)
+        fetch_collection(SCIFACT, said)
 
 
 def test_a_file_that_did_not_arrive_is_missing(hub: Hub) -> None:
     hub.listed["more.jsonl"] = (5, "0" * 40)
     with pytest.raises(MissingError, match=r"more\.jsonl of mteb/scifact did not arrive"):
-        fetch(SCIFACT, said)
+        fetch_collection(SCIFACT, said)
 
 
 def test_other_content_at_the_pinned_revision_is_exit_4_and_names_both(hub: Hub, own_cache: Path) -> None:
-    first = fetch(SCIFACT, said).fingerprint
+    first = fetch_collection(SCIFACT, said).fingerprint
     shutil.rmtree(own_cache / "collections")
     write(hub.folder, retrieval(small.DOCUMENTS, small.QUERIES, small.TEST[:-1]))
     hub.listed = hub_files(hub.folder)
     with pytest.raises(DataError) as caught:
-        fetch(SCIFACT, said)
+        fetch_collection(SCIFACT, said)
     assert caught.value.exit_code == 4
     shutil.rmtree(own_cache / "collections")
-    pins.path().write_text(f'[collections."scifact/test"]\nrevision = "{REVISION}"\nfingerprint = "{first}"\n')
+    pins.get_pins_file().write_text(f'[collections."scifact/test"]\nrevision = "{REVISION}"\nfingerprint = "{first}"\n')
     with pytest.raises(DataError, match=first):
-        fetch(SCIFACT, said)
+        fetch_collection(SCIFACT, said)
 
 
 def test_a_gated_repository_is_two_lines_and_exit_3(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_a_gated_repository_is_two_lines_and_exit_3(hub: Hub, monkeypatch: pytes
 
     monkeypatch.setattr(hub, "dataset_info", gated)
     with pytest.raises(MissingError) as caught:
-        fetch(SCIFACT, said)
+        fetch_collection(SCIFACT, said)
     assert caught.value.exit_code == 3
     assert "gated" in caught.value.cause
     assert "https://huggingface.co/datasets/mteb/scifact" in caught.value.next_step
@@ -290,7 +290,7 @@ def test_a_gated_repository_is_two_lines_and_exit_3(hub: Hub, monkeypatch: pytes
 
 def test_the_token_is_stored_nowhere(hub: Hub, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
-    fetch(SCIFACT, said)
+    fetch_collection(SCIFACT, said)
     kept = [file for file in own_cache.rglob("*") if file.is_file() and b"hf_verysecret" in file.read_bytes()]
     assert kept == []
 
@@ -304,7 +304,7 @@ def test_a_machine_without_network_is_told_the_way_on(own_cache: Path, monkeypat
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
     with pytest.raises(MissingError, match="mteb/scifact could not be fetched: no route to host") as caught:
-        fetch(SCIFACT, said)
+        fetch_collection(SCIFACT, said)
     assert "--task FOLDER" in caught.value.next_step
 
 

@@ -12,7 +12,7 @@ import small
 import retbench
 from retbench.cards import catalog
 from retbench.errors import UsageError
-from retbench.pipelines.mteb_bridge.search_model import meta, task_card
+from retbench.pipelines.mteb_bridge.search_model import build_model_meta, find_task_card
 
 
 @pytest.fixture(autouse=True)
@@ -61,20 +61,20 @@ def test_settings_are_checked_as_those_of_a_run() -> None:
 
 
 def test_what_the_model_reads_follows_our_card_of_the_task() -> None:
-    assert task_card("SciFact", "test", "default") == catalog.task("scifact")
-    assert task_card("COIRCodeSearchNetRetrieval", "test", "go") == catalog.task("codesearchnet-go")
-    assert task_card("CosQA", "test", "default").protocol == "mteb"
-    assert task_card("Unheard", "dev", "default").name == "unheard"
+    assert find_task_card("SciFact", "test", "default") == catalog.find_task_card("scifact")
+    assert find_task_card("COIRCodeSearchNetRetrieval", "test", "go") == catalog.find_task_card("codesearchnet-go")
+    assert find_task_card("CosQA", "test", "default").protocol == "mteb"
+    assert find_task_card("Unheard", "dev", "default").name == "unheard"
 
 
 def test_a_model_is_filed_under_its_repository_and_another_method_is_an_experiment() -> None:
-    card = catalog.model("qwen2.5-7b")
+    card = catalog.find_model_card("qwen2.5-7b")
     assert card.method is not None
-    own = meta(card, catalog.method(card.method.default), "abc")
-    other = meta(card, catalog.method("mean"), "abc", {"dtype": "float32"})
+    own = build_model_meta(card, catalog.find_method(card.method.default), "abc")
+    other = build_model_meta(card, catalog.find_method("mean"), "abc", {"dtype": "float32"})
     assert (own.name, own.experiment_kwargs) == ("Qwen/Qwen2.5-7B", None)
     assert (other.name, other.experiment_kwargs) == ("Qwen/Qwen2.5-7B", {"method": "mean", "dtype": "float32"})
-    assert meta(catalog.model("bm25"), catalog.method("mean"), None).revision == "retbench"
+    assert build_model_meta(catalog.find_model_card("bm25"), catalog.find_method("mean"), None).revision == "retbench"
 
 
 def test_nothing_is_left_in_the_cache(tmp_path: Path, own_cache: Path) -> None:

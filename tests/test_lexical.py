@@ -23,7 +23,7 @@ TEXTS = ("The heart pumps blood through the Arteries, the heart!", "def add(a, b
 
 
 def encoder(folder: Path) -> LexicalEncoder:
-    method = catalog.method("promptreps-sparse")
+    method = catalog.find_method("promptreps-sparse")
     loaded = backbone.load(folder, "float32", torch.device("cpu"))
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     return LexicalEncoder(spec, loaded, Wording(loaded.tokenizer, method), lm_head.load(folder, loaded))

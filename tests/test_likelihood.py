@@ -11,7 +11,7 @@ import torch
 
 import retbench
 from retbench.cards import catalog
-from retbench.cards.model import Lexical
+from retbench.cards.model import LexicalSettings
 from retbench.engines import backbone
 from retbench.engines.padding import pad
 from retbench.retrievers.query_likelihood import Dirichlet
@@ -19,7 +19,7 @@ from retbench.training import lora
 from retbench.training.query_likelihood import Speaker, attention, corrupted
 from tests import small, tiny
 
-PLAIN = Lexical(variant="dirichlet", mu=3.0, stopwords="en")
+PLAIN = LexicalSettings(variant="dirichlet", mu=3.0, stopwords="en")
 
 
 def test_dirichlet_by_hand() -> None:
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def speaker(folder: Path, **settings: Any) -> Speaker:
-    recipe = catalog.recipe("llm-ql")
+    recipe = catalog.find_recipe("llm-ql")
     assert recipe.likelihood
     wanted = replace(recipe.likelihood, **settings)
     model = lora.load(folder, replace(recipe, dtype="float32", lora=None), head=True)

@@ -175,9 +175,9 @@ class Rows:
         return iter(self[row] for row in range(self.count))
 
     def __getitem__(self, row: int) -> Any:
-        from retbench.corpora.rows import Row
+        from retbench.corpora.rows import TextRow
 
-        return Row(f"d{row}", "", "word " * (1 + row % 7))
+        return TextRow(f"d{row}", "", "word " * (1 + row % 7))
 
 
 class Counting(fake.HashEncoder):

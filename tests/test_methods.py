@@ -46,7 +46,7 @@ def encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
 def test_ids_and_vectors_are_those_of_the_source(
     decoder: Path, loaded: backbone.Backbone, name: str, role: Role
 ) -> None:
-    made = encoder(loaded, catalog.method(name))
+    made = encoder(loaded, catalog.find_method(name))
     tokens = made.prepare(TEXTS, role)
     vectors = made.vectors(tokens)
     for row, text in enumerate(TEXTS):
@@ -57,7 +57,7 @@ def test_ids_and_vectors_are_those_of_the_source(
 
 @pytest.mark.parametrize("layer", [0, 1, -2])
 def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: backbone.Backbone, layer: int) -> None:
-    made = encoder(loaded, catalog.method(f"mean:layer={layer}"))
+    made = encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
     vectors = made.vectors(made.prepare(TEXTS, "document"))
     for row, text in enumerate(TEXTS):
         read = plain.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
@@ -65,7 +65,7 @@ def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: ba
 
 
 def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
-    causal, turned = encoder(loaded, catalog.method("mean")), encoder(loaded, catalog.method("llm2vec"))
+    causal, turned = encoder(loaded, catalog.find_method("mean")), encoder(loaded, catalog.find_method("llm2vec"))
     tokens = causal.prepare(TEXTS, "document")
     before = causal.vectors(tokens)
     assert (turned.vectors(tokens)[3] @ before[3]) < 0.9999
@@ -75,12 +75,12 @@ def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.B
 @pytest.mark.parametrize("name", ["echo", "llm2vec"])
 @pytest.mark.parametrize("text", ["", "   "])
 def test_an_empty_text_has_a_vector_under_every_span(loaded: backbone.Backbone, name: str, text: str) -> None:
-    made = encoder(loaded, catalog.method(name))
+    made = encoder(loaded, catalog.find_method(name))
     assert made.vectors(made.prepare([text], "document")).shape == (1, tiny.WIDTH)
 
 
 def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone) -> None:
-    made = encoder(loaded, catalog.method("echo"))
+    made = encoder(loaded, catalog.find_method("echo"))
     tokens, order = made.prepare(TEXTS, "query"), torch.tensor([3, 0]).numpy()
     batch = tokens.take(order)
     assert [row.tolist() for row in batch] == [tokens[3].tolist(), tokens[0].tolist()]
@@ -90,10 +90,10 @@ def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone)
 
 
 def test_an_option_changes_one_field_and_the_name_says_so() -> None:
-    method = catalog.method("promptreps:layer=-2,answer=In a word: ")
+    method = catalog.find_method("promptreps:layer=-2,answer=In a word: ")
     assert (method.layer, method.answer) == (-2, "In a word: ")
     assert (method.name, method.fidelity) == ("promptreps:answer=In a word: ,layer=-2", "ours")
-    assert catalog.method("promptreps").fidelity == "exact"
+    assert catalog.find_method("promptreps").fidelity == "exact"
 
 
 @pytest.mark.parametrize(
@@ -110,19 +110,19 @@ def test_an_option_changes_one_field_and_the_name_says_so() -> None:
 )
 def test_a_wrong_option_is_a_usage_error(word: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        catalog.method(word)
+        catalog.find_method(word)
 
 
 def test_a_layer_the_model_lacks_is_a_usage_error(loaded: backbone.Backbone) -> None:
     with pytest.raises(UsageError, match="layer 3 of a model with 2"):
-        encoder(loaded, catalog.method("mean:layer=3"))
+        encoder(loaded, catalog.find_method("mean:layer=3"))
 
 
 def test_an_eos_method_needs_an_end_token() -> None:
     bare = tiny.tokenizer()
     bare.eos_token = None
     with pytest.raises(InapplicableError, match="needs an end-of-sequence token"):
-        Wording(bare, catalog.method("eos"))
+        Wording(bare, catalog.find_method("eos"))
 
 
 def test_a_sparse_method_takes_the_last_state() -> None:
@@ -131,15 +131,15 @@ def test_a_sparse_method_takes_the_last_state() -> None:
 
 
 def test_every_preset_is_proven_here_or_where_its_engine_is() -> None:
-    by_terms = {method.name for method in catalog.methods() if method.kind != "dense"}
+    by_terms = {method.name for method in catalog.load_methods() if method.kind != "dense"}
     assert by_terms == {"promptreps-sparse", "promptreps-hybrid"}  # against the whole language model: test_lexical.py
-    own = {method.name for method in catalog.methods() if method.pooling == "model"}
+    own = {method.name for method in catalog.load_methods() if method.pooling == "model"}
     assert own == {"as-published"}  # against the published library: test_sentence.py
-    assert {method.name for method in catalog.methods()} == plain.METHODS.keys() | by_terms | own
+    assert {method.name for method in catalog.load_methods()} == plain.METHODS.keys() | by_terms | own
 
 
 def test_every_preset_says_where_it_comes_from() -> None:
-    for method in catalog.methods():
+    for method in catalog.load_methods():
         assert method.source, method.name
         assert method.fidelity == "ours" or method.paper, method.name
 

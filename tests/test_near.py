@@ -34,7 +34,7 @@ def blocks() -> list[Block]:
 
 
 def found(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
-    wanted = ann_settings.read(word)
+    wanted = ann_settings.parse_ann_settings(word)
     assert wanted
     return approximate_search.search(wanted, QUERIES, blocks(), 10, len(DOCUMENTS))
 
@@ -69,23 +69,26 @@ def test_a_sample_of_many_queries_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_lists_that_hold_less_than_k_give_less() -> None:
-    wanted = ann_settings.Ivf(lists=3, probes=1)
+    wanted = ann_settings.IvfSettings(lists=3, probes=1)
     ranking, _ = approximate_search.search(wanted, QUERIES, [Block(np.arange(6), DOCUMENTS[:6])], 10, 6)
     assert all(0 < len(rows) < 6 for rows in ranking.rows)
 
 
 def test_no_documents_give_no_ranking() -> None:
-    ranking, told = approximate_search.search(ann_settings.Hnsw(), QUERIES, [], 10, 0)
+    ranking, told = approximate_search.search(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
     assert [len(rows) for rows in ranking.rows] == [0] * 30
     assert told["recall"] == 1.0
 
 
 def test_every_option_is_told_in_one_way() -> None:
-    first, second = ann_settings.read("hnsw:breadth=9,links=8"), ann_settings.read("hnsw:links=8,breadth=9")
+    first, second = (
+        ann_settings.parse_ann_settings("hnsw:breadth=9,links=8"),
+        ann_settings.parse_ann_settings("hnsw:links=8,breadth=9"),
+    )
     assert first == second
     assert first
-    assert ann_settings.named(first) == "hnsw:breadth=9,building=200,links=8"
-    assert ann_settings.read("exact") is None
+    assert ann_settings.format_ann_settings(first) == "hnsw:breadth=9,building=200,links=8"
+    assert ann_settings.parse_ann_settings("exact") is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_every_option_is_told_in_one_way() -> None:
 )
 def test_what_cannot_be_meant_is_refused(word: str) -> None:
     with pytest.raises(UsageError):
-        ann_settings.read(word)
+        ann_settings.parse_ann_settings(word)
 
 
 def test_without_faiss_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

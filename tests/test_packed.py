@@ -20,7 +20,7 @@ LENGTHS = (90, 40, 40, 40, 7, 7, 1)
 
 def adapted(family: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     kind, config = FAMILIES[family]
-    recipe = replace(catalog.recipe("quick"), lora=Lora(rank=4, **{"dropout": 0.0, **lora}))
+    recipe = replace(catalog.find_recipe("quick"), lora=Lora(rank=4, **{"dropout": 0.0, **lora}))
     model = lora_module.prepare(build(kind, dtype, **config), recipe)
     for weight in lora_module.trained(model).values():  # halves of zero would hide a mistake
         torch.nn.init.normal_(weight, std=0.1)

@@ -6,22 +6,24 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from retbench.cards.model import ModelCard, Shape
+from retbench.cards.model import ModelCard, ModelShape
 from retbench.cli.main import app
 from retbench.errors import UsageError
 from retbench.pipelines import estimate_cost
 
-CARD = ModelCard("m", parameters=1_000_000, shape=Shape(layers=2, width=100, vocabulary=1000))
-CORPUS = estimate_cost.Corpus(documents=1000, queries=10, tokens=50, query_tokens=20)
+CARD = ModelCard("m", parameters=1_000_000, shape=ModelShape(layers=2, width=100, vocabulary=1000))
+CORPUS = estimate_cost.CorpusSize(documents=1000, queries=10, tokens=50, query_tokens=20)
 
 
 def test_flop_are_those_of_the_layers_and_of_causal_attention() -> None:
     # 900,000 weights beside the embeddings, a product and a sum each; 2 layers x 100 wide x 50 tokens, twice
-    assert estimate_cost.flop_per_token(CARD, 50) == 2 * 900_000 + 2 * 2 * 100 * 50
+    assert estimate_cost.compute_flop_per_token(CARD, 50) == 2 * 900_000 + 2 * 2 * 100 * 50
 
 
 def test_a_bill_by_hand() -> None:
-    found = estimate_cost.bill(CARD, CORPUS, estimate_cost.Devices(count=4, rate=10, price=3.0), {})
+    found = estimate_cost.estimate_cost(
+        CARD, CORPUS, estimate_cost.DeviceSpec(count=4, tokens_per_second=10, price=3.0), {}
+    )
     assert found.tokens == 1000 * 50 + 10 * 20
     assert found.device_hours == pytest.approx(50_200 / 10 / 3600)
     assert found.hours == pytest.approx(found.device_hours / 4)
@@ -32,8 +34,8 @@ def test_a_bill_by_hand() -> None:
 
 
 def test_peak_and_share_give_the_rate() -> None:
-    used = estimate_cost.Devices(peak=1e9, share=0.5)
-    found = estimate_cost.bill(CARD, CORPUS, used, {"dimensions": 50, "vector_dtype": "fp16"})
+    used = estimate_cost.DeviceSpec(peak=1e9, utilization=0.5)
+    found = estimate_cost.estimate_cost(CARD, CORPUS, used, {"dimensions": 50, "vector_dtype": "fp16"})
     assert found.tokens_per_second == pytest.approx(0.5e9 / found.flop_per_token)
     assert found.search_seconds == pytest.approx(2 * 1000 * 10 * 50 / 0.5e9)
     assert found.disk_bytes == 1010 * (8 + 2 * 50)
@@ -41,12 +43,14 @@ def test_peak_and_share_give_the_rate() -> None:
 
 
 WRONG: dict[str, Any] = {
-    "no speed": lambda: estimate_cost.bill(CARD, CORPUS, estimate_cost.Devices(), {}),
-    "no shape": lambda: estimate_cost.bill(ModelCard("bm25"), CORPUS, estimate_cost.Devices(rate=1), {}),
-    "nothing to count": lambda: estimate_cost.corpus(None, None, None, 80),
-    "a setting that changes nothing here": lambda: estimate_cost.changes({"dtype": "float32"}),
-    "no such form": lambda: estimate_cost.changes({"vector_dtype": "fp8"}),
-    "no width": lambda: estimate_cost.changes({"dimensions": 0}),
+    "no speed": lambda: estimate_cost.estimate_cost(CARD, CORPUS, estimate_cost.DeviceSpec(), {}),
+    "no shape": lambda: estimate_cost.estimate_cost(
+        ModelCard("bm25"), CORPUS, estimate_cost.DeviceSpec(tokens_per_second=1), {}
+    ),
+    "nothing to count": lambda: estimate_cost.resolve_corpus_size(None, None, None, 80),
+    "a setting that changes nothing here": lambda: estimate_cost.check_overrides({"dtype": "float32"}),
+    "no such form": lambda: estimate_cost.check_overrides({"vector_dtype": "fp8"}),
+    "no width": lambda: estimate_cost.check_overrides({"dimensions": 0}),
 }
 
 

@@ -31,13 +31,13 @@ def test_moments_do_not_depend_on_blocks() -> None:
 
 
 def test_centring_takes_the_mean_out() -> None:
-    after = fitted(catalog.method("mean:post=centre"), blocks())(VECTORS)
+    after = fitted(catalog.find_method("mean:post=centre"), blocks())(VECTORS)
     assert after.dtype == np.float32
     assert np.allclose(after, unit(VECTORS - VECTORS.mean(0)), atol=1e-5)
 
 
 def test_dropping_takes_the_main_directions_out() -> None:
-    after = fitted(catalog.method("mean:post=drop-top,components=2"), blocks())(VECTORS)
+    after = fitted(catalog.find_method("mean:post=drop-top,components=2"), blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
     assert np.allclose(after, unit(centred - centred @ directions.T @ directions), atol=1e-5)
@@ -46,7 +46,7 @@ def test_dropping_takes_the_main_directions_out() -> None:
 @pytest.mark.parametrize("components", [None, 4])
 def test_whitening_gives_every_direction_one_variance(components: int | None) -> None:
     word = "mean:post=whiten" + (f",components={components}" if components else "")
-    after = fitted(catalog.method(word), blocks())(VECTORS)
+    after = fitted(catalog.find_method(word), blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     white = unit((centred @ directions.T / sizes)[:, :components])
@@ -64,14 +64,14 @@ def test_whitening_gives_every_direction_one_variance(components: int | None) ->
 )
 def test_a_combination_without_sense_is_refused(word: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        catalog.method(word)
+        catalog.find_method(word)
     assert message in f"{caught.value.cause} {caught.value.next_step}"
 
 
 def test_more_directions_than_the_corpus_has_are_refused() -> None:
     few = [Block(np.arange(5), VECTORS[:5])]
     with pytest.raises(UsageError, match="asks for 9 components and the corpus has 4"):
-        fitted(catalog.method("mean:post=whiten,components=9"), few)
+        fitted(catalog.find_method("mean:post=whiten,components=9"), few)
 
 
 def test_nothing_is_embedded_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:

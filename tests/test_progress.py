@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from retbench.cli import progress
-from retbench.cli.progress import Live, Pace
+from retbench.cli.progress import PhaseProgress, ProgressDisplay
 from retbench.engines import peak_throughput
 
 
@@ -16,21 +16,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_time_left_goes_by_tokens_because_long_texts_come_first(clock: list[float]) -> None:
-    pace = Pace("texts")
+    pace = PhaseProgress("texts")
     clock[0] += 10
-    pace.step(1, 4, tokens=500, left=500)  # one long text is half of the work
-    assert pace.seconds_left() == 10
-    assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in pace.text()
+    pace.add(1, 4, tokens=500, left=500)  # one long text is half of the work
+    assert pace.estimate_seconds_left() == 10
+    assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in pace.format_line()
 
 
 def test_what_was_found_on_disk_makes_nothing_look_faster(clock: list[float]) -> None:
-    pace = Pace("texts")
+    pace = PhaseProgress("texts")
     clock[0] += 1
-    pace.step(1000, 2000, tokens=0, left=800)  # read, in no time
+    pace.add(1000, 2000, tokens=0, left=800)  # read, in no time
     clock[0] += 10
-    pace.step(500, 2000, tokens=400, left=400)
-    assert pace.seconds_left() == 10
-    assert "50.0 texts/s" in pace.text()
+    pace.add(500, 2000, tokens=400, left=400)
+    assert pace.estimate_seconds_left() == 10
+    assert "50.0 texts/s" in pace.format_line()
 
 
 def test_share_of_the_peak_is_asked_for_once_and_only_when_tokens_are_computed(clock: list[float]) -> None:
@@ -40,22 +40,22 @@ def test_share_of_the_peak_is_asked_for_once_and_only_when_tokens_are_computed(c
         asked.append(1)
         return 200.0
 
-    pace = Pace("texts", reach)
+    pace = PhaseProgress("texts", reach)
     clock[0] += 1
-    pace.step(5, 10, tokens=0, left=0)
-    assert "peak" not in pace.text()
+    pace.add(5, 10, tokens=0, left=0)
+    assert "peak" not in pace.format_line()
     assert not asked
     clock[0] += 2
-    pace.step(2, 10, tokens=100, left=100)
-    assert "50 tokens/s, 25% of the peak" in pace.text()
-    pace.text()
+    pace.add(2, 10, tokens=100, left=100)
+    assert "50 tokens/s, 25% of the peak" in pace.format_line()
+    pace.format_line()
     assert asked == [1]
 
 
 def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    live = Live()
+    live = ProgressDisplay()
     live.begin("embed documents", "texts", lambda: None)
     for _ in range(4):
         clock[0] += 6

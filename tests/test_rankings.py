@@ -130,7 +130,7 @@ def test_a_query_with_one_document_is_nothing_to_rank(folder: Path) -> None:
 def test_a_recipe_of_another_objective_has_no_lists() -> None:
     with pytest.raises(DataError, match="belong to objective e2rank"):
         replace(RECIPE, lists=LISTS)
-    assert catalog.recipe("e2rank").lists == Lists()
+    assert catalog.find_recipe("e2rank").lists == Lists()
 
 
 @pytest.mark.usefixtures("fresh_catalog")

@@ -23,7 +23,7 @@ def test_every_method_shows_its_text_and_ids(model: Path) -> None:
     tokenizer = backbone.tokenizer(model)
     assert shown["tokenizer"]["eos"] == {"text": tokenizer.eos_token, "id": tokenizer.eos_token_id}
     assert "You are a tiny helpful model." in shown["tokenizer"]["chat"]
-    assert {one["method"] for one in shown["readings"]} == {method.name for method in catalog.methods()}
+    assert {one["method"] for one in shown["readings"]} == {method.name for method in catalog.load_methods()}
     for one in shown["readings"]:
         if one["method"] in plain.METHODS:
             read = plain.METHODS[one["method"]](tokenizer, "The heart pumps blood.", one["role"], 512)
@@ -73,7 +73,7 @@ def test_a_vision_model_reads_text_without_its_tower(vision: Path, attention: st
 
     loaded = backbone.load(vision, "float32", torch.device("cpu"))
     assert not [name for name, _ in loaded.model.named_parameters() if "visual" in name]
-    ids = Wording(loaded.tokenizer, catalog.method("last")).tokens(tiny.SENTENCES[:3], "query", 64)
+    ids = Wording(loaded.tokenizer, catalog.find_method("last")).tokens(tiny.SENTENCES[:3], "query", 64)
     whole = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
     if attention == "bidirectional":
         whole.config.get_text_config().is_causal = False
@@ -117,7 +117,7 @@ def test_an_installed_package_adds_cards_and_methods(
     monkeypatch.syspath_prepend(tmp_path / "site")
     assert [point.module for point in importlib.metadata.entry_points(group="retbench.cards")] == ["my_cards"]
     fresh_catalog()
-    assert catalog.model("my-model").weights is not None
-    assert catalog.method("keyword").query == "{text}\nKeyword:"
+    assert catalog.find_model_card("my-model").weights is not None
+    assert catalog.find_method("keyword").query == "{text}\nKeyword:"
     assert "keyword" in call("list", "methods").output
     assert "Bees.\\nKeyword:" in call("show", "model", model, "--text", "Bees.", "--method", "keyword").output

@@ -10,7 +10,7 @@ from finished import finish
 from typer.testing import CliRunner
 
 from retbench.cards import catalog
-from retbench.cards.model import ModelCard, Reference
+from retbench.cards.model import ModelCard, PublishedScore
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError, UsageError
 from retbench.pipelines.evaluation.published_scores import expected
@@ -23,17 +23,17 @@ from retbench.reports.published_tables import published, read, shipped
 
 
 def test_every_shipped_column_is_a_task_or_a_group_of_ours() -> None:
-    groups = {group for suite in catalog.suites() for group in suite.groups or {}}
+    groups = {group for suite in catalog.load_suites() for group in suite.groups or {}}
     for table in shipped():
-        unknown = [task for task in table.tasks if task not in catalog.tasks() and task not in groups]
+        unknown = [task for task in table.tasks if task not in catalog.load_task_cards() and task not in groups]
         assert unknown == [], table.name
-        assert table.suite is None or table.suite in catalog.suites()
+        assert table.suite is None or table.suite in catalog.load_suites()
 
 
 def test_every_shipped_table_has_the_metric_and_protocol_of_its_tasks() -> None:
     for table in shipped():
-        for task in (task for task in table.tasks if task in catalog.tasks()):
-            card = catalog.task(task)
+        for task in (task for task in table.tasks if task in catalog.load_task_cards()):
+            card = catalog.find_task_card(task)
             assert card.protocol == table.protocol, (table.name, task)
             assert card.metric == table.metrics.get(task, table.metric), (table.name, task)
 
@@ -168,8 +168,8 @@ def _cell(model: str = "minilm-l6", method: str = "mean", sample: int | None = N
 
 
 def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> None:
-    model = catalog.model("minilm-l6")
-    request, task = Request(("minilm-l6",), ("scifact",)), catalog.task("scifact")
+    model = catalog.find_model_card("minilm-l6")
+    request, task = Request(("minilm-l6",), ("scifact",)), catalog.find_task_card("scifact")
     (found,) = expected(_cell(), model, task, request)
     assert (found.metric, found.met) == ("ndcg_at_10", True)
     assert expected(_cell(sample=10), model, task, request) == ()
@@ -179,6 +179,6 @@ def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> Non
 
 
 def test_a_model_card_may_know_its_score_too() -> None:
-    model = ModelCard("mine", reference=(Reference("scifact", "ndcg_at_10", 0.9, "a paper", 0.01),))
-    (found,) = expected(_cell("mine"), model, catalog.task("scifact"), Request(("mine",), ("scifact",)))
+    model = ModelCard("mine", reference=(PublishedScore("scifact", "ndcg_at_10", 0.9, "a paper", 0.01),))
+    (found,) = expected(_cell("mine"), model, catalog.find_task_card("scifact"), Request(("mine",), ("scifact",)))
     assert (found.score, found.met) == (0.9, False)

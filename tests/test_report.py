@@ -15,7 +15,7 @@ from finished import METRIC, NASTY, fail, finish
 from typer.testing import CliRunner
 
 import retbench
-from retbench.cards.model import Training
+from retbench.cards.model import TrainingProvenance
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.report import finished, report
@@ -169,8 +169,10 @@ def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
 
 
 def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: Path) -> None:
-    def trained(seed: int) -> Training:
-        return Training({"name": "quick", "seed": seed}, "f", {"fingerprint": "d"}, {}, {}, "retbench finetune")
+    def trained(seed: int) -> TrainingProvenance:
+        return TrainingProvenance(
+            {"name": "quick", "seed": seed}, "f", {"fingerprint": "d"}, {}, {}, "retbench finetune"
+        )
 
     finish(tmp_path, "plain", "t", GOOD)
     finish(tmp_path, "one", "t", GOOD, training=trained(1))
@@ -183,9 +185,9 @@ def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: P
 def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None:
     for seed, scores in ((1, [0.2] * 4), (2, [0.4] * 4), (3, [0.9] * 4)):
         recipe = {"name": "quick", "seed": seed}
-        training = Training(recipe, "f", {"set": "s", "fingerprint": "d"}, {}, {}, "retbench finetune")
+        training = TrainingProvenance(recipe, "f", {"set": "s", "fingerprint": "d"}, {}, {}, "retbench finetune")
         finish(tmp_path, f"m{seed}", "t", scores, training=training, parent="p")
-    other = Training({"name": "quick", "seed": 1}, "f", {"set": "another"}, {}, {}, "retbench finetune")
+    other = TrainingProvenance({"name": "quick", "seed": 1}, "f", {"set": "another"}, {}, {}, "retbench finetune")
     finish(tmp_path, "m4", "t", [0.1] * 4, training=other, parent="p")
     text = report(tmp_path).text("markdown")
     assert "| trained | method | seeds | t |" in text

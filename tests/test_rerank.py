@@ -21,8 +21,8 @@ from retbench.errors import DataError, UsageError
 from retbench.pipelines.report import report
 from retbench.pipelines.runs import saved_run
 from retbench.rerankers import listwise_embedding
-from retbench.rerankers.candidates import Pool, rerank, windows
-from retbench.rerankers.embedding_rerankers import ByVectors
+from retbench.rerankers.candidates import Candidates, iterate_windows, rerank_queries
+from retbench.rerankers.embedding_rerankers import EmbeddingReranker
 from retbench.retrievers.ranking import Ranking
 from tests import small, tiny
 from tests.test_run import call, cells
@@ -130,7 +130,7 @@ def test_thinking_is_disabled_where_the_template_knows_it(model: Path, tmp_path:
 def _method(name: str) -> Any:
     from retbench.cards import catalog
 
-    return catalog.method(name)
+    return catalog.find_method(name)
 
 
 def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, task: Path, out: Path) -> None:
@@ -148,11 +148,11 @@ def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, t
 def test_documents_share_what_is_left_equally(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
     documents = ["short", "bread " * 400, "water " * 300]
-    settings = reranker_settings.E2Rank(documents=3)
+    settings = reranker_settings.E2RankSettings(documents=3)
 
     def fitted(limit: int) -> tuple[list[int], Any]:
         sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=limit)
-        asked: Any = listwise_embedding.Prompts(sheet, settings, str)
+        asked: Any = listwise_embedding.ListwisePromptBuilder(sheet, settings, str)
         ids = asked.fitted("why?", documents).flat
         assert len(ids) <= limit
         parts = tokenizer.decode(ids).partition("Documents:\n")[2].partition("\nSearch Query")[0].split("\n")
@@ -164,7 +164,7 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
     room = 300 - len(tokenizer(text("why?", [*documents[:1], "", ""]))["input_ids"])
     assert abs(second + third - room) < 8  # texts joined have other tokens than texts apart
     sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=0)
-    least = text("why?", sheet.cut(documents, listwise_embedding.LEAST))
+    least = text("why?", sheet.cut(documents, listwise_embedding.MIN_DOCUMENT_TOKENS))
     lengths, counts = fitted(len(sheet.tokens(least).flat) - 1)
     assert (len(lengths), counts.documents_left_out) == (2, 1)
     with pytest.raises(UsageError, match="fewer than two documents"):
@@ -174,7 +174,7 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
 def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
     sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=300)
-    asked: Any = listwise_embedding.Prompts(sheet, reranker_settings.E2Rank(), str)
+    asked: Any = listwise_embedding.ListwisePromptBuilder(sheet, reranker_settings.E2RankSettings(), str)
     assert len(asked.fitted("north " * 500, ["one", "two"]).flat) <= 300
     assert asked.counts.queries_cut == 1
 
@@ -255,7 +255,7 @@ def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
     assert ranked(ordered)["q1"][: len(found)] == found
     rest = [name for name, _, _ in small.DOCUMENTS if name not in found]
     assert ranked(ordered)["q1"][len(found) :] == rest
-    assert reranker_settings.wanted("ql:model=some").word == "likelihood:model=some"
+    assert reranker_settings.parse_reranker("ql:model=some").spelling == "likelihood:model=some"
 
 
 def test_rerankers_compose_and_every_stage_is_a_row(model: Path, task: Path, out: Path) -> None:
@@ -272,32 +272,32 @@ def test_a_dense_depth_leaves_the_tail_alone() -> None:
     class Reversed:
         depth = 3
 
-        def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+        def __call__(self, pool: Candidates) -> tuple[np.ndarray, np.ndarray]:
             return np.arange(len(pool.rows))[::-1], np.array([0.9, 0.5, 0.1])[: len(pool.rows)]
 
         facts = first = dict
 
     ranking = Ranking([np.array([4, 7, 1, 9, 2]), np.array([3])], [np.arange(5, 0, -1.0), np.array([1.0])])
-    found = rerank(ranking, ["a", "b"], Reversed(), lambda: None)
+    found = rerank_queries(ranking, ["a", "b"], Reversed(), lambda: None)
     assert found.ranking.rows[0].tolist() == [1, 7, 4, 9, 2]
     assert np.all(np.diff(found.ranking.scores[0]) < 0)
     assert found.ranking.rows[1].tolist() == [3]  # one candidate is no question
-    assert len(found.seconds) == 2
+    assert len(found.seconds_per_query) == 2
 
 
 def test_windows_let_a_document_climb_to_the_top() -> None:
-    assert [(w.start, w.stop) for w in windows(10, 4, 2)] == [(6, 10), (4, 8), (2, 6), (0, 4)]
-    assert [(w.start, w.stop) for w in windows(5, 4, 3)] == [(1, 5), (0, 2)]
-    assert list(windows(3, 4, 2)) == [slice(0, 3)] == list(windows(3, 0, 10))
+    assert [(w.start, w.stop) for w in iterate_windows(10, 4, 2)] == [(6, 10), (4, 8), (2, 6), (0, 4)]
+    assert [(w.start, w.stop) for w in iterate_windows(5, 4, 3)] == [(1, 5), (0, 2)]
+    assert list(iterate_windows(3, 4, 2)) == [slice(0, 3)] == list(iterate_windows(3, 0, 10))
 
     class Ask:
-        def __call__(self, pool: Pool) -> np.ndarray:
+        def __call__(self, pool: Candidates) -> np.ndarray:
             return np.array([1.0], dtype=np.float32)
 
         facts = first = dict
 
-    by = ByVectors(Ask(), lambda rows: rows[:, None].astype(np.float32), 10, window=4, step=2)
-    order, scores = by(Pool(0, "?", np.arange(10), np.arange(10, 0, -1.0)))
+    by = EmbeddingReranker(Ask(), lambda rows: rows[:, None].astype(np.float32), 10, window=4, step=2)
+    order, scores = by(Candidates(0, "?", np.arange(10), np.arange(10, 0, -1.0)))
     assert order[0] == 9
     assert sorted(order) == list(range(10))
     assert np.all(np.diff(scores) < 0)
@@ -410,14 +410,14 @@ def test_excluded_documents_never_come_back(
 def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path, out: Path) -> None:
     (cell,) = cells("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
     other = saved_run.ours(Path(cell["record"]))
-    from retbench.pipelines.reranking.chain import Crew
-    from retbench.pipelines.reranking.factory import judge
+    from retbench.pipelines.reranking.base import ModelResolver
+    from retbench.pipelines.reranking.factory import build_reranker_spec
 
     moved = replace(other, record=replace(other.record, model=str(tiny.build(task.parent / "tiny2", hidden_size=32))))
     with pytest.raises(DataError, match="are not those of the run"):
-        judge(reranker_settings.wanted("rocchio"), moved, None, Crew(lambda _: None).find)
+        build_reranker_spec(reranker_settings.parse_reranker("rocchio"), moved, None, ModelResolver(lambda _: None).resolve)
 
 
 def test_one_spelling_for_one_reranker() -> None:
-    assert reranker_settings.wanted("e2rank:step=10,depth=50").word == "e2rank:depth=50"
-    assert reranker_settings.wanted("rocchio:beta=1,alpha=2").word == "rocchio:alpha=2.0,beta=1.0"
+    assert reranker_settings.parse_reranker("e2rank:step=10,depth=50").spelling == "e2rank:depth=50"
+    assert reranker_settings.parse_reranker("rocchio:beta=1,alpha=2").spelling == "rocchio:alpha=2.0,beta=1.0"

@@ -34,7 +34,7 @@ def rows(*lengths: int) -> list[np.ndarray]:
     ("word", "meant"), [("linear:2", "linear:2"), ("yarn:4.0", "yarn:4"), ("dynamic", "dynamic:1")]
 )
 def test_a_setting_is_written_in_one_way(word: str, meant: str) -> None:
-    assert rope_scaling.read(word).word == meant
+    assert rope_scaling.parse_rope_scaling(word).setting == meant
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_setting_is_written_in_one_way(word: str, meant: str) -> None:
 )
 def test_what_stretches_nothing_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match="rope="):
-        rope_scaling.read(word)
+        rope_scaling.parse_rope_scaling(word)
 
 
 def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:

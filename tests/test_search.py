@@ -15,12 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.cards.model import Lexical
-from retbench.corpora.collection import Collection, load
+from retbench.cards.model import LexicalSettings
+from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import compile_collection
 from retbench.corpora.open_collection import open_collection
-from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
-from retbench.corpora.texts import joined
+from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
+from retbench.corpora.texts import join_fields
 from retbench.retrievers import exact_search
 from retbench.retrievers.bm25 import BM25
 from retbench.retrievers.ranking import Ranking, best
@@ -267,7 +267,7 @@ def test_best_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
 def test_bm25_by_hand() -> None:
     # Three documents of 2, 2 and 4 words; only "cat" is asked for; idf and length as in Lucene's formula.
     documents = ["cat dog", "bird dog", "cat cat cat fish"]
-    found = BM25(Lexical(k1=1.2, b=0.75), documents).search(["cat"], 10)
+    found = BM25(LexicalSettings(k1=1.2, b=0.75), documents).search(["cat"], 10)
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
 
     def weight(count: int, length: int) -> float:
@@ -295,20 +295,20 @@ def test_bm25_finds_documents_with_a_word_of_the_query_and_no_other(
     query: str, expected: set[int], variant: str
 ) -> None:
     documents = ["The cats are running", "a dog", "The runner has a cat", "", "cat dog"]
-    index = BM25(Lexical(variant=variant), documents)  # type: ignore[arg-type]
+    index = BM25(LexicalSettings(variant=variant), documents)  # type: ignore[arg-type]
     (rows,) = index.search([query], 10).rows
     assert set(rows.tolist()) == expected
     assert len(rows) == len(expected)
 
 
 def test_bm25_orders_ties_by_row() -> None:
-    found = BM25(Lexical(), ["cat", "dog", "cat", "cat", "bird"]).search(["cat", "dog", "cat"], 2)
+    found = BM25(LexicalSettings(), ["cat", "dog", "cat", "cat", "bird"]).search(["cat", "dog", "cat"], 2)
     assert [rows.tolist() for rows in found.rows] == [[0, 2], [1], [0, 2]]
 
 
 def test_bm25_on_the_small_collection(tmp_path: Path) -> None:
     collection = open_collection(small.card(small.write(tmp_path / "small")))
-    index = BM25(Lexical(), (joined(row, ("title", "text")) for row in collection.corpus))
+    index = BM25(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
     named = index.search((row.text for row in collection.queries), 3).named(collection)
     assert named["q2"][0] == "bicycle"
     assert named["q3"][0] == "river"
@@ -322,11 +322,13 @@ def test_bm25_on_the_small_collection(tmp_path: Path) -> None:
 @pytest.fixture
 def twins(tmp_path: Path) -> Callable[[bool], Collection]:
     """Queries a and b are documents too; b must not see d."""
-    documents = [Row(name, "", f"text {name}") for name in "abcd"]
+    documents = [TextRow(name, "", f"text {name}") for name in "abcd"]
     judgments = [Judgment("a", "b", 1), Judgment("b", "a", 1)]
-    raw = Raw(documents, [Row("a", "", "x"), Row("b", "", "y")], {"test": judgments}, [Exclusion("b", "d")])
+    raw = RawCollection(
+        documents, [TextRow("a", "", "x"), TextRow("b", "", "y")], {"test": judgments}, [Exclusion("b", "d")]
+    )
     compile_collection(raw, tmp_path / "twins")
-    return lambda excluded: load(tmp_path / "twins", "test", excluded=excluded)
+    return lambda excluded: load_collection(tmp_path / "twins", "test", excluded=excluded)
 
 
 RANKED = Ranking(

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def pair(folder: Path, name: str) -> tuple[BackboneEncoder, IdsEncoder]:
-    method = catalog.method(name)
+    method = catalog.find_method(name)
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     loaded = backbone.load(folder, "float32", CPU)
     wording = Wording(loaded.tokenizer, method)
@@ -63,7 +63,7 @@ def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) ->
     published = SentenceTransformer(modules=parts)
     published.save(str(tmp_path / "published"))
     loaded = sentence_transformers_engine.load(tmp_path / "published", "float32", CPU, "model")
-    wording = Wording(backbone.tokenizer(model), catalog.method("as-published"))
+    wording = Wording(backbone.tokenizer(model), catalog.find_method("as-published"))
     tokens = wording.tokens(tiny.SENTENCES[:4], "query", 64)
     wanted = published.encode(list(tiny.SENTENCES[:4]))
     assert loaded.dimension == 16

@@ -38,40 +38,42 @@ THE_EIGHT = {
 
 @pytest.mark.parametrize(("suite", "size"), SUITE_SIZES.items())
 def test_suite_counts_a_group_as_one(suite: str, size: int) -> None:
-    assert len(catalog.suites().find(suite).tasks) == size
+    assert len(catalog.load_suites().find(suite).tasks) == size
 
 
 def test_suite_members_exist() -> None:
-    missing = [(s.name, m) for s in catalog.suites() for m in s.members() if m not in catalog.tasks()]
+    missing = [
+        (s.name, m) for s in catalog.load_suites() for m in s.expand_tasks() if m not in catalog.load_task_cards()
+    ]
     assert not missing
 
 
 def test_suite_has_no_member_twice_and_no_unused_group() -> None:
-    for suite in catalog.suites():
-        assert len(set(suite.members())) == len(suite.members()), suite.name
+    for suite in catalog.load_suites():
+        assert len(set(suite.expand_tasks())) == len(suite.expand_tasks()), suite.name
         assert set(suite.groups or {}) <= set(suite.tasks), suite.name
 
 
 def test_names_are_lower_case_without_spaces() -> None:
-    cards = [*catalog.tasks(), *catalog.suites(), *catalog.models()]
+    cards = [*catalog.load_task_cards(), *catalog.load_suites(), *catalog.load_model_cards()]
     names = [name for card in cards for name in (card.name, *card.aliases)]
     assert [name for name in names if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name)] == []
 
 
 @pytest.mark.parametrize("suite", ["beir", "specialized-beir"])
 def test_cqadupstack_is_twelve_forums(suite: str) -> None:
-    groups = catalog.suites().find(suite).groups or {}
+    groups = catalog.load_suites().find(suite).groups or {}
     assert [len(members) for members in groups.values()] == [FORUMS]
 
 
 @pytest.mark.parametrize("suite", ["coir", "coir-notitle", "specialized-coir"])
 def test_codesearchnet_is_six_languages_twice(suite: str) -> None:
-    groups = catalog.suites().find(suite).groups or {}
+    groups = catalog.load_suites().find(suite).groups or {}
     assert [len(members) for members in groups.values()] == [LANGUAGES, LANGUAGES]
 
 
 def test_hub_sources_are_pinned_or_say_why_not() -> None:
-    for task in catalog.tasks():
+    for task in catalog.load_task_cards():
         if task.source.kind != "hub":
             continue
         pinned = re.fullmatch(r"[0-9a-f]{40}", task.source.revision or "")
@@ -79,35 +81,35 @@ def test_hub_sources_are_pinned_or_say_why_not() -> None:
 
 
 def test_model_revisions_are_commits() -> None:
-    revisions = [card.weights.revision for card in catalog.models() if card.weights and card.weights.revision]
+    revisions = [card.weights.revision for card in catalog.load_model_cards() if card.weights and card.weights.revision]
     assert revisions
     assert all(re.fullmatch(r"[0-9a-f]{40}", revision) for revision in revisions)
 
 
 @pytest.mark.parametrize("task", ["arguana", "quora"])
 def test_a_query_that_is_a_document_does_not_find_itself(task: str) -> None:
-    assert catalog.task(task).same_id == "drop"
-    assert catalog.task(f"{task}-study").same_id == "keep"
+    assert catalog.find_task_card(task).same_id == "drop"
+    assert catalog.find_task_card(f"{task}-study").same_id == "keep"
 
 
 def test_msmarco_is_scored_as_its_makers_do() -> None:
-    dev = catalog.task("msmarco-dev")
+    dev = catalog.find_task_card("msmarco-dev")
     assert (dev.split, dev.metric, dev.depth, dev.same_id) == ("dev", "mrr_at_10", 1000, "keep")
-    tracks = [catalog.task(f"trec-dl-{year}") for year in (2019, 2020)]
+    tracks = [catalog.find_task_card(f"trec-dl-{year}") for year in (2019, 2020)]
     assert {(track.metric, track.depth) for track in tracks} == {("ndcg_at_10", 1000)}
 
 
 def test_the_study_never_truncates_and_keeps_self_matches() -> None:
     for suite in ("specialized-beir", "specialized-coir"):
-        for name in catalog.suites().find(suite).members():
-            task = catalog.task(name)
+        for name in catalog.load_suites().find(suite).expand_tasks():
+            task = catalog.find_task_card(name)
             assert (task.protocol, task.same_id) == ("study", "keep"), name
             assert (task.lengths.query, task.lengths.document) == (0, 0), name
 
 
 def test_the_two_coir_routes_differ_only_in_the_title() -> None:
-    for name in catalog.suites().find("coir").members():
-        joined, dropped = catalog.task(name), catalog.task(f"{name}-notitle")
+    for name in catalog.load_suites().find("coir").expand_tasks():
+        joined, dropped = catalog.find_task_card(name), catalog.find_task_card(f"{name}-notitle")
         assert (joined.fields, dropped.fields) == (("title", "text"), ("text",)), name
         assert (joined.protocol, dropped.protocol) == ("mteb", "coir"), name
         assert (joined.source, joined.lengths, joined.metric) == (dropped.source, dropped.lengths, dropped.metric), name
@@ -115,16 +117,16 @@ def test_the_two_coir_routes_differ_only_in_the_title() -> None:
 
 @pytest.mark.parametrize(("alias", "name"), THE_EIGHT.items())
 def test_the_eight_models_of_the_study(alias: str, name: str) -> None:
-    assert catalog.model(alias).name == name
+    assert catalog.find_model_card(alias).name == name
 
 
 def test_default_methods_exist() -> None:
-    for card in catalog.models():
-        assert card.method is None or card.method.default in catalog.methods(), card.name
+    for card in catalog.load_model_cards():
+        assert card.method is None or card.method.default in catalog.load_methods(), card.name
 
 
 def test_an_adapter_names_its_parent() -> None:
-    adapters = [card for card in catalog.models() if card.weights and card.weights.layout == "adapter"]
+    adapters = [card for card in catalog.load_model_cards() if card.weights and card.weights.layout == "adapter"]
     assert len(adapters) == 5
     assert all(card.parent for card in adapters)
     for card in adapters:
@@ -134,11 +136,15 @@ def test_an_adapter_names_its_parent() -> None:
 
 
 def test_parents_are_cards() -> None:
-    assert [card.name for card in catalog.models() if card.parent and card.parent not in catalog.models()] == []
+    assert [
+        card.name
+        for card in catalog.load_model_cards()
+        if card.parent and card.parent not in catalog.load_model_cards()
+    ] == []
 
 
 def test_expected_scores_are_shares_with_a_source() -> None:
-    for task in catalog.tasks():
+    for task in catalog.load_task_cards():
         for known in task.expected:
             assert 0 < known.score < 1, task.name
             assert 0 < known.tolerance < 0.1, task.name
@@ -146,17 +152,17 @@ def test_expected_scores_are_shares_with_a_source() -> None:
 
 
 def test_weights_of_another_size_are_offered_their_card_the_nearest_name_first(tmp_path: Path) -> None:
-    shape = catalog.model("qwen2.5-coder-1.5b").shape
+    shape = catalog.find_model_card("qwen2.5-coder-1.5b").shape
     assert shape is not None
     figures = {"num_hidden_layers": shape.layers, "hidden_size": shape.width, "vocab_size": shape.vocabulary}
     (tmp_path / "config.json").write_text(json.dumps(figures))
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(DataError, match=r"are not qwen2\.5-coder-7b") as caught:
-        weights.find(catalog.model("qwen2.5-coder-7b"), path=str(tmp_path))
+        weights.find(catalog.find_model_card("qwen2.5-coder-7b"), path=str(tmp_path))
     offered = re.findall(r"--model (\S+)", caught.value.next_step)
     assert offered[0] == "qwen2.5-coder-1.5b"
     assert offered[-1] == "deepseek-r1-distill-qwen-1.5b"
-    assert {catalog.model(name).shape for name in offered} == {shape}
+    assert {catalog.find_model_card(name).shape for name in offered} == {shape}
 
 
 RELEASED = {
@@ -175,11 +181,11 @@ RELEASED = {
 
 @pytest.mark.parametrize("line", RELEASED)
 def test_every_released_size_of_a_line_has_a_card(line: str) -> None:
-    assert [line.format(size) for size in RELEASED[line] if line.format(size) not in catalog.models()] == []
+    assert [line.format(size) for size in RELEASED[line] if line.format(size) not in catalog.load_model_cards()] == []
 
 
 @pytest.mark.parametrize("name", THE_EIGHT.values())
 def test_the_eight_say_what_they_end_a_text_with(name: str) -> None:
-    ends = [note for note in catalog.model(name).notes if "config ends texts with" in note]
+    ends = [note for note in catalog.find_model_card(name).notes if "config ends texts with" in note]
     assert len(ends) == 1
     assert re.search(r"15164[35]", ends[0])

@@ -13,29 +13,29 @@ import pytest
 
 from retbench.cards import catalog
 from retbench.corpora import stdlib_definitions, stdlib_suite
-from retbench.corpora.rows import Judgment, Raw, Row
+from retbench.corpora.rows import Judgment, RawCollection, TextRow
 from retbench.corpora.stdlib_definitions import Definition
 from retbench.errors import MissingError, UsageError
 
 KINDS = ("stdlib-code", "stdlib-doc", "stdlib-text")
 DIGEST = """
 import hashlib
-from retbench.corpora import stdlib
+from retbench.corpora import stdlib_suite
 for kind in ("stdlib-code", "stdlib-doc", "stdlib-text"):
-    print(hashlib.sha256(repr(stdlib.generate(kind)).encode()).hexdigest())
-print(stdlib.stamp())
+    print(hashlib.sha256(repr(stdlib_suite.generate_collection(kind)).encode()).hexdigest())
+print(stdlib_suite.compute_stamp())
 """
 
 
 @dataclass(frozen=True)
 class Collection:
-    documents: dict[str, Row]
-    queries: dict[str, Row]
+    documents: dict[str, TextRow]
+    queries: dict[str, TextRow]
     splits: dict[str, list[Judgment]]
     digest: str
 
 
-def collect(raw: Raw) -> Collection:
+def collect(raw: RawCollection) -> Collection:
     documents, queries = list(raw.documents), list(raw.queries)
     assert len({row.id for row in documents}) == len(documents)
     assert len({row.id for row in queries}) == len(queries)
@@ -46,7 +46,7 @@ def collect(raw: Raw) -> Collection:
 
 @pytest.fixture(scope="module")
 def collections() -> dict[str, Collection]:
-    return {kind: collect(stdlib_suite.generate(kind)) for kind in KINDS}
+    return {kind: collect(stdlib_suite.generate_collection(kind)) for kind in KINDS}
 
 
 @pytest.fixture(params=KINDS)
@@ -65,8 +65,8 @@ def texts(collection: Collection, split: str) -> tuple[set[str], set[str]]:
 
 
 def tiny(monkeypatch: pytest.MonkeyPatch, kind: str, *found: Definition) -> Collection:
-    monkeypatch.setattr(stdlib_suite, "definitions", lambda: iter(found))
-    return collect(stdlib_suite.generate(kind))
+    monkeypatch.setattr(stdlib_suite, "iterate_definitions", lambda: iter(found))
+    return collect(stdlib_suite.generate_collection(kind))
 
 
 def function(name: str, docstring: str, body: str) -> Definition:
@@ -82,7 +82,7 @@ def test_another_process_with_another_hash_seed_generates_the_same(collections: 
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": root}
     command = [sys.executable, "-c", DIGEST]
     told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert told == [*(collections[kind].digest for kind in KINDS), stdlib_suite.stamp()]
+    assert told == [*(collections[kind].digest for kind in KINDS), stdlib_suite.compute_stamp()]
 
 
 def test_no_text_is_shared_between_train_and_test(collection: Collection) -> None:
@@ -125,7 +125,7 @@ def test_doc_is_code_turned_round_with_the_same_split(collections: dict[str, Col
 def test_a_function_cannot_be_found_by_its_own_name(collections: dict[str, Collection]) -> None:
     for row in collections["stdlib-code"].documents.values():
         name = re.split(r"[.:]", row.id.partition("#")[0])[-1]
-        assert name == stdlib_suite.NEUTRAL or not re.search(rf"\b{name}\b", row.text), row.id
+        assert name == stdlib_suite.NEUTRAL_NAME or not re.search(rf"\b{name}\b", row.text), row.id
 
 
 def test_documents_are_code_without_docstring(collections: dict[str, Collection]) -> None:
@@ -144,7 +144,9 @@ def test_text_takes_classes_and_modules(collections: dict[str, Collection]) -> N
 
 def test_nothing_comes_from_tests_or_other_peoples_packages() -> None:
     folders = {
-        part for path in stdlib_definitions.source_files() for part in path.relative_to(stdlib_definitions.root()).parts
+        part
+        for path in stdlib_definitions.list_source_files()
+        for part in path.relative_to(stdlib_definitions.get_stdlib_folder()).parts
     }
     assert not folders & {"test", "tests", "idlelib", "turtledemo", "lib2to3", "site-packages", "ensurepip"}
 
@@ -194,34 +196,34 @@ def test_names_are_replaced_as_whole_words(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_unknown_kind_gets_a_suggestion() -> None:
     with pytest.raises(UsageError) as caught:
-        stdlib_suite.generate("stdlib-cod")
+        stdlib_suite.generate_collection("stdlib-cod")
     assert "stdlib-code" in caught.value.next_step
 
 
 def test_a_python_without_source_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stdlib_definitions, "root", lambda: tmp_path)
+    monkeypatch.setattr(stdlib_definitions, "get_stdlib_folder", lambda: tmp_path)
     with pytest.raises(MissingError):
-        stdlib_suite.stamp()
+        stdlib_suite.compute_stamp()
 
 
 def test_the_stamp_follows_the_content(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stdlib_definitions, "root", lambda: tmp_path)
+    monkeypatch.setattr(stdlib_definitions, "get_stdlib_folder", lambda: tmp_path)
     (tmp_path / "json").mkdir()
     stamps = set()
     for name in ("json/__init__.py", "ast.py", "site.py"):
         (tmp_path / name).write_text("x = 1\n", encoding="utf-8")
-        stamps.add(stdlib_suite.stamp())
+        stamps.add(stdlib_suite.compute_stamp())
     (tmp_path / "ast.py").write_text("x = 2\n", encoding="utf-8")
     (tmp_path / "json" / "tests").mkdir()
-    stamps.add(stdlib_suite.stamp())
+    stamps.add(stdlib_suite.compute_stamp())
     (tmp_path / "json" / "tests" / "test_json.py").write_text("x = 1\n", encoding="utf-8")
-    stamps.add(stdlib_suite.stamp())
+    stamps.add(stdlib_suite.compute_stamp())
     assert len(stamps) == 4
     assert not any(re.search(r"\s", stamp) for stamp in stamps)
 
 
 def test_ids_stay_unique_and_nested_definitions_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stdlib_definitions, "root", lambda: tmp_path)
+    monkeypatch.setattr(stdlib_definitions, "get_stdlib_folder", lambda: tmp_path)
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "__init__.py").write_text(
         '"""Module."""\n'
@@ -231,7 +233,7 @@ def test_ids_stay_unique_and_nested_definitions_are_found(monkeypatch: pytest.Mo
         "            '''Three\n            lines.'''\n            # why\n\n            return x\n",
         encoding="utf-8",
     )
-    found = {each.id: each for each in stdlib_definitions.definitions()}
+    found = {each.id: each for each in stdlib_definitions.iterate_definitions()}
     assert list(found) == ["json", "json:f", "json:f#2", "json:C.D.h"]
     assert found["json:C.D.h"].above == "async def h(self,\n            x):"
     assert found["json:C.D.h"].below == "    # why\n    return x"
@@ -239,7 +241,7 @@ def test_ids_stay_unique_and_nested_definitions_are_found(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cards_load(kind: str) -> None:
-    card = catalog.task(kind)
+    card = catalog.find_task_card(kind)
     assert (card.suite, card.fields) == ("stdlib", ("text",))
     assert (card.source.kind, card.source.generator) == ("generator", kind)
-    assert kind in catalog.suites().find("stdlib").members()
+    assert kind in catalog.load_suites().find("stdlib").expand_tasks()

@@ -6,27 +6,27 @@ import pytest
 
 from retbench.cards import catalog
 from retbench.corpora import stdlib_long, stdlib_suite
-from retbench.corpora.open_collection import open_collection, supply
-from retbench.corpora.rows import Row
+from retbench.corpora.open_collection import open_collection, resolve_source
+from retbench.corpora.rows import TextRow
 from retbench.errors import UsageError
 
 
 @pytest.fixture(scope="module")
-def documents() -> dict[str, list[Row]]:
-    return {name: list(stdlib_long.generate(name).documents) for name in stdlib_long.NAMES}
+def documents() -> dict[str, list[TextRow]]:
+    return {name: list(stdlib_long.generate_collection(name).documents) for name in stdlib_long.LENGTH_BY_NAME}
 
 
 @pytest.fixture(scope="module")
-def needles() -> dict[str, stdlib_suite.Pair]:
-    return {pair.id: pair for pair in stdlib_long._needles(stdlib_suite.text_groups())}
+def needles() -> dict[str, stdlib_suite.StdlibPair]:
+    return {pair.id: pair for pair in stdlib_long._select_needles(stdlib_suite.build_text_groups())}
 
 
-def identity(row: Row) -> tuple[str, int]:
+def identity(row: TextRow) -> tuple[str, int]:
     name, _, depth = row.id.rpartition("@")
     return name, int(depth)
 
 
-def test_the_same_needles_stand_at_the_same_depths_at_every_length(documents: dict[str, list[Row]]) -> None:
+def test_the_same_needles_stand_at_the_same_depths_at_every_length(documents: dict[str, list[TextRow]]) -> None:
     ids = {tuple(row.id for row in rows) for rows in documents.values()}
     assert len(ids) == 1
     depths = [depth for _, depth in map(identity, documents["stdlib-long-256"])]
@@ -36,7 +36,7 @@ def test_the_same_needles_stand_at_the_same_depths_at_every_length(documents: di
 
 
 def test_each_needle_is_in_its_own_document_alone_and_where_it_should_be(
-    documents: dict[str, list[Row]], needles: dict[str, stdlib_suite.Pair]
+    documents: dict[str, list[TextRow]], needles: dict[str, stdlib_suite.StdlibPair]
 ) -> None:
     for rows in documents.values():
         for row in rows:
@@ -47,47 +47,52 @@ def test_each_needle_is_in_its_own_document_alone_and_where_it_should_be(
             assert abs(row.text.index(needle) - room * depth / 100) <= 64  # a passage is cut at a space
 
 
-def test_a_document_is_as_long_as_its_name_says(documents: dict[str, list[Row]]) -> None:
+def test_a_document_is_as_long_as_its_name_says(documents: dict[str, list[TextRow]]) -> None:
     for name, rows in documents.items():
-        wanted = stdlib_long.NAMES[name] * stdlib_long.CHARACTERS
+        wanted = stdlib_long.LENGTH_BY_NAME[name] * stdlib_long.CHARACTERS_PER_TOKEN
         assert all(wanted - 150 < len(row.text) < wanted + 10 for row in rows)
 
 
-def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdlib_suite.Pair]) -> None:
-    filling = [p for group in stdlib_suite.text_groups() for p in group if not stdlib_long._gives_needles(p)]
-    assert not {stdlib_long._module(p) for p in filling} & {stdlib_long._module(p) for p in needles.values()}
-    assert {stdlib_suite.split_of([needle]) for needle in needles.values()} == {"test"}
+def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdlib_suite.StdlibPair]) -> None:
+    filling = [p for group in stdlib_suite.build_text_groups() for p in group if not stdlib_long._is_needle_module(p)]
+    assert not {stdlib_long._module_name(p) for p in filling} & {stdlib_long._module_name(p) for p in needles.values()}
+    assert {stdlib_suite.assign_split([needle]) for needle in needles.values()} == {"test"}
 
 
 def test_documents_have_filling_of_their_own(
-    documents: dict[str, list[Row]], needles: dict[str, stdlib_suite.Pair]
+    documents: dict[str, list[TextRow]], needles: dict[str, stdlib_suite.StdlibPair]
 ) -> None:
     starts = {re.sub(r"\s+", " ", row.text.replace(needles[identity(row)[0]].document, ""))[:60]
               for row in documents["stdlib-long-2048"]}  # fmt: skip
     assert len(starts) > 0.9 * len(documents["stdlib-long-2048"])
 
 
-def test_a_longer_document_goes_on_where_the_shorter_one_ends(documents: dict[str, list[Row]]) -> None:
+def test_a_longer_document_goes_on_where_the_shorter_one_ends(documents: dict[str, list[TextRow]]) -> None:
     short, long = documents["stdlib-long-1024"][0], documents["stdlib-long-4096"][0]
     assert identity(short)[1] == 0
     assert long.text.startswith(short.text[:-400])  # all but the passage that was cut
 
 
 def test_the_cards_open_and_the_collection_is_the_same_again() -> None:
-    suite = catalog.suites().find("stdlib-long")
-    assert [catalog.task(name).source.generator for name in suite.members()] == list(stdlib_long.NAMES)
-    card = catalog.task("stdlib-long-256")
+    suite = catalog.load_suites().find("stdlib-long")
+    assert [catalog.find_task_card(name).source.generator for name in suite.expand_tasks()] == list(
+        stdlib_long.LENGTH_BY_NAME
+    )
+    card = catalog.find_task_card("stdlib-long-256")
     first = open_collection(card)
     assert len(first.corpus) == len(first.queries) == len(first.judgments)
-    assert supply(card).stamp() != supply(catalog.task("stdlib-long-512")).stamp()
-    stdlib_suite.text_groups.cache_clear()
-    assert list(stdlib_long.generate("stdlib-long-256").documents) == [
-        Row(row.id, row.title, row.text, again.where)
-        for row, again in zip(first.corpus, stdlib_long.generate("stdlib-long-256").documents, strict=True)
+    assert (
+        resolve_source(card).compute_cache_key()
+        != resolve_source(catalog.find_task_card("stdlib-long-512")).compute_cache_key()
+    )
+    stdlib_suite.build_text_groups.cache_clear()
+    assert list(stdlib_long.generate_collection("stdlib-long-256").documents) == [
+        TextRow(row.id, row.title, row.text, again.where)
+        for row, again in zip(first.corpus, stdlib_long.generate_collection("stdlib-long-256").documents, strict=True)
     ]
 
 
 def test_an_unknown_length_gets_a_suggestion() -> None:
     with pytest.raises(UsageError) as caught:
-        stdlib_long.generate("stdlib-long-265")
+        stdlib_long.generate_collection("stdlib-long-265")
     assert "stdlib-long-256" in caught.value.next_step

@@ -14,20 +14,20 @@ from hub_layout import fetched, retrieval
 from typer.testing import CliRunner
 
 from retbench.cards import catalog, checksums
-from retbench.cards.task_rules import protocol
+from retbench.cards.task_rules import describe_task_rules
 from retbench.cli.main import app
 from retbench.corpora import open_collection as open_collection_module
-from retbench.corpora.cache_status import stock
-from retbench.corpora.collection import load
+from retbench.corpora.cache_status import get_cache_status
+from retbench.corpora.collection import load_collection
 from retbench.corpora.collection_cache import MANIFEST
-from retbench.corpora.hub_snapshots import Snapshot
-from retbench.corpora.open_collection import fetch, open_collection
+from retbench.corpora.hub_snapshots import DatasetSnapshot
+from retbench.corpora.open_collection import fetch_collection, open_collection
 from retbench.errors import DataError, MissingError
 from retbench.pipelines import fetch as story
 
 
 def cached(task: str) -> None:
-    source = catalog.task(task).source
+    source = catalog.find_task_card(task).source
     fetched(str(source.repo), str(source.revision), retrieval(small.DOCUMENTS, small.QUERIES, small.TEST))
 
 
@@ -38,29 +38,29 @@ def said(arguments: list[str], code: int = 0) -> str:
 
 
 def test_a_task_is_missing_then_fetched_then_cached() -> None:
-    card = catalog.task("scifact")
-    found = stock(card)
+    card = catalog.find_task_card("scifact")
+    found = get_cache_status(card)
     assert (found.state, found.documents, found.queries, found.bytes) == ("missing", 5183, 300, 0)
     cached("scifact")
-    found = stock(card)
+    found = get_cache_status(card)
     assert (found.state, found.documents) == ("fetched", 5183)
     assert found.bytes > 0
     open_collection(card)
-    found = stock(card)
+    found = get_cache_status(card)
     assert (found.state, found.documents, found.queries) == ("cached", len(small.DOCUMENTS), 3)
 
 
 def test_other_kinds_have_states_of_their_own(tmp_path: Path) -> None:
-    assert stock(catalog.task("stdlib-code")).state == "made here"
-    assert stock(small.card(tmp_path)).state == "your folder"
-    assert stock(catalog.task("scifact-archive")).state == "missing"
-    assert stock(catalog.task("loco-qmsum")).state == "missing"
+    assert get_cache_status(catalog.find_task_card("stdlib-code")).state == "made here"
+    assert get_cache_status(small.card(tmp_path)).state == "your folder"
+    assert get_cache_status(catalog.find_task_card("scifact-archive")).state == "missing"
+    assert get_cache_status(catalog.find_task_card("loco-qmsum")).state == "missing"
 
 
 def test_fetch_list_counts_what_tasks_share_once() -> None:
     cached("scifact")
     for name in ("scifact", "scifact-study"):
-        open_collection(catalog.task(name))
+        open_collection(catalog.find_task_card(name))
     rows = {row["name"]: row for row in json.loads(said(["fetch", "--list", "--json"]))}
     assert rows["beir"]["state"] == "1 of 26 here"
     assert "nfcorpus" in rows["beir"]["missing"]
@@ -81,7 +81,7 @@ def test_fetch_without_a_name_says_what_it_takes() -> None:
 
 
 def refusing(*names: str) -> Any:
-    fetch = open_collection_module.fetch
+    fetch = open_collection_module.fetch_collection
 
     def refuse(card: Any, say: Any) -> Any:
         if card.name in names:
@@ -92,7 +92,7 @@ def refusing(*names: str) -> Any:
 
 
 def test_one_that_cannot_be_had_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story.opening, "fetch", refusing("stdlib-doc"))
+    monkeypatch.setattr(story.open_collection, "fetch_collection", refusing("stdlib-doc"))
     told = said(["fetch", "stdlib"], 1)
     assert "stdlib-code:" in told
     assert "stdlib-text:" in told
@@ -102,14 +102,14 @@ def test_one_that_cannot_be_had_does_not_stop_the_others(monkeypatch: pytest.Mon
 
 
 def test_if_nothing_can_be_had_the_code_is_the_cause_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story.opening, "fetch", refusing("scifact"))
+    monkeypatch.setattr(story.open_collection, "fetch_collection", refusing("scifact"))
     rows = json.loads(said(["fetch", "scifact", "--json"], 3))
     assert rows[0]["exit_code"] == 3
 
 
 def test_list_tasks_shows_counts_and_state() -> None:
     cached("scifact")
-    open_collection(catalog.task("scifact"))
+    open_collection(catalog.find_task_card("scifact"))
     rows = {row["name"]: row for row in json.loads(said(["list", "tasks", "--json"]))}
     assert (rows["scifact"]["documents"], rows["scifact"]["cached"]) == (len(small.DOCUMENTS), True)
     assert (rows["nfcorpus"]["documents"], rows["nfcorpus"]["cached"]) == (3633, False)
@@ -132,14 +132,16 @@ def test_show_task_tells_the_whole_protocol() -> None:
 
 def test_the_protocol_names_every_rule() -> None:
     rules = {
-        name: " ".join(protocol(catalog.task(name)))
+        name: " ".join(describe_task_rules(catalog.find_task_card(name)))
         for name in ("arguana", "bright-pony", "trec-dl-2019", "loco-qmsum")
     }
     assert "never ranked" in rules["arguana"]
     assert "forbids" in rules["bright-pony"]
     assert "grade of 2 or more" in rules["trec-dl-2019"]
     assert "a document at the model's own limit" in rules["loco-qmsum"]
-    assert "one of 12 that count as one, cqadupstack" in " ".join(protocol(catalog.task("cqadupstack-gis")))
+    assert "one of 12 that count as one, cqadupstack" in " ".join(
+        describe_task_rules(catalog.find_task_card("cqadupstack-gis"))
+    )
 
 
 def one_letter(file: Path) -> None:
@@ -163,11 +165,11 @@ def test_a_stored_collection_that_changed_is_read_anew(
     name: str, spoil: Callable[[Path], object], own_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cached("scifact")
-    right = open_collection(catalog.task("scifact"))
+    right = open_collection(catalog.find_task_card("scifact"))
     file = next((own_cache / "collections").glob("SciFact-*")) / name
     spoil(file)
     with caplog.at_level(logging.WARNING):
-        again = open_collection(catalog.task("scifact"))
+        again = open_collection(catalog.find_task_card("scifact"))
     assert (again.fingerprint, list(again.corpus)) == (right.fingerprint, list(right.corpus))
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (0 if spoil is Path.unlink and name == MANIFEST else 1)  # without a manifest it never counted
@@ -179,45 +181,45 @@ def test_without_its_source_a_stored_collection_that_changed_is_exit_4(
     spoil: Callable[[Path], object], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached("scifact")
-    open_collection(catalog.task("scifact"))
+    open_collection(catalog.find_task_card("scifact"))
     file = next((own_cache / "collections").glob("SciFact-*/corpus.arrow"))
-    right = checksums.digest(file)
+    right = checksums.compute_sha256(file)
     spoil(file)
-    wrong = checksums.digest(file) if file.exists() else "nothing"
+    wrong = checksums.compute_sha256(file) if file.exists() else "nothing"
     shutil.rmtree(own_cache / "collections" / "hub")
     looks: tuple[Callable[[], object], ...] = (
-        lambda: open_collection(catalog.task("scifact")),  # a run
-        lambda: load(file.parent, "test"),  # what looks into the cache by itself, such as verify
+        lambda: open_collection(catalog.find_task_card("scifact")),  # a run
+        lambda: load_collection(file.parent, "test"),  # what looks into the cache by itself, such as verify
     )
     for look in looks:
         with pytest.raises(DataError, match=rf"arrow was {right} when it was stored and is {wrong} now") as caught:
             look()
         assert caught.value.exit_code == 4
     asked: list[str] = []
-    monkeypatch.setattr(Snapshot, "fetch", lambda self, say: asked.append(self.repo))
+    monkeypatch.setattr(DatasetSnapshot, "fetch", lambda self, say: asked.append(self.repo))
     with pytest.raises(DataError):  # this hub brings nothing
-        fetch(catalog.task("scifact"), lambda _: None)
+        fetch_collection(catalog.find_task_card("scifact"), lambda _: None)
     assert asked  # but a fetch does not take the damaged one for whole
 
 
 def test_a_collection_stored_before_checksums_is_read_anew(own_cache: Path) -> None:
     cached("scifact")
-    right = open_collection(catalog.task("scifact"))
+    right = open_collection(catalog.find_task_card("scifact"))
     file = next((own_cache / "collections").glob("SciFact-*")) / MANIFEST
     old = json.loads(file.read_text())
     del old["sha256"]
     file.write_text(json.dumps(old))
-    assert stock(catalog.task("scifact")).state == "fetched"
-    assert open_collection(catalog.task("scifact")).fingerprint == right.fingerprint
+    assert get_cache_status(catalog.find_task_card("scifact")).state == "fetched"
+    assert open_collection(catalog.find_task_card("scifact")).fingerprint == right.fingerprint
     assert "sha256" in json.loads(file.read_text())
 
 
 def test_an_untouched_collection_is_hashed_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached("scifact")
-    monkeypatch.setattr(checksums, "BIG", 1)
-    open_collection(catalog.task("scifact"))
+    monkeypatch.setattr(checksums, "MIN_CACHED_BYTES", 1)
+    open_collection(catalog.find_task_card("scifact"))
     for file in (own_cache / "collections").glob("SciFact-*/*.arrow"):
         os.utime(file, (10**9, 10**9))
-    open_collection(catalog.task("scifact"))
-    monkeypatch.setattr(checksums, "digest", None)
-    assert len(open_collection(catalog.task("scifact")).corpus)
+    open_collection(catalog.find_task_card("scifact"))
+    monkeypatch.setattr(checksums, "compute_sha256", None)
+    assert len(open_collection(catalog.find_task_card("scifact")).corpus)

@@ -13,7 +13,7 @@ import tiny
 from typer.testing import CliRunner
 
 from retbench.cards import catalog
-from retbench.cards.reranker_settings import wanted
+from retbench.cards.reranker_settings import parse_reranker
 from retbench.cards.study import Stage, Study
 from retbench.cli.main import app
 from retbench.errors import DataError
@@ -58,16 +58,16 @@ def plan_file(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("plan", list(catalog.studies()), ids=lambda plan: plan.name)
+@pytest.mark.parametrize("plan", list(catalog.load_studies()), ids=lambda plan: plan.name)
 def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
     tables = {table.name for table in shipped()}
     assert set(plan.references) <= tables
     for stage in plan.stages:
-        assert [name for name in stage.models if name not in catalog.models()] == []
-        assert [name for name in stage.suites if name not in catalog.suites()] == []
-        assert [name for name in stage.tasks if name not in catalog.tasks()] == []
+        assert [name for name in stage.models if name not in catalog.load_model_cards()] == []
+        assert [name for name in stage.suites if name not in catalog.load_suites()] == []
+        assert [name for name in stage.tasks if name not in catalog.load_task_cards()] == []
         for word in stage.options.get("rerank", ()):
-            wanted(word)  # refuses what no reranker knows
+            parse_reranker(word)  # refuses what no reranker knows
         made = list(slots(plan, stage))
         assert made
         if stage.verb == "run":
@@ -75,7 +75,7 @@ def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
 
 
 def test_the_study_of_specialised_models_has_the_eight_and_bm25() -> None:
-    zero_shot = catalog.study("specialized-llms").stages[0]
+    zero_shot = catalog.find_study("specialized-llms").stages[0]
     assert len(zero_shot.models) == 9
     assert "bm25" in zero_shot.models
 
@@ -87,7 +87,7 @@ def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path:
     assert "words: 1 of 3 done\n  ✓✗–  bm25 · bm25" in shown
     assert "needs the task ./nowhere" in shown
     assert "later: 0 of 1 done\n  –  bm25 · quick\n  needs `retbench teach`" in shown
-    cells = list(run_module.run(catalog.study(str(plan_file)), out))
+    cells = list(run_module.run(catalog.find_study(str(plan_file)), out))
     assert [(cell.task, cell.status) for cell in cells] == [
         ("./nowhere", "skipped"), ("small", "done"), ("broken", "failed"), ("small", "skipped"),
     ]  # fmt: skip
@@ -95,7 +95,7 @@ def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path:
 
 
 def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_file: Path, tmp_path: Path) -> None:
-    out, plan = tmp_path / "r", catalog.study(str(plan_file))
+    out, plan = tmp_path / "r", catalog.find_study(str(plan_file))
     assert [state.status for state in story.states(plan, out)] == ["open", "open", "skipped", "skipped"]
     list(run_module.run(plan, out))
     assert [state.status for state in story.states(plan, out)] == ["done", "failed", "skipped", "skipped"]
@@ -106,7 +106,7 @@ def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_
 
 
 def test_two_machines_share_a_study_by_copying_folders(plan_file: Path, tmp_path: Path) -> None:
-    plan = catalog.study(str(plan_file))
+    plan = catalog.find_study(str(plan_file))
     list(run_module.run(plan, tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "both")
     assert story.states(plan, tmp_path / "both")[0].status == "done"
@@ -174,7 +174,7 @@ def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) ->
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"{", b"\xff\xfe"])
 def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes) -> None:
-    plan = catalog.study(str(plan_file))
+    plan = catalog.find_study(str(plan_file))
     note = next(slots(plan, plan.stages[0])).note(tmp_path)
     note.parent.mkdir(parents=True)
     note.write_bytes(content)
@@ -278,7 +278,7 @@ def test_a_recipe_that_is_not_there_is_needed() -> None:
 
 
 def test_one_stage_can_be_run_alone(plan_file: Path, tmp_path: Path) -> None:
-    plan = catalog.study(str(plan_file))
+    plan = catalog.find_study(str(plan_file))
     assert [cell.status for cell in run_module.run(plan, tmp_path, "later")] == ["skipped"]
     assert _cli("study", "run", plan_file, "--out", tmp_path, "--stage", "nope")[0] == 2
 
@@ -292,7 +292,7 @@ def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Pa
 
 def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    list(run_module.run(catalog.study(str(plan_file)), out))
+    list(run_module.run(catalog.find_study(str(plan_file)), out))
     code, text, _ = _cli("study", "report", plan_file, "--results", out)
     assert code == 0
     assert text.startswith("# A little &lt;b&gt;study&lt;/b&gt;\n\n1. Is BM25 BM25?\n\n# words")
@@ -317,7 +317,7 @@ def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_new_plan_has_its_title_and_says_where_it_lies(tmp_path: Path) -> None:
     file, words = tmp_path / "p.toml", ("study", "new", "mine", "--model", "bm25", "--task", "scifact")
     code, shown, _ = _cli(*words, "--title", "A plan \U0001f600", "--out", file)
-    assert (code, catalog.study(str(file)).title) == (0, "A plan \U0001f600")
+    assert (code, catalog.find_study(str(file)).title) == (0, "A plan \U0001f600")
     assert f"retbench study run {file} --dry-run" in shown
     code, _, told = _cli(*words, "--out", tmp_path / "not" / "there.toml")
     assert (code, told.splitlines()[0]) == (2, f"error: there is no folder {tmp_path / 'not'}")

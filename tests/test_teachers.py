@@ -24,7 +24,7 @@ from retbench.training.training_set import Query, TrainingSet
 from tests import tiny
 from tests.test_training import RECIPE
 
-DISTILLED = replace(RECIPE, contrast=Contrast(0.1, 2, distillation=0.5), optimiser=Optimiser(rate=1e-2, epochs=2))
+DISTILLED = replace(RECIPE, contrast=Contrast(0.1, 2, distillation_weight=0.5), optimiser=Optimiser(learning_rate=1e-2, num_train_epochs=2))
 GRADES = {"0": {"16": 2, "17": 1, "18": 0}, "1": {"17": 2, "19": 1, "20": 0}, "2": {"18": 1, "16": 0, "21": 0}}
 
 
@@ -70,7 +70,7 @@ def test_graded_judgments_teach(collection: Path) -> None:
 def test_what_was_mined_and_never_judged_has_grade_0(collection: Path) -> None:
     asked = wish(collection, teacher="judgments")
     training = labelled(asked)
-    mined = hard_negatives.mined(training, Mining("bm25", last=4), hard_negatives.by_words(training), "bm25")
+    mined = hard_negatives.mined(training, Mining("bm25", rank_to=4), hard_negatives.by_words(training), "bm25")
     query = taught(mined, asked).queries[0]
     assert len(query.negatives) == 4
     graded = dict(query.grades)
@@ -166,12 +166,12 @@ def test_ms_marcos_own_triples_give_the_negatives(
 ) -> None:
     lines = [f"{n}\t{n + 1}\t{bad}" for n in range(9) for bad in (20, n + 1, 21, 20, 22)] + ["77\t3\t4"]
     folder = marco(tmp_path / "marco", lines, packed)
-    asked = wish(folder, mining=Mining(keep=2))
+    asked = wish(folder, mining=Mining(negatives_per_query=2))
     made = labelled(asked)
     assert [made.names[row] for row in made.queries[3].negatives] == ["20", "21"]  # type: ignore[index]
     assert made.facts["negatives"]["taken"] == 18
     assert made.facts["negatives"]["triples_of_other_queries"] == 1
-    card = learn(folder, contrast=Contrast(0.1, 2), mining=Mining(keep=2))
+    card = learn(folder, contrast=Contrast(0.1, 2), mining=Mining(negatives_per_query=2))
     assert card.training
     assert card.training.data["negatives"]["file"].startswith("qidpidtriples.train.full.2")
 
@@ -204,7 +204,7 @@ def test_in_a_published_collection_missing_positives_are_counted(collection: Pat
     from retbench.corpora.open_collection import open_collection
     from retbench.training.training_set import of_collection
 
-    card = replace(catalog.task(str(collection)), split="train")
+    card = replace(catalog.find_task_card(str(collection)), split="train")
     whole = open_collection(card)
     whole.judgments["0"]["gone"] = 1  # as mteb's loaders leave it
     made = of_collection(card, whole)

@@ -13,7 +13,7 @@ import torch
 from retbench.cards import catalog
 from retbench.cards.method import Method
 from retbench.cards.recipe import Batch, Contrast, Lora, Optimiser, Recipe
-from retbench.cards.task import Lengths
+from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import Wording
 from retbench.engines import backbone
 from retbench.errors import DataError
@@ -28,9 +28,9 @@ from tests import tiny
 
 METHOD = Method("m", "t", "ours", "s", "mean", query="Query: {text}", eos=True)
 RECIPE = Recipe(
-    "r", "t", "ours", "s", "contrastive", METHOD, lengths=Lengths(16, 24),
-    contrast=Contrast(temperature=0.1, negatives=2), batch=Batch(4, 8, tokens=60), lora=Lora(4, 8, 0.0),
-    optimiser=Optimiser(rate=1e-2), save_steps=2,
+    "r", "t", "ours", "s", "contrastive", METHOD, lengths=LengthLimits(16, 24),
+    contrast=Contrast(temperature=0.1, hard_negatives=2), batch=Batch(4, 8, max_tokens=60), lora=Lora(4, 8, 0.0),
+    optimiser=Optimiser(learning_rate=1e-2), save_steps=2,
 )  # fmt: skip
 
 
@@ -61,12 +61,12 @@ def gradients(made: Trainee) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_gradient_caching_changes_nothing(folder: Path, dropout: float, weights: str) -> None:
     lora = Lora(4, 8, dropout) if weights == "lora" else None
-    contrast = Contrast(0.1, 2, both_directions=True, matryoshka=(16, 32))
+    contrast = Contrast(0.1, 2, symmetric=True, matryoshka_dimensions=(16, 32))
     recipe = replace(RECIPE, lora=lora, contrast=contrast)
     group = Labelled(pairs(), recipe.contrast, 1).group(np.arange(6), 0)
     found = []
     for caching in (False, True):
-        made = trainee(folder, replace(recipe, batch=Batch(4, 8, tokens=60, caching=caching)))
+        made = trainee(folder, replace(recipe, batch=Batch(4, 8, max_tokens=60, gradient_caching=caching)))
         assert len(list(passes(made.tokens(group.queries, group.passages).lengths, 60))) > 3
         value, _ = backward(made, group, 0.5, (1, 2))
         found.append((value, gradients(made)))
@@ -99,12 +99,12 @@ def test_the_loss_by_hand() -> None:
     group = group_of([[1, 0, 0], [0, 1, 1]], [0, 1, 0])
     r = math.sqrt(0.5)
     first = -math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(2 * r)))
-    strict = Contrast(temperature=0.5, spare_known=False)
+    strict = Contrast(temperature=0.5, mask_known_positives=False)
     assert float(loss(queries, passages, group, strict)) == pytest.approx(first, abs=1e-6)  # the second is the same
     spared = -math.log(math.exp(2) / (math.exp(2) + 1))  # passage 2 is known to answer query 1
     kind = Contrast(temperature=0.5)
     assert float(loss(queries, passages, group, kind)) == pytest.approx((first + spared) / 2, abs=1e-6)
-    both = Contrast(temperature=0.5, both_directions=True)
+    both = Contrast(temperature=0.5, symmetric=True)
     assert float(loss(queries, passages, group, both)) == pytest.approx(((first + spared) / 2 + spared) / 2, abs=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_distillation_follows_the_teacher_within_a_querys_own_passages() -> None
     passages = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     own = [[1, 0, 0, 0], [0, 1, 0, 0]]
     agree = group_of(own, [0, 1, 0, 1], np.array([2.0, 2.0, 0.0, 0.0]))
-    all_of_it = Contrast(temperature=0.5, distillation=1.0)
+    all_of_it = Contrast(temperature=0.5, distillation_weight=1.0)
     assert float(loss(queries, passages, agree, all_of_it)) == pytest.approx(0, abs=1e-6)
     differ = group_of(own, [0, 1, 0, 1], np.array([0.0, 0.0, 0.0, 0.0]))
     soft = math.exp(2) / (math.exp(2) + 1)
@@ -133,7 +133,7 @@ def test_every_query_comes_once_an_epoch_and_the_order_is_the_seeds() -> None:
 
 
 def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:
-    group = Labelled(pairs(), Contrast(negatives=3), 1).group(np.array([4, 7]), 2)
+    group = Labelled(pairs(), Contrast(hard_negatives=3), 1).group(np.array([4, 7]), 2)
     assert group.queries == [tiny.SENTENCES[4], tiny.SENTENCES[7]]
     assert group.passages[:2] == [tiny.SENTENCES[20], tiny.SENTENCES[23]]
     assert group.owner.tolist() == [0, 1, 0, 0, 0, 1, 1, 1]
@@ -142,12 +142,12 @@ def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:
 
 
 def test_the_studys_warm_up_is_logarithmic() -> None:
-    study = Optimiser(rate=1e-4, warmup="logarithmic", warmup_steps=100)
+    study = Optimiser(learning_rate=1e-4, warmup_type="logarithmic", warmup_steps=100)
     assert rate(study, 0, 3836) == 0
     assert rate(study, 9, 3836) == pytest.approx(1e-4 * math.log(10) / math.log(100))
     assert rate(study, 100, 3836) == pytest.approx(1e-4)
     assert rate(study, 1968, 3836) == pytest.approx(1e-4 * (3836 - 1968) / 3736)
-    linear = Optimiser(rate=1.0, warmup_share=0.1, decay="cosine")
+    linear = Optimiser(learning_rate=1.0, warmup_ratio=0.1, lr_scheduler_type="cosine")
     assert [rate(linear, step, 100) for step in (5, 10, 55)] == pytest.approx([0.5, 1.0, 0.5])
 
 
@@ -186,18 +186,18 @@ def test_one_pair_is_nothing_to_contrast() -> None:
         Labelled(pairs(1), Contrast(), 1)
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in catalog.recipes()])
+@pytest.mark.parametrize("name", [recipe.name for recipe in catalog.load_recipes()])
 def test_shipped_recipes_are_whole(name: str) -> None:
-    recipe = catalog.recipe(name)
-    assert recipe.method.template("query").count("{text}") == 1
-    assert recipe.method.template("document").count("{text}") == 1
+    recipe = catalog.find_recipe(name)
+    assert recipe.method.get_template("query").count("{text}") == 1
+    assert recipe.method.get_template("document").count("{text}") == 1
 
 
 def test_the_two_tevatron_recipes_differ_in_a_space_and_the_warm_up() -> None:
-    study, repllama = catalog.recipe("specialized-llms"), catalog.recipe("repllama")
+    study, repllama = catalog.find_recipe("specialized-llms"), catalog.find_recipe("repllama")
     assert (study.method.query, study.method.document) == ("Query:{text}", "Passage:{text}")
     assert (repllama.method.query, repllama.method.document) == ("Query: {text}", "Passage: {text}")
-    assert (study.optimiser.warmup, repllama.optimiser.warmup) == ("logarithmic", "linear")
+    assert (study.optimiser.warmup_type, repllama.optimiser.warmup_type) == ("logarithmic", "linear")
     assert (study.batch, study.lengths, study.lora, study.contrast) == (
         repllama.batch, repllama.lengths, repllama.lora, repllama.contrast,
     )  # fmt: skip
@@ -208,7 +208,7 @@ def test_a_misspelt_field_of_a_recipe_is_named_with_the_closest(tmp_path: Path) 
     file = tmp_path / "own.toml"
     file.write_text(text)
     with pytest.raises(DataError, match=r"own.toml:\d+: optimiser.rates: unknown field") as caught:
-        catalog.recipe(str(file))
+        catalog.find_recipe(str(file))
     assert "did you mean rate" in caught.value.next_step
 
 

@@ -9,9 +9,9 @@ import small
 
 from retbench.corpora import text_lines as reading
 from retbench.corpora.collection import Collection
-from retbench.corpora.judgments import judgments
+from retbench.corpora.judgments import read_judgments
 from retbench.corpora.open_collection import open_collection
-from retbench.corpora.text_lines import lines
+from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import score_query
@@ -86,15 +86,15 @@ def test_a_missing_part_is_named(folder: Path, pattern: str, problem: str) -> No
 
 
 def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LONGEST", 1000)
+    monkeypatch.setattr(reading, "MAX_LINE_CHARACTERS", 1000)
     (tmp_path / "f").write_text("short\n" + "x" * 999 + "\n" + "y" * 1500 + "\n")
     with pytest.raises(DataError, match=r"f:3: a line of over 1,000 characters"):
-        list(lines(tmp_path / "f"))
+        list(read_lines(tmp_path / "f"))
 
 
 def test_a_line_of_ten_million_characters_is_a_line(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x" * 10_000_000 + "\nshort\n")
-    assert [len(line) for line, _ in lines(tmp_path / "f")] == [10_000_000, 5]
+    assert [len(line) for line, _ in read_lines(tmp_path / "f")] == [10_000_000, 5]
 
 
 @pytest.mark.parametrize("kept", [9, 40, 200])
@@ -102,13 +102,13 @@ def test_a_gzip_that_ends_early_says_after_which_line(tmp_path: Path, kept: int)
     content = gzip.compress("".join(f"line {n} of many\n" for n in range(1000)).encode())
     (tmp_path / "f.gz").write_bytes(content[:kept])
     with pytest.raises(DataError, match=r"f\.gz is damaged after line \d+") as caught:
-        list(lines(tmp_path / "f.gz"))
+        list(read_lines(tmp_path / "f.gz"))
     assert caught.value.next_step == "download it again"
 
 
 def test_marks_and_carriage_returns_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
-    assert [line for line, _ in lines(tmp_path / "f")] == ["one", "two"]
+    assert [line for line, _ in read_lines(tmp_path / "f")] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_marks_and_carriage_returns_are_not_text(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_judgments_of_every_shape_are_the_same(tmp_path: Path, content: str) -> None:
     (tmp_path / "f").write_text(content, newline="")
-    assert [judgment[:3] for judgment in judgments(tmp_path / "f")] == [("q", "d", 1)]
+    assert [judgment[:3] for judgment in read_judgments(tmp_path / "f")] == [("q", "d", 1)]
 
 
 # Rules of a task card

@@ -35,28 +35,28 @@ def add(folder: Path, documents: dict[str, str], queries: dict[str, str], judged
 
 def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> Path:
     """A finished run of BM25 under the task rules given."""
-    find = catalog.task
+    find = catalog.find_task_card
 
     def ruled(name: str) -> TaskCard:
         return replace(find(name), **rules)
 
-    monkeypatch.setattr(catalog, "task", ruled)
+    monkeypatch.setattr(catalog, "find_task_card", ruled)
     (cell,) = evaluate(Request(("bm25",), (str(folder),), out=tmp_path / "results"))
     assert cell.status == "done", cell.error
     return Path(str(cell.record))
 
 
-def by_referee(found: verify.Verification, referee: str) -> dict[str, verify.Verdict]:
-    return {verdict.metric: verdict for verdict in found.verdicts if verdict.referee == referee}
+def by_referee(found: verify.Verification, referee: str) -> dict[str, verify.MetricCheck]:
+    return {verdict.metric: verdict for verdict in found.checks if verdict.referee == referee}
 
 
 def test_both_agree_on_a_run_without_odd_cases(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
-    assert {verdict.referee for verdict in found.verdicts} == {
+    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
+    assert {verdict.referee for verdict in found.checks} == {
         "mteb", "mteb, raw scores", "beir", "beir, raw scores"
     }  # fmt: skip
-    assert all(verdict.agrees for verdict in found.verdicts)
-    assert {verdict.metric for verdict in found.verdicts} >= {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"}
+    assert all(verdict.agrees for verdict in found.checks)
+    assert {verdict.metric for verdict in found.checks} >= {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"}
 
 
 def test_a_kept_own_id_is_beirs_difference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_kept_own_id_is_beirs_difference(folder: Path, tmp_path: Path, monkeyp
         {"twin": "tea twin"},
         [("twin", "other", 1)],
     )
-    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
+    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
     assert by_referee(found, "mteb")["mrr_at_10"].agrees
     (reason,) = by_referee(found, "beir")["mrr_at_10"].reasons or ()
     assert "own id" in reason
@@ -82,8 +82,8 @@ def test_with_the_rule_in_the_card_nobody_differs(
         {"twin": "tea twin"},
         [("twin", "other", 1)],
     )
-    found = verify.verify(str(run(folder, tmp_path, monkeypatch, same_id="drop")))
-    assert all(verdict.agrees for verdict in found.verdicts)
+    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch, same_id="drop")))
+    assert all(verdict.agrees for verdict in found.checks)
 
 
 def test_ties_are_the_difference_of_raw_scores_only(
@@ -91,7 +91,7 @@ def test_ties_are_the_difference_of_raw_scores_only(
 ) -> None:
     twins = {f"z{n}": "zebra stripes" for n in range(3)}
     add(folder, twins, {"qz": "zebra"}, [("qz", "z0", 1)])
-    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
+    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
     assert by_referee(found, "mteb")["mrr_at_10"].agrees
     (reason,) = by_referee(found, "mteb, raw scores")["mrr_at_10"].reasons or ()
     assert "queries have documents with equal scores" in reason
@@ -102,7 +102,7 @@ def test_a_query_that_found_nothing_is_left_out_by_the_referees(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 1)])
-    found = verify.verify(str(run(folder, tmp_path, monkeypatch)))
+    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
     for referee in ("mteb", "beir"):
         verdict = by_referee(found, referee)["ndcg_at_10"]
         (reason,) = verdict.reasons or ()
@@ -113,7 +113,7 @@ def test_a_query_that_found_nothing_is_left_out_by_the_referees(
 def test_a_lowest_grade_is_the_difference_of_binary_metrics(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = by_referee(verify.verify(str(run(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb")
+    found = by_referee(verify.verify_run(str(run(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb")
     assert found["ndcg_at_10"].agrees
     (reason,) = found["recall_at_1"].reasons or ()
     assert "only 2 and above" in reason
@@ -121,7 +121,7 @@ def test_a_lowest_grade_is_the_difference_of_binary_metrics(
 
 def test_several_reasons_are_told_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 2)])
-    found = verify.verify(str(run(folder, tmp_path, monkeypatch, relevant_from=2)))
+    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch, relevant_from=2)))
     assert len(by_referee(found, "mteb")["recall_at_100"].reasons or ()) == 2
     assert found.unexplained == []
 
@@ -160,7 +160,7 @@ def test_an_edited_run_is_refused(folder: Path, tmp_path: Path, monkeypatch: pyt
 
     edit(record, renamed)
     with pytest.raises(DataError, match="its record says"):
-        verify.verify(str(record))
+        verify.verify_run(str(record))
 
 
 def test_a_forbidden_document_in_the_run_is_refused(
@@ -177,7 +177,7 @@ def test_a_forbidden_document_in_the_run_is_refused(
     facts["settings"]["same_id"] = "drop"
     (record / "record.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="query 'twin' ranks 'twin', which its task forbids"):
-        verify.verify(str(record))
+        verify.verify_run(str(record))
 
 
 def test_without_the_extra_the_way_to_it_is_told() -> None:

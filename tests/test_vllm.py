@@ -42,14 +42,14 @@ def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> flo
 
 @pytest.mark.parametrize("word", ["last", "mean", "eos", "promptreps", "mean:attention=bidirectional"])
 def test_both_engines_agree(model: Path, word: str) -> None:
-    assert smallest_cosine(model, catalog.method(word), tiny.SENTENCES) > 0.9999
+    assert smallest_cosine(model, catalog.find_method(word), tiny.SENTENCES) > 0.9999
 
 
 @pytest.mark.usefixtures("users_weights")
 @pytest.mark.parametrize("word", ["mean", "promptreps", "mean:attention=bidirectional"])
 def test_both_engines_agree_on_a_real_model(word: str) -> None:
-    folder = weights.obtain(catalog.model(SMALL)).folder
-    assert smallest_cosine(folder, catalog.method(word), tiny.SENTENCES[:12]) > 0.9999
+    folder = weights.obtain(catalog.find_model_card(SMALL)).folder
+    assert smallest_cosine(folder, catalog.find_method(word), tiny.SENTENCES[:12]) > 0.9999
 
 
 def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_endpoint_engine_against_vllm_serve(model: Path, served: str, monkey
     texts = list(tiny.SENTENCES[:10])
     found = unit(Endpoint(Server(Engine("endpoint", texts=4)), "tiny").vectors(texts))
     ours = backbone.load(model, "float32", CPU)
-    spec = EncoderSpec("weights", catalog.method("last"), "", 128, 128, "float32")
+    spec = EncoderSpec("weights", catalog.find_method("last"), "", 128, 128, "float32")
     made = BackboneEncoder(spec, ours, Wording(ours.tokenizer, spec.method))
     assert (found * made.vectors(made.prepare(texts, "query"))).sum(1).min() > 0.9999
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)

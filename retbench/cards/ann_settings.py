@@ -7,11 +7,11 @@ and is part of the settings-id; how much of the exact ranking it finds is measur
 from dataclasses import asdict, dataclass
 
 from retbench.cards import options
-from retbench.errors import UsageError, closest
+from retbench.errors import UsageError, suggest_names
 
 
 @dataclass(frozen=True)
-class Ivf:
+class IvfSettings:
     """Documents in lists around centres; the lists of the nearest centres are searched."""
 
     lists: int = 0  # 0: four times the root of the number of documents
@@ -19,7 +19,7 @@ class Ivf:
 
 
 @dataclass(frozen=True)
-class Hnsw:
+class HnswSettings:
     """A graph of neighbours, walked greedily with so many candidates in hand."""
 
     links: int = 32
@@ -27,25 +27,25 @@ class Hnsw:
     breadth: int = 128
 
 
-Near = Ivf | Hnsw
-KINDS: dict[str, type[Ivf] | type[Hnsw]] = {"ivf": Ivf, "hnsw": Hnsw}
+AnnSettings = IvfSettings | HnswSettings
+ANN_CLASSES: dict[str, type[IvfSettings] | type[HnswSettings]] = {"ivf": IvfSettings, "hnsw": HnswSettings}
 
 
-def read(word: str) -> Near | None:
+def parse_ann_settings(word: str) -> AnnSettings | None:
     """A setting as typed; none for `exact`."""
-    name, wanted = options.split(word)
+    name, wanted = options.split_options(word)
     if name == "exact" and not wanted:
         return None
-    if name not in KINDS:
-        raise UsageError(f"search={word}: no such search", closest(name, ["exact", *KINDS]))
-    found: Near = options.changed(KINDS[name](), wanted)
+    if name not in ANN_CLASSES:
+        raise UsageError(f"search={word}: no such search", suggest_names(name, ["exact", *ANN_CLASSES]))
+    found: AnnSettings = options.apply_options(ANN_CLASSES[name](), wanted)
     low = next((key for key, value in asdict(found).items() if value < (key != "lists")), None)
     if low:
         raise UsageError(f"search={word}: {low} is too small", f"give {low}=1 or more")
     return found
 
 
-def named(near: Near) -> str:
+def format_ann_settings(near: AnnSettings) -> str:
     """The one way to write it, every option told: a new default changes no old setting."""
-    name = next(name for name, kind in KINDS.items() if isinstance(near, kind))
-    return options.joined(name, {key: str(value) for key, value in asdict(near).items()})
+    name = next(name for name, kind in ANN_CLASSES.items() if isinstance(near, kind))
+    return options.join_options(name, {key: str(value) for key, value in asdict(near).items()})

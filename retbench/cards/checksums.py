@@ -15,56 +15,56 @@ from typing import Any
 from filelock import FileLock
 
 from retbench.cards import user_config
-from retbench.cards.decode import from_json
+from retbench.cards.text_parsers import parse_json
 
 # Below this a file is read faster than it is looked up.
-BIG = 1 << 20
+MIN_CACHED_BYTES = 1 << 20
 # Clocks of file systems tick in steps of up to two seconds.
-TICK_NS = 2_000_000_000
+CLOCK_RESOLUTION_NS = 2_000_000_000
 
 
-def sha256(file: Path) -> str:
+def cached_sha256(file: Path) -> str:
     """The checksum of a file; that of a big one is remembered."""
     stat = file.stat()
-    if stat.st_size < BIG:
-        return digest(file)
+    if stat.st_size < MIN_CACHED_BYTES:
+        return compute_sha256(file)
     here = str(file.resolve())
     seen = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
-    known = _remembered().get(here, {})
+    known = _load_checksums().get(here, {})
     if {key: known.get(key) for key in seen} == seen:
         return str(known["sha256"])
-    checksum = digest(file)
-    if time.time_ns() - stat.st_mtime_ns > TICK_NS:
+    checksum = compute_sha256(file)
+    if time.time_ns() - stat.st_mtime_ns > CLOCK_RESOLUTION_NS:
         with suppress(OSError):  # a cache that cannot be written: the next look reads the file again
-            _remember(here, {**seen, "sha256": checksum})
+            _save_checksum(here, {**seen, "sha256": checksum})
     return checksum
 
 
-def digest(file: Path) -> str:
+def compute_sha256(file: Path) -> str:
     """The checksum of a file, read now."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _memory() -> Path:
+def _checksum_cache_file() -> Path:
     return user_config.cache_folder() / "checksums.json"
 
 
-def _remembered() -> dict[str, Any]:
+def _load_checksums() -> dict[str, Any]:
     """What is remembered; notes that cannot be read are no notes, and the files are read again."""
     try:
-        notes = from_json(_memory().read_text(encoding="utf-8"))
+        notes = parse_json(_checksum_cache_file().read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     sound = isinstance(notes, dict) and all(isinstance(note, dict) and "sha256" in note for note in notes.values())
     return notes if sound else {}
 
 
-def _remember(here: str, entry: dict[str, Any]) -> None:
-    memory = _memory()
+def _save_checksum(here: str, entry: dict[str, Any]) -> None:
+    memory = _checksum_cache_file()
     memory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(memory.with_suffix(".lock")):
         fresh = memory.with_suffix(".partial")
-        known = {file: note for file, note in _remembered().items() if Path(file).exists()}
+        known = {file: note for file, note in _load_checksums().items() if Path(file).exists()}
         fresh.write_text(json.dumps({**known, here: entry}, indent=1), encoding="utf-8")
         os.replace(fresh, memory)

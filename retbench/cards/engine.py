@@ -9,11 +9,11 @@ from typing import Literal, get_args
 
 from retbench.cards import options
 from retbench.cards.method import Method
-from retbench.errors import UsageError, closest
+from retbench.errors import UsageError, suggest_names
 
 EngineName = Literal["transformers", "sentence-transformers", "vllm", "endpoint"]
-NAMES: tuple[EngineName, ...] = get_args(EngineName)
-SAID = ("model", "dimensions")
+ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
+SETTINGS_OPTIONS = ("model", "dimensions")
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Engine:
     per_minute: int = 0  # endpoint: requests a minute, 0 for no limit
 
     @property
-    def named(self) -> str:
+    def settings_name(self) -> str:
         """The engine as the settings know it."""
-        said = {key: str(getattr(self, key)) for key in SAID if getattr(self, key) is not None}
-        return options.joined(self.name, said)
+        said = {key: str(getattr(self, key)) for key in SETTINGS_OPTIONS if getattr(self, key) is not None}
+        return options.join_options(self.name, said)
 
-    def lacks(self, method: Method) -> str | None:
+    def find_unsupported(self, method: Method) -> str | None:
         """What this engine cannot do of a method, in words; none where it can do all of it."""
         if self.name == "transformers":
             return "a pooling of its own" if method.pooling == "model" else None
-        poolings = POOLINGS[self.name]
+        poolings = SUPPORTED_POOLINGS[self.name]
         wanted = {
             f"{method.pooling} pooling": method.pooling not in poolings,
             f"a {method.kind} ranking": method.kind != "dense",
@@ -51,19 +51,19 @@ class Engine:
         return next((what for what, asked in wanted.items() if asked), None)
 
 
-POOLINGS: dict[EngineName, tuple[str, ...]] = {
+SUPPORTED_POOLINGS: dict[EngineName, tuple[str, ...]] = {
     "sentence-transformers": ("last", "first", "mean", "weighted", "model"),
     "vllm": ("last", "mean"),
     "endpoint": ("model",),
 }
 
 
-def engine(word: str) -> Engine:
+def parse_engine(word: str) -> Engine:
     """The engine and its options, as typed."""
-    name, wanted = options.split(word)
-    if name not in NAMES:
-        raise UsageError(f"there is no engine called {name!r}", closest(name, NAMES))
-    found = options.changed(Engine(name), wanted, fixed=("name",))
+    name, wanted = options.split_options(word)
+    if name not in ENGINE_NAMES:
+        raise UsageError(f"there is no engine called {name!r}", suggest_names(name, ENGINE_NAMES))
+    found = options.apply_options(Engine(name), wanted, fixed=("name",))
     if name != "endpoint" and wanted:
         raise UsageError(f"the engine {name} takes no options", f"write --engine {name}")
     return found

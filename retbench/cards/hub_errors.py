@@ -7,17 +7,17 @@ from retbench.errors import MissingError
 
 
 @contextmanager
-def asking(repo: str, way_on: str, kind: str = "") -> Iterator[None]:
+def translate_hub_errors(repo: str, way_on: str, kind: str = "") -> Iterator[None]:
     """Around calls to the hub: what fails there is an error with a next step, whichever of its libraries raised it."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2, as the hub has it
 
     try:
         yield
     except (OSError, HTTPError) as problem:
-        raise refusal(repo, problem, way_on, kind) from problem
+        raise build_hub_error(repo, problem, way_on, kind) from problem
 
 
-def refusal(repo: str, problem: Exception, way_on: str, kind: str = "") -> MissingError:
+def build_hub_error(repo: str, problem: Exception, way_on: str, kind: str = "") -> MissingError:
     """The error for a repository that did not come; `kind` is its part of an address, such as `datasets/`."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

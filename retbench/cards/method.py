@@ -8,14 +8,14 @@ from typing import Literal
 
 from retbench.errors import DataError
 
-Kind = Literal["dense", "sparse", "hybrid"]
+MethodKind = Literal["dense", "sparse", "hybrid"]
 Pooling = Literal["last", "first", "mean", "weighted", "model"]
 Span = Literal["all", "text"]
 Attention = Literal["own", "bidirectional"]
-Post = Literal["none", "centre", "whiten", "drop-top"]
+PostProcessing = Literal["none", "centre", "whiten", "drop-top"]
 Role = Literal["query", "document"]
 
-TITLES = ("title", "source", "paper", "fidelity")  # said about a method, not part of it
+DESCRIPTIVE_FIELDS = ("title", "source", "paper", "fidelity")  # said about a method, not part of it
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Method:
     source: str
     pooling: Pooling
     paper: str | None = None
-    kind: Kind = "dense"
+    kind: MethodKind = "dense"
     query: str = "{text}"
     document: str = "{text}"
     instruction: str = ""
@@ -54,7 +54,7 @@ class Method:
     span: Span = "all"
     attention: Attention = "own"
     layer: int | None = None
-    post: Post = "none"
+    post: PostProcessing = "none"
     components: int | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +67,6 @@ class Method:
         if self.components is not None and (self.components < 1 or self.post not in ("whiten", "drop-top")):
             raise DataError(f"method {self.name}: {self.components} components", "1 or more, to whiten or drop-top")
 
-    def template(self, role: Role) -> str:
+    def get_template(self, role: Role) -> str:
         """The text around a query or around a document."""
         return self.query if role == "query" else self.document

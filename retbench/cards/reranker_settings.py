@@ -13,11 +13,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from retbench.cards import options
-from retbench.errors import DataError, UsageError, closest
+from retbench.errors import DataError, UsageError, suggest_names
 
 
 @dataclass(frozen=True)
-class Vectors:
+class VectorsSettings:
     """Candidates by cosine: `depth` of them, by the run's own `model` and `method` unless others are named."""
 
     model: str | None = None
@@ -25,11 +25,11 @@ class Vectors:
     depth: int = 100
 
     def __post_init__(self) -> None:
-        positive(self, "depth")
+        require_positive(self, "depth")
 
 
 @dataclass(frozen=True)
-class Rocchio(Vectors):
+class RocchioSettings(VectorsSettings):
     """alpha x query + beta x mean of the first `documents` - gamma x mean of the last `documents`."""
 
     documents: int = 10
@@ -38,11 +38,11 @@ class Rocchio(Vectors):
     gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        positive(self, "depth", "documents")
+        require_positive(self, "depth", "documents")
 
 
 @dataclass(frozen=True)
-class E2Rank(Vectors):
+class E2RankSettings(VectorsSettings):
     """The first `documents`, each cut at `words` words, are listed in the prompt.
 
     With a `window`, candidates are put in order window by window from the last to the first, `step` apart; without one
@@ -58,14 +58,14 @@ class E2Rank(Vectors):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "depth", "words", "step")
+        require_positive(self, "depth", "words", "step")
         if self.documents < 2:
             raise DataError(f"documents={self.documents} is no list", "give documents=2 or more")
-        sliding(self.window, self.step)
+        require_valid_window(self.window, self.step)
 
 
 @dataclass(frozen=True)
-class Pointwise:
+class PointwiseSettings:
     """`depth` candidates, each document cut at `cut` tokens (words, behind an endpoint), are shown to `model`.
 
     `scores` are written beside the documents: as they are (`raw`), between 0 and 1 over the candidates of a query
@@ -82,11 +82,11 @@ class Pointwise:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        positive(self, "depth", "cut")
+        require_positive(self, "depth", "cut")
 
 
 @dataclass(frozen=True)
-class Listwise(Pointwise):
+class ListwiseSettings(PointwiseSettings):
     """Candidates are put in order window by window, from the last to the first; `window=0` shows all of them at once.
 
     An answer may have `written` tokens; 0 is what a list of that length needs. With `engine=vllm` an answer is held to
@@ -98,73 +98,81 @@ class Listwise(Pointwise):
     written: int = 0
 
     def __post_init__(self) -> None:
-        positive(self, "depth", "cut", "step")
-        sliding(self.window, self.step)
+        require_positive(self, "depth", "cut", "step")
+        require_valid_window(self.window, self.step)
 
 
 @dataclass(frozen=True)
-class QueryLikelihood:
+class QueryLikelihoodSettings:
     """`depth` candidates by log P(query | document), by a `model` with a language-model head (recipe llm-ql)."""
 
     model: str | None = None
     depth: int = 20
 
     def __post_init__(self) -> None:
-        positive(self, "depth")
+        require_positive(self, "depth")
 
 
 @dataclass(frozen=True)
-class WordLikelihood:
+class LexicalQLSettings:
     """`depth` candidates by log P(query | document) over words, smoothed by the collection's with weight `mu`."""
 
     depth: int = 100
     mu: float = 2000.0
 
     def __post_init__(self) -> None:
-        positive(self, "depth", "mu")
+        require_positive(self, "depth", "mu")
 
 
-Settings = Vectors | Rocchio | E2Rank | Pointwise | Listwise | QueryLikelihood | WordLikelihood
+RerankerSettings = (
+    VectorsSettings
+    | RocchioSettings
+    | E2RankSettings
+    | PointwiseSettings
+    | ListwiseSettings
+    | QueryLikelihoodSettings
+    | LexicalQLSettings
+)
 
-KINDS: dict[str, type[Any]] = {
-    "vectors": Vectors, "rocchio": Rocchio, "e2rank": E2Rank, "listwise": Listwise, "pointwise": Pointwise,
-    "likelihood": QueryLikelihood, "ql": WordLikelihood,
+SETTINGS_CLASSES: dict[str, type[Any]] = {
+    "vectors": VectorsSettings, "rocchio": RocchioSettings, "e2rank": E2RankSettings, "listwise": ListwiseSettings, "pointwise": PointwiseSettings,
+    "likelihood": QueryLikelihoodSettings, "ql": LexicalQLSettings,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RerankerRequest:
     """One reranker: as it was typed, in one spelling, and what that means."""
 
-    word: str
+    spelling: str
     name: str
-    settings: Settings
+    settings: RerankerSettings
 
 
-def wanted(word: str) -> Wanted:
+def parse_reranker(text: str) -> RerankerRequest:
     """Read `name:key=value,key=value`."""
-    name, given = options.split(word)
-    name = "likelihood" if name == "ql" and "model" in given else name
-    if name not in KINDS:
-        raise UsageError(f"there is no reranker {name!r}", closest(name, KINDS))
-    return of(name, options.changed(KINDS[name](), given))
+    name, changes = options.split_options(text)
+    name = "likelihood" if name == "ql" and "model" in changes else name
+    if name not in SETTINGS_CLASSES:
+        raise UsageError(f"there is no reranker {name!r}", suggest_names(name, SETTINGS_CLASSES))
+    return build_request(name, options.apply_options(SETTINGS_CLASSES[name](), changes))
 
 
-def of(name: str, settings: Settings) -> Wanted:
+def build_request(name: str, settings: RerankerSettings) -> RerankerRequest:
     """A reranker by its settings; what is left at its default is not spelled out."""
-    told = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    changes = {key: str(value) for key, value in told.items() if value != getattr(KINDS[name](), key)}
-    return Wanted(options.joined(name, changes), name, settings)
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    changes = {key: str(value) for key, value in values.items() if value != getattr(SETTINGS_CLASSES[name](), key)}
+    return RerankerRequest(options.join_options(name, changes), name, settings)
 
 
-def positive(settings: Any, *names: str) -> None:
+def require_positive(settings: Any, *names: str) -> None:
     """Refuse numbers below one."""
     for name in names:
         if getattr(settings, name) < 1:
             raise DataError(f"{name}={getattr(settings, name)} leaves nothing to rerank", f"give {name}=1 or more")
 
 
-def sliding(window: int, step: int) -> None:
+def require_valid_window(window: int, step: int) -> None:
     """Refuse windows that no document could climb through."""
     if window < 0 or window == 1 or (window and step > window):
         raise DataError(f"window={window},step={step}: no document could climb", "give a step within the window")

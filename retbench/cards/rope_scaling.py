@@ -9,30 +9,30 @@ base for longer texts, each by its own length. The setting stretches positions a
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from retbench.errors import UsageError, closest
+from retbench.errors import UsageError, suggest_names
 
 RopeKind = Literal["linear", "dynamic", "yarn"]
-KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
+ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 
 
 @dataclass(frozen=True)
-class Rope:
+class RopeScaling:
     """How positions are stretched."""
 
     kind: RopeKind
     factor: float
 
     @property
-    def word(self) -> str:
+    def setting(self) -> str:
         """The one way to write it."""
         return f"{self.kind}:{self.factor:g}"
 
 
-def read(word: str) -> Rope:
+def parse_rope_scaling(word: str) -> RopeScaling:
     """A setting as typed."""
     kind, _, number = word.partition(":")
-    if kind not in KINDS:
-        raise UsageError(f"rope={word}: no such scaling", closest(kind, KINDS))
+    if kind not in ROPE_KINDS:
+        raise UsageError(f"rope={word}: no such scaling", suggest_names(kind, ROPE_KINDS))
     least = 1.0 if kind == "dynamic" else 1.0 + 1e-6  # by 1, nothing would be stretched
     try:
         factor = float(number or ("1" if kind == "dynamic" else "nan"))
@@ -40,4 +40,4 @@ def read(word: str) -> Rope:
         factor = 0.0
     if not least <= factor <= 1024:
         raise UsageError(f"rope={word}: a factor above 1 is needed", f"write rope={kind}:2")
-    return Rope(kind, factor)
+    return RopeScaling(kind, factor)

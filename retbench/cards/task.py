@@ -7,7 +7,7 @@ from retbench.errors import DataError
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceSpec:
     """Where a collection comes from.
 
     `folder`: a user's own `path`. `generator`: one of ours. `hub`: a dataset repository read by mteb's loader for the
@@ -31,7 +31,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthLimits:
     """The most tokens a text may have on each side; 0 means the model's own limit."""
 
     query: int = 512
@@ -43,7 +43,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedScore:
     """A known score of a model on this task; without a `method`, by the model's own default."""
 
     model: str
@@ -67,14 +67,14 @@ class TaskCard:
     """
 
     name: str
-    source: Source
+    source: SourceSpec
     suite: str = "custom"
     aliases: tuple[str, ...] = ()
     collection: str | None = None
     description: str | None = None
     split: str = "test"
     fields: tuple[Literal["title", "text"], ...] = ("title", "text")
-    lengths: Lengths = Lengths()
+    lengths: LengthLimits = LengthLimits()
     instruction: str | None = None
     same_id: Literal["keep", "drop"] = "keep"
     excluded: Literal["keep", "drop"] = "keep"
@@ -82,7 +82,7 @@ class TaskCard:
     metric: str = "ndcg_at_10"
     depth: int = 100
     protocol: str = "standard"
-    expected: tuple[Expected, ...] = ()
+    expected: tuple[ExpectedScore, ...] = ()
     fingerprint: str | None = None
     documents: int | None = None
     queries: int | None = None
@@ -100,7 +100,7 @@ class Suite:
     description: str | None = None
     groups: dict[str, tuple[str, ...]] | None = None
 
-    def members(self) -> tuple[str, ...]:
+    def expand_tasks(self) -> tuple[str, ...]:
         """Every task of the suite, groups opened."""
         groups = self.groups or {}
         return tuple(name for entry in self.tasks for name in groups.get(entry, (entry,)))

@@ -5,46 +5,50 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 
-def toml(card: Any) -> str:
+def format_card(card: Any) -> str:
     """The text of a card; fields at their default are left out too."""
-    return "\n".join(_lines(_table(card), ())) + "\n"
+    return "\n".join(_format_lines(_build_table(card), ())) + "\n"
 
 
-def toml_value(value: Any) -> str:
+def format_toml_value(value: Any) -> str:
     """A JSON value is a TOML value, once DEL is escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
-def _table(record: Any) -> dict[str, Any]:
-    given = {field.name: getattr(record, field.name) for field in fields(record) if _says_something(record, field)}
-    return {name: _plain(value) for name, value in given.items()}
+def _build_table(record: Any) -> dict[str, Any]:
+    given = {field.name: getattr(record, field.name) for field in fields(record) if _is_set(record, field)}
+    return {name: _to_plain_value(value) for name, value in given.items()}
 
 
-def _says_something(record: Any, field: Any) -> bool:
+def _is_set(record: Any, field: Any) -> bool:
     value = getattr(record, field.name)
     return value is not None and value != field.default
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
     if is_dataclass(value):
-        return _table(value)
+        return _build_table(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+        return {key: _to_plain_value(item) for key, item in value.items() if item is not None}
+    return [_to_plain_value(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
+def _format_lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
     """Values first: in TOML what follows a header belongs to it."""
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
     arrays = {key: v for key, v in table.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
-    lines = [f"{_key(key)} = {toml_value(v)}" for key, v in table.items() if key not in tables and key not in arrays]
+    lines = [
+        f"{_format_key(key)} = {format_toml_value(v)}"
+        for key, v in table.items()
+        if key not in tables and key not in arrays
+    ]
     for key, value in tables.items():
-        lines += ["", f"[{'.'.join(map(_key, (*path, key)))}]", *_lines(value, (*path, key))]
+        lines += ["", f"[{'.'.join(map(_format_key, (*path, key)))}]", *_format_lines(value, (*path, key))]
     for key, items in arrays.items():
         for item in items:
-            lines += ["", f"[[{'.'.join(map(_key, (*path, key)))}]]", *_lines(item, (*path, key))]
+            lines += ["", f"[[{'.'.join(map(_format_key, (*path, key)))}]]", *_format_lines(item, (*path, key))]
     return lines
 
 
-def _key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else toml_value(key)
+def _format_key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else format_toml_value(key)

@@ -10,58 +10,58 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, shortage_told
+from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors
 
 P = ParamSpec("P")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
 
-def verb(function: Callable[P, int | None]) -> Callable[P, None]:
+def cli_command(function: Callable[P, int | None]) -> Callable[P, None]:
     """Turn a function that returns an exit code into a command."""
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            with shortage_told():
+            with reraise_resource_errors():
                 code = function(*args, **kwargs) or 0
         except RetbenchError as error:
-            fail(error, as_json=bool(kwargs.get("as_json")))
+            print_error(error, as_json=bool(kwargs.get("as_json")))
             code = error.exit_code
         except KeyboardInterrupt:
-            tell("interrupted: finished cells and shards are kept; the same command continues")
+            print_status("interrupted: finished cells and shards are kept; the same command continues")
             code = INTERRUPTED
         raise typer.Exit(code)
 
     return command
 
 
-def fail(error: RetbenchError, as_json: bool) -> None:
+def print_error(error: RetbenchError, as_json: bool) -> None:
     """Say what happened and what to do: two lines, or one JSON object."""
     if as_json:
-        put_json({"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code})
+        print_json({"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code})
         return
     sys.stderr.write(f"error: {error.cause}\nnext:  {error.next_step}\n")
 
 
-def left_out(problems: Sequence[RetbenchError]) -> int:
+def print_skipped(problems: Sequence[RetbenchError]) -> int:
     """Say what could not be read and is missing from the answer; the exit code of an answer without it."""
     for problem in problems:
-        fail(problem, as_json=False)
+        print_error(problem, as_json=False)
     return PARTLY_DONE if problems else 0
 
 
-def put(text: str) -> None:
+def print_result(text: str) -> None:
     """A result, on stdout."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
-def put_json(document: Any) -> None:
+def print_json(document: Any) -> None:
     """A result as one JSON document."""
-    put(json.dumps(document, indent=1, ensure_ascii=False))
+    print_result(json.dumps(document, indent=1, ensure_ascii=False))
 
 
-def put_in(file: Path, text: str) -> None:
+def write_result(file: Path, text: str) -> None:
     """A result in a file that is either complete or not there; a device or a pipe just takes it."""
     from retbench.store.shard_store import write_whole
 
@@ -71,19 +71,19 @@ def put_in(file: Path, text: str) -> None:
     write_whole(file, text.encode()) if plain else file.write_text(text, encoding="utf-8")
 
 
-def quiet() -> bool:
+def is_quiet() -> bool:
     """Whether -q was given."""
     return logging.getLogger("retbench").level >= logging.ERROR
 
 
-def tell(text: str) -> None:
+def print_status(text: str) -> None:
     """A remark on the way, on stderr, unless -q was given."""
-    if not quiet():
+    if not is_quiet():
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
-def settings(words: list[str] | None, example: str) -> dict[str, str]:
+def parse_assignments(words: list[str] | None, example: str) -> dict[str, str]:
     """What `--set KEY=VALUE` said, however often it was given."""
     pairs = [word.partition("=") for word in words or []]
     wrong = next((key for key, equals, _ in pairs if not equals), None)
@@ -92,9 +92,9 @@ def settings(words: list[str] | None, example: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def overrides(words: list[str] | None, example: str) -> dict[str, Any]:
+def parse_overrides(words: list[str] | None, example: str) -> dict[str, Any]:
     """The same, with whole numbers as numbers."""
     return {
         key: int(value) if value.isascii() and value.isdecimal() else value
-        for key, value in settings(words, example).items()
+        for key, value in parse_assignments(words, example).items()
     }

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
 Side = "A run's folder or settings-id, an mteb result file (.json), or a TREC run."
 
 
-@verb
+@cli_command
 def compare(
     a: Annotated[str, typer.Argument(help=Side)],
     b: Annotated[str, typer.Argument(help=Side)],
@@ -27,4 +27,4 @@ def compare(
     from retbench.reports.comparison import text
 
     found = story(a, b, results, task, queries)
-    put_json(asdict(found)) if as_json else put(text(found))
+    print_json(asdict(found)) if as_json else print_result(text(found))

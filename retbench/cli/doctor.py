@@ -1,19 +1,19 @@
 """retbench doctor: what this machine can do, what is missing, the next step."""
 
-from retbench.cli.command import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
 
-@verb
+@cli_command
 def doctor(as_json: AsJson = False) -> int:
     """Check this machine and say what to do about each problem."""
-    from retbench.pipelines.doctor import checks
+    from retbench.pipelines.doctor import run_checks
 
-    found = list(checks())
+    found = list(run_checks())
     if as_json:
-        put_json([check._asdict() for check in found])
+        print_json([check._asdict() for check in found])
     else:
         for check in found:
-            put(f"{'ok ' if check.ok else 'NO '} {check.what}: {check.finding}")
+            print_result(f"{'ok ' if check.ok else 'NO '} {check.what}: {check.finding}")
             if not check.ok:
-                put(f"    next: {check.next_step}")
+                print_result(f"    next: {check.next_step}")
     return 0

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
 
-@verb
+@cli_command
 def export(
     run: Annotated[list[str], typer.Argument(help="Folders of runs, or the beginnings of their settings-ids.")],
     out: Annotated[Path, typer.Option(help="The folder for mteb's results.")] = Path("mteb-results"),
@@ -18,5 +18,5 @@ def export(
     """Write finished runs in mteb's result format, as it takes them for its board."""
     from retbench.pipelines.mteb_bridge import export_results as story
 
-    files = [file.as_posix() for file in story.export(run, out, results)]
-    put_json([{"file": file} for file in files]) if as_json else put("\n".join(files))
+    files = [file.as_posix() for file in story.export_results(run, out, results)]
+    print_json([{"file": file} for file in files]) if as_json else print_result("\n".join(files))

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, fail, put, put_json, tell, verb
+from retbench.cli.command import AsJson, cli_command, print_error, print_json, print_result, print_status
 from retbench.errors import PARTLY_DONE, RetbenchError, UsageError
 
 
-@verb
+@cli_command
 def fetch(
     name: Annotated[list[str] | None, typer.Argument(help="Models, tasks or suites.")] = None,
     list_: Annotated[
@@ -22,15 +22,17 @@ def fetch(
     if not name and not list_:
         raise UsageError("nothing to fetch", "name models, tasks or suites, or give --list")
     rows = (
-        story.stocks(name or []) if list_ else [row for wanted in name or [] for row in story.fetch_all(wanted, tell)]
+        story.list_cached(name or [])
+        if list_
+        else [row for wanted in name or [] for row in story.fetch_by_name(wanted, print_status)]
     )
     failed = [row for row in rows if "error" in row]
     if as_json:
-        put_json(rows)
+        print_json(rows)
     else:
-        put("\n".join(map(story.line, rows)))
+        print_result("\n".join(map(story.format_row, rows)))
         for cause, step in dict.fromkeys((row["error"], row["next_step"]) for row in failed):
-            fail(RetbenchError(cause, step), as_json=False)
+            print_error(RetbenchError(cause, step), as_json=False)
     if not failed:
         return 0
     return PARTLY_DONE if len(failed) < len(rows) else int(failed[0]["exit_code"])

@@ -8,13 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, put, put_json, quiet, settings, tell, verb
+from retbench.cli.command import (
+    AsJson,
+    cli_command,
+    is_quiet,
+    parse_assignments,
+    print_json,
+    print_result,
+    print_status,
+)
 from retbench.errors import UsageError
 
 RECIPES = {"contrastive": "repllama", "llm2ir": "llm2ir", "llm-ql": "llm-ql", "e2rank": "e2rank"}
 
 
-@verb
+@cli_command
 def finetune(
     *,
     dataset: Annotated[str, typer.Argument(help="A task with a train split, a BEIR folder, a jsonl file, or msmarco.")],
@@ -41,7 +49,7 @@ def finetune(
     """Train a model by a recipe; the result is a model like any other."""
     from retbench.cards import catalog
     from retbench.cards.recipe import changed
-    from retbench.cli.progress import Live
+    from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import command_line
     from retbench.pipelines.finetuning import train_encoder as story
     from retbench.training.data import Wish
@@ -50,20 +58,20 @@ def finetune(
         raise UsageError(f"there is no objective {objective!r}", f"known: {', '.join(RECIPES)}, adaptor")
     if export not in (None, "sentence-transformers"):
         raise UsageError(f"there is no export {export!r}", "known: sentence-transformers")
-    wanted = settings(set_, "optimiser.rate=1e-4")
+    wanted = parse_assignments(set_, "optimiser.rate=1e-4")
     split, trackers = wanted.pop("split", "train"), tuple(filter(None, wanted.pop("report_to", "").split("+")))
-    show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell, "report": Line()}
+    show: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status, "report": Line()}
     if objective == "adaptor":
         told = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task, "--set report_to": trackers}
         if lost := next((name for name, given in told.items() if given), None):
             raise UsageError(f"an adaptor takes no {lost}", "leave it out: it trains for minutes, and validates itself")
-        unused = catalog.recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
+        unused = catalog.find_recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
         plain = Wish(
             dataset, model, unused, name, out, split, resume=resume, force=force, command=command_line(), **show
         )
         _say(_adapted(plain, recipe, wanted), as_json)
         return
-    chosen = changed(catalog.recipe(recipe or RECIPES[objective or "contrastive"]), wanted)
+    chosen = changed(catalog.find_recipe(recipe or RECIPES[objective or "contrastive"]), wanted)
     if objective and chosen.objective != objective:
         raise UsageError(
             f"recipe {chosen.name} has objective {chosen.objective}, not {objective}", "name one of the two"
@@ -79,7 +87,7 @@ def finetune(
 
 
 def _say(facts: dict[str, Any], as_json: bool) -> None:
-    put_json(facts) if as_json else put("\n".join(f"{key}: {value}" for key, value in facts.items()))
+    print_json(facts) if as_json else print_result("\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
 def _adapted(wish: Any, file: str | None, wanted: dict[str, str]) -> dict[str, Any]:
@@ -90,8 +98,8 @@ def _adapted(wish: Any, file: str | None, wanted: dict[str, str]) -> dict[str, A
 
     if file and not Path(file).is_file():
         raise UsageError(f"there is no adaptor's recipe at {file}", "name a TOML file, or leave --recipe out")
-    written = toml_parser.load(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
-    return train_adaptor.finetune(wish, options.changed(written, wanted))
+    written = toml_parser.load_card(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
+    return train_adaptor.finetune(wish, options.apply_options(written, wanted))
 
 
 class Line:
@@ -103,7 +111,7 @@ class Line:
     def __call__(self, facts: dict[str, Any]) -> None:
         """Show the newest facts."""
         if "score" in facts:
-            tell(f"  step {facts['step']:,}: score {100 * facts['score']:.2f}")
+            print_status(f"  step {facts['step']:,}: score {100 * facts['score']:.2f}")
             return
         text = (
             f"  step {facts['step']:,} of {facts['steps']:,}  loss {facts['loss']:.4f}  "
@@ -115,4 +123,4 @@ class Line:
             sys.stderr.flush()
         elif time.monotonic() - self.told > 15 or facts["step"] == facts["steps"]:
             self.told = time.monotonic()
-            tell(text)
+            print_status(text)

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
 
-@verb
+@cli_command
 def import_(
     path: Annotated[Path, typer.Argument(help="An mteb result file, or a folder of them.", exists=True)],
     results: Annotated[Path, typer.Option(help="The results folder they are to stand in.")] = Path("results"),
@@ -20,7 +20,7 @@ def import_(
     found = import_results(path, results)
     if as_json:
         rows = [(file, one) for file, members in found.items() for one in members]
-        put_json([{"table": str(f), "model": one.model, "task": one.task, "split": one.split} for f, one in rows])
+        print_json([{"table": str(f), "model": one.model, "task": one.task, "split": one.split} for f, one in rows])
         return
     for file, members in found.items():
-        put(f"{members[0].model}: {len(members)} tasks in {file}")
+        print_result(f"{members[0].model}: {len(members)} tasks in {file}")

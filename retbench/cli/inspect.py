@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, put, put_json, verb
+from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
 
-@verb
+@cli_command
 def inspect(
     run: Annotated[str, typer.Argument(help="A run's folder or the beginning of its settings-id.")],
     results: Annotated[Path, typer.Option(help="The results folder, for a settings-id.")] = Path("results"),
@@ -20,4 +20,4 @@ def inspect(
     from retbench.pipelines.runs import inspect as story
 
     found = story.inspect(run, results, query, queries)
-    put_json(found.json()) if as_json else put(story.text(found))
+    print_json(found.json()) if as_json else print_result(story.text(found))

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, left_out, put_json, verb
+from retbench.cli.command import AsJson, cli_command, print_json, print_skipped
 
 
-class Kind(StrEnum):
+class ListKind(StrEnum):
     """What can be listed."""
 
     models = "models"
@@ -22,9 +22,9 @@ class Kind(StrEnum):
     results = "results"
 
 
-COLUMNS: dict[Kind, tuple[str, ...]] = {
-    Kind.models: ("name", "kind", "specialisation", "parameters", "source", "aliases"),
-    Kind.tasks: (
+COLUMNS: dict[ListKind, tuple[str, ...]] = {
+    ListKind.models: ("name", "kind", "specialisation", "parameters", "source", "aliases"),
+    ListKind.tasks: (
         "name",
         "suite",
         "documents",
@@ -36,59 +36,59 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
         "state",
         "license",
     ),
-    Kind.suites: ("name", "size", "description"),
-    Kind.methods: ("name", "fidelity", "pooling", "title", "paper"),
-    Kind.recipes: ("name", "objective", "fidelity", "title"),
-    Kind.results: ("suite", "task", "model", "method", "main_score", "settings_id"),
+    ListKind.suites: ("name", "size", "description"),
+    ListKind.methods: ("name", "fidelity", "pooling", "title", "paper"),
+    ListKind.recipes: ("name", "objective", "fidelity", "title"),
+    ListKind.results: ("suite", "task", "model", "method", "main_score", "settings_id"),
 }
 
 
-@verb
-def listing(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+@cli_command
+def list_cards(
+    kind: Annotated[ListKind, typer.Argument(help="What to list.")],
     results: Annotated[Path, typer.Option(help="The results folder, for `list results`.")] = Path("results"),
     as_json: AsJson = False,
 ) -> int:
     """List models, tasks, suites, methods or results."""
-    if kind is Kind.results:
+    if kind is ListKind.results:
         from retbench.pipelines.report import finished
 
         rows, problems = finished(results)
     else:
-        rows, problems = _cards(kind), []
-    put_json(rows) if as_json else _table(kind, rows)
-    return left_out(problems)
+        rows, problems = _load_rows(kind), []
+    print_json(rows) if as_json else _print_table(kind, rows)
+    return print_skipped(problems)
 
 
-def _table(kind: Kind, rows: list[dict[str, Any]]) -> None:
+def _print_table(kind: ListKind, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*COLUMNS[kind], box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(_text(row.get(column)) for column in COLUMNS[kind]))
+        table.add_row(*(_format_value(row.get(column)) for column in COLUMNS[kind]))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def _cards(kind: Kind) -> list[dict[str, Any]]:
+def _load_rows(kind: ListKind) -> list[dict[str, Any]]:
     from retbench.cards import catalog
 
-    if kind is Kind.models:
-        return [{**asdict(card), "source": _place(card)} for card in catalog.models()]
-    if kind is Kind.tasks:
-        return [_task(card) for card in catalog.tasks()]
-    if kind is Kind.suites:
-        return [{**asdict(card), "size": len(card.members())} for card in catalog.suites()]
-    if kind is Kind.methods:
-        return [asdict(method) for method in catalog.methods()]
-    return [asdict(recipe) for recipe in catalog.recipes()]
+    if kind is ListKind.models:
+        return [{**asdict(card), "source": _format_weights_source(card)} for card in catalog.load_model_cards()]
+    if kind is ListKind.tasks:
+        return [_build_task_row(card) for card in catalog.load_task_cards()]
+    if kind is ListKind.suites:
+        return [{**asdict(card), "size": len(card.expand_tasks())} for card in catalog.load_suites()]
+    if kind is ListKind.methods:
+        return [asdict(method) for method in catalog.load_methods()]
+    return [asdict(recipe) for recipe in catalog.load_recipes()]
 
 
-def _task(card: Any) -> dict[str, Any]:
+def _build_task_row(card: Any) -> dict[str, Any]:
     """A task card's facts, and what of its collection lies in the cache; a cached one's counts are the real ones."""
-    from retbench.corpora.cache_status import stock
+    from retbench.corpora.cache_status import get_cache_status
 
-    found = stock(card)
+    found = get_cache_status(card)
     size = f"{found.megabytes:,.1f} MB" if found.bytes else None
     here = {"state": found.state, "cached": found.state == "cached", "megabytes": found.megabytes, "size": size}
     counts = {"documents": found.documents, "queries": found.queries}
@@ -96,14 +96,14 @@ def _task(card: Any) -> dict[str, Any]:
     return {**asdict(card), **counts, **here, "source": source}
 
 
-def _place(card: Any) -> str:
+def _format_weights_source(card: Any) -> str:
     weights = card.weights
     if weights is None:
         return "none needed"
     return f"{weights.source}: {weights.repo or weights.path or weights.distributions[0]}"
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{100 * value:.2f}"
     if isinstance(value, int):

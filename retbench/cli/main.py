@@ -46,7 +46,7 @@ app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.add_typer(study.app, name="study")
-app.command("list")(list_cards.listing)
+app.command("list")(list_cards.list_cards)
 app.command("show")(show.show)
 app.command("fetch")(fetch.fetch)
 app.command("plan")(plan.plan)
@@ -54,14 +54,14 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"retbench {installed('retbench')}")
         raise typer.Exit
 
 
 @app.callback()
-def common(
+def set_global_options(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only results and errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more about what is done and why.")] = False,
     trust: Annotated[
@@ -69,7 +69,7 @@ def common(
         typer.Option("--trust-remote-code", envvar=TRUST, help="Let code that lies beside weights run (SECURITY.md)."),
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Set how much is said, and whether code beside weights may run."""

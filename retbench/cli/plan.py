@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, overrides, put, put_json, verb
+from retbench.cli.command import AsJson, cli_command, parse_overrides, print_json, print_result
 
-Many = list[str] | None
+Repeated = list[str] | None
 
 
-@verb
+@cli_command
 def plan(
     *,
     model: Annotated[list[str], typer.Option(help="A model card; may be repeated.")],
@@ -28,31 +28,31 @@ def plan(
     share: Annotated[float, typer.Option(min=0.001, max=1, help="The share of the peak that is reached.")] = 0.4,
     devices: Annotated[int, typer.Option(min=1, help="How many devices share the work.")] = 1,
     price: Annotated[float | None, typer.Option(min=0, help="What one device costs an hour.")] = None,
-    set_: Annotated[Many, typer.Option("--set", help="KEY=VALUE: dimensions, vector_dtype.")] = None,
+    set_: Annotated[Repeated, typer.Option("--set", help="KEY=VALUE: dimensions, vector_dtype.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Work out what embedding and searching a corpus takes; the formulas and assumptions are in docs/scale.md."""
     from retbench.cards import catalog
     from retbench.pipelines import estimate_cost
 
-    texts = estimate_cost.corpus(task, documents, queries, tokens)
-    used = estimate_cost.Devices(devices, rate, peak * 1e12 if peak else None, share, price)
-    changed = estimate_cost.changes(overrides(set_, "dimensions=256"))
-    bills = [estimate_cost.bill(catalog.model(name), texts, used, changed) for name in model]
+    texts = estimate_cost.resolve_corpus_size(task, documents, queries, tokens)
+    used = estimate_cost.DeviceSpec(devices, rate, peak * 1e12 if peak else None, share, price)
+    changed = estimate_cost.check_overrides(parse_overrides(set_, "dimensions=256"))
+    bills = [estimate_cost.estimate_cost(catalog.find_model_card(name), texts, used, changed) for name in model]
     if as_json:
-        put_json([{**asdict(texts), **asdict(bill)} for bill in bills])
+        print_json([{**asdict(texts), **asdict(bill)} for bill in bills])
         return
     by = f"{rate:,g} tokens/s a device" if rate else f"{share:.0%} of {peak:g} TFLOP/s"
     many = "1 device" if devices == 1 else f"{devices} devices"
-    put(f"{texts.documents:,} documents of {tokens:g} tokens, {texts.queries:,} queries; {many}, {by}")
-    _table(bills)
+    print_result(f"{texts.documents:,} documents of {tokens:g} tokens, {texts.queries:,} queries; {many}, {by}")
+    _print_table(bills)
 
 
-def _table(bills: list[Any]) -> None:
+def _print_table(bills: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from retbench.cards.user_config import home
+    from retbench.cards.user_config import load_user_config
 
     names = (
         "tokens",
@@ -62,7 +62,7 @@ def _table(bills: list[Any]) -> None:
         "disk GB",
         "network GB",
         "search s",
-        f"cost {home().currency}",
+        f"cost {load_user_config().currency}",
     )
     table = Table("model", box=None, header_style="bold")
     for name in names:

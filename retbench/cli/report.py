@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, left_out, put, put_in, tell, verb
+from retbench.cli.command import AsJson, cli_command, print_result, print_skipped, print_status, write_result
 
 
 class Format(StrEnum):
@@ -19,7 +19,7 @@ class Format(StrEnum):
     json = "json"
 
 
-@verb
+@cli_command
 def report(
     results: Annotated[Path, typer.Argument(help="The results folder.")] = Path("results"),
     format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.markdown,
@@ -40,19 +40,19 @@ def report(
     form = Format.json if as_json else format_
     text = json.dumps(made.cells(), indent=1, ensure_ascii=False) if form is Format.json else made.text(form.value)
     if out is None:
-        put(text)
+        print_result(text)
     else:
-        put_in(out, text)
-        tell(f"written to {out}")
+        write_result(out, text)
+        print_status(f"written to {out}")
     if plots:
         _plot(made.blocks, plots)
-    return left_out(made.problems)
+    return print_skipped(made.problems)
 
 
 def _plot(blocks: list[Any], folder: Path) -> None:
     from retbench.reports.plots import can_png, plots
 
     written = plots(blocks, folder)
-    tell(
+    print_status(
         f"{len(written)} plots written to {folder}" + ("" if can_png() else "; PNG too: pip install 'retbench[plots]'")
     )

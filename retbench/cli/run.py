@@ -6,23 +6,32 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, fail, overrides, put, put_json, quiet, tell, verb
+from retbench.cli.command import (
+    AsJson,
+    cli_command,
+    is_quiet,
+    parse_overrides,
+    print_error,
+    print_json,
+    print_result,
+    print_status,
+)
 from retbench.errors import UsageError
 
-Many = list[str] | None
+Repeated = list[str] | None
 
 
-@verb
+@cli_command
 def run(
     *,
     model: Annotated[list[str], typer.Option(help="A model card, a hub id, a folder or a GGUF file; may be repeated.")],
-    suite: Annotated[Many, typer.Option(help="A suite (retbench list suites); may be repeated.")] = None,
-    task: Annotated[Many, typer.Option(help="A task card or a BEIR folder; may be repeated.")] = None,
+    suite: Annotated[Repeated, typer.Option(help="A suite (retbench list suites); may be repeated.")] = None,
+    task: Annotated[Repeated, typer.Option(help="A task card or a BEIR folder; may be repeated.")] = None,
     method: Annotated[
-        Many, typer.Option(help="How text becomes a vector (retbench list methods); may be repeated.")
+        Repeated, typer.Option(help="How text becomes a vector (retbench list methods); may be repeated.")
     ] = None,
     rerank: Annotated[
-        Many, typer.Option(help="NAME:key=value,...: then rerank (docs/reranking.md); may be repeated.")
+        Repeated, typer.Option(help="NAME:key=value,...: then rerank (docs/reranking.md); may be repeated.")
     ] = None,
     engine: Annotated[
         str, typer.Option(help="What runs the model: transformers, sentence-transformers, vllm, endpoint:model=NAME.")
@@ -34,7 +43,7 @@ def run(
         int | None, typer.Option(help="Only N test queries, with their documents and distractors.")
     ] = None,
     set_: Annotated[
-        Many,
+        Repeated,
         typer.Option(
             "--set", help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search."
         ),
@@ -49,7 +58,7 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Evaluate models on tasks; what is finished is found on disk and not run again."""
-    from retbench.cli.progress import Live
+    from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation import dry_run as dry_run_module
     from retbench.pipelines.evaluation import evaluate
     from retbench.pipelines.evaluation.request import Request, command_line
@@ -60,31 +69,31 @@ def run(
         raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")
     if weights and len(model) > 1:
         raise UsageError("--weights belongs to one model", "run the models one by one")
-    show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
-    changed = overrides(set_, "dtype=float32")
+    callbacks: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status}
+    changed = parse_overrides(set_, "dtype=float32")
     request = Request(
         tuple(model), tasks, tuple(method or ()), weights, sample, changed, tuple(rerank or ()), out,
-        command=command_line(), engine=engine, devices=devices, **show,
+        command=command_line(), engine=engine, devices=devices, **callbacks,
     )  # fmt: skip
     if dry_run:
         cells = list(dry_run_module.dry_run(request))
-        put_json(cells) if as_json else put(dry_run_module.text(cells))
+        print_json(cells) if as_json else print_result(dry_run_module.text(cells))
         return 0
     done: list[Any] = []
     for cell in evaluate.evaluate(request):
         if not done or cell.error is None or cell.error != done[-1].error:  # one cause is told once
-            tell(line(cell))
+            print_status(format_cell(cell))
         for one in cell.expected:
-            tell(_expectation(one))
+            print_status(_format_expected_score(one))
         done.append(cell)
     if as_json:
-        put_json([cell.json() for cell in done])
+        print_json([cell.json() for cell in done])
     else:
-        table(done)
+        print_cells(done)
     return exit_code(done)
 
 
-def line(cell: Any) -> str:
+def format_cell(cell: Any) -> str:
     """One finished cell."""
     name = " · ".join((cell.model, cell.method, cell.task, *cell.rerank))
     if cell.status != "done":
@@ -92,12 +101,12 @@ def line(cell: Any) -> str:
     return f"{name}: {100 * cell.main_score:.2f}" + (" (found on disk, nothing to do)" if cell.cached else "")
 
 
-def _expectation(one: Any) -> str:
+def _format_expected_score(one: Any) -> str:
     verdict = "" if one.met else f": more than {100 * one.tolerance:g} apart"
     return f"  {one.metric}: expected {100 * one.score:.2f}, got {100 * one.got:.2f}{verdict} ({one.source})"
 
 
-def table(cells: list[Any]) -> None:
+def print_cells(cells: list[Any]) -> None:
     """Every cell, then what went wrong."""
     from rich.console import Console
     from rich.table import Table
@@ -117,10 +126,10 @@ def table(cells: list[Any]) -> None:
             method = " + ".join((cell.method, *cell.rerank))
             rows.add_row(cell.model, method, cell.task, *scores, speed, f"{cell.seconds:.1f}")
         Console(width=None if sys.stdout.isatty() else 140).print(rows)
-    _problems([cell for cell in cells if cell.status != "done"])
+    _print_problems([cell for cell in cells if cell.status != "done"])
 
 
-def _problems(cells: list[Any]) -> None:
+def _print_problems(cells: list[Any]) -> None:
     """Each cause once, in two lines, with the cells it stopped."""
     from retbench.errors import RetbenchError
 
@@ -130,5 +139,5 @@ def _problems(cells: list[Any]) -> None:
             f"{cell.model}/{'+'.join((cell.method, *cell.rerank))}/{cell.task} {cell.status}"
         )
     for (cause, step), names in causes.items():
-        tell("  " + "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-        fail(RetbenchError(cause, step), as_json=False)
+        print_status("  " + "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+        print_error(RetbenchError(cause, step), as_json=False)

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, left_out, put, put_in, put_json, quiet, tell, verb
+from retbench.cli.command import (
+    AsJson,
+    cli_command,
+    is_quiet,
+    print_json,
+    print_result,
+    print_skipped,
+    print_status,
+    write_result,
+)
 from retbench.errors import UsageError
 
 app = typer.Typer(help="A plan of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True)
@@ -27,20 +36,20 @@ class Format(StrEnum):
 
 
 @app.command("list")
-@verb
+@cli_command
 def listing(as_json: AsJson = False) -> None:
     """List the studies."""
     from retbench.cards import catalog
 
     rows = [
         {"name": one.name, "title": one.title, "paper": one.paper, "stages": [stage.name for stage in one.stages]}
-        for one in catalog.studies()
+        for one in catalog.load_studies()
     ]
-    put_json(rows) if as_json else put("\n".join(f"{row['name']:<20} {row['title']}" for row in rows))
+    print_json(rows) if as_json else print_result("\n".join(f"{row['name']:<20} {row['title']}" for row in rows))
 
 
 @app.command("run")
-@verb
+@cli_command
 def run(
     name: Name,
     out: Out = Path("results"),
@@ -53,31 +62,33 @@ def run(
 ) -> int:
     """Run a study, cell by cell; what is finished is found on disk, what failed is tried again."""
     from retbench.cards import catalog
-    from retbench.cli.progress import Live
+    from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.studies import run as run_module
     from retbench.pipelines.studies.status import states
     from retbench.records.cell import exit_code
 
-    plan = catalog.study(name)
+    plan = catalog.find_study(name)
     if dry_run:
         found = list(run_module.forecast(plan, out, stage))
-        put_json(found) if as_json else put(_forecast(found))
+        print_json(found) if as_json else print_result(_forecast(found))
         return 0
-    show: dict[str, Any] = {} if quiet() else {"show": Live(), "say": tell}
+    show: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status}
     cells = []
     for cell in run_module.run(plan, out, stage, devices=devices, **show):
         if cell.status != "skipped":
-            tell(f"{cell.model} · {cell.method} · {cell.task}: {cell.error or f'{100 * (cell.main_score or 0):.2f}'}")
+            print_status(
+                f"{cell.model} · {cell.method} · {cell.task}: {cell.error or f'{100 * (cell.main_score or 0):.2f}'}"
+            )
         cells.append(cell)
     if as_json:
-        put_json([cell.json() for cell in cells])
+        print_json([cell.json() for cell in cells])
     else:
-        put(_grid(states(plan, out)))
+        print_result(_grid(states(plan, out)))
     return exit_code(cells)
 
 
 @app.command("status")
-@verb
+@cli_command
 def status(
     name: Name,
     out: Out = Path("results"),
@@ -90,20 +101,20 @@ def status(
     from retbench.cards import catalog
     from retbench.pipelines.studies import status as story
 
-    plan = catalog.study(name)
+    plan = catalog.find_study(name)
     found = story.states(plan, out)
     if as_json:
         facts = ("status", "score", "reason", "record")
-        put_json([{**asdict(state.slot), **{key: getattr(state, key) for key in facts}} for state in found])
+        print_json([{**asdict(state.slot), **{key: getattr(state, key) for key in facts}} for state in found])
         return
     if watch:
         _watch(lambda: story.states(plan, out))
     else:
-        put(_grid(found))
+        print_result(_grid(found))
 
 
 @app.command("report")
-@verb
+@cli_command
 def report(
     name: Name,
     results: Out = Path("results"),
@@ -116,21 +127,21 @@ def report(
     from retbench.reports.html_page import page
     from retbench.reports.study_tables import study_latex, study_markdown
 
-    plan = catalog.study(name)
+    plan = catalog.find_study(name)
     made = chapters(plan, results)
     found = [(one.stage.title or one.stage.name, one.report.blocks, one.lost) for one in made]
     write = {Format.markdown: study_markdown, Format.latex: study_latex}
     text = write[format_](plan, found) if format_ in write else page([b for _, blocks, _ in found for b in blocks])
     if out:
-        put_in(out, text)
-        tell(f"written to {out}")
+        write_result(out, text)
+        print_status(f"written to {out}")
     else:
-        put(text)
-    return left_out([problem for one in made for problem in one.report.problems])
+        print_result(text)
+    return print_skipped([problem for one in made for problem in one.report.problems])
 
 
 @app.command("new")
-@verb
+@cli_command
 def new(
     *,
     name: Annotated[str, typer.Argument(help="The new study's name.")],
@@ -143,7 +154,7 @@ def new(
     out: Annotated[Path | None, typer.Option(help="The file; NAME.toml by default.")] = None,
 ) -> None:
     """Write a plan with one stage; `retbench study run FILE` runs it."""
-    from retbench.cards.toml_writer import toml_value
+    from retbench.cards.toml_writer import format_toml_value
 
     if not suite and not task:
         raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")
@@ -152,16 +163,16 @@ def new(
         raise UsageError(f"{file} is there already", "name another --out")
     lists = {"models": model, "suites": suite, "tasks": task, "methods": method}
     lines = [
-        f"name = {toml_value(name)}",
-        f"title = {toml_value(title or name)}",
+        f"name = {format_toml_value(name)}",
+        f"title = {format_toml_value(title or name)}",
         "",
         "[[stages]]",
         'name = "zero-shot"',
     ]
-    lines += [f"{key} = {toml_value(values)}" for key, values in lists.items() if values]
+    lines += [f"{key} = {format_toml_value(values)}" for key, values in lists.items() if values]
     lines += [f"sample = {sample}"] if sample else []
-    put_in(file, "\n".join(lines) + "\n")
-    put(f"{file} written; next: retbench study run {file} --dry-run")
+    write_result(file, "\n".join(lines) + "\n")
+    print_result(f"{file} written; next: retbench study run {file} --dry-run")
 
 
 def _grid(states: list[Any]) -> str:

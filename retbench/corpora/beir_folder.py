@@ -9,56 +9,58 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.decode import from_json
-from retbench.corpora.judgments import judgments
-from retbench.corpora.rows import Raw, Row
-from retbench.corpora.text_lines import lines
+from retbench.cards.text_parsers import parse_json
+from retbench.corpora.judgments import read_judgments
+from retbench.corpora.rows import RawCollection, TextRow
+from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError, MissingError
 
 LAYOUT = "a collection is a folder with corpus.jsonl, queries.jsonl and qrels/<split>.tsv (each may end in .gz)"
 
 
-def read(folder: Path) -> Raw:
+def read_collection(folder: Path) -> RawCollection:
     """The collection in a folder, streaming."""
-    splits = {_split(file): judgments(file) for file in _qrels(folder)}
-    return Raw(_rows(_file(folder, "corpus.jsonl")), _rows(_file(folder, "queries.jsonl")), dict(splits))
+    splits = {_split_name(file): read_judgments(file) for file in _list_qrels(folder)}
+    return RawCollection(
+        _read_rows(_find_file(folder, "corpus.jsonl")), _read_rows(_find_file(folder, "queries.jsonl")), dict(splits)
+    )
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """Everything that is read."""
-    return [_file(folder, "corpus.jsonl"), _file(folder, "queries.jsonl"), *_qrels(folder)]
+    return [_find_file(folder, "corpus.jsonl"), _find_file(folder, "queries.jsonl"), *_list_qrels(folder)]
 
 
-def _file(folder: Path, name: str) -> Path:
+def _find_file(folder: Path, name: str) -> Path:
     for file in (folder / name, folder / f"{name}.gz"):
         if file.exists():
             return file
     raise MissingError(f"{folder} has no {name}", LAYOUT)
 
 
-def _qrels(folder: Path) -> list[Path]:
+def _list_qrels(folder: Path) -> list[Path]:
     found = [f for f in sorted((folder / "qrels").glob("*")) if re.search(r"\.tsv(\.gz)?$", f.name)]
     if not found:
         raise MissingError(f"{folder} has no qrels/*.tsv", LAYOUT)
     return found
 
 
-def _split(file: Path) -> str:
+def _split_name(file: Path) -> str:
     return re.sub(r"\.tsv(\.gz)?$", "", file.name)
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    for line, where in lines(file):
+def _read_rows(file: Path) -> Iterator[TextRow]:
+    for line, where in read_lines(file):
         try:
-            item = from_json(line)
+            item = parse_json(line)
         except ValueError as problem:  # also a number of more digits than Python reads
             raise DataError(f"{where}: not valid JSON: {problem}", "mend or remove that line") from problem
         if not isinstance(item, dict):
             raise DataError(f"{where}: expected an object, found {line[:40]!r}", 'write {{"_id": ..., "text": ...}}')
-        yield Row(_id(item, where), _text(item, "title", where), _text(item, "text", where), where)
+        yield TextRow(_read_id(item, where), _read_text(item, "title", where), _read_text(item, "text", where), where)
 
 
-def _id(item: dict[str, Any], where: str) -> str:
+def _read_id(item: dict[str, Any], where: str) -> str:
     value = item.get("_id", item.get("id"))
     if type(value) is int:
         return str(value)
@@ -67,7 +69,7 @@ def _id(item: dict[str, Any], where: str) -> str:
     return value
 
 
-def _text(item: dict[str, Any], field: str, where: str) -> str:
+def _read_text(item: dict[str, Any], field: str, where: str) -> str:
     value = item.get(field)
     if value is not None and not isinstance(value, str):
         raise DataError(f"{where}: {field} is {type(value).__name__}, not text", "write it as a JSON string")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from retbench.corpora.collection_cache import read_manifest
 from retbench.corpora.texts import Texts
-from retbench.errors import DataError, UsageError, closest
+from retbench.errors import DataError, UsageError, suggest_names
 
 SAMPLE_SEED = 13
 DOCUMENTS_PER_QUERY = 20
@@ -43,7 +43,7 @@ class Collection:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
-    def most_excluded(self) -> int:
+    def max_excluded(self) -> int:
         """How many places of a ranking excluded documents could take."""
         return max(map(len, self.excluded.values()), default=0)
 
@@ -54,7 +54,7 @@ class Collection:
         draw = random.Random(SAMPLE_SEED)  # noqa: S311  # a seeded draw, not a secret
         queries = self.queries.take(sorted(draw.sample(range(len(self.queries)), size)))
         judgments = {row.id: self.judgments[row.id] for row in queries}
-        kept = _among(self.corpus, {document for grades in judgments.values() for document in grades})
+        kept = _mark_rows(self.corpus, {document for grades in judgments.values() for document in grades})
         others = np.flatnonzero(~kept)
         wanted = max(0, min(len(others), size * DOCUMENTS_PER_QUERY - int(kept.sum())))
         kept[others[draw.sample(range(len(others)), wanted)]] = True
@@ -62,37 +62,37 @@ class Collection:
         return Collection(self.corpus.take(np.flatnonzero(kept)), queries, judgments, excluded)
 
 
-def _among(texts: Texts, ids: set[str]) -> np.ndarray:
+def _mark_rows(texts: Texts, ids: set[str]) -> np.ndarray:
     """For every row, whether its id is one of these."""
     found: np.ndarray = pc.is_in(texts.ids(), value_set=pa.array(ids, pa.string())).to_numpy()
     return found
 
 
-def load(folder: Path, split: str, excluded: bool = False) -> Collection:
+def load_collection(folder: Path, split: str, excluded: bool = False) -> Collection:
     """Open a compiled collection at one split; only its judged queries are kept, in the file's order."""
     manifest = read_manifest(folder)
     if split not in manifest["splits"]:
-        raise UsageError(f"the collection has no split {split!r}", closest(split, manifest["splits"]))
+        raise UsageError(f"the collection has no split {split!r}", suggest_names(split, manifest["splits"]))
     judgments: dict[str, dict[str, int]] = {}
-    for query, document, grade in _rows(folder, manifest["splits"][split]):
+    for query, document, grade in _read_table(folder, manifest["splits"][split]):
         judgments.setdefault(query, {})[document] = grade
     if not judgments:
         raise DataError(f"the split {split!r} has no judgments", "name another split, or mend the source's qrels")
     queries = Texts.open(folder / "queries.arrow", manifest["queries"]["fingerprint"])
-    judged = queries.take(np.flatnonzero(_among(queries, set(judgments))))
+    judged = queries.take(np.flatnonzero(_mark_rows(queries, set(judgments))))
     ordered = {identifier: judgments[identifier] for identifier in judged.ids().to_pylist()}
     corpus = Texts.open(folder / "corpus.arrow", manifest["corpus"]["fingerprint"])
-    return Collection(corpus, judged, ordered, _excluded(folder, manifest, ordered) if excluded else {})
+    return Collection(corpus, judged, ordered, _read_excluded(folder, manifest, ordered) if excluded else {})
 
 
-def _rows(folder: Path, entry: dict[str, Any]) -> list[tuple[Any, ...]]:
+def _read_table(folder: Path, entry: dict[str, Any]) -> list[tuple[Any, ...]]:
     table = pa.ipc.open_file(pa.memory_map(str(folder / entry["file"]))).read_all()
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def _excluded(folder: Path, manifest: dict[str, Any], queries: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+def _read_excluded(folder: Path, manifest: dict[str, Any], queries: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     found: dict[str, set[str]] = {}
-    for query, document in _rows(folder, manifest["excluded"]) if manifest["excluded"] else ():
+    for query, document in _read_table(folder, manifest["excluded"]) if manifest["excluded"] else ():
         if query in queries:
             found.setdefault(query, set()).add(document)
     return {query: frozenset(ids) for query, ids in found.items()}

@@ -20,27 +20,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retbench.cards.checksums import digest, sha256
-from retbench.cards.decode import from_json
-from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
+from retbench.cards.checksums import cached_sha256, compute_sha256
+from retbench.cards.text_parsers import parse_json
+from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.errors import DataError, ResourceError
 
 MANIFEST = "manifest.json"
-BATCH = 4096
+ROWS_PER_BATCH = 4096
 JUDGMENTS = pa.schema([("query", pa.string()), ("document", pa.string()), ("grade", pa.int32())])
-EXCLUDED = pa.schema([("query", pa.string()), ("document", pa.string())])
+EXCLUSIONS = pa.schema([("query", pa.string()), ("document", pa.string())])
 
 
-def compile_collection(raw: Raw, folder: Path) -> None:
+def compile_collection(raw: RawCollection, folder: Path) -> None:
     """Check everything a source hands over and store it under `folder`, all or nothing."""
     partial = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
-        manifest = _write(raw, partial)
-        manifest["files"] = {file.name: digest(file) for file in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
-        _publish(partial, folder)
+        manifest = _write_collection(raw, partial)
+        manifest["files"] = {file.name: compute_sha256(file) for file in sorted(partial.iterdir())}
+        (partial / MANIFEST).write_text(json.dumps({**manifest, "sha256": _hash_manifest(manifest)}, indent=1))
+        _move_into_place(partial, folder)
     except OSError as problem:
         raise ResourceError(
             f"{folder} could not be written: {problem.strerror or problem}", "make room or set RETBENCH_CACHE to a disk"
@@ -51,52 +51,52 @@ def compile_collection(raw: Raw, folder: Path) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a stored collection says about itself; a byte that changed since it was stored is an error."""
-    manifest = _unsealed(folder)
+    manifest = _load_manifest(folder)
     for name, wanted in manifest["files"].items():
-        found = sha256(folder / name) if (folder / name).is_file() else "nothing"
+        found = cached_sha256(folder / name) if (folder / name).is_file() else "nothing"
         if found != wanted:
-            raise _changed(folder / name, wanted, found)
+            raise _build_damage_error(folder / name, wanted, found)
     return manifest
 
 
-def facts(folder: Path) -> dict[str, Any]:
+def peek_manifest(folder: Path) -> dict[str, Any]:
     """Counts and splits of a stored collection whose bytes nobody looked at; empty where none can be opened."""
     try:
-        return _unsealed(folder)
+        return _load_manifest(folder)
     except DataError:
         return {}
 
 
-def discard(folder: Path) -> None:
+def discard_collection(folder: Path) -> None:
     """Remove a stored collection; who has it open keeps what is mapped. The manifest goes first."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unsealed(folder: Path) -> dict[str, Any]:
+def _load_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = from_json(file.read_bytes())
+        manifest = parse_json(file.read_bytes())
         wanted = manifest.pop("sha256")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as problem:
         raise DataError(
             f"{file} is not a manifest", f"delete {folder}; the next run or fetch reads it anew"
         ) from problem
-    if _seal(manifest) != wanted:
-        raise _changed(file, wanted, _seal(manifest))
+    if _hash_manifest(manifest) != wanted:
+        raise _build_damage_error(file, wanted, _hash_manifest(manifest))
     return dict(manifest)
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def _hash_manifest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _changed(file: Path, wanted: str, found: str) -> DataError:
+def _build_damage_error(file: Path, wanted: str, found: str) -> DataError:
     cause = f"{file} was {wanted} when it was stored and is {found} now"
     return DataError(cause, f"delete {file.parent}; the next run or fetch reads it anew, if its source can be had")
 
 
-def _publish(partial: Path, folder: Path) -> None:
+def _move_into_place(partial: Path, folder: Path) -> None:
     """Put a finished collection in its place, unless another process was faster."""
     if not (folder / MANIFEST).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +107,7 @@ def _publish(partial: Path, folder: Path) -> None:
             raise
 
 
-def _write(raw: Raw, folder: Path) -> dict[str, Any]:
+def _write_collection(raw: RawCollection, folder: Path) -> dict[str, Any]:
     corpus = write_texts(raw.documents, folder / "corpus.arrow", "document")
     queries = write_texts(raw.queries, folder / "queries.arrow", "published query" if raw.published else "query")
     for texts, what in ((corpus, "corpus"), (queries, "list of queries")):
@@ -115,7 +115,7 @@ def _write(raw: Raw, folder: Path) -> dict[str, Any]:
             raise DataError(f"the {what} is empty", "check the source: it should hold at least one row")
     splits: dict[str, object] = {}
     for split, judgments in raw.splits.items():
-        listed, lost = _known(list(judgments), corpus, queries, raw.published)
+        listed, lost = _filter_judgments(list(judgments), corpus, queries, raw.published)
         splits[split] = {**_write_judgments(listed, folder / f"judgments-{len(splits)}.arrow"), "unknown": lost}
     return {
         "corpus": {"rows": len(corpus), "fingerprint": corpus.fingerprint},
@@ -125,17 +125,17 @@ def _write(raw: Raw, folder: Path) -> dict[str, Any]:
     }
 
 
-def _chunks(items: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def _split_into_chunks(items: Iterable[TextRow], size: int) -> Iterator[list[TextRow]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
 
 
-def write_texts(rows: Iterable[Row], file: Path, what: str) -> Texts:
+def write_texts(rows: Iterable[TextRow], file: Path, what: str) -> Texts:
     """Store checked rows as they stream by; two rows with one id are an error."""
     digest, marks = hashlib.sha256(), array("q")
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
-        for chunk in _chunks(rows, BATCH):
+        for chunk in _split_into_chunks(rows, ROWS_PER_BATCH):
             for row in chunk:
                 _check_text(row, what)
                 digest.update(json.dumps(row[:3], ensure_ascii=False).encode())
@@ -148,7 +148,7 @@ def write_texts(rows: Iterable[Row], file: Path, what: str) -> Texts:
     return texts
 
 
-def _check_text(row: Row, what: str) -> None:
+def _check_text(row: TextRow, what: str) -> None:
     """An empty query has no answer; an empty document is kept, and counted in the record."""
     if what == "query" and not row.text.strip():
         raise DataError(f"{row.where or row.id}: query {row.id!r} is empty", "remove it, and its judgments")
@@ -172,12 +172,12 @@ def _check_unique(texts: Texts, marks: np.ndarray, what: str) -> None:
         )
 
 
-def _known(
+def _filter_judgments(
     listed: list[Judgment], corpus: Texts, queries: Texts, published: bool
 ) -> tuple[list[Judgment], dict[str, int]]:
     """The judgments that can be used, and how many ids they name that no row has."""
-    strange_queries = absent({j.query for j in listed}, queries)
-    strange_documents = absent({j.document for j in listed}, corpus)
+    strange_queries = find_missing_ids({j.query for j in listed}, queries)
+    strange_documents = find_missing_ids({j.document for j in listed}, corpus)
     for judgment in listed if not published and (strange_queries or strange_documents) else ():
         for what, name, strange in (
             ("query", judgment.query, strange_queries),
@@ -192,7 +192,7 @@ def _known(
     return [j for j in listed if j.query not in strange_queries], lost
 
 
-def absent(named: set[str], texts: Texts) -> set[str]:
+def find_missing_ids(named: set[str], texts: Texts) -> set[str]:
     """Which ids no row has. The few named ids are looked for among the many rows, chunk by chunk."""
     wanted = pa.array(named, pa.string())
     for chunk in texts.ids().chunks:
@@ -214,7 +214,7 @@ def _write_excluded(excluded: Iterable[Exclusion], file: Path) -> dict[str, obje
     listed = sorted(set(excluded))
     if not listed:
         return None
-    _write_table([[e.query for e in listed], [e.document for e in listed]], EXCLUDED, file)
+    _write_table([[e.query for e in listed], [e.document for e in listed]], EXCLUSIONS, file)
     return {"file": file.name, "rows": len(listed)}
 
 

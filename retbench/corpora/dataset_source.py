@@ -8,18 +8,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from retbench.corpora.rows import Raw
+from retbench.corpora.rows import RawCollection
 from retbench.errors import UsageError
 
-Say = Callable[[str], None]
+StatusCallback = Callable[[str], None]
 
 
-def nothing_to_fetch(_: Say) -> None:
+def skip_fetch(_: StatusCallback) -> None:
     """What lies here, or is made here, needs no network."""
 
 
 @dataclass(frozen=True)
-class Supply:
+class DatasetSource:
     """One source of one task.
 
     `label` and `stamp` name what would be read: equal stamps are one collection in the cache, whichever cards share
@@ -28,16 +28,16 @@ class Supply:
     """
 
     label: str
-    stamp: Callable[[], str]
+    compute_cache_key: Callable[[], str]
     origin: str
-    here: Callable[[], bool]
-    read: Callable[[], AbstractContextManager[Raw]]
-    fetch: Callable[[Say], None] = nothing_to_fetch
+    is_available: Callable[[], bool]
+    open_rows: Callable[[], AbstractContextManager[RawCollection]]
+    fetch: Callable[[StatusCallback], None] = skip_fetch
     revision: str | None = None
-    kept: tuple[Path, ...] = ()
+    source_paths: tuple[Path, ...] = ()
 
 
-def needed(card_name: str, field: str, value: str | None) -> str:
+def require_source_field(card_name: str, field: str, value: str | None) -> str:
     """A field of [source] that this kind of source cannot do without."""
     if not value:
         raise UsageError(f"the card of {card_name} has no `{field}` in [source]", "add it to the card")

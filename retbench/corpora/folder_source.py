@@ -5,24 +5,24 @@ from pathlib import Path
 from types import ModuleType
 
 from retbench.corpora import beir_folder, tsv_folder
-from retbench.corpora.rows import Raw
+from retbench.corpora.rows import RawCollection
 
 
-def read(folder: Path) -> Raw:
+def read_folder(folder: Path) -> RawCollection:
     """The collection, streaming."""
-    raw: Raw = _layout(folder).read(folder)
+    raw: RawCollection = _detect_layout(folder).read_collection(folder)
     return raw
 
 
-def stamp(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """A digest of the files as they lie there: the same bytes are read only once."""
     digest = hashlib.sha256()
-    for file in _layout(folder).files(folder):
+    for file in _detect_layout(folder).list_files(folder):
         digest.update(file.name.encode())
         with file.open("rb") as source:
             digest.update(hashlib.file_digest(source, "sha256").digest())
     return digest.hexdigest()
 
 
-def _layout(folder: Path) -> ModuleType:
-    return tsv_folder if tsv_folder.is_one(folder) else beir_folder
+def _detect_layout(folder: Path) -> ModuleType:
+    return tsv_folder if tsv_folder.is_tsv_folder(folder) else beir_folder

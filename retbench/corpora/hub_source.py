@@ -12,48 +12,54 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from retbench.cards.task import Source, TaskCard
+from retbench.cards.task import SourceSpec, TaskCard
 from retbench.cards.user_config import cache_folder
-from retbench.corpora.dataset_source import Supply, needed
-from retbench.corpora.hub_snapshots import Snapshot
-from retbench.corpora.rows import Exclusion, Judgment, Raw, Row
+from retbench.corpora.dataset_source import DatasetSource, require_source_field
+from retbench.corpora.hub_snapshots import DatasetSnapshot
+from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.errors import DataError, MissingError
 
-BATCH = 4096
+ROWS_PER_BATCH = 4096
 
 
-def supply(card: TaskCard) -> Supply:
+def build_hub_source(card: TaskCard) -> DatasetSource:
     """The supply of a card of kind `hub`."""
     source = card.source
-    repo = needed(card.name, "repo", source.repo)
-    snapshot = Snapshot(repo, source.revision)
+    repo = require_source_field(card.name, "repo", source.repo)
+    snapshot = DatasetSnapshot(repo, source.revision)
     facts = ("hub", repo, snapshot.revision, source.mteb, source.subset, card.split)
-    return Supply(
+    return DatasetSource(
         label=source.mteb or repo,
-        stamp=lambda: "\n".join(map(str, facts)),
+        compute_cache_key=lambda: "\n".join(map(str, facts)),
         origin=repo,
-        here=snapshot.here,
-        read=lambda: reading(source, card.split, snapshot.folder),
+        is_available=snapshot.is_fetched,
+        open_rows=lambda: open_hub_split(source, card.split, snapshot.folder),
         fetch=snapshot.fetch,
         revision=snapshot.revision,
-        kept=(snapshot.folder,),
+        source_paths=(snapshot.folder,),
     )
 
 
 @contextmanager
-def reading(source: Source, split: str, folder: Path) -> Iterator[Raw]:
+def open_hub_split(source: SourceSpec, split: str, folder: Path) -> Iterator[RawCollection]:
     """One split of a repository that lies in a folder: by the loader of its mteb task, or by mteb's general one."""
-    load = _task if source.mteb else _general
-    with arrow_cache():
+    load = _load_with_task_loader if source.mteb else _load_with_generic_loader
+    with use_temporary_arrow_cache():
         try:
             data = load(source, split, folder)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as problem:
-            raise unreadable(folder, f"mteb's loader {source.mteb or ''}".strip(), problem) from problem
-        yield Raw(rows(data["corpus"]), rows(data["queries"]), {split: _judgments(data)}, _excluded(data), True)
+            raise build_read_error(folder, f"mteb's loader {source.mteb or ''}".strip(), problem) from problem
+        yield RawCollection(
+            iterate_rows(data["corpus"]),
+            iterate_rows(data["queries"]),
+            {split: _iterate_judgments(data)},
+            _iterate_exclusions(data),
+            True,
+        )
 
 
 @contextmanager
-def arrow_cache() -> Iterator[None]:
+def use_temporary_arrow_cache() -> Iterator[None]:
     """Let the library `datasets` keep what it converts inside our cache, and only until it was read."""
     try:
         import datasets
@@ -73,13 +79,13 @@ def arrow_cache() -> Iterator[None]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def unreadable(folder: Path, reader: str, problem: Exception) -> DataError:
+def build_read_error(folder: Path, reader: str, problem: Exception) -> DataError:
     """What came is not what the reader expects."""
     said = str(problem).strip().splitlines() or [type(problem).__name__]
     return DataError(f"{folder} could not be read by {reader}: {said[0]}", "check `revision` in the task's card")
 
 
-def _task(source: Source, split: str, folder: Path) -> Any:
+def _load_with_task_loader(source: SourceSpec, split: str, folder: Path) -> Any:
     import mteb
 
     subsets = [source.subset] if source.subset else None
@@ -91,27 +97,27 @@ def _task(source: Source, split: str, folder: Path) -> Any:
     return task.dataset[source.subset or "default"][split]
 
 
-def _general(source: Source, split: str, folder: Path) -> Any:
+def _load_with_generic_loader(source: SourceSpec, split: str, folder: Path) -> Any:
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 
     return RetrievalDatasetLoader(str(folder), "", split=split, config=source.subset).load()
 
 
-def rows(data: Any) -> Iterator[Row]:
+def iterate_rows(data: Any) -> Iterator[TextRow]:
     """The rows of a table of mteb's: id and text, and title where it has one."""
-    for batch in data.iter(batch_size=BATCH):
+    for batch in data.iter(batch_size=ROWS_PER_BATCH):
         titles = batch.get("title") or [None] * len(batch["id"])
         for identifier, title, text in zip(batch["id"], titles, batch["text"], strict=True):
-            yield Row(str(identifier), title or "", text or "", f"row {identifier!r}")
+            yield TextRow(str(identifier), title or "", text or "", f"row {identifier!r}")
 
 
-def _judgments(data: Any) -> Iterator[Judgment]:
+def _iterate_judgments(data: Any) -> Iterator[Judgment]:
     for query, graded in data["relevant_docs"].items():
         for document, grade in graded.items():
             yield Judgment(str(query), str(document), int(grade))
 
 
-def _excluded(data: Any) -> Iterator[Exclusion]:
+def _iterate_exclusions(data: Any) -> Iterator[Exclusion]:
     """mteb says which documents may be ranked for a query; what is missing from that list is excluded."""
     allowed = data["top_ranked"] or {}
     everything = {str(identifier) for identifier in data["corpus"]["id"]} if allowed else set()

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retbench.corpora.rows import Judgment
-from retbench.corpora.text_lines import lines
+from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError
 
 
-def judgments(file: Path) -> Iterator[Judgment]:
+def read_judgments(file: Path) -> Iterator[Judgment]:
     """Every judgment of one file."""
-    for position, (line, where) in enumerate(lines(file)):
+    for position, (line, where) in enumerate(read_lines(file)):
         parts = line.split("\t") if "\t" in line else line.split()
         if len(parts) not in (3, 4):
             raise DataError(f"{where}: {len(parts)} columns", "write query, document and grade, tab between them")

@@ -13,40 +13,40 @@ from filelock import FileLock
 
 from retbench.cards import pins
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import cache_folder, path_part
+from retbench.cards.user_config import cache_folder, encode_path_part
 from retbench.corpora import beir_archives, hub_source, loco_source, stdlib_long, stdlib_suite
 from retbench.corpora import folder_source as layout
-from retbench.corpora.collection import Collection, load
-from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard, read_manifest
-from retbench.corpora.dataset_source import Say, Supply, needed
+from retbench.corpora.collection import Collection, load_collection
+from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
+from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
 from retbench.errors import DataError, MissingError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # raise it when the stored form changes
+FORMAT_VERSION = 5  # raise it when the stored form changes
 
 
 def open_collection(card: TaskCard, sample: int | None = None) -> Collection:
     """The collection of a card at its split, checked against the card's fingerprint or the pin of the first fetch."""
-    source = supply(card)
-    folder = place(source)
-    if source.here():
+    source = resolve_source(card)
+    folder = get_collection_folder(source)
+    if source.is_available():
         _discard_damaged(folder)
     if not (folder / MANIFEST).exists():
-        if not source.here():
+        if not source.is_available():
             raise MissingError(
                 f"the collection of {card.name} ({source.origin}) is not here",
                 f"run `retbench fetch {card.name}` on a connected machine and bring its cache, or give a BEIR folder "
                 "with --task FOLDER, or use the offline suite: --suite stdlib",
             )
-        with source.read() as raw:
+        with source.open_rows() as raw:
             compile_collection(raw, folder)
-    whole = load(folder, card.split, excluded=card.excluded == "drop")
-    _check(card, source, whole.fingerprint)
+    whole = load_collection(folder, card.split, excluded=card.excluded == "drop")
+    _verify_fingerprint(card, source, whole.fingerprint)
     return whole.sample(sample) if sample else whole
 
 
-def _damage(folder: Path) -> DataError | None:
+def _find_damage(folder: Path) -> DataError | None:
     """What is wrong with a stored collection."""
     try:
         if (folder / MANIFEST).exists():
@@ -58,69 +58,73 @@ def _damage(folder: Path) -> DataError | None:
 
 def _discard_damaged(folder: Path) -> None:
     """What changed on the disk since it was stored goes, where its source is at hand to be read anew."""
-    if not _damage(folder):
+    if not _find_damage(folder):
         return
     with FileLock(folder.with_name(f"{folder.name}.lock")):  # two that see one damage must not remove its cure
-        if damage := _damage(folder):
+        if damage := _find_damage(folder):
             log.warning("%s: it is read anew from its source", damage.cause)
-            discard(folder)
+            discard_collection(folder)
 
 
-def fetch(card: TaskCard, say: Say) -> Collection:
+def fetch_collection(card: TaskCard, say: StatusCallback) -> Collection:
     """Fill the cache with a card's collection, and pin what came."""
-    source = supply(card)
-    folder = place(source)
-    if not source.here() and (_damage(folder) or not (folder / MANIFEST).exists()):
+    source = resolve_source(card)
+    folder = get_collection_folder(source)
+    if not source.is_available() and (_find_damage(folder) or not (folder / MANIFEST).exists()):
         source.fetch(say)
-        source = supply(card)  # the first fetch is what settles a revision
+        source = resolve_source(card)  # the first fetch is what settles a revision
     say(f"reading {card.name}")
     collection = open_collection(card)
     if source.revision:
-        pins.hold("collections", _pinned(card), pins.Pin(source.revision, collection.fingerprint))
+        pins.write_pin("collections", _pin_name(card), pins.Pin(source.revision, collection.fingerprint))
     return collection
 
 
-def supply(card: TaskCard) -> Supply:
+def resolve_source(card: TaskCard) -> DatasetSource:
     """The source of a card, by its kind."""
-    return _SUPPLIES[card.source.kind](card)
+    return _SOURCE_BUILDERS[card.source.kind](card)
 
 
-def place(source: Supply) -> Path:
+def get_collection_folder(source: DatasetSource) -> Path:
     """Where a source's collection is stored."""
-    digest = hashlib.sha256(f"{FORMAT}\n{source.stamp()}".encode()).hexdigest()[:16]
-    return cache_folder() / "collections" / f"{path_part(source.label)}-{digest}"
+    digest = hashlib.sha256(f"{FORMAT_VERSION}\n{source.compute_cache_key()}".encode()).hexdigest()[:16]
+    return cache_folder() / "collections" / f"{encode_path_part(source.label)}-{digest}"
 
 
-def _folder(card: TaskCard) -> Supply:
-    path = Path(needed(card.name, "path", card.source.path)).expanduser()
-    return Supply(
-        card.name, lambda: layout.stamp(path), str(path), here=path.is_dir, read=lambda: nullcontext(layout.read(path))
+def _build_folder_source(card: TaskCard) -> DatasetSource:
+    path = Path(require_source_field(card.name, "path", card.source.path)).expanduser()
+    return DatasetSource(
+        card.name,
+        lambda: layout.hash_folder(path),
+        str(path),
+        is_available=path.is_dir,
+        open_rows=lambda: nullcontext(layout.read_folder(path)),
     )
 
 
-def _generator(card: TaskCard) -> Supply:
-    name = needed(card.name, "generator", card.source.generator)
+def _build_generator_source(card: TaskCard) -> DatasetSource:
+    name = require_source_field(card.name, "generator", card.source.generator)
     maker = stdlib_long if name.startswith("stdlib-long") else stdlib_suite
-    return Supply(
-        card.name, lambda: f"{name}\n{maker.stamp()}", f"generator {name}", here=lambda: True,
-        read=lambda: nullcontext(maker.generate(name)),
+    return DatasetSource(
+        card.name, lambda: f"{name}\n{maker.compute_stamp()}", f"generator {name}", is_available=lambda: True,
+        open_rows=lambda: nullcontext(maker.generate_collection(name)),
     )  # fmt: skip
 
 
-_SUPPLIES: dict[str, Callable[[TaskCard], Supply]] = {
-    "folder": _folder,
-    "generator": _generator,
-    "hub": hub_source.supply,
-    "loco": loco_source.supply,
-    "archive": beir_archives.supply,
+_SOURCE_BUILDERS: dict[str, Callable[[TaskCard], DatasetSource]] = {
+    "folder": _build_folder_source,
+    "generator": _build_generator_source,
+    "hub": hub_source.build_hub_source,
+    "loco": loco_source.build_loco_source,
+    "archive": beir_archives.build_archive_source,
 }
 
 
-def _pinned(card: TaskCard) -> str:
+def _pin_name(card: TaskCard) -> str:
     return f"{card.name}/{card.split}"
 
 
-def _check(card: TaskCard, source: Supply, fingerprint: str) -> None:
+def _verify_fingerprint(card: TaskCard, source: DatasetSource, fingerprint: str) -> None:
     """What is here must be what the card names, or what came first at the same revision."""
     if card.fingerprint:
         if fingerprint != card.fingerprint:
@@ -129,9 +133,9 @@ def _check(card: TaskCard, source: Supply, fingerprint: str) -> None:
                 "fetch the revision the card pins, or remove the card's fingerprint",
             )
         return
-    pin = pins.read("collections", _pinned(card)) if source.revision else None
+    pin = pins.read_pin("collections", _pin_name(card)) if source.revision else None
     if pin and pin.revision == source.revision and pin.fingerprint != fingerprint:
         raise DataError(
             f"{card.name} has fingerprint {fingerprint}, at the first fetch it was {pin.fingerprint}",
-            f"delete {place(source)} and fetch it again",
+            f"delete {get_collection_folder(source)} and fetch it again",
         )

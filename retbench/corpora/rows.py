@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """A document or a query; `where` says where it was read, for error messages."""
 
     id: str
@@ -35,7 +35,7 @@ class Exclusion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawCollection:
     """One collection before it was checked; the iterables are consumed once.
 
     In a user's own collection a judgment of a row that does not exist, a repeated one, or an empty query is a mistake
@@ -44,8 +44,8 @@ class Raw:
     judgments the last one counts, as in BEIR's and mteb's loaders.
     """
 
-    documents: Iterable[Row]
-    queries: Iterable[Row]
+    documents: Iterable[TextRow]
+    queries: Iterable[TextRow]
     splits: dict[str, Iterable[Judgment]]
     excluded: Iterable[Exclusion] = ()
     published: bool = False

@@ -17,76 +17,78 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from retbench.corpora import stdlib_suite
-from retbench.corpora.rows import Judgment, Raw, Row
-from retbench.corpora.stdlib_suite import Pair
-from retbench.errors import UsageError, closest
+from retbench.corpora.rows import Judgment, RawCollection, TextRow
+from retbench.corpora.stdlib_suite import StdlibPair
+from retbench.errors import UsageError, suggest_names
 
-RULES = 1  # raise it with every change below that changes a collection, so that no cache serves the old one
-TOKENS = (256, 512, 1024, 2048, 4096, 8192)
-NAMES = {f"stdlib-long-{tokens}": tokens for tokens in TOKENS}
-CHARACTERS = 3.2  # a token, about: tokenizers give 3.5 to 4.2 on these texts, so a document is a little below its name
+RULES_VERSION = 1  # raise it with every change below that changes a collection, so that no cache serves the old one
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+LENGTH_BY_NAME = {f"stdlib-long-{tokens}": tokens for tokens in LENGTHS}
+CHARACTERS_PER_TOKEN = (
+    3.2  # a token, about: tokenizers give 3.5 to 4.2 on these texts, so a document is a little below its name
+)
 DEPTHS = (0, 25, 50, 75, 100)
-MOST_NEEDLES = 100
-MOST_OF_A_MODULE = 8
-NEEDLE = range(100, 401)  # characters
-GAP = "\n\n"
+MAX_NEEDLES = 100
+MAX_NEEDLES_PER_MODULE = 8
+NEEDLE_CHARACTERS = range(100, 401)  # characters
+SEPARATOR = "\n\n"
 
 
-def stamp() -> str:
+def compute_stamp() -> str:
     """Names the interpreter build and the rules; equal stamps mean equal collections."""
-    return f"{stdlib_suite.stamp()}-long-r{RULES}"
+    return f"{stdlib_suite.compute_stamp()}-long-r{RULES_VERSION}"
 
 
-def generate(name: str) -> Raw:
+def generate_collection(name: str) -> RawCollection:
     """The collection of one length; it has a split `test` and nothing to train on."""
-    if name not in NAMES:
-        raise UsageError(f"there is no generator called {name!r}", closest(name, NAMES))
-    room = round(NAMES[name] * CHARACTERS)
-    groups = stdlib_suite.text_groups()
-    filling = [pair.document for group in groups for pair in group if not _gives_needles(pair)]
-    documents: list[Row] = []
-    queries: list[Row] = []
+    if name not in LENGTH_BY_NAME:
+        raise UsageError(f"there is no generator called {name!r}", suggest_names(name, LENGTH_BY_NAME))
+    room = round(LENGTH_BY_NAME[name] * CHARACTERS_PER_TOKEN)
+    groups = stdlib_suite.build_text_groups()
+    filling = [pair.document for group in groups for pair in group if not _is_needle_module(pair)]
+    documents: list[TextRow] = []
+    queries: list[TextRow] = []
     judged: list[Judgment] = []
-    for number, pair in enumerate(_needles(groups)):
+    for number, pair in enumerate(_select_needles(groups)):
         depth = DEPTHS[number % len(DEPTHS)]
         identity = f"{pair.id}@{depth}"
-        documents.append(Row(identity, "", _document(pair, depth, room, filling), pair.where))
-        queries.append(Row(f"q:{identity}", "", pair.query, pair.where))
+        documents.append(TextRow(identity, "", _build_document(pair, depth, room, filling), pair.where))
+        queries.append(TextRow(f"q:{identity}", "", pair.query, pair.where))
         judged.append(Judgment(f"q:{identity}", identity, 1, pair.where))
-    return Raw(documents, queries, {"test": judged})
+    return RawCollection(documents, queries, {"test": judged})
 
 
-def _needles(groups: list[list[Pair]]) -> list[Pair]:
+def _select_needles(groups: list[list[StdlibPair]]) -> list[StdlibPair]:
     """Pairs of the test split of stdlib-text that stand alone, in an order that a hash decides."""
-    alone = [group[0] for group in groups if len(group) == 1 and stdlib_suite.split_of(group) == "test"]
-    wanted = [pair for pair in alone if _gives_needles(pair) and len(pair.document) in NEEDLE]
+    alone = [group[0] for group in groups if len(group) == 1 and stdlib_suite.assign_split(group) == "test"]
+    wanted = [pair for pair in alone if _is_needle_module(pair) and len(pair.document) in NEEDLE_CHARACTERS]
     taken: Counter[str] = Counter()
     kept = []
-    for pair in sorted(wanted, key=lambda pair: _number(pair.id)):
-        taken[_module(pair)] += 1
-        if taken[_module(pair)] <= MOST_OF_A_MODULE:
+    for pair in sorted(wanted, key=lambda pair: _hash_to_int(pair.id)):
+        taken[_module_name(pair)] += 1
+        if taken[_module_name(pair)] <= MAX_NEEDLES_PER_MODULE:
             kept.append(pair)
-    return kept[:MOST_NEEDLES]
+    return kept[:MAX_NEEDLES]
 
 
-def _document(needle: Pair, depth: int, room: int, filling: list[str]) -> str:
+def _build_document(needle: StdlibPair, depth: int, room: int, filling: list[str]) -> str:
     """The needle with its filling before and after; the order of the filling is the needle's own, at every length."""
-    draw = random.Random(_number(needle.id))  # noqa: S311  # a seeded draw, not a secret
+    draw = random.Random(_hash_to_int(needle.id))  # noqa: S311  # a seeded draw, not a secret
     order = draw.sample(filling, len(filling))
     before = round(max(0, room - len(needle.document)) * depth / 100)
     after = room - len(needle.document) - before
-    parts = [_filled(order[::2], before), needle.document, _filled(order[1::2], after)]
-    return GAP.join(filter(None, parts))
+    parts = [_join_filling(order[::2], before), needle.document, _join_filling(order[1::2], after)]
+    return SEPARATOR.join(filter(None, parts))
 
 
-def _filled(passages: Iterable[str], room: int) -> str:
+def _join_filling(passages: Iterable[str], room: int) -> str:
     """Passages until the room is used up; the last one ends at a space."""
-    return GAP.join(_cut(passages, room))
+    return SEPARATOR.join(_take_filling(passages, room))
 
 
-def _cut(passages: Iterable[str], room: int) -> Iterator[str]:
+def _take_filling(passages: Iterable[str], room: int) -> Iterator[str]:
     for passage in passages:
-        room -= len(GAP)
+        room -= len(SEPARATOR)
         if len(passage) > room:
             if rest := passage[: max(0, room)].rpartition(" ")[0].strip():
                 yield rest
@@ -95,14 +97,14 @@ def _cut(passages: Iterable[str], room: int) -> Iterator[str]:
         room -= len(passage)
 
 
-def _gives_needles(pair: Pair) -> bool:
-    return _number(_module(pair)) % 2 == 0
+def _is_needle_module(pair: StdlibPair) -> bool:
+    return _hash_to_int(_module_name(pair)) % 2 == 0
 
 
-def _module(pair: Pair) -> str:
+def _module_name(pair: StdlibPair) -> str:
     """The top-level module of a pair."""
     return pair.where.partition("/")[0].removesuffix(".py")
 
 
-def _number(text: str) -> int:
+def _hash_to_int(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
-from retbench.corpora.rows import Judgment, Raw, Row
-from retbench.corpora.stdlib_definitions import definitions, source_stamp
-from retbench.errors import UsageError, closest
+from retbench.corpora.rows import Judgment, RawCollection, TextRow
+from retbench.corpora.stdlib_definitions import compute_source_stamp, iterate_definitions
+from retbench.errors import UsageError, suggest_names
 
-RULES = 1  # raise it with every change below that changes a collection, so that no cache serves the old one
-NEUTRAL = "function"
+RULES_VERSION = 1  # raise it with every change below that changes a collection, so that no cache serves the old one
+NEUTRAL_NAME = "function"
 TEST_PERCENT = 20
-MOST_PARTNERS = 3  # a text that stands beside more different texts than this says nothing about any of them
+MAX_PARTNERS = 3  # a text that stands beside more different texts than this says nothing about any of them
 
 _DUNDER = re.compile(r"__\w+__")
 _FORMULA = re.compile(r"[\w.]+(\(.*\))?(\s*[-=]+>.*)?|[\w-]+ = .*")
 _BOILERPLATE = re.compile(r"\W*(deprecated|obsolete|same as|see(?! if))\b", re.IGNORECASE)
 _STUB = re.compile(r"\s*raise .*")
-_EMPTY_WORDS = frozenset(keyword.kwlist) | {"self", "cls", "none", "true", "false", "notimplementederror", NEUTRAL}
+_EMPTY_WORDS = frozenset(keyword.kwlist) | {"self", "cls", "none", "true", "false", "notimplementederror", NEUTRAL_NAME}
 
 
 @dataclass(frozen=True)
-class Pair:
+class StdlibPair:
     """A query and a document that belong together."""
 
     id: str
@@ -39,57 +39,57 @@ class Pair:
     document: str
     where: str
 
-    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
+    def normalized_texts(self) -> tuple[tuple[str, str], tuple[str, str]]:
         """What makes two queries, or two documents, the same: the text, whatever its line breaks."""
-        return ("query", _flat(self.query)), ("document", _flat(self.document))
+        return ("query", _normalize_spaces(self.query)), ("document", _normalize_spaces(self.document))
 
-    def query_row(self) -> Row:
+    def build_query_row(self) -> TextRow:
         """The query as a row."""
-        return Row(f"q:{self.id}", "", self.query, self.where)
+        return TextRow(f"q:{self.id}", "", self.query, self.where)
 
-    def document_row(self) -> Row:
+    def build_document_row(self) -> TextRow:
         """The document as a row."""
-        return Row(self.id, "", self.document, self.where)
+        return TextRow(self.id, "", self.document, self.where)
 
 
-def stamp() -> str:
+def compute_stamp() -> str:
     """Names the interpreter build and the rules; equal stamps mean equal collections."""
-    return f"{source_stamp()}-r{RULES}"
+    return f"{compute_source_stamp()}-r{RULES_VERSION}"
 
 
-def generate(kind: str) -> Raw:
+def generate_collection(kind: str) -> RawCollection:
     """The collection `stdlib-code`, `stdlib-doc` or `stdlib-text`, with the splits `train` and `test`."""
-    if kind not in _KINDS:
-        raise UsageError(f"there is no generator called {kind!r}", closest(kind, _KINDS))
-    documents: list[Row] = []
-    queries: list[Row] = []
+    if kind not in _PAIR_ITERATORS:
+        raise UsageError(f"there is no generator called {kind!r}", suggest_names(kind, _PAIR_ITERATORS))
+    documents: list[TextRow] = []
+    queries: list[TextRow] = []
     splits: dict[str, list[Judgment]] = {"train": [], "test": []}
-    for group in _groups(_distinctive(list(_KINDS[kind]()))):
-        asked = _distinct(pair.query_row() for pair in group)
-        answers = _distinct(pair.document_row() for pair in group)
+    for group in _group_pairs(_drop_ambiguous(list(_PAIR_ITERATORS[kind]()))):
+        asked = _drop_repeated(pair.build_query_row() for pair in group)
+        answers = _drop_repeated(pair.build_document_row() for pair in group)
         queries += asked
         documents += answers
-        splits[split_of(group)] += [Judgment(q.id, d.id, 1, q.where) for q, d in product(asked, answers)]
-    return Raw(documents, queries, dict(splits))
+        splits[assign_split(group)] += [Judgment(q.id, d.id, 1, q.where) for q, d in product(asked, answers)]
+    return RawCollection(documents, queries, dict(splits))
 
 
 @cache
-def text_groups() -> list[list[Pair]]:
+def build_text_groups() -> list[list[StdlibPair]]:
     """The groups of stdlib-text."""
-    return _groups(_distinctive(list(_text_pairs())))
+    return _group_pairs(_drop_ambiguous(list(_iterate_text_pairs())))
 
 
-def _distinctive(pairs: list[Pair]) -> list[Pair]:
+def _drop_ambiguous(pairs: list[StdlibPair]) -> list[StdlibPair]:
     """Without "Emit a record." (every log handler) and without code that only calls its namesake on another object."""
     partners: dict[tuple[str, str], set[str]] = {}
     for pair in pairs:
-        query, document = pair.sides()
+        query, document = pair.normalized_texts()
         partners.setdefault(query, set()).add(document[1])
         partners.setdefault(document, set()).add(query[1])
-    return [pair for pair in pairs if all(len(partners[side]) <= MOST_PARTNERS for side in pair.sides())]
+    return [pair for pair in pairs if all(len(partners[side]) <= MAX_PARTNERS for side in pair.normalized_texts())]
 
 
-def _groups(pairs: list[Pair]) -> list[list[Pair]]:
+def _group_pairs(pairs: list[StdlibPair]) -> list[list[StdlibPair]]:
     """Pairs joined by an equal query or an equal document, by union-find; in the order of their first pairs."""
     parent = list(range(len(pairs)))
 
@@ -99,9 +99,9 @@ def _groups(pairs: list[Pair]) -> list[list[Pair]]:
         return index
 
     first: dict[tuple[str, str], int] = {}
-    groups: dict[int, list[Pair]] = {}
+    groups: dict[int, list[StdlibPair]] = {}
     for index, pair in enumerate(pairs):
-        for side in pair.sides():
+        for side in pair.normalized_texts():
             low, high = sorted((find(index), find(first.setdefault(side, index))))
             parent[high] = low
     for index, pair in enumerate(pairs):
@@ -109,68 +109,71 @@ def _groups(pairs: list[Pair]) -> list[list[Pair]]:
     return list(groups.values())
 
 
-def split_of(group: list[Pair]) -> str:
+def assign_split(group: list[StdlibPair]) -> str:
     """Train or test, by a hash of the group's texts on either side: `stdlib-doc` splits as `stdlib-code` does."""
-    texts = sorted({text for pair in group for _, text in pair.sides()})
+    texts = sorted({text for pair in group for _, text in pair.normalized_texts()})
     digest = hashlib.sha256("\0".join(texts).encode()).digest()
     return "test" if int.from_bytes(digest[:8]) % 100 < TEST_PERCENT else "train"
 
 
-def _distinct(rows: Iterator[Row]) -> list[Row]:
-    kept: dict[str, Row] = {}
+def _drop_repeated(rows: Iterator[TextRow]) -> list[TextRow]:
+    kept: dict[str, TextRow] = {}
     for row in rows:
-        kept.setdefault(_flat(row.text), row)
+        kept.setdefault(_normalize_spaces(row.text), row)
     return list(kept.values())
 
 
-def _code_pairs() -> Iterator[Pair]:
+def _iterate_code_pairs() -> Iterator[StdlibPair]:
     """The first paragraph of a docstring, and the function without the docstring and without its own name."""
-    for found in definitions():
-        query, body = _flat(_paragraphs(found.docstring)[0]), _anonymous(found.name, found.below)
-        if not _DUNDER.fullmatch(found.name) and _says_something(query) and _does_something(body):
-            yield Pair(found.id, query, f"{_anonymous(found.name, found.above)}\n{body}", found.where)
+    for found in iterate_definitions():
+        query, body = (
+            _normalize_spaces(_split_first_paragraph(found.docstring)[0]),
+            _replace_name(found.name, found.below),
+        )
+        if not _DUNDER.fullmatch(found.name) and _is_informative(query) and _has_statements(body):
+            yield StdlibPair(found.id, query, f"{_replace_name(found.name, found.above)}\n{body}", found.where)
 
 
-def _doc_pairs() -> Iterator[Pair]:
-    for pair in _code_pairs():
-        yield Pair(pair.id, pair.document, pair.query, pair.where)
+def _iterate_doc_pairs() -> Iterator[StdlibPair]:
+    for pair in _iterate_code_pairs():
+        yield StdlibPair(pair.id, pair.document, pair.query, pair.where)
 
 
-def _text_pairs() -> Iterator[Pair]:
+def _iterate_text_pairs() -> Iterator[StdlibPair]:
     """The summary line of a docstring, where it has one, and what follows it."""
-    for found in definitions():
-        summary, rest = (*_paragraphs(found.docstring), "")[:2]
-        if "\n" not in summary and all(map(_says_something, (summary, rest))) and len(_words(rest)) >= 8:
-            yield Pair(found.id, _flat(summary), rest, found.where)
+    for found in iterate_definitions():
+        summary, rest = (*_split_first_paragraph(found.docstring), "")[:2]
+        if "\n" not in summary and all(map(_is_informative, (summary, rest))) and len(_extract_words(rest)) >= 8:
+            yield StdlibPair(found.id, _normalize_spaces(summary), rest, found.where)
 
 
-_KINDS: dict[str, Callable[[], Iterator[Pair]]] = {
-    "stdlib-code": _code_pairs,
-    "stdlib-doc": _doc_pairs,
-    "stdlib-text": _text_pairs,
+_PAIR_ITERATORS: dict[str, Callable[[], Iterator[StdlibPair]]] = {
+    "stdlib-code": _iterate_code_pairs,
+    "stdlib-doc": _iterate_doc_pairs,
+    "stdlib-text": _iterate_text_pairs,
 }
 
 
-def _anonymous(name: str, code: str) -> str:
+def _replace_name(name: str, code: str) -> str:
     """Code that cannot be found by its own name, be it in the signature, a call, a comment or a message."""
-    return re.sub(rf"\b{re.escape(name)}\b", NEUTRAL, code)
+    return re.sub(rf"\b{re.escape(name)}\b", NEUTRAL_NAME, code)
 
 
-def _says_something(query: str) -> bool:
-    return len(_words(query)) >= 3 and not _FORMULA.fullmatch(query) and not _BOILERPLATE.match(query)
+def _is_informative(query: str) -> bool:
+    return len(_extract_words(query)) >= 3 and not _FORMULA.fullmatch(query) and not _BOILERPLATE.match(query)
 
 
-def _does_something(body: str) -> bool:
-    return len(_words(body)) >= 4 and not _STUB.fullmatch(body)
+def _has_statements(body: str) -> bool:
+    return len(_extract_words(body)) >= 4 and not _STUB.fullmatch(body)
 
 
-def _words(text: str) -> set[str]:
+def _extract_words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]{2,}", text.lower())) - _EMPTY_WORDS
 
 
-def _paragraphs(docstring: str) -> list[str]:
+def _split_first_paragraph(docstring: str) -> list[str]:
     return re.split(r"\n\s*\n", docstring, maxsplit=1)
 
 
-def _flat(text: str) -> str:
+def _normalize_spaces(text: str) -> str:
     return " ".join(text.split())

@@ -8,19 +8,21 @@ from typing import TextIO
 
 from retbench.errors import DataError
 
-LONGEST = 64 << 20  # characters; a longer line is a file without line ends, and would fill the memory
+MAX_LINE_CHARACTERS = 64 << 20  # characters; a longer line is a file without line ends, and would fill the memory
 
 
-def lines(file: Path) -> Iterator[tuple[str, str]]:
+def read_lines(file: Path) -> Iterator[tuple[str, str]]:
     """Every line that is not blank, without its end, and `file:number`; a byte order mark is not part of the text."""
     number = 0
     opener: Callable[..., TextIO] = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8-sig", newline="\n") as source:
-            while line := source.readline(LONGEST + 1):
+            while line := source.readline(MAX_LINE_CHARACTERS + 1):
                 number += 1
-                if len(line) > LONGEST:
-                    raise DataError(f"{file}:{number}: a line of over {LONGEST:,} characters", "put one row on a line")
+                if len(line) > MAX_LINE_CHARACTERS:
+                    raise DataError(
+                        f"{file}:{number}: a line of over {MAX_LINE_CHARACTERS:,} characters", "put one row on a line"
+                    )
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{file}:{number}"
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retbench.corpora.rows import Row
+from retbench.corpora.rows import TextRow
 
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.large_string()), ("text", pa.large_string())])
 
@@ -42,18 +42,18 @@ class Texts:
     def __len__(self) -> int:
         return self.table.num_rows if self.selection is None else len(self.selection)
 
-    def __getitem__(self, row: int) -> Row:
+    def __getitem__(self, row: int) -> TextRow:
         number = row if self.selection is None else int(self.selection[row])
-        return Row(*(self.table.column(name)[number].as_py() for name in ("id", "title", "text")))
+        return TextRow(*(self.table.column(name)[number].as_py() for name in ("id", "title", "text")))
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TextRow]:
         if self.selection is not None:
             yield from (self[row] for row in range(len(self)))
             return
         with pa.OSFile(str(self.file)) as source:  # read, not mapped: mapped pages would stay and count as resident
             batches = pa.ipc.open_file(source)
             for number in range(batches.num_record_batches):
-                yield from map(Row, *(column.to_pylist() for column in batches.get_batch(number).columns))
+                yield from map(TextRow, *(column.to_pylist() for column in batches.get_batch(number).columns))
 
     def ids(self) -> pa.ChunkedArray:
         """All ids, as an Arrow column."""
@@ -61,7 +61,7 @@ class Texts:
         return column if self.selection is None else column.take(pa.array(self.selection))
 
 
-def joined(row: Row, fields: Sequence[str]) -> str:
+def join_fields(row: TextRow, fields: Sequence[str]) -> str:
     """The row's text under a field policy: the fields that are not empty, one space between them."""
     parts = (row.title if field == "title" else row.text for field in fields)
     return " ".join(part.strip() for part in parts if part.strip())

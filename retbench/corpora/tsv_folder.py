@@ -12,58 +12,58 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from retbench.corpora.judgments import judgments
-from retbench.corpora.rows import Raw, Row
-from retbench.corpora.text_lines import lines
+from retbench.corpora.judgments import read_judgments
+from retbench.corpora.rows import RawCollection, TextRow
+from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError, MissingError
 
-ENDING = re.compile(r"\.(tsv|txt)(\.gz)?$")
+FILE_ENDING = re.compile(r"\.(tsv|txt)(\.gz)?$")
 
 
-def is_one(folder: Path) -> bool:
+def is_tsv_folder(folder: Path) -> bool:
     """Whether a folder has this layout."""
     return any((folder / name).exists() for name in ("collection.tsv", "collection.tsv.gz"))
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """Everything that is read."""
-    found = [file for file in sorted(folder.iterdir()) if ENDING.search(file.name)]
-    return [file for file in found if file.name.startswith("collection.tsv") or _holds(file, "queries", "qrels")]
+    found = [file for file in sorted(folder.iterdir()) if FILE_ENDING.search(file.name)]
+    return [file for file in found if file.name.startswith("collection.tsv") or _has_word(file, "queries", "qrels")]
 
 
-def read(folder: Path) -> Raw:
+def read_collection(folder: Path) -> RawCollection:
     """The collection in a folder, streaming."""
-    queries = [file for file in files(folder) if _holds(file, "queries")]
-    graded = {_split(file): judgments(file) for file in files(folder) if _holds(file, "qrels")}
+    queries = [file for file in list_files(folder) if _has_word(file, "queries")]
+    graded = {_split_name(file): read_judgments(file) for file in list_files(folder) if _has_word(file, "qrels")}
     if not queries or not graded:
         missing = "judgments (*qrels*)" if queries else "queries (*queries*.tsv)"
         raise MissingError(
             f"{folder} has no {missing}", "a folder with collection.tsv needs queries and qrels beside it"
         )
-    corpus = next(file for file in files(folder) if file.name.startswith("collection.tsv"))
-    return Raw(_rows(corpus), _distinct(queries), dict(graded))
+    corpus = next(file for file in list_files(folder) if file.name.startswith("collection.tsv"))
+    return RawCollection(_read_rows(corpus), _read_distinct_queries(queries), dict(graded))
 
 
-def _holds(file: Path, *words: str) -> bool:
+def _has_word(file: Path, *words: str) -> bool:
     return any(word in file.name for word in words)
 
 
-def _split(file: Path) -> str:
-    name = ENDING.sub("", file.name).replace("qrels", "")
+def _split_name(file: Path) -> str:
+    name = FILE_ENDING.sub("", file.name).replace("qrels", "")
     return re.sub(r"[.-]{2,}", "-", name).strip(".-") or "test"
 
 
-def _rows(file: Path) -> Iterator[Row]:
-    for line, where in lines(file):
+def _read_rows(file: Path) -> Iterator[TextRow]:
+    for line, where in read_lines(file):
         identifier, tab, text = line.partition("\t")
         if not tab or not identifier:
             raise DataError(f"{where}: no tab after the id", "write id and text, tab between them")
-        yield Row(identifier, "", text, where)
+        yield TextRow(identifier, "", text, where)
 
 
-def _distinct(queries: list[Path]) -> Iterator[Row]:
+def _read_distinct_queries(queries: list[Path]) -> Iterator[TextRow]:
     seen: dict[str, str] = {}
-    for row in (row for file in queries for row in _rows(file)):
+    for row in (row for file in queries for row in _read_rows(file)):
         if row.id not in seen:
             seen[row.id] = row.text
             yield row

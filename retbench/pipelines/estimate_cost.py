@@ -15,7 +15,7 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
-from retbench.corpora.cache_status import stock
+from retbench.corpora.cache_status import get_cache_status
 from retbench.errors import UsageError
 from retbench.store.vector_formats import FORMS, VectorDtype, row_bytes
 
@@ -24,7 +24,7 @@ WEIGHT_BYTES = 2  # bfloat16
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusSize:
     """How much text there is."""
 
     documents: int
@@ -34,29 +34,29 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Devices:
+class DeviceSpec:
     """What computes: `rate` is tokens a second of one device; without it `share` of `peak`, in FLOP a second."""
 
     count: int = 1
-    rate: float | None = None
+    tokens_per_second: float | None = None
     peak: float | None = None
-    share: float = 0.4
+    utilization: float = 0.4
     price: float | None = None  # of one device and hour
 
-    def speed(self, flop_per_token: float) -> float:
+    def compute_throughput(self, flop_per_token: float) -> float:
         """Tokens a second of one device."""
-        if self.rate is not None:
-            return self.rate
+        if self.tokens_per_second is not None:
+            return self.tokens_per_second
         if self.peak is None:
             raise UsageError(
                 "how fast the device is was not said",
                 "give --rate TOKENS/S (a finished run or --dry-run tells it), or --peak TFLOP/S with --share",
             )
-        return self.peak * self.share / flop_per_token
+        return self.peak * self.utilization / flop_per_token
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostEstimate:
     """One model over one corpus."""
 
     model: str
@@ -72,42 +72,42 @@ class Bill:
     cost: float | None
 
 
-def corpus(task: str | None, documents: int | None, queries: int | None, tokens: float) -> Corpus:
+def resolve_corpus_size(task: str | None, documents: int | None, queries: int | None, tokens: float) -> CorpusSize:
     """The counts as given, else those of the task."""
-    found = stock(catalog.task(task)) if task else None
+    found = get_cache_status(catalog.find_task_card(task)) if task else None
     many = documents or (found.documents if found else None)
     if not many:
         raise UsageError(
             f"how many documents {task} has is not known here" if task else "how many documents was not said",
             "give --documents N, or retbench fetch the task" if task else "give --documents N or --task TASK",
         )
-    return Corpus(many, queries or (found.queries if found else None) or 1000, tokens)
+    return CorpusSize(many, queries or (found.queries if found else None) or 1000, tokens)
 
 
-def bill(card: ModelCard, texts: Corpus, devices: Devices, changed: dict[str, Any]) -> Bill:
+def estimate_cost(card: ModelCard, texts: CorpusSize, devices: DeviceSpec, changed: dict[str, Any]) -> CostEstimate:
     """What one model takes."""
     if card.parameters is None or card.shape is None:
         raise UsageError(f"the card of {card.name} has no parameters or no shape", "name a model whose card has them")
     dimensions = changed.get("dimensions", card.shape.width)
     form: VectorDtype = changed.get("vector_dtype", "fp32")
     tokens = texts.documents * texts.tokens + texts.queries * texts.query_tokens
-    flop = flop_per_token(card, texts.tokens)
-    speed = devices.speed(flop)
+    flop = compute_flop_per_token(card, texts.tokens)
+    speed = devices.compute_throughput(flop)
     hours = tokens / speed / 3600
     disk = row_bytes(dimensions, form) * (texts.documents + texts.queries)
     weights = (
         card.weights.megabytes * 1e6 if card.weights and card.weights.megabytes else card.parameters * WEIGHT_BYTES
     )
     search = 2.0 * texts.documents * texts.queries * dimensions
-    return Bill(
+    return CostEstimate(
         card.name, flop, tokens, speed, hours, hours / devices.count, disk,
         devices.count * weights + tokens * TEXT_BYTES + disk, search,
-        search / (devices.peak * devices.share) if devices.peak else None,
+        search / (devices.peak * devices.utilization) if devices.peak else None,
         hours * devices.price if devices.price is not None else None,
     )  # fmt: skip
 
 
-def flop_per_token(card: ModelCard, length: float) -> float:
+def compute_flop_per_token(card: ModelCard, length: float) -> float:
     """Of a forward pass without the head. An output matrix of its own counts as used: at most a tenth too much."""
     if card.parameters is None or card.shape is None:
         raise TypeError(f"{card.name} has no shape")
@@ -115,7 +115,7 @@ def flop_per_token(card: ModelCard, length: float) -> float:
     return 2.0 * (card.parameters - vocabulary * width) + 2.0 * layers * width * length
 
 
-def changes(words: dict[str, Any]) -> dict[str, Any]:
+def check_overrides(words: dict[str, Any]) -> dict[str, Any]:
     """`--set` as far as it changes a bill: dimensions and vector_dtype."""
     unknown = next((key for key in words if key not in ("dimensions", "vector_dtype")), None)
     if unknown:

@@ -11,46 +11,52 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.corpora import open_collection
-from retbench.corpora.cache_status import Stock, size, stock
+from retbench.corpora.cache_status import CacheStatus, get_cache_status, measure_size
 from retbench.engines import weights
-from retbench.errors import RetbenchError, UsageError, closest
+from retbench.errors import RetbenchError, UsageError, suggest_names
 
-Row = dict[str, Any]
-SHOWN = 6  # missing tasks named in a summary
+FetchRow = dict[str, Any]
+MAX_NAMES = 6  # missing tasks named in a summary
 
 
-def fetch_all(name: str, say: Callable[[str], None]) -> Iterator[Row]:
+def fetch_by_name(name: str, say: Callable[[str], None]) -> Iterator[FetchRow]:
     """A model, a task or every task of a suite; a failure is a row with its error."""
-    for task in _tasks(name):
-        yield _tried(task, "collection", lambda task=task: _collection(task, say))  # type: ignore[misc]  # a default binds it now
-    if not _tasks(name):
-        card = _model(name)
-        yield _tried(card.name, "weights", lambda: _weights(card, say))
+    for task in _resolve_tasks(name):
+        yield _try_fetch(task, "collection", lambda task=task: _fetch_collection(task, say))  # type: ignore[misc]  # a default binds it now
+    if not _resolve_tasks(name):
+        card = _find_model(name)
+        yield _try_fetch(card.name, "weights", lambda: _fetch_weights(card, say))
 
 
-def stocks(names: list[str]) -> list[Row]:
+def list_cached(names: list[str]) -> list[FetchRow]:
     """What is here and how large: of each task and model named; without names, of every suite."""
     if not names:
-        return [_summary(suite.name) for suite in catalog.suites()]
+        return [_build_suite_row(suite.name) for suite in catalog.load_suites()]
     return [
-        row for name in names for row in (map(_stocked, _tasks(name)) if _tasks(name) else [_weighed(_model(name))])
+        row
+        for name in names
+        for row in (
+            map(_build_task_row, _resolve_tasks(name))
+            if _resolve_tasks(name)
+            else [_build_model_row(_find_model(name))]
+        )
     ]
 
 
-def _tasks(name: str) -> tuple[str, ...]:
-    if name in catalog.suites():
-        return catalog.suites().find(name).members()
-    return (catalog.tasks().find(name).name,) if name in catalog.tasks() else ()
+def _resolve_tasks(name: str) -> tuple[str, ...]:
+    if name in catalog.load_suites():
+        return catalog.load_suites().find(name).expand_tasks()
+    return (catalog.load_task_cards().find(name).name,) if name in catalog.load_task_cards() else ()
 
 
-def _model(name: str) -> ModelCard:
-    if name in catalog.models() or "/" in name:
-        return catalog.model(name)
-    known = [*catalog.models().cards, *catalog.tasks().cards, *catalog.suites().cards]
-    raise UsageError(f"there is no model, task or suite called {name!r}", closest(name, known))
+def _find_model(name: str) -> ModelCard:
+    if name in catalog.load_model_cards() or "/" in name:
+        return catalog.find_model_card(name)
+    known = [*catalog.load_model_cards().cards, *catalog.load_task_cards().cards, *catalog.load_suites().cards]
+    raise UsageError(f"there is no model, task or suite called {name!r}", suggest_names(name, known))
 
 
-def _tried(name: str, kind: str, fetch: Callable[[], Row]) -> Row:
+def _try_fetch(name: str, kind: str, fetch: Callable[[], FetchRow]) -> FetchRow:
     try:
         return fetch()
     except RetbenchError as error:
@@ -58,29 +64,29 @@ def _tried(name: str, kind: str, fetch: Callable[[], Row]) -> Row:
         return {"name": name, "kind": kind, **failure}
 
 
-def _weights(card: ModelCard, say: Callable[[str], None]) -> Row:
+def _fetch_weights(card: ModelCard, say: Callable[[str], None]) -> FetchRow:
     if card.weights is None:
         return {"name": card.name, "kind": "model without weights", "megabytes": 0.0, "fingerprint": "-"}
     local = weights.fetch(card, say)
     return {"name": card.name, "kind": "weights", "megabytes": local.bytes / 1e6, "fingerprint": local.fingerprint}
 
 
-def _collection(name: str, say: Callable[[str], None]) -> Row:
-    card = catalog.task(name)
-    collection = open_collection.fetch(card, say)
-    megabytes = stock(card).megabytes
+def _fetch_collection(name: str, say: Callable[[str], None]) -> FetchRow:
+    card = catalog.find_task_card(name)
+    collection = open_collection.fetch_collection(card, say)
+    megabytes = get_cache_status(card).megabytes
     return {"name": name, "kind": "collection", "megabytes": megabytes, "fingerprint": collection.fingerprint}
 
 
-def _stocked(task: str) -> Row:
-    found = stock(catalog.task(task))
+def _build_task_row(task: str) -> FetchRow:
+    found = get_cache_status(catalog.find_task_card(task))
     return {
         "name": task, "kind": "collection", "state": found.state, "documents": found.documents,
         "queries": found.queries, "megabytes": found.megabytes, "origin": found.origin,
     }  # fmt: skip
 
 
-def _weighed(card: ModelCard) -> Row:
+def _build_model_row(card: ModelCard) -> FetchRow:
     local = weights.find(card) if card.weights else None
     state = "cached" if local else "missing" if card.weights else "needs none"
     megabytes = round(local.bytes / 1e6, 1) if local else 0.0
@@ -88,21 +94,23 @@ def _weighed(card: ModelCard) -> Row:
     return {"name": card.name, "kind": "weights", "state": state, "megabytes": megabytes, "origin": origin}
 
 
-def _summary(suite: str) -> Row:
+def _build_suite_row(suite: str) -> FetchRow:
     """One suite; a place that tasks share is counted once."""
-    found = [stock(catalog.task(task)) for task in catalog.suites().find(suite).members()]
+    found = [
+        get_cache_status(catalog.find_task_card(task)) for task in catalog.load_suites().find(suite).expand_tasks()
+    ]
     missing = [one.task for one in found if one.state == "missing"]
     return {
         "name": suite, "kind": "suite", "state": f"{len(found) - len(missing)} of {len(found)} here",
-        "megabytes": round(sum(map(size, _places(found))) / 1e6, 1), "missing": missing,
+        "megabytes": round(sum(map(measure_size, _collect_paths(found))) / 1e6, 1), "missing": missing,
     }  # fmt: skip
 
 
-def _places(found: list[Stock]) -> set[Path]:
-    return {place for one in found for place in one.places}
+def _collect_paths(found: list[CacheStatus]) -> set[Path]:
+    return {place for one in found for place in one.paths}
 
 
-def line(row: Row) -> str:
+def format_row(row: FetchRow) -> str:
     """One row for a reader."""
     if "error" in row:
         return f"{row['name']}: not fetched"
@@ -110,6 +118,6 @@ def line(row: Row) -> str:
         return f"{row['name']}: {row['megabytes']:,.1f} MB in the cache ({row['kind']}, {row['fingerprint'][:12]})"
     counts = "".join(f", {row[what]:,} {what}" for what in ("documents", "queries") if row.get(what) is not None)
     absent = row.get("missing", [])
-    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-    missing = f"; missing: {', '.join(absent[:SHOWN])}{more}" if absent else ""
+    more = f" and {len(absent) - MAX_NAMES} more" if len(absent) > MAX_NAMES else ""
+    missing = f"; missing: {', '.join(absent[:MAX_NAMES])}{more}" if absent else ""
     return f"{row['name']}: {row['state']}, {row['megabytes']:,.1f} MB{counts}{missing}"

@@ -21,7 +21,7 @@ import pytest
 
 from retbench.cards import pins
 from retbench.corpora import beir_archives
-from retbench.corpora.open_collection import fetch
+from retbench.corpora.open_collection import fetch_collection
 from retbench.engines import fingerprints
 from tests import fake, serving, small, tiny
 from tests.faults.helpers import Make, ended
@@ -166,7 +166,7 @@ def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Pat
     assert broken.returncode == 3, broken.stderr
     assert "Traceback" not in broken.stderr
     assert "next:" in broken.stderr
-    assert pins.read("models", "far") is None
+    assert pins.read_pin("models", "far") is None
     assert not list((own_cache / "weights").glob("*/weights.json"))
     healthy = Files(content)
     healthy.others.set()
@@ -174,7 +174,7 @@ def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Pat
         ended = fetched(port)
     assert ended.returncode == 0, ended.stderr
     assert healthy.whole == {healthy.largest}  # what came before was kept
-    assert pins.read("models", "far") == pins.Pin(REVISION, fingerprints.of_folder(folder))
+    assert pins.read_pin("models", "far") == pins.Pin(REVISION, fingerprints.of_folder(folder))
 
 
 DOWNLOAD = """
@@ -186,23 +186,23 @@ fetch(TaskCard("small-archive", Source(**json.loads(sys.argv[1]))), print)
 
 
 def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    content = packed(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.PIECE)})
-    files = Files({"/small.zip": content}, hang=3 * beir_archives.PIECE)
+    content = packed(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.CHUNK_BYTES)})
+    files = Files({"/small.zip": content}, hang=3 * beir_archives.CHUNK_BYTES)
     with files_served(files) as port:
         wanted = card(f"http://127.0.0.1:{port}/small.zip", content)
-        partial = beir_archives.Archive(str(wanted.source.url), "md5", str(wanted.source.md5)).file.with_suffix(
+        partial = beir_archives.ZipArchive(str(wanted.source.url), "md5", str(wanted.source.md5)).file.with_suffix(
             ".partial"
         )
         source = {key: getattr(wanted.source, key) for key in ("kind", "url", "md5", "member")}
         running = subprocess.Popen([sys.executable, "-c", DOWNLOAD, json.dumps(source)], stdout=subprocess.DEVNULL)
-        while not partial.exists() or partial.stat().st_size < beir_archives.PIECE:
+        while not partial.exists() or partial.stat().st_size < beir_archives.CHUNK_BYTES:
             assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
         assert running.wait() == -signal.SIGKILL
         there, files.hang, files.sent = partial.stat().st_size, None, 0
         files.go.set()
-        assert len(fetch(wanted, said).corpus) == len(small.DOCUMENTS)
+        assert len(fetch_collection(wanted, said).corpus) == len(small.DOCUMENTS)
         assert files.sent <= len(content) - there
         assert not partial.exists()
 

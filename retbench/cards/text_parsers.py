@@ -5,7 +5,7 @@ import tomllib
 from typing import Any
 
 
-def from_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """The value a JSON text stands for."""
     try:
         return json.loads(text)
@@ -13,7 +13,7 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from problem
 
 
-def from_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """The table a TOML text stands for."""
     try:
         return tomllib.loads(text)
