@@ -11,7 +11,7 @@ from retbench.cards.task import SourceSpec, TaskCard
 from retbench.records.failure import Failure
 from retbench.records.record import Record
 from retbench.records.results_folder import Ledger, Run
-from retbench.store.key import digest
+from retbench.store.digest import digest
 
 METRIC = "ndcg_at_10"
 NASTY = "<img src=x onerror=alert(1)>|`&\\_^~{}$%#\"'*[x](y)\n=cmd"

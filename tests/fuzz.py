@@ -41,7 +41,7 @@ from retbench.corpora.collection_cache import compile_collection, read_manifest
 from retbench.engines import gguf
 from retbench.engines.embeddings_client import Endpoint
 from retbench.engines.fingerprints import read_json
-from retbench.engines.http_server import PassingError, Server
+from retbench.engines.http_client import PassingError, Server
 from retbench.errors import RetbenchError
 from retbench.records.failure import Failure, read_failure
 from retbench.records.load_run import scored_run

@@ -13,7 +13,7 @@ from retbench.cards.engine import Engine, parse_engine
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.external_encoders import TextEncoder
 from retbench.engines.embeddings_client import Endpoint
-from retbench.engines.http_server import Server
+from retbench.engines.http_client import Server
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
 from tests import serving
 from tests.test_run import call, cells

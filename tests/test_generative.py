@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings
-from retbench.engines import http_server as network
+from retbench.engines import http_client as network
 from retbench.engines.generator import Answer, Local
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.runs import saved_run
@@ -130,7 +130,9 @@ def test_only_vllm_is_given_the_form_of_a_list() -> None:
         assert not re.fullmatch(form, wrong)
     for engine, forms in (("vllm", [build_order_pattern(7)]), ("transformers", [""]), ("endpoint", [""])):
         generator = Scripted("[1]")
-        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(engine=engine, window=0)), settings)(POOL)  # type: ignore[arg-type]
+        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(engine=engine, window=0)), settings).rerank(
+            POOL
+        )  # type: ignore[arg-type]
         assert generator.forms == forms
 
 
@@ -142,7 +144,7 @@ def test_an_answer_held_to_a_form_is_kept_apart() -> None:
 def test_windows_climb_and_repairs_are_counted() -> None:
     generator = Scripted("[3] > [1] > [2]", "nothing to say", "[2] > [1] > [3]")
     lists = ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=3, step=2)), settings)
-    order, scores = lists(POOL)
+    order, scores = lists.rerank(POOL)
     # positions 4 5 6 -> 6 4 5, then 2 3 6 as they are, then 0 1 2 -> 1 0 2
     assert order.tolist() == [1, 0, 2, 3, 6, 4, 5]
     assert np.all(np.diff(scores) < 0)
@@ -155,7 +157,7 @@ def test_windows_climb_and_repairs_are_counted() -> None:
 def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_at_once() -> None:
     generator = Scripted("2 > 1 > 3")
     settings = ListwiseSettings(scores="raw")
-    order, _ = ListwiseLLMReranker(desk(generator, settings), settings)(POOL.take(slice(0, 3)))
+    order, _ = ListwiseLLMReranker(desk(generator, settings), settings).rerank(POOL.take(slice(0, 3)))
     assert order.tolist() == [1, 0, 2]
     assert "[2] \nBM25 score: 7.250" in generator.prompts[0]
 
@@ -163,7 +165,7 @@ def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_
 def test_the_controls_are_drawn_once_for_each_query() -> None:
     def prompt(**changes: Any) -> str:
         generator = Scripted("nothing")
-        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=0, **changes)), settings)(POOL)
+        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=0, **changes)), settings).rerank(POOL)
         return generator.prompts[0]
 
     assert prompt(order="shuffled") == prompt(order="shuffled") != prompt(order="shuffled", seed=2)
@@ -178,7 +180,7 @@ def test_the_controls_are_drawn_once_for_each_query() -> None:
 def test_an_order_shown_shuffled_comes_back_as_positions() -> None:
     settings = ListwiseSettings(window=0, order="shuffled")
     asked = desk(Scripted("no", "no"), settings)
-    order, _ = ListwiseLLMReranker(asked, settings)(POOL)
+    order, _ = ListwiseLLMReranker(asked, settings).rerank(POOL)
     shown, documents, _ = asked.arrange_candidates(POOL)
     assert order.tolist() == shown.tolist()  # an answer that says nothing keeps the order it was shown
     assert documents == [DOCUMENTS[place] for place in shown]
@@ -195,23 +197,25 @@ def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
     assert len({line.count("word") for line in prompt.split("\n") if line.startswith("[")}) == 1
     assert lists.collect_statistics()["prompts_cut"] == 1
     with pytest.raises(UsageError, match="does not fit"):
-        ListwiseLLMReranker(desk(Scripted(context=40), settings, documents), settings)(Candidates(0, "q", np.arange(4), np.zeros(4)))
+        ListwiseLLMReranker(desk(Scripted(context=40), settings, documents), settings).rerank(
+            Candidates(0, "q", np.arange(4), np.zeros(4))
+        )
 
 
 def test_pointwise_is_by_the_odds_and_ties_keep_their_order() -> None:
     points = PointwiseLLMReranker(desk(Scripted(), PointwiseSettings()))
-    order, odds = points(POOL)
+    order, odds = points.rerank(POOL)
     assert order.tolist() == [2, 3, 0, 1, 4, 5, 6]
     assert odds.tolist() == [1, 1, 0, 0, 0, 0, 0]
 
 
 def test_a_score_that_is_no_number_is_told_with_its_document() -> None:
     class Lost(PointwiseLLMReranker):
-        def __call__(self, pool: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
             return np.array([1, 0, 2]), np.array([0.3, np.nan, 0.1])
 
     found = Ranking([np.array([8, 5, 6])], [np.array([3.0, 2.0, 1.0])])
-    with pytest.raises(DataError, match=r"'tea\?' is no number: that of row 8"):
+    with pytest.raises(DataError, match=r"row 8 for query 'tea\?' is NaN or infinite"):
         rerank_queries(found, ["tea?"], Lost(desk(Scripted(), PointwiseSettings())), lambda: None)
 
 
@@ -451,13 +455,13 @@ def test_odds_from_a_server_need_its_log_probabilities(server: serving.Server, t
 @pytest.mark.parametrize(
     ("word", "words", "code"),
     [
-        ("listwise", "bm25 cannot write", 2),
-        ("listwise:model=bm25", "bm25 cannot write", 2),
-        ("listwise:engine=endpoint", "serves models by name", 2),
+        ("listwise", "bm25 is not a language model", 2),
+        ("listwise:model=bm25", "bm25 is a lexical model and cannot generate", 2),
+        ("listwise:engine=endpoint", "needs the name of a model", 2),
         ("listwise:engine=endpoint,model=x", "no server is named", 3),
         ("listwise:scores=logits", "is not a choice", 2),
-        ("listwise:window=1", "no document could climb", 2),
-        ("pointwise:cut=0", "leaves nothing to rerank", 2),
+        ("listwise:window=1", "cannot move a document up", 2),
+        ("pointwise:cut=0", "cut=0 must be at least 1", 2),
     ],
 )
 def test_wishes_that_cannot_be_met(task: Path, out: Path, word: str, words: str, code: int) -> None:

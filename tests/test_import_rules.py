@@ -78,7 +78,7 @@ IMPORTS = {
     "down": ("retbench.corpora.x", "from retbench.cards import home\nimport retbench.errors", 0),
     "own room": ("retbench.corpora.x", "from retbench.corpora.rows import Row\nfrom . import rows", 0),
     "up": ("retbench.corpora.x", "from retbench.retrievers.exact import search", 1),
-    "across": ("retbench.corpora.x", "import retbench.store.key", 1),
+    "across": ("retbench.corpora.x", "import retbench.store.digest", 1),
     "in a function": ("retbench.cards.x", "def f():\n    from retbench.corpora import texts", 1),
     "for type checking": ("retbench.cards.x", "if TYPE_CHECKING:\n    import retbench.engines.hub as h", 1),
     "a room by its name": ("retbench.scoring.x", "from retbench import records, errors, cli", 2),

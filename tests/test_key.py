@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from retbench.cards.method import Method
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.store.key import digest
+from retbench.store.digest import digest
 
 METHOD = Method("m", "a title", "ours", "here", "mean", query="q: {instruction} {text}", document="d: {text}")
 SPEC = EncoderSpec("weights", METHOD, "find it", 32, 64, "float32")

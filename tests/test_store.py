@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from retbench.errors import ResourceError
 from retbench.store import shard_store
-from retbench.store.key import canonical, digest
+from retbench.store.digest import canonical, digest
 from retbench.store.shard_store import Block, Store, write_whole
 
 BLOCK = Block(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))

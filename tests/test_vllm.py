@@ -16,11 +16,11 @@ from retbench.cards.method import Method
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.external_encoders import IdsEncoder
+from retbench.encoders.postprocessing import unit
 from retbench.encoders.prompt_tokenizer import Wording
-from retbench.encoders.unit import unit
 from retbench.engines import backbone, vllm_engine, weights
 from retbench.engines.embeddings_client import Endpoint
-from retbench.engines.http_server import Server
+from retbench.engines.http_client import Server
 from retbench.errors import UsageError
 from tests import tiny
 from tests.test_run import call, cells

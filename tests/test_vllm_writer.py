@@ -16,7 +16,7 @@ from retbench.cards.engine import Engine
 from retbench.engines import weights
 from retbench.engines.chat_client import Chat
 from retbench.engines.generator import Local
-from retbench.engines.http_server import Server
+from retbench.engines.http_client import Server
 from retbench.engines.vllm_generator import Writer
 from retbench.rerankers.llm_prompts import (
     build_listwise_prompt,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load as tensors_of
 
-from retbench.cards.checksums import sha256
-from retbench.encoders.unit import unit
+from retbench.cards.checksums import cached_sha256
+from retbench.encoders.postprocessing import unit
 from retbench.errors import DataError, MissingError
 
 FILE = "adaptor.safetensors"
@@ -39,6 +39,6 @@ def load(file: Path, checksum: str) -> Adaptor:
     """Read an adaptor that is what its card says."""
     if not file.is_file():
         raise MissingError(f"there is no adaptor at {file}", "bring its folder back, or train it again")
-    if sha256(file) != checksum:
+    if cached_sha256(file) != checksum:
         raise DataError(f"{file} is not the adaptor its card describes", "bring its folder back, or train it again")
     return Adaptor(tensors_of(file.read_bytes()))

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.method import Role
-from retbench.cards.user_config import need_room
-from retbench.corpora.texts import Texts, joined
+from retbench.cards.user_config import require_disk_space
+from retbench.corpora.texts import Texts, join_fields
 from retbench.encoders.batch_plan import SHARD_ROWS, Plan
 from retbench.encoders.prompt_tokenizer import Tokens
 from retbench.encoders.shard_tasks import Later, Piece, Survey, Workers
 from retbench.engines import memory
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError
-from retbench.store.key import digest
+from retbench.store.digest import digest
 from retbench.store.shard_store import Block, Store
 from retbench.store.vector_formats import row_bytes
 
@@ -46,7 +46,7 @@ class Job:
     def strings(self) -> Iterator[str]:
         """The texts as the model reads them; a query has no title."""
         fields = self.fields if self.role == "document" else ("text",)
-        return (joined(row, fields) for row in self.texts)
+        return (join_fields(row, fields) for row in self.texts)
 
 
 def embed(workers: Workers, job: Job, store: Store, on_batch: OnBatch) -> Iterator[Block]:
@@ -129,7 +129,7 @@ class Work:
         """Make or take up the plan, and refuse early what the disk cannot hold; the shards that are missing."""
         missing = self._missing()
         self.left = sum(int(self.tokens.lengths[self.plan.rows(shard)].sum()) for shard in missing)
-        need_room(self.store.folder, self._bytes(missing))
+        require_disk_space(self.store.folder, self._bytes(missing))
         return set(missing)
 
     def _missing(self) -> list[int]:

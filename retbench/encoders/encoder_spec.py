@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from retbench.cards.method import TITLES, Method, Role
+from retbench.cards.method import DESCRIPTIVE_FIELDS, Method, Role
 from retbench.cards.model import Dtype
 from retbench.cards.task import TaskCard
 from retbench.store.vector_formats import VectorDtype
@@ -50,14 +50,16 @@ class EncoderSpec:
         kept = {key: value for key, value in self.describe().items() if key not in (f"{other}_limit", *NOT_IN_STORED)}
         if self.method.kind != "dense":
             method["terms"] = True  # sparse and hybrid read the same rows
-        asked = "{instruction}" in self.method.template(role)
+        asked = "{instruction}" in self.method.get_template(role)
         return {**kept, "method": method, "instruction": self.instruction if asked else "", "role": role}
 
 
 def told(method: Method) -> dict[str, Any]:
     """A method's facts; what is left at its default is not told, so that a new field changes no old key."""
     values = {field.name: (getattr(method, field.name), field.default) for field in fields(method)}
-    return {key: value for key, (value, default) in values.items() if key not in TITLES and value != default}
+    return {
+        key: value for key, (value, default) in values.items() if key not in DESCRIPTIVE_FIELDS and value != default
+    }
 
 
 def limits(task: TaskCard, max_length: int | None, context_length: int | None) -> tuple[int, int]:

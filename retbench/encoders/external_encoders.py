@@ -12,8 +12,8 @@ import numpy as np
 
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.postprocessing import unit
 from retbench.encoders.prompt_tokenizer import Tokens, Wording, filled
-from retbench.encoders.unit import unit
 from retbench.engines.embeddings_client import Endpoint
 
 BYTES_A_TOKEN = 4

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retbench.encoders.prompt_tokenizer import Tokens, Wording
-from retbench.engines.cutting import cut
+from retbench.engines.tokenizers import cut
 
 ASKED = (
     "Given a web search query and some relevant documents, rerank the documents that answer the query:\n"

@@ -14,11 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from retbench.cards.method import Method
-from retbench.encoders.unit import unit
 from retbench.errors import UsageError
 from retbench.store.shard_store import Block
 
 NOISE = 1e-6  # of the largest variance: a direction below it has no variance of its own
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one; a zero stays zero and is found by whoever stores it."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray((vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Tokens:
 
 def filled(method: Method, text: str, role: Role, instruction: str) -> str:
     """The method's template around one text."""
-    return method.template(role).replace("{instruction}", instruction).replace("{text}", text)
+    return method.get_template(role).replace("{instruction}", instruction).replace("{text}", text)
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,6 @@ class Wording:
         """Where the last copy of each text begins, in tokens; 0 where it is empty or was cut off."""
         if self.method.span == "all":
             return
-        after = len(self.method.template(role).rpartition("{text}")[2])
+        after = len(self.method.get_template(role).rpartition("{text}")[2])
         for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             yield encoded.char_to_token(row, len(prompt) - after - len(text)) or 0 if text else 0

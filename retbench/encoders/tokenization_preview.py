@@ -5,7 +5,7 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.method import Method, Role
-from retbench.cards.task import Lengths
+from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import Wording
 from retbench.engines import backbone, weights
 from retbench.errors import InapplicableError
@@ -29,16 +29,16 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
 
 def readings(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
     """The tokenizer's facts, then one entry a method and role: what is read, its ids, and from which on is pooled."""
-    card = catalog.model(model)
+    card = catalog.find_model_card(model)
     tokenizer = backbone.tokenizer(weights.obtain(card, path).folder)
     yield tokenizer_facts(tokenizer)
-    for method in map(catalog.method, methods) if methods else catalog.methods():
+    for method in map(catalog.find_method, methods) if methods else catalog.load_methods():
         for role in ROLES:
             yield {"method": method.name, "role": role} | _reading(tokenizer, method, text, role)
 
 
 def _reading(tokenizer: Any, method: Method, text: str, role: Role) -> dict[str, Any]:
-    lengths = Lengths()
+    lengths = LengthLimits()
     limit = lengths.query if role == "query" else lengths.document
     try:
         tokens = Wording(tokenizer, method, method.instruction).tokens([text], role, limit)

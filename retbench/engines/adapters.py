@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.checksums import sha256
+from retbench.cards.checksums import cached_sha256
 from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json
 from retbench.errors import DataError, MissingError
@@ -29,7 +29,7 @@ def parent(folder: Path) -> str:
 
 def place(folder: Path) -> Path:
     """Where its merged weights are kept."""
-    facts = "\n".join((sha256(folder / TENSORS), sha256(folder / CONFIG)))
+    facts = "\n".join((cached_sha256(folder / TENSORS), cached_sha256(folder / CONFIG)))
     return weights_cache.place(hashlib.sha256(facts.encode()).hexdigest()[:16])
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retbench.cards.decode import from_json
+from retbench.cards.text_parsers import parse_json
 from retbench.engines.generator import Answer
-from retbench.engines.http_server import PassingError, Server
+from retbench.engines.http_client import PassingError, Server
 from retbench.errors import UsageError
 
 SHOWN_TOKENS = 20  # the most likely tokens a server is asked to name
@@ -46,7 +46,7 @@ class Chat:
 
         def read(content: bytes) -> Answer:
             try:
-                found = from_json(content)
+                found = parse_json(content)
                 text, odds = take(found["choices"][0])
                 usage = found.get("usage") or {}
                 return Answer(text, odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))

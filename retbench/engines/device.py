@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from retbench.cards.model import Dtype, ModelCard
-from retbench.cards.user_config import home
+from retbench.cards.user_config import load_user_config
 
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 SMALL = 200_000_000
@@ -14,7 +14,7 @@ SMALL = 200_000_000
 
 def device() -> torch.device:
     """RETBENCH_DEVICE or `device` in retbench.toml; else CUDA where there is one."""
-    return torch.device(home().device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(load_user_config().device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @cache

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards.decode import from_json
-from retbench.engines.http_server import PassingError, Server
+from retbench.cards.text_parsers import parse_json
+from retbench.engines.http_client import PassingError, Server
 from retbench.errors import DataError
 
 
@@ -40,7 +40,7 @@ class Endpoint:
 
     def _read(self, content: bytes, texts: list[str]) -> np.ndarray:
         try:
-            rows = {row["index"]: row["embedding"] for row in from_json(content)["data"]}
+            rows = {row["index"]: row["embedding"] for row in parse_json(content)["data"]}
             vectors = np.array([rows[place] for place in range(len(texts))], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as problem:
             raise PassingError(f"an answer without {len(texts)} vectors of one width ({problem!r:.80})") from None

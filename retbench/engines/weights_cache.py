@@ -15,7 +15,7 @@ from urllib.parse import quote
 from filelock import FileLock
 
 from retbench.cards import user_config
-from retbench.cards.decode import from_json
+from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 
 MANIFEST = "weights.json"
@@ -58,7 +58,7 @@ def read(folder: Path) -> Manifest | None:
     if not file.exists():
         return None
     try:
-        manifest = Manifest(**from_json(file.read_text(encoding="utf-8")))
+        manifest = Manifest(**parse_json(file.read_text(encoding="utf-8")))
         sizes = list(manifest.files.items())
     except (ValueError, TypeError, AttributeError) as problem:
         raise DataError(f"{file} is not a manifest: {problem}", f"delete {folder} and fetch it again") from problem

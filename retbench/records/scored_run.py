@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from retbench.errors import DataError
 from retbench.records.record import Record
-from retbench.store.key import digest
+from retbench.store.digest import digest
 
 PER_QUERY = "per_query.parquet"
 AGAIN = "remove its folder and run the cell again"

@@ -18,7 +18,7 @@ from retbench.records.scored_run import Kept
 from retbench.reports.published_tables import Published
 from retbench.reports.ranks import Place, places
 from retbench.reports.suite_average import entries, tree_mean
-from retbench.store.key import canonical
+from retbench.store.digest import canonical
 
 CONTESTANT = ("encoder", "lexical", "retriever", "engine", "run", "rerankers", "depth")
 SHARED = ("split", "sample", "protocol")  # rules that hold for all tasks of a block
@@ -205,7 +205,7 @@ def _average(suite: str, tasks: list[str], row: Row) -> float | None:
 
 
 def _order(suite: str, task: str) -> tuple[int, str]:
-    members = catalog.suites().find(suite).members() if suite in catalog.suites() else ()
+    members = catalog.load_suites().find(suite).expand_tasks() if suite in catalog.load_suites() else ()
     return (members.index(task) if task in members else len(members), task)
 
 

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from retbench.reports.leaderboard import Block, Row
-from retbench.store.key import canonical
+from retbench.store.digest import canonical
 
 ONE_SEED = "‡"
 

@@ -1,6 +1,6 @@
-"""Kept answers: by the content of the request, so that nothing is paid for twice, whatever stopped a run.
+"""A cache of language-model answers by the content of the request: an interrupted run never pays for an answer twice.
 
-$RETBENCH_CACHE/answers/<model>/<2 letters>/<digest>.json
+Files: $RETBENCH_CACHE/answers/<model>/<2 letters>/<digest>.json
 """
 
 import json
@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.decode import from_json
-from retbench.cards.user_config import cache_folder, path_part
+from retbench.cards.text_parsers import parse_json
+from retbench.cards.user_config import cache_folder, encode_path_part
 from retbench.engines.generator import Answer, Generator
-from retbench.store.key import digest
+from retbench.store.digest import digest
 from retbench.store.shard_store import write_whole
+
+STORED_KEYS = ("text", "yes", "read", "written")  # the fields of Answer, in order; cached files use these keys
 
 
 @dataclass
-class Kept:
-    """A generator whose answers are kept; `again` counts those that were there already."""
+class CachedGenerator:
+    """A generator with a cache of its answers; `cache_hits` counts the answers read from the cache."""
 
     inner: Generator
-    again: int = 0
+    cache_hits: int = 0
 
     @property
     def name(self) -> str:
@@ -29,49 +31,50 @@ class Kept:
         return self.inner.name
 
     def describe(self) -> dict[str, Any]:
-        """What decides an answer."""
+        """Return the settings of the model that decide an answer."""
         return self.inner.describe()
 
     def cut(self, texts: Sequence[str], most: int) -> list[str]:
-        """Each text's beginning, as the model counts."""
+        """Cut each text to its first tokens."""
         return self.inner.cut(texts, most)
 
     def fits(self, prompt: str, most: int) -> bool:
-        """Whether prompt and answer fit into the context."""
+        """Return whether prompt and answer fit into the context."""
         return self.inner.fits(prompt, most)
 
     @property
     def folder(self) -> Path:
-        """Where this model's answers lie."""
-        return cache_folder() / "answers" / path_part(self.inner.name)
+        """The folder of this model's answers."""
+        return cache_folder() / "answers" / encode_path_part(self.inner.name)
 
     def write(self, prompt: str, most: int, form: str = "") -> Answer:
-        """The kept answer, or a new one."""
-        held = {"form": form} if form else {}
-        file = self._file({"prompt": prompt, "most": most, **held})
-        return self._found(file) or self._keep(file, self.inner.write(prompt, most, form))
+        """Return the cached answer, or generate and store it."""
+        request = {"form": form} if form else {}
+        file = self._answer_file({"prompt": prompt, "most": most, **request})
+        return self._load_answer(file) or self._store_answer(file, self.inner.write(prompt, most, form))
 
     def odds(self, prompts: Sequence[str]) -> list[Answer]:
-        """The kept odds, and new ones for what is missing."""
-        files = [self._file({"prompt": prompt, "odds": True}) for prompt in prompts]
-        known = [self._found(file) for file in files]
-        missing = [prompt for prompt, found in zip(prompts, known, strict=True) if found is None]
+        """Return the cached log-odds of each prompt, and compute and store the missing ones."""
+        files = [self._answer_file({"prompt": prompt, "odds": True}) for prompt in prompts]
+        cached = [self._load_answer(file) for file in files]
+        missing = [prompt for prompt, answer in zip(prompts, cached, strict=True) if answer is None]
         new = iter(self.inner.odds(missing) if missing else [])
-        return [found or self._keep(file, next(new)) for file, found in zip(files, known, strict=True)]
+        return [answer or self._store_answer(file, next(new)) for file, answer in zip(files, cached, strict=True)]
 
-    def _file(self, request: dict[str, Any]) -> Path:
-        name = digest({**self.inner.describe(), **request})
-        return self.folder / name[:2] / f"{name[2:34]}.json"
+    def _answer_file(self, request: dict[str, Any]) -> Path:
+        key = digest({**self.inner.describe(), **request})
+        return self.folder / key[:2] / f"{key[2:34]}.json"
 
-    def _found(self, file: Path) -> Answer | None:
+    def _load_answer(self, file: Path) -> Answer | None:
         try:
-            found = Answer(**from_json(file.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):  # not asked yet, or half written by a full disk
+            stored = parse_json(file.read_bytes())
+            answer = Answer(*(stored[key] for key in STORED_KEYS))
+        except (FileNotFoundError, ValueError, TypeError, KeyError):  # not asked yet, or half written by a full disk
             return None
-        self.again += 1
-        return found
+        self.cache_hits += 1
+        return answer
 
-    def _keep(self, file: Path, answer: Answer) -> Answer:
+    def _store_answer(self, file: Path, answer: Answer) -> Answer:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(answer._asdict()).encode())
+        write_whole(file, json.dumps(dict(zip(STORED_KEYS, answer, strict=True))).encode())
         return answer

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
-from retbench.cards.user_config import cache_folder, path_part
+from retbench.cards.user_config import cache_folder, encode_path_part
 from retbench.store.shard_store import LOCK, USERS, Store
 from retbench.store.vector_formats import VectorDtype
 
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
 
 def place(model: str, key: str, vector_dtype: VectorDtype = "fp32") -> Store:
     """Where the vectors of one key lie."""
-    return Store(cache_folder() / "embeddings" / path_part(model) / key[:32], vector_dtype)
+    return Store(cache_folder() / "embeddings" / encode_path_part(model) / key[:32], vector_dtype)
 
 
 def shelf() -> list[Stored]:

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import load, save
 
-from retbench.cards.user_config import path_part
+from retbench.cards.user_config import encode_path_part
 from retbench.errors import ResourceError
 from retbench.store.vector_formats import FORMS, VectorDtype, widened
 
@@ -118,7 +118,7 @@ class Store:
     def used_by(self, cell: str) -> None:
         """Remember who asked for these vectors."""
         (self.folder / USERS).mkdir(parents=True, exist_ok=True)
-        (self.folder / USERS / path_part(cell)).touch()
+        (self.folder / USERS / encode_path_part(cell)).touch()
 
     def planned(self) -> bool:
         """True when a first start fixed the plan."""

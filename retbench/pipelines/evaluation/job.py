@@ -23,7 +23,7 @@ from retbench.records.record import Record
 from retbench.records.results_folder import Ledger, Run
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.key import digest
+from retbench.store.digest import digest
 
 
 @dataclass
@@ -50,7 +50,7 @@ class EvaluationJob:
             "encoder": self.spec.describe() if self.spec else None,
             "lexical": lexical.describe() if lexical else None,
             "retriever": self.method.name if lexical else self._retriever(),
-            "engine": "bm25s" if lexical else self.candidate.engine.named,
+            "engine": "bm25s" if lexical else self.candidate.engine.settings_name,
             "rerankers": [],
             "fields": self.card.fields,
             "same_id": self.card.same_id,
@@ -64,8 +64,8 @@ class EvaluationJob:
         }
 
     def _retriever(self) -> str:
-        wanted = ann_settings.read(self.request.overrides.get("search", "exact"))
-        return ann_settings.named(wanted) if wanted else "dense"
+        wanted = ann_settings.parse_ann_settings(self.request.overrides.get("search", "exact"))
+        return ann_settings.format_ann_settings(wanted) if wanted else "dense"
 
     def found(self) -> Record | None:
         """The finished record on disk."""
@@ -103,7 +103,7 @@ class EvaluationJob:
         return self._record(meter, texts, mean_scores(per_query)), Run(rankings, raw, per_query, sample)
 
     def _rank(self, meter: Meter) -> tuple[Ranking, dict[str, Any]]:
-        k = self.card.depth + (self.card.same_id == "drop") + self.collection.most_excluded
+        k = self.card.depth + (self.card.same_id == "drop") + self.collection.max_excluded
         return rank(self.candidate, self.method, self.card, self.collection, self.request.overrides, meter, k)
 
     def _record(self, meter: Meter, texts: dict[str, Any], scores: dict[str, float]) -> Record:

@@ -14,7 +14,7 @@ from retbench.encoders.sparse_encoder import LexicalEncoder
 from retbench.engines import backbone, lm_head
 from retbench.engines.device import device
 from retbench.engines.embeddings_client import Endpoint
-from retbench.engines.http_server import Server
+from retbench.engines.http_client import Server
 
 TEMPLATE_ROOM = 512  # tokens a template may add to a text that was cut before it
 

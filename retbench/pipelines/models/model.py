@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog, rope_scaling
-from retbench.cards.default_methods import methods_of
+from retbench.cards.default_methods import resolve_methods
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
-from retbench.cards.model import Dtype, Lexical, ModelCard
+from retbench.cards.model import Dtype, LexicalSettings, ModelCard
 from retbench.cards.task import TaskCard
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
@@ -18,11 +18,11 @@ from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec, limits
 from retbench.encoders.prompt_tokenizer import Wording
 from retbench.encoders.shard_tasks import Workers
-from retbench.engines import backbone, fingerprints, http_server, remote_code, weights
+from retbench.engines import backbone, fingerprints, http_client, remote_code, weights
 from retbench.engines.device import default_dtype
 from retbench.errors import InapplicableError
 from retbench.pipelines.models.encoder_factory import EncoderFactory, served
-from retbench.store.key import digest
+from retbench.store.digest import digest
 
 OURS = Engine()
 TEXT_ONLY = "Text only: the vision tower is never loaded."
@@ -58,19 +58,19 @@ class ResolvedModel:
         return self.local
 
     @property
-    def lexical(self) -> Lexical | None:
+    def lexical(self) -> LexicalSettings | None:
         """Settings of a lexical model."""
-        return self.card.lexical or Lexical() if self.card.kind == "lexical" else None
+        return self.card.lexical or LexicalSettings() if self.card.kind == "lexical" else None
 
     def methods(self, wanted: list[Method]) -> list[Method]:
         """The methods asked for, or the card's own."""
         if self.engine.name == "endpoint" and not self.lexical:
-            return wanted or [catalog.method("as-published")]
-        return methods_of(self.card, wanted)
+            return wanted or [catalog.find_method("as-published")]
+        return resolve_methods(self.card, wanted)
 
     def spec(self, method: Method, task: TaskCard, overrides: dict[str, Any]) -> EncoderSpec:
         """Everything that decides a vector, without loading anything."""
-        if lacks := self.engine.lacks(method):
+        if lacks := self.engine.find_unsupported(method):
             raise InapplicableError(
                 f"method {method.name} needs {lacks}, which the engine {self.engine.name} does not give",
                 "use another --method (retbench list methods) or another --engine",
@@ -92,7 +92,7 @@ class ResolvedModel:
         if self.local and self.engine.name == "sentence-transformers" and method.pooling == "model":
             smaller["modules"] = fingerprints.of_modules(self.local.folder)
         return EncoderSpec(
-            self._source(), method, instruction, query, document, self._dtype(overrides), self.engine.named,
+            self._source(), method, instruction, query, document, self._dtype(overrides), self.engine.settings_name,
             self._adapted(method), **smaller,
         )  # fmt: skip
 
@@ -102,7 +102,7 @@ class ResolvedModel:
             raise InapplicableError(
                 f"the engine {self.engine.name} is not told how to stretch positions", "leave --engine or rope out"
             )
-        return rope_scaling.read(word).word
+        return rope_scaling.parse_rope_scaling(word).setting
 
     def _adapted(self, method: Method) -> str | None:
         """The digest of the model's adaptor, which knows the vectors of one method alone."""
@@ -119,7 +119,7 @@ class ResolvedModel:
         """Whose name the stored vectors bear."""
         if self.card.adapted is None:
             return self.card.name
-        parent, label = catalog.model(self.card.adapted.of).name, self.card.name.partition("+")[1:]
+        parent, label = catalog.find_model_card(self.card.adapted.of).name, self.card.name.partition("+")[1:]
         return parent + "".join(label)
 
     def adaptor(self) -> Adaptor:
@@ -133,7 +133,7 @@ class ResolvedModel:
         """What tells these weights from others; a server's address is digested, because a record may travel."""
         if self.local:
             return self.local.fingerprint
-        return f"{served(self.engine, self.card)} at {digest(http_server.address())[:12]}"
+        return f"{served(self.engine, self.card)} at {digest(http_client.address())[:12]}"
 
     def _dtype(self, overrides: dict[str, Any]) -> Dtype:
         if self.local is None:

@@ -1,140 +1,152 @@
-"""Speakers: from `listwise` or `pointwise` as it was typed to the reranker at work, and what its tokens cost."""
+"""Reranking by a language model (`--rerank listwise`, `--rerank pointwise`), and the price of its tokens."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from retbench.cards.engine import Engine
-from retbench.cards.reranker_settings import Listwise, Pointwise, Wanted, of
-from retbench.cards.user_config import home
-from retbench.corpora.texts import joined
+from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings, RerankerRequest, build_request
+from retbench.cards.user_config import load_user_config
+from retbench.corpora.texts import join_fields
 from retbench.engines.chat_client import Chat
 from retbench.engines.device import default_dtype, device
 from retbench.engines.fingerprints import read_json
 from retbench.engines.generator import Generator, Local
-from retbench.engines.http_server import Server, address
+from retbench.engines.http_client import Server, address
 from retbench.engines.vllm_generator import Writer
 from retbench.errors import UsageError
 from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.reranking.base import ModelResolver, make_portable_card
 from retbench.pipelines.runs.saved_run import First
 from retbench.records.phase_timer import Meter
-from retbench.rerankers.answer_cache import Kept
-from retbench.rerankers.candidates import Pool, Reranker
-from retbench.rerankers.llm_prompts import Desk
-from retbench.rerankers.llm_rerankers import Lists, Points
-from retbench.store.key import digest
+from retbench.rerankers.answer_cache import CachedGenerator
+from retbench.rerankers.candidates import Candidates, Reranker
+from retbench.rerankers.llm_prompts import PromptBuilder
+from retbench.rerankers.llm_rerankers import ListwiseLLMReranker, PointwiseLLMReranker
+from retbench.store.digest import digest
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """A language model that is asked about candidates."""
+class LLMRerankerSpec:
+    """Listwise or pointwise reranking by a language model."""
 
     name: str
-    settings: Pointwise
+    settings: PointwiseSettings
     generator: Generator
     card: dict[str, Any]
 
     @property
-    def wanted(self) -> Wanted:
-        """With the model's name."""
-        return of(self.name, replace(self.settings, model=self.generator.name))
+    def request(self) -> RerankerRequest:
+        """The request with the model's name."""
+        return build_request(self.name, replace(self.settings, model=self.generator.name))
 
-    def baselines(self) -> list["Speaker"]:
-        """The run itself is what it must beat."""
+    def list_baselines(self) -> list["LLMRerankerSpec"]:
+        """Return none: the first stage is the only baseline."""
         return []
 
     def describe(self) -> dict[str, Any]:
-        """The model and how it is run."""
+        """Return the model's weights, dtype and engine."""
         return self.generator.describe()
 
-    def cards(self) -> list[dict[str, Any]]:
-        """The model's card, where it has one."""
+    def list_model_cards(self) -> list[dict[str, Any]]:
+        """Return the model's card; none for a model behind an endpoint."""
         return [self.card] if self.card else []
 
-    def made(self, first: First, meter: Meter) -> Reranker:
-        """The reranker at work; nothing is loaded before the first question that was not answered before."""
-        kept = Kept(self.generator)
-        return Priced(self._asking(kept, first), kept)
+    def load(self, first_stage: First, meter: Meter) -> Reranker:
+        """Return the reranker. It loads the model at the first prompt without a cached answer."""
+        cached_generator = CachedGenerator(self.generator)
+        return CostTrackedReranker(self._build_reranker(cached_generator, first_stage), cached_generator)
 
-    def preview(self, first: First, pool: Pool) -> dict[str, Any]:
-        """The first prompt; nothing is asked."""
-        return {"prompt": self._asking(self.generator, first).prompt(pool)}
+    def preview(self, first_stage: First, candidates: Candidates) -> dict[str, Any]:
+        """Return the first prompt without running the model."""
+        return {"prompt": self._build_reranker(self.generator, first_stage).build_first_prompt(candidates)}
 
-    def _asking(self, generator: Generator, first: First) -> Lists | Points:
-        corpus, fields = first.collection.corpus, first.card.fields
-        desk = Desk(generator, self.settings, lambda row: joined(corpus[row], fields), label(first))
-        return Lists(desk, self.settings) if isinstance(self.settings, Listwise) else Points(desk)
+    def _build_reranker(self, generator: Generator, first_stage: First) -> ListwiseLLMReranker | PointwiseLLMReranker:
+        corpus, fields = first_stage.collection.corpus, first_stage.card.fields
+        prompt_builder = PromptBuilder(
+            generator, self.settings, lambda row: join_fields(corpus[row], fields), name_scores(first_stage)
+        )
+        if isinstance(self.settings, ListwiseSettings):
+            return ListwiseLLMReranker(prompt_builder, self.settings)
+        return PointwiseLLMReranker(prompt_builder)
 
 
 @dataclass(frozen=True)
-class Priced:
-    """A reranker whose tokens have a price."""
+class CostTrackedReranker:
+    """A language-model reranker that reports its token usage and, if rates are configured, the price."""
 
-    inner: Lists | Points
-    kept: Kept
+    inner: ListwiseLLMReranker | PointwiseLLMReranker
+    cached_generator: CachedGenerator
 
     @property
     def depth(self) -> int:
-        """How many candidates it takes."""
+        """The number of candidates per query."""
         return self.inner.depth
 
-    def __call__(self, pool: Pool) -> Any:
-        """As the reranker inside."""
-        return self.inner(pool)
+    def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Rerank with the inner reranker."""
+        return self.inner.rerank(candidates)
 
-    def facts(self) -> dict[str, Any]:
-        """What was asked; answers found again cost nothing now, but belong to what the ranking cost."""
-        facts = {**self.inner.facts(), "found_again": self.kept.again}
-        told = home()
-        rate = (told.rates or {}).get(self.kept.name)
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return usage and price. Cached answers are included, because the ranking needed them too."""
+        statistics = {**self.inner.collect_statistics(), "found_again": self.cached_generator.cache_hits}
+        config = load_user_config()
+        rate = (config.rates or {}).get(self.cached_generator.name)
         if rate:
-            price = (facts["read"] * rate.read + facts["written"] * rate.written) / 1e6
-            facts |= {"price": round(price, 6), "currency": told.currency}
-        return facts
+            price = (statistics["read"] * rate.read + statistics["written"] * rate.written) / 1e6
+            statistics |= {"price": round(price, 6), "currency": config.currency}
+        return statistics
 
-    def first(self) -> dict[str, Any]:
-        """The first prompt and its answer."""
-        return self.inner.first()
+    def sample(self) -> dict[str, Any]:
+        """Return the first prompt and its answer."""
+        return self.inner.sample()
 
 
-def label(first: First) -> str:
-    """What the scores of a run are called in a prompt."""
-    settings = first.record.settings
+def name_scores(first_stage: First) -> str:
+    """Return the name of the first stage's scores in a prompt."""
+    settings = first_stage.record.settings
     return "BM25 score" if settings["retriever"] == "bm25" and not settings["rerankers"] else "search score"
 
 
-def speaker(wanted: Wanted, first: First, own: ResolvedModel | None, find: Callable[[str], ResolvedModel]) -> Speaker:
-    """The speaker of a wish. Behind an endpoint the model is a name that the server knows."""
-    settings = wanted.settings
-    if not isinstance(settings, Pointwise):
-        raise TypeError(f"{wanted.name} asks no language model")
+def build_llm_spec(
+    request: RerankerRequest,
+    first_stage: First,
+    first_stage_model: ResolvedModel | None,
+    resolver: ModelResolver,
+) -> LLMRerankerSpec:
+    """Build the specification. Behind an endpoint, `model` is the name of a model on the server."""
+    settings = request.settings
+    if not isinstance(settings, PointwiseSettings):
+        raise TypeError(f"{request.name} does not use a language model")
     if settings.engine == "endpoint":
         if settings.model is None:
-            raise UsageError("an endpoint serves models by name", f"name it: {wanted.name}:engine=endpoint,model=NAME")
+            raise UsageError(
+                "engine=endpoint needs the name of a model on the server",
+                f"give it: {request.name}:engine=endpoint,model=NAME",
+            )
         chat = Chat(settings.model, Server(Engine("endpoint")), digest(address())[:12])
-        return Speaker(wanted.name, settings, chat, {})
-    if settings.model is None and first.spec is None:
-        raise UsageError(f"{first.record.model} cannot write", f"name a language model: {wanted.name}:model=NAME")
-    name = settings.model or first.record.model
-    candidate = own if own and name in (own.card.name, first.record.model) else find(name)
-    if candidate.lexical:
-        raise UsageError(f"{name} cannot write", "name a language model (retbench list models)")
-    return Speaker(wanted.name, settings, _here(candidate, settings.engine), _told(candidate))
+        return LLMRerankerSpec(request.name, settings, chat, {})
+    if settings.model is None and first_stage.spec is None:
+        raise UsageError(
+            f"{first_stage.record.model} is not a language model and cannot generate an answer",
+            f"name a language model: {request.name}:model=NAME",
+        )
+    model = resolver.resolve_or_reuse(settings.model, first_stage, first_stage_model)
+    if model.lexical:
+        raise UsageError(
+            f"{settings.model or first_stage.record.model} is a lexical model and cannot generate an answer",
+            "name a language model (retbench list models)",
+        )
+    generator = _build_generator(model, settings.engine)
+    return LLMRerankerSpec(request.name, settings, generator, make_portable_card(model.card))
 
 
-def _here(candidate: ResolvedModel, engine: str) -> Generator:
-    card, weights = candidate.card, candidate.weights
+def _build_generator(model: ResolvedModel, engine: str) -> Generator:
+    card, weights = model.card, model.weights
     config = read_json(weights.folder / "config.json")
-    context = card.context_length or config.get("max_position_embeddings") or 2048
-    told = (card.name, weights.folder, weights.fingerprint, default_dtype(card, True), context)
+    context_length = card.context_length or config.get("max_position_embeddings") or 2048
+    arguments = (card.name, weights.folder, weights.fingerprint, default_dtype(card, True), context_length)
     if engine == "vllm":
-        return Writer(*told)
-    return Local(*told, device())
-
-
-def _told(candidate: ResolvedModel) -> dict[str, Any]:
-    card = asdict(candidate.card)
-    if card["weights"] and card["weights"]["path"]:
-        card["weights"]["path"] = Path(card["weights"]["path"]).name
-    return card
+        return Writer(*arguments)
+    return Local(*arguments, device())

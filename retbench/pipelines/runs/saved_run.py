@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards import catalog, toml_parser
-from retbench.cards.checksums import sha256
+from retbench.cards.checksums import cached_sha256
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
@@ -25,7 +25,7 @@ from retbench.records.results_folder import RECORD, Ledger, Run, read
 from retbench.records.scored_run import raw_scores
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.key import digest
+from retbench.store.digest import digest
 
 FOREIGN = Method("run", "a run of another system", "ours", "a TREC run file", "mean")
 
@@ -67,7 +67,7 @@ def ours(folder: Path, collection: Collection | None = None, card: TaskCard | No
 
 def foreign(file: Path, task: str, out: Path, command: str) -> tuple[First, Path]:
     """A run of another system, scored here and kept as a run of ours: it stands in the board beside its reranking."""
-    card = catalog.task(task)
+    card = catalog.find_task_card(task)
     collection = open_collection(card)
     ranking = _ranking(scored_run(file), collection, file).prepared(collection, card.same_id == "drop", card.depth)
     named = ranking.named(collection)
@@ -80,7 +80,7 @@ def foreign(file: Path, task: str, out: Path, command: str) -> tuple[First, Path
 
 def _record(file: Path, card: TaskCard, collection: Collection, scores: dict[str, float], command: str) -> Record:
     settings: dict[str, Any] = {
-        "encoder": None, "lexical": None, "retriever": "run", "engine": "none", "run": sha256(file), "rerankers": [],
+        "encoder": None, "lexical": None, "retriever": "run", "engine": "none", "run": cached_sha256(file), "rerankers": [],
         "fields": card.fields, "same_id": card.same_id, "excluded": card.excluded, "relevant_from": card.relevant_from,
         "depth": card.depth, "protocol": card.protocol, "split": card.split, "sample": None,
         "collection": collection.fingerprint,
@@ -128,7 +128,9 @@ def _ranking(found: dict[str, list[tuple[str, float]]], collection: Collection, 
 
 def card_of(kind: Any, facts: dict[str, Any]) -> Any:
     """A card as a record holds it: what was not set is null there, and absent in a card."""
-    return toml_parser.convert(kind, _set(json.loads(json.dumps(facts))), toml_parser.Place(Path(RECORD), ""))
+    return toml_parser.convert_value(
+        kind, _set(json.loads(json.dumps(facts))), toml_parser.CardLocation(Path(RECORD), "")
+    )
 
 
 def _set(value: Any) -> Any:

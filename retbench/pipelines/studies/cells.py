@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retbench.cards import catalog
-from retbench.cards.default_methods import methods_of
+from retbench.cards.default_methods import resolve_methods
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.study import Stage, Study
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation.request import Request
-from retbench.store.key import digest
+from retbench.store.digest import digest
 
 VERBS = {  # the verbs a stage can have, and the options each takes; sample and set are the stage's own
     "run": {"rerank", "engine", "weights"},
@@ -48,7 +48,7 @@ def slots(plan: Study, stage: Stage) -> Iterator[Slot]:
     """The cells of a stage, in the order they are run: a whole seed before the next one."""
     blocked, asked, tasks = _blocked(stage), _asked(stage), _tasks(stage)
     for seed, model in itertools.product(stage.options.get("seeds", (None,)), stage.models):
-        card, kind = _known(catalog.model, model), "the method" if stage.verb == "run" else "the recipe"
+        card, kind = _known(catalog.find_model_card, model), "the method" if stage.verb == "run" else "the recipe"
         for method, found in _methods(stage, card):
             for argument, name, lacks in tasks:
                 missing = [f"the model {model}"] * (card is None) + [f"{kind} {method}"] * (not found)
@@ -87,12 +87,12 @@ def _tasks(stage: Stage) -> list[tuple[str, str, list[str]]]:
     """
     arguments: list[str] = []
     for suite_name in stage.suites:
-        suite = _known(catalog.suites().find, suite_name)
-        arguments += suite.members() if suite else [suite_name]
+        suite = _known(catalog.load_suites().find, suite_name)
+        arguments += suite.expand_tasks() if suite else [suite_name]
     owner: dict[str, str] = {}
     tasks = []
     for argument in dict.fromkeys([*arguments, *stage.tasks]):
-        card = _known(catalog.task, argument)
+        card = _known(catalog.find_task_card, argument)
         name = card.name if card else argument  # what no card knows keeps the name it was given
         first = owner.setdefault(name, argument)
         lacks = [f"the task {argument}"] * (card is None)
@@ -107,12 +107,12 @@ def _methods(stage: Stage, card: ModelCard | None) -> list[tuple[str, bool]]:
         return [(ADAPTOR, True)]
     if stage.verb != "run":
         recipe = str(stage.options.get("recipe", stage.verb))
-        return [(recipe, stage.verb not in VERBS or _known(catalog.recipe, recipe) is not None)]
+        return [(recipe, stage.verb not in VERBS or _known(catalog.find_recipe, recipe) is not None)]
     if card is None:
         return [(name, True) for name in stage.methods or ("-",)]
-    wanted = {name: _known(catalog.method, name) for name in stage.methods}
+    wanted = {name: _known(catalog.find_method, name) for name in stage.methods}
     found: list[Method] = [method for method in wanted.values() if method]
-    usable = methods_of(card, found) if found or not wanted else []
+    usable = resolve_methods(card, found) if found or not wanted else []
     return [(method.name, True) for method in usable] + [(name, False) for name, one in wanted.items() if not one]
 
 
@@ -125,7 +125,7 @@ def _known(find: Callable[[str], T], name: str) -> T | None:
 
 def request(stage: Stage, model: str, method: str, tasks: tuple[str, ...], **rest: Any) -> Request:
     """A model's row of slots as the request it stands for."""
-    cards = [_known(catalog.method, name) for name in stage.methods]
+    cards = [_known(catalog.find_method, name) for name in stage.methods]
     methods = (method,) if method in [card.name for card in cards if card] else ()  # a lexical model's is no card's
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in stage.options.items()

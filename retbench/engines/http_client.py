@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from retbench.cards.engine import Engine
-from retbench.errors import MissingError, ResourceError, UsageError, redacted
+from retbench.errors import MissingError, ResourceError, UsageError, redact_secrets
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Server:
 
 def _refusal(problem: urllib.error.HTTPError) -> Exception:
     """An HTTP status as what it means for the run; the key may be in a server's words and must not get out."""
-    words = redacted(problem.read().decode(errors="replace"))[:SHOWN]
+    words = redact_secrets(problem.read().decode(errors="replace"))[:SHOWN]
     told = f"the endpoint says {problem.code}: {' '.join(words.split())}"
     if problem.code == TOO_MANY or problem.code >= 500:
         asked = problem.headers.get("Retry-After", "")
