@@ -20,10 +20,10 @@ import torch
 
 from retbench.cards.adaptor_recipe import AdaptorRecipe
 from retbench.encoders.adaptor import Adaptor
-from retbench.pipelines.finetuning.train_adaptor import POOL
+from retbench.pipelines.finetuning.train_adaptor import VALIDATION_POOL
 from retbench.retrievers.exact_search import search as nearest
-from retbench.store.shard_store import Block
-from retbench.training.search_adaptor import Lessons, train
+from retbench.store.shard_store import VectorBlock
+from retbench.training.search_adaptor import AdaptorTrainingData, train_with_loss_weights
 
 HERE = Path(__file__).parent
 HELD = 0.2
@@ -51,22 +51,22 @@ def measure(documents: int, queries: int, width: int, recipe: AdaptorRecipe) -> 
     held = round(queries * HELD)
     learned = np.arange(held, queries)
     pairs = np.array([(row, wanted[q], 1) for row, q in enumerate(learned)], dtype=np.int64)
-    lessons = Lessons(asked[held:], vectors, pairs, [{int(wanted[q]): 1} for q in learned])
-    others = np.setdiff1d(np.arange(documents), wanted[:held])[: POOL - held]
+    lessons = AdaptorTrainingData(asked[held:], vectors, pairs, [{int(wanted[q]): 1} for q in learned])
+    others = np.setdiff1d(np.arange(documents), wanted[:held])[: VALIDATION_POOL - held]
     small = np.concatenate((wanted[:held], others))  # of a large corpus, validation looks at this many
     looks: list[float] = []
 
     def score(tensors: dict[str, np.ndarray]) -> float:
         change = Adaptor(tensors)
-        found = nearest(change(asked[:held]), [Block(np.arange(len(small)), change(vectors[small]))], 10).rows
+        found = nearest(change(asked[:held]), [VectorBlock(np.arange(len(small)), change(vectors[small]))], 10).rows
         ranks = [np.flatnonzero(row == q) for q, row in enumerate(found)]
         looks.append(float(np.mean([1 / np.log2(rank[0] + 2) if len(rank) else 0 for rank in ranks])))
         return looks[-1]
 
     started, cpu = time.perf_counter(), time.process_time()
-    best = train(lessons, recipe, recipe.alpha[0], recipe.beta[0], score)
+    best = train_with_loss_weights(lessons, recipe, recipe.alpha[0], recipe.beta[0], score)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    steps = recipe.every * (len(looks) - 1)
+    steps = recipe.eval_steps * (len(looks) - 1)
     return {
         "documents": documents, "queries": queries, "width": width, "steps": steps, "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1), "cpu_seconds_a_step": round(cpu / max(1, steps), 4), "before": round(looks[0], 4),
@@ -79,11 +79,11 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--iterations", type=int, default=AdaptorRecipe.iterations)
+    parser.add_argument("--iterations", type=int, default=AdaptorRecipe.max_steps)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "adaptor.json")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    recipe = AdaptorRecipe(alpha=(0.1,), beta=(0.01,), iterations=options.iterations)
+    recipe = AdaptorRecipe(alpha=(0.1,), beta=(0.01,), max_steps=options.iterations)
     found = measure(options.documents, options.queries, options.width, recipe)
     facts = {
         "command": " ".join(["python", *sys.argv]),

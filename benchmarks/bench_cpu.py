@@ -35,22 +35,22 @@ def ours(options: argparse.Namespace, dtype: str) -> Encode:
     from retbench.encoders.dense_encoder import BackboneEncoder
     from retbench.encoders.embed_texts import Job, embed
     from retbench.encoders.encoder_spec import EncoderSpec
-    from retbench.encoders.prompt_tokenizer import Wording
+    from retbench.encoders.prompt_tokenizer import PromptTokenizer
     from retbench.encoders.shard_tasks import Alone
     from retbench.engines import backbone
     from retbench.retrievers.dense_retriever import budget
-    from retbench.store.shard_store import Store
+    from retbench.store.shard_store import ShardStore
 
     method = Method("bench", "", "exact", "library", "last")  # what sentence-transformers pools of a bare decoder
     spec = EncoderSpec("", method, "", options.length, options.length, dtype)  # type: ignore[arg-type]
     loaded = backbone.load(Path(options.weights), spec.dtype, torch.device("cpu"))
-    encoder = BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, method))
+    encoder = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method))
 
     def encode(texts: list[str]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
             job = Job(Lines(texts), ("text",), "document", budget("cpu", options.threads))  # type: ignore[arg-type]
             vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
-            for block in embed(Alone(lambda: encoder), job, Store(Path(folder)), lambda *_: None):
+            for block in embed(Alone(lambda: encoder), job, ShardStore(Path(folder)), lambda *_: None):
                 vectors[block.rows] = block.vectors
         return vectors
 
@@ -67,9 +67,9 @@ class Lines:
         return len(self.texts)
 
     def __iter__(self) -> Iterator[Any]:
-        from retbench.corpora.rows import Row
+        from retbench.corpora.rows import TextRow
 
-        return (Row(str(number), "", text) for number, text in enumerate(self.texts))
+        return (TextRow(str(number), "", text) for number, text in enumerate(self.texts))
 
 
 def sentence_transformers(options: argparse.Namespace, dtype: str | None) -> Any:

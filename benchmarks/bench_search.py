@@ -21,11 +21,11 @@ import faiss
 import numpy as np
 import torch
 
-from retbench.engines.device import fast_bf16
+from retbench.engines.device import has_fast_bf16
 from retbench.engines.memory import peak_mb
 from retbench.retrievers.exact_search import search
 from retbench.retrievers.ranking import Ranking
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 
 HERE = Path(__file__).parent
 SHARD = 2048
@@ -44,9 +44,9 @@ def unit(rows: int, width: int, seed: int) -> np.ndarray:
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-def shards(matrix: np.ndarray) -> Iterator[Block]:
+def shards(matrix: np.ndarray) -> Iterator[VectorBlock]:
     for at in range(0, len(matrix), SHARD):
-        yield Block(np.arange(at, min(len(matrix), at + SHARD)), matrix[at : at + SHARD])
+        yield VectorBlock(np.arange(at, min(len(matrix), at + SHARD)), matrix[at : at + SHARD])
 
 
 def fastest(call: Callable[[], Any], times: int) -> tuple[dict[str, float], Any]:
@@ -125,7 +125,7 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or HERE / "results" / ("search_memory.json" if options.memory else "search.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "k": options.k, "fast_bf16": fast_bf16()}
+    facts: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "k": options.k, "fast_bf16": has_fast_bf16()}
     facts |= {"torch": torch.__version__, "faiss": faiss.__version__, "python": platform.python_version()}
     if options.memory:
         facts |= memory(options)

@@ -29,10 +29,10 @@ NAME, MODEL, TASK, BATCH, LENGTHS = "bench-train", "smollm2-135m-instruct-q4", "
 def pairs(count: int) -> list[tuple[str, str]]:
     from retbench.cards import catalog
     from retbench.corpora.open_collection import open_collection
-    from retbench.training.training_set import of_collection
+    from retbench.training.training_set import build_training_set
 
-    card = replace(catalog.task(TASK), split="train")
-    training = of_collection(card, open_collection(card))
+    card = replace(catalog.find_task_card(TASK), split="train")
+    training = build_training_set(card, open_collection(card))
     return [(query.text, training.passages[query.positives[0]]) for query in training.queries[:count]]
 
 
@@ -42,14 +42,14 @@ def now() -> Moment:
 
 def ours(steps: int, dtype: str) -> list[Moment]:
     from retbench.cards import catalog
-    from retbench.cards.recipe import changed
+    from retbench.cards.recipe import apply_recipe_options
     from retbench.cards.user_config import cache_folder
     from retbench.pipelines.finetuning.train_encoder import finetune
-    from retbench.training.data import Wish
+    from retbench.training.training_data import TrainingRequest
 
     seconds: list[Moment] = []
     changes = {"optimiser.max_steps": str(steps), "max_minutes": "none", "dtype": dtype, "save_steps": "1000"}
-    recipe = changed(catalog.recipe("quick"), changes)
+    recipe = apply_recipe_options(catalog.find_recipe("quick"), changes)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pairs.jsonl"
         lines = [json.dumps({"query": q, "positives": [p]}) for q, p in pairs(BATCH * steps)]
@@ -60,7 +60,7 @@ def ours(steps: int, dtype: str) -> list[Moment]:
             seconds.append(_since(clock[0]))
             clock[0] = now()
 
-        finetune(Wish(str(file), MODEL, recipe, out=Path(folder) / NAME, report=report))
+        finetune(TrainingRequest(str(file), MODEL, recipe, out=Path(folder) / NAME, report=report))
     (cache_folder() / "model_cards" / f"{NAME}.toml").unlink()  # known by name for a minute
     return seconds
 
@@ -81,7 +81,7 @@ def theirs(steps: int, dtype: str) -> list[Moment]:
     from retbench.cards import catalog
     from retbench.engines import weights
 
-    folder = _plain(weights.obtain(catalog.model(MODEL)).folder)
+    folder = _plain(weights.obtain_weights(catalog.find_model_card(MODEL)).folder)
     base = Transformer(folder, max_seq_length=LENGTHS[1])
     base.tokenizer.pad_token = base.tokenizer.pad_token or base.tokenizer.eos_token
     model = st.SentenceTransformer(modules=[base, Pooling(base.get_embedding_dimension(), "mean")], device="cpu")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from retbench.cards.task import Source, TaskCard
+from retbench.cards.task import SourceSpec, TaskCard
 
 PASSAGES, QUERIES, LENGTH, LIMIT_MB = 8_841_823, 6_980, 335, 2_000
 
@@ -40,7 +40,7 @@ def write(folder: Path, rows: int) -> None:
 
 
 def card(folder: Path) -> TaskCard:
-    return TaskCard("big", Source("folder", path=str(folder)), split="dev")
+    return TaskCard("big", SourceSpec("folder", path=str(folder)), split="dev")
 
 
 def store(folder: Path) -> None:

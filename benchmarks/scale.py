@@ -43,13 +43,13 @@ class Static:
 
     def prepare(self, texts: Iterable[str], role: str) -> Any:
         """Words are numbers already."""
-        from retbench.encoders.prompt_tokenizer import CHUNK, Tokens
-        from retbench.encoders.token_ids import Ids
+        from retbench.encoders.prompt_tokenizer import TEXTS_PER_CHUNK, TokenizedTexts
+        from retbench.encoders.token_ids import TokenIdBuffer
 
-        with Ids() as ids:
-            for chunk in batched(texts, CHUNK):
-                ids.add([list(map(int, text.split())) for text in chunk])
-            return Tokens(ids.flat(), ids.offsets(), 0, 0)
+        with TokenIdBuffer() as ids:
+            for chunk in batched(texts, TEXTS_PER_CHUNK):
+                ids.append([list(map(int, text.split())) for text in chunk])
+            return TokenizedTexts(ids.read_all(), ids.compute_offsets(), 0, 0)
 
     def vectors(self, batch: Any) -> np.ndarray:
         """Sums of rows, at length one."""
@@ -59,29 +59,31 @@ class Static:
 
 def one(documents: int) -> dict[str, Any]:
     from retbench.corpora.collection_cache import compile_collection
-    from retbench.corpora.rows import Judgment, Raw, Row
+    from retbench.corpora.rows import Judgment, RawCollection, TextRow
     from retbench.corpora.texts import Texts
     from retbench.encoders.embed_texts import Job, embed
     from retbench.encoders.shard_tasks import Alone
     from retbench.engines.memory import peak_mb, reset_peak
     from retbench.retrievers.exact_search import search
-    from retbench.store.shard_store import Store
+    from retbench.store.shard_store import ShardStore
 
     draw, encoder = np.random.default_rng(documents), Static()
 
-    def rows() -> Iterable[Row]:
+    def rows() -> Iterable[TextRow]:
         for number in range(documents):
-            yield Row(f"d{number}", "", " ".join(map(str, draw.integers(0, 50_000, 4 + number % WORDS).tolist())))
+            yield TextRow(f"d{number}", "", " ".join(map(str, draw.integers(0, 50_000, 4 + number % WORDS).tolist())))
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        compile_collection(Raw(rows(), [Row("q", "", "1")], {"test": [Judgment("q", "d0", 1)]}), place / "c")
+        compile_collection(
+            RawCollection(rows(), [TextRow("q", "", "1")], {"test": [Judgment("q", "d0", 1)]}), place / "c"
+        )
         texts = Texts.open(place / "c" / "corpus.arrow", "scale")
         queries = encoder.vectors(encoder.prepare((texts[i].text for i in range(QUERIES)), "query"))
         reset_peak()
         base, started, spent = peak_mb(), time.perf_counter(), time.process_time()
         job = Job(texts, ("text",), "document", 65536)
-        blocks = embed(Alone(lambda: encoder), job, Store(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
+        blocks = embed(Alone(lambda: encoder), job, ShardStore(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
         found = search(queries, blocks, K)
         seconds, cpu = time.perf_counter() - started, time.process_time() - spent
         assert all(rows[0] == row for row, rows in enumerate(found.rows))

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from retbench.store.shard_store import write_whole
+from retbench.store.shard_store import write_file_atomically
 from tests import tiny
 
 MINUTES = float(os.environ.get("RETBENCH_SOAK_MINUTES", "5"))
@@ -99,7 +99,7 @@ class Soak:
         names = [str(collection(self.folder / f"task-{n}", n, DOCUMENTS, QUERIES)) for n in range(tasks)]
         lists = {"models": ["bm25", str(self.model)], "tasks": names, "methods": list(METHODS)}
         stage = "\n".join(f"{key} = {json.dumps(value)}" for key, value in lists.items())
-        write_whole(plan, f'name = "soak"\ntitle = "Soak"\n[[stages]]\nname = "all"\n{stage}\n'.encode())
+        write_file_atomically(plan, f'name = "soak"\ntitle = "Soak"\n[[stages]]\nname = "all"\n{stage}\n'.encode())
         return plan
 
     def run(self, name: str, seed: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.devices import collection
 from retbench.cards.user_config import cache_folder
-from retbench.cli.progress import Pace
+from retbench.cli.progress import PhaseProgress
 from retbench.pipelines.evaluation.evaluate import evaluate
 from retbench.pipelines.evaluation.request import Request
 from retbench.records.phase_timer import Reach, Silent
@@ -36,12 +36,12 @@ class Watch(Silent):
 
     def begin(self, phase: str, unit: str, reach: Reach) -> None:
         """A phase starts."""
-        self.phase, self.pace = phase, Pace(unit)
+        self.phase, self.pace = phase, PhaseProgress(unit)
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
         """Some more of it is done."""
-        self.pace.step(done, total, tokens, left)
-        seconds = self.pace.seconds_left()
+        self.pace.add(done, total, tokens, left)
+        seconds = self.pace.estimate_seconds_left()
         if "documents" in self.phase and seconds is not None:
             self.told.append((time.monotonic(), seconds))
 

@@ -1,6 +1,6 @@
 """Prints where the fetched weights of the CPU bench lie."""
 
-from retbench.engines.weights_cache import place
+from retbench.engines.weights_cache import get_weights_folder
 
 if __name__ == "__main__":
-    print(place("smollm2-135m-instruct-q4"))
+    print(get_weights_folder("smollm2-135m-instruct-q4"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from retbench.pipelines.mteb_bridge.search_model import InsideMteb
+    from retbench.pipelines.mteb_bridge.search_model import MtebSearchModel
     from retbench.records.cell import Cell
     from retbench.reports.comparison import Comparison
 
@@ -64,7 +64,7 @@ def compare(
 
 def as_mteb(
     model: str, method: str | None = None, *, weights: str | None = None, overrides: dict[str, Any] | None = None
-) -> "InsideMteb":
+) -> "MtebSearchModel":
     """A model of ours as a model of mteb's (its search protocol), with our encoding, store and search."""
     from retbench.pipelines.mteb_bridge.search_model import as_mteb as story
 

@@ -25,7 +25,7 @@ import numpy as np
 from retbench.cards.method import Role
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Tokens, Wording
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation import evaluate
 from retbench.pipelines.evaluation.request import Request
@@ -42,15 +42,15 @@ class HashEncoder:
     """Vectors out of the digest of the token ids: no model, and still one text one vector."""
 
     spec: EncoderSpec
-    wording: Wording | None
+    wording: PromptTokenizer | None
     dimension: int = WIDTH
     kernel: str = "none"
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         assert self.wording
-        return self.wording.tokens(texts, role, self.spec.limit(role))
+        return self.wording.tokenize(texts, role, self.spec.get_limit(role))
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
         seeds = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little") for ids in batch]
         drawn = np.stack([np.random.default_rng(seed).standard_normal(self.dimension) for seed in seeds])
         return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
@@ -67,11 +67,11 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
         time.sleep(self.delay)
         with self.log.open("a") as out:
             out.write("x\n" * len(batch))
-        return self.inner.vectors(batch)
+        return self.inner.encode(batch)
 
 
 @dataclass(frozen=True)

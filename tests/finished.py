@@ -11,7 +11,7 @@ from retbench.cards.task import SourceSpec, TaskCard
 from retbench.records.failure import Failure
 from retbench.records.record import Record
 from retbench.records.results_folder import Ledger, Run
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 METRIC = "ndcg_at_10"
 NASTY = "<img src=x onerror=alert(1)>|`&\\_^~{}$%#\"'*[x](y)\n=cmd"
@@ -35,7 +35,7 @@ def finish(
     queries = [f"q{number:03}" for number in range(len(scores))]
     model_card = ModelCard(model, **{"kind": "lexical", "lexical": LexicalSettings(), **card})
     task_card = TaskCard(task, SourceSpec("folder", path=task), suite)
-    stamp = fingerprint or digest([task, queries])
+    stamp = fingerprint or compute_digest([task, queries])
     facts = {
         "encoder": None, "lexical": {"name": model}, "retriever": "bm25", "engine": "bm25s", "rerankers": [],
         "fields": ["title", "text"], "same_id": "keep", "depth": 100, "protocol": "standard", "split": "test",
@@ -52,7 +52,7 @@ def finish(
     }
     counts = {"documents": 3, "queries": len(queries), "judgments": 3, "fingerprint": stamp, "corpus": stamp}
     record = Record(
-        model, method, task, suite, digest(facts)[:12], facts, cards, counts, {},
+        model, method, task, suite, compute_digest(facts)[:12], facts, cards, counts, {},
         {"cpu": "a processor", "packages": {}}, costs, {METRIC: sum(scores) / len(scores)},
         f"retbench run --model {model}", created,
     )  # fmt: skip

@@ -39,9 +39,9 @@ from retbench.cards.task import TaskCard
 from retbench.corpora import folder_source as layout
 from retbench.corpora.collection_cache import compile_collection, read_manifest
 from retbench.engines import gguf
-from retbench.engines.embeddings_client import Endpoint
-from retbench.engines.fingerprints import read_json
-from retbench.engines.http_client import PassingError, Server
+from retbench.engines.embeddings_client import EmbeddingsClient
+from retbench.engines.fingerprints import read_json_object
+from retbench.engines.http_client import TransientError, EndpointServer
 from retbench.errors import RetbenchError
 from retbench.records.failure import Failure, read_failure
 from retbench.records.load_run import scored_run
@@ -191,8 +191,8 @@ def _answer(file: Path) -> None:
 
 def _vectors(file: Path) -> None:
     try:
-        Endpoint(Server(Engine("endpoint")), "m")._read(file.read_bytes(), ["a", "b"])
-    except PassingError:
+        EmbeddingsClient(EndpointServer(Engine("endpoint")), "m")._parse_vectors(file.read_bytes(), ["a", "b"])
+    except TransientError:
         return
 
 
@@ -265,11 +265,11 @@ TARGETS = (
     Target("manifest.json", lambda: [(_stored() / "manifest.json").read_bytes()], _manifest),
     Target("checksums.json", _json({"/x": {"size": 1, "mtime_ns": 2, "inode": 3, "sha256": "00"}}), _notes),
     Target("pins.toml", lambda: [b'[models."a"]\nrevision = "r"\nfingerprint = "f"\n'], _pins),
-    Target("config.json", _json({"model_type": "llama", "num_hidden_layers": 2}), read_json),
+    Target("config.json", _json({"model_type": "llama", "num_hidden_layers": 2}), read_json_object),
     Target("published.toml", partial(_cards, "retbench/**/references/*.toml"), published_tables.read),
     Target("rerank answer", lambda: [b"[2] > [1] > [5] > [4] > [3]", b"<think>1</think>[3, 1]"], _answer),
     Target("endpoint answer", _json(VECTORS), _vectors),
-    Target("model.gguf", _gguf_samples, gguf.header),
+    Target("model.gguf", _gguf_samples, gguf.read_header),
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.engines import memory
 from retbench.pipelines.runs import saved_run
-from retbench.training.search_adaptor import Learned, Lessons, Net, losses, search, train
+from retbench.training.search_adaptor import TrainedAdaptor, AdaptorTrainingData, AdaptorNet, compute_losses, search_loss_weights, train_with_loss_weights
 from tests import small
 from tests.test_run import call, cells
 
@@ -32,14 +32,14 @@ def drawn(*shape: int, seed: int = 0) -> np.ndarray:
 
 def test_losses_are_the_plain_sums() -> None:
     torch.manual_seed(0)
-    net, guess = Net(WIDTH, zero=False), Net(WIDTH, zero=False)
+    net, guess = AdaptorNet(WIDTH, zero=False), AdaptorNet(WIDTH, zero=False)
     queries, documents, negatives = drawn(3, WIDTH), drawn(3, WIDTH, seed=1), drawn(3, 2, WIDTH, seed=2)
     grades, gaps = np.array([2.0, 1.0, 1.0]), np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
-    found = losses(net, guess, *map(torch.from_numpy, (queries, documents, negatives)),
+    found = compute_losses(net, guess, *map(torch.from_numpy, (queries, documents, negatives)),
                    torch.from_numpy(grades).float(), torch.from_numpy(gaps).float())  # fmt: skip
 
-    def moved(part: Net, vector: np.ndarray) -> np.ndarray:
-        t = part.tensors()
+    def moved(part: AdaptorNet, vector: np.ndarray) -> np.ndarray:
+        t = part.copy_tensors()
         hidden = np.maximum(t["first.weight"] @ vector + t["first.bias"], 0)
         return np.asarray(t["last.weight"] @ hidden + t["last.bias"])
 
@@ -62,15 +62,15 @@ def test_losses_are_the_plain_sums() -> None:
 
 def test_step_0_changes_nothing() -> None:
     vectors = drawn(5, WIDTH)
-    assert np.allclose(Adaptor(Net(WIDTH, zero=True).tensors())(vectors), vectors, atol=1e-7)
+    assert np.allclose(Adaptor(AdaptorNet(WIDTH, zero=True).copy_tensors())(vectors), vectors, atol=1e-7)
 
 
-def turned() -> tuple[Lessons, np.ndarray]:
+def turned() -> tuple[AdaptorTrainingData, np.ndarray]:
     """Queries whose documents lie in another corner: a small net can learn the way, and nothing else finds them."""
     documents = drawn(60, WIDTH)
     queries = documents[:40] * np.array([-1, -1, -1, -1, 1, 1, 1, 1], dtype=np.float32)
     pairs = np.array([(row, row, 1) for row in range(30)])
-    return Lessons(queries, documents, pairs, [{row: 1} for row in range(40)]), queries[30:]
+    return AdaptorTrainingData(queries, documents, pairs, [{row: 1} for row in range(40)]), queries[30:]
 
 
 def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
@@ -81,18 +81,18 @@ def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
         best = (change(held) @ change(lessons.documents).T).argmax(1)
         return float(np.mean(best == np.arange(30, 40)))
 
-    recipe = AdaptorRecipe(rate=1e-2, iterations=300, patience=300, alpha=(0.0,), beta=(0.0, 0.01))
-    told: list[Learned] = []
-    best = search(lessons, recipe, score, told.append)
+    recipe = AdaptorRecipe(learning_rate=1e-2, max_steps=300, patience=300, alpha=(0.0,), beta=(0.0, 0.01))
+    told: list[TrainedAdaptor] = []
+    best = search_loss_weights(lessons, recipe, score, told.append)
     assert [(one.alpha, one.beta) for one in told] == [(0.0, 0.0), (0.0, 0.01)]
-    assert best.score == max(one.score for one in told) > score(Net(WIDTH, zero=True).tensors()) + 0.2
-    again = search(lessons, recipe, score, told.append)
+    assert best.score == max(one.score for one in told) > score(AdaptorNet(WIDTH, zero=True).copy_tensors()) + 0.2
+    again = search_loss_weights(lessons, recipe, score, told.append)
     assert all(np.array_equal(best.tensors[name], again.tensors[name]) for name in best.tensors)
 
 
 def test_one_layer_is_a_plain_linear_map_and_starts_at_nothing() -> None:
     lessons, held = turned()
-    tensors = Net(WIDTH, True, 1).tensors()
+    tensors = AdaptorNet(WIDTH, True, 1).copy_tensors()
     assert set(tensors) == {"first.weight", "first.bias"}
     assert np.allclose(Adaptor(tensors)(held), held, atol=1e-7)
     plain = drawn(WIDTH, WIDTH), drawn(WIDTH, seed=1)
@@ -100,19 +100,19 @@ def test_one_layer_is_a_plain_linear_map_and_starts_at_nothing() -> None:
     expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     assert np.allclose(Adaptor({"first.weight": plain[0], "first.bias": plain[1]})(held), expected, atol=1e-6)
     scores = iter(range(100))  # every look is better than the last, so the last one is kept
-    learned = train(lessons, AdaptorRecipe(layers=1, iterations=50), 0.0, 0.0, lambda _: next(scores))
+    learned = train_with_loss_weights(lessons, AdaptorRecipe(layers=1, max_steps=50), 0.0, 0.0, lambda _: next(scores))
     assert set(learned.tensors) == {"first.weight", "first.bias"}
     assert learned.step == 50
 
 
 def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
     lessons, _ = turned()
-    zero = Net(WIDTH, zero=True).tensors()
+    zero = AdaptorNet(WIDTH, zero=True).copy_tensors()
 
     def after(**change: Any) -> dict[str, np.ndarray]:
         scores = iter(range(100))
-        recipe = AdaptorRecipe(iterations=25, **change)
-        return train(lessons, recipe, 0.0, recipe.beta[0], lambda _: next(scores)).tensors
+        recipe = AdaptorRecipe(max_steps=25, **change)
+        return train_with_loss_weights(lessons, recipe, 0.0, recipe.beta[0], lambda _: next(scores)).tensors
 
     assert np.array_equal(after(ranking=0.0, beta=(0.0,))["last.weight"], zero["last.weight"])
     assert not np.array_equal(after(beta=(0.0,))["last.weight"], zero["last.weight"])
@@ -122,7 +122,7 @@ def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
 def test_patience_ends_a_training_that_gets_nowhere() -> None:
     lessons, _ = turned()
     looks: list[float] = []
-    learned = train(lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5)
+    learned = train_with_loss_weights(lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5)
     assert (learned.step, len(looks)) == (0, 3)
     assert np.allclose(Adaptor(learned.tensors)(lessons.queries), lessons.queries, atol=1e-7)
 
@@ -154,7 +154,7 @@ def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
     out = tmp_path / "results"
     (plain,) = cells("run", "--model", model, "--task", task, "--out", out)
     seen: list[int] = []
-    embed = BackboneEncoder.vectors
+    embed = BackboneEncoder.encode
     monkeypatch.setattr(BackboneEncoder, "vectors", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
     facts = trained(model, task, "--name", "moved")
     assert sum(seen) == 17  # the training queries; the corpus was there

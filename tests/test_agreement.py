@@ -42,10 +42,10 @@ def test_an_engine_that_does_other_things_fails(
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from retbench.engines.sentence_transformers_engine import SentenceModel
+    from retbench.engines.sentence_transformers_engine import SentenceTransformersModel
 
-    honest = SentenceModel.vectors
-    monkeypatch.setattr(SentenceModel, "vectors", lambda self, rows: honest(self, rows) + 0.5)
+    honest = SentenceTransformersModel.encode
+    monkeypatch.setattr(SentenceTransformersModel, "vectors", lambda self, rows: honest(self, rows) + 0.5)
     answer = call("verify", run, "--against", "sentence-transformers", "--weights", model)
     assert answer.exit_code == 4
     assert "they do NOT agree" in answer.output

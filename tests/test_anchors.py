@@ -11,8 +11,8 @@ import retbench
 from retbench.cards import catalog
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Wording
-from retbench.encoders.sparse_encoder import parts
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.sparse_encoder import split_rows
 from retbench.engines import backbone, weights
 from tests import plain
 from tests.test_lexical import encoder as lexical_encoder
@@ -57,9 +57,9 @@ def test_bm25_is_where_bm25s_puts_it(name: str, expected: float, tmp_path: Path)
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct-q4", "qwen2.5-coder-1.5b-instruct-q4"])
 @pytest.mark.parametrize("role", ["query", "document"])
 def test_promptreps_ids_on_real_tokenizers(name: str, role: Any) -> None:
-    tokenizer = backbone.tokenizer(weights.obtain(catalog.find_model_card(name)).folder)
+    tokenizer = backbone.tokenizer(weights.obtain_weights(catalog.find_model_card(name)).folder)
     texts = [*TEXTS, "def add(a, b):\n\treturn a + b  # 1,000,000", "  two  spaces\n\n1 line"]
-    found = Wording(tokenizer, catalog.load_methods().find("promptreps")).tokens(texts, role, 64)
+    found = PromptTokenizer(tokenizer, catalog.load_methods().find("promptreps")).tokenize(texts, role, 64)
     for row, text in enumerate(texts):
         assert found[row].tolist() == specified(tokenizer, text, role, 64), text
 
@@ -74,14 +74,14 @@ def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", plain.METHODS)
 def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None:
-    folder = weights.obtain(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
+    folder = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
     method = catalog.find_method(name)
     loaded = backbone.load(folder, "float32", torch.device("cpu")).used(method.attention, method.layer)
     spec = EncoderSpec("weights", method, method.instruction, 64, 64, "float32")
-    made = BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, method, method.instruction))
+    made = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method, method.instruction))
     for role in ("query", "document"):
-        tokens = made.prepare(METHOD_TEXTS, role)
-        vectors = made.vectors(tokens)
+        tokens = made.tokenize(METHOD_TEXTS, role)
+        vectors = made.encode(tokens)
         for row, text in enumerate(METHOD_TEXTS):
             read = plain.METHODS[name](loaded.tokenizer, text, role, 64)
             assert tokens[row].tolist() == read.ids, text
@@ -90,16 +90,16 @@ def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None
 
 @pytest.mark.parametrize(("name", "leaked"), [("scifact", 2), ("codetrans-java-cs", 42)])
 def test_leaks_between_train_and_test_are_found(name: str, leaked: int) -> None:
-    from retbench.training.data import Wish, labelled
+    from retbench.training.training_data import TrainingRequest, load_training_set
 
-    found = labelled(Wish(collection(name), "bm25", catalog.find_recipe("quick")))
+    found = load_training_set(TrainingRequest(collection(name), "bm25", catalog.find_recipe("quick")))
     assert found.facts["leaked_texts"] == leaked
 
 
 def test_terms_of_a_real_decoder_are_those_of_the_whole_language_model() -> None:
-    folder = weights.obtain(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
+    folder = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
     made = lexical_encoder(folder)
-    found = parts(made.vectors(made.prepare(METHOD_TEXTS, "document")))
+    found = split_rows(made.encode(made.tokenize(METHOD_TEXTS, "document")))
     for row, text in enumerate(METHOD_TEXTS):
         state, impacts = lexically_specified(folder, text, "document")
         assert found.dense[row] @ state > 0.9999

@@ -89,7 +89,7 @@ def test_an_archive_is_the_same_collection_as_its_folder(local: tuple[TaskCard, 
 
 
 def test_without_a_fetch_it_is_missing(local: tuple[TaskCard, Path]) -> None:
-    with pytest.raises(MissingError, match="is not here") as caught:
+    with pytest.raises(MissingError, match="is not in the cache") as caught:
         open_collection(local[0])
     assert "retbench fetch small-archive" in caught.value.next_step
 
@@ -116,7 +116,7 @@ def test_sha256_wins_over_md5(local: tuple[TaskCard, Path]) -> None:
 def test_a_broken_download_goes_on_where_it_stopped(served: tuple[TaskCard, type[Server]]) -> None:
     task, server = served
     server.cut_at = 700
-    with pytest.raises(MissingError, match=r"could not be fetched: it ended after 700 bytes") as caught:
+    with pytest.raises(MissingError, match=r"could not be fetched: the download ended after 700 bytes") as caught:
         fetch_collection(task, said)
     assert "what came is kept" in caught.value.next_step
     server.cut_at = None
@@ -168,7 +168,7 @@ def test_the_right_folder_of_many_is_read(tmp_path: Path) -> None:
 
 
 def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no collection 'elsewhere'"):
+    with pytest.raises(DataError, match="has no collection 'elsewhere'"):
         fetched(tmp_path, packed(tmp_path), "elsewhere")
 
 

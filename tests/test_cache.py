@@ -7,7 +7,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from retbench.cli.main import app
-from retbench.store.embedding_cache import place
+from retbench.store.embedding_cache import open_store
 from tests import small, tiny
 
 
@@ -40,15 +40,15 @@ def test_stored_embeddings_are_listed_and_pruned(model: Path, tmp_path: Path) ->
 
 def test_an_unfinished_store_is_pruned_alone(tmp_path: Path) -> None:
     for key in ("begun", "done"):
-        place("m", key).used_by("a cell")
-    place("m", "done").finish({"rows": 0})
+        open_store("m", key).record_use("a cell")
+    open_store("m", "done").write_manifest({"rows": 0})
     assert [stored["key"] for stored in rows("cache", "prune", "--unfinished")] == ["begun"]
     assert [stored["key"] for stored in rows("cache", "list")] == ["done"]
 
 
 def test_a_store_at_work_stays() -> None:
-    store = place("m", "busy")
-    with store.alone():
+    store = open_store("m", "busy")
+    with store.lock():
         answer = call("cache", "prune", "--embeddings")
     assert "1 in use by another process: kept" in answer.stderr
     assert store.folder.exists()

@@ -28,7 +28,7 @@ WRONG = {
     "a number in quotes": (TASK + '[lengths]\nquery = "512"\n', 5, "lengths.query", "expected int", "int"),
     "true is not a number": (TASK + "[lengths]\nquery = true\n", 5, "lengths.query", "found True", "int"),
     "bad literal": (
-        'name = "t"\nsame_id = "drp"\n[source]\nkind = "folder"\n', 2, "same_id", "'drp' is not a choice", "drop"
+        'name = "t"\nsame_id = "drp"\n[source]\nkind = "folder"\n', 2, "same_id", "'drp' is not allowed", "drop"
     ),
     "bad literal in a list": (
         'name = "t"\nfields = ["title", "txt"]\n[source]\nkind = "folder"\n', 2, "fields.2", "'txt' is not a", "text"
@@ -155,7 +155,7 @@ CLAIMS = {
 def test_two_cards_with_one_name_are_both_named(own_cards: OwnCards, claim: str) -> None:
     first = own_cards("model_cards/a.toml", 'name = "first"\naliases = ["one"]\n')
     second = own_cards("model_cards/deeper/b.toml", claim)
-    with pytest.raises(DataError, match="both claim") as caught:
+    with pytest.raises(DataError, match="both define") as caught:
         catalog.load_model_cards()
     assert str(first) in caught.value.cause
     assert str(second) in caught.value.cause
@@ -163,7 +163,7 @@ def test_two_cards_with_one_name_are_both_named(own_cards: OwnCards, claim: str)
 
 def test_a_card_cannot_take_a_shipped_name(own_cards: OwnCards) -> None:
     own = own_cards("model_cards/a.toml", 'name = "bm25"\n')
-    with pytest.raises(DataError, match=r"both claim.*'bm25'") as caught:
+    with pytest.raises(DataError, match=r"both define.*'bm25'") as caught:
         catalog.load_model_cards()
     assert str(own) in caught.value.cause
 
@@ -323,7 +323,7 @@ def test_retbench_toml_is_checked_like_a_card(tmp_path: Path, monkeypatch: pytes
 
 def test_an_impossible_device_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETBENCH_DEVICE", "cdua")
-    with pytest.raises(DataError, match=r"RETBENCH_DEVICE: 'cdua' is not a choice") as caught:
+    with pytest.raises(DataError, match=r"RETBENCH_DEVICE: 'cdua' is not allowed") as caught:
         user_config.load_user_config()
     assert "cuda" in caught.value.next_step
 
@@ -366,7 +366,7 @@ def test_a_path_part_leaves_plain_names_alone(name: str) -> None:
 
 def test_lexical_cards_name_their_variant(own_cards: OwnCards) -> None:
     own_cards("model_cards/mine.toml", 'name = "mine"\nkind = "lexical"\n[lexical]\nvariant = "bm26"\n')
-    with pytest.raises(DataError, match=r"lexical\.variant: 'bm26' is not a choice"):
+    with pytest.raises(DataError, match=r"lexical\.variant: 'bm26' is not allowed"):
         catalog.load_model_cards()
 
 

@@ -41,15 +41,15 @@ def test_bm25_through_mteb_is_bm25_through_retbench(name: str, tmp_path: Path) -
     (cell,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
     found = verify_run(str(cell.record))
     assert found.unexplained == []
-    assert all(verdict.agrees for verdict in found.checks if verdict.referee == "mteb" and not _missing(verdict))
+    assert all(verdict.agrees for verdict in found.checks if verdict.evaluator == "mteb" and not _missing(verdict))
     card = small.card(Path(folder), name=name)
     theirs = mteb_folder.scores(retbench.as_mteb("bm25"), mteb_folder.task(card), tmp_path / "mteb")
-    ours = {v.metric: v.theirs for v in found.checks if v.referee == "mteb, raw scores"}
+    ours = {v.metric: v.theirs for v in found.checks if v.evaluator == "mteb, raw scores"}
     agree(ours, theirs)
 
 
 def _missing(verdict: Any) -> bool:
-    return bool(verdict.reasons) and all("found nothing" in reason for reason in verdict.reasons)
+    return bool(verdict.reasons) and all("have no results" in reason for reason in verdict.reasons)
 
 
 class Encoder:
@@ -63,7 +63,7 @@ class Encoder:
     def encode(self, inputs: Any, *, prompt_type: Any, **_: Any) -> np.ndarray:
         role: Any = "query" if prompt_type.value == "query" else "document"
         texts = ([text.strip() for text in batch["text"]] for batch in inputs)
-        return np.concatenate([self.encoder.vectors(self.encoder.prepare(batch, role)) for batch in texts])
+        return np.concatenate([self.encoder.encode(self.encoder.tokenize(batch, role)) for batch in texts])
 
     def similarity(self, a: Any, b: Any) -> Any:
         import torch

@@ -24,7 +24,7 @@ from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError, MissingError, ResourceError, RetbenchError, UsageError
 from retbench.records.load_run import rankings
 from retbench.records.results_folder import trec, unworded
-from retbench.retrievers.bm25 import BM25
+from retbench.retrievers.bm25 import BM25Index
 
 
 @pytest.fixture
@@ -148,8 +148,8 @@ WRONG: dict[str, tuple[str, int, str | bytes, str]] = {
     "no id": ("queries.jsonl", 3, '{"text": "x"}', "_id is None"),
     "title a number": ("corpus.jsonl", 3, '{"_id": "x", "title": 3}', "title is int, not text"),
     "text a list": ("corpus.jsonl", 3, '{"_id": "x", "text": ["a"]}', "text is list, not text"),
-    "half a character": ("corpus.jsonl", 3, r'{"_id": "x", "text": "\ud83d"}', "half a character in document 'x'"),
-    "half a character in an id": ("corpus.jsonl", 3, r'{"_id": "x\ude00"}', r"half a character in document 'x\ude00'"),
+    "incomplete surrogate pair": ("corpus.jsonl", 3, r'{"_id": "x", "text": "\ud83d"}', "incomplete surrogate pair in document 'x'"),
+    "incomplete surrogate pair in an id": ("corpus.jsonl", 3, r'{"_id": "x\ude00"}', r"incomplete surrogate pair in document 'x\ude00'"),
     "empty query": ("queries.jsonl", 3, '{"_id": "q3", "text": " \\t\\n"}', "query 'q3' is empty"),
     "query without text": ("queries.jsonl", 3, '{"_id": "q3", "title": "Title"}', "query 'q3' is empty"),
     "two columns": ("qrels/test.tsv", 3, "q1\tcoffee", "2 columns"),
@@ -212,9 +212,9 @@ def remove(file: str) -> Callable[[Path], None]:
 
 # (how the folder is spoilt, which error, what its cause says)
 SPOILT: dict[str, tuple[Callable[[Path], None], type[RetbenchError], str]] = {
-    "a document twice": (repeat("corpus.jsonl", 3), DataError, "document id 'coffee' stands twice (1 such ids)"),
-    "a query twice": (repeat("queries.jsonl", 2), DataError, "query id 'q2' stands twice"),
-    "a judgment twice": (repeat("qrels/test.tsv", 2), DataError, "query 'q1' judges document 'tea' twice"),
+    "a document twice": (repeat("corpus.jsonl", 3), DataError, "document id 'coffee' is repeated (1 such ids)"),
+    "a query twice": (repeat("queries.jsonl", 2), DataError, "query id 'q2' is repeated"),
+    "a judgment twice": (repeat("qrels/test.tsv", 2), DataError, "query 'q1' has two judgments of document 'tea'"),
     "no documents": (put("corpus.jsonl", b""), DataError, "the corpus is empty"),
     "only blank lines": (put("corpus.jsonl", b"\n \r\n\n"), DataError, "the corpus is empty"),
     "no queries": (put("queries.jsonl", b""), DataError, "the list of queries is empty"),
@@ -264,7 +264,7 @@ def test_a_fingerprint_that_differs_from_the_card_names_both(folder: Path) -> No
 
 
 def test_a_source_that_is_not_at_hand_is_missing() -> None:
-    with pytest.raises(MissingError, match=r"the collection of far \(org/far\) is not here"):
+    with pytest.raises(MissingError, match=r"the collection of far \(org/far\) is not in the cache"):
         open_collection(TaskCard("far", SourceSpec("hub", repo="org/far")))
 
 
@@ -472,8 +472,8 @@ def test_odd_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path
     assert {path.name for path in own_cache.rglob("*") if path.is_file()} == {
         MANIFEST, "corpus.arrow", "queries.arrow", "judgments-0.arrow", "judgments-1.arrow"
     }  # fmt: skip
-    index = BM25(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
-    rankings = index.search((row.text for row in collection.queries), 100).named(collection)
+    index = BM25Index(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
+    rankings = index.search((row.text for row in collection.queries), 100).to_document_ids(collection)
     lines = [line.split() for line in gzip.decompress(trec(rankings, "bm25:bm25")).decode().splitlines()]
     assert all(len(line) == 6 for line in lines)
     found = [unquote(line[2]) for line in lines if unquote(line[0]) == "../q 7"]

@@ -8,82 +8,82 @@ import numpy as np
 import pytest
 
 from retbench.errors import DataError, ResourceError
-from retbench.store.remote_store import Depot
-from retbench.store.shard_store import Block, Store
+from retbench.store.remote_store import RemoteStorage
+from retbench.store.shard_store import VectorBlock, ShardStore
 
-BLOCK = Block(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
+BLOCK = VectorBlock(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
 
 
 @pytest.fixture(params=["folder", "memory"])
-def depot(request: pytest.FixtureRequest, tmp_path: Path) -> Depot:
+def depot(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteStorage:
     """A folder, and a store of objects that knows no folders."""
-    return Depot(str(tmp_path / "depot") if request.param == "folder" else f"memory://{uuid4().hex}")
+    return RemoteStorage(str(tmp_path / "depot") if request.param == "folder" else f"memory://{uuid4().hex}")
 
 
-def store(tmp_path: Path, name: str = "here", planned: object = None) -> Store:
+def store(tmp_path: Path, name: str = "here", planned: object = None) -> ShardStore:
     folder = tmp_path / name / "model" / "key"
     folder.mkdir(parents=True, exist_ok=True)
-    found = Store(folder, "fp16")
+    found = ShardStore(folder, "fp16")
     if planned:
-        found.plan(lambda: {"budget": planned})
+        found.load_or_create_plan(lambda: {"budget": planned})
     return found
 
 
-def test_what_one_machine_leaves_another_brings(depot: Depot, tmp_path: Path) -> None:
+def test_what_one_machine_leaves_another_brings(depot: RemoteStorage, tmp_path: Path) -> None:
     there, here = store(tmp_path, "there"), store(tmp_path)
-    assert depot.shelf(here).bring(7, here) is None
-    kept = depot.shelf(there).write(7, BLOCK, tokens=12, seconds=1.5)
-    brought = depot.shelf(here).bring(7, here)
+    assert depot.open_shard_store(here).download_shard(7, here) is None
+    kept = depot.open_shard_store(there).write_shard(7, BLOCK, tokens=12, seconds=1.5)
+    brought = depot.open_shard_store(here).download_shard(7, here)
     assert brought is not None
     np.testing.assert_array_equal(brought.vectors, kept.vectors)
-    assert here.has(7)
-    assert here.spent().seconds == 1.5
-    assert not there.has(7)  # a worker's own disk keeps nothing
+    assert here.has_shard(7)
+    assert here.compute_total_cost().seconds == 1.5
+    assert not there.has_shard(7)  # a worker's own disk keeps nothing
 
 
-def test_a_copy_that_was_cut_short_does_not_count(depot: Depot, tmp_path: Path) -> None:
+def test_a_copy_that_was_cut_short_does_not_count(depot: RemoteStorage, tmp_path: Path) -> None:
     here = store(tmp_path)
-    shelf = depot.shelf(here)
-    shelf.write(7, BLOCK, tokens=12, seconds=1.5)
-    vectors, note = (f"{shelf.name}/{file.name}" for file in here.files(7))
-    content = depot.get(vectors) or b""
-    depot.put(vectors, content[:-3])
-    assert shelf.bring(7, here) is None
-    depot.put(vectors, content)
-    assert shelf.bring(7, here) is not None
-    (depot.put(note, b"{"), here.files(7)[1].unlink())
-    assert shelf.bring(7, here) is None
+    shelf = depot.open_shard_store(here)
+    shelf.write_shard(7, BLOCK, tokens=12, seconds=1.5)
+    vectors, note = (f"{shelf.name}/{file.name}" for file in here.get_shard_files(7))
+    content = depot.read_file(vectors) or b""
+    depot.write_file(vectors, content[:-3])
+    assert shelf.download_shard(7, here) is None
+    depot.write_file(vectors, content)
+    assert shelf.download_shard(7, here) is not None
+    (depot.write_file(note, b"{"), here.get_shard_files(7)[1].unlink())
+    assert shelf.download_shard(7, here) is None
 
 
-def test_the_first_plan_is_everybodys(depot: Depot, tmp_path: Path) -> None:
+def test_the_first_plan_is_everybodys(depot: RemoteStorage, tmp_path: Path) -> None:
     first, second = store(tmp_path, "first", planned=64), store(tmp_path, "second")
-    depot.shelf(first).share_plan(first)
-    depot.shelf(second).share_plan(second)
-    assert second.plan(dict) == {"budget": 64}
-    depot.shelf(second).share_plan(second)
+    depot.open_shard_store(first).sync_plan(first)
+    depot.open_shard_store(second).sync_plan(second)
+    assert second.load_or_create_plan(dict) == {"budget": 64}
+    depot.open_shard_store(second).sync_plan(second)
     other = store(tmp_path, "other", planned=32)
     with pytest.raises(DataError, match="under another plan"):
-        depot.shelf(other).share_plan(other)
+        depot.open_shard_store(other).sync_plan(other)
 
 
-def test_without_a_plan_anywhere_there_is_nothing_to_share(depot: Depot, tmp_path: Path) -> None:
+def test_without_a_plan_anywhere_there_is_nothing_to_share(depot: RemoteStorage, tmp_path: Path) -> None:
     here = store(tmp_path)
-    depot.shelf(here).share_plan(here)
-    assert not here.planned()
+    depot.open_shard_store(here).sync_plan(here)
+    assert not here.has_plan()
 
 
-def test_a_record_is_copied_last(depot: Depot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_copied_last(depot: RemoteStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "results" / "suite" / "task" / "model" / "0123"
     run.mkdir(parents=True)
     for name in ("record.json", "run.trec.gz", "sample.json"):
         (run / name).write_text(json.dumps(name))
     seen: list[str] = []
-    put = Depot.put
-    monkeypatch.setattr(Depot, "put", lambda self, name, content: (seen.append(name), put(self, name, content)))
-    depot.keep(run, tmp_path / "results")
+    put = RemoteStorage.write_file
+    monkeypatch.setattr(RemoteStorage, "put", lambda self, name, content: (seen.append(name), put(self, name, content)))
+    depot.upload_run(run, tmp_path / "results")
     assert sorted(seen) == [f"results/suite/task/model/0123/{file.name}" for file in sorted(run.iterdir())]
     assert seen[-1].endswith("record.json")
-    assert depot.get(seen[0]) == (run / "run.trec.gz").read_bytes()
+    assert depot.read_file(seen[0]) == (run / "run.trec.gz").read_bytes()
 
 
 # What cannot be reached
@@ -95,5 +95,5 @@ def test_a_place_that_cannot_be_used_is_told(address: str, tmp_path: Path) -> No
     (tmp_path / "file").touch()
     here = store(tmp_path)
     with pytest.raises(ResourceError, match="cannot be used") as caught:
-        Depot(address.format(tmp=tmp_path)).shelf(here).write(7, BLOCK, tokens=1, seconds=1.0)
+        RemoteStorage(address.format(tmp=tmp_path)).open_shard_store(here).write_shard(7, BLOCK, tokens=1, seconds=1.0)
     assert "docs/cluster.md" in caught.value.next_step

@@ -20,11 +20,11 @@ from retbench.cards.engine import Engine
 from retbench.cards.study import Stage, Study
 from retbench.encoders.embed_texts import Job, embed
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.shard_tasks import Survey, Tell
 from retbench.engines import device
-from retbench.engines.fingerprints import of_folder
-from retbench.engines.weights import obtain
+from retbench.engines.fingerprints import compute_folder_fingerprint
+from retbench.engines.weights import obtain_weights
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError, UsageError
 from retbench.pipelines.evaluation import evaluate
 from retbench.pipelines.evaluation.request import Request
@@ -35,7 +35,7 @@ from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.studies import run as run_module
 from retbench.records.phase_timer import Reach, Silent
 from retbench.retrievers.dense_retriever import Dense
-from retbench.store.shard_store import Block, Store
+from retbench.store.shard_store import VectorBlock, ShardStore
 from tests import small
 
 ROWS = 40
@@ -76,7 +76,7 @@ def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_is_one_device_whose_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_workers.memory, "threads", lambda: 8)
-    assert device.device().type == "cpu"
+    assert device.get_device().type == "cpu"
     assert [seat.threads for seat in local_workers.seats(0)] == [8]
     assert [seat.threads for seat in local_workers.seats(3)] == [2, 2, 2]
     assert [seat.threads for seat in local_workers.seats(9)] == [1] * 9
@@ -114,7 +114,7 @@ class Player:
     orders: list[int] = field(default_factory=list)
 
     def ask(self, order: Order, tell: Tell) -> Done | Exception:
-        if isinstance(order.task, Tokens):
+        if isinstance(order.task, TokenizedTexts):
             return Done(Survey("none", 2, 16, 1), 5.0)
         self.orders.append(order.task.shard)
         if self.waits_for:
@@ -127,7 +127,7 @@ class Player:
             return self.answer
         assert order.sink
         vectors = np.stack([np.cos(order.task.rows), np.sin(order.task.rows)], axis=1).astype(np.float32)
-        order.sink.write(order.task.shard, Block(order.task.rows, vectors), 1, 0.5)
+        order.sink.write_shard(order.task.shard, VectorBlock(order.task.rows, vectors), 1, 0.5)
         tell(len(order.task.rows) - order.task.sizes[0], 1)
         return Done(None, 7.0)
 
@@ -142,19 +142,19 @@ class Player:
 class Counted(worker_pool.Shared):
     """The team's side, with words in place of tokens."""
 
-    def prepare(self, texts: Any, role: Any) -> Tokens:
+    def prepare(self, texts: Any, role: Any) -> TokenizedTexts:
         rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts]
-        return Tokens(np.concatenate(rows), np.concatenate(([0], np.cumsum([len(row) for row in rows]))), 0, 0)
+        return TokenizedTexts(np.concatenate(rows), np.concatenate(([0], np.cumsum([len(row) for row in rows]))), 0, 0)
 
 
-def played(folder: Path, *players: Player, told: Callable[..., None] = lambda *_: None) -> list[Block]:
+def played(folder: Path, *players: Player, told: Callable[..., None] = lambda *_: None) -> list[VectorBlock]:
     job = Job(Rows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
     with Team([partial(lambda one: one, player) for player in players], "cpu", 1) as team:
         shared = Counted(team, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
-        return list(embed(shared, job, Store(folder), told))
+        return list(embed(shared, job, ShardStore(folder), told))
 
 
-def complete(blocks: list[Block]) -> bool:
+def complete(blocks: list[VectorBlock]) -> bool:
     return sorted(int(row) for block in blocks for row in block.rows) == list(range(ROWS))
 
 
@@ -169,7 +169,7 @@ def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: py
     assert "exit code -9: what it was at goes to the others" in caplog.text
     assert sum(done for done, _ in seen) == ROWS  # what came to nothing is not counted
     assert {total for _, total in seen} == {ROWS}
-    assert Store(tmp_path / "s").finished() == {"peak_memory_mb": 7.0, "workers": 2}
+    assert ShardStore(tmp_path / "s").read_manifest() == {"peak_memory_mb": 7.0, "workers": 2}
 
 
 def test_shards_come_in_order_whoever_made_them(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
 
 def test_other_weights_on_a_workers_machine_are_refused(model: Path) -> None:
     card = catalog.find_model_card(str(model))
-    local = obtain(card)
-    assert worker_pool.Model(card, local, Engine(), of_folder(model)).candidate().weights == local
+    local = obtain_weights(card)
+    assert worker_pool.Model(card, local, Engine(), compute_folder_fingerprint(model)).candidate().weights == local
     with pytest.raises(DataError, match="are not those of this machine"):
         worker_pool.Model(card, local, Engine(), "another").candidate()

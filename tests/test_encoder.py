@@ -12,11 +12,11 @@ from retbench.corpora.texts import Texts
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.embed_texts import Job, embed
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.shard_tasks import Alone
 from retbench.engines import backbone
 from retbench.errors import DataError
-from retbench.store.shard_store import Store
+from retbench.store.shard_store import ShardStore
 from tests import tiny
 from tests.small import DOCUMENTS
 
@@ -45,7 +45,7 @@ def encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
     facts = {"query_limit": 64, "document_limit": 64, "dtype": "float32", **changes}
     spec = EncoderSpec("weights", catalog.load_methods().find(method), "", **facts)
     loaded = backbone.load(folder, spec.dtype, torch.device("cpu"))
-    return BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, spec.method))
+    return BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, spec.method))
 
 
 def plain(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
@@ -62,8 +62,8 @@ def plain(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
 @pytest.mark.parametrize("method", ["last", "mean", "promptreps"])
 def test_a_padded_batch_gives_the_vectors_of_single_texts(decoder: Path, method: str) -> None:
     made = encoder(decoder, method)
-    tokens = made.prepare(TEXTS, "document")
-    vectors = made.vectors(tokens)
+    tokens = made.tokenize(TEXTS, "document")
+    vectors = made.encode(tokens)
     assert vectors.dtype == np.float32
     for row in range(len(TEXTS)):
         assert vectors[row] @ plain(decoder, tokens[row].tolist(), made.spec.method.pooling) > 0.99999
@@ -86,8 +86,8 @@ def test_what_attends_in_both_directions_does_not_see_padding(
     folder = other(tmp_path, kind, **config)
     made = encoder(folder, "mean")
     assert not made.backbone.causal
-    tokens = made.prepare(TEXTS, "query")
-    vectors = made.vectors(tokens)
+    tokens = made.tokenize(TEXTS, "query")
+    vectors = made.encode(tokens)
     for row in range(len(TEXTS)):
         assert vectors[row] @ plain(folder, tokens[row].tolist(), "mean") > 0.99999
 
@@ -96,8 +96,8 @@ def test_capped_scores_are_computed_step_by_step(tmp_path: Path) -> None:
     folder = other(tmp_path, "gemma2", **GEMMA)
     made = encoder(folder, "last")
     assert (made.backbone.causal, made.kernel) == (True, "eager")
-    tokens = made.prepare(TEXTS, "query")
-    for vector, row in zip(made.vectors(tokens), range(len(TEXTS)), strict=True):
+    tokens = made.tokenize(TEXTS, "query")
+    for vector, row in zip(made.encode(tokens), range(len(TEXTS)), strict=True):
         assert vector @ plain(folder, tokens[row].tolist(), "last") > 0.99999
 
 
@@ -111,7 +111,7 @@ def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
     return Texts.open(tmp_path / "compiled" / "corpus.arrow", "print")
 
 
-def gathered(made: Any, job: Job, store: Store) -> np.ndarray:
+def gathered(made: Any, job: Job, store: ShardStore) -> np.ndarray:
     matrix = np.zeros((len(job.texts), made.dimension), dtype=np.float32)
     for block in embed(Alone(lambda: made), job, store, lambda *step: None):
         matrix[block.rows] = block.vectors
@@ -119,7 +119,7 @@ def gathered(made: Any, job: Job, store: Store) -> np.ndarray:
 
 
 def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
-    made, job, store = encoder(decoder, "mean"), None, Store(tmp_path / "store")
+    made, job, store = encoder(decoder, "mean"), None, ShardStore(tmp_path / "store")
     job = Job(texts(tmp_path), ("title", "text"), "document", 256)
     first = gathered(made, job, store)
 
@@ -134,14 +134,14 @@ def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
 def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Path) -> None:
     made = encoder(decoder, "mean")
     job = Job(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
-    whole = gathered(made, job, Store(tmp_path / "whole"))
+    whole = gathered(made, job, ShardStore(tmp_path / "whole"))
     seen: list[int] = []
-    broken = Store(tmp_path / "broken")
+    broken = ShardStore(tmp_path / "broken")
     blocks = embed(Alone(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0)))
     next(blocks), next(blocks)
     blocks.close()
     assert sum(seen) == 20
-    assert not broken.complete()
+    assert not broken.is_complete()
     seen.clear()
     resumed = np.zeros_like(whole)
     for block in embed(
@@ -153,7 +153,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Pa
 
 
 def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:
-    made, store = encoder(decoder, "mean"), Store(tmp_path / "store")
+    made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
     job = Job(texts(tmp_path), ("title", "text"), "document", 256)
     first = gathered(made, job, store)
     file = store.folder / "shard-00000.safetensors"
@@ -169,26 +169,26 @@ def test_a_vector_that_is_no_number_names_its_document(decoder: Path, tmp_path: 
         made.backbone.model.get_input_embeddings().weight.fill_(float("nan"))
     job = Job(texts(tmp_path), ("title", "text"), "document", 256)
     with pytest.raises(DataError, match=r"vector of document '.*' is zero or not a number"):
-        gathered(made, job, Store(tmp_path / "store"))
+        gathered(made, job, ShardStore(tmp_path / "store"))
 
 
 def test_the_key_follows_every_fact(tmp_path: Path) -> None:
     spec = EncoderSpec("weights", catalog.load_methods().find("promptreps"), "", 64, 64, "float32")
     job = Job(texts(tmp_path), ("title", "text"), "document", 256)
-    base = job.key(spec.vector_facts("document"))
+    base = job.key(spec.describe_vectors("document"))
     from dataclasses import replace
 
     other_letter = replace(spec, method=replace(spec.method, document=spec.method.document.replace("one", "One")))
     changes = {
-        "a letter of the prompt": job.key(other_letter.vector_facts("document")),
-        "the length": job.key(replace(spec, document_limit=63).vector_facts("document")),
-        "the dtype": job.key(replace(spec, dtype="bfloat16").vector_facts("document")),
-        "the weights": job.key(replace(spec, weights="others").vector_facts("document")),
-        "the field policy": replace(job, fields=("text",)).key(spec.vector_facts("document")),
-        "the role": replace(job, role="query").key(spec.vector_facts("query")),
-        "the texts": replace(job, texts=job.texts.take([1, 0])).key(spec.vector_facts("document")),
+        "a letter of the prompt": job.key(other_letter.describe_vectors("document")),
+        "the length": job.key(replace(spec, document_limit=63).describe_vectors("document")),
+        "the dtype": job.key(replace(spec, dtype="bfloat16").describe_vectors("document")),
+        "the weights": job.key(replace(spec, weights="others").describe_vectors("document")),
+        "the field policy": replace(job, fields=("text",)).key(spec.describe_vectors("document")),
+        "the role": replace(job, role="query").key(spec.describe_vectors("query")),
+        "the texts": replace(job, texts=job.texts.take([1, 0])).key(spec.describe_vectors("document")),
     }
     assert all(key != base for key in changes.values()), changes
     queries_only = replace(spec, query_limit=1, method=replace(spec.method, query="{text}", title="renamed"))
-    assert job.key(queries_only.vector_facts("document")) == base
-    assert replace(job, budget=1).key(spec.vector_facts("document")) == base
+    assert job.key(queries_only.describe_vectors("document")) == base
+    assert replace(job, budget=1).key(spec.describe_vectors("document")) == base

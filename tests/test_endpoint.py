@@ -11,9 +11,9 @@ import pytest
 from retbench.cards import catalog
 from retbench.cards.engine import Engine, parse_engine
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.external_encoders import TextEncoder
-from retbench.engines.embeddings_client import Endpoint
-from retbench.engines.http_client import Server
+from retbench.encoders.external_encoders import EndpointEncoder
+from retbench.engines.embeddings_client import EmbeddingsClient
+from retbench.engines.http_client import EndpointServer
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
 from tests import serving
 from tests.test_run import call, cells
@@ -35,12 +35,12 @@ def waits() -> list[float]:
     return []
 
 
-def made(waits: list[float], **options: Any) -> Endpoint:
-    return Endpoint(Server(Engine("endpoint", **options), sleep=waits.append), "some-model")
+def made(waits: list[float], **options: Any) -> EmbeddingsClient:
+    return EmbeddingsClient(EndpointServer(Engine("endpoint", **options), sleep=waits.append), "some-model")
 
 
 def test_vectors_come_back_in_the_order_of_the_texts(server: serving.Server, waits: list[float]) -> None:
-    found = made(waits, texts=2).vectors(TEXTS)
+    found = made(waits, texts=2).embed_texts(TEXTS)
     assert np.allclose(found, [serving.vector(text) for text in TEXTS])
     assert [len(body["input"]) for body in server.asked] == [2, 2, 1]
     assert set(server.keys) == {f"Bearer {SECRET}"}
@@ -62,21 +62,21 @@ def test_vectors_come_back_in_the_order_of_the_texts(server: serving.Server, wai
 )
 def test_what_may_pass_is_tried_again(server: serving.Server, waits: list[float], fault: Any, wait: float) -> None:
     server.faults = [fault]
-    assert np.allclose(made(waits).vectors(TEXTS), [serving.vector(text) for text in TEXTS])
+    assert np.allclose(made(waits).embed_texts(TEXTS), [serving.vector(text) for text in TEXTS])
     assert waits == [wait]
     assert len(server.asked) == 2
 
 
 def test_no_answer_in_time_is_tried_again(server: serving.Server, waits: list[float]) -> None:
     server.faults = [serving.slow]
-    assert made(waits, timeout=1).vectors(["x"]).shape == (1, serving.WIDTH)
+    assert made(waits, timeout=1).embed_texts(["x"]).shape == (1, serving.WIDTH)
     assert waits == [0.5]
 
 
 def test_waiting_doubles_and_ends(server: serving.Server, waits: list[float]) -> None:
     server.faults = [serving.refusing(500, f"broken, {SECRET}")] * 4
     with pytest.raises(ResourceError, match="failed 4 times: the endpoint says 500: broken") as caught:
-        made(waits, tries=4).vectors(TEXTS)
+        made(waits, tries=4).embed_texts(TEXTS)
     assert waits == [0.5, 1.0, 2.0]
     assert SECRET not in str(caught.value.cause)
 
@@ -95,23 +95,23 @@ def test_what_will_not_pass_stops_at_once(
 ) -> None:
     server.faults = [fault]
     with pytest.raises(error, match=message):
-        made(waits).vectors(TEXTS)
+        made(waits).embed_texts(TEXTS)
     assert len(server.asked) == 1
 
 
 def test_another_width_is_bad_data(server: serving.Server, waits: list[float]) -> None:
     endpoint = made(waits)
-    endpoint.vectors(["x"])
+    endpoint.embed_texts(["x"])
     server.faults = [serving.narrow]
     with pytest.raises(DataError, match="width 12, not 24"):
-        endpoint.vectors(["x"])
+        endpoint.embed_texts(["x"])
     server.faults = [serving.narrow]
     with pytest.raises(DataError, match="width 12, not 8"):
-        made(waits, dimensions=8).vectors(["x"])
+        made(waits, dimensions=8).embed_texts(["x"])
 
 
 def test_a_rate_limit_is_kept(server: serving.Server, waits: list[float]) -> None:
-    made(waits, per_minute=60, texts=1).vectors(["x", "y", "z"])
+    made(waits, per_minute=60, texts=1).embed_texts(["x", "y", "z"])
     assert len(waits) == 2
     assert all(0.5 < wait <= 1 for wait in waits)
 
@@ -119,18 +119,18 @@ def test_a_rate_limit_is_kept(server: serving.Server, waits: list[float]) -> Non
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
     with pytest.raises(ResourceError, match="failed 2 times: no whole answer"):
-        made(waits, tries=2).vectors(["x"])
+        made(waits, tries=2).embed_texts(["x"])
     monkeypatch.setenv("RETBENCH_ENDPOINT", "file:///etc/passwd")
     with pytest.raises(UsageError, match="not a web address"):
-        made(waits).vectors(["x"])
+        made(waits).embed_texts(["x"])
     monkeypatch.delenv("RETBENCH_ENDPOINT")
     with pytest.raises(MissingError, match="no server is named"):
-        made(waits).vectors(["x"])
+        made(waits).embed_texts(["x"])
 
 
 def test_texts_are_cut_between_characters() -> None:
     spec = EncoderSpec("w", catalog.find_method("as-published"), "", 1, 1, "float32", "endpoint")
-    tokens = TextEncoder(spec, Endpoint(Server(Engine("endpoint")), "m")).prepare(["abcdef", "ab世", ""], "query")
+    tokens = EndpointEncoder(spec, EmbeddingsClient(EndpointServer(Engine("endpoint")), "m")).tokenize(["abcdef", "ab世", ""], "query")
     assert [bytes(row.astype(np.uint8)).decode() for row in tokens] == ["abcd", "ab", " "]
     assert (tokens.truncated, tokens.empty) == (2, 1)
 

@@ -87,17 +87,17 @@ def test_what_mteb_would_not_have_measured_is_refused(tmp_path: Path) -> None:
     cached("scifact")
     folder = small.write(tmp_path / "small")
     for record, reason in (
-        (finished(tmp_path, str(folder)), "is no task of mteb's"),
-        (finished(tmp_path, "scifact-study"), "under the protocol 'study'"),
+        (finished(tmp_path, str(folder)), "is not a task of mteb"),
+        (finished(tmp_path, "scifact-study"), "does not have the protocol 'study'"),
         (finished(tmp_path, "scifact", sample=2), "a sample of 2 queries"),
     ):
         with pytest.raises(UsageError, match=reason):
             export_results(record, tmp_path / "mteb")
     *_, reranked = retbench.evaluate(["bm25"], tasks=["scifact"], rerank=("ql",), out=tmp_path / "results")
-    with pytest.raises(UsageError, match="it was reranked by ql"):
+    with pytest.raises(UsageError, match="the run was reranked by ql"):
         export_results([str(reranked.record)], tmp_path / "mteb")
     twice = finished(tmp_path, "scifact")
-    with pytest.raises(UsageError, match="two runs are on scifact"):
+    with pytest.raises(UsageError, match="two runs of scifact"):
         export_results(twice * 2, tmp_path / "mteb")
 
 
@@ -112,7 +112,7 @@ def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
         return str(cell.record)
 
     whole, half, short = run(dtype="float32"), run(dtype="bfloat16"), run(dtype="float32", max_length=4)
-    with pytest.raises(UsageError, match="have other settings, and mteb one file for both"):
+    with pytest.raises(UsageError, match="have different settings, but mteb uses one file for both"):
         export_results([whole, half], tmp_path / "mteb")
     assert not [*(tmp_path / "mteb").rglob("*.json")]
     own, other = export_results([whole, short], tmp_path / "mteb")
@@ -123,5 +123,5 @@ def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
     own.write_text(json.dumps(facts))
     with pytest.raises(UsageError, match="holds other scores"):
         export_results([whole], tmp_path / "mteb")
-    with pytest.raises(UsageError, match="it was searched by ivf"):
+    with pytest.raises(UsageError, match="the run used ivf"):
         export_results([run(search="ivf:lists=1,probes=1")], tmp_path / "mteb")

@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 import retbench
 from retbench.cards import catalog, toml_parser, toml_writer
 from retbench.cards.model import ModelCard
-from retbench.cards.recipe import Batch, Likelihood, Lora, Optimiser, Recipe, changed
+from retbench.cards.recipe import BatchSettings, QueryLikelihoodTraining, LoraSettings, OptimizerSettings, Recipe, apply_recipe_options
 from retbench.cards.task import LengthLimits
 from retbench.cli.main import app
 from retbench.engines import weights
 from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
 from retbench.pipelines.finetuning.train_encoder import finetune
 from retbench.training import cost_estimate
-from retbench.training.data import Wish
+from retbench.training.training_data import TrainingRequest
 from tests import small, tiny
 from tests.test_training import RECIPE, jsonl
 
@@ -46,11 +46,11 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def learn(model: Path, data: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Learn:
-    recipe = replace(RECIPE, optimiser=Optimiser(learning_rate=1e-2, num_train_epochs=4))
+    recipe = replace(RECIPE, optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=4))
 
     def learned(name: str = "pupil", of: Path = data, **fields: Any) -> ModelCard:
         wanted = {key: fields.pop(key) for key in tuple(fields) if hasattr(recipe, key)}
-        return finetune(Wish(str(of), str(model), replace(recipe, **wanted), out=tmp_path / name, **fields))
+        return finetune(TrainingRequest(str(of), str(model), replace(recipe, **wanted), out=tmp_path / name, **fields))
 
     return learned
 
@@ -114,8 +114,8 @@ def test_a_seed_makes_the_model(learn: Learn) -> None:
     assert not same(first, learn("third", seed=2))
 
 
-@pytest.mark.parametrize("lora", [None, Lora(4, 8, 0.2)])
-def test_resumed_is_uninterrupted(learn: Learn, lora: Lora | None) -> None:
+@pytest.mark.parametrize("lora", [None, LoraSettings(4, 8, 0.2)])
+def test_resumed_is_uninterrupted(learn: Learn, lora: LoraSettings | None) -> None:
     whole = learn("whole", lora=lora)
 
     class PowerCutError(Exception):
@@ -142,7 +142,7 @@ finetune(Wish(data, model, slow_recipe(), out=Path(out), resume=True, report=lam
 
 
 def slow_recipe() -> Recipe:
-    return replace(RECIPE, optimiser=Optimiser(learning_rate=1e-2, num_train_epochs=12), save_steps=1, lora=Lora(4, 8, 0.2))
+    return replace(RECIPE, optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=12), save_steps=1, lora=LoraSettings(4, 8, 0.2))
 
 
 def test_kill_9_at_any_moment_and_resume_gives_the_same_weights(
@@ -173,7 +173,7 @@ data, model, out, sharding, weights = sys.argv[1:]
 recipe = replace(SHARED, sharding=sharding, lora=SHARED.lora if weights == "lora" else None)
 finetune(Wish(data, model, recipe, out=Path(out)))
 """
-SHARED = replace(RECIPE, batch=Batch(8, 8, 100))
+SHARED = replace(RECIPE, batch=BatchSettings(8, 8, 100))
 
 
 @pytest.mark.parametrize(("sharding", "weights"), [("none", "lora"), ("fsdp", "full"), ("fsdp", "lora")])
@@ -183,7 +183,7 @@ def test_two_processes_are_one(
     import torch
 
     lora = RECIPE.lora if weights == "lora" else None
-    alone = learn("alone", batch=SHARED.batch, optimiser=RECIPE.optimiser, lora=lora)
+    alone = learn("alone", batch=SHARED.batch, optimiser=RECIPE.optimizer, lora=lora)
     program = tmp_path / "together.py"
     program.write_text(TOGETHER)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
@@ -223,8 +223,8 @@ def test_queries_of_an_evaluation_are_taken_out(learn: Learn, tmp_path: Path) ->
     queries = (pantry / "queries.jsonl").read_text()
     (pantry / "queries.jsonl").write_text(queries.replace("animals that hunt at night", "how to brew  a hot drink"))
     with pytest.raises(DataError, match="nothing to contrast"):
-        learn(of=pantry, contrast=replace(RECIPE.contrast, negatives=0))
-    card = learn("second", of=pantry, contrast=replace(RECIPE.contrast, negatives=1),
+        learn(of=pantry, contrast=replace(RECIPE.contrastive, negatives=0))
+    card = learn("second", of=pantry, contrast=replace(RECIPE.contrastive, negatives=1),
                  mining=replace(RECIPE.mining, source="bm25"))  # fmt: skip
     assert card.training
     assert card.training.data["leaked_queries_removed"] == 1
@@ -260,18 +260,18 @@ def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp
     for old, new, what in (("Query: {text}", "Query:{text}", "method"), ("id = 0", "id = 1", "eos")):
         file.write_text(whole.replace(old, new))
         with pytest.raises(DataError, match=f"disagree about {what}"):
-            weights.find(catalog.find_model_card(str(tmp_path / "pupil")))
+            weights.find_local_weights(catalog.find_model_card(str(tmp_path / "pupil")))
     file.write_text(whole)
     tensors = tmp_path / "pupil" / "model.safetensors"
     content = tensors.read_bytes()
     tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match="disagree about weights"):
-        weights.find(catalog.find_model_card(str(tmp_path / "pupil")))
+        weights.find_local_weights(catalog.find_model_card(str(tmp_path / "pupil")))
 
 
 def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no number at step \d+, whose batch begins with '.+'"):
-        learn(optimiser=Optimiser(learning_rate=1e30, max_grad_norm=0, num_train_epochs=4), lora=None, save_steps=1)
+        learn(optimiser=OptimizerSettings(learning_rate=1e30, max_grad_norm=0, num_train_epochs=4), lora=None, save_steps=1)
     assert list((tmp_path / "pupil").glob("checkpoint-*"))
 
 
@@ -385,17 +385,17 @@ def test_a_card_reads_back_as_it_was_written(learn: Learn, tmp_path: Path) -> No
 
 
 def test_recipe_fields_are_overruled_by_path() -> None:
-    recipe = changed(catalog.find_recipe("quick"), {"seed": "3", "optimiser.rate": "1e-3", "lora": "none"})
-    assert (recipe.seed, recipe.optimiser.learning_rate, recipe.lora) == (3, 1e-3, None)
+    recipe = apply_recipe_options(catalog.find_recipe("quick"), {"seed": "3", "optimiser.rate": "1e-3", "lora": "none"})
+    assert (recipe.seed, recipe.optimizer.learning_rate, recipe.lora) == (3, 1e-3, None)
     with pytest.raises(RetbenchError, match="no option 'optimizer'"):
-        changed(recipe, {"optimizer.rate": "1"})
+        apply_recipe_options(recipe, {"optimizer.rate": "1"})
 
 
 def test_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
-    from retbench.cards.recipe import Crops
+    from retbench.cards.recipe import CropSettings
 
     pantry = small.write(tmp_path / "pantry")
-    card = learn(of=pantry, objective="llm2ir", crops=Crops(least=3), contrast=replace(RECIPE.contrast, negatives=1))
+    card = learn(of=pantry, objective="llm2ir", crops=CropSettings(min_tokens=3), contrast=replace(RECIPE.contrastive, negatives=1))
     assert card.training
     assert card.training.data["labels"] is False
     assert card.training.data["texts"] == 19  # all but the empty one
@@ -418,7 +418,7 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
     encoder = candidate.encoder(candidate.spec(method, task, {"dtype": "float32"}))
     texts = ["a short one", tiny.SENTENCES[3], "a longer text " * 200]
     for role, prompt in (("query", "query"), ("document", "document")):
-        ours = encoder.vectors(encoder.prepare(texts, role))  # type: ignore[arg-type]
+        ours = encoder.encode(encoder.tokenize(texts, role))  # type: ignore[arg-type]
         found = theirs.encode(texts, prompt_name=prompt)
         assert float(np.abs(ours - found).max()) < 2e-6
 
@@ -432,8 +432,8 @@ def test_a_method_that_is_more_than_a_prefix_is_not_exported(
     assert not (tmp_path / "pupil").exists()  # said before the training
 
 
-QL = Likelihood("Passage: {text}\nSummarization: ", lengths=LengthLimits(16, 24), optimiser=Optimiser(learning_rate=1e-3, num_train_epochs=2),
-                batch=Batch(8, 8, 200))  # fmt: skip
+QL = QueryLikelihoodTraining("Passage: {text}\nSummarization: ", lengths=LengthLimits(16, 24), optimizer=OptimizerSettings(learning_rate=1e-3, num_train_epochs=2),
+                batch=BatchSettings(8, 8, 200))  # fmt: skip
 
 
 def test_two_stages_are_one_command_and_resume_at_the_seam(learn: Learn, tmp_path: Path) -> None:
@@ -510,16 +510,16 @@ def test_a_tracker_hears_every_step(learn: Learn, monkeypatch: pytest.MonkeyPatc
 def test_mining_keeps_to_ranks_and_margin() -> None:
     import numpy as np
 
-    from retbench.cards.recipe import Mining
+    from retbench.cards.recipe import MiningSettings
     from retbench.retrievers.ranking import Ranking
-    from retbench.training.hard_negatives import mined
-    from retbench.training.training_set import Query, TrainingSet
+    from retbench.training.hard_negatives import mine_hard_negatives
+    from retbench.training.training_set import TrainingQuery, TrainingSet
 
-    training = TrainingSet("s", [Query("q", (2,))], [str(n) for n in range(8)], "f")
+    training = TrainingSet("s", [TrainingQuery("q", (2,))], [str(n) for n in range(8)], "f")
     ranking = Ranking([np.array([5, 2, 0, 1, 3, 4])], [np.array([9.9, 8.0, 7.9, 7.0, 6.0, 5.0])])
 
     def negatives(**settings: Any) -> tuple[int, ...]:
-        return mined(training, Mining("bm25", **settings), lambda *_: ranking, "x").queries[0].negatives
+        return mine_hard_negatives(training, MiningSettings("bm25", **settings), lambda *_: ranking, "x").queries[0].negatives
 
     assert negatives() == (5, 0, 1, 3, 4)
     assert negatives(first=2, last=4) == (0, 1, 3)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings
 from retbench.engines import http_client as network
-from retbench.engines.generator import Answer, Local
+from retbench.engines.generator import GeneratedAnswer, TransformersGenerator
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.runs import saved_run
 from retbench.rerankers.answer_cache import CachedGenerator
@@ -54,14 +54,14 @@ class Scripted:
     def describe(self) -> dict[str, Any]:
         return {"engine": "script"}
 
-    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+    def write(self, prompt: str, most: int, form: str = "") -> GeneratedAnswer:
         self.prompts.append(prompt)
         self.forms.append(form)
-        return Answer(self.answers.pop(0), 0.0, len(prompt.split()), most)
+        return GeneratedAnswer(self.answers.pop(0), 0.0, len(prompt.split()), most)
 
-    def odds(self, prompts: Sequence[str]) -> list[Answer]:
+    def odds(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         self.prompts += prompts
-        return [Answer("", float("tea" in prompt or "coffee" in prompt), 1, 0) for prompt in prompts]
+        return [GeneratedAnswer("", float("tea" in prompt or "coffee" in prompt), 1, 0) for prompt in prompts]
 
     def cut(self, texts: Sequence[str], most: int) -> list[str]:
         return [" ".join(text.split()[:most]) for text in texts]
@@ -138,7 +138,7 @@ def test_only_vllm_is_given_the_form_of_a_list() -> None:
 
 def test_an_answer_held_to_a_form_is_kept_apart() -> None:
     kept = CachedGenerator(Scripted("free", "held"))
-    assert [kept.write("a", 5).text, kept.write("a", 5, "x").text, kept.write("a", 5).text] == ["free", "held", "free"]
+    assert [kept.generate("a", 5).text, kept.generate("a", 5, "x").text, kept.generate("a", 5).text] == ["free", "held", "free"]
 
 
 def test_windows_climb_and_repairs_are_counted() -> None:
@@ -196,7 +196,7 @@ def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
     assert 280 < len(prompt.split()) + 10 <= 300
     assert len({line.count("word") for line in prompt.split("\n") if line.startswith("[")}) == 1
     assert lists.collect_statistics()["prompts_cut"] == 1
-    with pytest.raises(UsageError, match="does not fit"):
+    with pytest.raises(UsageError, match="is longer than the context"):
         ListwiseLLMReranker(desk(Scripted(context=40), settings, documents), settings).rerank(
             Candidates(0, "q", np.arange(4), np.zeros(4))
         )
@@ -225,8 +225,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def local(model: Path) -> Local:
-    return Local("tiny", model, "w", "float32", 2048, torch.device("cpu"))
+def local(model: Path) -> TransformersGenerator:
+    return TransformersGenerator("tiny", model, "w", "float32", 2048, torch.device("cpu"))
 
 
 PROMPT = (
@@ -235,25 +235,25 @@ PROMPT = (
 )
 
 
-def test_writing_is_the_likeliest_token_again_and_again(model: Path, local: Local) -> None:
+def test_writing_is_the_likeliest_token_again_and_again(model: Path, local: TransformersGenerator) -> None:
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     ids = tokenizer(PROMPT.format("Rank them."), return_tensors="pt")["input_ids"]
     start = ids.shape[1]
     with torch.inference_mode():
         while ids.shape[1] < start + 12 and ids[0, -1] != tokenizer.eos_token_id:
             ids = torch.cat((ids, plain(ids).logits[:, -1:].argmax(-1)), dim=1)
-    found = local.write("Rank them.", 12)
+    found = local.generate("Rank them.", 12)
     assert found.text == tokenizer.decode(ids[0, start:], skip_special_tokens=True)
-    assert (found.read, found.written) == (start, ids.shape[1] - start)
+    assert (found.prompt_tokens, found.answer_tokens) == (start, ids.shape[1] - start)
 
 
-def test_odds_are_the_logits_of_the_next_token(model: Path, local: Local) -> None:
+def test_odds_are_the_logits_of_the_next_token(model: Path, local: TransformersGenerator) -> None:
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     prompts = ["Is it tea?", "Does the sun warm the sea? " * 9]
     words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
     first_tokens = [{tokenizer(word)["input_ids"][0] for word in some} for some in words]
     assert first_tokens[0] & first_tokens[1]  # the space, which says neither
-    for prompt, answer in zip(prompts, local.odds(prompts), strict=True):
+    for prompt, answer in zip(prompts, local.score_yes_no(prompts), strict=True):
         ids = tokenizer(PROMPT.format(prompt), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             chance = plain(ids).logits[0, -1].float().softmax(-1)
@@ -261,22 +261,22 @@ def test_odds_are_the_logits_of_the_next_token(model: Path, local: Local) -> Non
             float(chance[sorted(one)].sum())
             for one in (first_tokens[0] - first_tokens[1], first_tokens[1] - first_tokens[0])
         )
-        assert answer.yes == pytest.approx(math.log(yes / no), abs=1e-4)
-        assert answer.read == ids.shape[1]
+        assert answer.log_odds == pytest.approx(math.log(yes / no), abs=1e-4)
+        assert answer.prompt_tokens == ids.shape[1]
 
 
 def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
     asked = Scripted("one", "two")
     kept = CachedGenerator(asked)
-    assert [kept.write("a", 5).text, kept.write("b", 5).text, kept.write("a", 5).text] == ["one", "two", "one"]
+    assert [kept.generate("a", 5).text, kept.generate("b", 5).text, kept.generate("a", 5).text] == ["one", "two", "one"]
     assert (len(asked.prompts), kept.cache_hits) == (2, 1)
-    assert [answer.yes for answer in kept.odds(["tea", "x"])] == [1.0, 0.0]
-    assert [answer.yes for answer in CachedGenerator(asked).odds(["x", "tea", "coffee"])] == [0.0, 1.0, 1.0]
+    assert [answer.log_odds for answer in kept.score_yes_no(["tea", "x"])] == [1.0, 0.0]
+    assert [answer.log_odds for answer in CachedGenerator(asked).score_yes_no(["x", "tea", "coffee"])] == [0.0, 1.0, 1.0]
     assert asked.prompts == ["a", "b", "tea", "x", "coffee"]
     for file in kept.folder.rglob("*.json"):
         file.write_bytes(b"{")  # damaged: asked again
     asked.answers = ["three"]
-    assert kept.write("a", 5).text == "three"
+    assert kept.generate("a", 5).text == "three"
 
 
 def backwards(body: dict[str, Any]) -> str:
@@ -298,7 +298,7 @@ LISTWISE = "listwise:engine=endpoint,model=some-model,scores=raw"
 
 def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
     run = saved_run.ours(Path(cell["record"]))
-    return run.ranking.named(run.collection)
+    return run.ranking.to_document_ids(run.collection)
 
 
 def facts(cell: dict[str, Any]) -> dict[str, Any]:
@@ -459,7 +459,7 @@ def test_odds_from_a_server_need_its_log_probabilities(server: serving.Server, t
         ("listwise:model=bm25", "bm25 is a lexical model and cannot generate", 2),
         ("listwise:engine=endpoint", "needs the name of a model", 2),
         ("listwise:engine=endpoint,model=x", "no server is named", 3),
-        ("listwise:scores=logits", "is not a choice", 2),
+        ("listwise:scores=logits", "is not allowed", 2),
         ("listwise:window=1", "cannot move a document up", 2),
         ("pointwise:cut=0", "cut=0 must be at least 1", 2),
     ],

@@ -229,7 +229,7 @@ def test_a_finished_fetch_asks_the_hub_no_more(hub: Hub) -> None:
 
 def test_without_a_revision_in_the_card_the_first_fetch_decides(hub: Hub) -> None:
     card = replace(SCIFACT, source=replace(SCIFACT.source, revision=None))
-    with pytest.raises(MissingError, match="is not here"):
+    with pytest.raises(MissingError, match="is not in the cache"):
         open_collection(card)
     fetch_collection(card, said)
     assert resolve_source(card).revision == REVISION
@@ -241,7 +241,7 @@ def test_a_file_that_came_damaged_is_refused_and_fetched_anew(hub: Hub) -> None:
     hub.listed["corpus.jsonl"] = (right[0], "0" * 40)
     with pytest.raises(DataError, match=r"corpus\.jsonl of mteb/scifact is .* the hub says"):
         fetch_collection(SCIFACT, said)
-    with pytest.raises(MissingError, match="is not here"):
+    with pytest.raises(MissingError, match="is not in the cache"):
         open_collection(SCIFACT)
     hub.listed["corpus.jsonl"] = right
     assert len(fetch_collection(SCIFACT, said).corpus) == len(small.DOCUMENTS)
@@ -255,7 +255,7 @@ def test_a_truncated_file_is_refused(hub: Hub) -> None:
 
 def test_a_file_that_did_not_arrive_is_missing(hub: Hub) -> None:
     hub.listed["more.jsonl"] = (5, "0" * 40)
-    with pytest.raises(MissingError, match=r"more\.jsonl of mteb/scifact did not arrive"):
+    with pytest.raises(MissingError, match=r"more\.jsonl of mteb/scifact was not downloaded"):
         fetch_collection(SCIFACT, said)
 
 

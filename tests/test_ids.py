@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from retbench.encoders import token_ids
-from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 
 TEXTS = [[1, 2, 3], [], [4], [2_000_000_000, 5], [6] * 50]
 
 
-def tokens(chunk: int) -> Tokens:
-    with token_ids.Ids() as gathered:
+def tokens(chunk: int) -> TokenizedTexts:
+    with token_ids.TokenIdBuffer() as gathered:
         for start in range(0, len(TEXTS), chunk):
-            gathered.add(TEXTS[start : start + chunk])
-        return Tokens(gathered.flat(), gathered.offsets(), 0, 0)
+            gathered.append(TEXTS[start : start + chunk])
+        return TokenizedTexts(gathered.read_all(), gathered.compute_offsets(), 0, 0)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
@@ -27,15 +27,15 @@ def test_ids_are_the_same_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, chu
     found = tokens(chunk)
     assert [text.tolist() for text in found] == TEXTS
     assert found.lengths.tolist() == [3, 0, 1, 2, 50]
-    assert (token_ids.mapping(found.flat) is not None) == (limit < 4 * 56)
-    some = found.take(np.array([4, 0, 1]))
+    assert (token_ids.find_mapped_file(found.flat) is not None) == (limit < 4 * 56)
+    some = found.select(np.array([4, 0, 1]))
     assert [text.tolist() for text in some] == [TEXTS[4], TEXTS[0], []]
     assert some.flat.flags.writeable
 
 
 def test_nothing_gathered_is_nothing() -> None:
-    gathered = token_ids.Ids()
-    assert (len(gathered.flat()), gathered.offsets().tolist()) == (0, [0])
+    gathered = token_ids.TokenIdBuffer()
+    assert (len(gathered.read_all()), gathered.compute_offsets().tolist()) == (0, [0])
 
 
 def test_the_file_has_no_name(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from retbench.cards.method import Method
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 METHOD = Method("m", "a title", "ours", "here", "mean", query="q: {instruction} {text}", document="d: {text}")
 SPEC = EncoderSpec("weights", METHOD, "find it", 32, 64, "float32")
@@ -34,7 +34,7 @@ def changed(spec: EncoderSpec, changes: dict[str, Any]) -> EncoderSpec:
 
 
 def keys(spec: EncoderSpec) -> tuple[str, str]:
-    return digest(spec.vector_facts("query")), digest(spec.vector_facts("document"))
+    return compute_digest(spec.describe_vectors("query")), compute_digest(spec.describe_vectors("document"))
 
 
 @given(

@@ -9,24 +9,24 @@ import torch
 from retbench.cards import catalog
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Wording
-from retbench.encoders.sparse_encoder import TERMS, LexicalEncoder, parts
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.sparse_encoder import TERMS_PER_TEXT, SparseEncoder, split_rows
 from retbench.engines import backbone, lm_head
 from retbench.errors import UsageError
-from retbench.retrievers.inverted_index import Inverted
+from retbench.retrievers.inverted_index import InvertedIndex
 from retbench.retrievers.ranking import Ranking
-from retbench.retrievers.score_fusion import fused
+from retbench.retrievers.score_fusion import fuse_rankings
 from tests import plain, tiny
 from tests.test_run import call, cells
 
 TEXTS = ("The heart pumps blood through the Arteries, the heart!", "def add(a, b): return a + b", "of the and", "")
 
 
-def encoder(folder: Path) -> LexicalEncoder:
+def encoder(folder: Path) -> SparseEncoder:
     method = catalog.find_method("promptreps-sparse")
     loaded = backbone.load(folder, "float32", torch.device("cpu"))
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
-    return LexicalEncoder(spec, loaded, Wording(loaded.tokenizer, method), lm_head.load(folder, loaded))
+    return SparseEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method), lm_head.load_lm_head(folder, loaded))
 
 
 def specified(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int, float]]:
@@ -55,9 +55,9 @@ def specified(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int
 def test_terms_are_those_of_the_whole_language_model(tmp_path: Path, role: Role, tied: bool) -> None:
     folder = tiny.build(tmp_path / "lm", tie_word_embeddings=tied)
     made = encoder(folder)
-    rows = made.vectors(made.prepare(TEXTS, role))
+    rows = made.encode(made.tokenize(TEXTS, role))
     assert rows.shape == (len(TEXTS), made.dimension)
-    found = parts(rows)
+    found = split_rows(rows)
     for row, text in enumerate(TEXTS):
         state, impacts = specified(folder, text, role)
         assert found.dense[row] @ state > 0.99999
@@ -67,9 +67,9 @@ def test_terms_are_those_of_the_whole_language_model(tmp_path: Path, role: Role,
 
 def test_only_the_heaviest_terms_are_kept(tmp_path: Path) -> None:
     made = encoder(tiny.build(tmp_path / "lm"))
-    row = made._terms(torch.arange(tiny.VOCABULARY).float(), np.arange(200))
-    assert row[:TERMS].tolist() == list(range(199, 199 - TERMS, -1))
-    assert row[TERMS] == 19900
+    row = made._select_terms(torch.arange(tiny.VOCABULARY).float(), np.arange(200))
+    assert row[:TERMS_PER_TEXT].tolist() == list(range(199, 199 - TERMS_PER_TEXT, -1))
+    assert row[TERMS_PER_TEXT] == 19900
 
 
 def test_weights_without_a_head_say_so(tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_weights_without_a_head_say_so(tmp_path: Path) -> None:
 
 
 def test_a_cap_bends_the_logits() -> None:
-    made = lm_head.Head(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
+    made = lm_head.LMHead(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
     wanted = 3 * torch.tanh(torch.tensor([[2.0, 6.0]]) / 3)
-    assert torch.allclose(made.logits(torch.tensor([[2.0, 5.0]])), wanted)
+    assert torch.allclose(made.compute_logits(torch.tensor([[2.0, 5.0]])), wanted)
 
 
 def test_the_inverted_index_is_a_plain_product() -> None:
@@ -97,10 +97,10 @@ def test_the_inverted_index_is_a_plain_product() -> None:
     def packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.tile(np.arange(30), (len(rows), 1)), rows.astype(np.float32)
 
-    index = Inverted()
+    index = InvertedIndex()
     order = draw.permutation(60)
     for block in np.array_split(order, 4):
-        index.add(block, *packed(matrix[block]))
+        index.add_documents(block, *packed(matrix[block]))
     found = index.search(*packed(asked), 7)
     for query, scores in enumerate(asked @ matrix.T):
         wanted = sorted((row for row in range(60) if scores[row]), key=lambda row: (-scores[row], row))[:7]
@@ -111,7 +111,7 @@ def test_the_inverted_index_is_a_plain_product() -> None:
 def test_fusion_is_min_max_and_a_mean() -> None:
     one = Ranking([np.array([4, 2, 9]), np.array([1])], [np.array([3.0, 2.0, 1.0]), np.array([5.0])])
     other = Ranking([np.array([2, 7]), np.array([], dtype=int)], [np.array([40.0, 30.0]), np.array([])])
-    found = fused(one, other, 3)
+    found = fuse_rankings(one, other, 3)
     assert found.rows[0].tolist() == [2, 4, 7]  # 0.25 + 0.5, 0.5, 0; 9 has 0 too and comes later
     assert found.scores[0].tolist() == [0.75, 0.5, 0.0]
     assert found.rows[1].tolist() == [1]
@@ -151,4 +151,4 @@ def test_rows_with_terms_are_not_reranked_as_vectors(model: Path, task: Path, ou
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
     _, reranked = cells(*line, "--rerank", "rocchio")
     assert reranked["status"] == "skipped"
-    assert "ranks by words, not by vectors" in reranked["error"]
+    assert "has no dense vectors" in reranked["error"]

@@ -13,10 +13,10 @@ import retbench
 from retbench.cards import catalog
 from retbench.cards.model import LexicalSettings
 from retbench.engines import backbone
-from retbench.engines.padding import pad
-from retbench.retrievers.query_likelihood import Dirichlet
+from retbench.engines.padding import pad_rows
+from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.training import lora
-from retbench.training.query_likelihood import Speaker, attention, corrupted
+from retbench.training.query_likelihood import QueryLikelihoodModel, build_attention_mask, corrupt_text
 from tests import small, tiny
 
 PLAIN = LexicalSettings(variant="dirichlet", mu=3.0, stopwords="en")
@@ -24,7 +24,7 @@ PLAIN = LexicalSettings(variant="dirichlet", mu=3.0, stopwords="en")
 
 def test_dirichlet_by_hand() -> None:
     documents = ["red apple", "green apple apple pear", "plum pear"]
-    found = Dirichlet(PLAIN, documents).search(["apple pear kiwi", "plum plum"], 3)
+    found = DirichletIndex(PLAIN, documents).search(["apple pear kiwi", "plum plum"], 3)
     total, mu = 8, 3.0  # kiwi stands nowhere
 
     def likelihood(apple: int, pear: int, length: int) -> float:
@@ -39,7 +39,7 @@ def test_dirichlet_by_hand() -> None:
 
 
 def test_a_query_of_unknown_words_finds_nothing() -> None:
-    assert Dirichlet(PLAIN, ["red apple"]).search(["kiwi"], 3).rows[0].tolist() == []
+    assert DirichletIndex(PLAIN, ["red apple"]).search(["kiwi"], 3).rows[0].tolist() == []
 
 
 def test_it_is_a_model_like_any_other(tmp_path: Path) -> None:
@@ -55,12 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=1)
 
 
-def speaker(folder: Path, **settings: Any) -> Speaker:
+def speaker(folder: Path, **settings: Any) -> QueryLikelihoodModel:
     recipe = catalog.find_recipe("llm-ql")
-    assert recipe.likelihood
-    wanted = replace(recipe.likelihood, **settings)
-    model = lora.load(folder, replace(recipe, dtype="float32", lora=None), head=True)
-    return Speaker(model.eval(), backbone.tokenizer(folder), wanted, "float32", torch.device("cpu"))
+    assert recipe.query_likelihood
+    wanted = replace(recipe.query_likelihood, **settings)
+    model = lora.load_model(folder, replace(recipe, dtype="float32", lora=None), head=True)
+    return QueryLikelihoodModel(model.eval(), backbone.tokenizer(folder), wanted, "float32", torch.device("cpu"))
 
 
 DOCUMENTS = ["The heart pumps blood.", "Bread is baked from flour, water, salt and yeast."]
@@ -69,7 +69,7 @@ ASKED = ["what does the heart do", "bread"]
 
 def test_a_row_is_prompt_bottleneck_query_end(folder: Path) -> None:
     made = speaker(folder)
-    line = made.lines(DOCUMENTS, ASKED)[0]
+    line = made.tokenize_pairs(DOCUMENTS, ASKED)[0]
     eos = made.tokenizer.eos_token_id
     assert (line.ids[line.bottleneck], line.ids[-1]) == (eos, eos)
     prompt = (
@@ -83,9 +83,9 @@ def test_a_row_is_prompt_bottleneck_query_end(folder: Path) -> None:
 def test_who_sees_whom_position_by_position(folder: Path, stop: bool) -> None:
     """With one layer, a state depends on exactly the positions it attends to: the gradient shows which."""
     made = speaker(folder, attention_stop=stop)
-    lines = made.lines(DOCUMENTS, ASKED)
-    padded, lengths = pad([line.ids for line in lines])
-    mask = attention(lengths, [line.bottleneck for line in lines], stop)
+    lines = made.tokenize_pairs(DOCUMENTS, ASKED)
+    padded, lengths = pad_rows([line.ids for line in lines])
+    mask = build_attention_mask(lengths, [line.bottleneck for line in lines], stop)
     embedded = made.model.get_input_embeddings()(padded).detach().requires_grad_()
     output = made.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
     for row, line in enumerate(lines):
@@ -100,15 +100,15 @@ def test_who_sees_whom_position_by_position(folder: Path, stop: bool) -> None:
 
 def test_padding_and_company_do_not_change_a_likelihood(folder: Path) -> None:
     made = speaker(folder)
-    together = made.likelihoods(DOCUMENTS, ASKED, 10_000)
-    alone = [made.likelihoods([d], [q], 10_000)[0] for d, q in zip(DOCUMENTS, ASKED, strict=True)]
+    together = made.compute_log_likelihoods(DOCUMENTS, ASKED, 10_000)
+    alone = [made.compute_log_likelihoods([d], [q], 10_000)[0] for d, q in zip(DOCUMENTS, ASKED, strict=True)]
     assert together.tolist() == pytest.approx(alone, abs=1e-4)
 
 
 def test_logits_are_made_only_from_the_first_query_on(folder: Path) -> None:
     made = speaker(folder)
-    lines = made.lines(DOCUMENTS, ASKED)
-    (whole, ids), (part, behind) = made.logits(lines), made.logits(lines, 7)
+    lines = made.tokenize_pairs(DOCUMENTS, ASKED)
+    (whole, ids), (part, behind) = made.compute_logits(lines), made.compute_logits(lines, 7)
     assert part.shape[1] == whole.shape[1] - 7
     assert torch.equal(ids[:, 7:], behind)
     assert torch.allclose(whole[:, 7:], part, atol=1e-5)
@@ -116,17 +116,17 @@ def test_logits_are_made_only_from_the_first_query_on(folder: Path) -> None:
 
 def test_a_likelihood_is_the_sum_over_the_querys_tokens_and_the_end(folder: Path) -> None:
     made = speaker(folder)
-    line = made.lines(DOCUMENTS, ASKED)[0]
-    logits, _ = made.logits([line])
+    line = made.tokenize_pairs(DOCUMENTS, ASKED)[0]
+    logits, _ = made.compute_logits([line])
     spoken = logits[0].detach().log_softmax(-1)
     by_hand = sum(float(spoken[place, line.ids[place + 1]]) for place in range(line.bottleneck, len(line.ids) - 1))
-    assert made.likelihoods(DOCUMENTS[:1], ASKED[:1], 10_000)[0] == pytest.approx(by_hand, abs=1e-5)
+    assert made.compute_log_likelihoods(DOCUMENTS[:1], ASKED[:1], 10_000)[0] == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_corruption_takes_its_share_of_words() -> None:
     text = " ".join(f"w{n}" for n in range(2000))
-    gone = corrupted(text, 0.6, "_", (1, 0, 7)).split()
+    gone = corrupt_text(text, 0.6, "_", (1, 0, 7)).split()
     assert len(gone) == 2000
     assert 0.57 < gone.count("_") / 2000 < 0.63
-    assert corrupted(text, 0.6, "_", (1, 0, 7)).split() == gone
-    assert corrupted("a  b", 0.0, "_", (1,)) == "a b"
+    assert corrupt_text(text, 0.6, "_", (1, 0, 7)).split() == gone
+    assert corrupt_text("a  b", 0.0, "_", (1,)) == "a b"

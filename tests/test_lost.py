@@ -21,13 +21,13 @@ import torch
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.embed_texts import Job, embed
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.shard_tasks import Alone
 from retbench.engines import memory
 from retbench.errors import DataError, ResourceError
 from retbench.store import shard_store
-from retbench.store.shard_store import Store
-from retbench.store.vector_formats import row_bytes
+from retbench.store.shard_store import ShardStore
+from retbench.store.vector_formats import compute_row_bytes
 from tests import fake, tiny
 
 DOCUMENTS, QUERIES = 44, 6
@@ -138,10 +138,10 @@ def test_two_processes_share_the_work(work: Callable[..., fake.Work], server: fa
     assert kept(one) == kept(two)
 
 
-def documents(work: fake.Work) -> Store:
+def documents(work: fake.Work) -> ShardStore:
     """The finished store with the documents of a cell."""
-    stores = [Store(plan.parent) for plan in Path(work.cache).rglob("plan.json")]
-    return max(stores, key=lambda store: store.plan(dict)["rows"])
+    stores = [ShardStore(plan.parent) for plan in Path(work.cache).rglob("plan.json")]
+    return max(stores, key=lambda store: store.load_or_create_plan(dict)["rows"])
 
 
 def test_a_damaged_shard_is_told_and_redone(
@@ -185,12 +185,12 @@ class Counting(fake.HashEncoder):
 
     room = 1000
 
-    def prepare(self, texts: Any, role: Any) -> Tokens:
+    def prepare(self, texts: Any, role: Any) -> TokenizedTexts:
         rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts]
         offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
-        return Tokens(np.concatenate(rows), offsets, 0, 0)
+        return TokenizedTexts(np.concatenate(rows), offsets, 0, 0)
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
         if len(batch) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         return super().vectors(batch)
@@ -207,7 +207,7 @@ def encoder(room: int = 1000) -> Callable[[], DenseEncoder]:
     return lambda: made  # type: ignore[return-value]
 
 
-def matrix(job: Job, store: Store, make: Callable[[], DenseEncoder]) -> np.ndarray:
+def matrix(job: Job, store: ShardStore, make: Callable[[], DenseEncoder]) -> np.ndarray:
     found = np.zeros((len(job.texts), fake.WIDTH), dtype=np.float32)
     for block in embed(Alone(make), job, store, lambda *_: None):
         found[block.rows] = block.vectors
@@ -215,8 +215,8 @@ def matrix(job: Job, store: Store, make: Callable[[], DenseEncoder]) -> np.ndarr
 
 
 def test_damage_in_an_unfinished_store_is_told_too(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = matrix(job, Store(tmp_path / "whole"), encoder())
-    store = Store(tmp_path / "broken")
+    whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
+    store = ShardStore(tmp_path / "broken")
     blocks = embed(Alone(encoder()), job, store, lambda *_: None)
     next(blocks), next(blocks)
     blocks.close()
@@ -227,16 +227,16 @@ def test_damage_in_an_unfinished_store_is_told_too(job: Job, tmp_path: Path, cap
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_told(job: Job, tmp_path: Path) -> None:
-    whole = matrix(job, Store(tmp_path / "whole"), encoder())
-    halved = Store(tmp_path / "halved")
+    whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
+    halved = ShardStore(tmp_path / "halved")
     assert np.array_equal(matrix(job, halved, encoder(room=2)), whole)
-    assert halved.spent().split_batches > 0
-    assert Store(tmp_path / "whole").spent().split_batches == 0
+    assert halved.compute_total_cost().split_batches > 0
+    assert ShardStore(tmp_path / "whole").compute_total_cost().split_batches == 0
 
 
 def test_one_text_that_does_not_fit_is_the_floor(job: Job, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="one document of 7 tokens does not fit into memory") as caught:
-        matrix(job, Store(tmp_path / "store"), encoder(room=0))
+        matrix(job, ShardStore(tmp_path / "store"), encoder(room=0))
     assert "max_length" in caught.value.next_step
 
 
@@ -257,13 +257,13 @@ def test_only_a_lack_of_memory_splits_a_batch(problem: Exception, expected: bool
     calls = []
 
     class Failing(Counting):
-        def vectors(self, batch: Tokens) -> np.ndarray:
+        def vectors(self, batch: TokenizedTexts) -> np.ndarray:
             calls.append(len(batch))
             raise problem
 
     made = Failing(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
     with pytest.raises(ResourceError if expected else type(problem)):
-        matrix(job, Store(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
+        matrix(job, ShardStore(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
     assert (len(calls) > 1) is expected
 
 
@@ -291,10 +291,10 @@ def test_a_probe_without_room_leaves_long_texts_alone(
 def test_a_disk_that_is_too_small_is_refused_before_the_work(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = 20 * row_bytes(fake.WIDTH, "fp32")
+    needed = 20 * compute_row_bytes(fake.WIDTH, "fp32")
     for free, fits in ((needed - 1, False), (needed, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
-        store = Store(tmp_path / str(free))
+        store = ShardStore(tmp_path / str(free))
         if fits:
             assert matrix(job, store, encoder()).any()
         else:
@@ -306,7 +306,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
 def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, store = matrix(job, Store(tmp_path / "whole"), encoder()), Store(tmp_path / "full")
+    whole, store = matrix(job, ShardStore(tmp_path / "whole"), encoder()), ShardStore(tmp_path / "full")
     fsync, room = os.fsync, iter(range(10))  # the plan, then two shards: file and folder, shard and note
 
     def filling(handle: int) -> None:
@@ -324,7 +324,7 @@ def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
 
 
 def test_what_a_killed_writer_left_is_swept(job: Job, tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+    store = ShardStore(tmp_path / "store")
     store.folder.mkdir()
     (store.folder / "shard-00000.safetensors.123.partial").write_bytes(b"half")
     matrix(job, store, encoder())
@@ -332,7 +332,7 @@ def test_what_a_killed_writer_left_is_swept(job: Job, tmp_path: Path) -> None:
 
 
 def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, used = Store(tmp_path / "store"), []
+    store, used = ShardStore(tmp_path / "store"), []
     blocks = embed(Alone(encoder()), job, store, lambda *_: None)
     next(blocks)
     blocks.close()
@@ -343,11 +343,11 @@ def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypat
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     matrix(dataclasses.replace(job, budget=1000), store, encoder())
     assert set(used) == {3}
-    assert store.plan(dict)["budget"] == 16
+    assert store.load_or_create_plan(dict)["budget"] == 16
 
 
 def test_a_plan_for_other_tokens_is_refused(job: Job, tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+    store = ShardStore(tmp_path / "store")
     next(embed(Alone(encoder()), job, store, lambda *_: None))
     with pytest.raises(DataError, match="was planned for other tokens"):
         matrix(dataclasses.replace(job, texts=Rows(21)), store, encoder())  # type: ignore[arg-type]

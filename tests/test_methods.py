@@ -9,7 +9,7 @@ from retbench.cards import catalog
 from retbench.cards.method import Method, Role
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from retbench.errors import DataError, InapplicableError, UsageError
 from tests import plain, small, tiny
@@ -38,7 +38,7 @@ def loaded(decoder: Path) -> backbone.Backbone:
 def encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
     spec = EncoderSpec("weights", method, method.instruction, LIMIT, LIMIT, "float32")
     used = loaded.used(method.attention, method.layer)
-    return BackboneEncoder(spec, used, Wording(used.tokenizer, method, method.instruction))
+    return BackboneEncoder(spec, used, PromptTokenizer(used.tokenizer, method, method.instruction))
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
@@ -47,8 +47,8 @@ def test_ids_and_vectors_are_those_of_the_source(
     decoder: Path, loaded: backbone.Backbone, name: str, role: Role
 ) -> None:
     made = encoder(loaded, catalog.find_method(name))
-    tokens = made.prepare(TEXTS, role)
-    vectors = made.vectors(tokens)
+    tokens = made.tokenize(TEXTS, role)
+    vectors = made.encode(tokens)
     for row, text in enumerate(TEXTS):
         read = plain.METHODS[name](loaded.tokenizer, text, role, LIMIT)
         assert tokens[row].tolist() == read.ids, text
@@ -58,7 +58,7 @@ def test_ids_and_vectors_are_those_of_the_source(
 @pytest.mark.parametrize("layer", [0, 1, -2])
 def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: backbone.Backbone, layer: int) -> None:
     made = encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
-    vectors = made.vectors(made.prepare(TEXTS, "document"))
+    vectors = made.encode(made.tokenize(TEXTS, "document"))
     for row, text in enumerate(TEXTS):
         read = plain.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
         assert vectors[row] @ plain.vector(decoder, read, False, layer) > 0.99999
@@ -66,27 +66,27 @@ def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: ba
 
 def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
     causal, turned = encoder(loaded, catalog.find_method("mean")), encoder(loaded, catalog.find_method("llm2vec"))
-    tokens = causal.prepare(TEXTS, "document")
-    before = causal.vectors(tokens)
-    assert (turned.vectors(tokens)[3] @ before[3]) < 0.9999
-    assert (causal.vectors(tokens) == before).all()
+    tokens = causal.tokenize(TEXTS, "document")
+    before = causal.encode(tokens)
+    assert (turned.encode(tokens)[3] @ before[3]) < 0.9999
+    assert (causal.encode(tokens) == before).all()
 
 
 @pytest.mark.parametrize("name", ["echo", "llm2vec"])
 @pytest.mark.parametrize("text", ["", "   "])
 def test_an_empty_text_has_a_vector_under_every_span(loaded: backbone.Backbone, name: str, text: str) -> None:
     made = encoder(loaded, catalog.find_method(name))
-    assert made.vectors(made.prepare([text], "document")).shape == (1, tiny.WIDTH)
+    assert made.encode(made.tokenize([text], "document")).shape == (1, tiny.WIDTH)
 
 
 def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone) -> None:
     made = encoder(loaded, catalog.find_method("echo"))
-    tokens, order = made.prepare(TEXTS, "query"), torch.tensor([3, 0]).numpy()
-    batch = tokens.take(order)
+    tokens, order = made.tokenize(TEXTS, "query"), torch.tensor([3, 0]).numpy()
+    batch = tokens.select(order)
     assert [row.tolist() for row in batch] == [tokens[3].tolist(), tokens[0].tolist()]
-    assert batch.starts is not None
-    assert tokens.starts is not None
-    assert batch.starts.tolist() == tokens.starts[order].tolist()
+    assert batch.pooling_starts is not None
+    assert tokens.pooling_starts is not None
+    assert batch.pooling_starts.tolist() == tokens.pooling_starts[order].tolist()
 
 
 def test_an_option_changes_one_field_and_the_name_says_so() -> None:
@@ -122,7 +122,7 @@ def test_an_eos_method_needs_an_end_token() -> None:
     bare = tiny.tokenizer()
     bare.eos_token = None
     with pytest.raises(InapplicableError, match="needs an end-of-sequence token"):
-        Wording(bare, catalog.find_method("eos"))
+        PromptTokenizer(bare, catalog.find_method("eos"))
 
 
 def test_a_sparse_method_takes_the_last_state() -> None:

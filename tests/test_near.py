@@ -13,7 +13,7 @@ from retbench.cards import ann_settings
 from retbench.cli.main import app
 from retbench.errors import MissingError, UsageError
 from retbench.retrievers import approximate_search, exact_search
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 from tests import small, tiny
 
 pytest.importorskip("faiss", reason="approximate search needs faiss: pip install 'retbench[ann]'")
@@ -27,16 +27,16 @@ def unit(rows: int, seed: int, width: int = 16) -> np.ndarray:
 QUERIES, DOCUMENTS = unit(30, 1), unit(3000, 2)
 
 
-def blocks() -> list[Block]:
+def blocks() -> list[VectorBlock]:
     order = np.random.default_rng(3).permutation(len(DOCUMENTS))
     cuts = pairwise(range(0, 3001, 500))
-    return [Block(order[start:end], DOCUMENTS[order[start:end]]) for start, end in cuts]
+    return [VectorBlock(order[start:end], DOCUMENTS[order[start:end]]) for start, end in cuts]
 
 
 def found(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
     wanted = ann_settings.parse_ann_settings(word)
     assert wanted
-    return approximate_search.search(wanted, QUERIES, blocks(), 10, len(DOCUMENTS))
+    return approximate_search.search_approximately(wanted, QUERIES, blocks(), 10, len(DOCUMENTS))
 
 
 @pytest.mark.parametrize("word", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
@@ -70,12 +70,12 @@ def test_a_sample_of_many_queries_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
 def test_lists_that_hold_less_than_k_give_less() -> None:
     wanted = ann_settings.IvfSettings(lists=3, probes=1)
-    ranking, _ = approximate_search.search(wanted, QUERIES, [Block(np.arange(6), DOCUMENTS[:6])], 10, 6)
+    ranking, _ = approximate_search.search_approximately(wanted, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6)
     assert all(0 < len(rows) < 6 for rows in ranking.rows)
 
 
 def test_no_documents_give_no_ranking() -> None:
-    ranking, told = approximate_search.search(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
+    ranking, told = approximate_search.search_approximately(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
     assert [len(rows) for rows in ranking.rows] == [0] * 30
     assert told["recall"] == 1.0
 

@@ -10,8 +10,8 @@ from test_decoder import FAMILIES, build
 from torch import Tensor
 
 from retbench.cards import catalog
-from retbench.cards.recipe import Lora
-from retbench.engines.padding import pad
+from retbench.cards.recipe import LoraSettings
+from retbench.engines.padding import pad_rows
 from retbench.training import lora as lora_module
 from retbench.training import packed_forward
 
@@ -20,9 +20,9 @@ LENGTHS = (90, 40, 40, 40, 7, 7, 1)
 
 def adapted(family: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     kind, config = FAMILIES[family]
-    recipe = replace(catalog.find_recipe("quick"), lora=Lora(rank=4, **{"dropout": 0.0, **lora}))
-    model = lora_module.prepare(build(kind, dtype, **config), recipe)
-    for weight in lora_module.trained(model).values():  # halves of zero would hide a mistake
+    recipe = replace(catalog.find_recipe("quick"), lora=LoraSettings(r=4, **{"dropout": 0.0, **lora}))
+    model = lora_module.prepare_for_training(build(kind, dtype, **config), recipe)
+    for weight in lora_module.get_trainable_weights(model).values():  # halves of zero would hide a mistake
         torch.nn.init.normal_(weight, std=0.1)
     return model
 
@@ -34,7 +34,7 @@ def rows() -> list[np.ndarray]:
 
 def plain(model: Any, texts: list[np.ndarray]) -> Tensor:
     """What transformers and peft compute, without the padding."""
-    padded, lengths = pad(texts)
+    padded, lengths = pad_rows(texts)
     states = model(input_ids=padded, use_cache=False).last_hidden_state
     return torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
 
@@ -44,18 +44,18 @@ def slopes(model: Any, states: Tensor) -> dict[str, Tensor]:
     torch.manual_seed(1)
     (states.float() * torch.randn(states.shape)).sum().backward()  # type: ignore[no-untyped-call]  # torch's
     found = {
-        name: weight.grad.clone() for name, weight in lora_module.trained(model).items() if weight.grad is not None
+        name: weight.grad.clone() for name, weight in lora_module.get_trainable_weights(model).items() if weight.grad is not None
     }
     model.zero_grad()
     return found
 
 
 def assert_equal(model: Any, tolerance: float) -> None:
-    assert packed_forward.fits(model)
-    ours, theirs = packed_forward.states(model, rows()), plain(model, rows())
+    assert packed_forward.supports_model(model)
+    ours, theirs = packed_forward.compute_states(model, rows()), plain(model, rows())
     assert (ours - theirs).norm() < tolerance * theirs.norm()
     found, expected = slopes(model, ours), slopes(model, theirs)
-    assert found.keys() == expected.keys() == lora_module.trained(model).keys()
+    assert found.keys() == expected.keys() == lora_module.get_trainable_weights(model).keys()
     for name, slope in expected.items():
         assert (found[name] - slope).norm() < tolerance * slope.norm(), name
 
@@ -79,7 +79,7 @@ def test_many_scores_are_made_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatc
 def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
     exact = adapted("llama")
     rough = adapted("llama", torch.bfloat16)
-    truth, ours = slopes(exact, plain(exact, rows())), slopes(rough, packed_forward.states(rough, rows()))
+    truth, ours = slopes(exact, plain(exact, rows())), slopes(rough, packed_forward.compute_states(rough, rows()))
     with torch.autocast("cpu", torch.bfloat16):
         theirs = slopes(rough, plain(rough, rows()))
 
@@ -90,5 +90,5 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
 
 
 def test_what_the_pass_does_not_compute_is_left_to_transformers() -> None:
-    assert not packed_forward.fits(adapted("llama", dropout=0.1))
-    assert not packed_forward.fits(build("llama"))
+    assert not packed_forward.supports_model(adapted("llama", dropout=0.1))
+    assert not packed_forward.supports_model(build("llama"))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from retbench.cards import catalog
-from retbench.encoders.postprocessing import Moments, fitted
+from retbench.encoders.postprocessing import Moments, fit_postprocessing
 from retbench.errors import UsageError
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 from tests.test_run import call, cells
 
 DRAW = np.random.default_rng(5)
@@ -16,8 +16,8 @@ RAW = (DRAW.normal(size=(200, 12)) * np.linspace(1, 4, 12) + 7).astype(np.float3
 VECTORS = RAW / np.linalg.norm(RAW, axis=1, keepdims=True)
 
 
-def blocks() -> list[Block]:
-    return [Block(rows, VECTORS[rows]) for rows in np.array_split(DRAW.permutation(200), 3)]
+def blocks() -> list[VectorBlock]:
+    return [VectorBlock(rows, VECTORS[rows]) for rows in np.array_split(DRAW.permutation(200), 3)]
 
 
 def unit(matrix: np.ndarray) -> np.ndarray:
@@ -25,19 +25,19 @@ def unit(matrix: np.ndarray) -> np.ndarray:
 
 
 def test_moments_do_not_depend_on_blocks() -> None:
-    moments = Moments.of(blocks())
+    moments = Moments.compute(blocks())
     assert np.allclose(moments.mean, VECTORS.mean(0))
     assert np.allclose(moments.covariance, np.cov(VECTORS.T, bias=True), atol=1e-8)
 
 
 def test_centring_takes_the_mean_out() -> None:
-    after = fitted(catalog.find_method("mean:post=centre"), blocks())(VECTORS)
+    after = fit_postprocessing(catalog.find_method("mean:post=centre"), blocks())(VECTORS)
     assert after.dtype == np.float32
     assert np.allclose(after, unit(VECTORS - VECTORS.mean(0)), atol=1e-5)
 
 
 def test_dropping_takes_the_main_directions_out() -> None:
-    after = fitted(catalog.find_method("mean:post=drop-top,components=2"), blocks())(VECTORS)
+    after = fit_postprocessing(catalog.find_method("mean:post=drop-top,components=2"), blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
     assert np.allclose(after, unit(centred - centred @ directions.T @ directions), atol=1e-5)
@@ -46,7 +46,7 @@ def test_dropping_takes_the_main_directions_out() -> None:
 @pytest.mark.parametrize("components", [None, 4])
 def test_whitening_gives_every_direction_one_variance(components: int | None) -> None:
     word = "mean:post=whiten" + (f",components={components}" if components else "")
-    after = fitted(catalog.find_method(word), blocks())(VECTORS)
+    after = fit_postprocessing(catalog.find_method(word), blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     white = unit((centred @ directions.T / sizes)[:, :components])
@@ -69,9 +69,9 @@ def test_a_combination_without_sense_is_refused(word: str, message: str) -> None
 
 
 def test_more_directions_than_the_corpus_has_are_refused() -> None:
-    few = [Block(np.arange(5), VECTORS[:5])]
+    few = [VectorBlock(np.arange(5), VECTORS[:5])]
     with pytest.raises(UsageError, match="asks for 9 components and the corpus has 4"):
-        fitted(catalog.find_method("mean:post=whiten,components=9"), few)
+        fit_postprocessing(catalog.find_method("mean:post=whiten,components=9"), few)
 
 
 def test_nothing_is_embedded_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:

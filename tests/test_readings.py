@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from retbench.cards import catalog
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from tests import plain, tiny
 from tests.test_run import call, cells
@@ -73,7 +73,7 @@ def test_a_vision_model_reads_text_without_its_tower(vision: Path, attention: st
 
     loaded = backbone.load(vision, "float32", torch.device("cpu"))
     assert not [name for name, _ in loaded.model.named_parameters() if "visual" in name]
-    ids = Wording(loaded.tokenizer, catalog.find_method("last")).tokens(tiny.SENTENCES[:3], "query", 64)
+    ids = PromptTokenizer(loaded.tokenizer, catalog.find_method("last")).tokenize(tiny.SENTENCES[:3], "query", 64)
     whole = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
     if attention == "bidirectional":
         whole.config.get_text_config().is_causal = False

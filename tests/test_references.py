@@ -138,7 +138,7 @@ def test_two_scores_of_one_model_on_one_task_are_refused(tmp_path: Path) -> None
 
 def test_only_what_a_board_could_show_is_imported(tmp_path: Path) -> None:
     similarity = _result(tmp_path / "m" / "org__model" / "rev", "STS12", 0.7, "cosine_spearman")
-    with pytest.raises(MissingError, match="no score that a board could show"):
+    with pytest.raises(MissingError, match="has no scores of retrieval tasks"):
         import_results(similarity, tmp_path / "r")
     assert _imported(tmp_path / "r") == {}
     _result(similarity.parent, "SciFact", 0.6)

@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoTokenizer
 from retbench.cards import reranker_settings
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.dense_encoder import BackboneEncoder
-from retbench.encoders.listwise_prompt import Sheet, text
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.listwise_prompt import ListwisePromptTokenizer, build_listwise_prompt
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.memory import CLEAR
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.report import report
@@ -51,7 +51,7 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
-    return saved_run.ours(Path(cell["record"])).ranking.named(saved_run.ours(Path(cell["record"])).collection)
+    return saved_run.ours(Path(cell["record"])).ranking.to_document_ids(saved_run.ours(Path(cell["record"])).collection)
 
 
 def texts() -> dict[str, str]:
@@ -123,8 +123,8 @@ def test_a_dry_run_shows_the_listwise_prompt_of_the_run_on_disk(model: Path, tas
 def test_thinking_is_disabled_where_the_template_knows_it(model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template += "{% if enable_thinking is false %}<think></think>{% endif %}"
-    sheet = Sheet(Wording(tokenizer, _method("last")), chat=True, limit=999)
-    assert tokenizer.decode(sheet.tokens("x")[0]).endswith("assistant\n<think></think>")
+    sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=True, limit=999)
+    assert tokenizer.decode(sheet.tokenize("x")[0]).endswith("assistant\n<think></think>")
 
 
 def _method(name: str) -> Any:
@@ -151,31 +151,31 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
     settings = reranker_settings.E2RankSettings(documents=3)
 
     def fitted(limit: int) -> tuple[list[int], Any]:
-        sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=limit)
+        sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=False, limit=limit)
         asked: Any = listwise_embedding.ListwisePromptBuilder(sheet, settings, str)
-        ids = asked.fitted("why?", documents).flat
+        ids = asked.fit_prompt("why?", documents).flat
         assert len(ids) <= limit
         parts = tokenizer.decode(ids).partition("Documents:\n")[2].partition("\nSearch Query")[0].split("\n")
-        return [sheet.length(part.partition("] ")[2]) for part in parts], asked.counts
+        return [sheet.count_tokens(part.partition("] ")[2]) for part in parts], asked.counts
 
     (first_, second, third), counts = fitted(300)
     assert (first_, counts.prompts_cut, counts.documents_left_out) == (len(tokenizer("short")["input_ids"]), 1, 0)
     assert abs(second - third) <= 1
-    room = 300 - len(tokenizer(text("why?", [*documents[:1], "", ""]))["input_ids"])
+    room = 300 - len(tokenizer(build_listwise_prompt("why?", [*documents[:1], "", ""]))["input_ids"])
     assert abs(second + third - room) < 8  # texts joined have other tokens than texts apart
-    sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=0)
-    least = text("why?", sheet.cut(documents, listwise_embedding.MIN_DOCUMENT_TOKENS))
-    lengths, counts = fitted(len(sheet.tokens(least).flat) - 1)
+    sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=False, limit=0)
+    least = build_listwise_prompt("why?", sheet.truncate_texts(documents, listwise_embedding.MIN_DOCUMENT_TOKENS))
+    lengths, counts = fitted(len(sheet.tokenize(least).flat) - 1)
     assert (len(lengths), counts.documents_left_out) == (2, 1)
-    with pytest.raises(UsageError, match="fewer than two documents"):
+    with pytest.raises(UsageError, match="cannot hold two documents"):
         fitted(60)
 
 
 def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
-    sheet = Sheet(Wording(tokenizer, _method("last")), chat=False, limit=300)
+    sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=False, limit=300)
     asked: Any = listwise_embedding.ListwisePromptBuilder(sheet, reranker_settings.E2RankSettings(), str)
-    assert len(asked.fitted("north " * 500, ["one", "two"]).flat) <= 300
+    assert len(asked.fit_prompt("north " * 500, ["one", "two"]).flat) <= 300
     assert asked.counts.queries_cut == 1
 
 
@@ -184,7 +184,7 @@ def test_where_fewer_than_two_documents_fit_the_cell_is_skipped(mute: Path, task
     answer = call(*line, "--json")
     plain, skipped = json.loads(answer.stdout)
     assert (plain["status"], skipped["status"], answer.exit_code) == ("done", "skipped", 0)
-    assert "fewer than two documents" in skipped["error"]
+    assert "cannot hold two documents" in skipped["error"]
     board = call("report", out).output
     assert "e2rank:length=40" in board
 
@@ -193,7 +193,7 @@ def test_documents_are_not_embedded_again(model: Path, task: Path, out: Path, mo
     line = ("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
     cells(*line)
     seen: list[int] = []
-    embed = BackboneEncoder.vectors
+    embed = BackboneEncoder.encode
     monkeypatch.setattr(BackboneEncoder, "vectors", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
     cells(*line, "--rerank", "rocchio")
     assert seen == []
@@ -272,10 +272,10 @@ def test_a_dense_depth_leaves_the_tail_alone() -> None:
     class Reversed:
         depth = 3
 
-        def __call__(self, pool: Candidates) -> tuple[np.ndarray, np.ndarray]:
-            return np.arange(len(pool.rows))[::-1], np.array([0.9, 0.5, 0.1])[: len(pool.rows)]
+        def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+            return np.arange(len(candidates.rows))[::-1], np.array([0.9, 0.5, 0.1])[: len(candidates.rows)]
 
-        facts = first = dict
+        collect_statistics = sample = dict
 
     ranking = Ranking([np.array([4, 7, 1, 9, 2]), np.array([3])], [np.arange(5, 0, -1.0), np.array([1.0])])
     found = rerank_queries(ranking, ["a", "b"], Reversed(), lambda: None)
@@ -291,13 +291,13 @@ def test_windows_let_a_document_climb_to_the_top() -> None:
     assert list(iterate_windows(3, 4, 2)) == [slice(0, 3)] == list(iterate_windows(3, 0, 10))
 
     class Ask:
-        def __call__(self, pool: Candidates) -> np.ndarray:
+        def embed(self, candidates: Candidates) -> np.ndarray:
             return np.array([1.0], dtype=np.float32)
 
-        facts = first = dict
+        collect_statistics = sample = dict
 
     by = EmbeddingReranker(Ask(), lambda rows: rows[:, None].astype(np.float32), 10, window=4, step=2)
-    order, scores = by(Candidates(0, "?", np.arange(10), np.arange(10, 0, -1.0)))
+    order, scores = by.rerank(Candidates(0, "?", np.arange(10), np.arange(10, 0, -1.0)))
     assert order[0] == 9
     assert sorted(order) == list(range(10))
     assert np.all(np.diff(scores) < 0)
@@ -341,11 +341,11 @@ def test_two_runs_of_one_name_are_two_rows(task: Path, out: Path) -> None:
         ("strange Q0 tea 1 1 x\n", "rocchio", "none of the 3 queries", 4),
         ("q1 tea 1\n", "rocchio", "is not a TREC run", 4),
         (RUN, "rocchio", "has no vectors to rerank by", 2),
-        (RUN, "rocchio:model=bm25", "bm25 has no vectors", 2),
+        (RUN, "rocchio:model=bm25", "bm25 is a lexical model without vectors", 2),
         (RUN, "rochio", "did you mean rocchio", 2),
-        (RUN, "e2rank:documents=1", "is no list", 2),
-        (RUN, "e2rank:window=5,step=6", "no document could climb", 2),
-        (RUN, "vectors:depth=0", "leaves nothing to rerank", 2),
+        (RUN, "e2rank:documents=1", "too few for a listwise prompt", 2),
+        (RUN, "e2rank:window=5,step=6", "cannot move a document up", 2),
+        (RUN, "vectors:depth=0", "depth=0 must be at least 1", 2),
         (RUN, "vectors:deep=3", "did you mean depth", 2),
     ],
 )
@@ -404,7 +404,7 @@ def test_excluded_documents_never_come_back(
         saved_run, "open_collection", lambda card: replace(opened(card), excluded={"q1": frozenset({"coffee"})})
     )
     own, _ = saved_run.foreign(file, str(task), out, "retbench rerank")
-    assert own.ranking.named(own.collection)["q1"] == ["tea", "bread"]
+    assert own.ranking.to_document_ids(own.collection)["q1"] == ["tea", "bread"]
 
 
 def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path, out: Path) -> None:
@@ -414,8 +414,8 @@ def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path
     from retbench.pipelines.reranking.factory import build_reranker_spec
 
     moved = replace(other, record=replace(other.record, model=str(tiny.build(task.parent / "tiny2", hidden_size=32))))
-    with pytest.raises(DataError, match="are not those of the run"):
-        build_reranker_spec(reranker_settings.parse_reranker("rocchio"), moved, None, ModelResolver(lambda _: None).resolve)
+    with pytest.raises(DataError, match="are not the weights of the run"):
+        build_reranker_spec(reranker_settings.parse_reranker("rocchio"), moved, None, ModelResolver(lambda _: None))
 
 
 def test_one_spelling_for_one_reranker() -> None:

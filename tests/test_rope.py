@@ -68,7 +68,7 @@ def another(family: str) -> Backbone:
     sizes: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": WINDOW}
     config = AutoConfig.for_model(family, **sizes, **heads, pad_token_id=0)
-    rotary_positions.stretch(config, "dynamic:2")
+    rotary_positions.apply_rope_scaling(config, "dynamic:2")
     return Backbone(AutoModel.from_config(config).eval(), None, True, "float32", CPU)  # type: ignore[arg-type]
 
 
@@ -86,11 +86,11 @@ def test_a_text_is_turned_by_its_own_length_whatever_stands_beside_it(family: st
 def test_a_model_without_one_plain_rope_is_refused(folder: Path) -> None:
     for family in ("bert", "gemma3_text"):
         with pytest.raises(UsageError, match="rotary positions"):
-            rotary_positions.stretch(AutoConfig.for_model(family), "linear:2")
+            rotary_positions.apply_rope_scaling(AutoConfig.for_model(family), "linear:2")
     config = AutoConfig.from_pretrained(folder)
-    rotary_positions.stretch(config, "linear:2")
+    rotary_positions.apply_rope_scaling(config, "linear:2")
     with pytest.raises(UsageError, match="stretched already"):
-        rotary_positions.stretch(config, "linear:2")
+        rotary_positions.apply_rope_scaling(config, "linear:2")
 
 
 def test_the_setting_is_in_the_record_and_in_the_settings_id(folder: Path, tmp_path: Path) -> None:

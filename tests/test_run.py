@@ -183,17 +183,17 @@ def test_weights_of_another_shape_are_refused(model: Path, task: Path, out: Path
 
 
 def test_ctrl_c_keeps_what_is_finished(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from retbench.retrievers.bm25 import BM25
+    from retbench.retrievers.bm25 import BM25Index
 
-    search, calls = BM25.search, []
+    search, calls = BM25Index.search, []
 
-    def interrupted(self: BM25, queries: Any, k: int) -> Any:
+    def interrupted(self: BM25Index, queries: Any, k: int) -> Any:
         calls.append(k)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return search(self, queries, k)
 
-    monkeypatch.setattr(BM25, "search", interrupted)
+    monkeypatch.setattr(BM25Index, "search", interrupted)
     other = small.write(task.parent / "larder")
     line = ("run", "--model", "bm25", "--task", task, "--task", other, "--out", out)
     answer = call(*line)

@@ -22,9 +22,9 @@ from retbench.corpora.open_collection import open_collection
 from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.corpora.texts import join_fields
 from retbench.retrievers import exact_search
-from retbench.retrievers.bm25 import BM25
-from retbench.retrievers.ranking import Ranking, best
-from retbench.store.shard_store import Block, Store
+from retbench.retrievers.bm25 import BM25Index
+from retbench.retrievers.ranking import Ranking, select_top_k
+from retbench.store.shard_store import VectorBlock, ShardStore
 
 
 class Case(NamedTuple):
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
     queries: np.ndarray
     documents: np.ndarray
-    blocks: list[Block]
+    blocks: list[VectorBlock]
     k: int
     query_tile: int
     document_tile: int
@@ -52,7 +52,7 @@ def cases(draw: st.DrawFn) -> Case:
     cuts = sorted(draw(st.lists(st.integers(0, sizes[1]), max_size=4)))
     parts = [order[start:end] for start, end in pairwise([0, *cuts, sizes[1]])]
     tiles = st.integers(1, 9)
-    blocks = [Block(rows, documents[rows]) for rows in parts]
+    blocks = [VectorBlock(rows, documents[rows]) for rows in parts]
     return Case(queries, documents, blocks, draw(st.integers(1, 35)), draw(tiles), draw(tiles))
 
 
@@ -83,29 +83,29 @@ def test_exact_search_is_brute_force_whatever_the_tiles_and_blocks(case: Case) -
 
 def test_one_score_for_all_gives_the_first_rows() -> None:
     vectors = np.ones((50, 2), dtype=np.float32)
-    blocks = [Block(np.arange(start, 50, 3)[::-1].copy(), vectors[start::3]) for start in (2, 0, 1)]
+    blocks = [VectorBlock(np.arange(start, 50, 3)[::-1].copy(), vectors[start::3]) for start in (2, 0, 1)]
     assert exact_search.search(vectors[:1], blocks, 10).rows[0].tolist() == list(range(10))
 
 
 def test_a_corpus_smaller_than_k_is_ranked_whole() -> None:
     vectors = np.array([[1, 0], [0, 1]], dtype=np.float32)
-    found = exact_search.search(vectors, [Block(np.array([1, 0]), vectors[::-1].copy())], 100)
+    found = exact_search.search(vectors, [VectorBlock(np.array([1, 0]), vectors[::-1].copy())], 100)
     assert hits(found) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
 
 
 def test_blocks_from_the_store_are_searched(tmp_path: Path) -> None:
-    store, vectors = Store(tmp_path), np.eye(4, dtype=np.float32)
+    store, vectors = ShardStore(tmp_path), np.eye(4, dtype=np.float32)
     for shard in range(2):
         rows = np.arange(shard, 4, 2)
-        store.write(shard, Block(rows, vectors[rows]), tokens=1, seconds=0.0)
-    blocks = [block for shard in range(2) if (block := store.read(shard))]
+        store.write_shard(shard, VectorBlock(rows, vectors[rows]), tokens=1, seconds=0.0)
+    blocks = [block for shard in range(2) if (block := store.read_shard(shard))]
     assert [rows[0] for rows in exact_search.search(vectors, blocks, 1).rows] == [0, 1, 2, 3]
 
 
 def test_scores_are_summed_in_float32() -> None:
     small_part = np.float32(2**-12)  # lost beside 1 in bfloat16 and in float16
     vectors = np.array([[1, small_part], [1, 0]], dtype=np.float32)
-    found = exact_search.search(np.array([[1, 1]], dtype=np.float32), [Block(np.arange(2), vectors)], 2)
+    found = exact_search.search(np.array([[1, 1]], dtype=np.float32), [VectorBlock(np.arange(2), vectors)], 2)
     assert hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
 
 
@@ -118,9 +118,9 @@ def unit(rows: int, width: int, seed: int, common: float = 0.0) -> np.ndarray:
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
-def blocks_of(vectors: np.ndarray, size: int) -> list[Block]:
+def blocks_of(vectors: np.ndarray, size: int) -> list[VectorBlock]:
     order = np.random.default_rng(0).permutation(len(vectors))
-    return [Block(order[at : at + size], vectors[order[at : at + size]]) for at in range(0, len(vectors), size)]
+    return [VectorBlock(order[at : at + size], vectors[order[at : at + size]]) for at in range(0, len(vectors), size)]
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_stored_vectors_are_streamed_and_never_held_together(tmp_path: Path) -> 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 35))
 def test_best_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
     expected = sorted(range(len(scores)), key=lambda position: (-scores[position], position))[:k]
-    assert best(np.array(scores, dtype=np.float32), k).tolist() == expected
+    assert select_top_k(np.array(scores, dtype=np.float32), k).tolist() == expected
 
 
 # BM25
@@ -267,7 +267,7 @@ def test_best_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
 def test_bm25_by_hand() -> None:
     # Three documents of 2, 2 and 4 words; only "cat" is asked for; idf and length as in Lucene's formula.
     documents = ["cat dog", "bird dog", "cat cat cat fish"]
-    found = BM25(LexicalSettings(k1=1.2, b=0.75), documents).search(["cat"], 10)
+    found = BM25Index(LexicalSettings(k1=1.2, b=0.75), documents).search(["cat"], 10)
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
 
     def weight(count: int, length: int) -> float:
@@ -295,21 +295,21 @@ def test_bm25_finds_documents_with_a_word_of_the_query_and_no_other(
     query: str, expected: set[int], variant: str
 ) -> None:
     documents = ["The cats are running", "a dog", "The runner has a cat", "", "cat dog"]
-    index = BM25(LexicalSettings(variant=variant), documents)  # type: ignore[arg-type]
+    index = BM25Index(LexicalSettings(variant=variant), documents)  # type: ignore[arg-type]
     (rows,) = index.search([query], 10).rows
     assert set(rows.tolist()) == expected
     assert len(rows) == len(expected)
 
 
 def test_bm25_orders_ties_by_row() -> None:
-    found = BM25(LexicalSettings(), ["cat", "dog", "cat", "cat", "bird"]).search(["cat", "dog", "cat"], 2)
+    found = BM25Index(LexicalSettings(), ["cat", "dog", "cat", "cat", "bird"]).search(["cat", "dog", "cat"], 2)
     assert [rows.tolist() for rows in found.rows] == [[0, 2], [1], [0, 2]]
 
 
 def test_bm25_on_the_small_collection(tmp_path: Path) -> None:
     collection = open_collection(small.card(small.write(tmp_path / "small")))
-    index = BM25(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
-    named = index.search((row.text for row in collection.queries), 3).named(collection)
+    index = BM25Index(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
+    named = index.search((row.text for row in collection.queries), 3).to_document_ids(collection)
     assert named["q2"][0] == "bicycle"
     assert named["q3"][0] == "river"
     assert set(named["q1"]) <= {"coffee", "tea"}
@@ -350,8 +350,8 @@ def test_what_may_not_be_ranked_is_removed_before_the_cut(
     twins: Callable[[bool], Collection], drop: bool, excluded: bool, depth: int, left: dict[str, str]
 ) -> None:
     collection = twins(excluded)
-    ranking = RANKED.prepared(collection, drop_same_id=drop, depth=depth)
-    assert {query: "".join(documents) for query, documents in ranking.named(collection).items()} == left
+    ranking = RANKED.filter_and_cut(collection, drop_same_id=drop, depth=depth)
+    assert {query: "".join(documents) for query, documents in ranking.to_document_ids(collection).items()} == left
     assert [len(scores) for scores in ranking.scores] == [len(rows) for rows in ranking.rows]
     for rows, scores, all_rows, all_scores in zip(
         ranking.rows, ranking.scores, RANKED.rows, RANKED.scores, strict=True
@@ -361,5 +361,5 @@ def test_what_may_not_be_ranked_is_removed_before_the_cut(
 
 def test_an_empty_ranking_stays_empty(twins: Callable[[bool], Collection]) -> None:
     nothing = Ranking([np.array([], dtype=np.int64)] * 2, [np.array([], dtype=np.float32)] * 2)
-    prepared = nothing.prepared(twins(True), drop_same_id=True, depth=10)
-    assert prepared.named(twins(True)) == {"a": [], "b": []}
+    prepared = nothing.filter_and_cut(twins(True), drop_same_id=True, depth=10)
+    assert prepared.to_document_ids(twins(True)) == {"a": [], "b": []}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_house import FILES
+from tests.test_import_rules import FILES
 from typer.main import get_command
 
 from retbench.cli.main import app
@@ -147,7 +147,7 @@ def with_code(folder: Path, marker: Path) -> Path:
 @pytest.fixture
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv(remote_code.TRUST, "")  # and is put back, whatever a command sets
+    monkeypatch.setenv(remote_code.TRUST_VARIABLE, "")  # and is put back, whatever a command sets
     return with_code(tmp_path / "stranger", tmp_path / "mark"), tmp_path / "mark"
 
 
@@ -183,7 +183,7 @@ def test_trusted_code_runs_and_its_digest_is_in_the_record(
     assert first["status"] == "done"
     assert mark.read_text() == "ran"
     record = json.loads((Path(first["record"]) / "record.json").read_text())
-    assert record["settings"]["encoder"]["code"] == remote_code.running(folder)
+    assert record["settings"]["encoder"]["code"] == remote_code.compute_code_digest(folder)
     with (folder / "own.py").open("a") as own:
         own.write("# another line\n")
     (second,) = json.loads(call(*words, "--json").stdout)
@@ -191,18 +191,18 @@ def test_trusted_code_runs_and_its_digest_is_in_the_record(
 
 
 def test_no_file_can_grant_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(remote_code.TRUST, raising=False)
+    monkeypatch.delenv(remote_code.TRUST_VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "retbench.toml").write_text("trust_remote_code = true\n")
-    assert not remote_code.trusted()
+    assert not remote_code.is_remote_code_trusted()
     for word, granted in {"1": True, "true": True, "0": False, "no": False, "": False}.items():
-        monkeypatch.setenv(remote_code.TRUST, word)
-        assert remote_code.trusted() is granted
+        monkeypatch.setenv(remote_code.TRUST_VARIABLE, word)
+        assert remote_code.is_remote_code_trusted() is granted
 
 
 def test_help_names_the_variable_that_grants_trust() -> None:
     (option,) = [one for one in get_command(app).params if one.name == "trust"]
-    assert option.envvar == remote_code.TRUST
+    assert option.envvar == remote_code.TRUST_VARIABLE
 
 
 def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
@@ -235,10 +235,10 @@ def test_of_the_hub_only_safe_files_are_asked_for(tmp_path: Path) -> None:
     """Patterns decide before a byte is fetched: no pickle, no code."""
     from fnmatch import fnmatch
 
-    from retbench.engines.model_folders import WANTED
+    from retbench.engines.model_folders import WANTED_PATTERNS
 
     def asked(name: str) -> bool:
-        return any(fnmatch(name, p) for p in WANTED) and not any(fnmatch(name, p) for p in hub_weights.UNWANTED)
+        return any(fnmatch(name, p) for p in WANTED_PATTERNS) and not any(fnmatch(name, p) for p in hub_weights.IGNORED_PATTERNS)
 
     safe = ["model.safetensors", "config.json", "tokenizer.json"]
     assert [name for name in (*safe, "pytorch_model.bin", "model.pt", "x.pkl", "own.py", "a.sh") if asked(name)] == safe

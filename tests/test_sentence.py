@@ -12,8 +12,8 @@ pytest.importorskip("sentence_transformers")
 from retbench.cards import catalog
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.external_encoders import IdsEncoder
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.external_encoders import TokenIdEncoder
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone, fingerprints, sentence_transformers_engine
 from retbench.errors import DataError, UsageError
 from tests import tiny
@@ -22,20 +22,20 @@ from tests.test_run import call, cells
 CPU = torch.device("cpu")
 
 
-def pair(folder: Path, name: str) -> tuple[BackboneEncoder, IdsEncoder]:
+def pair(folder: Path, name: str) -> tuple[BackboneEncoder, TokenIdEncoder]:
     method = catalog.find_method(name)
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     loaded = backbone.load(folder, "float32", CPU)
-    wording = Wording(loaded.tokenizer, method)
-    theirs = sentence_transformers_engine.load(folder, "float32", CPU, method.pooling)
-    return BackboneEncoder(spec, loaded, wording), IdsEncoder(spec, theirs, wording)
+    wording = PromptTokenizer(loaded.tokenizer, method)
+    theirs = sentence_transformers_engine.load_sentence_transformers_model(folder, "float32", CPU, method.pooling)
+    return BackboneEncoder(spec, loaded, wording), TokenIdEncoder(spec, theirs, wording)
 
 
 @pytest.mark.parametrize("name", ["last", "mean", "first", "weighted", "promptreps", "eos"])
 def test_both_engines_agree(model: Path, name: str) -> None:
     ours, theirs = pair(model, name)
-    tokens = ours.prepare(tiny.SENTENCES, "query")
-    one, other = ours.vectors(tokens), theirs.vectors(tokens)
+    tokens = ours.tokenize(tiny.SENTENCES, "query")
+    one, other = ours.encode(tokens), theirs.encode(tokens)
     assert (one * other).sum(1).min() > 0.99999
     assert theirs.dimension == ours.dimension
 
@@ -50,7 +50,7 @@ def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", careless)
     with pytest.raises(DataError, match=r"reads .*user"):
-        sentence_transformers_engine.load(model, "float32", CPU, "last")
+        sentence_transformers_engine.load_sentence_transformers_model(model, "float32", CPU, "last")
 
 
 def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) -> None:
@@ -62,12 +62,12 @@ def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) ->
     parts = [bare[0], Pooling(tiny.WIDTH, pooling_mode="mean"), Dense(tiny.WIDTH, 16), Normalize()]
     published = SentenceTransformer(modules=parts)
     published.save(str(tmp_path / "published"))
-    loaded = sentence_transformers_engine.load(tmp_path / "published", "float32", CPU, "model")
-    wording = Wording(backbone.tokenizer(model), catalog.find_method("as-published"))
-    tokens = wording.tokens(tiny.SENTENCES[:4], "query", 64)
+    loaded = sentence_transformers_engine.load_sentence_transformers_model(tmp_path / "published", "float32", CPU, "model")
+    wording = PromptTokenizer(backbone.tokenizer(model), catalog.find_method("as-published"))
+    tokens = wording.tokenize(tiny.SENTENCES[:4], "query", 64)
     wanted = published.encode(list(tiny.SENTENCES[:4]))
     assert loaded.dimension == 16
-    assert np.allclose(loaded.vectors(list(tokens)), wanted, atol=1e-5)
+    assert np.allclose(loaded.encode(list(tokens)), wanted, atol=1e-5)
 
 
 def test_other_modules_behind_one_backbone_are_other_vectors(model: Path, tmp_path: Path) -> None:
@@ -75,18 +75,18 @@ def test_other_modules_behind_one_backbone_are_other_vectors(model: Path, tmp_pa
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
     bare = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
-    known = {fingerprints.of_modules(model)}
+    known = {fingerprints.compute_modules_fingerprint(model)}
     for seed in (1, 2):
         torch.manual_seed(seed)
         parts = [bare[0], Pooling(tiny.WIDTH, pooling_mode="mean"), Dense(tiny.WIDTH, 16)]
         SentenceTransformer(modules=parts).save(str(tmp_path / str(seed)))
-        known.add(fingerprints.of_modules(tmp_path / str(seed)))
+        known.add(fingerprints.compute_modules_fingerprint(tmp_path / str(seed)))
     assert len(known) == 3
 
 
 def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:
     with pytest.raises(UsageError, match=r"no modules\.json"):
-        sentence_transformers_engine.load(model, "float32", CPU, "model")
+        sentence_transformers_engine.load_sentence_transformers_model(model, "float32", CPU, "model")
 
 
 def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:

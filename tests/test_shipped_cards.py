@@ -131,7 +131,7 @@ def test_an_adapter_names_its_parent() -> None:
     assert all(card.parent for card in adapters)
     for card in adapters:
         with pytest.raises(MissingError, match="holds an adapter, not whole weights") as caught:
-            weights.obtain(card)
+            weights.obtain_weights(card)
         assert str(card.parent) in caught.value.next_step
 
 
@@ -158,7 +158,7 @@ def test_weights_of_another_size_are_offered_their_card_the_nearest_name_first(t
     (tmp_path / "config.json").write_text(json.dumps(figures))
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(DataError, match=r"are not qwen2\.5-coder-7b") as caught:
-        weights.find(catalog.find_model_card("qwen2.5-coder-7b"), path=str(tmp_path))
+        weights.find_local_weights(catalog.find_model_card("qwen2.5-coder-7b"), path=str(tmp_path))
     offered = re.findall(r"--model (\S+)", caught.value.next_step)
     assert offered[0] == "qwen2.5-coder-1.5b"
     assert offered[-1] == "deepseek-r1-distill-qwen-1.5b"

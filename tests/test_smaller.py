@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 from retbench.cli.main import app
 from retbench.errors import UsageError
 from retbench.retrievers.dense_retriever import shortened
-from retbench.store.embedding_cache import shelf
-from retbench.store.shard_store import Block, Store
-from retbench.store.vector_formats import FORMS, VectorDtype, row_bytes, widened
+from retbench.store.embedding_cache import list_cached_embeddings
+from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_row_bytes, decode_vectors
 from tests import small
 
 
@@ -39,21 +39,21 @@ def unit(seed: int, rows: int = 9, width: int = 24) -> np.ndarray:
 @given(seed=st.integers(0, 999))
 def test_what_was_stored_points_where_it_did(form: VectorDtype, least: float, seed: int) -> None:
     vectors = unit(seed)
-    again = widened(FORMS[form].narrowed(vectors))
+    again = decode_vectors(VECTOR_FORMATS[form].encode(vectors))
     assert again.dtype == np.float32
     assert (vectors * again).sum(axis=1).min() > least
     assert np.allclose(np.linalg.norm(again, axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", VECTOR_FORMATS)
 def test_a_block_is_the_same_when_written_and_when_read(form: VectorDtype, tmp_path: Path) -> None:
-    store = Store(tmp_path, form)
-    written = store.write(0, Block(np.arange(9), unit(1)), tokens=1, seconds=0.0)
-    read = store.read(0)
+    store = ShardStore(tmp_path, form)
+    written = store.write_shard(0, VectorBlock(np.arange(9), unit(1)), tokens=1, seconds=0.0)
+    read = store.read_shard(0)
     assert read
     assert np.array_equal(read.vectors, written.vectors)
     stored = (tmp_path / "shard-00000.safetensors").stat().st_size
-    assert 0 < stored - 9 * row_bytes(24, form) < 300  # the rest is the file's own head
+    assert 0 < stored - 9 * compute_row_bytes(24, form) < 300  # the rest is the file's own head
 
 
 def test_the_first_dimensions_at_length_one() -> None:
@@ -67,12 +67,12 @@ def test_a_cut_embeds_nothing_again_and_another_form_does(model: Path, tmp_path:
     line = ("run", "--model", model, "--task", small.write(tmp_path / "pantry"), "--method", "mean")
     line = (*line, "--out", tmp_path / "out")
     whole = cell(*line)
-    stores = {stored.folder for stored in shelf()}
+    stores = {stored.folder for stored in list_cached_embeddings()}
     cut = cell(*line, "--set", "dimensions=8")
-    assert {stored.folder for stored in shelf()} == stores
+    assert {stored.folder for stored in list_cached_embeddings()} == stores
     assert cut["settings_id"] != whole["settings_id"]
     half = cell(*line, "--set", "vector_dtype=int8")
-    assert len(list(shelf())) == 2 * len(stores)
+    assert len(list(list_cached_embeddings())) == 2 * len(stores)
     assert half["settings_id"] not in (whole["settings_id"], cut["settings_id"])
     settings = json.loads((Path(cut["record"]) / "record.json").read_text())["settings"]
     assert settings["encoder"]["dimensions"] == 8
@@ -102,6 +102,6 @@ def test_splits_and_tasks_share_the_documents(model: Path, tmp_path: Path) -> No
     cell(*line, "--task", one)
     cell(*line, "--task", one, "--set", "split=train")
     cell(*line, "--task", other)
-    documents = [stored for stored in shelf() if stored.rows == len(small.DOCUMENTS)]
+    documents = [stored for stored in list_cached_embeddings() if stored.rows == len(small.DOCUMENTS)]
     assert len(documents) == 1
     assert documents[0].used_by == ("another (mean)", "pantry (mean)")

@@ -15,30 +15,30 @@ from hypothesis import strategies as st
 
 from retbench.errors import ResourceError
 from retbench.store import shard_store
-from retbench.store.digest import canonical, digest
-from retbench.store.shard_store import Block, Store, write_whole
+from retbench.store.digest import to_canonical_json, compute_digest
+from retbench.store.shard_store import VectorBlock, ShardStore, write_file_atomically
 
-BLOCK = Block(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
+BLOCK = VectorBlock(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
 FILES = {"shard-00007.safetensors", "shard-00007.json"}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+def store(tmp_path: Path) -> ShardStore:
+    return ShardStore(tmp_path)
 
 
 @pytest.fixture
-def filled(store: Store) -> Store:
-    store.write(7, BLOCK, tokens=12, seconds=1.5)
+def filled(store: ShardStore) -> ShardStore:
+    store.write_shard(7, BLOCK, tokens=12, seconds=1.5)
     return store
 
 
-def names(store: Store) -> set[str]:
+def names(store: ShardStore) -> set[str]:
     return {path.name for path in store.folder.iterdir()}
 
 
-def test_a_shard_is_read_as_it_was_written(filled: Store) -> None:
-    block = filled.read(7)
+def test_a_shard_is_read_as_it_was_written(filled: ShardStore) -> None:
+    block = filled.read_shard(7)
     assert block is not None
     np.testing.assert_array_equal(block.rows, BLOCK.rows)
     np.testing.assert_array_equal(block.vectors, BLOCK.vectors)
@@ -46,13 +46,13 @@ def test_a_shard_is_read_as_it_was_written(filled: Store) -> None:
     assert names(filled) == FILES
 
 
-def test_a_shard_that_was_never_written_is_none(filled: Store) -> None:
-    assert filled.read(8) is None
+def test_a_shard_that_was_never_written_is_none(filled: ShardStore) -> None:
+    assert filled.read_shard(8) is None
 
 
-def test_a_shard_written_again_is_the_new_one(filled: Store) -> None:
-    filled.write(7, Block(BLOCK.rows, -BLOCK.vectors), tokens=12, seconds=1.5)
-    block = filled.read(7)
+def test_a_shard_written_again_is_the_new_one(filled: ShardStore) -> None:
+    filled.write_shard(7, VectorBlock(BLOCK.rows, -BLOCK.vectors), tokens=12, seconds=1.5)
+    block = filled.read_shard(7)
     assert block is not None
     np.testing.assert_array_equal(block.vectors, -BLOCK.vectors)
 
@@ -73,42 +73,42 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("file", "change"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_shard_does_not_count(filled: Store, file: str, change: Any) -> None:
+def test_a_damaged_shard_does_not_count(filled: ShardStore, file: str, change: Any) -> None:
     path = filled.folder / file
     path.write_bytes(change(path.read_bytes()))
-    assert filled.read(7) is None
-    filled.write(7, BLOCK, tokens=12, seconds=1.5)
-    assert filled.read(7) is not None
+    assert filled.read_shard(7) is None
+    filled.write_shard(7, BLOCK, tokens=12, seconds=1.5)
+    assert filled.read_shard(7) is not None
 
 
 @pytest.mark.parametrize("file", sorted(FILES))
-def test_half_a_shard_does_not_count(filled: Store, file: str) -> None:
+def test_half_a_shard_does_not_count(filled: ShardStore, file: str) -> None:
     (filled.folder / file).unlink()
-    assert filled.read(7) is None
+    assert filled.read_shard(7) is None
 
 
-def test_two_shards_swapped_on_the_disk_do_not_count(filled: Store) -> None:
-    filled.write(8, Block(BLOCK.rows + 10, BLOCK.vectors), tokens=12, seconds=1.0)
+def test_two_shards_swapped_on_the_disk_do_not_count(filled: ShardStore) -> None:
+    filled.write_shard(8, VectorBlock(BLOCK.rows + 10, BLOCK.vectors), tokens=12, seconds=1.0)
     (filled.folder / "shard-00007.safetensors").replace(filled.folder / "shard-00008.safetensors")
-    assert filled.read(8) is None
+    assert filled.read_shard(8) is None
 
 
-def test_the_first_plan_stays(store: Store) -> None:
-    assert store.plan(lambda: {"budget": 4096}) == {"budget": 4096}
-    assert store.plan(lambda: {"budget": 1}) == {"budget": 4096}
-    assert Store(store.folder).plan(dict) == {"budget": 4096}
+def test_the_first_plan_stays(store: ShardStore) -> None:
+    assert store.load_or_create_plan(lambda: {"budget": 4096}) == {"budget": 4096}
+    assert store.load_or_create_plan(lambda: {"budget": 1}) == {"budget": 4096}
+    assert ShardStore(store.folder).load_or_create_plan(dict) == {"budget": 4096}
 
 
-def test_a_store_is_complete_only_when_finished(filled: Store) -> None:
-    assert not filled.complete()
-    filled.finish({"peak_memory_mb": 3.5})
-    assert filled.complete()
-    assert filled.finished() == {"peak_memory_mb": 3.5}
+def test_a_store_is_complete_only_when_finished(filled: ShardStore) -> None:
+    assert not filled.is_complete()
+    filled.write_manifest({"peak_memory_mb": 3.5})
+    assert filled.is_complete()
+    assert filled.read_manifest() == {"peak_memory_mb": 3.5}
 
 
-def test_seconds_add_up_over_shards(filled: Store) -> None:
-    filled.write(8, BLOCK, tokens=1, seconds=0.25)
-    assert filled.spent().seconds == 1.75
+def test_seconds_add_up_over_shards(filled: ShardStore) -> None:
+    filled.write_shard(8, BLOCK, tokens=1, seconds=0.25)
+    assert filled.compute_total_cost().seconds == 1.75
 
 
 def full(*_: object) -> None:
@@ -120,60 +120,60 @@ FAULTS = {"at fsync": (os, "fsync"), "at rename": (Path, "rename")}
 
 
 @pytest.mark.parametrize(("owner", "call"), FAULTS.values(), ids=FAULTS)
-def test_a_full_disk_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch, owner: Any, call: str) -> None:
+def test_a_full_disk_leaves_nothing(store: ShardStore, monkeypatch: pytest.MonkeyPatch, owner: Any, call: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(owner, call, full)
         with pytest.raises(ResourceError) as caught:
-            store.write(7, BLOCK, tokens=12, seconds=1.5)
+            store.write_shard(7, BLOCK, tokens=12, seconds=1.5)
     assert "shard-00007.safetensors could not be written: No space left on device" in caught.value.cause
     assert "run the same command" in caught.value.next_step
     assert names(store) == set()
-    assert store.read(7) is None
+    assert store.read_shard(7) is None
 
 
-def test_a_full_disk_keeps_what_was_there(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_was_there(filled: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(ResourceError):
-            filled.write(8, BLOCK, tokens=12, seconds=1.5)
+            filled.write_shard(8, BLOCK, tokens=12, seconds=1.5)
     assert names(filled) == FILES
-    assert filled.read(7) is not None
+    assert filled.read_shard(7) is not None
 
 
-def test_a_shard_without_its_note_does_not_count(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_without_its_note_does_not_count(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(file: Path, content: bytes) -> None:
         if file.suffix == ".json":
             raise KeyboardInterrupt
-        write_whole(file, content)
+        write_file_atomically(file, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_store, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
-            store.write(7, BLOCK, tokens=12, seconds=1.5)
+            store.write_shard(7, BLOCK, tokens=12, seconds=1.5)
     assert names(store) == {"shard-00007.safetensors"}
-    assert store.read(7) is None
+    assert store.read_shard(7) is None
 
 
 def test_a_folder_that_is_not_there_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="No such file or directory"):
-        write_whole(tmp_path / "nowhere" / "file", b"x")
+        write_file_atomically(tmp_path / "nowhere" / "file", b"x")
 
 
 def _second(folder: Path, pipe: Connection) -> None:
     pipe.send("ready")
     pipe.recv()
     pipe.send("trying")
-    with Store(folder).alone():
+    with ShardStore(folder).lock():
         pipe.send((folder / "done").exists())
 
 
-def test_a_second_process_waits_until_the_first_is_done(store: Store) -> None:
+def test_a_second_process_waits_until_the_first_is_done(store: ShardStore) -> None:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     second = context.Process(target=_second, args=(store.folder, there))
     second.start()
     assert here.recv() == "ready"
-    with store.alone():
+    with store.lock():
         here.send("go")
         assert here.recv() == "trying"
         time.sleep(0.2)  # time for a second that does not wait to be caught at it
@@ -183,10 +183,10 @@ def test_a_second_process_waits_until_the_first_is_done(store: Store) -> None:
     assert second.exitcode == 0
 
 
-def test_the_lock_is_free_again_after_an_error(store: Store) -> None:
-    with pytest.raises(ZeroDivisionError), store.alone():
+def test_the_lock_is_free_again_after_an_error(store: ShardStore) -> None:
+    with pytest.raises(ZeroDivisionError), store.lock():
         raise ZeroDivisionError
-    with store.alone():
+    with store.lock():
         pass
 
 
@@ -201,7 +201,7 @@ facts = st.recursive(
 def test_a_digest_does_not_depend_on_the_order_of_keys(facts: dict[str, Any], shuffle: Any) -> None:
     items = list(facts.items())
     shuffle.shuffle(items)
-    assert digest(dict(items)) == digest(facts)
+    assert compute_digest(dict(items)) == compute_digest(facts)
 
 
 # One thing differs, however small
@@ -216,9 +216,9 @@ PAIRS = [
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_a_digest_follows_every_fact(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert digest(one) != digest(other)
+    assert compute_digest(one) != compute_digest(other)
 
 
 def test_canonical_json_is_fixed() -> None:
-    assert canonical({"b": [1, 2.5, None], "a": "ß"}) == '{"a":"ß","b":[1,2.5,null]}'
-    assert digest({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert to_canonical_json({"b": [1, 2.5, None], "a": "ß"}) == '{"a":"ß","b":[1,2.5,null]}'
+    assert compute_digest({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"

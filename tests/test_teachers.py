@@ -13,18 +13,18 @@ import pytest
 import retbench
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
-from retbench.cards.recipe import Contrast, Lists, Mining, Optimiser
+from retbench.cards.recipe import ContrastiveSettings, ListwiseTraining, MiningSettings, OptimizerSettings
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.finetuning.train_encoder import finetune
-from retbench.pipelines.teaching import taught
+from retbench.pipelines.teaching import add_teacher_scores
 from retbench.training import hard_negatives
-from retbench.training.contrastive_batches import Labelled
-from retbench.training.data import Wish, labelled
-from retbench.training.training_set import Query, TrainingSet
+from retbench.training.contrastive_batches import LabelledBatchSource
+from retbench.training.training_data import TrainingRequest, load_training_set
+from retbench.training.training_set import TrainingQuery, TrainingSet
 from tests import tiny
 from tests.test_training import RECIPE
 
-DISTILLED = replace(RECIPE, contrast=Contrast(0.1, 2, distillation_weight=0.5), optimiser=Optimiser(learning_rate=1e-2, num_train_epochs=2))
+DISTILLED = replace(RECIPE, contrast=ContrastiveSettings(0.1, 2, distillation_weight=0.5), optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=2))
 GRADES = {"0": {"16": 2, "17": 1, "18": 0}, "1": {"17": 2, "19": 1, "20": 0}, "2": {"18": 1, "16": 0, "21": 0}}
 
 
@@ -43,23 +43,23 @@ def collection(tmp_path: Path) -> Path:
     return folder
 
 
-def wish(collection: Path, **recipe: Any) -> Wish:
-    return Wish(str(collection), "bm25", replace(DISTILLED, **recipe))
+def wish(collection: Path, **recipe: Any) -> TrainingRequest:
+    return TrainingRequest(str(collection), "bm25", replace(DISTILLED, **recipe))
 
 
 @pytest.fixture
 def learn(model: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Callable[..., ModelCard]:
     def learned(of: Path, **recipe: Any) -> ModelCard:
-        return finetune(Wish(str(of), str(model), replace(DISTILLED, **recipe), out=tmp_path / "pupil"))
+        return finetune(TrainingRequest(str(of), str(model), replace(DISTILLED, **recipe), out=tmp_path / "pupil"))
 
     return learned
 
 
 def test_graded_judgments_teach(collection: Path) -> None:
     asked = wish(collection, teacher="judgments")
-    made = taught(labelled(asked), asked)
+    made = add_teacher_scores(load_training_set(asked), asked)
     assert [query.id for query in made.queries] == ["0", "1"]  # the third is a test query too
-    rows = {name: row for row, name in enumerate(made.names or ())}
+    rows = {name: row for row, name in enumerate(made.passage_ids or ())}
     first = made.queries[0]
     assert dict(zip((*first.positives, *first.negatives), first.scores or (), strict=True)) == {
         rows["16"]: 2.0, rows["17"]: 1.0, rows["18"]: 0.0,
@@ -69,9 +69,9 @@ def test_graded_judgments_teach(collection: Path) -> None:
 
 def test_what_was_mined_and_never_judged_has_grade_0(collection: Path) -> None:
     asked = wish(collection, teacher="judgments")
-    training = labelled(asked)
-    mined = hard_negatives.mined(training, Mining("bm25", rank_to=4), hard_negatives.by_words(training), "bm25")
-    query = taught(mined, asked).queries[0]
+    training = load_training_set(asked)
+    mined = hard_negatives.mine_hard_negatives(training, MiningSettings("bm25", rank_to=4), hard_negatives.build_bm25_ranker(training), "bm25")
+    query = add_teacher_scores(mined, asked).queries[0]
     assert len(query.negatives) == 4
     graded = dict(query.grades)
     assert list(query.scores or ()) == [graded.get(row, 0) for row in (*query.positives, *query.negatives)]
@@ -91,22 +91,22 @@ def run_file(folder: Path, ranked: dict[str, list[str]]) -> Path:
 def test_a_rerankers_run_teaches_with_its_own_passages(collection: Path, tmp_path: Path) -> None:
     file = run_file(tmp_path, {"0": ["25", "16", "30"], "1": ["22", "23"]})
     asked = wish(collection, teacher=str(file))
-    made = taught(labelled(asked), asked)
-    rows = {name: row for row, name in enumerate(made.names or ())}
+    made = add_teacher_scores(load_training_set(asked), asked)
+    rows = {name: row for row, name in enumerate(made.passage_ids or ())}
     (query,) = made.queries  # query 1 is left out: none of its positives is ranked
     assert (query.positives, query.negatives) == ((rows["16"],), (rows["25"], rows["30"]))
     assert query.scores == (6.0, 8.0, 4.0)
     assert made.facts["teacher"] == {"run": "reranked.trec.gz", "queries_without_teacher": 1}
-    group = Labelled(made, asked.recipe.contrast, 1).group(np.array([0]), 0)
-    assert group.teacher is not None
-    assert group.teacher[0] == 6.0
+    group = LabelledBatchSource(made, asked.recipe.contrastive, 1).build_batch(np.array([0]), 0)
+    assert group.teacher_scores is not None
+    assert group.teacher_scores[0] == 6.0
 
 
 def test_a_record_of_ours_teaches_with_its_raw_scores(collection: Path, tmp_path: Path) -> None:
     (collection / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n0\t1\t2\n1\t0\t1\n")
     (cell,) = retbench.evaluate(["bm25"], tasks=[str(collection)], out=tmp_path / "r", overrides={"split": "train"})
     asked = wish(collection, teacher=str(cell.record))
-    made = taught(labelled(asked), asked)
+    made = add_teacher_scores(load_training_set(asked), asked)
     assert [query.id for query in made.queries] == ["0", "1"]
     for query in made.queries:
         assert query.scores is not None
@@ -121,7 +121,7 @@ def test_both_objectives_learn_from_either_teacher(
 ) -> None:
     ranked = {"0": ["25", "16", "30"], "1": ["17", "22", "23"]}
     word = "judgments" if teacher == "judgments" else str(run_file(tmp_path, ranked))
-    lists = Lists(documents=3, length=400) if objective == "e2rank" else None
+    lists = ListwiseTraining(max_documents=3, max_tokens=400) if objective == "e2rank" else None
     card = learn(collection, objective=objective, lists=lists, teacher=word)
     assert card.training
     assert card.training.data["teacher"].keys() >= ({"grades"} if teacher == "judgments" else {"run"})
@@ -129,21 +129,21 @@ def test_both_objectives_learn_from_either_teacher(
 
 
 def test_a_teacher_that_is_none_is_refused(collection: Path, tmp_path: Path) -> None:
-    sentences = TrainingSet("s", [Query("q", (0,), (1,))], tiny.SENTENCES, "f")
+    sentences = TrainingSet("s", [TrainingQuery("q", (0,), (1,))], tiny.SENTENCES, "f")
     with pytest.raises(DataError, match="no graded judgments"):
-        taught(sentences, wish(collection, teacher="judgments"))
+        add_teacher_scores(sentences, wish(collection, teacher="judgments"))
     with pytest.raises(DataError, match="no ids that a run could name"):
-        taught(sentences, wish(collection, teacher=str(run_file(tmp_path, {"0": ["16"]}))))
+        add_teacher_scores(sentences, wish(collection, teacher=str(run_file(tmp_path, {"0": ["16"]}))))
     with pytest.raises(MissingError, match="no run at"):
-        taught(sentences, wish(collection, teacher=str(tmp_path / "nowhere")))
+        add_teacher_scores(sentences, wish(collection, teacher=str(tmp_path / "nowhere")))
     asked = wish(collection, teacher=str(run_file(tmp_path, {"0": ["elsewhere"]})))
     with pytest.raises(DataError, match="ranks 'elsewhere'"):
-        taught(labelled(asked), asked)
+        add_teacher_scores(load_training_set(asked), asked)
     asked = wish(collection, teacher=str(run_file(tmp_path, {"9": ["16"]})))
     with pytest.raises(DataError, match="ranks no positive"):
-        taught(labelled(asked), asked)
+        add_teacher_scores(load_training_set(asked), asked)
     with pytest.raises(DataError, match="brings its own passages"):
-        wish(collection, teacher="some.run", mining=Mining("bm25"))
+        wish(collection, teacher="some.run", mining=MiningSettings("bm25"))
 
 
 def marco(folder: Path, triples: list[str], packed: bool) -> Path:
@@ -166,12 +166,12 @@ def test_ms_marcos_own_triples_give_the_negatives(
 ) -> None:
     lines = [f"{n}\t{n + 1}\t{bad}" for n in range(9) for bad in (20, n + 1, 21, 20, 22)] + ["77\t3\t4"]
     folder = marco(tmp_path / "marco", lines, packed)
-    asked = wish(folder, mining=Mining(negatives_per_query=2))
-    made = labelled(asked)
-    assert [made.names[row] for row in made.queries[3].negatives] == ["20", "21"]  # type: ignore[index]
+    asked = wish(folder, mining=MiningSettings(negatives_per_query=2))
+    made = load_training_set(asked)
+    assert [made.passage_ids[row] for row in made.queries[3].negatives] == ["20", "21"]  # type: ignore[index]
     assert made.facts["negatives"]["taken"] == 18
     assert made.facts["negatives"]["triples_of_other_queries"] == 1
-    card = learn(folder, contrast=Contrast(0.1, 2), mining=Mining(negatives_per_query=2))
+    card = learn(folder, contrast=ContrastiveSettings(0.1, 2), mining=MiningSettings(negatives_per_query=2))
     assert card.training
     assert card.training.data["negatives"]["file"].startswith("qidpidtriples.train.full.2")
 
@@ -181,14 +181,14 @@ def test_ms_marcos_own_triples_give_the_negatives(
 )
 def test_triples_that_fit_nothing_are_named(tmp_path: Path, line: str, cause: str) -> None:
     with pytest.raises(DataError, match=cause):
-        labelled(wish(marco(tmp_path / "marco", [line], packed=False)))
+        load_training_set(wish(marco(tmp_path / "marco", [line], packed=False)))
 
 
 def test_queries_without_a_relevant_document_are_counted_and_said(collection: Path) -> None:
     file = collection / "qrels" / "train.tsv"
     file.write_text(file.read_text().replace("1\t17\t2", "1\t17\t0").replace("1\t19\t1", "1\t19\t0"))
     said: list[str] = []
-    made = labelled(replace(wish(collection), say=said.append))
+    made = load_training_set(replace(wish(collection), say=said.append))
     assert (len(made.queries), made.facts["queries_without_positive"]) == (1, 1)
     assert any("1 queries have no relevant document" in line for line in said)
 
@@ -197,15 +197,15 @@ def test_a_positive_that_the_corpus_lacks_is_named(collection: Path) -> None:
     with (collection / "qrels" / "train.tsv").open("a") as out:
         out.write("0\tnowhere\t1\n")
     with pytest.raises(DataError, match="nowhere"):
-        labelled(wish(collection))
+        load_training_set(wish(collection))
 
 
 def test_in_a_published_collection_missing_positives_are_counted(collection: Path) -> None:
     from retbench.corpora.open_collection import open_collection
-    from retbench.training.training_set import of_collection
+    from retbench.training.training_set import build_training_set
 
     card = replace(catalog.find_task_card(str(collection)), split="train")
     whole = open_collection(card)
     whole.judgments["0"]["gone"] = 1  # as mteb's loaders leave it
-    made = of_collection(card, whole)
+    made = build_training_set(card, whole)
     assert (made.facts["positives_missing"], len(made.queries)) == (1, 3)

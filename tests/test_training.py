@@ -12,31 +12,31 @@ import torch
 
 from retbench.cards import catalog
 from retbench.cards.method import Method
-from retbench.cards.recipe import Batch, Contrast, Lora, Optimiser, Recipe
+from retbench.cards.recipe import BatchSettings, ContrastiveSettings, LoraSettings, OptimizerSettings, Recipe
 from retbench.cards.task import LengthLimits
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from retbench.errors import DataError
 from retbench.training import lora as lora_module
-from retbench.training.contrastive_batches import Group, Labelled, Order
-from retbench.training.gradient_caching import backward
-from retbench.training.losses import loss
-from retbench.training.rates import rate
-from retbench.training.train_forward import Trainee, passes
-from retbench.training.training_set import Query, TrainingSet, of_file
+from retbench.training.contrastive_batches import ContrastiveBatch, LabelledBatchSource, BatchSampler
+from retbench.training.gradient_caching import backward_batch
+from retbench.training.losses import contrastive_loss
+from retbench.training.train_loop import compute_learning_rate
+from retbench.training.train_forward import TrainableEncoder, split_into_passes
+from retbench.training.training_set import TrainingQuery, TrainingSet, read_training_file
 from tests import tiny
 
 METHOD = Method("m", "t", "ours", "s", "mean", query="Query: {text}", eos=True)
 RECIPE = Recipe(
     "r", "t", "ours", "s", "contrastive", METHOD, lengths=LengthLimits(16, 24),
-    contrast=Contrast(temperature=0.1, hard_negatives=2), batch=Batch(4, 8, max_tokens=60), lora=Lora(4, 8, 0.0),
-    optimiser=Optimiser(learning_rate=1e-2), save_steps=2,
+    contrastive=ContrastiveSettings(temperature=0.1, hard_negatives=2), batch=BatchSettings(4, 8, max_tokens=60), lora=LoraSettings(4, 8, 0.0),
+    optimizer=OptimizerSettings(learning_rate=1e-2), save_steps=2,
 )  # fmt: skip
 
 
 def pairs(count: int = 16) -> TrainingSet:
     half = len(tiny.SENTENCES) // 2
-    queries = [Query(tiny.SENTENCES[n], (half + n,), ((half + n + 1) % 32, (half + n + 3) % 32)) for n in range(count)]
+    queries = [TrainingQuery(tiny.SENTENCES[n], (half + n,), ((half + n + 1) % 32, (half + n + 3) % 32)) for n in range(count)]
     return TrainingSet("sentences", queries, tiny.SENTENCES, "f")
 
 
@@ -45,30 +45,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def trainee(folder: Path, recipe: Recipe = RECIPE) -> Trainee:
-    model = lora_module.prepare(lora_module.load(folder, recipe), recipe)
+def trainee(folder: Path, recipe: Recipe = RECIPE) -> TrainableEncoder:
+    model = lora_module.prepare_for_training(lora_module.load_model(folder, recipe), recipe)
     with torch.no_grad():  # adapters start at zero, and a gradient that is zero would prove nothing
-        for number, weight in enumerate(lora_module.trained(model).values()):
+        for number, weight in enumerate(lora_module.get_trainable_weights(model).values()):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
-    return Trainee(model, Wording(backbone.tokenizer(folder), recipe.method), recipe, True, torch.device("cpu"))
+    return TrainableEncoder(model, PromptTokenizer(backbone.tokenizer(folder), recipe.method), recipe, True, torch.device("cpu"))
 
 
-def gradients(made: Trainee) -> dict[str, torch.Tensor]:
-    return {n: w.grad.clone() for n, w in lora_module.trained(made.model).items() if w.grad is not None}
+def gradients(made: TrainableEncoder) -> dict[str, torch.Tensor]:
+    return {n: w.grad.clone() for n, w in lora_module.get_trainable_weights(made.model).items() if w.grad is not None}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_gradient_caching_changes_nothing(folder: Path, dropout: float, weights: str) -> None:
-    lora = Lora(4, 8, dropout) if weights == "lora" else None
-    contrast = Contrast(0.1, 2, symmetric=True, matryoshka_dimensions=(16, 32))
+    lora = LoraSettings(4, 8, dropout) if weights == "lora" else None
+    contrast = ContrastiveSettings(0.1, 2, symmetric=True, matryoshka_dimensions=(16, 32))
     recipe = replace(RECIPE, lora=lora, contrast=contrast)
-    group = Labelled(pairs(), recipe.contrast, 1).group(np.arange(6), 0)
+    group = LabelledBatchSource(pairs(), recipe.contrastive, 1).build_batch(np.arange(6), 0)
     found = []
     for caching in (False, True):
-        made = trainee(folder, replace(recipe, batch=Batch(4, 8, max_tokens=60, gradient_caching=caching)))
-        assert len(list(passes(made.tokens(group.queries, group.passages).lengths, 60))) > 3
-        value, _ = backward(made, group, 0.5, (1, 2))
+        made = trainee(folder, replace(recipe, batch=BatchSettings(4, 8, max_tokens=60, gradient_caching=caching)))
+        assert len(list(split_into_passes(made.tokenize(group.queries, group.passages).lengths, 60))) > 3
+        value, _ = backward_batch(made, group, 0.5, (1, 2))
         found.append((value, gradients(made)))
     (plain, one), (cached, other) = found
     assert cached == pytest.approx(plain, abs=1e-6)
@@ -79,18 +79,18 @@ def test_gradient_caching_changes_nothing(folder: Path, dropout: float, weights:
 
 
 def test_passes_of_a_token_budget_give_the_gradient_of_one_batch(folder: Path) -> None:
-    group = Labelled(pairs(), RECIPE.contrast, 1).group(np.arange(6), 0)
+    group = LabelledBatchSource(pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
     found = []
     for tokens in (60, 100_000):
-        made = trainee(folder, replace(RECIPE, batch=Batch(4, 8, tokens)))
-        found.append((backward(made, group, 1.0, (0,))[0], gradients(made)))
+        made = trainee(folder, replace(RECIPE, batch=BatchSettings(4, 8, tokens)))
+        found.append((backward_batch(made, group, 1.0, (0,))[0], gradients(made)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     for name in found[0][1]:
         torch.testing.assert_close(found[0][1][name], found[1][1][name], atol=1e-5, rtol=1e-4)
 
 
-def group_of(relevant: Any, owner: Any, teacher: Any = None) -> Group:
-    return Group([], [], np.array(owner), np.array(relevant, dtype=bool), teacher)
+def group_of(relevant: Any, owner: Any, teacher: Any = None) -> ContrastiveBatch:
+    return ContrastiveBatch([], [], np.array(owner), np.array(relevant, dtype=bool), teacher)
 
 
 def test_the_loss_by_hand() -> None:
@@ -99,13 +99,13 @@ def test_the_loss_by_hand() -> None:
     group = group_of([[1, 0, 0], [0, 1, 1]], [0, 1, 0])
     r = math.sqrt(0.5)
     first = -math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(2 * r)))
-    strict = Contrast(temperature=0.5, mask_known_positives=False)
-    assert float(loss(queries, passages, group, strict)) == pytest.approx(first, abs=1e-6)  # the second is the same
+    strict = ContrastiveSettings(temperature=0.5, mask_known_positives=False)
+    assert float(contrastive_loss(queries, passages, group, strict)) == pytest.approx(first, abs=1e-6)  # the second is the same
     spared = -math.log(math.exp(2) / (math.exp(2) + 1))  # passage 2 is known to answer query 1
-    kind = Contrast(temperature=0.5)
-    assert float(loss(queries, passages, group, kind)) == pytest.approx((first + spared) / 2, abs=1e-6)
-    both = Contrast(temperature=0.5, symmetric=True)
-    assert float(loss(queries, passages, group, both)) == pytest.approx(((first + spared) / 2 + spared) / 2, abs=1e-6)
+    kind = ContrastiveSettings(temperature=0.5)
+    assert float(contrastive_loss(queries, passages, group, kind)) == pytest.approx((first + spared) / 2, abs=1e-6)
+    both = ContrastiveSettings(temperature=0.5, symmetric=True)
+    assert float(contrastive_loss(queries, passages, group, both)) == pytest.approx(((first + spared) / 2 + spared) / 2, abs=1e-6)
 
 
 def test_distillation_follows_the_teacher_within_a_querys_own_passages() -> None:
@@ -113,27 +113,27 @@ def test_distillation_follows_the_teacher_within_a_querys_own_passages() -> None
     passages = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     own = [[1, 0, 0, 0], [0, 1, 0, 0]]
     agree = group_of(own, [0, 1, 0, 1], np.array([2.0, 2.0, 0.0, 0.0]))
-    all_of_it = Contrast(temperature=0.5, distillation_weight=1.0)
-    assert float(loss(queries, passages, agree, all_of_it)) == pytest.approx(0, abs=1e-6)
+    all_of_it = ContrastiveSettings(temperature=0.5, distillation_weight=1.0)
+    assert float(contrastive_loss(queries, passages, agree, all_of_it)) == pytest.approx(0, abs=1e-6)
     differ = group_of(own, [0, 1, 0, 1], np.array([0.0, 0.0, 0.0, 0.0]))
     soft = math.exp(2) / (math.exp(2) + 1)
     by_hand = 0.5 * math.log(0.5 / soft) + 0.5 * math.log(0.5 / (1 - soft))
-    assert float(loss(queries, passages, differ, all_of_it)) == pytest.approx(by_hand, abs=1e-6)
+    assert float(contrastive_loss(queries, passages, differ, all_of_it)) == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_every_query_comes_once_an_epoch_and_the_order_is_the_seeds() -> None:
-    order = Order(20, Batch(2, 4), seed=5)
-    assert order.steps == 5
-    epochs = [[row for step in range(5) for rows in order.groups(5 * e + step)[1] for row in rows] for e in (0, 1)]
+    order = BatchSampler(20, BatchSettings(2, 4), seed=5)
+    assert order.steps_per_epoch == 5
+    epochs = [[row for step in range(5) for rows in order.sample_rows(5 * e + step)[1] for row in rows] for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     assert epochs[0] != epochs[1]
-    assert [g.tolist() for g in order.groups(3)[1]] == [g.tolist() for g in Order(20, Batch(2, 4), 5).groups(3)[1]]
-    assert Order(3, Batch(4, 4), 5).groups(0)[0] == 0  # a set smaller than one contrast
-    assert [len(rows) for rows in Order(3, Batch(2, 4), 5).groups(0)[1]] == [2]  # no contrast of one is left over
+    assert [g.tolist() for g in order.sample_rows(3)[1]] == [g.tolist() for g in BatchSampler(20, BatchSettings(2, 4), 5).sample_rows(3)[1]]
+    assert BatchSampler(3, BatchSettings(4, 4), 5).sample_rows(0)[0] == 0  # a set smaller than one contrast
+    assert [len(rows) for rows in BatchSampler(3, BatchSettings(2, 4), 5).sample_rows(0)[1]] == [2]  # no contrast of one is left over
 
 
 def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:
-    group = Labelled(pairs(), Contrast(hard_negatives=3), 1).group(np.array([4, 7]), 2)
+    group = LabelledBatchSource(pairs(), ContrastiveSettings(hard_negatives=3), 1).build_batch(np.array([4, 7]), 2)
     assert group.queries == [tiny.SENTENCES[4], tiny.SENTENCES[7]]
     assert group.passages[:2] == [tiny.SENTENCES[20], tiny.SENTENCES[23]]
     assert group.owner.tolist() == [0, 1, 0, 0, 0, 1, 1, 1]
@@ -142,13 +142,13 @@ def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:
 
 
 def test_the_studys_warm_up_is_logarithmic() -> None:
-    study = Optimiser(learning_rate=1e-4, warmup_type="logarithmic", warmup_steps=100)
-    assert rate(study, 0, 3836) == 0
-    assert rate(study, 9, 3836) == pytest.approx(1e-4 * math.log(10) / math.log(100))
-    assert rate(study, 100, 3836) == pytest.approx(1e-4)
-    assert rate(study, 1968, 3836) == pytest.approx(1e-4 * (3836 - 1968) / 3736)
-    linear = Optimiser(learning_rate=1.0, warmup_ratio=0.1, lr_scheduler_type="cosine")
-    assert [rate(linear, step, 100) for step in (5, 10, 55)] == pytest.approx([0.5, 1.0, 0.5])
+    study = OptimizerSettings(learning_rate=1e-4, warmup_type="logarithmic", warmup_steps=100)
+    assert compute_learning_rate(study, 0, 3836) == 0
+    assert compute_learning_rate(study, 9, 3836) == pytest.approx(1e-4 * math.log(10) / math.log(100))
+    assert compute_learning_rate(study, 100, 3836) == pytest.approx(1e-4)
+    assert compute_learning_rate(study, 1968, 3836) == pytest.approx(1e-4 * (3836 - 1968) / 3736)
+    linear = OptimizerSettings(learning_rate=1.0, warmup_ratio=0.1, lr_scheduler_type="cosine")
+    assert [compute_learning_rate(linear, step, 100) for step in (5, 10, 55)] == pytest.approx([0.5, 1.0, 0.5])
 
 
 def jsonl(path: Path, *rows: object) -> Path:
@@ -159,9 +159,9 @@ def jsonl(path: Path, *rows: object) -> Path:
 def test_a_jsonl_file_is_a_training_set(tmp_path: Path) -> None:
     tevatron = {"query": "c", "positive_passages": [{"title": "T", "text": "d"}], "negative_passages": []}
     ours = {"query": "a", "positives": ["x"], "negatives": ["y", "x2"], "scores": [1, 0, 0.5]}
-    made = of_file(jsonl(tmp_path / "own.jsonl", ours, tevatron))
+    made = read_training_file(jsonl(tmp_path / "own.jsonl", ours, tevatron))
     assert (made.name, list(made.passages)) == ("own", ["x", "y", "x2", "T d"])
-    assert made.queries == [Query("a", (0,), (1, 2), (1.0, 0.0, 0.5)), Query("c", (3,))]
+    assert made.queries == [TrainingQuery("a", (0,), (1, 2), (1.0, 0.0, 0.5)), TrainingQuery("c", (3,))]
 
 
 @pytest.mark.parametrize(
@@ -178,12 +178,12 @@ def test_a_jsonl_file_is_a_training_set(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: object, cause: str) -> None:
     with pytest.raises(DataError, match=cause):
-        of_file(jsonl(tmp_path / "own.jsonl", {"query": "a", "positives": ["x"]}, line))
+        read_training_file(jsonl(tmp_path / "own.jsonl", {"query": "a", "positives": ["x"]}, line))
 
 
 def test_one_pair_is_nothing_to_contrast() -> None:
     with pytest.raises(DataError, match="nothing to contrast"):
-        Labelled(pairs(1), Contrast(), 1)
+        LabelledBatchSource(pairs(1), ContrastiveSettings(), 1)
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in catalog.load_recipes()])
@@ -197,9 +197,9 @@ def test_the_two_tevatron_recipes_differ_in_a_space_and_the_warm_up() -> None:
     study, repllama = catalog.find_recipe("specialized-llms"), catalog.find_recipe("repllama")
     assert (study.method.query, study.method.document) == ("Query:{text}", "Passage:{text}")
     assert (repllama.method.query, repllama.method.document) == ("Query: {text}", "Passage: {text}")
-    assert (study.optimiser.warmup_type, repllama.optimiser.warmup_type) == ("logarithmic", "linear")
-    assert (study.batch, study.lengths, study.lora, study.contrast) == (
-        repllama.batch, repllama.lengths, repllama.lora, repllama.contrast,
+    assert (study.optimizer.warmup_type, repllama.optimizer.warmup_type) == ("logarithmic", "linear")
+    assert (study.batch, study.lengths, study.lora, study.contrastive) == (
+        repllama.batch, repllama.lengths, repllama.lora, repllama.contrastive,
     )  # fmt: skip
 
 
@@ -213,11 +213,11 @@ def test_a_misspelt_field_of_a_recipe_is_named_with_the_closest(tmp_path: Path) 
 
 
 def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
-    group = Labelled(pairs(), RECIPE.contrast, 1).group(np.arange(6), 0)
+    group = LabelledBatchSource(pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
     found = []
     for recompute in (False, True):
-        made = trainee(folder, replace(RECIPE, recompute=recompute, lora=Lora(4, 8, 0.2)))
-        found.append((backward(made, group, 1.0, (0,))[0], gradients(made)))
+        made = trainee(folder, replace(RECIPE, recompute=recompute, lora=LoraSettings(4, 8, 0.2)))
+        found.append((backward_batch(made, group, 1.0, (0,))[0], gradients(made)))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     assert found[0][1].keys() == found[1][1].keys() != set()
     for name in found[0][1]:
@@ -227,10 +227,10 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
 def test_in_bfloat16_what_is_frozen_is_small_and_what_moves_is_not(folder: Path) -> None:
     recipe = replace(RECIPE, dtype="bfloat16")
     made = trainee(folder, recipe)
-    assert {weight.dtype for weight in lora_module.trained(made.model).values()} == {torch.float32}
+    assert {weight.dtype for weight in lora_module.get_trainable_weights(made.model).values()} == {torch.float32}
     frozen = {weight.dtype for weight in made.model.parameters() if not weight.requires_grad}
     assert frozen == {torch.bfloat16}
-    group = Labelled(pairs(), RECIPE.contrast, 1).group(np.arange(6), 0)
-    rough, exact = (backward(one, group, 1.0, (0,))[0] for one in (made, trainee(folder)))
+    group = LabelledBatchSource(pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
+    rough, exact = (backward_batch(one, group, 1.0, (0,))[0] for one in (made, trainee(folder)))
     assert rough == pytest.approx(exact, abs=0.1)
     assert {g.dtype for g in gradients(made).values()} == {torch.float32}

@@ -62,8 +62,8 @@ def test_gzipped_is_the_same(folder: Path) -> None:
     [
         ("collection.tsv", "no tab here\n", DataError, r"collection\.tsv:1: no tab after the id"),
         ("collection.tsv", "\ttext\n", DataError, r"collection\.tsv:1: no tab after the id"),
-        ("collection.tsv", "a\tx\na\ty\n", DataError, "document id 'a' stands twice"),
-        ("queries.train.tsv", "q1\tanother text\n", DataError, "query 'q1' has another text elsewhere"),
+        ("collection.tsv", "a\tx\na\ty\n", DataError, "document id 'a' is repeated"),
+        ("queries.train.tsv", "q1\tanother text\n", DataError, "query 'q1' has a different text in another file"),
         ("qrels.dev.small.tsv", "q1\t0\tnowhere\t1\n", DataError, "there is no document 'nowhere'"),
         ("qrels.dev.small.tsv", "nobody\t0\ttea\t1\n", DataError, "there is no query 'nobody'"),
     ],
@@ -129,8 +129,8 @@ def test_judgments_of_every_shape_are_the_same(tmp_path: Path, content: str) -> 
 def test_excluded_documents_leave_before_the_cut(folder: Path) -> None:
     whole = opened(folder)
     collection = Collection(whole.corpus, whole.queries, whole.judgments, {"q1": frozenset({"tea", "kettle"})})
-    ranking = Ranking([np.arange(4)] * 3, [np.arange(4, 0, -1.0)] * 3).prepared(collection, False, 2)
-    assert ranking.named(collection) == {
+    ranking = Ranking([np.arange(4)] * 3, [np.arange(4, 0, -1.0)] * 3).filter_and_cut(collection, False, 2)
+    assert ranking.to_document_ids(collection) == {
         "q1": ["coffee", "bread"], "q2": ["kettle", "tea"], "q3": ["kettle", "tea"]
     }  # fmt: skip
 

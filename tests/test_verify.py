@@ -47,12 +47,12 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: 
 
 
 def by_referee(found: verify.Verification, referee: str) -> dict[str, verify.MetricCheck]:
-    return {verdict.metric: verdict for verdict in found.checks if verdict.referee == referee}
+    return {verdict.metric: verdict for verdict in found.checks if verdict.evaluator == referee}
 
 
 def test_both_agree_on_a_run_without_odd_cases(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
-    assert {verdict.referee for verdict in found.checks} == {
+    assert {verdict.evaluator for verdict in found.checks} == {
         "mteb", "mteb, raw scores", "beir", "beir, raw scores"
     }  # fmt: skip
     assert all(verdict.agrees for verdict in found.checks)
@@ -106,7 +106,7 @@ def test_a_query_that_found_nothing_is_left_out_by_the_referees(
     for referee in ("mteb", "beir"):
         verdict = by_referee(found, referee)["ndcg_at_10"]
         (reason,) = verdict.reasons or ()
-        assert reason.startswith("1 queries found nothing")
+        assert reason.startswith("1 queries have no results")
         assert verdict.theirs > verdict.ours
 
 
@@ -159,7 +159,7 @@ def test_an_edited_run_is_refused(folder: Path, tmp_path: Path, monkeypatch: pyt
         return [line.replace(" tea ", " owl ").replace(" train ", " lens ") for line in lines]
 
     edit(record, renamed)
-    with pytest.raises(DataError, match="its record says"):
+    with pytest.raises(DataError, match="of the record"):
         verify.verify_run(str(record))
 
 
@@ -176,7 +176,7 @@ def test_a_forbidden_document_in_the_run_is_refused(
     facts = json.loads((record / "record.json").read_text())
     facts["settings"]["same_id"] = "drop"
     (record / "record.json").write_text(json.dumps(facts))
-    with pytest.raises(DataError, match="query 'twin' ranks 'twin', which its task forbids"):
+    with pytest.raises(DataError, match="query 'twin' ranks 'twin', which the task excludes"):
         verify.verify_run(str(record))
 
 

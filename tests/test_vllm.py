@@ -15,12 +15,12 @@ from retbench.cards.engine import Engine
 from retbench.cards.method import Method
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.external_encoders import IdsEncoder
-from retbench.encoders.postprocessing import unit
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.external_encoders import TokenIdEncoder
+from retbench.encoders.postprocessing import normalize_vectors
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone, vllm_engine, weights
-from retbench.engines.embeddings_client import Endpoint
-from retbench.engines.http_client import Server
+from retbench.engines.embeddings_client import EmbeddingsClient
+from retbench.engines.http_client import EndpointServer
 from retbench.errors import UsageError
 from tests import tiny
 from tests.test_run import call, cells
@@ -33,10 +33,10 @@ SMALL = "smollm2-135m-instruct-q4"
 def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> float:
     spec = EncoderSpec("weights", method, "", 128, 128, "float32")
     ours = backbone.load(folder, "float32", CPU).used(method.attention, method.layer)
-    wording = Wording(ours.tokenizer, method)
-    theirs = IdsEncoder(spec, vllm_engine.load(folder, "float32", method.pooling, method.attention, 256), wording)
-    tokens = wording.tokens(texts, "document", 128)
-    one, other = BackboneEncoder(spec, ours, wording).vectors(tokens), theirs.vectors(tokens)
+    wording = PromptTokenizer(ours.tokenizer, method)
+    theirs = TokenIdEncoder(spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), wording)
+    tokens = wording.tokenize(texts, "document", 128)
+    one, other = BackboneEncoder(spec, ours, wording).encode(tokens), theirs.encode(tokens)
     return float((one * other).sum(1).min())
 
 
@@ -48,7 +48,7 @@ def test_both_engines_agree(model: Path, word: str) -> None:
 @pytest.mark.usefixtures("users_weights")
 @pytest.mark.parametrize("word", ["mean", "promptreps", "mean:attention=bidirectional"])
 def test_both_engines_agree_on_a_real_model(word: str) -> None:
-    folder = weights.obtain(catalog.find_model_card(SMALL)).folder
+    folder = weights.obtain_weights(catalog.find_model_card(SMALL)).folder
     assert smallest_cosine(folder, catalog.find_method(word), tiny.SENTENCES[:12]) > 0.9999
 
 
@@ -77,10 +77,10 @@ def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
 
 
 def test_a_text_longer_than_the_model_has_positions_for_is_told(model: Path) -> None:
-    loaded = vllm_engine.load(model, "float32", "last", "own", 4096)
-    assert loaded.vectors([np.arange(512) % tiny.VOCABULARY]).shape == (1, tiny.WIDTH)
+    loaded = vllm_engine.load_vllm_model(model, "float32", "last", "own", 4096)
+    assert loaded.encode([np.arange(512) % tiny.VOCABULARY]).shape == (1, tiny.WIDTH)
     with pytest.raises(UsageError, match=r"513 tokens is longer than vLLM takes for this model \(512\)"):
-        loaded.vectors([np.arange(513) % tiny.VOCABULARY])
+        loaded.encode([np.arange(513) % tiny.VOCABULARY])
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 def test_the_endpoint_engine_against_vllm_serve(model: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", served)
     texts = list(tiny.SENTENCES[:10])
-    found = unit(Endpoint(Server(Engine("endpoint", texts=4)), "tiny").vectors(texts))
+    found = normalize_vectors(EmbeddingsClient(EndpointServer(Engine("endpoint", texts=4)), "tiny").embed_texts(texts))
     ours = backbone.load(model, "float32", CPU)
     spec = EncoderSpec("weights", catalog.find_method("last"), "", 128, 128, "float32")
-    made = BackboneEncoder(spec, ours, Wording(ours.tokenizer, spec.method))
-    assert (found * made.vectors(made.prepare(texts, "query"))).sum(1).min() > 0.9999
+    made = BackboneEncoder(spec, ours, PromptTokenizer(ours.tokenizer, spec.method))
+    assert (found * made.encode(made.tokenize(texts, "query"))).sum(1).min() > 0.9999
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)

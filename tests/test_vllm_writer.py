@@ -14,10 +14,10 @@ pytest.importorskip("vllm")
 from retbench.cards import catalog
 from retbench.cards.engine import Engine
 from retbench.engines import weights
-from retbench.engines.chat_client import Chat
-from retbench.engines.generator import Local
-from retbench.engines.http_client import Server
-from retbench.engines.vllm_generator import Writer
+from retbench.engines.chat_client import ChatClient
+from retbench.engines.generator import TransformersGenerator
+from retbench.engines.http_client import EndpointServer
+from retbench.engines.vllm_generator import VllmGenerator
 from retbench.rerankers.llm_prompts import (
     build_listwise_prompt,
     build_order_pattern,
@@ -35,16 +35,16 @@ ASKED = [build_pointwise_prompt("what warms the sea?", text, None, "") for text 
 PROMPTS = ["What is the capital of France?", build_listwise_prompt("what is good for the heart?", SHOWN, [], ""), ASKED[0]]
 
 
-def pair(folder: Path) -> tuple[Local, Writer]:
-    ours = Local("small", folder, "weights", "float32", CONTEXT, torch.device("cpu"))
-    return ours, Writer("small", folder, "weights", "float32", CONTEXT)
+def pair(folder: Path) -> tuple[TransformersGenerator, VllmGenerator]:
+    ours = TransformersGenerator("small", folder, "weights", "float32", CONTEXT, torch.device("cpu"))
+    return ours, VllmGenerator("small", folder, "weights", "float32", CONTEXT)
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Local, Writer]:
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersGenerator, VllmGenerator]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RETBENCH_CACHE")  # the user's own: weights are fetched once
-        return pair(weights.obtain(catalog.find_model_card(SMALL)).folder)
+        return pair(weights.obtain_weights(catalog.find_model_card(SMALL)).folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,44 +53,44 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def random(model: Path) -> tuple[Local, Writer]:
+def random(model: Path) -> tuple[TransformersGenerator, VllmGenerator]:
     return pair(model)
 
 
 @pytest.fixture(params=["random", "real"])
-def both(request: pytest.FixtureRequest) -> tuple[Local, Writer]:
-    found: tuple[Local, Writer] = request.getfixturevalue(request.param)
+def both(request: pytest.FixtureRequest) -> tuple[TransformersGenerator, VllmGenerator]:
+    found: tuple[TransformersGenerator, VllmGenerator] = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_text_is_that_of_transformers(both: tuple[Local, Writer], prompt: str) -> None:
-    ours, theirs = (one.write(prompt, 24) for one in both)
+def test_greedy_text_is_that_of_transformers(both: tuple[TransformersGenerator, VllmGenerator], prompt: str) -> None:
+    ours, theirs = (one.generate(prompt, 24) for one in both)
     assert theirs == ours
 
 
-def test_odds_are_those_of_transformers(both: tuple[Local, Writer]) -> None:
-    ours, theirs = (one.odds(ASKED) for one in both)
-    assert [one.yes for one in theirs] == pytest.approx([one.yes for one in ours], abs=1e-3)
-    assert [one.read for one in theirs] == [one.read for one in ours]
-    assert len({round(one.yes, 3) for one in theirs}) > len(ASKED) // 2  # and it is not one figure for all
+def test_odds_are_those_of_transformers(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
+    ours, theirs = (one.score_yes_no(ASKED) for one in both)
+    assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=1e-3)
+    assert [one.prompt_tokens for one in theirs] == [one.prompt_tokens for one in ours]
+    assert len({round(one.log_odds, 3) for one in theirs}) > len(ASKED) // 2  # and it is not one figure for all
 
 
-def test_a_list_is_held_to_its_form(both: tuple[Local, Writer]) -> None:
+def test_a_list_is_held_to_its_form(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
     form = build_order_pattern(len(SHOWN))
-    answer = both[1].write(PROMPTS[1], 60, form)
+    answer = both[1].generate(PROMPTS[1], 60, form)
     assert re.fullmatch(form, answer.text)
     assert len(re.findall(r"\d+", answer.text)) == len(SHOWN)
-    assert not re.fullmatch(form, both[1].write(PROMPTS[1], 60).text)  # it would not have come by itself
+    assert not re.fullmatch(form, both[1].generate(PROMPTS[1], 60).text)  # it would not have come by itself
     assert sorted(parse_order(answer.text, len(SHOWN))[0]) == list(range(len(SHOWN)))
 
 
-def test_what_does_not_fit_is_known_before(random: tuple[Local, Writer]) -> None:
+def test_what_does_not_fit_is_known_before(random: tuple[TransformersGenerator, VllmGenerator]) -> None:
     _, theirs = random
     prompt = "word " * 400
-    read = len(theirs.ids(prompt))
-    assert theirs.fits(prompt, CONTEXT - read)
-    assert not theirs.fits(prompt, CONTEXT - read + 1)
+    read = len(theirs.tokenize_prompt(prompt))
+    assert theirs.fits_context(prompt, CONTEXT - read)
+    assert not theirs.fits_context(prompt, CONTEXT - read + 1)
 
 
 @pytest.mark.parametrize("word", ["listwise:engine=vllm,scores=raw", "pointwise:engine=vllm"])
@@ -107,29 +107,29 @@ def test_a_run_is_reranked(model: Path, task: Path, out: Path, word: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def chat(real: tuple[Local, Writer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+def chat(real: tuple[TransformersGenerator, VllmGenerator], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
     log = tmp_path_factory.mktemp("serve") / "log"
     with (
         serving(real[0].folder, "smollm2", CONTEXT, log) as address,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RETBENCH_ENDPOINT", address)
-        yield Chat("smollm2", Server(Engine("endpoint")), "here")
+        yield ChatClient("smollm2", EndpointServer(Engine("endpoint")), "here")
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_server_writes_what_we_write(real: tuple[Local, Writer], chat: Chat, prompt: str) -> None:
-    ours, theirs = real[0].write(prompt, 24), chat.write(prompt, 24)
+def test_a_server_writes_what_we_write(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient, prompt: str) -> None:
+    ours, theirs = real[0].generate(prompt, 24), chat.generate(prompt, 24)
     assert theirs == ours
 
 
-def test_a_servers_odds_are_ours(real: tuple[Local, Writer], chat: Chat) -> None:
-    ours, theirs = real[0].odds(ASKED), chat.odds(ASKED)
-    assert [one.yes for one in theirs] == pytest.approx([one.yes for one in ours], abs=0.1)
+def test_a_servers_odds_are_ours(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient) -> None:
+    ours, theirs = real[0].score_yes_no(ASKED), chat.score_yes_no(ASKED)
+    assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=0.1)
 
 
 def test_a_server_reranks_a_run(
-    chat: Chat,
+    chat: ChatClient,
     task: Path,
     out: Path,
 ) -> None:

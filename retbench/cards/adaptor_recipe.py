@@ -1,14 +1,16 @@
-"""How an adaptor is trained (Search-Adaptor, arXiv 2310.08750): the paper's settings, and ours where it says nothing.
+"""How an adaptor is trained (Search-Adaptor, arXiv 2310.08750): the paper's settings, and ours where it gives none.
 
-Read in others' accounts of the paper: Adam, the rate, the batch, the iterations and the patience, ten negatives a pair,
-the grids and the split. Ours: two layers of the vectors' own width with ReLU, the last one zero at the start; the
-ranking loss is a mean over triples, recovery and prediction are L1 norms summed over dimensions; negatives are drawn
-from the whole corpus, or with `top` from the first so many documents of the query.
+From accounts of the paper: Adam, the learning rate, the batch size, the steps, the patience, ten negatives a pair, the
+grids and the split. Ours: two layers of the vectors' own width with ReLU, the last one zero at the start; the ranking
+loss is a mean over triples, recovery and prediction are L1 norms summed over dimensions; negatives are drawn from the
+whole corpus, or with `negatives_top_k` from the documents that the query ranks highest.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from retbench.cards import options, recipe_keys, toml_parser
 from retbench.errors import DataError
 
 
@@ -16,32 +18,49 @@ from retbench.errors import DataError
 class AdaptorRecipe:
     """`alpha` weighs the recovery loss and `beta` the prediction loss; each pair of the two grids is tried.
 
-    `ranking` weighs the ranking loss, and 0 leaves it out. One layer is a plain linear map, to compare with. Of more
-    than `queries` training queries so many are drawn. `max_length` cuts texts, as `run --set max_length` does.
+    `ranking_weight` weighs the ranking loss; 0 leaves it out. One layer is a plain linear map, for comparison. If there
+    are more than `max_queries` training queries, that many are drawn. `patience` is the number of steps without a
+    better validation score after which training stops. `max_length` cuts texts, as `run --set max_length` does.
     """
 
-    rate: float = 1e-3
-    batch: int = 128
-    iterations: int = 2000
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    max_steps: int = 2000
     patience: int = 125
-    every: int = 25  # iterations between two looks at the validation queries
-    negatives: int = 10
-    top: int = 0
+    eval_steps: int = 25  # steps between two evaluations on the validation queries
+    negatives_per_pair: int = 10
+    negatives_top_k: int = 0
     layers: Literal[1, 2] = 2
-    ranking: float = 1.0
+    ranking_weight: float = 1.0
     alpha: tuple[float, ...] = (0.0, 0.1, 1.0)
     beta: tuple[float, ...] = (0.0, 0.01, 0.1)
-    validation: float = 0.2
-    queries: int | None = None
+    validation_ratio: float = 0.2
+    max_queries: int | None = None
     max_length: int | None = None
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.iterations, self.every, self.negatives) < 1 or self.rate <= 0:
-            raise DataError("a batch, iterations, negatives or a rate of nothing", "give numbers above zero")
-        if not 0 < self.validation < 1:
-            raise DataError(f"validation={self.validation} is no share", "give a share between 0 and 1, such as 0.2")
-        if self.queries is not None and self.queries < 2:
-            raise DataError(f"queries={self.queries} leaves nothing to learn from", "give 2 or more")
+        positive = ("batch_size", "max_steps", "eval_steps", "negatives_per_pair", "learning_rate")
+        wrong = next((name for name in positive if getattr(self, name) <= 0), None)
+        if wrong is not None:
+            raise DataError(f"{wrong} = {getattr(self, wrong)} is not above 0", "write a number above 0")
+        if not 0 < self.validation_ratio < 1:
+            raise DataError(
+                f"validation_ratio = {self.validation_ratio} is not between 0 and 1", "write a number such as 0.2"
+            )
+        if self.max_queries is not None and self.max_queries < 2:
+            raise DataError(f"max_queries = {self.max_queries} is too few to train on", "write 2 or more")
         if not self.alpha or not self.beta:
-            raise DataError("an empty grid", "give alpha=[0.1] and beta=[0.01], or more of each")
+            raise DataError("alpha or beta is an empty list", "write alpha=[0.1] and beta=[0.01], or more values")
+
+
+def load_adaptor_recipe(file: Path) -> AdaptorRecipe:
+    """Read a recipe file; an old key is an error that names the new one."""
+    recipe_keys.check_file_keys(file, recipe_keys.ADAPTOR)
+    return toml_parser.load_card(AdaptorRecipe, file)
+
+
+def apply_adaptor_options(recipe: AdaptorRecipe, changes: dict[str, str]) -> AdaptorRecipe:
+    """A recipe with `--set` applied, such as `alpha=[0.1]`."""
+    recipe_keys.check_option_keys(changes, recipe_keys.ADAPTOR)
+    return options.apply_options(recipe, changes)

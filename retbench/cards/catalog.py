@@ -1,4 +1,4 @@
-"""The catalog: every card by name or alias. Two cards with one name are an error; an unknown name gets suggestions."""
+"""The catalog: find every card by name or alias. A duplicate name is an error; an unknown name gets suggestions."""
 
 import functools
 import re
@@ -10,36 +10,36 @@ from typing import Generic, Protocol, TypeVar
 from retbench.cards import options, toml_parser, user_config
 from retbench.cards.method import DESCRIPTIVE_FIELDS, Method
 from retbench.cards.model import DefaultMethod, ModelCard, WeightsSource
-from retbench.cards.recipe import Recipe
+from retbench.cards.recipe import Recipe, load_recipe
 from retbench.cards.study import Study
 from retbench.cards.task import SourceSpec, Suite, TaskCard
 from retbench.errors import DataError, MissingError, UsageError, suggest_names
 
-CARD_FILE = "card.toml"  # in a folder that `finetune` wrote
+CARD_FILE = "card.toml"  # in a folder written by `finetune`
 
 
 class NamedCard(Protocol):
-    """Whatever a shelf holds has a name."""
+    """A card with a name."""
 
     @property
     def name(self) -> str:
-        """The one name."""
+        """The unique name."""
         ...
 
 
-C = TypeVar("C", bound=NamedCard)
+CardT = TypeVar("CardT", bound=NamedCard)
 
 
 @dataclass(frozen=True)
-class CardRegistry(Generic[C]):
-    """The cards of one kind."""
+class CardRegistry(Generic[CardT]):
+    """All cards of one kind, by name and by alias."""
 
     kind: str
-    cards: dict[str, C]
+    cards: dict[str, CardT]
     aliases: dict[str, str]
 
-    def find(self, name: str) -> C:
-        """The card of that name or alias."""
+    def find(self, name: str) -> CardT:
+        """Find a card by name or alias."""
         card = self.cards.get(self.aliases.get(name.lower(), ""))
         if card is None:
             raise UsageError(f"there is no {self.kind} called {name!r}", suggest_names(name.lower(), self.aliases))
@@ -48,12 +48,12 @@ class CardRegistry(Generic[C]):
     def __contains__(self, name: str) -> bool:
         return name.lower() in self.aliases
 
-    def __iter__(self) -> Iterator[C]:
+    def __iter__(self) -> Iterator[CardT]:
         return iter(self.cards.values())
 
 
-def _build_registry(kind: str, files: list[Path], load_card: Callable[[Path], C]) -> CardRegistry[C]:
-    cards: dict[str, C] = {}
+def _build_registry(kind: str, files: list[Path], load_card: Callable[[Path], CardT]) -> CardRegistry[CardT]:
+    cards: dict[str, CardT] = {}
     aliases: dict[str, str] = {}
     files_by_name: dict[str, Path] = {}
     for file in files:
@@ -61,7 +61,7 @@ def _build_registry(kind: str, files: list[Path], load_card: Callable[[Path], C]
         for name in map(str.lower, (card.name, *getattr(card, "aliases", ()))):
             if name in files_by_name:
                 raise DataError(
-                    f"{file} and {files_by_name[name]} both claim the {kind} name {name!r}", "rename one of them"
+                    f"{file} and {files_by_name[name]} both define the {kind} {name!r}", "rename one of them"
                 )
             files_by_name[name] = file
             aliases[name] = card.name
@@ -75,14 +75,14 @@ def _list_files(folders: list[Path], pattern: str) -> list[Path]:
 
 @functools.cache
 def load_model_cards() -> CardRegistry[ModelCard]:
-    """Every model card."""
+    """Load every model card."""
     return _build_registry(
         "model", _list_files(user_config.list_card_folders("model_cards"), "**/*.toml"), _load_model_card
     )
 
 
 def _load_model_card(file: Path) -> ModelCard:
-    """A card whose weights lie at a relative path means: as seen from the card."""
+    """Load a card; a relative path of its weights is relative to the card."""
     card = toml_parser.load_card(ModelCard, file)
     if card.weights is None or card.weights.path is None:
         return card
@@ -92,14 +92,14 @@ def _load_model_card(file: Path) -> ModelCard:
 
 @functools.cache
 def load_task_cards() -> CardRegistry[TaskCard]:
-    """Every task card; the folder a card lies in is its home suite."""
+    """Load every task card; its folder is its home suite."""
     files = [f for f in _list_files(user_config.list_card_folders("tasks"), "*/*.toml") if f.stem != "suite"]
     return _build_registry("task", files, lambda f: toml_parser.load_card(TaskCard, f, suite=f.parent.name))
 
 
 @functools.cache
 def load_suites() -> CardRegistry[Suite]:
-    """Every suite card (`tasks/<suite>/suite.toml`)."""
+    """Load every suite card (`tasks/<suite>/suite.toml`)."""
     return _build_registry(
         "suite",
         _list_files(user_config.list_card_folders("tasks"), "*/suite.toml"),
@@ -109,13 +109,13 @@ def load_suites() -> CardRegistry[Suite]:
 
 @functools.cache
 def load_methods() -> CardRegistry[Method]:
-    """Every method preset: the shipped ones, then the user's own."""
+    """Load every method preset: the shipped ones, then the user's."""
     folders = [user_config.PACKAGE_FOLDER / "cards" / "methods", *user_config.list_card_folders("methods")]
     return _build_registry("method", _list_files(folders, "*.toml"), lambda f: toml_parser.load_card(Method, f))
 
 
 def find_method(argument: str) -> Method:
-    """A preset, or `preset:key=value,...`; a preset with a changed field is nobody's but ours."""
+    """Find a preset, or build `preset:key=value,...`; a preset with a changed field has the fidelity `ours`."""
     name, option_values = options.split_options(argument)
     preset = load_methods().find(name)
     if not option_values:
@@ -126,26 +126,26 @@ def find_method(argument: str) -> Method:
 
 @functools.cache
 def load_recipes() -> CardRegistry[Recipe]:
-    """Every training recipe."""
+    """Load every training recipe."""
     return _build_registry(
         "recipe",
         _list_files(user_config.list_card_folders("recipes"), "*.toml"),
-        lambda f: toml_parser.load_card(Recipe, f),
+        load_recipe,
     )
 
 
 def find_recipe(argument: str) -> Recipe:
-    """A recipe's name, or a TOML file of the user's own."""
+    """Find a recipe by name, or load the user's TOML file."""
     if not argument.endswith(".toml"):
         return load_recipes().find(argument)
     if not Path(argument).expanduser().is_file():
         raise MissingError(f"there is no recipe at {argument}", "name a TOML file, or one of `retbench list recipes`")
-    return toml_parser.load_card(Recipe, Path(argument).expanduser())
+    return load_recipe(Path(argument).expanduser())
 
 
 @functools.cache
 def load_studies() -> CardRegistry[Study]:
-    """Every study's plan."""
+    """Load every study plan."""
     return _build_registry(
         "study",
         _list_files(user_config.list_card_folders("studies"), "*.toml"),
@@ -154,7 +154,7 @@ def load_studies() -> CardRegistry[Study]:
 
 
 def find_study(argument: str) -> Study:
-    """A study's name, or a TOML file of the user's own."""
+    """Find a study by name, or load the user's TOML file."""
     if not argument.endswith(".toml"):
         return load_studies().find(argument)
     if not Path(argument).expanduser().is_file():
@@ -167,7 +167,7 @@ def _is_path(argument: str) -> bool:
 
 
 def find_model_card(argument: str) -> ModelCard:
-    """A card's name or alias, a path (a folder or a GGUF file), or a hub id."""
+    """Find a model by card name, alias, path (a folder or a GGUF file) or hub id."""
     if _is_path(argument):
         return _find_model_at(Path(argument).expanduser())
     if argument in load_model_cards() or not re.fullmatch(r"[\w.-]+/[\w.-]+", argument):
@@ -186,12 +186,12 @@ def _find_model_at(path: Path) -> ModelCard:
     weights = toml_parser.convert_value(
         WeightsSource, {"source": "path", "layout": layout, "path": str(path)}, toml_parser.CardLocation(path, "")
     )
-    name = path.resolve().name if path.is_dir() else path.stem  # the folder qwen2.5-0.5b has no suffix .5b
+    name = path.resolve().name if path.is_dir() else path.stem  # `stem` would cut the folder name qwen2.5-0.5b at .5b
     return ModelCard(name=name.lower(), weights=weights, method=DefaultMethod("mean"))
 
 
 def find_task_card(argument: str) -> TaskCard:
-    """A card's name or alias, or a BEIR folder of the user's own."""
+    """Find a task by card name or alias, or describe the user's BEIR folder."""
     if not _is_path(argument):
         return load_task_cards().find(argument)
     path = Path(argument).expanduser()

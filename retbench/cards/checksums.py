@@ -1,7 +1,7 @@
-"""Checksums of files: a big one is read once and its digest remembered for as long as the file is not touched.
+"""Checksums of files. The checksum of a large file is cached until the file changes.
 
-Not touched means: the same size, time of change and inode at the same place. A file that was changed within the last
-moments is read again, because a second change could leave the same time behind.
+A file is unchanged while its path, size, modification time and inode are the same. The checksum of a file that was
+modified within the last two seconds is not cached, because a second change could have the same modification time.
 """
 
 import hashlib
@@ -17,31 +17,31 @@ from filelock import FileLock
 from retbench.cards import user_config
 from retbench.cards.text_parsers import parse_json
 
-# Below this a file is read faster than it is looked up.
+# Hashing a smaller file is faster than looking it up.
 MIN_CACHED_BYTES = 1 << 20
-# Clocks of file systems tick in steps of up to two seconds.
+# Some file systems store times with a resolution of two seconds.
 CLOCK_RESOLUTION_NS = 2_000_000_000
 
 
 def cached_sha256(file: Path) -> str:
-    """The checksum of a file; that of a big one is remembered."""
+    """Get the SHA-256 of a file, from the cache for a large one."""
     stat = file.stat()
     if stat.st_size < MIN_CACHED_BYTES:
         return compute_sha256(file)
-    here = str(file.resolve())
-    seen = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
-    known = _load_checksums().get(here, {})
-    if {key: known.get(key) for key in seen} == seen:
-        return str(known["sha256"])
+    path = str(file.resolve())
+    state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+    entry = _load_checksums().get(path, {})
+    if {key: entry.get(key) for key in state} == state:
+        return str(entry["sha256"])
     checksum = compute_sha256(file)
     if time.time_ns() - stat.st_mtime_ns > CLOCK_RESOLUTION_NS:
-        with suppress(OSError):  # a cache that cannot be written: the next look reads the file again
-            _save_checksum(here, {**seen, "sha256": checksum})
+        with suppress(OSError):  # the cache cannot be written: the next call reads the file again
+            _save_checksum(path, {**state, "sha256": checksum})
     return checksum
 
 
 def compute_sha256(file: Path) -> str:
-    """The checksum of a file, read now."""
+    """Read a file and compute its SHA-256."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -51,20 +51,20 @@ def _checksum_cache_file() -> Path:
 
 
 def _load_checksums() -> dict[str, Any]:
-    """What is remembered; notes that cannot be read are no notes, and the files are read again."""
+    """Load the cached checksums; an unreadable cache counts as empty."""
     try:
-        notes = parse_json(_checksum_cache_file().read_text(encoding="utf-8"))
+        entries = parse_json(_checksum_cache_file().read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
-    sound = isinstance(notes, dict) and all(isinstance(note, dict) and "sha256" in note for note in notes.values())
-    return notes if sound else {}
+    valid = isinstance(entries, dict) and all(isinstance(e, dict) and "sha256" in e for e in entries.values())
+    return entries if valid else {}
 
 
-def _save_checksum(here: str, entry: dict[str, Any]) -> None:
-    memory = _checksum_cache_file()
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(memory.with_suffix(".lock")):
-        fresh = memory.with_suffix(".partial")
-        known = {file: note for file, note in _load_checksums().items() if Path(file).exists()}
-        fresh.write_text(json.dumps({**known, here: entry}, indent=1), encoding="utf-8")
-        os.replace(fresh, memory)
+def _save_checksum(path: str, entry: dict[str, Any]) -> None:
+    cache_file = _checksum_cache_file()
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_file.with_suffix(".lock")):
+        partial = cache_file.with_suffix(".partial")
+        existing = {file: e for file, e in _load_checksums().items() if Path(file).exists()}
+        partial.write_text(json.dumps({**existing, path: entry}, indent=1), encoding="utf-8")
+        os.replace(partial, cache_file)

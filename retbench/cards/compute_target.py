@@ -1,6 +1,6 @@
-"""The site: where shards are computed. `--devices N|all`, or `--on ray:key=value,...`; a field here is an option there.
+"""Where shards are computed: `--devices N|all`, or `--on ray:key=value,...`; each field of a class is an option.
 
-Nothing here may change a score, so nothing of it is in a key or a settings-id.
+None of these options may change a score, so none is part of an embedding key or a settings-id.
 """
 
 from dataclasses import dataclass
@@ -11,37 +11,35 @@ from retbench.errors import UsageError, suggest_names
 
 @dataclass(frozen=True)
 class LocalTarget:
-    """This machine: so many devices, 0 for all it has."""
+    """Devices of this machine; 0 for all."""
 
     devices: int = 1
 
 
 @dataclass(frozen=True)
 class RayTarget:
-    """A Ray cluster, and what each of its machines reaches: a folder, s3://bucket/prefix, any fsspec address."""
+    """A Ray cluster, and the `store` its machines share: a folder, s3://bucket/prefix or another fsspec address."""
 
     store: str = ""
     address: str = "auto"  # as in ray.init: auto (and RAY_ADDRESS), HOST:PORT, ray://HOST:PORT
-    workers: int = 0  # the most of them, 0 for as many as the cluster holds
-    threads: int = 0  # CPU threads a worker, 0 for as many as this machine would use
-    worker_timeout: int = 600  # seconds to wait for a cluster that has no worker left
+    workers: int = 0  # the maximum; 0 for as many as the cluster has room for
+    threads: int = 0  # CPU threads per worker; 0 for as many as this machine would use
+    worker_timeout: int = 600  # seconds to wait for a new worker when none is left
 
 
 ComputeTarget = LocalTarget | RayTarget
 
 
-def parse_compute_target(word: str) -> ComputeTarget:
-    """The site as typed."""
-    if word == "all":
+def parse_compute_target(text: str) -> ComputeTarget:
+    """Parse the value of `--devices` or `--on`."""
+    if text == "all":
         return LocalTarget(0)
-    if word.isdecimal() and int(word):
-        return LocalTarget(int(word))
-    name, wanted = options.split_options(word)
+    if text.isdecimal() and int(text):
+        return LocalTarget(int(text))
+    name, option_values = options.split_options(text)
     if name != "ray":
-        raise UsageError(f"there is no place called {word!r} to run on", suggest_names(name, ("1", "2", "all", "ray")))
-    found = options.apply_options(RayTarget(), wanted)
-    if not found.store:
-        raise UsageError(
-            "the machines of a cluster need a place that all of them reach", "write --on ray:store=ADDRESS"
-        )
-    return found
+        raise UsageError(f"there is no compute target {text!r}", suggest_names(name, ("1", "2", "all", "ray")))
+    target = options.apply_options(RayTarget(), option_values)
+    if not target.store:
+        raise UsageError("a Ray cluster needs a store that all its machines reach", "write --on ray:store=ADDRESS")
+    return target

@@ -1,4 +1,4 @@
-"""The usual method: how a model is used when nobody says otherwise."""
+"""The method of a model when the user names none."""
 
 from retbench.cards import catalog
 from retbench.cards.method import Method
@@ -11,10 +11,10 @@ QUERY_LIKELIHOOD_METHOD = Method(
 
 
 def resolve_methods(card: ModelCard, requested: list[Method]) -> list[Method]:
-    """The methods asked for, or the card's own; a lexical model has only one."""
+    """Return the requested methods, or the card's default; a lexical model has only one."""
     if card.kind == "lexical":
         return [QUERY_LIKELIHOOD_METHOD if card.lexical and card.lexical.variant == "dirichlet" else BM25_METHOD]
-    own = card.method
-    if own and own.own:
-        return requested or [own.own]
-    return requested or [catalog.load_methods().find(own.default if own else "mean")]
+    default = card.method
+    if default and default.own:
+        return requested or [default.own]
+    return requested or [catalog.load_methods().find(default.default if default else "mean")]

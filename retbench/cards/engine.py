@@ -1,7 +1,7 @@
-"""The engine: what runs a model. `--engine NAME` or `--engine NAME:key=value,...`; a field here is an option there.
+"""The engine that runs a model: `--engine NAME` or `--engine NAME:key=value,...`; each field is an option.
 
-Only what may change a vector goes into `named`, and with it into the key and the settings-id; how fast and how
-patiently an engine works does not.
+Only options that may change a vector are part of `settings_name`, and with it of the embedding key and the
+settings-id. Speed and retry options are not.
 """
 
 from dataclasses import dataclass
@@ -18,37 +18,37 @@ SETTINGS_OPTIONS = ("model", "dimensions")
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine and its options; those below `dimensions` are the patience of an endpoint."""
+    """One engine and its options."""
 
     name: EngineName = "transformers"
-    model: str | None = None  # endpoint: the name its server knows the model by
-    dimensions: int | None = None  # endpoint: the width asked for, where a server can cut its vectors
-    texts: int = 64  # endpoint: the most texts a request
-    timeout: int = 60  # endpoint: seconds
-    tries: int = 6  # endpoint: how often one request is sent before the run stops
-    per_minute: int = 0  # endpoint: requests a minute, 0 for no limit
+    model: str | None = None  # endpoint: the model name on the server
+    dimensions: int | None = None  # endpoint: the requested width, where the server can truncate vectors
+    texts: int = 64  # endpoint: the most texts per request
+    timeout: int = 60  # endpoint: seconds per request
+    tries: int = 6  # endpoint: attempts per request before the run stops
+    per_minute: int = 0  # endpoint: requests per minute; 0 for no limit
 
     @property
     def settings_name(self) -> str:
-        """The engine as the settings know it."""
-        said = {key: str(getattr(self, key)) for key in SETTINGS_OPTIONS if getattr(self, key) is not None}
-        return options.join_options(self.name, said)
+        """The engine and the options that may change a vector, as stored in settings."""
+        values = {key: str(getattr(self, key)) for key in SETTINGS_OPTIONS if getattr(self, key) is not None}
+        return options.join_options(self.name, values)
 
     def find_unsupported(self, method: Method) -> str | None:
-        """What this engine cannot do of a method, in words; none where it can do all of it."""
+        """Return the first feature of a method that this engine does not support; None if it supports all."""
         if self.name == "transformers":
-            return "a pooling of its own" if method.pooling == "model" else None
+            return "the model's own pooling" if method.pooling == "model" else None
         poolings = SUPPORTED_POOLINGS[self.name]
-        wanted = {
+        unsupported = {
             f"{method.pooling} pooling": method.pooling not in poolings,
             f"a {method.kind} ranking": method.kind != "dense",
-            "pooling over a part of the tokens": method.span != "all",
+            "pooling over part of the tokens": method.span != "all",
             "a chosen layer": method.layer is not None,
-            "attention in both directions": method.attention != "own" and self.name != "vllm",
+            "bidirectional attention": method.attention != "own" and self.name != "vllm",
             "a chat template": method.chat and self.name == "endpoint",
-            "an end token of our own": method.eos and self.name == "endpoint",
+            "an appended end-of-sequence token": method.eos and self.name == "endpoint",
         }
-        return next((what for what, asked in wanted.items() if asked), None)
+        return next((feature for feature, needed in unsupported.items() if needed), None)
 
 
 SUPPORTED_POOLINGS: dict[EngineName, tuple[str, ...]] = {
@@ -58,12 +58,12 @@ SUPPORTED_POOLINGS: dict[EngineName, tuple[str, ...]] = {
 }
 
 
-def parse_engine(word: str) -> Engine:
-    """The engine and its options, as typed."""
-    name, wanted = options.split_options(word)
+def parse_engine(text: str) -> Engine:
+    """Parse the value of `--engine`."""
+    name, option_values = options.split_options(text)
     if name not in ENGINE_NAMES:
         raise UsageError(f"there is no engine called {name!r}", suggest_names(name, ENGINE_NAMES))
-    found = options.apply_options(Engine(name), wanted, fixed=("name",))
-    if name != "endpoint" and wanted:
+    engine = options.apply_options(Engine(name), option_values, fixed=("name",))
+    if name != "endpoint" and option_values:
         raise UsageError(f"the engine {name} takes no options", f"write --engine {name}")
-    return found
+    return engine

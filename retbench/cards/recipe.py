@@ -1,30 +1,31 @@
 """The recipe: how a backbone is trained. A recipe is a TOML file in `recipes/`, or a file of the user's own.
 
-Sizes are those of the whole run, never of one device: two machines follow the same recipe and make the same model.
+Batch sizes count over all processes, not per device, so the result does not depend on the number of machines. Keys have
+the names that Hugging Face, peft and Tevatron use, where those have one.
 """
 
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.cards import options
+from retbench.cards import options, recipe_keys, toml_parser
 from retbench.cards.method import Method
 from retbench.cards.task import LengthLimits
 from retbench.errors import DataError, UsageError, suggest_names
 
-_LENGTHS, _LONGER = LengthLimits(32, 156), LengthLimits(200, 200)
+_DEFAULT_LENGTHS, _PRETRAINING_LENGTHS = LengthLimits(32, 156), LengthLimits(200, 200)
 
-Objective = Literal["contrastive", "llm2ir", "llm-ql", "e2rank"]
+ObjectiveName = Literal["contrastive", "llm2ir", "llm-ql", "e2rank"]
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """The loss: softmax cross-entropy of one positive against all other passages of a contrast.
+class ContrastiveSettings:
+    """The contrastive loss (InfoNCE): softmax cross-entropy of one positive against all other passages of a batch.
 
-    `temperature` divides the cosine. `negatives` is how many of its own a query brings, besides everybody else's
-    passages. `both_directions` also asks each positive for its query. `spare_known` leaves out of a query's contrast
-    what is known to be relevant to it. `matryoshka` lists shorter widths that are trained too. `distillation` is the
-    share of the loss that follows a teacher's scores, which the data must hold.
+    `temperature` divides the cosine. `hard_negatives` are drawn for each query, besides the in-batch negatives.
+    `symmetric` adds the loss from each positive to its query. `mask_known_positives` leaves a query's other known
+    positives out of its negatives. `matryoshka_dimensions` are shorter widths that are trained too.
+    `distillation_weight` is the share of the loss that follows a teacher's scores; the data must hold those.
     """
 
     temperature: float = 0.01
@@ -36,19 +37,21 @@ class Contrast:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
-            raise DataError(f"a temperature of {self.temperature}", "write a number above zero, such as 0.01")
+            raise DataError(f"temperature = {self.temperature} is not above 0", "write a number such as 0.01")
         if not 0 <= self.distillation_weight <= 1:
-            raise DataError(f"distillation = {self.distillation_weight}", "write a share from 0 to 1")
+            raise DataError(
+                f"distillation_weight = {self.distillation_weight} is not between 0 and 1", "write a number from 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
-class Mining:
-    """Where a query's own negatives come from.
+class MiningSettings:
+    """Where a query's hard negatives come from.
 
-    `given`: those of the data. `bm25`: what BM25 ranks highest. `model`: what the model ranks highest before training.
-    Taken are the ranks `first` to `last`, and of them only documents whose score is at most `margin` times that of the
-    query's best positive (1.0 or more keeps nearly everything; nothing relevant is ever taken). `keep` of them are
-    kept for each query. `file` is a mined file of an earlier run, used instead of mining.
+    `given`: from the data. `bm25`: the passages that BM25 ranks highest. `model`: those that the model ranks highest
+    before training. Ranks `rank_from` to `rank_to` are used; positives are never negatives and do not count as ranks.
+    `max_score_ratio` drops passages that score more than this times the query's best positive. Each query keeps at
+    most `negatives_per_query`. `file` is the mined file of an earlier training, used instead of mining.
     """
 
     source: Literal["given", "bm25", "model"] = "given"
@@ -60,16 +63,19 @@ class Mining:
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank_from <= self.rank_to:
-            raise DataError(f"ranks {self.rank_from} to {self.rank_to}", "write first and last with 1 <= first <= last")
+            raise DataError(
+                f"rank_from = {self.rank_from} and rank_to = {self.rank_to} are no range",
+                "write 1 <= rank_from <= rank_to",
+            )
 
 
 @dataclass(frozen=True)
-class Batch:
-    """`contrast` queries see each other's passages, `update` queries make one step of the optimiser.
+class BatchSettings:
+    """`contrastive_batch_size` queries share their in-batch negatives; `train_batch_size` queries make one step.
 
-    `tokens` bounds the padded tokens of one forward pass, whatever the batch. With `caching` no more than one such pass
-    is held in memory: vectors are made without gradients first and each pass is then done again with them (the
-    gradient is the same, at about a third more time).
+    `max_tokens` limits the padded tokens of one forward pass. With `gradient_caching` only one such pass is in memory:
+    vectors are computed without gradients first, then each pass is run again with them. The gradient is the same, for
+    about a third more time.
     """
 
     contrastive_batch_size: int = 32
@@ -80,15 +86,19 @@ class Batch:
     def __post_init__(self) -> None:
         if self.contrastive_batch_size < 1 or self.train_batch_size % self.contrastive_batch_size:
             raise DataError(
-                f"{self.train_batch_size} queries an update, {self.contrastive_batch_size} a contrast", "write update as a multiple of contrast"
+                f"train_batch_size = {self.train_batch_size} cannot be split into contrastive batches of "
+                f"{self.contrastive_batch_size}",
+                "write train_batch_size as a multiple of contrastive_batch_size",
             )
 
 
 @dataclass(frozen=True)
-class Optimiser:
-    """AdamW and its rate: up over `warmup_steps` (or `warmup_share` of all), then down by `decay` to zero.
+class OptimizerSettings:
+    """AdamW and its learning rate.
 
-    `warmup = "logarithmic"` is rate x ln(step + 1) / ln(warmup_steps), as DeepSpeed's WarmupDecayLR does it.
+    The rate rises over `warmup_steps` (or over `warmup_ratio` of all steps), then falls to zero by `lr_scheduler_type`.
+    `warmup_type = "logarithmic"` is learning_rate x ln(step + 1) / ln(warmup_steps), as in DeepSpeed's WarmupDecayLR.
+    `max_grad_norm` clips the gradient; 0 turns clipping off.
     """
 
     learning_rate: float = 1e-4
@@ -103,98 +113,101 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters. `targets` are names of linear layers; `all-linear` means every one of the blocks."""
+class LoraSettings:
+    """LoRA adapters (library peft). `target_modules` are names of linear layers; `all-linear` means all in the blocks."""
 
-    rank: int = 32
-    alpha: int = 64
-    dropout: float = 0.1
-    targets: tuple[str, ...] = ("all-linear",)
+    r: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.1
+    target_modules: tuple[str, ...] = ("all-linear",)
 
 
 @dataclass(frozen=True)
-class Crops:
-    """Pairs without labels: two contiguous crops of one text, drawn independently of each other.
+class CropSettings:
+    """Training pairs without labels: two contiguous crops of one text, drawn independently.
 
-    A crop has from `shortest` to `longest` of the text's tokens, and never fewer than `least` tokens.
+    A crop has from `min_ratio` to `max_ratio` of the text's tokens, and at least `min_tokens`.
     """
 
-    shortest: float = 0.1
-    longest: float = 0.5
-    least: int = 8
+    min_ratio: float = 0.1
+    max_ratio: float = 0.5
+    min_tokens: int = 8
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """Stage 1 of llm-ql: the query is to be predicted from the document's bottleneck alone.
+class QueryLikelihoodTraining:
+    """Stage 1 of llm-ql: predict the query from one bottleneck token behind the document.
 
     `document` is the template before the bottleneck, which is the tokenizer's end-of-sequence token. With
-    `attention_stop` nothing after the bottleneck sees anything before it. `corruption` is the share of the document's
-    words replaced by `blank`. All weights are trained, by `optimiser` and `batch` of this table.
+    `attention_stop` the query cannot attend to the document itself. `corruption_ratio` of the document's words are
+    replaced by `mask_word`. All weights are trained, by the `optimizer` and `batch` of this table.
     """
 
     document: str
     attention_stop: bool = True
-    corruption: float = 0.6
-    blank: str = "_"
-    lengths: LengthLimits = _LONGER
-    optimiser: Optimiser = Optimiser()
-    batch: Batch = Batch()
+    corruption_ratio: float = 0.6
+    mask_word: str = "_"
+    lengths: LengthLimits = _PRETRAINING_LENGTHS
+    optimizer: OptimizerSettings = OptimizerSettings()
+    batch: BatchSettings = BatchSettings()
 
 
 @dataclass(frozen=True)
-class Lists:
-    """The second loss of e2rank: a query's documents as one prompt must rank them as the teacher does (RankNet).
+class ListwiseTraining:
+    """The second loss of e2rank (RankNet): one prompt lists a query's documents and must rank them as the teacher does.
 
-    A list has up to `documents` of a query's documents, in an order that is drawn; the teacher is the data's `scores`
-    or `ranking`, else positives stand above negatives. Cosines are divided by `temperature`, and the loss weighs
-    `weight` times the contrastive one. A prompt has about `length` tokens at most, shared equally by its documents.
+    A prompt has at most `max_documents` in a random order. The teacher is the data's `scores` or `ranking`; without
+    them positives rank above negatives. `temperature` divides the cosines. The total loss is the contrastive loss plus
+    `weight` times this one. A prompt has about `max_tokens` at most, divided equally among its documents.
     """
 
-    documents: int = 16
+    max_documents: int = 16
     weight: float = 2.0
     temperature: float = 0.1
-    length: int = 32768
+    max_tokens: int = 32768
 
     def __post_init__(self) -> None:
-        if self.documents < 2 or self.temperature <= 0:
-            raise DataError("a list of one document, or a temperature of none", "write documents = 2 or more")
+        if self.max_documents < 2:
+            raise DataError(f"max_documents = {self.max_documents} leaves nothing to rank", "write 2 or more")
+        if self.temperature <= 0:
+            raise DataError(f"temperature = {self.temperature} is not above 0", "write a number such as 0.1")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One way to train.
 
-    `dtype` is that of the arithmetic: with `bfloat16`, frozen weights are held in it too, and what is trained stays in
-    float32. `recompute` drops activations and computes them again (gradient checkpointing). `max_minutes` shortens the
-    plan to what a short measurement says will fit. A checkpoint is written every `save_steps`, and `--eval-task` is
-    scored every `eval_steps`. `output` is what the finished folder holds. With `sharding = "fsdp"` the processes of a
-    run share weights, gradients and moments out among them (torch's FSDP); without, each holds them all.
+    `dtype` is the type of the arithmetic. With `bfloat16` frozen weights are bfloat16 too; trained weights are always
+    float32. `gradient_checkpointing` computes activations again instead of keeping them. `max_minutes` cuts the number
+    of steps to the time that a short measurement predicts. A checkpoint is written every `save_steps`; `--eval-task` is
+    evaluated every `eval_steps`. `output` is merged weights or a LoRA adapter. With `sharding = "fsdp"` the processes
+    share weights, gradients and optimizer states (torch's FSDP); without it each process holds all of them.
 
-    `teacher` says whose scores distillation and lists follow: `given` (the data's), `judgments` (the grades; what is
-    not judged has 0), or the path of a run, ours or a TREC run file, which brings the passages too (`mining.keep`).
+    `teacher` gives the scores for distillation and listwise training: `given` (in the data), `judgments` (the grades,
+    0 for what is not judged), or the path of a run (a record's folder or a TREC run file). A run also brings the
+    passages, at most `mining.negatives_per_query` negatives each.
     """
 
     name: str
     title: str
     fidelity: Literal["exact", "reconstructed", "ours"]
     source: str
-    objective: Objective
+    objective: ObjectiveName
     method: Method
     description: str | None = None
     aliases: tuple[str, ...] = ()
-    lengths: LengthLimits = _LENGTHS
-    contrast: Contrast = Contrast()
-    mining: Mining = Mining()
+    lengths: LengthLimits = _DEFAULT_LENGTHS
+    contrastive: ContrastiveSettings = ContrastiveSettings()
+    mining: MiningSettings = MiningSettings()
     teacher: str = "given"
-    batch: Batch = Batch()
-    optimiser: Optimiser = Optimiser()
-    lora: Lora | None = None
-    crops: Crops | None = None
-    lists: Lists | None = None
-    likelihood: Likelihood | None = None
+    batch: BatchSettings = BatchSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    lora: LoraSettings | None = None
+    crops: CropSettings | None = None
+    listwise: ListwiseTraining | None = None
+    query_likelihood: QueryLikelihoodTraining | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     sharding: Literal["none", "fsdp"] = "none"
     max_minutes: float | None = None
     save_steps: int = 25
@@ -204,47 +217,74 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.objective == "llm2ir" and self.crops is None:
-            raise DataError("objective llm2ir without [crops]", "add a [crops] table, which may be empty")
-        if (self.objective == "e2rank") != (self.lists is not None):
-            raise DataError("[lists] belong to objective e2rank, and it to them", "add a [lists] table, or remove it")
+            raise DataError("objective llm2ir needs a [crops] table", "add one; it may be empty")
+        if (self.objective == "e2rank") != (self.listwise is not None):
+            raise DataError(
+                "objective e2rank and the [listwise] table need each other", "add a [listwise] table, or remove it"
+            )
         if self.teacher not in ("given", "judgments") and (self.mining.source != "given" or self.mining.file):
-            raise DataError("a run as teacher brings its own passages", 'write mining source = "given", and no file')
-        if self.objective != "e2rank" and self.batch.contrastive_batch_size * (1 + self.contrast.hard_negatives) < 2:
-            raise DataError("a contrast of one passage has nothing to tell apart", "write batch contrast = 2 or more")
-        if self.sharding != "none" and self.likelihood is not None:
-            raise DataError("stage 1 of llm-ql is not shared out", 'write sharding = "none", or likelihood = none')
-        if self.output == "adapter" and self.likelihood is not None:
-            raise DataError("an adapter beside weights that stage 1 changes", 'write output = "merged"')
+            raise DataError(
+                "a run as teacher brings its own passages, so nothing is mined",
+                'write mining source = "given", and no mining file',
+            )
+        if (
+            self.objective != "e2rank"
+            and self.batch.contrastive_batch_size * (1 + self.contrastive.hard_negatives) < 2
+        ):
+            raise DataError(
+                "contrastive training needs at least two passages per batch",
+                "write contrastive_batch_size = 2 or more, or hard_negatives = 1 or more",
+            )
+        self._check_output()
+
+    def _check_output(self) -> None:
+        if self.sharding != "none" and self.query_likelihood is not None:
+            raise DataError(
+                "stage 1 of llm-ql cannot be sharded", 'write sharding = "none", or --set query_likelihood=none'
+            )
+        if self.output == "adapter" and self.query_likelihood is not None:
+            raise DataError(
+                "stage 1 of llm-ql changes all weights, so an adapter alone is not the model", 'write output = "merged"'
+            )
         if self.output == "adapter" and self.lora is None:
-            raise DataError("output adapter without [lora]", 'add a [lora] table, or write output = "merged"')
+            raise DataError("output adapter needs a [lora] table", 'add [lora], or write output = "merged"')
 
 
-def on_card(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as a model card holds it: where files lie here is nobody's business."""
+def load_recipe(file: Path) -> Recipe:
+    """Read a recipe file; an old key is an error that names the new one."""
+    recipe_keys.check_file_keys(file)
+    return toml_parser.load_card(Recipe, file)
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a model card stores it: without the folders of local files."""
     table = asdict(recipe)
     for part, key in ((table, "teacher"), (table["mining"], "file")):
         part[key] = Path(part[key]).name if part[key] and Path(part[key]).is_absolute() else part[key]
     return table
 
 
-def changed(recipe: Recipe, wanted: dict[str, str]) -> Recipe:
-    """A recipe with fields overruled: `seed=2`, `likelihood.optimiser.rate=1e-5`, and `lora=none` for full weights."""
-    found: Recipe = _changed(recipe, wanted, fixed=("name", "method"))
-    return found
+def apply_recipe_options(recipe: Recipe, changes: dict[str, str]) -> Recipe:
+    """A recipe with `--set` applied: `seed=2`, `query_likelihood.optimizer.learning_rate=1e-5`, `lora=none`."""
+    recipe_keys.check_option_keys(changes)
+    changed_recipe: Recipe = _apply_nested_options(recipe, changes, fixed=("name", "method"))
+    return changed_recipe
 
 
-def _changed(card: Any, wanted: dict[str, str], fixed: tuple[str, ...] = ()) -> Any:
-    own = {key: value for key, value in wanted.items() if "." not in key and value != "none"}
-    absent: dict[str, Any] = {key: None for key, value in wanted.items() if value == "none" and "." not in key}
-    deeper: dict[str, dict[str, str]] = {}
-    for key, value in wanted.items():
+def _apply_nested_options(card: Any, changes: dict[str, str], fixed: tuple[str, ...] = ()) -> Any:
+    own_changes = {key: value for key, value in changes.items() if "." not in key and value != "none"}
+    removed: dict[str, Any] = {key: None for key, value in changes.items() if value == "none" and "." not in key}
+    table_changes: dict[str, dict[str, str]] = {}
+    for key, value in changes.items():
         table, dot, field = key.partition(".")
         if dot:
-            deeper.setdefault(table, {})[field] = value
-    for name in (*deeper, *absent):
+            table_changes.setdefault(table, {})[field] = value
+    for name in (*table_changes, *removed):
         if not hasattr(card, name):
             raise UsageError(f"there is no option {name!r}", suggest_names(name, [f.name for f in fields(card)]))
-        if name in deeper and not is_dataclass(getattr(card, name)):
-            raise UsageError(f"the recipe has no [{name}] to change", "use another recipe, or a file of yours")
-    tables = {name: _changed(getattr(card, name), change) for name, change in deeper.items()}
-    return replace(options.apply_options(card, own, fixed=fixed), **tables, **absent)
+        if name in table_changes and not is_dataclass(getattr(card, name)):
+            raise UsageError(
+                f"the recipe has no [{name}] table to change", "use another recipe, or a recipe file with that table"
+            )
+    tables = {name: _apply_nested_options(getattr(card, name), values) for name, values in table_changes.items()}
+    return replace(options.apply_options(card, own_changes, fixed=fixed), **tables, **removed)

@@ -1,12 +1,14 @@
-"""The reranker as it is typed: `name:key=value,key=value`. The fields of its dataclass are the keys.
+"""Reranker settings from `--rerank name:key=value,key=value`. The fields of the dataclass are the keys.
 
-vectors    cosine with the plain query: the fair baseline of every reranker that looks at vectors
-rocchio    the query's vector moved towards those of the first documents
+vectors    cosine with the plain query: the fair baseline of every reranker that uses embeddings
+rocchio    the query vector moved towards the vectors of the first documents
 e2rank     one embedding of a prompt that lists the first documents (arXiv 2510.22733)
-listwise   a language model writes the order of a list, with or without the first stage's scores (arXiv 2506.14086)
-likelihood how likely the query is after a document's bottleneck, by a language model (arXiv 2504.05216)
-ql         the same over words; `ql:model=NAME` is `likelihood:model=NAME`
-pointwise  a language model says yes or no to each document; the order is by the odds of yes
+listwise   a language model generates the order of a list, with or without first-stage scores (arXiv 2506.14086)
+likelihood the likelihood of the query after a document's bottleneck, by a language model (arXiv 2504.05216)
+ql         lexical query likelihood; `ql:model=NAME` is `likelihood:model=NAME`
+pointwise  a language model answers yes or no for each document; the order is by the log-odds of yes
+
+The fields and their values are stored in records and hashed into settings-ids: do not rename them.
 """
 
 from dataclasses import dataclass, fields
@@ -18,7 +20,7 @@ from retbench.errors import DataError, UsageError, suggest_names
 
 @dataclass(frozen=True)
 class VectorsSettings:
-    """Candidates by cosine: `depth` of them, by the run's own `model` and `method` unless others are named."""
+    """`depth` candidates sorted by cosine, with the run's `model` and `method` unless others are given."""
 
     model: str | None = None
     method: str | None = None
@@ -43,11 +45,11 @@ class RocchioSettings(VectorsSettings):
 
 @dataclass(frozen=True)
 class E2RankSettings(VectorsSettings):
-    """The first `documents`, each cut at `words` words, are listed in the prompt.
+    """The prompt lists the first `documents`, each cut to `words` words.
 
-    With a `window`, candidates are put in order window by window from the last to the first, `step` apart; without one
-    (0) all of them at once. `form`: the chat template where there is one, or the same text through the method's own
-    template. `length` bounds the prompt's tokens; by default the model's own limit does.
+    With a `window`, candidates are sorted window by window from the last to the first, `step` apart; with 0, all at
+    once. `form` is the chat template, or `plain`: the same text in the method's template; `auto` uses the chat template
+    if the model has one. `length` is the maximum number of prompt tokens; the default is the model's limit.
     """
 
     documents: int = 20
@@ -60,17 +62,17 @@ class E2RankSettings(VectorsSettings):
     def __post_init__(self) -> None:
         require_positive(self, "depth", "words", "step")
         if self.documents < 2:
-            raise DataError(f"documents={self.documents} is no list", "give documents=2 or more")
+            raise DataError(f"documents={self.documents} is too few for a listwise prompt", "give documents=2 or more")
         require_valid_window(self.window, self.step)
 
 
 @dataclass(frozen=True)
 class PointwiseSettings:
-    """`depth` candidates, each document cut at `cut` tokens (words, behind an endpoint), are shown to `model`.
+    """`model` reads `depth` candidates, each document cut to `cut` tokens (words, behind an endpoint).
 
-    `scores` are written beside the documents: as they are (`raw`), between 0 and 1 over the candidates of a query
-    (`minmax`), between 0 and 100 (`percent`), or raw ones of other candidates (`shuffled`, a control). `order=shuffled`
-    shows the candidates in an order that `seed` draws, the other control.
+    `scores` writes first-stage scores beside the documents: as they are (`raw`), scaled to 0-1 over the candidates of a
+    query (`minmax`), scaled to 0-100 (`percent`), or the raw scores of other candidates (`shuffled`, a control).
+    `order=shuffled` shows the candidates in a random order from `seed`, the second control.
     """
 
     model: str | None = None
@@ -87,10 +89,10 @@ class PointwiseSettings:
 
 @dataclass(frozen=True)
 class ListwiseSettings(PointwiseSettings):
-    """Candidates are put in order window by window, from the last to the first; `window=0` shows all of them at once.
+    """Candidates are sorted window by window, from the last to the first; `window=0` shows all of them at once.
 
-    An answer may have `written` tokens; 0 is what a list of that length needs. With `engine=vllm` an answer is held to
-    the form of a list.
+    `written` is the maximum number of answer tokens; with 0 it follows from the number of documents. With
+    `engine=vllm`, guided decoding restricts the answer to a list.
     """
 
     window: int = 20
@@ -104,7 +106,7 @@ class ListwiseSettings(PointwiseSettings):
 
 @dataclass(frozen=True)
 class QueryLikelihoodSettings:
-    """`depth` candidates by log P(query | document), by a `model` with a language-model head (recipe llm-ql)."""
+    """`depth` candidates sorted by log P(query | document) of a `model` with a language-model head (recipe llm-ql)."""
 
     model: str | None = None
     depth: int = 20
@@ -115,7 +117,7 @@ class QueryLikelihoodSettings:
 
 @dataclass(frozen=True)
 class LexicalQLSettings:
-    """`depth` candidates by log P(query | document) over words, smoothed by the collection's with weight `mu`."""
+    """`depth` candidates sorted by log P(query | document) over words, with Dirichlet smoothing of weight `mu`."""
 
     depth: int = 100
     mu: float = 2000.0
@@ -135,14 +137,19 @@ RerankerSettings = (
 )
 
 SETTINGS_CLASSES: dict[str, type[Any]] = {
-    "vectors": VectorsSettings, "rocchio": RocchioSettings, "e2rank": E2RankSettings, "listwise": ListwiseSettings, "pointwise": PointwiseSettings,
-    "likelihood": QueryLikelihoodSettings, "ql": LexicalQLSettings,
-}  # fmt: skip
+    "vectors": VectorsSettings,
+    "rocchio": RocchioSettings,
+    "e2rank": E2RankSettings,
+    "listwise": ListwiseSettings,
+    "pointwise": PointwiseSettings,
+    "likelihood": QueryLikelihoodSettings,
+    "ql": LexicalQLSettings,
+}
 
 
 @dataclass(frozen=True)
 class RerankerRequest:
-    """One reranker: as it was typed, in one spelling, and what that means."""
+    """One requested reranker: its canonical spelling (defaults left out), its name and its settings."""
 
     spelling: str
     name: str
@@ -150,7 +157,7 @@ class RerankerRequest:
 
 
 def parse_reranker(text: str) -> RerankerRequest:
-    """Read `name:key=value,key=value`."""
+    """Parse `name:key=value,key=value`."""
     name, changes = options.split_options(text)
     name = "likelihood" if name == "ql" and "model" in changes else name
     if name not in SETTINGS_CLASSES:
@@ -159,20 +166,23 @@ def parse_reranker(text: str) -> RerankerRequest:
 
 
 def build_request(name: str, settings: RerankerSettings) -> RerankerRequest:
-    """A reranker by its settings; what is left at its default is not spelled out."""
+    """Build a request from settings; the spelling leaves out default values."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     changes = {key: str(value) for key, value in values.items() if value != getattr(SETTINGS_CLASSES[name](), key)}
     return RerankerRequest(options.join_options(name, changes), name, settings)
 
 
 def require_positive(settings: Any, *names: str) -> None:
-    """Refuse numbers below one."""
+    """Raise if one of these settings is below 1."""
     for name in names:
         if getattr(settings, name) < 1:
-            raise DataError(f"{name}={getattr(settings, name)} leaves nothing to rerank", f"give {name}=1 or more")
+            raise DataError(f"{name}={getattr(settings, name)} must be at least 1", f"give {name}=1 or more")
 
 
 def require_valid_window(window: int, step: int) -> None:
-    """Refuse windows that no document could climb through."""
+    """Raise if a window holds fewer than two documents, or if the step is larger than the window."""
     if window < 0 or window == 1 or (window and step > window):
-        raise DataError(f"window={window},step={step}: no document could climb", "give a step within the window")
+        raise DataError(
+            f"window={window},step={step} cannot move a document up the list",
+            "give window=2 or more (or 0: no windows), and a step no larger than the window",
+        )

@@ -10,9 +10,9 @@ from retbench.errors import DataError
 class SourceSpec:
     """Where a collection comes from.
 
-    `folder`: a user's own `path`. `generator`: one of ours. `hub`: a dataset repository read by mteb's loader for the
-    task `mteb` (and its `subset`). `loco`: documents in `repo` and queries in `queries_repo`, the rows of `subset`.
-    `archive`: a zip at `url` with a `sha256` or its publisher's `md5`; the collection is the folder `member` in it.
+    `folder`: a user's `path`. `generator`: built by retbench. `hub`: a dataset repository read by mteb's loader for
+    the task `mteb` (and its `subset`). `loco`: documents in `repo` and queries in `queries_repo`, the rows of
+    `subset`. `archive`: a zip at `url` with a `sha256` or the publisher's `md5`; the collection is its folder `member`.
     """
 
     kind: Literal["folder", "generator", "hub", "loco", "archive"]
@@ -32,19 +32,19 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class LengthLimits:
-    """The most tokens a text may have on each side; 0 means the model's own limit."""
+    """The maximum number of tokens of a query and of a document; 0 means the model's limit."""
 
     query: int = 512
     document: int = 512
 
     def __post_init__(self) -> None:
         if min(self.query, self.document) < 0:
-            raise DataError(f"a length of {min(self.query, self.document)} tokens", "write 0 for the model's own limit")
+            raise DataError(f"a length of {min(self.query, self.document)} tokens", "write 0 for the model's limit")
 
 
 @dataclass(frozen=True)
 class ExpectedScore:
-    """A known score of a model on this task; without a `method`, by the model's own default."""
+    """A published score of a model on this task; without `method`, with the model's default method."""
 
     model: str
     metric: str
@@ -58,12 +58,12 @@ class ExpectedScore:
 class TaskCard:
     """One collection, one split, one protocol.
 
-    Three rules decide what a ranking may hold and what counts, all applied before it is cut to `depth` or scored:
-    `same_id` drops a document with the query's own id; `excluded` drops the documents the collection forbids for a
-    query; `relevant_from` is the lowest grade that recall, MAP and MRR count as relevant (nDCG uses every grade).
-    `documents` and `queries` are the counts that the source's own statistics give. `collection` names what this is a
-    variant of (a sample, another split, other fields): whoever was trained on one has seen them all. A part of a
-    collection is written behind a slash: `codesearchnet/go`.
+    Three rules are applied before a ranking is cut to `depth` and scored: `same_id` removes a document with the
+    query's own id; `excluded` removes the documents that the collection excludes for a query; `relevant_from` is the
+    lowest grade that recall, MAP and MRR count as relevant (nDCG uses every grade).
+    `documents` and `queries` are the counts published by the source. `collection` names the collection of which this
+    task is a variant (a sample, another split, other fields): a model trained on one variant has seen all of them. A
+    part of a collection follows a slash: `codesearchnet/go`.
     """
 
     name: str
@@ -92,7 +92,7 @@ class TaskCard:
 
 @dataclass(frozen=True)
 class Suite:
-    """Named tasks. An entry of `tasks` is a task or the name of a group; a group counts as one, its mean."""
+    """Named tasks. An entry of `tasks` is a task or a group; a group counts as one task, with its mean score."""
 
     name: str
     tasks: tuple[str, ...]
@@ -101,6 +101,6 @@ class Suite:
     groups: dict[str, tuple[str, ...]] | None = None
 
     def expand_tasks(self) -> tuple[str, ...]:
-        """Every task of the suite, groups opened."""
+        """Return every task of the suite, with groups expanded."""
         groups = self.groups or {}
         return tuple(name for entry in self.tasks for name in groups.get(entry, (entry,)))

@@ -1,30 +1,31 @@
-"""The protocol of a task in sentences: everything that decides its figure, so that nobody has to guess a rule."""
+"""The evaluation rules of a task in sentences, for `retbench show task`."""
 
 from retbench.cards import catalog
 from retbench.cards.task import TaskCard
 
 
 def describe_task_rules(card: TaskCard) -> list[str]:
-    """What is read, what may be ranked, what counts, and how it enters the averages."""
-    same = "is never ranked: it is removed before the cut" if card.same_id == "drop" else "is ranked like any other"
+    """List the rules: the text, the lengths, what is ranked, what is scored and how the score is averaged."""
+    same_id = "is removed before the cut" if card.same_id == "drop" else "is ranked like any other"
     lines = [
-        f"A document is read as its {' and '.join(card.fields)}, a space between; a query as its text.",
-        f"A query is cut at {_format_limit(card.lengths.query)}, a document at {_format_limit(card.lengths.document)}.",
-        f"A document with the query's own id {same}.",
+        f"A document is read as its {' and '.join(card.fields)}, joined by a space; a query as its text.",
+        f"Truncation: a query at {_format_limit(card.lengths.query)}, "
+        f"a document at {_format_limit(card.lengths.document)}.",
+        f"A document with the query's own id {same_id}.",
     ]
     if card.excluded == "drop":
-        lines.append("The documents that the collection forbids for a query are removed before the cut.")
+        lines.append("Documents that the collection excludes for a query are removed before the cut.")
     lines += [
-        f"Rankings are cut at {card.depth}; equal scores stand in the order of the corpus.",
-        f"Every query of the split {card.split!r} that has a judgment counts; one that finds nothing counts as 0.",
-        f"Relevant is a grade of {card.relevant_from} or more; nDCG takes every grade above 0 as its gain.",
-        f"The main figure is {card.metric}.",
+        f"Rankings are cut at {card.depth}; ties keep the order of the corpus.",
+        f"Every query of the split {card.split!r} with a judgment counts; a query without a hit scores 0.",
+        f"A grade of {card.relevant_from} or more is relevant; nDCG uses every grade above 0 as its gain.",
+        f"The main metric is {card.metric}.",
     ]
     return [*lines, *(_describe_averaging(suite, card.name) for suite in _list_suites_with(card.name))]
 
 
 def _format_limit(limit: int) -> str:
-    return f"{limit:,} tokens or the model's own limit" if limit else "the model's own limit"
+    return f"{limit:,} tokens or the model's limit" if limit else "the model's limit"
 
 
 def _list_suites_with(name: str) -> list[str]:
@@ -35,5 +36,5 @@ def _describe_averaging(suite: str, name: str) -> str:
     groups = catalog.load_suites().find(suite).groups or {}
     for group, members in groups.items():
         if name in members:
-            return f"In the suite {suite} it is one of {len(members)} that count as one, {group}."
-    return f"In the suite {suite} it counts as one of {len(catalog.load_suites().find(suite).tasks)}."
+            return f"In the suite {suite} it is one of {len(members)} tasks of the group {group}, averaged as one task."
+    return f"In the suite {suite} it is one of {len(catalog.load_suites().find(suite).tasks)} averaged tasks."

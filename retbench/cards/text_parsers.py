@@ -1,4 +1,4 @@
-"""JSON and TOML from anywhere: whatever is wrong with the text is a ValueError, also nesting no parser can follow."""
+"""Parse untrusted JSON and TOML: every problem is a ValueError, also nesting too deep for the parser."""
 
 import json
 import tomllib
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value a JSON text stands for."""
+    """Parse a JSON text."""
     try:
         return json.loads(text)
     except RecursionError as problem:
@@ -14,7 +14,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table a TOML text stands for."""
+    """Parse a TOML text."""
     try:
         return tomllib.loads(text)
     except RecursionError as problem:

@@ -1,4 +1,4 @@
-"""A card as TOML text: what `parse` reads back as the same record. A field that is not known is left out."""
+"""Write a card as TOML that `toml_parser` reads back as the same card. Unset fields are left out."""
 
 import json
 from dataclasses import fields, is_dataclass
@@ -6,18 +6,18 @@ from typing import Any
 
 
 def format_card(card: Any) -> str:
-    """The text of a card; fields at their default are left out too."""
+    """Write a card; fields with their default value are left out too."""
     return "\n".join(_format_lines(_build_table(card), ())) + "\n"
 
 
 def format_toml_value(value: Any) -> str:
-    """A JSON value is a TOML value, once DEL is escaped."""
+    """Write a value as JSON, which is valid TOML once DEL is escaped."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def _build_table(record: Any) -> dict[str, Any]:
-    given = {field.name: getattr(record, field.name) for field in fields(record) if _is_set(record, field)}
-    return {name: _to_plain_value(value) for name, value in given.items()}
+    set_values = {field.name: getattr(record, field.name) for field in fields(record) if _is_set(record, field)}
+    return {name: _to_plain_value(value) for name, value in set_values.items()}
 
 
 def _is_set(record: Any, field: Any) -> bool:
@@ -34,7 +34,7 @@ def _to_plain_value(value: Any) -> Any:
 
 
 def _format_lines(table: dict[str, Any], path: tuple[str, ...]) -> list[str]:
-    """Values first: in TOML what follows a header belongs to it."""
+    """Write values first: in TOML everything after a header belongs to that table."""
     tables = {key: value for key, value in table.items() if isinstance(value, dict)}
     arrays = {key: v for key, v in table.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
     lines = [

@@ -1,6 +1,6 @@
-"""Where things are on this machine: the cache, the card folders, and the user's `retbench.toml`.
+"""The user's configuration: the cache, the card folders, the device and `retbench.toml`.
 
-Every value has an environment name; the environment wins over the file, the file over the default.
+An environment variable overrides the file, and the file overrides the default.
 """
 
 import importlib.metadata
@@ -23,7 +23,7 @@ CARD_FOLDERS: tuple[CardFolder, ...] = get_args(CardFolder)
 
 @dataclass(frozen=True)
 class TokenPrices:
-    """The price of a million tokens, read and written."""
+    """The price of a million input tokens (`read`) and output tokens (`written`)."""
 
     read: float
     written: float
@@ -31,33 +31,33 @@ class TokenPrices:
 
 @dataclass(frozen=True)
 class UserConfig:
-    """What `retbench.toml` may say."""
+    """The fields of `retbench.toml`."""
 
     cache: str | None = None
     cards: tuple[str, ...] = ()
     device: Literal["cpu", "cuda", "mps"] | None = None
-    prices: dict[str, float] | None = None  # what an hour costs, by the GPU or processor a record names
-    rates: dict[str, TokenPrices] | None = None  # what a model asks for its tokens, by its name
+    prices: dict[str, float] | None = None  # price per hour, by the GPU or processor name in a record
+    rates: dict[str, TokenPrices] | None = None  # token prices, by model name
     currency: str = ""
 
 
 def load_user_config() -> UserConfig:
-    """The settings in force: `retbench.toml` here, overruled by RETBENCH_CACHE, RETBENCH_CARDS, RETBENCH_DEVICE."""
+    """Load `retbench.toml` from the working folder; RETBENCH_CACHE, RETBENCH_CARDS and RETBENCH_DEVICE override it."""
     file = Path(CONFIG_FILE)
-    written = toml_parser.load_card(UserConfig, file) if file.exists() else UserConfig()
+    from_file = toml_parser.load_card(UserConfig, file) if file.exists() else UserConfig()
     cards = os.environ.get("RETBENCH_CARDS")
-    device = os.environ.get("RETBENCH_DEVICE") or written.device
+    device = os.environ.get("RETBENCH_DEVICE") or from_file.device
     return UserConfig(
-        cache=os.environ.get("RETBENCH_CACHE") or written.cache,
-        cards=tuple(filter(None, cards.split(os.pathsep))) if cards else written.cards,
+        cache=os.environ.get("RETBENCH_CACHE") or from_file.cache,
+        cards=tuple(filter(None, cards.split(os.pathsep))) if cards else from_file.cards,
         device=toml_parser.convert_value(
             UserConfig.__annotations__["device"], device, _environment_location("RETBENCH_DEVICE")
         )
         if device
         else None,
-        prices=written.prices,
-        rates=written.rates,
-        currency=written.currency,
+        prices=from_file.prices,
+        rates=from_file.rates,
+        currency=from_file.currency,
     )
 
 
@@ -66,39 +66,41 @@ def _environment_location(name: str) -> toml_parser.CardLocation:
 
 
 def cache_folder() -> Path:
-    """The one folder for weights, collections and embeddings."""
-    named = load_user_config().cache
+    """Return the folder of weights, collections and embeddings."""
+    configured = load_user_config().cache
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retbench"
-    return Path(named).expanduser() if named else default
+    return Path(configured).expanduser() if configured else default
 
 
-def require_disk_space(work: Path, size: float) -> None:
-    """Refuse early what the disk cannot hold."""
-    free = shutil.disk_usage(work.parent).free
+def require_disk_space(path: Path, size: float) -> None:
+    """Raise an error if the disk of `path` has less than `size` bytes free."""
+    free = shutil.disk_usage(path.parent).free
     if free < size:
         raise ResourceError(
-            f"{work.parent} has {free / 1e9:.1f} GB free and this needs {size / 1e9:.1f} GB",
-            "make room, or set RETBENCH_CACHE to a bigger disk",
+            f"{path.parent} has {free / 1e9:.1f} GB free and this needs {size / 1e9:.1f} GB",
+            "free disk space, or set RETBENCH_CACHE to a larger disk",
         )
 
 
 def list_card_folders(kind: CardFolder) -> list[Path]:
-    """The shipped cards first, then the user's own folders, then what `finetune` left in the cache."""
+    """List the folders of one kind of card: shipped, then the user's, then those that `finetune` wrote to the cache."""
     shipped = PACKAGE_FOLDER / "shipped" / kind
-    first = shipped if shipped.is_dir() else PACKAGE_FOLDER.parent / kind
-    own = [Path(folder).expanduser() / kind for folder in (*list_installed_card_folders(), *load_user_config().cards)]
-    return [folder for folder in (first, *own, cache_folder() / kind) if folder.is_dir()]
+    packaged = shipped if shipped.is_dir() else PACKAGE_FOLDER.parent / kind
+    user_folders = [
+        Path(folder).expanduser() / kind for folder in (*list_installed_card_folders(), *load_user_config().cards)
+    ]
+    return [folder for folder in (packaged, *user_folders, cache_folder() / kind) if folder.is_dir()]
 
 
 def list_installed_card_folders() -> list[str]:
-    """Card folders of installed packages, named by entry points of the group `retbench.cards`; nothing is imported."""
-    found = [
+    """List card folders of installed packages (entry points of the group `retbench.cards`), without an import."""
+    specs = [
         importlib.util.find_spec(point.module) for point in importlib.metadata.entry_points(group="retbench.cards")
     ]
-    return sorted(place for spec in found if spec for place in spec.submodule_search_locations or ())
+    return sorted(folder for spec in specs if spec for folder in spec.submodule_search_locations or ())
 
 
 def encode_path_part(name: str) -> str:
-    """A name as one part of a path: nothing in it can climb or split."""
+    """Percent-encode a name as one path part, so that it cannot leave its folder."""
     part = quote(name, safe="+@=,") or "%"
     return f"%2E{part[1:]}" if part.startswith(".") else part

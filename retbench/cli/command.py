@@ -1,4 +1,4 @@
-"""What every verb shares: expected problems end in two lines and an exit code, bugs keep their traceback."""
+"""Helpers of all commands: output, option parsing, and errors in two lines with an exit code."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 
 
 def cli_command(function: Callable[P, int | None]) -> Callable[P, None]:
-    """Turn a function that returns an exit code into a command."""
+    """Turn a function that returns an exit code into a command. An unexpected exception keeps its traceback."""
 
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -29,7 +29,7 @@ def cli_command(function: Callable[P, int | None]) -> Callable[P, None]:
             print_error(error, as_json=bool(kwargs.get("as_json")))
             code = error.exit_code
         except KeyboardInterrupt:
-            print_status("interrupted: finished cells and shards are kept; the same command continues")
+            print_status("interrupted: finished cells and shards are kept; run the same command to continue")
             code = INTERRUPTED
         raise typer.Exit(code)
 
@@ -37,7 +37,7 @@ def cli_command(function: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def print_error(error: RetbenchError, as_json: bool) -> None:
-    """Say what happened and what to do: two lines, or one JSON object."""
+    """Print the cause and the next step: two lines, or one JSON object."""
     if as_json:
         print_json({"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code})
         return
@@ -45,30 +45,30 @@ def print_error(error: RetbenchError, as_json: bool) -> None:
 
 
 def print_skipped(problems: Sequence[RetbenchError]) -> int:
-    """Say what could not be read and is missing from the answer; the exit code of an answer without it."""
+    """Print the errors of skipped inputs, and return the exit code of a result without them."""
     for problem in problems:
         print_error(problem, as_json=False)
     return PARTLY_DONE if problems else 0
 
 
 def print_result(text: str) -> None:
-    """A result, on stdout."""
+    """Print a result on stdout."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
 def print_json(document: Any) -> None:
-    """A result as one JSON document."""
+    """Print a result as one JSON document."""
     print_result(json.dumps(document, indent=1, ensure_ascii=False))
 
 
 def write_result(file: Path, text: str) -> None:
-    """A result in a file that is either complete or not there; a device or a pipe just takes it."""
-    from retbench.store.shard_store import write_whole
+    """Write a result to a file atomically; a device or a pipe is written directly."""
+    from retbench.store.shard_store import write_file_atomically
 
     if not file.parent.is_dir():
-        raise UsageError(f"there is no folder {file.parent}", "make it, or name another --out")
-    plain = not file.exists() or (file.is_file() and not file.is_symlink())  # and not /dev/stdout or a pipe
-    write_whole(file, text.encode()) if plain else file.write_text(text, encoding="utf-8")
+        raise UsageError(f"there is no folder {file.parent}", "create it, or give another --out")
+    is_regular = not file.exists() or (file.is_file() and not file.is_symlink())  # not /dev/stdout or a pipe
+    write_file_atomically(file, text.encode()) if is_regular else file.write_text(text, encoding="utf-8")
 
 
 def is_quiet() -> bool:
@@ -77,24 +77,24 @@ def is_quiet() -> bool:
 
 
 def print_status(text: str) -> None:
-    """A remark on the way, on stderr, unless -q was given."""
+    """Print a status line on stderr, unless -q was given."""
     if not is_quiet():
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
-def parse_assignments(words: list[str] | None, example: str) -> dict[str, str]:
-    """What `--set KEY=VALUE` said, however often it was given."""
-    pairs = [word.partition("=") for word in words or []]
-    wrong = next((key for key, equals, _ in pairs if not equals), None)
-    if wrong is not None:
-        raise UsageError(f"--set {wrong} has no value", f"write KEY=VALUE, for example --set {example}")
+def parse_assignments(assignments: list[str] | None, example: str) -> dict[str, str]:
+    """Parse repeated `--set KEY=VALUE` options."""
+    pairs = [text.partition("=") for text in assignments or []]
+    key_without_value = next((key for key, equals, _ in pairs if not equals), None)
+    if key_without_value is not None:
+        raise UsageError(f"--set {key_without_value} has no value", f"write KEY=VALUE, for example --set {example}")
     return {key: value for key, _, value in pairs}
 
 
-def parse_overrides(words: list[str] | None, example: str) -> dict[str, Any]:
-    """The same, with whole numbers as numbers."""
+def parse_overrides(assignments: list[str] | None, example: str) -> dict[str, Any]:
+    """Parse repeated `--set KEY=VALUE` options, with integers as int."""
     return {
         key: int(value) if value.isascii() and value.isdecimal() else value
-        for key, value in parse_assignments(words, example).items()
+        for key, value in parse_assignments(assignments, example).items()
     }

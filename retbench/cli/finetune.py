@@ -48,11 +48,11 @@ def finetune(
 ) -> None:
     """Train a model by a recipe; the result is a model like any other."""
     from retbench.cards import catalog
-    from retbench.cards.recipe import changed
+    from retbench.cards.recipe import apply_recipe_options
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import command_line
     from retbench.pipelines.finetuning import train_encoder as story
-    from retbench.training.data import Wish
+    from retbench.training.training_data import TrainingRequest
 
     if objective is not None and objective not in (*RECIPES, "adaptor"):
         raise UsageError(f"there is no objective {objective!r}", f"known: {', '.join(RECIPES)}, adaptor")
@@ -66,22 +66,22 @@ def finetune(
         if lost := next((name for name, given in told.items() if given), None):
             raise UsageError(f"an adaptor takes no {lost}", "leave it out: it trains for minutes, and validates itself")
         unused = catalog.find_recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
-        plain = Wish(
+        plain = TrainingRequest(
             dataset, model, unused, name, out, split, resume=resume, force=force, command=command_line(), **show
         )
         _say(_adapted(plain, recipe, wanted), as_json)
         return
-    chosen = changed(catalog.find_recipe(recipe or RECIPES[objective or "contrastive"]), wanted)
+    chosen = apply_recipe_options(catalog.find_recipe(recipe or RECIPES[objective or "contrastive"]), wanted)
     if objective and chosen.objective != objective:
         raise UsageError(
             f"recipe {chosen.name} has objective {chosen.objective}, not {objective}", "name one of the two"
         )
-    wish = Wish(dataset, model, chosen, name, out, split, eval_task, export, trackers, resume, force,
+    wish = TrainingRequest(dataset, model, chosen, name, out, split, eval_task, export, trackers, resume, force,
                 command=command_line(), **show)  # fmt: skip
     silent = os.environ.get("RANK", "0") != "0"  # one of torchrun's processes talks for all
     if dry_run and silent:
         return
-    facts = story.plan_only(wish) if dry_run else story.summary(story.finetune(wish))
+    facts = story.estimate_training_plan(wish) if dry_run else story.summarize_training(story.finetune(wish))
     if not silent:
         _say(facts, as_json)
 
@@ -99,7 +99,7 @@ def _adapted(wish: Any, file: str | None, wanted: dict[str, str]) -> dict[str, A
     if file and not Path(file).is_file():
         raise UsageError(f"there is no adaptor's recipe at {file}", "name a TOML file, or leave --recipe out")
     written = toml_parser.load_card(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
-    return train_adaptor.finetune(wish, options.apply_options(written, wanted))
+    return train_adaptor.train_adaptor(wish, options.apply_options(written, wanted))
 
 
 class Line:

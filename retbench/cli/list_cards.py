@@ -1,4 +1,4 @@
-"""retbench list: what there is, by kind."""
+"""retbench list: all models, tasks, suites, methods, recipes or results."""
 
 import sys
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from retbench.cli.command import AsJson, cli_command, print_json, print_skipped
 
 
 class ListKind(StrEnum):
-    """What can be listed."""
+    """A kind of object to list."""
 
     models = "models"
     tasks = "tasks"
@@ -49,7 +49,7 @@ def list_cards(
     results: Annotated[Path, typer.Option(help="The results folder, for `list results`.")] = Path("results"),
     as_json: AsJson = False,
 ) -> int:
-    """List models, tasks, suites, methods or results."""
+    """List models, tasks, suites, methods, recipes or results."""
     if kind is ListKind.results:
         from retbench.pipelines.report import finished
 
@@ -85,15 +85,20 @@ def _load_rows(kind: ListKind) -> list[dict[str, Any]]:
 
 
 def _build_task_row(card: Any) -> dict[str, Any]:
-    """A task card's facts, and what of its collection lies in the cache; a cached one's counts are the real ones."""
+    """Build the row of a task: its card, its cached state, and the actual counts if it is cached."""
     from retbench.corpora.cache_status import get_cache_status
 
-    found = get_cache_status(card)
-    size = f"{found.megabytes:,.1f} MB" if found.bytes else None
-    here = {"state": found.state, "cached": found.state == "cached", "megabytes": found.megabytes, "size": size}
-    counts = {"documents": found.documents, "queries": found.queries}
+    status = get_cache_status(card)
+    size = f"{status.megabytes:,.1f} MB" if status.bytes else None
+    cache_state = {
+        "state": status.state,
+        "cached": status.state == "cached",
+        "megabytes": status.megabytes,
+        "size": size,
+    }
+    counts = {"documents": status.documents, "queries": status.queries}
     source = card.source.repo or card.source.generator or card.source.url or card.source.kind
-    return {**asdict(card), **counts, **here, "source": source}
+    return {**asdict(card), **counts, **cache_state, "source": source}
 
 
 def _format_weights_source(card: Any) -> str:

@@ -1,8 +1,8 @@
-"""Wires the verbs together; nothing else happens here."""
+"""The command `retbench`: registers all subcommands and the global options."""
 
 import logging
 import os
-from importlib.metadata import version as installed
+from importlib.metadata import version as get_installed_version
 from typing import Annotated
 
 import typer
@@ -25,11 +25,11 @@ from retbench.cli import (
     study,
     verify,
 )
-from retbench.engines.remote_code import TRUST
+from retbench.engines.remote_code import TRUST_VARIABLE
 
 app = typer.Typer(
     name="retbench",
-    help="Which language model makes the best dense retriever, zero-shot and fine-tuned, and the proof.",
+    help="Compare language models as dense retrievers, zero-shot and fine-tuned.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,27 +54,29 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"retbench {installed('retbench')}")
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"retbench {get_installed_version('retbench')}")
         raise typer.Exit
 
 
 @app.callback()
 def set_global_options(
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only results and errors.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more about what is done and why.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print only results and errors, no progress.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print more details.")] = False,
     trust: Annotated[
         bool,
-        typer.Option("--trust-remote-code", envvar=TRUST, help="Let code that lies beside weights run (SECURITY.md)."),
+        typer.Option(
+            "--trust-remote-code", envvar=TRUST_VARIABLE, help="Run Python code from model repositories (SECURITY.md)."
+        ),
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Set how much is said, and whether code beside weights may run."""
+    """Set the verbosity, and whether Python code from model repositories may run."""
     if trust:
-        os.environ[TRUST] = "1"  # workers are told the same way
+        os.environ[TRUST_VARIABLE] = "1"  # worker processes inherit it
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("retbench").setLevel(level)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line on a terminal, now and then a plain one elsewhere, and one a finished phase."""
+"""Progress on stderr: a live line on a terminal, a plain line every 15 seconds elsewhere, and a line per phase."""
 
 import sys
 import time
@@ -9,11 +9,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from retbench.cli.command import print_status
 from retbench.records.phase_timer import Reach
 
-LOG_INTERVAL = 15  # seconds between plain lines: a log should show life without being flooded
+LOG_INTERVAL = 15  # seconds between plain lines in a log
 
 
 class PhaseProgress:
-    """What was done in a phase, how fast, and how long the rest will take."""
+    """The progress of a phase: work done, speed and time left."""
 
     def __init__(self, unit: str, reach: Reach = lambda: None) -> None:
         self.unit, self.reach = unit, reach
@@ -22,19 +22,19 @@ class PhaseProgress:
 
     @cached_property
     def peak(self) -> float | None:
-        """Tokens a second at most."""
+        """Peak tokens per second of the device."""
         return self.reach()
 
     def add(self, done: int, total: int, tokens: int, left: int) -> None:
-        """Some more is done; what has no tokens beside others that have was found, not computed."""
+        """Add finished work. Items without tokens, before the first with tokens, came from the cache."""
         if not self.tokens and not tokens:
-            self.computing_since = time.monotonic()  # finding is fast and says nothing about computing
+            self.computing_since = time.monotonic()  # reading from the cache does not count for the speed
             self.done_from_cache += done
         self.done, self.total = self.done + done, total
         self.tokens, self.tokens_left = self.tokens + tokens, left
 
     def estimate_seconds_left(self) -> float | None:
-        """By tokens where they are counted: texts come from long to short, so their number would mislead."""
+        """Estimate by tokens where they are counted: texts are sorted by length, so their number would mislead."""
         now = time.monotonic()
         if self.tokens:
             return self.tokens_left * (now - self.computing_since) / self.tokens
@@ -43,13 +43,13 @@ class PhaseProgress:
         )
 
     def format_line(self) -> str:
-        """One line of figures."""
+        """Format counts, speed and time left as one line."""
         parts = [f"{self.done:,} of {self.total:,} {self.unit}" if self.total else ""]
         seconds = time.monotonic() - self.computing_since
         if self.tokens and seconds:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
             if self.peak:
-                parts.append(f"{self.tokens / seconds / self.peak:.0%} of the peak")
+                parts.append(f"{self.tokens / seconds / self.peak:.0%} of peak")
             parts.append(f"{(self.done - self.done_from_cache) / seconds:,.1f} {self.unit}/s")
         left = self.estimate_seconds_left()
         if left is not None and self.total:
@@ -58,7 +58,7 @@ class PhaseProgress:
 
 
 class ProgressDisplay:
-    """Shows a meter's phases as they happen."""
+    """Shows the phases of a timer as they run."""
 
     def __init__(self) -> None:
         self.bar: Progress | None = None
@@ -66,7 +66,7 @@ class ProgressDisplay:
         self.last_printed = 0.0
 
     def begin(self, phase: str, unit: str, reach: Reach) -> None:
-        """A phase starts."""
+        """Start a phase."""
         self.progress, self.last_printed = PhaseProgress(unit, reach), time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
@@ -77,7 +77,7 @@ class ProgressDisplay:
             self.bar.start()
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
-        """Some more of it is done."""
+        """Add finished work."""
         self.progress.add(done, total, tokens, left)
         if self.bar:
             figures = f"{self.progress.format_line()}, {_format_peak_memory()}"
@@ -87,13 +87,17 @@ class ProgressDisplay:
             print_status(f"    {self.progress.format_line()}, {_format_peak_memory()}")
 
     def end(self, phase: str, seconds: float) -> None:
-        """The phase is over."""
+        """End the phase and print its summary."""
         if self.bar:
             self.bar.stop()
             self.bar = None
-        pace = self.progress
-        amount = f", {pace.done:,} {pace.unit}, {pace.done / seconds:,.0f} a second" if pace.done and seconds else ""
-        speed = f", {pace.tokens / seconds:,.0f} tokens/s" if pace.tokens and seconds else ""
+        progress = self.progress
+        amount = (
+            f", {progress.done:,} {progress.unit}, {progress.done / seconds:,.0f} per second"
+            if progress.done and seconds
+            else ""
+        )
+        speed = f", {progress.tokens / seconds:,.0f} tokens/s" if progress.tokens and seconds else ""
         print_status(f"  {phase}: {seconds:.1f} s{amount}{speed}")
 
 
@@ -108,4 +112,4 @@ def _format_duration(seconds: float) -> str:
 def _format_peak_memory() -> str:
     from retbench.engines.memory import peak_mb
 
-    return f"{peak_mb() / 1000:.1f} GB at most"
+    return f"{peak_mb() / 1000:.1f} GB peak memory"

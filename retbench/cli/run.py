@@ -1,4 +1,4 @@
-"""retbench run: models x methods x tasks, each cell found on disk or run, then one small table."""
+"""retbench run: evaluate models x methods x tasks. Finished cells are read from disk; the result is a table."""
 
 import sys
 from pathlib import Path
@@ -28,19 +28,19 @@ def run(
     suite: Annotated[Repeated, typer.Option(help="A suite (retbench list suites); may be repeated.")] = None,
     task: Annotated[Repeated, typer.Option(help="A task card or a BEIR folder; may be repeated.")] = None,
     method: Annotated[
-        Repeated, typer.Option(help="How text becomes a vector (retbench list methods); may be repeated.")
+        Repeated, typer.Option(help="An encoding method (retbench list methods); may be repeated.")
     ] = None,
     rerank: Annotated[
-        Repeated, typer.Option(help="NAME:key=value,...: then rerank (docs/reranking.md); may be repeated.")
+        Repeated, typer.Option(help="A reranker, NAME:key=value,... (docs/reranking.md); may be repeated.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="What runs the model: transformers, sentence-transformers, vllm, endpoint:model=NAME.")
+        str, typer.Option(help="The engine: transformers, sentence-transformers, vllm, endpoint:model=NAME.")
     ] = "transformers",
     weights: Annotated[
-        str | None, typer.Option(help="Weights for the model: a Hugging Face folder or a GGUF file.")
+        str | None, typer.Option(help="The model's weights: a Hugging Face folder or a GGUF file.")
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(help="Only N test queries, with their documents and distractors.")
+        int | None, typer.Option(help="Use only N test queries, with their documents and distractors.")
     ] = None,
     set_: Annotated[
         Repeated,
@@ -49,15 +49,18 @@ def run(
         ),
     ] = None,
     devices: Annotated[
-        str, typer.Option("--devices", "--on", help="N or all of this machine, or ray:store=ADDRESS (docs/cluster.md).")
+        str,
+        typer.Option(
+            "--devices", "--on", help="Devices of this machine: N or all; or ray:store=ADDRESS (docs/cluster.md)."
+        ),
     ] = "1",
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, the exact texts and an estimate; run nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan, the exact prompts and a cost estimate; run nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Evaluate models on tasks; what is finished is found on disk and not run again."""
+    """Evaluate models on tasks. Finished cells are read from disk and not run again."""
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation import dry_run as dry_run_module
     from retbench.pipelines.evaluation import evaluate
@@ -66,9 +69,9 @@ def run(
 
     tasks = evaluate.suite_tasks(tuple(suite or ()), tuple(task or ()))
     if not tasks:
-        raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")
+        raise UsageError("no task is given", "give --suite or --task (retbench list suites)")
     if weights and len(model) > 1:
-        raise UsageError("--weights belongs to one model", "run the models one by one")
+        raise UsageError("--weights needs exactly one --model", "run the models one by one")
     callbacks: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status}
     changed = parse_overrides(set_, "dtype=float32")
     request = Request(
@@ -81,10 +84,10 @@ def run(
         return 0
     done: list[Any] = []
     for cell in evaluate.evaluate(request):
-        if not done or cell.error is None or cell.error != done[-1].error:  # one cause is told once
+        if not done or cell.error is None or cell.error != done[-1].error:  # print a repeated error once
             print_status(format_cell(cell))
-        for one in cell.expected:
-            print_status(_format_expected_score(one))
+        for expected in cell.expected:
+            print_status(_format_expected_score(expected))
         done.append(cell)
     if as_json:
         print_json([cell.json() for cell in done])
@@ -94,20 +97,21 @@ def run(
 
 
 def format_cell(cell: Any) -> str:
-    """One finished cell."""
+    """Format one finished cell."""
     name = " · ".join((cell.model, cell.method, cell.task, *cell.rerank))
     if cell.status != "done":
         return f"{name}: {cell.status}"
-    return f"{name}: {100 * cell.main_score:.2f}" + (" (found on disk, nothing to do)" if cell.cached else "")
+    return f"{name}: {100 * cell.main_score:.2f}" + (" (already done, read from disk)" if cell.cached else "")
 
 
-def _format_expected_score(one: Any) -> str:
-    verdict = "" if one.met else f": more than {100 * one.tolerance:g} apart"
-    return f"  {one.metric}: expected {100 * one.score:.2f}, got {100 * one.got:.2f}{verdict} ({one.source})"
+def _format_expected_score(expected: Any) -> str:
+    verdict = "" if expected.met else f": differs by more than {100 * expected.tolerance:g}"
+    scores = f"expected {100 * expected.score:.2f}, got {100 * expected.got:.2f}"
+    return f"  {expected.metric}: {scores}{verdict} ({expected.source})"
 
 
 def print_cells(cells: list[Any]) -> None:
-    """Every cell, then what went wrong."""
+    """Print a table of all finished cells, then the errors."""
     from rich.console import Console
     from rich.table import Table
 
@@ -130,7 +134,7 @@ def print_cells(cells: list[Any]) -> None:
 
 
 def _print_problems(cells: list[Any]) -> None:
-    """Each cause once, in two lines, with the cells it stopped."""
+    """Print each error once, with the cells that have it."""
     from retbench.errors import RetbenchError
 
     causes: dict[tuple[str, str], list[str]] = {}

@@ -1,4 +1,4 @@
-"""retbench show: one card, whole; a field that is not known is said to be so."""
+"""retbench show: all fields of one card; an unknown field is marked `not known`."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -11,7 +11,7 @@ from retbench.errors import UsageError
 
 
 class CardKind(StrEnum):
-    """What can be shown."""
+    """A kind of card."""
 
     model = "model"
     task = "task"
@@ -24,19 +24,21 @@ UNKNOWN_VALUE = "not known"
 ABSENT_VALUE = {
     CardKind.method: "none",
     CardKind.recipe: "none",
-}  # there a field left out is a choice, not a gap in knowledge
+}  # there an absent field is a choice, not unknown
 
 
 @cli_command
 def show(
     kind: Annotated[CardKind, typer.Argument(help="The kind of card.")],
     name: Annotated[str, typer.Argument(help="Its name or alias, or a path.")],
-    text: Annotated[str | None, typer.Option(help="For a model: what it reads of this text under each method.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="For a model: show how it tokenizes this text with each method.")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help="With --text: only this method; may be repeated.")] = None,
-    weights: Annotated[str | None, typer.Option(help="With --text: where the model's tokenizer lies.")] = None,
+    weights: Annotated[str | None, typer.Option(help="With --text: the folder of the model's tokenizer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one model, task, suite or method with every fact its card holds; or what a model reads of a text."""
+    """Show all fields of a model, task, suite, method or recipe; or how a model tokenizes a text."""
     if text is not None:
         _show_tokenization(kind, name, text, method or [], weights, as_json)
         return
@@ -52,20 +54,21 @@ def show(
 def _show_tokenization(
     kind: CardKind, name: str, text: str, methods: list[str], weights: str | None, as_json: bool
 ) -> None:
-    from retbench.encoders.tokenization_preview import readings
+    from retbench.encoders.tokenization_preview import preview_tokenization
 
     if kind is not CardKind.model:
-        raise UsageError(f"a {kind.value} reads no text", "give retbench show model NAME --text TEXT")
-    facts, *found = readings(name, text, methods, weights)
+        raise UsageError(f"--text does not apply to a {kind.value}", "run retbench show model NAME --text TEXT")
+    tokenizer, *previews = preview_tokenization(name, text, methods, weights)
     if as_json:
-        print_json({"tokenizer": facts, "readings": found})
+        print_json({"tokenizer": tokenizer, "readings": previews})
         return
-    print_result("\n".join(_format_lines(facts, "")))
-    for one in found:
-        print_result(f"\n{one['method']}, {one['role']}: {one.get('skipped') or repr(one['read'])}")
-        if "ids" in one:
-            span = f" from the {one['pooled_from'] + 1}th token on" if one["pooled_from"] else ""
-            print_result(f"  {len(one['ids'])} ids, pooled: {one['pooling']}{span}\n  {' '.join(map(str, one['ids']))}")
+    print_result("\n".join(_format_lines(tokenizer, "")))
+    for preview in previews:
+        print_result(f"\n{preview['method']}, {preview['role']}: {preview.get('skipped') or repr(preview['read'])}")
+        if "ids" in preview:
+            span = f" from token {preview['pooled_from'] + 1} on" if preview["pooled_from"] else ""
+            ids = " ".join(map(str, preview["ids"]))
+            print_result(f"  {len(preview['ids'])} ids, pooled: {preview['pooling']}{span}\n  {ids}")
 
 
 def _find_card(kind: CardKind, name: str) -> Any:
@@ -81,16 +84,16 @@ def _find_card(kind: CardKind, name: str) -> Any:
 
 
 def _describe_task(name: str, card: dict[str, Any]) -> dict[str, Any]:
-    """What of it lies here, and its protocol in sentences; of the source only what its kind has."""
+    """Add the cached state and the evaluation rules; keep only the source fields that are set."""
     from retbench.cards import catalog
     from retbench.cards.task_rules import describe_task_rules
     from retbench.corpora.cache_status import get_cache_status
 
-    found = get_cache_status(catalog.find_task_card(name))
-    here = {"state": found.state, "megabytes": found.megabytes, "origin": found.origin}
+    status = get_cache_status(catalog.find_task_card(name))
+    cache_state = {"state": status.state, "megabytes": status.megabytes, "origin": status.origin}
     source = {field: value for field, value in card["source"].items() if value is not None}
-    counts = {"documents": found.documents, "queries": found.queries}
-    return {**counts, "source": source, "here": here, "rules": describe_task_rules(catalog.find_task_card(name))}
+    counts = {"documents": status.documents, "queries": status.queries}
+    return {**counts, "source": source, "here": cache_state, "rules": describe_task_rules(catalog.find_task_card(name))}
 
 
 def _format_lines(facts: dict[str, Any], indent: str, absent: str = UNKNOWN_VALUE) -> list[str]:

@@ -1,1 +1,1 @@
-"""Collections: corpus, queries and judgments, read from any source into one memory-mapped form."""
+"""Collections: corpus, queries and judgments, read from any source and stored memory-mapped."""

@@ -1,7 +1,7 @@
 """The BEIR folder layout, plain or gzipped: corpus.jsonl, queries.jsonl, qrels/<split>.tsv.
 
-Rules: an integer id is read as its decimal text, any other id that is not text is an error; an id may hold any
-character and never becomes a path; a byte order mark and CRLF line ends are accepted.
+An integer id is read as its decimal text; any other id that is not a string is an error. An id may hold any character
+and never becomes a path. A byte order mark and CRLF line ends are accepted.
 """
 
 import re
@@ -19,7 +19,7 @@ LAYOUT = "a collection is a folder with corpus.jsonl, queries.jsonl and qrels/<s
 
 
 def read_collection(folder: Path) -> RawCollection:
-    """The collection in a folder, streaming."""
+    """Read the collection in a folder, streaming."""
     splits = {_split_name(file): read_judgments(file) for file in _list_qrels(folder)}
     return RawCollection(
         _read_rows(_find_file(folder, "corpus.jsonl")), _read_rows(_find_file(folder, "queries.jsonl")), dict(splits)
@@ -27,7 +27,7 @@ def read_collection(folder: Path) -> RawCollection:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Everything that is read."""
+    """List the files that are read."""
     return [_find_file(folder, "corpus.jsonl"), _find_file(folder, "queries.jsonl"), *_list_qrels(folder)]
 
 
@@ -39,10 +39,10 @@ def _find_file(folder: Path, name: str) -> Path:
 
 
 def _list_qrels(folder: Path) -> list[Path]:
-    found = [f for f in sorted((folder / "qrels").glob("*")) if re.search(r"\.tsv(\.gz)?$", f.name)]
-    if not found:
+    files = [f for f in sorted((folder / "qrels").glob("*")) if re.search(r"\.tsv(\.gz)?$", f.name)]
+    if not files:
         raise MissingError(f"{folder} has no qrels/*.tsv", LAYOUT)
-    return found
+    return files
 
 
 def _split_name(file: Path) -> str:
@@ -53,8 +53,8 @@ def _read_rows(file: Path) -> Iterator[TextRow]:
     for line, where in read_lines(file):
         try:
             item = parse_json(line)
-        except ValueError as problem:  # also a number of more digits than Python reads
-            raise DataError(f"{where}: not valid JSON: {problem}", "mend or remove that line") from problem
+        except ValueError as problem:  # also a number with more digits than Python parses
+            raise DataError(f"{where}: not valid JSON: {problem}", "correct or remove that line") from problem
         if not isinstance(item, dict):
             raise DataError(f"{where}: expected an object, found {line[:40]!r}", 'write {{"_id": ..., "text": ...}}')
         yield TextRow(_read_id(item, where), _read_text(item, "title", where), _read_text(item, "text", where), where)
@@ -65,7 +65,7 @@ def _read_id(item: dict[str, Any], where: str) -> str:
     if type(value) is int:
         return str(value)
     if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: _id is {value!r}", "give every row a text as _id")
+        raise DataError(f"{where}: _id is {value!r}", "give every row a non-empty string as _id")
     return value
 
 

@@ -1,4 +1,4 @@
-"""A collection as the pipelines see it: corpus, the judged queries of one split, judgments, fingerprints."""
+"""A collection ready for evaluation: corpus, judged queries of one split, judgments, fingerprint."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ DOCUMENTS_PER_QUERY = 20
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything one split needs. `judgments` maps query id to document id to grade.
+    """One split of a collection. `judgments` maps query id to document id to grade.
 
-    `excluded` maps query id to the documents that must not be ranked for it; it is empty unless the task card asks
-    for that rule.
+    `excluded` maps query id to the documents that must not be ranked for it; it is empty unless the task card sets
+    `excluded = "drop"`.
     """
 
     corpus: Texts
@@ -36,7 +36,7 @@ class Collection:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of corpus, queries and judgments (and exclusions): scores compare only where it is equal."""
+        """A hash of corpus, queries, judgments and exclusions; scores are comparable only where it is equal."""
         parts = [self.corpus.fingerprint, self.queries.fingerprint, json.dumps(self.judgments, sort_keys=True)]
         if self.excluded:
             parts.append(json.dumps({query: sorted(ids) for query, ids in sorted(self.excluded.items())}))
@@ -44,32 +44,32 @@ class Collection:
 
     @property
     def max_excluded(self) -> int:
-        """How many places of a ranking excluded documents could take."""
+        """The largest number of excluded documents of any query."""
         return max(map(len, self.excluded.values()), default=0)
 
     def sample(self, size: int) -> "Collection":
-        """`size` queries, every document they judge, and seeded distractors up to 20 documents a query."""
+        """Draw `size` queries, all their judged documents, and random distractors up to 20 documents per query."""
         if size >= len(self.queries):
             return self
-        draw = random.Random(SAMPLE_SEED)  # noqa: S311  # a seeded draw, not a secret
-        queries = self.queries.take(sorted(draw.sample(range(len(self.queries)), size)))
+        generator = random.Random(SAMPLE_SEED)  # noqa: S311  # a seeded sample, not a secret
+        queries = self.queries.take(sorted(generator.sample(range(len(self.queries)), size)))
         judgments = {row.id: self.judgments[row.id] for row in queries}
-        kept = _mark_rows(self.corpus, {document for grades in judgments.values() for document in grades})
-        others = np.flatnonzero(~kept)
-        wanted = max(0, min(len(others), size * DOCUMENTS_PER_QUERY - int(kept.sum())))
-        kept[others[draw.sample(range(len(others)), wanted)]] = True
+        selected = _mark_rows(self.corpus, {document for grades in judgments.values() for document in grades})
+        others = np.flatnonzero(~selected)
+        distractors = max(0, min(len(others), size * DOCUMENTS_PER_QUERY - int(selected.sum())))
+        selected[others[generator.sample(range(len(others)), distractors)]] = True
         excluded = {query: ids for query, ids in self.excluded.items() if query in judgments}
-        return Collection(self.corpus.take(np.flatnonzero(kept)), queries, judgments, excluded)
+        return Collection(self.corpus.take(np.flatnonzero(selected)), queries, judgments, excluded)
 
 
 def _mark_rows(texts: Texts, ids: set[str]) -> np.ndarray:
-    """For every row, whether its id is one of these."""
-    found: np.ndarray = pc.is_in(texts.ids(), value_set=pa.array(ids, pa.string())).to_numpy()
-    return found
+    """Mark every row whose id is in `ids`."""
+    mask: np.ndarray = pc.is_in(texts.ids(), value_set=pa.array(ids, pa.string())).to_numpy()
+    return mask
 
 
 def load_collection(folder: Path, split: str, excluded: bool = False) -> Collection:
-    """Open a compiled collection at one split; only its judged queries are kept, in the file's order."""
+    """Open one split of a compiled collection, with its judged queries in the file's order."""
     manifest = read_manifest(folder)
     if split not in manifest["splits"]:
         raise UsageError(f"the collection has no split {split!r}", suggest_names(split, manifest["splits"]))
@@ -77,12 +77,16 @@ def load_collection(folder: Path, split: str, excluded: bool = False) -> Collect
     for query, document, grade in _read_table(folder, manifest["splits"][split]):
         judgments.setdefault(query, {})[document] = grade
     if not judgments:
-        raise DataError(f"the split {split!r} has no judgments", "name another split, or mend the source's qrels")
+        raise DataError(
+            f"the split {split!r} has no judgments", "give another split, or correct the qrels of the source"
+        )
     queries = Texts.open(folder / "queries.arrow", manifest["queries"]["fingerprint"])
     judged = queries.take(np.flatnonzero(_mark_rows(queries, set(judgments))))
-    ordered = {identifier: judgments[identifier] for identifier in judged.ids().to_pylist()}
+    ordered_judgments = {identifier: judgments[identifier] for identifier in judged.ids().to_pylist()}
     corpus = Texts.open(folder / "corpus.arrow", manifest["corpus"]["fingerprint"])
-    return Collection(corpus, judged, ordered, _read_excluded(folder, manifest, ordered) if excluded else {})
+    return Collection(
+        corpus, judged, ordered_judgments, _read_excluded(folder, manifest, ordered_judgments) if excluded else {}
+    )
 
 
 def _read_table(folder: Path, entry: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -91,8 +95,8 @@ def _read_table(folder: Path, entry: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _read_excluded(folder: Path, manifest: dict[str, Any], queries: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {}
+    excluded: dict[str, set[str]] = {}
     for query, document in _read_table(folder, manifest["excluded"]) if manifest["excluded"] else ():
         if query in queries:
-            found.setdefault(query, set()).add(document)
-    return {query: frozenset(ids) for query, ids in found.items()}
+            excluded.setdefault(query, set()).add(document)
+    return {query: frozenset(ids) for query, ids in excluded.items()}

@@ -1,6 +1,6 @@
-"""A supply is one source as the opening sees it: what names it, whether it lies here, how it is fetched and read.
+"""The interface of a dataset source: its cache key, whether it is on disk, how it is fetched and read.
 
-Every kind of source is a function from a task card to a supply, in a module of its own.
+Each kind of source is a module with a function that builds a `DatasetSource` from a task card.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ StatusCallback = Callable[[str], None]
 
 
 def skip_fetch(_: StatusCallback) -> None:
-    """What lies here, or is made here, needs no network."""
+    """Do nothing: a local or generated source needs no download."""
 
 
 @dataclass(frozen=True)
 class DatasetSource:
     """One source of one task.
 
-    `label` and `stamp` name what would be read: equal stamps are one collection in the cache, whichever cards share
-    it. `origin` and `revision` tell a reader where it comes from and at which state. `read` opens the raw rows, and
-    what it needs meanwhile (an unpacked archive, a library's own cache) is gone when its context ends.
+    `label` and `compute_cache_key` name the collection in the cache: cards with equal keys share it. `origin` and
+    `revision` describe where it comes from. `open_rows` opens the raw rows; its temporary files (an unpacked archive,
+    a library's cache) are removed when the context ends. `source_paths` are the fetched files on this disk.
     """
 
     label: str
@@ -38,7 +38,7 @@ class DatasetSource:
 
 
 def require_source_field(card_name: str, field: str, value: str | None) -> str:
-    """A field of [source] that this kind of source cannot do without."""
+    """Return a required field of [source], or raise a UsageError."""
     if not value:
         raise UsageError(f"the card of {card_name} has no `{field}` in [source]", "add it to the card")
     return value

@@ -1,4 +1,4 @@
-"""A collection in a folder of files, whichever of the two known layouts it has."""
+"""A collection in a folder, in the BEIR or the MS MARCO layout."""
 
 import hashlib
 from pathlib import Path
@@ -9,13 +9,13 @@ from retbench.corpora.rows import RawCollection
 
 
 def read_folder(folder: Path) -> RawCollection:
-    """The collection, streaming."""
+    """Read the collection, streaming."""
     raw: RawCollection = _detect_layout(folder).read_collection(folder)
     return raw
 
 
 def hash_folder(folder: Path) -> str:
-    """A digest of the files as they lie there: the same bytes are read only once."""
+    """Hash the names and bytes of the files: an unchanged folder is compiled only once."""
     digest = hashlib.sha256()
     for file in _detect_layout(folder).list_files(folder):
         digest.update(file.name.encode())

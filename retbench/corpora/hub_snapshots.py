@@ -1,9 +1,9 @@
-"""Snapshots of dataset repositories: fetched only when asked, at one revision, every file checked, in one cache folder.
+"""Snapshots of hub dataset repositories in the cache: one revision each, with every file verified.
 
-    collections/hub/<repository>/<revision>/        the files as the hub has them
-    collections/hub/<repository>/<revision>.json    names, sizes and checksums; written last, so it means complete
+    collections/hub/<repository>/<revision>/        the files of the repository
+    collections/hub/<repository>/<revision>.json    names, sizes and checksums; written last
 
-A file fetched before an interruption is kept; the next fetch goes on from there.
+After an interruption the next fetch continues with the missing files.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ from retbench.cards.user_config import cache_folder, encode_path_part, require_d
 from retbench.corpora.dataset_source import StatusCallback
 from retbench.errors import DataError, MissingError
 
-CODE_PATTERNS = ("*.py", "*.sh", "*.ipynb")  # a dataset is data; what could run is not even fetched
+CODE_PATTERNS = ("*.py", "*.sh", "*.ipynb")  # code in a dataset repository is never fetched
 NEXT_STEP = (
-    "fetch on a machine that reaches huggingface.co and bring its cache here, or give a folder with --task FOLDER"
+    "fetch on a machine with access to huggingface.co and copy its cache here, or give a folder with --task FOLDER"
 )
 
 
 @dataclass(frozen=True)
 class DatasetSnapshot:
-    """One repository at the revision that is meant: the card's, else that of the first fetch."""
+    """One repository at the card's revision, else at the revision of the first fetch."""
 
     repo: str
     pinned_revision: str | None = None
 
     @property
     def revision(self) -> str | None:
-        """The revision, if it is known yet."""
+        """The revision; None before the first fetch."""
         if self.pinned_revision:
             return self.pinned_revision
         pin = pins.read_pin("datasets", self.repo)
@@ -44,31 +44,31 @@ class DatasetSnapshot:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
+        """The folder of the files."""
         return _repo_folder(self.repo) / encode_path_part(self.revision or "unknown")
 
     def is_fetched(self) -> bool:
-        """Whether everything was fetched."""
+        """Whether all files were fetched."""
         return self.revision is not None and _manifest_file(self.folder).exists()
 
-    def fetch(self, say: StatusCallback) -> None:
-        """Fetch what is missing; without a network this fails before anything is written."""
-        shelf = _repo_folder(self.repo)
-        shelf.mkdir(parents=True, exist_ok=True)
-        with FileLock(shelf / "lock"):
+    def fetch(self, log_status: StatusCallback) -> None:
+        """Fetch the missing files; without a network this fails before anything is written."""
+        repo_folder = _repo_folder(self.repo)
+        repo_folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(repo_folder / "lock"):
             if not self.is_fetched():
-                self._fetch(shelf, say)
+                self._fetch(repo_folder, log_status)
 
-    def _fetch(self, shelf: Path, say: StatusCallback) -> None:
+    def _fetch(self, repo_folder: Path, log_status: StatusCallback) -> None:
         revision, files = _list_repo_files(self.repo, self.revision)
         total = sum(size for size, _ in files.values())
-        require_disk_space(shelf / revision, total)
-        say(f"fetching {self.repo} at {revision[:12]}: {len(files)} files, {total / 1e6:,.1f} MB")
-        folder = shelf / encode_path_part(revision)
+        require_disk_space(repo_folder / revision, total)
+        log_status(f"fetching {self.repo} at {revision[:12]}: {len(files)} files, {total / 1e6:,.1f} MB")
+        folder = repo_folder / encode_path_part(revision)
         _download(self.repo, revision, folder, sorted(files))
         for name, (size, checksum) in files.items():
             _verify_file(folder / name, size, checksum, f"{name} of {self.repo}")
-        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's own notes
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's metadata
         listed = {name: [size, checksum] for name, (size, checksum) in sorted(files.items())}
         fingerprint = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
         pins.write_pin("datasets", self.repo, pins.Pin(revision, fingerprint))
@@ -84,7 +84,7 @@ def _manifest_file(folder: Path) -> Path:
 
 
 def _list_repo_files(repo: str, revision: str | None) -> tuple[str, dict[str, tuple[int, str]]]:
-    """The resolved revision, and of every data file its size and checksum as the hub states them."""
+    """Return the resolved revision, and the size and checksum of every data file as listed by the hub."""
     with translate_hub_errors(repo, NEXT_STEP, "datasets/"):
         from huggingface_hub import HfApi
 
@@ -98,7 +98,7 @@ def _is_code(name: str) -> bool:
 
 
 def _read_checksum(file: Any) -> str:
-    """Large files carry their SHA-256, small ones the name git gives their content."""
+    """Return the SHA-256 of a large file, the git blob id of a small one."""
     return f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
 
 
@@ -109,21 +109,21 @@ def _download(repo: str, revision: str, folder: Path, names: list[str]) -> None:
         snapshot_download(
             repo, repo_type="dataset", revision=revision, local_dir=folder, ignore_patterns=list(CODE_PATTERNS)
         )
-    lost = next((name for name in names if not (folder / name).is_file()), None)
-    if lost:
-        raise MissingError(f"{lost} of {repo} did not arrive", "fetch again: what came is kept")
+    missing = next((name for name in names if not (folder / name).is_file()), None)
+    if missing:
+        raise MissingError(f"{missing} of {repo} was not downloaded", "fetch again: finished files are kept")
 
 
 def _verify_file(file: Path, size: int, checksum: str, what: str) -> None:
-    """A file that is not what the hub says is removed, so that the next fetch brings it anew."""
-    kind, _, wanted = checksum.partition(":")
+    """Check a file's size and checksum; a wrong file is removed, so that the next fetch downloads it again."""
+    kind, _, expected = checksum.partition(":")
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)
     if kind == "git":
         digest.update(b"blob %d\0" % file.stat().st_size)
     with file.open("rb") as content:
-        while piece := content.read(1 << 20):
-            digest.update(piece)
-    if file.stat().st_size != size or digest.hexdigest() != wanted:
-        found = f"{file.stat().st_size:,} bytes, {kind} {digest.hexdigest()[:16]}"
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+    if file.stat().st_size != size or digest.hexdigest() != expected:
+        actual = f"{file.stat().st_size:,} bytes, {kind} {digest.hexdigest()[:16]}"
         file.unlink()
-        raise DataError(f"{what} is {found}; the hub says {size:,} bytes, {wanted[:16]}", "fetch again")
+        raise DataError(f"{what} is {actual}; the hub lists {size:,} bytes, {expected[:16]}", "fetch again")

@@ -1,7 +1,7 @@
-"""Dataset repositories of the Hugging Face hub, read by mteb's own loader from a snapshot that lies in the cache.
+"""Dataset repositories of the Hugging Face hub, read by mteb's loader from a snapshot in the cache.
 
-The loader is the one the field's numbers come from: which columns, which split, which queries, is decided there and
-not a second time here. It is pointed at a local folder, so reading never needs a network.
+Published scores come from this loader, so it decides on columns, split and queries. It reads a local folder and needs
+no network.
 """
 
 import shutil
@@ -23,14 +23,14 @@ ROWS_PER_BATCH = 4096
 
 
 def build_hub_source(card: TaskCard) -> DatasetSource:
-    """The supply of a card of kind `hub`."""
+    """Build the source of a card of kind `hub`."""
     source = card.source
     repo = require_source_field(card.name, "repo", source.repo)
     snapshot = DatasetSnapshot(repo, source.revision)
-    facts = ("hub", repo, snapshot.revision, source.mteb, source.subset, card.split)
+    key_parts = ("hub", repo, snapshot.revision, source.mteb, source.subset, card.split)
     return DatasetSource(
         label=source.mteb or repo,
-        compute_cache_key=lambda: "\n".join(map(str, facts)),
+        compute_cache_key=lambda: "\n".join(map(str, key_parts)),
         origin=repo,
         is_available=snapshot.is_fetched,
         open_rows=lambda: open_hub_split(source, card.split, snapshot.folder),
@@ -42,7 +42,7 @@ def build_hub_source(card: TaskCard) -> DatasetSource:
 
 @contextmanager
 def open_hub_split(source: SourceSpec, split: str, folder: Path) -> Iterator[RawCollection]:
-    """One split of a repository that lies in a folder: by the loader of its mteb task, or by mteb's general one."""
+    """Open one split of a downloaded repository with the loader of its mteb task, or with mteb's generic loader."""
     load = _load_with_task_loader if source.mteb else _load_with_generic_loader
     with use_temporary_arrow_cache():
         try:
@@ -60,29 +60,29 @@ def open_hub_split(source: SourceSpec, split: str, folder: Path) -> Iterator[Raw
 
 @contextmanager
 def use_temporary_arrow_cache() -> Iterator[None]:
-    """Let the library `datasets` keep what it converts inside our cache, and only until it was read."""
+    """Let the library `datasets` use a temporary folder in the retbench cache, removed afterwards."""
     try:
         import datasets
     except ImportError as problem:
         raise MissingError("datasets from the hub need more packages", "pip install 'retbench[hub]'") from problem
-    work = cache_folder() / "collections" / f"reading.{uuid4().hex[:8]}.partial"
-    before, bars = datasets.config.HF_DATASETS_CACHE, datasets.is_progress_bar_enabled()
-    datasets.config.HF_DATASETS_CACHE = work
+    folder = cache_folder() / "collections" / f"reading.{uuid4().hex[:8]}.partial"
+    previous_cache, progress_bars = datasets.config.HF_DATASETS_CACHE, datasets.is_progress_bar_enabled()
+    datasets.config.HF_DATASETS_CACHE = folder
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.config.HF_DATASETS_CACHE = before
-        if bars:
+        datasets.config.HF_DATASETS_CACHE = previous_cache
+        if progress_bars:
             datasets.enable_progress_bars()
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def build_read_error(folder: Path, reader: str, problem: Exception) -> DataError:
-    """What came is not what the reader expects."""
-    said = str(problem).strip().splitlines() or [type(problem).__name__]
-    return DataError(f"{folder} could not be read by {reader}: {said[0]}", "check `revision` in the task's card")
+    """Build the error for a snapshot that the reader cannot parse."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    return DataError(f"{folder} could not be read by {reader}: {lines[0]}", "check `revision` in the task's card")
 
 
 def _load_with_task_loader(source: SourceSpec, split: str, folder: Path) -> Any:
@@ -90,8 +90,8 @@ def _load_with_task_loader(source: SourceSpec, split: str, folder: Path) -> Any:
 
     subsets = [source.subset] if source.subset else None
     task: Any = mteb.get_task(str(source.mteb), eval_splits=[split], hf_subsets=subsets)
-    place = {**task.metadata.dataset, "path": str(folder), "revision": None}
-    task.metadata = task.metadata.model_copy(update={"dataset": place, "eval_splits": [split]})
+    dataset = {**task.metadata.dataset, "path": str(folder), "revision": None}
+    task.metadata = task.metadata.model_copy(update={"dataset": dataset, "eval_splits": [split]})
     task.load_data()
     task.convert_v1_dataset_format_to_v2(num_proc=None)
     return task.dataset[source.subset or "default"][split]
@@ -104,7 +104,7 @@ def _load_with_generic_loader(source: SourceSpec, split: str, folder: Path) -> A
 
 
 def iterate_rows(data: Any) -> Iterator[TextRow]:
-    """The rows of a table of mteb's: id and text, and title where it has one."""
+    """Iterate over the rows of an mteb table: id, optional title, text."""
     for batch in data.iter(batch_size=ROWS_PER_BATCH):
         titles = batch.get("title") or [None] * len(batch["id"])
         for identifier, title, text in zip(batch["id"], titles, batch["text"], strict=True):
@@ -118,9 +118,9 @@ def _iterate_judgments(data: Any) -> Iterator[Judgment]:
 
 
 def _iterate_exclusions(data: Any) -> Iterator[Exclusion]:
-    """mteb says which documents may be ranked for a query; what is missing from that list is excluded."""
+    """Exclude the documents that are not in mteb's list of documents to rank for a query."""
     allowed = data["top_ranked"] or {}
-    everything = {str(identifier) for identifier in data["corpus"]["id"]} if allowed else set()
+    all_documents = {str(identifier) for identifier in data["corpus"]["id"]} if allowed else set()
     for query, documents in allowed.items():
-        for document in everything.difference(documents) if len(documents) < len(everything) else ():
+        for document in all_documents.difference(documents) if len(documents) < len(all_documents) else ():
             yield Exclusion(str(query), document)

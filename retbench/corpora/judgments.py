@@ -1,7 +1,7 @@
-"""Judgments as everybody writes them: query, document, grade; or TREC's four columns with an iteration between.
+"""Read qrels files: query, document, grade; or TREC's four columns with an iteration after the query.
 
-Tabs or white space between them, with or without a header line. A grade of 0 or below is not relevant; a query that
-has only such grades is kept and scores 0.
+Columns are separated by tabs or white space, with or without a header line. A grade of 0 or below is not relevant; a
+query with only such grades is kept and scores 0.
 """
 
 import re
@@ -14,14 +14,14 @@ from retbench.errors import DataError
 
 
 def read_judgments(file: Path) -> Iterator[Judgment]:
-    """Every judgment of one file."""
+    """Read every judgment of one file."""
     for position, (line, where) in enumerate(read_lines(file)):
         parts = line.split("\t") if "\t" in line else line.split()
         if len(parts) not in (3, 4):
-            raise DataError(f"{where}: {len(parts)} columns", "write query, document and grade, tab between them")
+            raise DataError(f"{where}: {len(parts)} columns", "write query, document and grade, separated by tabs")
         if position == 0 and not re.search(r"\d", parts[-1]):
             continue  # the header
-        grade = parts[-1].strip()  # of more than what int() takes for white space
+        grade = parts[-1].strip()  # of more characters than int() treats as white space
         if not re.fullmatch(r"[+-]?\d{1,9}", grade):
             raise DataError(f"{where}: the grade is {grade!r}", "write a whole number")
         yield Judgment(parts[0], parts[-2], int(grade), where)

@@ -1,7 +1,7 @@
-"""LoCoV1, which mteb does not have: documents in one repository, queries in a second, all tasks mixed in each.
+"""LoCoV1, which mteb does not include: documents in one repository, queries in another, each with all tasks.
 
 Documents have the columns dataset, pid, passage; queries have dataset, qid, query, answer_pids. A task is the rows
-whose `dataset` is the card's subset, and a document is relevant when a query names it.
+whose `dataset` is the card's subset. A document is relevant to a query if the query lists it in answer_pids.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ QUERY_COLUMNS = ("dataset", "qid", "query", "answer_pids")
 
 
 def build_loco_source(card: TaskCard) -> DatasetSource:
-    """The supply of a card of kind `loco`."""
+    """Build the source of a card of kind `loco`."""
     source = card.source
     subset = require_source_field(card.name, "subset", source.subset)
     documents = DatasetSnapshot(require_source_field(card.name, "repo", source.repo), source.revision)
@@ -30,14 +30,14 @@ def build_loco_source(card: TaskCard) -> DatasetSource:
         require_source_field(card.name, "queries_repo", source.queries_repo), source.queries_revision
     )
 
-    def fetch(say: StatusCallback) -> None:
-        documents.fetch(say)
-        queries.fetch(say)
+    def fetch(log_status: StatusCallback) -> None:
+        documents.fetch(log_status)
+        queries.fetch(log_status)
 
-    facts = ("loco", documents.repo, documents.revision, queries.repo, queries.revision, subset, card.split)
+    key_parts = ("loco", documents.repo, documents.revision, queries.repo, queries.revision, subset, card.split)
     return DatasetSource(
         label=f"loco-{subset}",
-        compute_cache_key=lambda: "\n".join(map(str, facts)),
+        compute_cache_key=lambda: "\n".join(map(str, key_parts)),
         origin=f"{documents.repo} and {queries.repo}",
         is_available=lambda: documents.is_fetched() and queries.is_fetched(),
         open_rows=lambda: _open_rows(documents, queries, subset, card.split),
@@ -52,11 +52,14 @@ def _open_rows(
     documents: DatasetSnapshot, queries: DatasetSnapshot, subset: str, split: str
 ) -> Iterator[RawCollection]:
     with use_temporary_arrow_cache():
-        corpus, asked = _load_table(documents, split, DOCUMENT_COLUMNS), _load_table(queries, split, QUERY_COLUMNS)
+        document_table, query_table = (
+            _load_table(documents, split, DOCUMENT_COLUMNS),
+            _load_table(queries, split, QUERY_COLUMNS),
+        )
         yield RawCollection(
-            _iterate_documents(corpus, subset),
-            _iterate_queries(asked, subset),
-            {split: _iterate_judgments(asked, subset)},
+            _iterate_documents(document_table, subset),
+            _iterate_queries(query_table, subset),
+            {split: _iterate_judgments(query_table, subset)},
             (),
             True,
         )
@@ -65,17 +68,19 @@ def _open_rows(
 def _load_table(snapshot: DatasetSnapshot, split: str, columns: tuple[str, ...]) -> Any:
     import datasets
 
-    own = Path(datasets.config.HF_DATASETS_CACHE) / encode_path_part(snapshot.repo)  # one cache would mix up the two
+    cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / encode_path_part(
+        snapshot.repo
+    )  # in one cache the two repositories would be confused
     try:
-        table = datasets.load_dataset(str(snapshot.folder), split=split, cache_dir=str(own))
+        table = datasets.load_dataset(str(snapshot.folder), split=split, cache_dir=str(cache_dir))
     except (ValueError, KeyError, OSError) as problem:
         raise build_read_error(snapshot.folder, "the library datasets", problem) from problem
     missing = set(columns) - set(table.column_names)
     if missing:
-        found = ", ".join(table.column_names)
+        columns_found = ", ".join(table.column_names)
         raise DataError(
-            f"{snapshot.repo} has no column {', '.join(sorted(missing))} (it has {found})",
-            "its layout changed: name an older `revision` in the task's card",
+            f"{snapshot.repo} has no column {', '.join(sorted(missing))} (it has {columns_found})",
+            "its layout changed: give an older `revision` in the task's card",
         )
     return table.select_columns(list(columns))
 

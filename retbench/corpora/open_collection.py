@@ -1,6 +1,6 @@
-"""From a task card to its collection: find it in the cache, or read the source that lies here and store it there.
+"""Open the collection of a task card from the cache, or compile it there from a local source.
 
-Nothing here uses a network, and no socket is opened; only `fetch` may, and it is never called by a run.
+Only `fetch_collection` uses a network, and a run never calls it.
 """
 
 import hashlib
@@ -14,8 +14,7 @@ from filelock import FileLock
 from retbench.cards import pins
 from retbench.cards.task import TaskCard
 from retbench.cards.user_config import cache_folder, encode_path_part
-from retbench.corpora import beir_archives, hub_source, loco_source, stdlib_long, stdlib_suite
-from retbench.corpora import folder_source as layout
+from retbench.corpora import beir_archives, folder_source, hub_source, loco_source, stdlib_long, stdlib_suite
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
@@ -23,11 +22,11 @@ from retbench.errors import DataError, MissingError
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 5  # raise it when the stored form changes
+FORMAT_VERSION = 5  # increase it when the stored format changes
 
 
 def open_collection(card: TaskCard, sample: int | None = None) -> Collection:
-    """The collection of a card at its split, checked against the card's fingerprint or the pin of the first fetch."""
+    """Open a card's collection at its split and verify its fingerprint by the card or the pin of the first fetch."""
     source = resolve_source(card)
     folder = get_collection_folder(source)
     if source.is_available():
@@ -35,19 +34,19 @@ def open_collection(card: TaskCard, sample: int | None = None) -> Collection:
     if not (folder / MANIFEST).exists():
         if not source.is_available():
             raise MissingError(
-                f"the collection of {card.name} ({source.origin}) is not here",
-                f"run `retbench fetch {card.name}` on a connected machine and bring its cache, or give a BEIR folder "
-                "with --task FOLDER, or use the offline suite: --suite stdlib",
+                f"the collection of {card.name} ({source.origin}) is not in the cache",
+                f"run `retbench fetch {card.name}` on a connected machine and copy its cache here, or give a BEIR "
+                "folder with --task FOLDER, or use the offline suite: --suite stdlib",
             )
         with source.open_rows() as raw:
             compile_collection(raw, folder)
-    whole = load_collection(folder, card.split, excluded=card.excluded == "drop")
-    _verify_fingerprint(card, source, whole.fingerprint)
-    return whole.sample(sample) if sample else whole
+    collection = load_collection(folder, card.split, excluded=card.excluded == "drop")
+    _verify_fingerprint(card, source, collection.fingerprint)
+    return collection.sample(sample) if sample else collection
 
 
 def _find_damage(folder: Path) -> DataError | None:
-    """What is wrong with a stored collection."""
+    """Return the error of a damaged stored collection; None if it is intact or absent."""
     try:
         if (folder / MANIFEST).exists():
             read_manifest(folder)
@@ -57,23 +56,23 @@ def _find_damage(folder: Path) -> DataError | None:
 
 
 def _discard_damaged(folder: Path) -> None:
-    """What changed on the disk since it was stored goes, where its source is at hand to be read anew."""
+    """Remove a damaged stored collection, so that it is rebuilt from its source."""
     if not _find_damage(folder):
         return
-    with FileLock(folder.with_name(f"{folder.name}.lock")):  # two that see one damage must not remove its cure
+    with FileLock(folder.with_name(f"{folder.name}.lock")):  # another process may have rebuilt it meanwhile
         if damage := _find_damage(folder):
-            log.warning("%s: it is read anew from its source", damage.cause)
+            log.warning("%s; it is rebuilt from its source", damage.cause)
             discard_collection(folder)
 
 
-def fetch_collection(card: TaskCard, say: StatusCallback) -> Collection:
-    """Fill the cache with a card's collection, and pin what came."""
+def fetch_collection(card: TaskCard, log_status: StatusCallback) -> Collection:
+    """Fetch a card's collection into the cache, and pin its revision and fingerprint."""
     source = resolve_source(card)
     folder = get_collection_folder(source)
     if not source.is_available() and (_find_damage(folder) or not (folder / MANIFEST).exists()):
-        source.fetch(say)
-        source = resolve_source(card)  # the first fetch is what settles a revision
-    say(f"reading {card.name}")
+        source.fetch(log_status)
+        source = resolve_source(card)  # the first fetch decides on the revision
+    log_status(f"reading {card.name}")
     collection = open_collection(card)
     if source.revision:
         pins.write_pin("collections", _pin_name(card), pins.Pin(source.revision, collection.fingerprint))
@@ -81,12 +80,12 @@ def fetch_collection(card: TaskCard, say: StatusCallback) -> Collection:
 
 
 def resolve_source(card: TaskCard) -> DatasetSource:
-    """The source of a card, by its kind."""
+    """Build the source of a card by its kind."""
     return _SOURCE_BUILDERS[card.source.kind](card)
 
 
 def get_collection_folder(source: DatasetSource) -> Path:
-    """Where a source's collection is stored."""
+    """Return the folder in which a source's collection is stored."""
     digest = hashlib.sha256(f"{FORMAT_VERSION}\n{source.compute_cache_key()}".encode()).hexdigest()[:16]
     return cache_folder() / "collections" / f"{encode_path_part(source.label)}-{digest}"
 
@@ -95,19 +94,19 @@ def _build_folder_source(card: TaskCard) -> DatasetSource:
     path = Path(require_source_field(card.name, "path", card.source.path)).expanduser()
     return DatasetSource(
         card.name,
-        lambda: layout.hash_folder(path),
+        lambda: folder_source.hash_folder(path),
         str(path),
         is_available=path.is_dir,
-        open_rows=lambda: nullcontext(layout.read_folder(path)),
+        open_rows=lambda: nullcontext(folder_source.read_folder(path)),
     )
 
 
 def _build_generator_source(card: TaskCard) -> DatasetSource:
     name = require_source_field(card.name, "generator", card.source.generator)
-    maker = stdlib_long if name.startswith("stdlib-long") else stdlib_suite
+    generator = stdlib_long if name.startswith("stdlib-long") else stdlib_suite
     return DatasetSource(
-        card.name, lambda: f"{name}\n{maker.compute_stamp()}", f"generator {name}", is_available=lambda: True,
-        open_rows=lambda: nullcontext(maker.generate_collection(name)),
+        card.name, lambda: f"{name}\n{generator.compute_stamp()}", f"generator {name}", is_available=lambda: True,
+        open_rows=lambda: nullcontext(generator.generate_collection(name)),
     )  # fmt: skip
 
 
@@ -125,17 +124,17 @@ def _pin_name(card: TaskCard) -> str:
 
 
 def _verify_fingerprint(card: TaskCard, source: DatasetSource, fingerprint: str) -> None:
-    """What is here must be what the card names, or what came first at the same revision."""
+    """Verify the fingerprint by the card, or by the pin of the same revision."""
     if card.fingerprint:
         if fingerprint != card.fingerprint:
             raise DataError(
-                f"{card.name} has fingerprint {fingerprint}, its card says {card.fingerprint}",
-                "fetch the revision the card pins, or remove the card's fingerprint",
+                f"{card.name} has fingerprint {fingerprint}; its card has {card.fingerprint}",
+                "fetch the revision in the card, or remove the card's fingerprint",
             )
         return
     pin = pins.read_pin("collections", _pin_name(card)) if source.revision else None
     if pin and pin.revision == source.revision and pin.fingerprint != fingerprint:
         raise DataError(
-            f"{card.name} has fingerprint {fingerprint}, at the first fetch it was {pin.fingerprint}",
+            f"{card.name} has fingerprint {fingerprint}; at the first fetch it was {pin.fingerprint}",
             f"delete {get_collection_folder(source)} and fetch it again",
         )

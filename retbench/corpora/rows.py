@@ -1,7 +1,7 @@
-"""What a source hands over: rows of text and judgments, as they stream by.
+"""The rows that a dataset source returns: texts and judgments, streamed.
 
-Every source (a BEIR folder, a generator, a hub dataset) is a function that returns one `Raw`; checking, counting,
-fingerprinting and storing happen once, in `compiled.py`, for all of them.
+Every source (a BEIR folder, a generator, a hub dataset) returns a `RawCollection`. Checking, counting, fingerprinting
+and storing are the same for all sources, in `collection_cache.py`.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class TextRow(NamedTuple):
-    """A document or a query; `where` says where it was read, for error messages."""
+    """A document or a query; `where` is its place in the source, for error messages."""
 
     id: str
     title: str
@@ -19,7 +19,7 @@ class TextRow(NamedTuple):
 
 
 class Judgment(NamedTuple):
-    """How relevant a document is to a query; above zero is relevant."""
+    """The relevance grade of a document for a query; above zero is relevant."""
 
     query: str
     document: str
@@ -36,12 +36,12 @@ class Exclusion(NamedTuple):
 
 @dataclass(frozen=True)
 class RawCollection:
-    """One collection before it was checked; the iterables are consumed once.
+    """One collection before it is checked; the iterables can be consumed once.
 
-    In a user's own collection a judgment of a row that does not exist, a repeated one, or an empty query is a mistake
-    and an error. A `published` one is what everybody measures on, as it is: a judged document that does not exist is
-    never found, a judgment of an unknown query is left out, and the manifest says how many there were; of repeated
-    judgments the last one counts, as in BEIR's and mteb's loaders.
+    In a user's collection a judgment of an unknown row, a repeated judgment or an empty query is an error. A
+    `published` collection is used as it is: a judged document that does not exist is never found, a judgment of an
+    unknown query is left out (the manifest counts both), and of repeated judgments the last one counts, as in the
+    loaders of BEIR and mteb.
     """
 
     documents: Iterable[TextRow]

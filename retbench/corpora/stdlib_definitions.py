@@ -1,7 +1,7 @@
-"""The running Python's own standard library as a list of definitions: modules, classes and functions with a docstring.
+"""Documented definitions (modules, classes, functions) of the running Python's standard library.
 
-It is the one body of documented code that is on every machine that runs retbench, so a collection made from it needs
-no network. What is read here depends on the interpreter build and on nothing else; `stamp` names that build.
+Every machine that runs retbench has this code, so a collection made from it needs no network. It depends only on the
+interpreter build, which `compute_source_stamp` names.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from retbench.errors import MissingError
 
-# `sys.stdlib_module_names` already leaves out `test`, site-packages and whatever else lies in the folder.
+# `sys.stdlib_module_names` already excludes site-packages and other content of the folder.
 EXCLUDED_MODULES = frozenset(
     {"test", "tests", "idle_test", "idlelib", "turtledemo", "lib2to3", "ensurepip", "pydoc_data"}
 )
@@ -29,7 +29,7 @@ DocumentedNode = FunctionNode | ast.ClassDef | ast.Module
 
 @dataclass(frozen=True)
 class Definition:
-    """A module, class or function with a docstring; only a function has the source `above` and `below` it."""
+    """A module, class or function with a docstring; only a function has source `above` and `below` it."""
 
     id: str
     name: str
@@ -40,22 +40,22 @@ class Definition:
 
 
 def get_stdlib_folder() -> Path:
-    """The folder of the standard library (the base interpreter's, also inside a virtual environment)."""
+    """Return the folder of the standard library (of the base interpreter, also in a virtual environment)."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def list_source_files() -> list[Path]:
-    """The files the collections are made from, in one fixed order."""
+    """List the source files of the collections, in a fixed order."""
     top, names = get_stdlib_folder(), sys.stdlib_module_names - EXCLUDED_MODULES
-    found = [path for name in names for path in (top / f"{name}.py", *(top / name).rglob("*.py")) if path.is_file()]
-    kept = [path for path in found if EXCLUDED_MODULES.isdisjoint(path.relative_to(top).parts)]
-    if not kept:
-        raise MissingError(f"no Python source in {top}", "use a Python whose library is not zipped")
-    return sorted(kept, key=_relative_name)
+    paths = [path for name in names for path in (top / f"{name}.py", *(top / name).rglob("*.py")) if path.is_file()]
+    selected = [path for path in paths if EXCLUDED_MODULES.isdisjoint(path.relative_to(top).parts)]
+    if not selected:
+        raise MissingError(f"no Python source in {top}", "use a Python whose standard library is not zipped")
+    return sorted(selected, key=_relative_name)
 
 
 def compute_source_stamp() -> str:
-    """The interpreter build: implementation, version, and a digest over the content of every used file."""
+    """Compute a name of the interpreter build: implementation, version and a hash of every used file."""
     digest = hashlib.sha256()
     for path in list_source_files():
         digest.update(f"{_relative_name(path)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -63,13 +63,13 @@ def compute_source_stamp() -> str:
 
 
 def iterate_definitions() -> Iterator[Definition]:
-    """Everything with a docstring, file by file in the order of the source; ids are unique."""
+    """Iterate over all documented definitions in source order; ids are unique."""
     seen: Counter[str] = Counter()
     for path in list_source_files():
-        for found in _read_definitions(path):
-            seen[found.id] += 1
-            again = seen[found.id]  # a property's getter and setter, or the two arms of an `if`, share a name
-            yield found if again == 1 else replace(found, id=f"{found.id}#{again}")
+        for definition in _read_definitions(path):
+            seen[definition.id] += 1
+            count = seen[definition.id]  # a property's getter and setter, or two branches of an `if`, share a name
+            yield definition if count == 1 else replace(definition, id=f"{definition.id}#{count}")
 
 
 def _relative_name(path: Path) -> str:
@@ -80,7 +80,7 @@ def _read_definitions(path: Path) -> Iterator[Definition]:
     with tokenize.open(path) as file:
         source = file.read()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a newer Python dislikes in its own library is not the user's problem
+        warnings.simplefilter("ignore")  # warnings about the standard library's own code are of no use here
         tree = ast.parse(source)
     lines, where = source.split("\n"), _relative_name(path)
     module = where.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -94,7 +94,7 @@ def _read_definitions(path: Path) -> Iterator[Definition]:
 
 
 def _iterate_nested(parent: ast.AST, prefix: str) -> Iterator[tuple[str, FunctionNode | ast.ClassDef]]:
-    """Functions and classes with their qualified names; functions inside functions belong to the outer one's source."""
+    """Iterate over functions and classes with their qualified names; nested functions belong to the outer function."""
     for node in ast.iter_child_nodes(parent):
         if isinstance(node, FunctionNode | ast.ClassDef):
             yield prefix + node.name, node
@@ -105,7 +105,7 @@ def _iterate_nested(parent: ast.AST, prefix: str) -> Iterator[tuple[str, Functio
 
 
 def _split_at_docstring(node: FunctionNode, lines: list[str]) -> tuple[str, str]:
-    """The signature and the body, comments kept, at the left margin; decorators stay out, as in CodeSearchNet."""
+    """Split a function into signature and body, dedented, with comments and without decorators, as in CodeSearchNet."""
     docstring, margin = node.body[0], " " * node.col_offset
     above, below = lines[node.lineno - 1 : docstring.lineno - 1], lines[docstring.end_lineno : node.end_lineno]
     return _dedent(above, margin), _dedent(below, margin)

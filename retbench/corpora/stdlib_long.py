@@ -1,14 +1,12 @@
-"""The embedded suite `stdlib-long`: one passage hidden in a long document, at six lengths, from the standard library.
+"""The embedded suite `stdlib-long`: find one passage in a long document, at six lengths, from the standard library.
 
-A document is a row of docstring bodies that have nothing to do with each other. One of them, the needle, belongs to a
-query: the summary line it was written under. The needle lies at one of five depths, from the very beginning to the very
-end, and a document of the next length holds the same needle at the same depth in more of the same filling. So a query's
-scores at two lengths differ by the length alone.
+A document is a sequence of unrelated docstring bodies. One of them, the needle, is relevant to a query: its own summary
+line. The needle is at one of five depths, from the beginning to the end. The document of the next length has the same
+needle at the same depth, with more of the same filling, so the scores of a query at two lengths differ by length alone.
 
-What would give the answer away without reading is dealt with here. Filling is drawn without looking at the needle, so
-no document is about the needle's subject as a whole; modules give either needles or filling, never both, so that the
-twin of a needle does not stand in another document; and every document has filling of its own, because with one filling
-for all it would cancel out, and pooled vectors would rank as if there were nothing but needles.
+Three rules prevent shortcuts. Filling is drawn independently of the needle, so no document as a whole is about the
+needle's subject. A module gives either needles or filling, so no near-duplicate of a needle is elsewhere. Each
+document has different filling: common filling would cancel out, and pooled vectors would rank by the needles alone.
 """
 
 import hashlib
@@ -21,12 +19,10 @@ from retbench.corpora.rows import Judgment, RawCollection, TextRow
 from retbench.corpora.stdlib_suite import StdlibPair
 from retbench.errors import UsageError, suggest_names
 
-RULES_VERSION = 1  # raise it with every change below that changes a collection, so that no cache serves the old one
+RULES_VERSION = 1  # increase it with every change below that changes a collection, so that caches are rebuilt
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 LENGTH_BY_NAME = {f"stdlib-long-{tokens}": tokens for tokens in LENGTHS}
-CHARACTERS_PER_TOKEN = (
-    3.2  # a token, about: tokenizers give 3.5 to 4.2 on these texts, so a document is a little below its name
-)
+CHARACTERS_PER_TOKEN = 3.2  # tokenizers give 3.5 to 4.2 on these texts, so a document is a little shorter than its name
 DEPTHS = (0, 25, 50, 75, 100)
 MAX_NEEDLES = 100
 MAX_NEEDLES_PER_MODULE = 8
@@ -35,66 +31,66 @@ SEPARATOR = "\n\n"
 
 
 def compute_stamp() -> str:
-    """Names the interpreter build and the rules; equal stamps mean equal collections."""
+    """Compute a name of the interpreter build and the rules; equal stamps mean equal collections."""
     return f"{stdlib_suite.compute_stamp()}-long-r{RULES_VERSION}"
 
 
 def generate_collection(name: str) -> RawCollection:
-    """The collection of one length; it has a split `test` and nothing to train on."""
+    """Generate the collection of one length; it has only the split `test`."""
     if name not in LENGTH_BY_NAME:
         raise UsageError(f"there is no generator called {name!r}", suggest_names(name, LENGTH_BY_NAME))
-    room = round(LENGTH_BY_NAME[name] * CHARACTERS_PER_TOKEN)
+    size = round(LENGTH_BY_NAME[name] * CHARACTERS_PER_TOKEN)
     groups = stdlib_suite.build_text_groups()
     filling = [pair.document for group in groups for pair in group if not _is_needle_module(pair)]
     documents: list[TextRow] = []
     queries: list[TextRow] = []
-    judged: list[Judgment] = []
+    judgments: list[Judgment] = []
     for number, pair in enumerate(_select_needles(groups)):
         depth = DEPTHS[number % len(DEPTHS)]
         identity = f"{pair.id}@{depth}"
-        documents.append(TextRow(identity, "", _build_document(pair, depth, room, filling), pair.where))
+        documents.append(TextRow(identity, "", _build_document(pair, depth, size, filling), pair.where))
         queries.append(TextRow(f"q:{identity}", "", pair.query, pair.where))
-        judged.append(Judgment(f"q:{identity}", identity, 1, pair.where))
-    return RawCollection(documents, queries, {"test": judged})
+        judgments.append(Judgment(f"q:{identity}", identity, 1, pair.where))
+    return RawCollection(documents, queries, {"test": judgments})
 
 
 def _select_needles(groups: list[list[StdlibPair]]) -> list[StdlibPair]:
-    """Pairs of the test split of stdlib-text that stand alone, in an order that a hash decides."""
-    alone = [group[0] for group in groups if len(group) == 1 and stdlib_suite.assign_split(group) == "test"]
-    wanted = [pair for pair in alone if _is_needle_module(pair) and len(pair.document) in NEEDLE_CHARACTERS]
-    taken: Counter[str] = Counter()
-    kept = []
-    for pair in sorted(wanted, key=lambda pair: _hash_to_int(pair.id)):
-        taken[_module_name(pair)] += 1
-        if taken[_module_name(pair)] <= MAX_NEEDLES_PER_MODULE:
-            kept.append(pair)
-    return kept[:MAX_NEEDLES]
+    """Select ungrouped pairs of the test split of stdlib-text, in the order of a hash."""
+    ungrouped = [group[0] for group in groups if len(group) == 1 and stdlib_suite.assign_split(group) == "test"]
+    candidates = [pair for pair in ungrouped if _is_needle_module(pair) and len(pair.document) in NEEDLE_CHARACTERS]
+    count_by_module: Counter[str] = Counter()
+    needles = []
+    for pair in sorted(candidates, key=lambda pair: _hash_to_int(pair.id)):
+        count_by_module[_module_name(pair)] += 1
+        if count_by_module[_module_name(pair)] <= MAX_NEEDLES_PER_MODULE:
+            needles.append(pair)
+    return needles[:MAX_NEEDLES]
 
 
-def _build_document(needle: StdlibPair, depth: int, room: int, filling: list[str]) -> str:
-    """The needle with its filling before and after; the order of the filling is the needle's own, at every length."""
-    draw = random.Random(_hash_to_int(needle.id))  # noqa: S311  # a seeded draw, not a secret
-    order = draw.sample(filling, len(filling))
-    before = round(max(0, room - len(needle.document)) * depth / 100)
-    after = room - len(needle.document) - before
+def _build_document(needle: StdlibPair, depth: int, size: int, filling: list[str]) -> str:
+    """Place the needle between filling; each needle has its own order of filling, the same at every length."""
+    generator = random.Random(_hash_to_int(needle.id))  # noqa: S311  # a seeded sample, not a secret
+    order = generator.sample(filling, len(filling))
+    before = round(max(0, size - len(needle.document)) * depth / 100)
+    after = size - len(needle.document) - before
     parts = [_join_filling(order[::2], before), needle.document, _join_filling(order[1::2], after)]
     return SEPARATOR.join(filter(None, parts))
 
 
-def _join_filling(passages: Iterable[str], room: int) -> str:
-    """Passages until the room is used up; the last one ends at a space."""
-    return SEPARATOR.join(_take_filling(passages, room))
+def _join_filling(passages: Iterable[str], size: int) -> str:
+    """Join passages up to `size` characters; the last one is cut at a space."""
+    return SEPARATOR.join(_take_filling(passages, size))
 
 
-def _take_filling(passages: Iterable[str], room: int) -> Iterator[str]:
+def _take_filling(passages: Iterable[str], size: int) -> Iterator[str]:
     for passage in passages:
-        room -= len(SEPARATOR)
-        if len(passage) > room:
-            if rest := passage[: max(0, room)].rpartition(" ")[0].strip():
+        size -= len(SEPARATOR)
+        if len(passage) > size:
+            if rest := passage[: max(0, size)].rpartition(" ")[0].strip():
                 yield rest
             return
         yield passage
-        room -= len(passage)
+        size -= len(passage)
 
 
 def _is_needle_module(pair: StdlibPair) -> bool:
@@ -102,7 +98,7 @@ def _is_needle_module(pair: StdlibPair) -> bool:
 
 
 def _module_name(pair: StdlibPair) -> str:
-    """The top-level module of a pair."""
+    """Return the top-level module of a pair."""
     return pair.where.partition("/")[0].removesuffix(".py")
 
 

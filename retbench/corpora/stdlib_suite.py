@@ -1,9 +1,9 @@
-"""The embedded suite `stdlib`: three collections made from the running Python's standard library, so always at hand.
+"""The embedded suite `stdlib`: three collections generated from the running Python's standard library.
 
-Code search from text, text search from code, and text search from text. Nobody judged anything by hand: a docstring's
-first paragraph is relevant to the function it stands in, and a summary line to the rest of its docstring. What would
-make such judgments wrong is dealt with here: equal texts are pooled into groups, a function's own name is taken out of
-its code, and groups, never single pairs, go to train or to test. The filters follow CodeSearchNet (2019).
+Text to code, code to text, and text to text. Judgments are automatic: the first paragraph of a docstring is relevant to
+its function, and a summary line to the rest of its docstring. To keep them correct, pairs with equal texts are
+grouped, a function's name is removed from its code, and whole groups go to train or to test. The filters follow
+CodeSearchNet (2019).
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from retbench.corpora.rows import Judgment, RawCollection, TextRow
 from retbench.corpora.stdlib_definitions import compute_source_stamp, iterate_definitions
 from retbench.errors import UsageError, suggest_names
 
-RULES_VERSION = 1  # raise it with every change below that changes a collection, so that no cache serves the old one
+RULES_VERSION = 1  # increase it with every change below that changes a collection, so that caches are rebuilt
 NEUTRAL_NAME = "function"
 TEST_PERCENT = 20
-MAX_PARTNERS = 3  # a text that stands beside more different texts than this says nothing about any of them
+MAX_PARTNERS = 3  # a text paired with more different texts is too generic to judge
 
 _DUNDER = re.compile(r"__\w+__")
 _FORMULA = re.compile(r"[\w.]+(\(.*\))?(\s*[-=]+>.*)?|[\w-]+ = .*")
@@ -32,7 +32,7 @@ _EMPTY_WORDS = frozenset(keyword.kwlist) | {"self", "cls", "none", "true", "fals
 
 @dataclass(frozen=True)
 class StdlibPair:
-    """A query and a document that belong together."""
+    """A query and its relevant document."""
 
     id: str
     query: str
@@ -40,47 +40,49 @@ class StdlibPair:
     where: str
 
     def normalized_texts(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """What makes two queries, or two documents, the same: the text, whatever its line breaks."""
+        """Return query and document with normalized white space, for comparison with other pairs."""
         return ("query", _normalize_spaces(self.query)), ("document", _normalize_spaces(self.document))
 
     def build_query_row(self) -> TextRow:
-        """The query as a row."""
+        """Build the row of the query."""
         return TextRow(f"q:{self.id}", "", self.query, self.where)
 
     def build_document_row(self) -> TextRow:
-        """The document as a row."""
+        """Build the row of the document."""
         return TextRow(self.id, "", self.document, self.where)
 
 
 def compute_stamp() -> str:
-    """Names the interpreter build and the rules; equal stamps mean equal collections."""
+    """Compute a name of the interpreter build and the rules; equal stamps mean equal collections."""
     return f"{compute_source_stamp()}-r{RULES_VERSION}"
 
 
 def generate_collection(kind: str) -> RawCollection:
-    """The collection `stdlib-code`, `stdlib-doc` or `stdlib-text`, with the splits `train` and `test`."""
+    """Generate the collection `stdlib-code`, `stdlib-doc` or `stdlib-text`, with the splits `train` and `test`."""
     if kind not in _PAIR_ITERATORS:
         raise UsageError(f"there is no generator called {kind!r}", suggest_names(kind, _PAIR_ITERATORS))
     documents: list[TextRow] = []
     queries: list[TextRow] = []
     splits: dict[str, list[Judgment]] = {"train": [], "test": []}
     for group in _group_pairs(_drop_ambiguous(list(_PAIR_ITERATORS[kind]()))):
-        asked = _drop_repeated(pair.build_query_row() for pair in group)
-        answers = _drop_repeated(pair.build_document_row() for pair in group)
-        queries += asked
-        documents += answers
-        splits[assign_split(group)] += [Judgment(q.id, d.id, 1, q.where) for q, d in product(asked, answers)]
+        group_queries = _drop_repeated(pair.build_query_row() for pair in group)
+        group_documents = _drop_repeated(pair.build_document_row() for pair in group)
+        queries += group_queries
+        documents += group_documents
+        splits[assign_split(group)] += [
+            Judgment(q.id, d.id, 1, q.where) for q, d in product(group_queries, group_documents)
+        ]
     return RawCollection(documents, queries, dict(splits))
 
 
 @cache
 def build_text_groups() -> list[list[StdlibPair]]:
-    """The groups of stdlib-text."""
+    """Build the groups of stdlib-text."""
     return _group_pairs(_drop_ambiguous(list(_iterate_text_pairs())))
 
 
 def _drop_ambiguous(pairs: list[StdlibPair]) -> list[StdlibPair]:
-    """Without "Emit a record." (every log handler) and without code that only calls its namesake on another object."""
+    """Drop generic texts, such as "Emit a record." (every log handler) or code that only delegates."""
     partners: dict[tuple[str, str], set[str]] = {}
     for pair in pairs:
         query, document = pair.normalized_texts()
@@ -90,7 +92,7 @@ def _drop_ambiguous(pairs: list[StdlibPair]) -> list[StdlibPair]:
 
 
 def _group_pairs(pairs: list[StdlibPair]) -> list[list[StdlibPair]]:
-    """Pairs joined by an equal query or an equal document, by union-find; in the order of their first pairs."""
+    """Group pairs that share a query or a document (union-find), in the order of their first pairs."""
     parent = list(range(len(pairs)))
 
     def find(index: int) -> int:
@@ -110,28 +112,30 @@ def _group_pairs(pairs: list[StdlibPair]) -> list[list[StdlibPair]]:
 
 
 def assign_split(group: list[StdlibPair]) -> str:
-    """Train or test, by a hash of the group's texts on either side: `stdlib-doc` splits as `stdlib-code` does."""
+    """Assign a group to train or test by a hash of its texts; `stdlib-doc` has the same split as `stdlib-code`."""
     texts = sorted({text for pair in group for _, text in pair.normalized_texts()})
     digest = hashlib.sha256("\0".join(texts).encode()).digest()
     return "test" if int.from_bytes(digest[:8]) % 100 < TEST_PERCENT else "train"
 
 
 def _drop_repeated(rows: Iterator[TextRow]) -> list[TextRow]:
-    kept: dict[str, TextRow] = {}
+    unique: dict[str, TextRow] = {}
     for row in rows:
-        kept.setdefault(_normalize_spaces(row.text), row)
-    return list(kept.values())
+        unique.setdefault(_normalize_spaces(row.text), row)
+    return list(unique.values())
 
 
 def _iterate_code_pairs() -> Iterator[StdlibPair]:
-    """The first paragraph of a docstring, and the function without the docstring and without its own name."""
-    for found in iterate_definitions():
+    """Pair the first paragraph of a docstring with the function without its docstring and its name."""
+    for definition in iterate_definitions():
         query, body = (
-            _normalize_spaces(_split_first_paragraph(found.docstring)[0]),
-            _replace_name(found.name, found.below),
+            _normalize_spaces(_split_first_paragraph(definition.docstring)[0]),
+            _replace_name(definition.name, definition.below),
         )
-        if not _DUNDER.fullmatch(found.name) and _is_informative(query) and _has_statements(body):
-            yield StdlibPair(found.id, query, f"{_replace_name(found.name, found.above)}\n{body}", found.where)
+        if not _DUNDER.fullmatch(definition.name) and _is_informative(query) and _has_statements(body):
+            yield StdlibPair(
+                definition.id, query, f"{_replace_name(definition.name, definition.above)}\n{body}", definition.where
+            )
 
 
 def _iterate_doc_pairs() -> Iterator[StdlibPair]:
@@ -140,11 +144,11 @@ def _iterate_doc_pairs() -> Iterator[StdlibPair]:
 
 
 def _iterate_text_pairs() -> Iterator[StdlibPair]:
-    """The summary line of a docstring, where it has one, and what follows it."""
-    for found in iterate_definitions():
-        summary, rest = (*_split_first_paragraph(found.docstring), "")[:2]
+    """Pair the summary line of a docstring with the text after it."""
+    for definition in iterate_definitions():
+        summary, rest = (*_split_first_paragraph(definition.docstring), "")[:2]
         if "\n" not in summary and all(map(_is_informative, (summary, rest))) and len(_extract_words(rest)) >= 8:
-            yield StdlibPair(found.id, _normalize_spaces(summary), rest, found.where)
+            yield StdlibPair(definition.id, _normalize_spaces(summary), rest, definition.where)
 
 
 _PAIR_ITERATORS: dict[str, Callable[[], Iterator[StdlibPair]]] = {
@@ -155,7 +159,7 @@ _PAIR_ITERATORS: dict[str, Callable[[], Iterator[StdlibPair]]] = {
 
 
 def _replace_name(name: str, code: str) -> str:
-    """Code that cannot be found by its own name, be it in the signature, a call, a comment or a message."""
+    """Replace a function's name everywhere in its code, so that it cannot be found by name."""
     return re.sub(rf"\b{re.escape(name)}\b", NEUTRAL_NAME, code)
 
 

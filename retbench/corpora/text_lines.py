@@ -1,4 +1,4 @@
-"""Lines of a text file, plain or gzipped, each with the place it stands at; damage is an error that says where."""
+"""Read the lines of a text file, plain or gzipped, each with its location; errors name the line."""
 
 import gzip
 import zlib
@@ -8,11 +8,11 @@ from typing import TextIO
 
 from retbench.errors import DataError
 
-MAX_LINE_CHARACTERS = 64 << 20  # characters; a longer line is a file without line ends, and would fill the memory
+MAX_LINE_CHARACTERS = 64 << 20  # a longer line means a file without line ends, which would fill the memory
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Every line that is not blank, without its end, and `file:number`; a byte order mark is not part of the text."""
+    """Yield every line that is not blank, without its line end and byte order mark, and its `file:number`."""
     number = 0
     opener: Callable[..., TextIO] = gzip.open if file.suffix == ".gz" else open
     try:
@@ -21,7 +21,7 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
                 number += 1
                 if len(line) > MAX_LINE_CHARACTERS:
                     raise DataError(
-                        f"{file}:{number}: a line of over {MAX_LINE_CHARACTERS:,} characters", "put one row on a line"
+                        f"{file}:{number}: a line of over {MAX_LINE_CHARACTERS:,} characters", "write one row per line"
                     )
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{file}:{number}"

@@ -1,7 +1,7 @@
-"""Texts on disk, memory-mapped, and the one rule that joins a row's fields into the text a model reads.
+"""Texts on disk, memory-mapped, and the rule that joins a row's fields into the text a model reads.
 
-Rows are looked up in a mapped Arrow file and streamed from it batch by batch, so a corpus of millions costs no more
-memory than the rows in use. A selection (a split's queries, a sample) is a view: the same file and the row numbers.
+Rows are read from a mapped Arrow file, singly or in batches, so memory holds only the rows in use. A selection (the
+queries of a split, a sample) is a view: the same file and row numbers.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("title", pa.large_string()), ("text", 
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of one file, or a selection of them; `fingerprint` follows the content."""
+    """Rows of one file, or a selection of them; `fingerprint` depends on the content alone."""
 
     file: Path
     table: pa.Table
@@ -28,11 +28,11 @@ class Texts:
 
     @staticmethod
     def open(file: Path, fingerprint: str) -> "Texts":
-        """Map a file written by `compiled.py`."""
+        """Map a file written by `collection_cache.py`."""
         return Texts(file, pa.ipc.open_file(pa.memory_map(str(file))).read_all(), fingerprint)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Texts":
-        """A view of some rows, in the order given."""
+        """Return a view of some rows, in the given order."""
         numbers = np.asarray(rows, dtype=np.int64)
         if np.array_equal(numbers, np.arange(len(self))):
             return self
@@ -50,18 +50,18 @@ class Texts:
         if self.selection is not None:
             yield from (self[row] for row in range(len(self)))
             return
-        with pa.OSFile(str(self.file)) as source:  # read, not mapped: mapped pages would stay and count as resident
+        with pa.OSFile(str(self.file)) as source:  # read, not mapped: mapped pages would count as resident memory
             batches = pa.ipc.open_file(source)
             for number in range(batches.num_record_batches):
                 yield from map(TextRow, *(column.to_pylist() for column in batches.get_batch(number).columns))
 
     def ids(self) -> pa.ChunkedArray:
-        """All ids, as an Arrow column."""
+        """Return all ids as an Arrow column."""
         column = self.table.column("id")
         return column if self.selection is None else column.take(pa.array(self.selection))
 
 
 def join_fields(row: TextRow, fields: Sequence[str]) -> str:
-    """The row's text under a field policy: the fields that are not empty, one space between them."""
+    """Join the row's non-empty fields with a space."""
     parts = (row.title if field == "title" else row.text for field in fields)
     return " ".join(part.strip() for part in parts if part.strip())

@@ -1,11 +1,11 @@
-"""The MS MARCO layout: collection.tsv, queries.<split>.tsv and qrels.<split>.tsv, as its makers and TREC publish them.
+"""The MS MARCO layout: collection.tsv, queries.<split>.tsv and qrels.<split>.tsv, as MS MARCO and TREC publish them.
 
     collection.tsv[.gz]         id, passage
-    *queries*.tsv[.gz]          id, query (also msmarco-test2019-queries.tsv); several files are one list of queries
+    *queries*.tsv[.gz]          id, query (also msmarco-test2019-queries.tsv); several files are concatenated
     *qrels*.tsv|.txt[.gz]       TREC's four columns; `qrels.dev.small.tsv` is the split dev.small, and
                                 `2019qrels-pass.txt` the split 2019-pass
 
-The train and dev lists hold queries that nobody judged and that other lists repeat: the same row again is read once.
+The train and dev files hold queries without judgments and queries that other files repeat: a repeated row is read once.
 """
 
 import re
@@ -26,22 +26,22 @@ def is_tsv_folder(folder: Path) -> bool:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Everything that is read."""
-    found = [file for file in sorted(folder.iterdir()) if FILE_ENDING.search(file.name)]
-    return [file for file in found if file.name.startswith("collection.tsv") or _has_word(file, "queries", "qrels")]
+    """List the files that are read."""
+    files = [file for file in sorted(folder.iterdir()) if FILE_ENDING.search(file.name)]
+    return [file for file in files if file.name.startswith("collection.tsv") or _has_word(file, "queries", "qrels")]
 
 
 def read_collection(folder: Path) -> RawCollection:
-    """The collection in a folder, streaming."""
+    """Read the collection in a folder, streaming."""
     queries = [file for file in list_files(folder) if _has_word(file, "queries")]
-    graded = {_split_name(file): read_judgments(file) for file in list_files(folder) if _has_word(file, "qrels")}
-    if not queries or not graded:
+    judgments_by_split = {
+        _split_name(file): read_judgments(file) for file in list_files(folder) if _has_word(file, "qrels")
+    }
+    if not queries or not judgments_by_split:
         missing = "judgments (*qrels*)" if queries else "queries (*queries*.tsv)"
-        raise MissingError(
-            f"{folder} has no {missing}", "a folder with collection.tsv needs queries and qrels beside it"
-        )
+        raise MissingError(f"{folder} has no {missing}", "add queries and qrels to the folder of collection.tsv")
     corpus = next(file for file in list_files(folder) if file.name.startswith("collection.tsv"))
-    return RawCollection(_read_rows(corpus), _read_distinct_queries(queries), dict(graded))
+    return RawCollection(_read_rows(corpus), _read_distinct_queries(queries), dict(judgments_by_split))
 
 
 def _has_word(file: Path, *words: str) -> bool:
@@ -57,7 +57,7 @@ def _read_rows(file: Path) -> Iterator[TextRow]:
     for line, where in read_lines(file):
         identifier, tab, text = line.partition("\t")
         if not tab or not identifier:
-            raise DataError(f"{where}: no tab after the id", "write id and text, tab between them")
+            raise DataError(f"{where}: no tab after the id", "write id and text, separated by a tab")
         yield TextRow(identifier, "", text, where)
 
 
@@ -68,4 +68,6 @@ def _read_distinct_queries(queries: list[Path]) -> Iterator[TextRow]:
             seen[row.id] = row.text
             yield row
         elif seen[row.id] != row.text:
-            raise DataError(f"{row.where}: query {row.id!r} has another text elsewhere", "keep one of the two")
+            raise DataError(
+                f"{row.where}: query {row.id!r} has a different text in another file", "keep one of the two"
+            )

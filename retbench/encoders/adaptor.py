@@ -11,10 +11,10 @@ import numpy as np
 from safetensors.numpy import load as tensors_of
 
 from retbench.cards.checksums import cached_sha256
-from retbench.encoders.postprocessing import unit
+from retbench.encoders.postprocessing import normalize_vectors
 from retbench.errors import DataError, MissingError
 
-FILE = "adaptor.safetensors"
+ADAPTOR_FILE = "adaptor.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Adaptor:
         if "last.weight" in self.tensors:
             added = np.maximum(added, 0) @ self.tensors["last.weight"].T + self.tensors["last.bias"]
         moved = vectors + added
-        return unit(moved)
+        return normalize_vectors(moved)
 
 
-def load(file: Path, checksum: str) -> Adaptor:
+def load_adaptor(file: Path, checksum: str) -> Adaptor:
     """Read an adaptor that is what its card says."""
     if not file.is_file():
         raise MissingError(f"there is no adaptor at {file}", "bring its folder back, or train it again")

@@ -10,7 +10,7 @@ import torch
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.pooling import POOLINGS, narrowed
-from retbench.encoders.prompt_tokenizer import Tokens, Wording
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
 from retbench.engines.backbone import Backbone
 
 
@@ -32,15 +32,15 @@ class DenseEncoder(Protocol):
         """What computes attention, for the record."""
         ...
 
-    def reach(self) -> float | None:
+    def peak_throughput(self) -> float | None:
         """Tokens a second that the matrix products alone would allow; none where they are not ours to time."""
         ...
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as token ids, cut to the role's limit."""
         ...
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch of token ids as float32 vectors of length one."""
         ...
 
@@ -51,7 +51,7 @@ class BackboneEncoder:
 
     spec: EncoderSpec
     backbone: Backbone
-    wording: Wording
+    prompt_tokenizer: PromptTokenizer
 
     @property
     def dimension(self) -> int:
@@ -63,20 +63,20 @@ class BackboneEncoder:
         """What computes attention, for the record."""
         return self.backbone.kernel
 
-    def reach(self) -> float | None:
+    def peak_throughput(self) -> float | None:
         """Tokens a second that the matrix products alone would allow."""
         return self.backbone.reach()
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as token ids, cut to the role's limit."""
-        return self.wording.tokens(texts, role, self.spec.limit(role))
+        return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch of token ids as float32 vectors of length one."""
-        return np.asarray(torch.nn.functional.normalize(self._pooled(batch), dim=1).cpu().numpy())
+        return np.asarray(torch.nn.functional.normalize(self._pool_states(batch), dim=1).cpu().numpy())
 
-    def _pooled(self, batch: Tokens) -> torch.Tensor:
+    def _pool_states(self, batch: TokenizedTexts) -> torch.Tensor:
         flat, offsets = self.backbone.states(list(batch))
-        if batch.starts is not None:
-            flat, offsets = narrowed(flat, offsets, torch.from_numpy(batch.starts).to(flat.device))
+        if batch.pooling_starts is not None:
+            flat, offsets = narrowed(flat, offsets, torch.from_numpy(batch.pooling_starts).to(flat.device))
         return POOLINGS[self.spec.method.pooling](flat, offsets)

@@ -14,13 +14,13 @@ from retbench.cards.method import Role
 from retbench.cards.user_config import require_disk_space
 from retbench.corpora.texts import Texts, join_fields
 from retbench.encoders.batch_plan import SHARD_ROWS, Plan
-from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.shard_tasks import Later, Piece, Survey, Workers
 from retbench.engines import memory
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError
-from retbench.store.digest import digest
-from retbench.store.shard_store import Block, Store
-from retbench.store.vector_formats import row_bytes
+from retbench.store.digest import compute_digest
+from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.vector_formats import compute_row_bytes
 
 REMOVE = "remove that folder and run again"
 
@@ -39,7 +39,7 @@ class Job:
 
     def key(self, facts: dict[str, Any]) -> str:
         """The name of these vectors, given the encoder's facts."""
-        return digest(
+        return compute_digest(
             {**facts, "fields": self.fields if self.role == "document" else None, "texts": self.texts.fingerprint}
         )
 
@@ -49,19 +49,19 @@ class Job:
         return (join_fields(row, fields) for row in self.texts)
 
 
-def embed(workers: Workers, job: Job, store: Store, on_batch: OnBatch) -> Iterator[Block]:
+def embed(workers: Workers, job: Job, store: ShardStore, on_batch: OnBatch) -> Iterator[VectorBlock]:
     """Every row of the job, shard by shard. A finished store needs neither the model nor a tokenizer."""
-    with store.alone():
+    with store.lock():
         work = Work(workers, job, store, on_batch)
-        complete, rows = store.complete() and store.planned(), 0
+        complete, rows = store.is_complete() and store.has_plan(), 0
         missing = set() if complete else work.begin()
-        for block in work.blocks(store.plan(dict)["shards"], missing):
+        for block in work.blocks(store.load_or_create_plan(dict)["shards"], missing):
             rows += len(block.rows)
             yield block
         if rows != len(job.texts):
             raise DataError(f"{store.folder} gave {rows} of {len(job.texts)} vectors", REMOVE)
         if not complete:
-            store.finish(workers.facts())
+            store.write_manifest(workers.facts())
 
 
 @dataclass
@@ -70,26 +70,26 @@ class Work:
 
     workers: Workers
     job: Job
-    store: Store
+    store: ShardStore
     on_batch: OnBatch
     left: int = field(default=0, init=False)  # tokens of the shards that are still missing
 
     @cached_property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> TokenizedTexts:
         """Every text as token ids."""
         return self.workers.prepare(self.job.strings(), self.job.role)
 
     @cached_property
     def survey(self) -> Survey:
         """What the plan must know of whoever computes it."""
-        longest = self.tokens.take(np.array([self.tokens.lengths.argmax()]))
+        longest = self.tokens.select(np.array([self.tokens.lengths.argmax()]))
         return self.workers.survey(longest, self.job.budget)
 
     @cached_property
     def saved(self) -> dict[str, Any]:
         """The plan's facts as they were written at the first start."""
         self.workers.share(self.store)
-        saved = self.store.plan(self._facts)
+        saved = self.store.load_or_create_plan(self._facts)
         self.workers.share(self.store)
         return saved
 
@@ -133,18 +133,18 @@ class Work:
         return set(missing)
 
     def _missing(self) -> list[int]:
-        return [shard for shard in range(self.plan.shards) if not self.store.has(shard)]
+        return [shard for shard in range(self.plan.shards) if not self.store.has_shard(shard)]
 
     def _bytes(self, shards: list[int]) -> float:
         rows = sum(len(self.plan.rows(shard)) for shard in shards)
-        return rows and rows * row_bytes(self.survey.dimension, self.store.vector_dtype)
+        return rows and rows * compute_row_bytes(self.survey.dimension, self.store.vector_dtype)
 
-    def blocks(self, shards: int, missing: set[int]) -> Iterator[Block]:
+    def blocks(self, shards: int, missing: set[int]) -> Iterator[VectorBlock]:
         """Every shard in turn; what is missing is begun at once, so that many can work at it."""
         under_way = {shard: self._start(shard) for shard in sorted(missing)}
         try:
             for shard in range(shards):
-                block = None if shard in under_way else self.store.read(shard)
+                block = None if shard in under_way else self.store.read_shard(shard)
                 if block:
                     self.on_batch(len(block.rows), len(self.job.texts), 0, self.left)
                 yield block or self._made(shard, under_way.pop(shard) if shard in under_way else self._start(shard))
@@ -159,13 +159,13 @@ class Work:
         """A shard as whoever computes it needs it."""
         rows = self.plan.rows(shard)
         sizes = tuple(len(batch) for batch in self.plan.batches(shard))
-        return Piece(shard, self.job.role, rows, self.tokens.take(rows), sizes, self.threads)
+        return Piece(shard, self.job.role, rows, self.tokens.select(rows), sizes, self.threads)
 
     def _tell(self, texts: int, tokens: int) -> None:
         self.left = max(0, self.left - tokens)  # a damaged shard was not expected
         self.on_batch(texts, len(self.job.texts), tokens, self.left)
 
-    def _made(self, shard: int, later: Later) -> Block:
+    def _made(self, shard: int, later: Later) -> VectorBlock:
         try:
             block = later.result()
         except BadVectorError as bad:

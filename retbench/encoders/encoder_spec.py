@@ -9,11 +9,11 @@ from retbench.cards.task import TaskCard
 from retbench.store.vector_formats import VectorDtype
 
 # what a method says beside its stored vectors; `instruction` is in the encoder, where the task's own may replace it
-NOT_STORED = ("name", "instruction", "post", "components", "kind")
+METHOD_FIELDS_AFTER_STORE = ("name", "instruction", "post", "components", "kind")
 
 # settings of an encoder that are told only where they are used, so that no older key changes
-USUAL = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None, "code": None, "modules": None}
-NOT_IN_STORED = ("adaptor", "dimensions")
+SPEC_DEFAULTS = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None, "code": None, "modules": None}
+SPEC_FIELDS_AFTER_STORE = ("adaptor", "dimensions")
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,27 @@ class EncoderSpec:
     code: str | None = None  # the digest of code beside the weights that was trusted to run (engines/code.py)
     modules: str | None = None  # of what a published embedder runs behind its backbone, where its own pooling is used
 
-    def limit(self, role: Role) -> int:
+    def get_limit(self, role: Role) -> int:
         """The most tokens a text may have on one side."""
         return self.query_limit if role == "query" else self.document_limit
 
     def describe(self) -> dict[str, Any]:
         """The facts, for the key and the record."""
-        facts = {**asdict(self), "method": told(self.method)}
-        return {key: value for key, value in facts.items() if USUAL.get(key, key) != value}
+        facts = {**asdict(self), "method": describe_method(self.method)}
+        return {key: value for key, value in facts.items() if SPEC_DEFAULTS.get(key, key) != value}
 
-    def vector_facts(self, role: Role) -> dict[str, Any]:
+    def describe_vectors(self, role: Role) -> dict[str, Any]:
         """What decides a vector on one side: a query does not depend on the limit or template of documents."""
         other = "document" if role == "query" else "query"
-        method = {key: value for key, value in told(self.method).items() if key not in (other, *NOT_STORED)}
-        kept = {key: value for key, value in self.describe().items() if key not in (f"{other}_limit", *NOT_IN_STORED)}
+        method = {key: value for key, value in describe_method(self.method).items() if key not in (other, *METHOD_FIELDS_AFTER_STORE)}
+        kept = {key: value for key, value in self.describe().items() if key not in (f"{other}_limit", *SPEC_FIELDS_AFTER_STORE)}
         if self.method.kind != "dense":
             method["terms"] = True  # sparse and hybrid read the same rows
         asked = "{instruction}" in self.method.get_template(role)
         return {**kept, "method": method, "instruction": self.instruction if asked else "", "role": role}
 
 
-def told(method: Method) -> dict[str, Any]:
+def describe_method(method: Method) -> dict[str, Any]:
     """A method's facts; what is left at its default is not told, so that a new field changes no old key."""
     values = {field.name: (getattr(method, field.name), field.default) for field in fields(method)}
     return {
@@ -62,7 +62,7 @@ def told(method: Method) -> dict[str, Any]:
     }
 
 
-def limits(task: TaskCard, max_length: int | None, context_length: int | None) -> tuple[int, int]:
+def compute_length_limits(task: TaskCard, max_length: int | None, context_length: int | None) -> tuple[int, int]:
     """The smaller of the task's length and the model's, for queries and for documents; 0 in the task is no limit."""
     own = max_length or context_length or 512
     lengths = (task.lengths.query, task.lengths.document)

@@ -12,14 +12,14 @@ import numpy as np
 
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.postprocessing import unit
-from retbench.encoders.prompt_tokenizer import Tokens, Wording, filled
-from retbench.engines.embeddings_client import Endpoint
+from retbench.encoders.postprocessing import normalize_vectors
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer, fill_template
+from retbench.engines.embeddings_client import EmbeddingsClient
 
-BYTES_A_TOKEN = 4
+BYTES_PER_TOKEN = 4
 
 
-class IdsEngine(Protocol):
+class TokenIdEngine(Protocol):
     """What takes token ids."""
 
     @property
@@ -27,18 +27,18 @@ class IdsEngine(Protocol):
         """Width of a vector."""
         ...
 
-    def vectors(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+    def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """One vector a row of token ids."""
         ...
 
 
 @dataclass(frozen=True)
-class IdsEncoder:
+class TokenIdEncoder:
     """Our wording, somebody else's forward pass and pooling."""
 
     spec: EncoderSpec
-    engine: IdsEngine
-    wording: Wording
+    engine: TokenIdEngine
+    prompt_tokenizer: PromptTokenizer
 
     @property
     def dimension(self) -> int:
@@ -50,50 +50,50 @@ class IdsEncoder:
         """What computes attention, for the record."""
         return f"{self.spec.engine}'s own"
 
-    def reach(self) -> None:
+    def peak_throughput(self) -> None:
         """Its matrix products are not ours to time."""
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as token ids, cut to the role's limit."""
-        return self.wording.tokens(texts, role, self.spec.limit(role))
+        return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch of token ids as float32 vectors of length one."""
-        return unit(self.engine.vectors(list(batch)))
+        return normalize_vectors(self.engine.encode(list(batch)))
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class EndpointEncoder:
     """A server of embeddings."""
 
     spec: EncoderSpec
-    endpoint: Endpoint
+    client: EmbeddingsClient
 
     @property
     def dimension(self) -> int:
         """Width of a vector."""
-        return self.endpoint.dimension()
+        return self.client.get_dimension()
 
     @property
     def kernel(self) -> str:
         """What computes attention, for the record."""
         return "the server's own"
 
-    def reach(self) -> None:
+    def peak_throughput(self) -> None:
         """Its matrix products are not ours to time."""
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as UTF-8, cut to the role's limit between two characters."""
-        limit, truncated, empty, pieces = BYTES_A_TOKEN * self.spec.limit(role), 0, 0, []
+        limit, truncated, empty, pieces = BYTES_PER_TOKEN * self.spec.get_limit(role), 0, 0, []
         for text in texts:
             empty += not text.strip()
-            whole = filled(self.spec.method, text, role, self.spec.instruction).encode()
+            whole = fill_template(self.spec.method, text, role, self.spec.instruction).encode()
             truncated += len(whole) > limit
             kept = whole[:limit].decode(errors="ignore").encode() or b" "
             pieces.append(np.frombuffer(kept, dtype=np.uint8).astype(np.int32))
         offsets = np.concatenate(([0], np.cumsum([len(piece) for piece in pieces])))
-        return Tokens(np.concatenate(pieces), offsets, truncated, empty)
+        return TokenizedTexts(np.concatenate(pieces), offsets, truncated, empty)
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch of texts as float32 vectors of length one."""
-        return unit(self.endpoint.vectors([bytes(row.astype(np.uint8)).decode() for row in batch]))
+        return normalize_vectors(self.client.embed_texts([bytes(row.astype(np.uint8)).decode() for row in batch]))

@@ -11,53 +11,53 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retbench.encoders.prompt_tokenizer import Tokens, Wording
-from retbench.engines.tokenizers import cut
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.engines.tokenizers import truncate_texts
 
-ASKED = (
+EVALUATION_TEMPLATE = (
     "Given a web search query and some relevant documents, rerank the documents that answer the query:\n"
     "Documents:\n{documents}\nSearch Query: {query}"
 )
-TAUGHT = (
+TRAINING_TEMPLATE = (
     "Given a query and some relevant documents, rerank the documents that are the most relevant to the query:\n"
     "Documents:\n{documents}\nQuery: {query}"
 )
-UNLIMITED = 1 << 30
+NO_LIMIT = 1 << 30
 
 
-def text(query: str, documents: Sequence[str], template: str = ASKED) -> str:
+def build_listwise_prompt(query: str, documents: Sequence[str], template: str = EVALUATION_TEMPLATE) -> str:
     """The prompt for one query."""
     listed = "\n".join(f"[{number}] {document}" for number, document in enumerate(documents, start=1))
     return template.format(documents=listed, query=query)
 
 
-def words(document: str, most: int) -> str:
+def take_first_words(document: str, max_words: int) -> str:
     """The document's first words, one space between them."""
-    return " ".join(document.split()[:most])
+    return " ".join(document.split()[:max_words])
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ListwisePromptTokenizer:
     """From a prompt's text to token ids within a limit."""
 
-    wording: Wording
+    prompt_tokenizer: PromptTokenizer
     chat: bool
-    limit: int = UNLIMITED
+    limit: int = NO_LIMIT
 
-    def tokens(self, prompt: str) -> Tokens:
+    def tokenize(self, prompt: str) -> TokenizedTexts:
         """Token ids of the whole prompt, however many."""
         if not self.chat:
-            return self.wording.tokens([prompt], "query", UNLIMITED)
-        spoken = self.wording.tokenizer
+            return self.prompt_tokenizer.tokenize([prompt], "query", NO_LIMIT)
+        spoken = self.prompt_tokenizer.tokenizer
         turn = [{"role": "user", "content": prompt}]
         asked = spoken.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         ids = np.array(spoken(str(asked), add_special_tokens=False)["input_ids"], dtype=np.int32)
-        return Tokens(ids, np.array([0, len(ids)]), 0, 0)
+        return TokenizedTexts(ids, np.array([0, len(ids)]), 0, 0)
 
-    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+    def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Each text's first tokens, as the bytes they stand for."""
-        return cut(self.wording.tokenizer, texts, most)
+        return truncate_texts(self.prompt_tokenizer.tokenizer, texts, max_tokens)
 
-    def length(self, one: str) -> int:
+    def count_tokens(self, one: str) -> int:
         """Tokens of a text alone."""
-        return len(self.wording.tokenizer(one, add_special_tokens=False)["input_ids"])
+        return len(self.prompt_tokenizer.tokenizer(one, add_special_tokens=False)["input_ids"])

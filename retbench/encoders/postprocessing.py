@@ -15,12 +15,12 @@ import numpy as np
 
 from retbench.cards.method import Method
 from retbench.errors import UsageError
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 
-NOISE = 1e-6  # of the largest variance: a direction below it has no variance of its own
+NOISE_FLOOR = 1e-6  # of the largest variance: a direction below it has no variance of its own
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def normalize_vectors(vectors: np.ndarray) -> np.ndarray:
     """Rows of length one; a zero stays zero and is found by whoever stores it."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray((vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32))
@@ -34,7 +34,7 @@ class Moments:
     covariance: np.ndarray
 
     @staticmethod
-    def of(blocks: Iterable[Block]) -> "Moments":
+    def compute(blocks: Iterable[VectorBlock]) -> "Moments":
         """One pass in float64, block by block."""
         count, total, products = 0, np.zeros(1), np.zeros((1, 1))
         for block in blocks:
@@ -44,24 +44,24 @@ class Moments:
         return Moments(mean, products / count - np.outer(mean, mean))
 
 
-def fitted(method: Method, blocks: Iterable[Block]) -> Callable[[np.ndarray], np.ndarray]:
+def fit_postprocessing(method: Method, blocks: Iterable[VectorBlock]) -> Callable[[np.ndarray], np.ndarray]:
     """The change that a method's `post` makes to any vector, learned from the corpus."""
-    moments = Moments.of(blocks)
-    change = _matrix(method, moments.covariance) if method.post != "centre" else None
+    moments = Moments.compute(blocks)
+    change = _compute_matrix(method, moments.covariance) if method.post != "centre" else None
 
     def after(vectors: np.ndarray) -> np.ndarray:
         moved = vectors - moments.mean
         if change is not None:
             moved = moved @ change
-        return unit(moved)
+        return normalize_vectors(moved)
 
     return after
 
 
-def _matrix(method: Method, covariance: np.ndarray) -> np.ndarray:
+def _compute_matrix(method: Method, covariance: np.ndarray) -> np.ndarray:
     variances, directions = np.linalg.eigh(covariance)
     variances, directions = variances[::-1], directions[:, ::-1]
-    real = int((variances > NOISE * variances[0]).sum())
+    real = int((variances > NOISE_FLOOR * variances[0]).sum())
     wanted = method.components or (max(1, len(variances) // 100) if method.post == "drop-top" else real)
     if wanted > real:
         raise UsageError(

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retbench.cards.method import Method, Role
-from retbench.encoders.token_ids import Ids, forget
-from retbench.encoders.word_tokens import Words
+from retbench.encoders.token_ids import TokenIdBuffer, release_pages
+from retbench.encoders.word_tokens import WordTokenizer
 from retbench.errors import InapplicableError
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-CHUNK = 1024
+TEXTS_PER_CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedTexts:
     """Token ids of many texts, one after the other: text i is `flat[offsets[i]:offsets[i + 1]]`.
 
     `starts` says, where a method does not pool the whole sequence, which token of each text is the first that counts;
@@ -35,8 +35,8 @@ class Tokens:
     offsets: np.ndarray
     truncated: int
     empty: int
-    starts: np.ndarray | None = None
-    words: list[np.ndarray] | None = None
+    pooling_starts: np.ndarray | None = None
+    word_ids: list[np.ndarray] | None = None
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -52,23 +52,23 @@ class Tokens:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[row] for row in range(len(self)))
 
-    def take(self, rows: np.ndarray) -> "Tokens":
+    def select(self, rows: np.ndarray) -> "TokenizedTexts":
         """These rows alone, in this order: a batch."""
         offsets = np.concatenate(([0], np.cumsum(self.lengths[rows])))
         flat = np.concatenate([self[int(row)] for row in rows])
-        starts = None if self.starts is None else self.starts[rows]
-        words = None if self.words is None else [self.words[int(row)] for row in rows]
-        forget(self.flat)
-        return Tokens(flat, offsets, 0, 0, starts, words)
+        starts = None if self.pooling_starts is None else self.pooling_starts[rows]
+        words = None if self.word_ids is None else [self.word_ids[int(row)] for row in rows]
+        release_pages(self.flat)
+        return TokenizedTexts(flat, offsets, 0, 0, starts, words)
 
 
-def filled(method: Method, text: str, role: Role, instruction: str) -> str:
+def fill_template(method: Method, text: str, role: Role, instruction: str) -> str:
     """The method's template around one text."""
     return method.get_template(role).replace("{instruction}", instruction).replace("{text}", text)
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptTokenizer:
     """A method bound to a tokenizer; `instruction` is the task's."""
 
     tokenizer: "PreTrainedTokenizerBase"
@@ -89,9 +89,9 @@ class Wording:
                 f"method {self.method.name} needs {lacks[0]} and this model has none", "use --method last or mean"
             )
 
-    def prompt(self, text: str, role: Role) -> str:
+    def build_prompt(self, text: str, role: Role) -> str:
         """The exact string for one text (already cut, where the method cuts texts)."""
-        user = filled(self.method, text, role, self.instruction)
+        user = fill_template(self.method, text, role, self.instruction)
         if not self.method.chat:
             return user
         system = [{"role": "system", "content": self.method.system}] if self.method.system is not None else []
@@ -99,50 +99,50 @@ class Wording:
         chat = str(self.tokenizer.apply_chat_template([*system, *turns], tokenize=False))
         return chat[: chat.rindex(self.method.answer) + len(self.method.answer)]
 
-    def tokens(self, texts: Iterable[str], role: Role, limit: int) -> Tokens:
+    def tokenize(self, texts: Iterable[str], role: Role, limit: int) -> TokenizedTexts:
         """Token ids for every text; texts longer than `limit` tokens are cut and counted."""
         starts: list[int] = []
         words: list[np.ndarray] = []
-        vocabulary = Words(self.tokenizer)
+        vocabulary = WordTokenizer(self.tokenizer)
         truncated = empty = 0
         iterator = iter(texts)
-        with Ids() as ids:
-            while chunk := list(islice(iterator, CHUNK)):
+        with TokenIdBuffer() as ids:
+            while chunk := list(islice(iterator, TEXTS_PER_CHUNK)):
                 empty += sum(not text.strip() for text in chunk)
                 within = None if self.method.cut == "text" else limit
                 cut = 0
                 if within is None:
-                    chunk, cut = self._cut(chunk, limit)
-                prompts = [self.prompt(text, role) for text in chunk]
-                encoded, also_cut = self._encoded(prompts, within)
-                ids.add(list(map(self._ended, encoded["input_ids"])))
-                starts.extend(self._starts(encoded, prompts, chunk, role))
-                words.extend(vocabulary.ids(chunk) if self.method.kind != "dense" else [])
+                    chunk, cut = self._truncate_texts(chunk, limit)
+                prompts = [self.build_prompt(text, role) for text in chunk]
+                encoded, also_cut = self._encode_prompts(prompts, within)
+                ids.append(list(map(self._append_eos, encoded["input_ids"])))
+                starts.extend(self._find_text_starts(encoded, prompts, chunk, role))
+                words.extend(vocabulary.tokenize_words(chunk) if self.method.kind != "dense" else [])
                 truncated += cut + also_cut
-            return Tokens(
-                ids.flat(), ids.offsets(), truncated, empty, np.array(starts) if starts else None, words or None
+            return TokenizedTexts(
+                ids.read_all(), ids.compute_offsets(), truncated, empty, np.array(starts) if starts else None, words or None
             )
 
-    def _cut(self, texts: list[str], limit: int) -> tuple[list[str], int]:
+    def _truncate_texts(self, texts: list[str], limit: int) -> tuple[list[str], int]:
         """Texts as the tokenizer gives them back after their first `limit` ids."""
         encoded = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=limit)
         cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         return self.tokenizer.batch_decode(encoded["input_ids"], clean_up_tokenization_spaces=False), cut
 
-    def _encoded(self, prompts: list[str], limit: int | None) -> "tuple[BatchEncoding, int]":
+    def _encode_prompts(self, prompts: list[str], limit: int | None) -> "tuple[BatchEncoding, int]":
         room = None if limit is None else limit - self.method.eos
         encoded = self.tokenizer(
             prompts, add_special_tokens=self.method.special_tokens, truncation=room is not None, max_length=room
         )
         return encoded, sum(bool(encoding.overflowing) for encoding in encoded.encodings)
 
-    def _ended(self, ids: list[int]) -> list[int]:
+    def _append_eos(self, ids: list[int]) -> list[int]:
         eos = self.tokenizer.eos_token_id
         tail = [eos] if self.method.eos else []
         # an empty text still needs one token to have a vector: the end-of-sequence, or padding where there is none
         return (ids + tail) or [eos if eos is not None else self.tokenizer.pad_token_id]
 
-    def _starts(self, encoded: "BatchEncoding", prompts: list[str], texts: list[str], role: Role) -> Iterator[int]:
+    def _find_text_starts(self, encoded: "BatchEncoding", prompts: list[str], texts: list[str], role: Role) -> Iterator[int]:
         """Where the last copy of each text begins, in tokens; 0 where it is empty or was cut off."""
         if self.method.span == "all":
             return

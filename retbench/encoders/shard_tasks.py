@@ -15,11 +15,11 @@ import numpy as np
 
 from retbench.cards.method import Role
 from retbench.encoders.dense_encoder import DenseEncoder
-from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.engines import memory
-from retbench.engines.device import device
+from retbench.engines.device import get_device
 from retbench.errors import BadVectorError, ResourceError, ShardNotWrittenError
-from retbench.store.shard_store import Block, Store
+from retbench.store.shard_store import VectorBlock, ShardStore
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Piece:
     shard: int
     role: Role
     rows: np.ndarray
-    tokens: Tokens
+    tokens: TokenizedTexts
     sizes: tuple[int, ...]  # rows of each batch
     threads: int
 
@@ -53,7 +53,7 @@ class Made:
     """A piece that was computed, and what it took."""
 
     shard: int
-    block: Block
+    block: VectorBlock
     tokens: int
     seconds: float
     split_batches: int
@@ -62,7 +62,7 @@ class Made:
 class Sink(Protocol):
     """Where a finished shard is left: a store, or storage that other machines reach."""
 
-    def write(self, shard: int, block: Block, tokens: int, seconds: float, split_batches: int = 0) -> Block:
+    def write_shard(self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0) -> VectorBlock:
         """Store it; the block as it will be read from now on."""
         ...
 
@@ -70,7 +70,7 @@ class Sink(Protocol):
 class Later(Protocol):
     """A shard under way."""
 
-    def result(self) -> Block | None:
+    def result(self) -> VectorBlock | None:
         """Its vectors, as soon as they are stored; none where the disk lost them at once."""
         ...
 
@@ -96,19 +96,19 @@ class Workers(Protocol):
         """Tokens a second that the matrix products alone would allow; none where that is not known."""
         ...
 
-    def share(self, store: Store) -> None:
+    def share(self, store: ShardStore) -> None:
         """One plan for all who work at the same vectors: bring it or hand it on."""
         ...
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as token ids, cut to the role's limit."""
         ...
 
-    def survey(self, longest: Tokens, ceiling: int) -> Survey:
+    def survey(self, longest: TokenizedTexts, ceiling: int) -> Survey:
         """What a plan must know: `longest` is the one text that needs most, `ceiling` the most tokens of a batch."""
         ...
 
-    def start(self, piece: Callable[[], Piece], store: Store, tell: Tell) -> Later:
+    def start(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> Later:
         """Have a piece computed and stored."""
         ...
 
@@ -132,24 +132,24 @@ class Alone:
     @property
     def device(self) -> tuple[str, int]:
         """The kind of device, and its threads."""
-        return device().type, memory.threads()
+        return get_device().type, memory.threads()
 
     def reach(self) -> float | None:
         """Tokens a second that the matrix products alone would allow."""
-        return self.encoder.reach()
+        return self.encoder.peak_throughput()
 
-    def share(self, store: Store) -> None:
+    def share(self, store: ShardStore) -> None:
         """Nobody else is told."""
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as token ids, cut to the role's limit."""
-        return self.encoder.prepare(texts, role)
+        return self.encoder.tokenize(texts, role)
 
-    def survey(self, longest: Tokens, ceiling: int) -> Survey:
+    def survey(self, longest: TokenizedTexts, ceiling: int) -> Survey:
         """What a plan must know of this process."""
         return survey(self.encoder, longest, ceiling)
 
-    def start(self, piece: Callable[[], Piece], store: Store, tell: Tell) -> Later:
+    def start(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> Later:
         """Nothing happens before the result is asked for."""
         return _Now(lambda: keep(compute(self.encoder, piece(), tell), store))
 
@@ -160,16 +160,16 @@ class Alone:
 
 @dataclass(frozen=True)
 class _Now:
-    result: Callable[[], Block | None]
+    result: Callable[[], VectorBlock | None]
 
     def cancel(self) -> None:
         """What has not begun needs no stopping."""
 
 
-def survey(encoder: DenseEncoder, longest: Tokens, ceiling: int) -> Survey:
+def survey(encoder: DenseEncoder, longest: TokenizedTexts, ceiling: int) -> Survey:
     """What a plan must know of this process."""
     budget = memory.token_budget(
-        lambda texts: encoder.vectors(longest.take(np.zeros(texts, dtype=int))), int(longest.lengths[0]), ceiling
+        lambda texts: encoder.encode(longest.select(np.zeros(texts, dtype=int))), int(longest.lengths[0]), ceiling
     )
     return Survey(encoder.kernel, encoder.dimension, budget, memory.threads())
 
@@ -179,28 +179,28 @@ def compute(encoder: DenseEncoder, piece: Piece, tell: Tell) -> Made:
     memory.use_threads(piece.threads)
     started, first, split, parts = time.perf_counter(), 0, 0, []
     for size in piece.sizes:
-        batch = piece.tokens.take(np.arange(first, first + size))
+        batch = piece.tokens.select(np.arange(first, first + size))
         vectors, halved = _vectors(encoder, batch, piece.role)
         _check(piece.rows[first : first + size], vectors)
         parts.append(vectors)
         first, split = first + size, split + halved
         tell(size, len(batch.flat))
     seconds = time.perf_counter() - started
-    return Made(piece.shard, Block(piece.rows, np.concatenate(parts)), len(piece.tokens.flat), seconds, split)
+    return Made(piece.shard, VectorBlock(piece.rows, np.concatenate(parts)), len(piece.tokens.flat), seconds, split)
 
 
-def keep(made: Made, store: Sink) -> Block:
+def keep(made: Made, store: Sink) -> VectorBlock:
     """Store what was computed."""
     try:
-        return store.write(made.shard, made.block, made.tokens, made.seconds, made.split_batches)
+        return store.write_shard(made.shard, made.block, made.tokens, made.seconds, made.split_batches)
     except ResourceError as problem:
         raise ShardNotWrittenError(problem.cause, problem.next_step) from problem
 
 
-def _vectors(encoder: DenseEncoder, batch: Tokens, role: Role) -> tuple[np.ndarray, int]:
+def _vectors(encoder: DenseEncoder, batch: TokenizedTexts, role: Role) -> tuple[np.ndarray, int]:
     """One batch, and how often it was halved: only when memory really ran out."""
     try:
-        return encoder.vectors(batch), 0
+        return encoder.encode(batch), 0
     except (RuntimeError, MemoryError) as problem:
         if not memory.ran_out(problem):
             raise
@@ -211,7 +211,7 @@ def _vectors(encoder: DenseEncoder, batch: Tokens, role: Role) -> tuple[np.ndarr
             ) from problem
     log.warning("out of memory at %d texts, %d tokens: run in two halves", len(batch), len(batch.flat))
     memory.release()
-    halves = [_vectors(encoder, batch.take(half), role) for half in np.array_split(np.arange(len(batch)), 2)]
+    halves = [_vectors(encoder, batch.select(half), role) for half in np.array_split(np.arange(len(batch)), 2)]
     return np.concatenate([vectors for vectors, _ in halves]), 1 + sum(split for _, split in halves)
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from retbench.encoders.dense_encoder import BackboneEncoder
-from retbench.encoders.prompt_tokenizer import Tokens
-from retbench.engines.lm_head import Head
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.engines.lm_head import LMHead
 
-TERMS = 128
-WITHOUT_WORDS = 10
-SCALE = 100
+TERMS_PER_TEXT = 128
+TERMS_WITHOUT_WORDS = 10
+WEIGHT_SCALE = 100
 
 
-class Parts(NamedTuple):
+class SplitRows(NamedTuple):
     """Rows taken apart: unit vectors, term ids, term weights."""
 
     dense: np.ndarray
@@ -28,35 +28,35 @@ class Parts(NamedTuple):
     weights: np.ndarray
 
 
-def parts(rows: np.ndarray) -> Parts:
+def split_rows(rows: np.ndarray) -> SplitRows:
     """What `LexicalEncoder` put together; ids are exact in float32 up to 16 million."""
-    dense, terms, weights = np.split(rows, [-2 * TERMS, -TERMS], axis=1)
-    return Parts(dense, terms.astype(np.int64), weights)
+    dense, terms, weights = np.split(rows, [-2 * TERMS_PER_TEXT, -TERMS_PER_TEXT], axis=1)
+    return SplitRows(dense, terms.astype(np.int64), weights)
 
 
 @dataclass(frozen=True)
-class LexicalEncoder(BackboneEncoder):
+class SparseEncoder(BackboneEncoder):
     """A backbone with its language-model head."""
 
-    head: Head
+    lm_head: LMHead
 
     @property
     def dimension(self) -> int:
         """Width of a stored row."""
-        return self.backbone.dimension + 2 * TERMS
+        return self.backbone.dimension + 2 * TERMS_PER_TEXT
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch as rows of vector, term ids and term weights."""
-        states = self._pooled(batch)
-        weights = self.head.logits(states).relu().log1p()
-        terms = [self._terms(row, words) for row, words in zip(weights, batch.words or [], strict=True)]
+        states = self._pool_states(batch)
+        weights = self.lm_head.compute_logits(states).relu().log1p()
+        terms = [self._select_terms(row, words) for row, words in zip(weights, batch.word_ids or [], strict=True)]
         dense = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
         return np.concatenate([dense, np.stack(terms)], axis=1)
 
-    def _terms(self, weights: torch.Tensor, words: np.ndarray) -> np.ndarray:
+    def _select_terms(self, weights: torch.Tensor, words: np.ndarray) -> np.ndarray:
         among = torch.from_numpy(words).to(weights.device) if len(words) else torch.arange(len(weights))
-        best = weights[among].topk(min(len(words), TERMS) or WITHOUT_WORDS)
-        row = np.zeros(2 * TERMS, dtype=np.float32)
+        best = weights[among].topk(min(len(words), TERMS_PER_TEXT) or TERMS_WITHOUT_WORDS)
+        row = np.zeros(2 * TERMS_PER_TEXT, dtype=np.float32)
         row[: len(best.indices)] = among[best.indices.to(among.device)].cpu().numpy()
-        row[TERMS : TERMS + len(best.values)] = (best.values * SCALE).round().cpu().numpy()
+        row[TERMS_PER_TEXT : TERMS_PER_TEXT + len(best.values)] = (best.values * WEIGHT_SCALE).round().cpu().numpy()
         return row

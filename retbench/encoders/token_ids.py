@@ -13,10 +13,10 @@ import numpy as np
 
 from retbench.cards.user_config import cache_folder
 
-IN_MEMORY = 1 << 24  # bytes
+MAX_BYTES_IN_MEMORY = 1 << 24  # bytes
 
 
-class Ids:
+class TokenIdBuffer:
     """Ids gathered chunk by chunk, `with` whom: the file closes behind its mapping."""
 
     def __init__(self) -> None:
@@ -24,32 +24,32 @@ class Ids:
         self.parts: list[np.ndarray] = []
         self.file: IO[bytes] | None = None
 
-    def __enter__(self) -> "Ids":
+    def __enter__(self) -> "TokenIdBuffer":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.file:
             self.file.close()
 
-    def add(self, texts: list[list[int]]) -> None:
+    def append(self, texts: list[list[int]]) -> None:
         """The ids of some more texts."""
         self.lengths.append(np.fromiter(map(len, texts), np.int64, len(texts)))
         self.parts.append(np.fromiter(chain.from_iterable(texts), np.int32, int(self.lengths[-1].sum())))
-        if sum(part.nbytes for part in self.parts) > IN_MEMORY:
-            self._write()
+        if sum(part.nbytes for part in self.parts) > MAX_BYTES_IN_MEMORY:
+            self._write_to_file()
 
-    def flat(self) -> np.ndarray:
+    def read_all(self) -> np.ndarray:
         """All ids, one text after the other."""
         if self.file is None:
-            return joined(self.parts, np.int32)
-        self._write()
+            return concatenate(self.parts, np.int32)
+        self._write_to_file()
         return np.frombuffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.int32)
 
-    def offsets(self) -> np.ndarray:
+    def compute_offsets(self) -> np.ndarray:
         """Where each text begins, and the end."""
-        return np.concatenate(([0], np.cumsum(joined(self.lengths, np.int64))))
+        return np.concatenate(([0], np.cumsum(concatenate(self.lengths, np.int64))))
 
-    def _write(self) -> None:
+    def _write_to_file(self) -> None:
         if self.file is None:
             cache_folder().mkdir(parents=True, exist_ok=True)
             self.file = tempfile.TemporaryFile(dir=cache_folder())  # noqa: SIM115  # __exit__ closes it
@@ -59,19 +59,19 @@ class Ids:
         self.parts = []
 
 
-def joined(parts: Iterable[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+def concatenate(parts: Iterable[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
     """All parts as one array, which may be empty."""
     return np.concatenate([np.empty(0, dtype=dtype), *parts])
 
 
-def forget(flat: np.ndarray) -> None:
+def release_pages(flat: np.ndarray) -> None:
     """Give the pages that were just read back; they stay in the file."""
-    mapped = mapping(flat)
+    mapped = find_mapped_file(flat)
     if mapped and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def mapping(flat: np.ndarray) -> mmap.mmap | None:
+def find_mapped_file(flat: np.ndarray) -> mmap.mmap | None:
     """The file these ids lie in, if they do."""
     view = flat.base
     found = view.obj if isinstance(view, memoryview) else view

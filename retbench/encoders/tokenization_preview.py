@@ -6,14 +6,14 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.method import Method, Role
 from retbench.cards.task import LengthLimits
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone, weights
 from retbench.errors import InapplicableError
 
 ROLES: tuple[Role, ...] = ("query", "document")
 
 
-def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     """What tells one family's tokenizer from another's: special tokens, and the words its chat template adds."""
     special = {
         kind: {"text": getattr(tokenizer, f"{kind}_token"), "id": getattr(tokenizer, f"{kind}_token_id")}
@@ -27,23 +27,23 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     return facts
 
 
-def readings(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
+def preview_tokenization(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
     """The tokenizer's facts, then one entry a method and role: what is read, its ids, and from which on is pooled."""
     card = catalog.find_model_card(model)
-    tokenizer = backbone.tokenizer(weights.obtain(card, path).folder)
-    yield tokenizer_facts(tokenizer)
+    tokenizer = backbone.tokenizer(weights.obtain_weights(card, path).folder)
+    yield describe_tokenizer(tokenizer)
     for method in map(catalog.find_method, methods) if methods else catalog.load_methods():
         for role in ROLES:
-            yield {"method": method.name, "role": role} | _reading(tokenizer, method, text, role)
+            yield {"method": method.name, "role": role} | _preview_method(tokenizer, method, text, role)
 
 
-def _reading(tokenizer: Any, method: Method, text: str, role: Role) -> dict[str, Any]:
+def _preview_method(tokenizer: Any, method: Method, text: str, role: Role) -> dict[str, Any]:
     lengths = LengthLimits()
     limit = lengths.query if role == "query" else lengths.document
     try:
-        tokens = Wording(tokenizer, method, method.instruction).tokens([text], role, limit)
+        tokens = PromptTokenizer(tokenizer, method, method.instruction).tokenize([text], role, limit)
     except InapplicableError as problem:
         return {"skipped": problem.cause}
     ids = [int(i) for i in tokens[0]]
-    start = 0 if tokens.starts is None else int(tokens.starts[0])
+    start = 0 if tokens.pooling_starts is None else int(tokens.pooling_starts[0])
     return {"read": tokenizer.decode(ids), "ids": ids, "pooling": method.pooling, "pooled_from": start}

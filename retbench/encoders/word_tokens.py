@@ -19,16 +19,16 @@ STOPWORDS = frozenset(STOPWORDS_EN)
 
 
 @dataclass(frozen=True)
-class Words:
+class WordTokenizer:
     """A tokenizer that remembers the ids of every word it has seen."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    seen: dict[str, list[int]] = field(default_factory=dict)
+    known_words: dict[str, list[int]] = field(default_factory=dict)
 
-    def ids(self, texts: list[str]) -> list[np.ndarray]:
+    def tokenize_words(self, texts: list[str]) -> list[np.ndarray]:
         """For each text the ids of its words, each once, in rising order."""
         words = [set(WORD.findall(text.lower())) - STOPWORDS for text in texts]
-        new = sorted(set().union(*words) - self.seen.keys())
+        new = sorted(set().union(*words) - self.known_words.keys())
         if new:
-            self.seen.update(zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
-        return [np.array(sorted({i for word in own for i in self.seen[word]}), dtype=np.int64) for own in words]
+            self.known_words.update(zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
+        return [np.array(sorted({i for word in own for i in self.known_words[word]}), dtype=np.int64) for own in words]

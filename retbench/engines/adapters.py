@@ -8,49 +8,49 @@ from typing import Any
 
 from retbench.cards.checksums import cached_sha256
 from retbench.engines import weights_cache
-from retbench.engines.fingerprints import read_json
+from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, MissingError
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def is_one(path: Path) -> bool:
+def is_adapter_folder(path: Path) -> bool:
     """Whether a folder holds an adapter alone."""
-    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
 
-def parent(folder: Path) -> str:
+def read_parent_name(folder: Path) -> str:
     """The model an adapter belongs to, by the name of its card or its hub id."""
-    name = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not name or not (folder / TENSORS).is_file():
-        raise DataError(f"{folder} is no whole adapter", f"it needs {TENSORS}, and {CONFIG} naming its parent")
+    name = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not name or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise DataError(f"{folder} is no whole adapter", f"it needs {ADAPTER_WEIGHTS}, and {ADAPTER_CONFIG} naming its parent")
     return str(name)
 
 
-def place(folder: Path) -> Path:
+def get_merged_folder(folder: Path) -> Path:
     """Where its merged weights are kept."""
-    facts = "\n".join((cached_sha256(folder / TENSORS), cached_sha256(folder / CONFIG)))
-    return weights_cache.place(hashlib.sha256(facts.encode()).hexdigest()[:16])
+    facts = "\n".join((cached_sha256(folder / ADAPTER_WEIGHTS), cached_sha256(folder / ADAPTER_CONFIG)))
+    return weights_cache.get_weights_folder(hashlib.sha256(facts.encode()).hexdigest()[:16])
 
 
 def check_parent(folder: Path, fingerprint: str) -> None:
     """Refuse to add an adapter to other weights than it was trained beside."""
-    told = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
+    told = read_json_object(folder / "training.json") if (folder / "training.json").exists() else {}
     if told and told["parent_fingerprint"] != fingerprint:
         raise DataError(
-            f"{folder} was trained beside weights {told['parent_fingerprint'][:16]}, and those of {parent(folder)} "
+            f"{folder} was trained beside weights {told['parent_fingerprint'][:16]}, and those of {read_parent_name(folder)} "
             f"here are {fingerprint[:16]}",
             "fetch the parent's weights that it was trained beside",
         )
 
 
-def merge(parent_folder: Path, adapter: Path, folder: Path) -> None:
+def merge_adapter(parent_folder: Path, adapter: Path, folder: Path) -> None:
     """Write parent plus adapter to `folder`; in float32, so that small changes are not rounded away."""
     import torch
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
-    peft = library()
+    peft = import_peft()
     transformers_logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by old names
@@ -65,7 +65,7 @@ def merge(parent_folder: Path, adapter: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(spoken, trust_remote_code=False).save_pretrained(folder)
 
 
-def library() -> Any:
+def import_peft() -> Any:
     """The package peft."""
     try:
         import peft

@@ -22,8 +22,8 @@ from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
 from retbench.engines import peak_throughput, remote_code, rotary_positions
 from retbench.engines.memory import keep_pages
-from retbench.engines.packed_decoder import Decoder, suits
-from retbench.engines.padding import pad
+from retbench.engines.packed_decoder import PackedDecoder, supports_model
+from retbench.engines.padding import pad_rows
 from retbench.errors import UsageError
 
 
@@ -62,7 +62,7 @@ class Backbone:
     @property
     def kernel(self) -> str:
         """What computes attention: products in blocks of our own, PyTorch's kernel, or plain steps."""
-        return "blocks" if suits(self.model) else str(self.model.config._attn_implementation)
+        return "blocks" if supports_model(self.model) else str(self.model.config._attn_implementation)
 
     def reach(self) -> float | None:
         """Tokens a second that its matrix products alone would allow here; none where they are in no linear layers."""
@@ -80,16 +80,16 @@ class Backbone:
         """One forward pass over a batch of token-id rows."""
         lengths = torch.tensor([len(row) for row in rows])
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
-        if suits(self.model):
-            return States(Decoder(self.model)(rows, self.causal, self.layer), offsets)
-        turning = rotary_positions.moving(self.model)
-        flat = rotary_positions.by_length(turning, rows, self._padded) if turning else self._padded(rows)
+        if supports_model(self.model):
+            return States(PackedDecoder(self.model)(rows, self.causal, self.layer), offsets)
+        turning = rotary_positions.find_dynamic_rope(self.model)
+        flat = rotary_positions.run_by_length(turning, rows, self._padded) if turning else self._padded(rows)
         return States(flat, offsets.to(self.device))
 
     def _padded(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
         """The states of rows through transformers, padded on the right meanwhile."""
-        padded = pad(rows)
-        real = padded.real.to(self.device)
+        padded = pad_rows(rows)
+        real = padded.token_mask.to(self.device)
         wanted: dict[str, Any] = {} if self.causal else {"attention_mask": real.long()}
         if self.causal or self.turned:
             wanted |= {"use_cache": False}
@@ -122,8 +122,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder; code of its own only where it is trusted."""
-    with remote_code.refused(folder):
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code.trusted())
+    with remote_code.explain_refused_code(folder):
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code.is_remote_code_trusted())
     return loaded
 
 
@@ -140,14 +140,14 @@ def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = No
     keep_pages()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    trust = remote_code.trusted()
-    with remote_code.refused(folder):
+    trust = remote_code.is_remote_code_trusted()
+    with remote_code.explain_refused_code(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     part: Any = MODEL_MAPPING[type(config.get_text_config())] if text_only(folder) else AutoModel
     wanted: dict[str, Any] = {}
     if rope:
         wanted = {"config": config.get_text_config()}
-        rotary_positions.stretch(wanted["config"], rope)
+        rotary_positions.apply_rope_scaling(wanted["config"], rope)
     model = part.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention(folder), trust_remote_code=trust,
         use_safetensors=True, **wanted,

@@ -10,65 +10,65 @@ from dataclasses import dataclass
 from typing import Any
 
 from retbench.cards.text_parsers import parse_json
-from retbench.engines.generator import Answer
-from retbench.engines.http_client import PassingError, Server
+from retbench.engines.generator import GeneratedAnswer
+from retbench.engines.http_client import TransientError, EndpointServer
 from retbench.errors import UsageError
 
-SHOWN_TOKENS = 20  # the most likely tokens a server is asked to name
+TOP_LOGPROBS = 20  # the most likely tokens a server is asked to name
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatClient:
     """One model behind one server."""
 
     name: str
-    server: Server
-    at: str  # a digest of the server's address: another server's model of that name is another model
+    server: EndpointServer
+    address_digest: str  # a digest of the server's address: another server's model of that name is another model
 
     def describe(self) -> dict[str, Any]:
         """Which server, and the name it knows the model by."""
-        return {"engine": "endpoint", "served": self.name, "at": self.at}
+        return {"engine": "endpoint", "served": self.name, "at": self.address_digest}
 
-    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+    def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
         """The answer to one prompt; no limit where `most` is 0."""
-        return self._asked(prompt, {"max_tokens": most} if most else {}, _text)
+        return self._complete(prompt, {"max_tokens": max_tokens} if max_tokens else {}, _read_text)
 
-    def odds(self, prompts: Sequence[str]) -> list[Answer]:
+    def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         """For every prompt, the likeliest tokens that say yes against those that say no."""
-        wanted = {"max_tokens": 1, "logprobs": True, "top_logprobs": SHOWN_TOKENS}
-        return [self._asked(prompt, wanted, _odds) for prompt in prompts]
+        wanted = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        return [self._complete(prompt, wanted, _read_log_odds) for prompt in prompts]
 
-    def _asked(
+    def _complete(
         self, prompt: str, wanted: dict[str, Any], take: Callable[[dict[str, Any]], tuple[str, float]]
-    ) -> Answer:
+    ) -> GeneratedAnswer:
         turns = [{"role": "user", "content": prompt}]
         body = {"model": self.name, "messages": turns, "temperature": 0, **wanted}
 
-        def read(content: bytes) -> Answer:
+        def read(content: bytes) -> GeneratedAnswer:
             try:
                 found = parse_json(content)
                 text, odds = take(found["choices"][0])
                 usage = found.get("usage") or {}
-                return Answer(text, odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+                return GeneratedAnswer(text, odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as problem:
-                raise PassingError(f"an answer without a message ({problem!r:.80})") from None
+                raise TransientError(f"an answer without a message ({problem!r:.80})") from None
 
-        return self.server.ask("chat/completions", body, read)
+        return self.server.post("chat/completions", body, read)
 
-    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+    def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Each text's first words: whose tokens they would be, only the server knows."""
-        return [" ".join(text.split()[:most]) for text in texts]
+        return [" ".join(text.split()[:max_tokens]) for text in texts]
 
-    def fits(self, prompt: str, most: int) -> bool:
+    def fits_context(self, prompt: str, max_tokens: int) -> bool:
         """Only the server knows; it refuses what does not fit."""
         return True
 
 
-def _text(choice: dict[str, Any]) -> tuple[str, float]:
+def _read_text(choice: dict[str, Any]) -> tuple[str, float]:
     return choice["message"].get("content") or "", 0.0
 
 
-def _odds(choice: dict[str, Any]) -> tuple[str, float]:
+def _read_log_odds(choice: dict[str, Any]) -> tuple[str, float]:
     if not (choice.get("logprobs") or {}).get("content"):
         raise UsageError("the server gives no log-probabilities", "use listwise, or another server")
     likely = choice["logprobs"]["content"][0]["top_logprobs"]

@@ -10,40 +10,40 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.text_parsers import parse_json
-from retbench.engines.http_client import PassingError, Server
+from retbench.engines.http_client import TransientError, EndpointServer
 from retbench.errors import DataError
 
 
 @dataclass
-class Endpoint:
+class EmbeddingsClient:
     """One model behind one server."""
 
-    server: Server
+    server: EndpointServer
     model: str
     width: int | None = None
 
-    def dimension(self) -> int:
+    def get_dimension(self) -> int:
         """Width of a vector, which only the server knows."""
-        return self.server.engine.dimensions or self.width or self.vectors(["width"]).shape[1]
+        return self.server.engine.dimensions or self.width or self.embed_texts(["width"]).shape[1]
 
-    def vectors(self, texts: list[str]) -> np.ndarray:
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
         """The server's vectors in the order of the texts."""
         size = self.server.engine.texts
         parts = [texts[start : start + size] for start in range(0, len(texts), size)]
-        return np.concatenate([self._embedded(part) for part in parts])
+        return np.concatenate([self._embed_batch(part) for part in parts])
 
-    def _embedded(self, texts: list[str]) -> np.ndarray:
+    def _embed_batch(self, texts: list[str]) -> np.ndarray:
         body: dict[str, Any] = {"model": self.model, "input": texts, "encoding_format": "float"}
         if self.server.engine.dimensions:
             body["dimensions"] = self.server.engine.dimensions
-        return self.server.ask("embeddings", body, partial(self._read, texts=texts))
+        return self.server.post("embeddings", body, partial(self._parse_vectors, texts=texts))
 
-    def _read(self, content: bytes, texts: list[str]) -> np.ndarray:
+    def _parse_vectors(self, content: bytes, texts: list[str]) -> np.ndarray:
         try:
             rows = {row["index"]: row["embedding"] for row in parse_json(content)["data"]}
             vectors = np.array([rows[place] for place in range(len(texts))], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as problem:
-            raise PassingError(f"an answer without {len(texts)} vectors of one width ({problem!r:.80})") from None
+            raise TransientError(f"an answer without {len(texts)} vectors of one width ({problem!r:.80})") from None
         self.width = self.width or vectors.shape[1]
         width = self.server.engine.dimensions or self.width
         if vectors.ndim != 2 or vectors.shape[1] != width:

@@ -17,20 +17,20 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, lm_head
-from retbench.engines.tokenizers import cut
+from retbench.engines.tokenizers import truncate_texts
 from retbench.errors import UsageError
 
-YES, NO = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
-BATCH = 8  # prompts at once
+YES_SPELLINGS, NO_SPELLINGS = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
+PROMPTS_PER_BATCH = 8  # prompts at once
 
 
-class Answer(NamedTuple):
+class GeneratedAnswer(NamedTuple):
     """What came back: a text, or the log-odds of yes against no; and the tokens it took."""
 
     text: str
-    yes: float
-    read: int
-    written: int
+    log_odds: float
+    prompt_tokens: int
+    answer_tokens: int
 
 
 class Generator(Protocol):
@@ -45,42 +45,42 @@ class Generator(Protocol):
         """What decides an answer, besides the prompt."""
         ...
 
-    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+    def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
         """The answer to one prompt, of at most so many tokens.
 
         `form` is a regular expression; an engine that can hold an answer to it does, the others only know the prompt.
         """
         ...
 
-    def odds(self, prompts: Sequence[str]) -> list[Answer]:
+    def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         """For every prompt, how much rather yes than no."""
         ...
 
-    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+    def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Each text's first tokens."""
         ...
 
-    def fits(self, prompt: str, most: int) -> bool:
+    def fits_context(self, prompt: str, max_tokens: int) -> bool:
         """Whether prompt and answer fit into the context."""
         ...
 
 
 @dataclass(frozen=True)
-class Spoken:
+class GeneratorBase:
     """A language model that lies here, as far as its tokenizer goes: prompts as token ids, texts cut by tokens."""
 
     name: str
     folder: Path
     weights: str
     dtype: Dtype
-    context: int
+    context_length: int
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The folder's tokenizer."""
         return backbone.tokenizer(self.folder)
 
-    def ids(self, prompt: str) -> list[int]:
+    def tokenize_prompt(self, prompt: str) -> list[int]:
         """A prompt as one user turn where there is a chat template, tokenised once."""
         if self.tokenizer.chat_template:
             turn = [{"role": "user", "content": prompt}]
@@ -90,26 +90,26 @@ class Spoken:
             return list(self.tokenizer(str(chat), add_special_tokens=False)["input_ids"])
         return list(self.tokenizer(f"{prompt}\n")["input_ids"])
 
-    def first(self) -> tuple[list[int], list[int]]:
+    def find_yes_no_tokens(self) -> tuple[list[int], list[int]]:
         """The first token of every spelling of yes, and of no; one that begins both says neither."""
         yes, no = (
-            {self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (YES, NO)
+            {self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (YES_SPELLINGS, NO_SPELLINGS)
         )
         if not (yes - no and no - yes):
             raise UsageError(f"yes and no begin with the same token of {self.name}", "use listwise, or another model")
         return sorted(yes - no), sorted(no - yes)
 
-    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+    def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Each text's first tokens, as the bytes they stand for."""
-        return cut(self.tokenizer, texts, most)
+        return truncate_texts(self.tokenizer, texts, max_tokens)
 
-    def fits(self, prompt: str, most: int) -> bool:
+    def fits_context(self, prompt: str, max_tokens: int) -> bool:
         """Whether prompt and answer fit into the context."""
-        return len(self.ids(prompt)) + most <= self.context
+        return len(self.tokenize_prompt(prompt)) + max_tokens <= self.context_length
 
 
 @dataclass(frozen=True)
-class Local(Spoken):
+class TransformersGenerator(GeneratorBase):
     """Run by transformers."""
 
     device: torch.device
@@ -119,7 +119,7 @@ class Local(Spoken):
         return {"engine": "transformers", "weights": self.weights, "dtype": self.dtype}
 
     @cached_property
-    def whole(self) -> PreTrainedModel:
+    def causal_model(self) -> PreTrainedModel:
         """The model with its head, for writing."""
         transformers_logging.disable_progress_bar()
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -133,34 +133,34 @@ class Local(Spoken):
         return loaded
 
     @cached_property
-    def parts(self) -> tuple[backbone.Backbone, lm_head.Head]:
+    def backbone_and_head(self) -> tuple[backbone.Backbone, lm_head.LMHead]:
         """Backbone and head apart: the odds need one state a prompt."""
         loaded = backbone.load(self.folder, self.dtype, self.device)
-        return loaded, lm_head.load(self.folder, loaded)
+        return loaded, lm_head.load_lm_head(self.folder, loaded)
 
     @torch.inference_mode()
-    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+    def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
         """The likeliest token, again and again; a repetition penalty of the folder's own is off."""
-        ids = torch.tensor([self.ids(prompt)], device=self.device)
-        model: Any = self.whole
+        ids = torch.tensor([self.tokenize_prompt(prompt)], device=self.device)
+        model: Any = self.causal_model
         end = self.tokenizer.eos_token_id
         found = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False, num_beams=1,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, num_beams=1,
             temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
             pad_token_id=self.tokenizer.pad_token_id or end,
         )  # fmt: skip
         new = found[0, ids.shape[1] :]
-        return Answer(str(self.tokenizer.decode(new, skip_special_tokens=True)), 0.0, ids.shape[1], len(new))
+        return GeneratedAnswer(str(self.tokenizer.decode(new, skip_special_tokens=True)), 0.0, ids.shape[1], len(new))
 
-    def odds(self, prompts: Sequence[str]) -> list[Answer]:
+    def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         """From the logits behind the last token: every spelling of yes against every spelling of no."""
-        loaded, top = self.parts
-        yes, no = self.first()
+        loaded, top = self.backbone_and_head
+        yes, no = self.find_yes_no_tokens()
         answers = []
-        for start in range(0, len(prompts), BATCH):
-            rows = [np.array(self.ids(prompt), dtype=np.int64) for prompt in prompts[start : start + BATCH]]
+        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
+            rows = [np.array(self.tokenize_prompt(prompt), dtype=np.int64) for prompt in prompts[start : start + PROMPTS_PER_BATCH]]
             flat, offsets = loaded.states(rows)
-            logits = top.logits(flat[offsets[1:] - 1])
+            logits = top.compute_logits(flat[offsets[1:] - 1])
             values = logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)
-            answers += [Answer("", float(value), len(row), 0) for value, row in zip(values, rows, strict=True)]
+            answers += [GeneratedAnswer("", float(value), len(row), 0) for value, row in zip(values, rows, strict=True)]
         return answers

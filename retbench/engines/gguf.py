@@ -15,10 +15,10 @@ from retbench.errors import DataError
 
 # Above this, the folder is saved in half precision. A quantised weight is a small integer times a float16 scale, so
 # float16 moves it by at most 2^-11 of itself (measured on SmolLM2 Q4_1: 4.88e-4), far less than quantisation did.
-LARGE = 500_000_000
+HALF_PRECISION_ABOVE = 500_000_000
 
 # File types that are not quantised; their name adds nothing to the model's.
-FULL = ("f32", "f16", "bf16")
+UNQUANTIZED = ("f32", "f16", "bf16")
 
 # Tokenizers that split off every digit before anything else. transformers 5.23 does not know these names and falls
 # back to GPT-2's rule, which tears white space before a number apart ("\n\n1" becomes three tokens, not two).
@@ -26,34 +26,34 @@ DIGIT_SPLITTERS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "e
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """What a GGUF file says about itself; `label` is its quantisation, such as `q4_k_m`."""
 
     parameters: int
     label: str | None
-    splitter: str
+    pre_tokenizer: str
 
 
-def header(file: Path) -> Header:
+def read_header(file: Path) -> GgufHeader:
     """Read the header; the tensors stay on disk."""
     import gguf
 
     try:
-        reader = _reader(gguf, file)
-        kind = _field(reader, "general.file_type")
+        reader = _open_reader(gguf, file)
+        kind = _read_field(reader, "general.file_type")
         label = None if kind is None else gguf.LlamaFileType(kind).name.lower()
-        splitter = _field(reader, "tokenizer.ggml.pre")
+        splitter = _read_field(reader, "tokenizer.ggml.pre")
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as problem:
         raise DataError(f"{file} is not a whole GGUF file: {problem}", "fetch it again") from problem
     label = label and label.removeprefix("all_").removeprefix("mostly_")
-    return Header(
+    return GgufHeader(
         parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
-        label=None if label in FULL else label,
-        splitter=str(splitter or ""),
+        label=None if label in UNQUANTIZED else label,
+        pre_tokenizer=str(splitter or ""),
     )
 
 
-def _reader(gguf: Any, file: Path) -> Any:
+def _open_reader(gguf: Any, file: Path) -> Any:
     """The library's reader, kept inside the file: a damaged length would let it read nothing, for ever."""
 
     def inside(self: Any, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
@@ -65,25 +65,25 @@ def _reader(gguf: Any, file: Path) -> Any:
     return type("Inside", (gguf.GGUFReader,), {"_get": inside})(file)
 
 
-def _field(reader: Any, name: str) -> Any:
+def _read_field(reader: Any, name: str) -> Any:
     field = reader.get_field(name)
     return field.contents() if field else None
 
 
-def convert(file: Path, facts: Header, folder: Path) -> None:
+def convert_to_folder(file: Path, facts: GgufHeader, folder: Path) -> None:
     """Write the model and its tokenizer to `folder` as safetensors and JSON."""
     import torch
     import transformers
 
-    dtype = torch.float32 if facts.parameters < LARGE else torch.float16
+    dtype = torch.float32 if facts.parameters < HALF_PRECISION_ABOVE else torch.float16
     config = getattr(transformers, "GgufConfig", None)  # the lowest version has none: it always unpacks
     unpacked = {"quantization_config": config(dequantize=True)} if config else {}
-    with _quiet():
+    with _silence_transformers():
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=dtype, **unpacked
             )
-            spoken = tokenizer(file, facts)
+            spoken = load_gguf_tokenizer(file, facts)
         except ValueError as problem:
             raise DataError(f"{file}: transformers cannot read it: {problem}", "use a Hugging Face folder") from problem
         _check_finite(model, file)
@@ -91,13 +91,13 @@ def convert(file: Path, facts: Header, folder: Path) -> None:
         spoken.save_pretrained(folder)
 
 
-def tokenizer(file: Path, facts: Header) -> Any:
+def load_gguf_tokenizer(file: Path, facts: GgufHeader) -> Any:
     """The tokenizer of a GGUF file, splitting as the file says."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoTokenizer
 
     spoken: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    if facts.splitter in DIGIT_SPLITTERS:
+    if facts.pre_tokenizer in DIGIT_SPLITTERS:
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         spoken.backend_tokenizer.pre_tokenizer = Sequence(steps)
     return spoken
@@ -110,7 +110,7 @@ def _check_finite(model: Any, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     """Hold back progress bars (the one for GGUF has no switch but stderr) and chatter. Errors are raised as ever."""
     from transformers.utils import logging as chatter
 

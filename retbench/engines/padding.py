@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 
-class Padded(NamedTuple):
+class PaddedRows(NamedTuple):
     """The ids of row i are `ids[i, :lengths[i]]`; zeros follow."""
 
     ids: Tensor
     lengths: Tensor
 
     @property
-    def real(self) -> Tensor:
+    def token_mask(self) -> Tensor:
         """Where a token stands, and not padding."""
         return torch.arange(self.ids.shape[1])[None, :] < self.lengths[:, None]
 
 
-def pad(rows: Sequence[np.ndarray]) -> Padded:
+def pad_rows(rows: Sequence[np.ndarray]) -> PaddedRows:
     """Rows padded to the longest."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.from_numpy(row.astype(np.int64))
-    return Padded(ids, lengths)
+    return PaddedRows(ids, lengths)

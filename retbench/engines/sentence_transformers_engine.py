@@ -14,15 +14,15 @@ import torch
 
 from retbench.cards.method import Pooling
 from retbench.cards.model import Dtype
-from retbench.engines.padding import pad
+from retbench.engines.padding import pad_rows
 from retbench.errors import DataError, MissingError, UsageError
 
-ITS_WORDS: dict[Pooling, str] = {"last": "lasttoken", "first": "cls", "mean": "mean", "weighted": "weightedmean"}
+POOLING_MODES: dict[Pooling, str] = {"last": "lasttoken", "first": "cls", "mean": "mean", "weighted": "weightedmean"}
 PROBE = "a plain text is read as it stands"
 
 
 @dataclass(frozen=True)
-class SentenceModel:
+class SentenceTransformersModel:
     """Its modules, and the pooling in place of theirs where a method asks for one."""
 
     modules: Any
@@ -35,10 +35,10 @@ class SentenceModel:
         return int(self.modules.get_embedding_dimension())
 
     @torch.inference_mode()
-    def vectors(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+    def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """One vector a row of token ids."""
-        padded = pad(rows)
-        mask = padded.real.long()
+        padded = pad_rows(rows)
+        mask = padded.token_mask.long()
         features = {"input_ids": padded.ids.to(self.device), "attention_mask": mask.to(self.device)}
         if self.pooling is None:
             return np.asarray(self.modules(features)["sentence_embedding"].float().cpu().numpy())
@@ -46,7 +46,7 @@ class SentenceModel:
         return np.asarray(self.pooling(states)["sentence_embedding"].float().cpu().numpy())
 
 
-def load(folder: Path, dtype: Dtype, device: torch.device, pooling: Pooling) -> SentenceModel:
+def load_sentence_transformers_model(folder: Path, dtype: Dtype, device: torch.device, pooling: Pooling) -> SentenceTransformersModel:
     """A folder as sentence-transformers loads it."""
     try:
         from sentence_transformers import SentenceTransformer
@@ -65,15 +65,15 @@ def load(folder: Path, dtype: Dtype, device: torch.device, pooling: Pooling) -> 
         processor_kwargs={"chat_template": None},
     )
     modules.eval()
-    _assert_plain(modules)
+    _check_no_chat_template(modules)
     if pooling == "model":
-        return SentenceModel(modules, None, device)
-    return SentenceModel(
-        modules, ItsPooling(modules[0].get_embedding_dimension(), pooling_mode=ITS_WORDS[pooling]), device
+        return SentenceTransformersModel(modules, None, device)
+    return SentenceTransformersModel(
+        modules, ItsPooling(modules[0].get_embedding_dimension(), pooling_mode=POOLING_MODES[pooling]), device
     )
 
 
-def _assert_plain(modules: Any) -> None:
+def _check_no_chat_template(modules: Any) -> None:
     ids = modules.preprocess([PROBE])["input_ids"][0]
     read = modules.tokenizer.decode(ids, skip_special_tokens=True).strip()
     if read.lower() != PROBE:

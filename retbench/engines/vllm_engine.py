@@ -12,15 +12,15 @@ import numpy as np
 
 from retbench.cards.method import Attention, Pooling
 from retbench.cards.model import Dtype
-from retbench.engines.fingerprints import read_json
+from retbench.engines.fingerprints import read_json_object
 from retbench.errors import MissingError, UsageError
 
-QUIET = {
+ENVIRONMENT_DEFAULTS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # another process costs a minute to start and gains nothing here
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-ITS_WORDS: dict[Pooling, str] = {"last": "LAST", "mean": "MEAN"}
+POOLING_TYPES: dict[Pooling, str] = {"last": "LAST", "mean": "MEAN"}
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class VllmModel:
 
     engine: Any
     dimension: int
-    longest: int  # tokens of a row
+    max_length: int  # tokens of a row
 
-    def vectors(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+    def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """One vector a row of token ids."""
-        if (most := max(map(len, rows))) > self.longest:
+        if (most := max(map(len, rows))) > self.max_length:
             raise UsageError(
-                f"a text of {most} tokens is longer than vLLM takes for this model ({self.longest})",
-                f"give --set max_length={self.longest} or less, and room for the method's template",
+                f"a text of {most} tokens is longer than vLLM takes for this model ({self.max_length})",
+                f"give --set max_length={self.max_length} or less, and room for the method's template",
             )
         prompts = [{"prompt_token_ids": row.tolist()} for row in rows]
         found = self.engine.embed(prompts, use_tqdm=False)
@@ -44,7 +44,7 @@ class VllmModel:
 
 
 @contextmanager
-def _out_of_its_sight() -> Iterator[None]:
+def _hide_llvmlite() -> Iterator[None]:
     """On a CPU vLLM looks into every loaded module and stumbles over one of llvmlite, which bm25s brings by numba."""
     hidden = sys.modules.pop("llvmlite.binding.ffi", None)
     try:
@@ -54,9 +54,9 @@ def _out_of_its_sight() -> Iterator[None]:
             sys.modules["llvmlite.binding.ffi"] = hidden
 
 
-def library() -> Any:
+def import_vllm() -> Any:
     """The package, with its own chatter off."""
-    for name, value in QUIET.items():
+    for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
         import vllm
@@ -69,26 +69,26 @@ def library() -> Any:
     return vllm
 
 
-def start(folder: Path, dtype: Dtype, longest: int, **wanted: Any) -> Any:
+def start_engine(folder: Path, dtype: Dtype, max_length: int, **wanted: Any) -> Any:
     """Its engine for a folder, in this process, for sequences up to `longest` tokens."""
-    theirs = library()
-    with _out_of_its_sight():
-        return theirs.LLM(model=str(folder), dtype=dtype, max_model_len=longest, **wanted)
+    theirs = import_vllm()
+    with _hide_llvmlite():
+        return theirs.LLM(model=str(folder), dtype=dtype, max_model_len=max_length, **wanted)
 
 
-def load(folder: Path, dtype: Dtype, pooling: Pooling, attention: Attention, longest: int) -> VllmModel:
+def load_vllm_model(folder: Path, dtype: Dtype, pooling: Pooling, attention: Attention, max_length: int) -> VllmModel:
     """A folder behind vLLM's pooling runner, for texts up to `longest` tokens or as many as the model has positions."""
-    longest = min(longest, _positions(folder) or longest)
+    max_length = min(max_length, _read_max_positions(folder) or max_length)
     wanted: dict[str, Any] = {"hf_overrides": {"is_causal": False}} if attention == "bidirectional" else {}
-    pooler = library().config.PoolerConfig(pooling_type=ITS_WORDS[pooling])
-    engine = start(
-        folder, dtype, longest, runner="pooling", convert="embed", enforce_eager=True, pooler_config=pooler, **wanted
+    pooler = import_vllm().config.PoolerConfig(pooling_type=POOLING_TYPES[pooling])
+    engine = start_engine(
+        folder, dtype, max_length, runner="pooling", convert="embed", enforce_eager=True, pooler_config=pooler, **wanted
     )
-    return VllmModel(engine, int(engine.llm_engine.model_config.get_hidden_size()), longest)
+    return VllmModel(engine, int(engine.llm_engine.model_config.get_hidden_size()), max_length)
 
 
-def _positions(folder: Path) -> int | None:
+def _read_max_positions(folder: Path) -> int | None:
     """How many positions the weights were made for; vLLM refuses to be asked for more."""
-    config = read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     found: int | None = config.get("text_config", config).get("max_position_embeddings")
     return found

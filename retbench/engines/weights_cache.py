@@ -20,11 +20,11 @@ from retbench.errors import DataError
 
 MANIFEST = "weights.json"
 
-Say = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Made:
+class PreparedWeights:
     """A folder ready to be kept: where it was put together, and what it is made from."""
 
     folder: Path
@@ -36,7 +36,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class WeightsManifest:
     """What a finished folder says about itself; `files` are the names and sizes that make it whole."""
 
     source: str
@@ -47,18 +47,18 @@ class Manifest:
     files: dict[str, int]
 
 
-def place(name: str) -> Path:
+def get_weights_folder(name: str) -> Path:
     """The folder that keeps the weights of this name."""
     return user_config.cache_folder() / "weights" / quote(name, safe="")
 
 
-def read(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> WeightsManifest | None:
     """The manifest of a finished folder; None when there is none, an error when files have been lost since."""
     file = folder / MANIFEST
     if not file.exists():
         return None
     try:
-        manifest = Manifest(**parse_json(file.read_text(encoding="utf-8")))
+        manifest = WeightsManifest(**parse_json(file.read_text(encoding="utf-8")))
         sizes = list(manifest.files.items())
     except (ValueError, TypeError, AttributeError) as problem:
         raise DataError(f"{file} is not a manifest: {problem}", f"delete {folder} and fetch it again") from problem
@@ -68,19 +68,19 @@ def read(folder: Path) -> Manifest | None:
     return manifest
 
 
-def keep(folder: Path, wanted: Callable[[Manifest], bool], make: Callable[[Path], Made]) -> Manifest:
+def get_or_create(folder: Path, wanted: Callable[[WeightsManifest], bool], make: Callable[[Path], PreparedWeights]) -> WeightsManifest:
     """The finished `folder`: the one that is there when it is the `wanted` one, else what `make` builds.
 
     One process builds; others that want the same wait for it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
-        manifest = read(folder)
+        manifest = read_manifest(folder)
         if manifest and wanted(manifest):
             return manifest
         work = folder.with_name(f"{folder.name}.partial")
         try:
-            manifest = _finish(make(work), folder)
+            manifest = _publish(make(work), folder)
         except DataError:
             shutil.rmtree(work, ignore_errors=True)  # an interrupted fetch goes on from here, a wrong one starts over
             raise
@@ -88,7 +88,7 @@ def keep(folder: Path, wanted: Callable[[Manifest], bool], make: Callable[[Path]
         return manifest
 
 
-def emptied(folder: Path) -> Path:
+def create_empty_folder(folder: Path) -> Path:
     """The folder, with nothing in it of an earlier try."""
     if folder.exists():
         shutil.rmtree(folder)
@@ -96,10 +96,10 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
-def _finish(made: Made, folder: Path) -> Manifest:
+def _publish(made: PreparedWeights, folder: Path) -> WeightsManifest:
     files = [file for file in sorted(made.folder.rglob("*")) if file.is_file()]
     sizes = {str(file.relative_to(made.folder)): file.stat().st_size for file in files}
-    manifest = Manifest(made.source, made.fingerprint, made.sha256, made.revision, made.label, sizes)
+    manifest = WeightsManifest(made.source, made.fingerprint, made.sha256, made.revision, made.label, sizes)
     (made.folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
     for file in (*files, made.folder / MANIFEST):
         file.chmod(0o644)  # safetensors are written for their owner alone, and a cache is often shared

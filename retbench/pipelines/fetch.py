@@ -1,7 +1,7 @@
-"""The fetch story: a name becomes weights or collections in the cache, each verified; and what is there already.
+"""Fetch weights and collections into the cache by name, and list what is cached.
 
-One that fails, for want of a licence or of a network, does not stop the others, and what came before an interruption
-is not fetched again.
+A failed item (no licence, no network) does not stop the others, and finished downloads are not repeated after an
+interruption.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,20 +16,20 @@ from retbench.engines import weights
 from retbench.errors import RetbenchError, UsageError, suggest_names
 
 FetchRow = dict[str, Any]
-MAX_NAMES = 6  # missing tasks named in a summary
+MAX_NAMES = 6  # missing tasks listed in a summary
 
 
-def fetch_by_name(name: str, say: Callable[[str], None]) -> Iterator[FetchRow]:
-    """A model, a task or every task of a suite; a failure is a row with its error."""
+def fetch_by_name(name: str, log_status: Callable[[str], None]) -> Iterator[FetchRow]:
+    """Fetch a model, a task or every task of a suite; a failure is a row with its error."""
     for task in _resolve_tasks(name):
-        yield _try_fetch(task, "collection", lambda task=task: _fetch_collection(task, say))  # type: ignore[misc]  # a default binds it now
+        yield _try_fetch(task, "collection", lambda task=task: _fetch_collection(task, log_status))  # type: ignore[misc]  # a default argument binds the loop variable
     if not _resolve_tasks(name):
         card = _find_model(name)
-        yield _try_fetch(card.name, "weights", lambda: _fetch_weights(card, say))
+        yield _try_fetch(card.name, "weights", lambda: _fetch_weights(card, log_status))
 
 
 def list_cached(names: list[str]) -> list[FetchRow]:
-    """What is here and how large: of each task and model named; without names, of every suite."""
+    """List the cached state and size of tasks and models; without names, of every suite."""
     if not names:
         return [_build_suite_row(suite.name) for suite in catalog.load_suites()]
     return [
@@ -52,8 +52,8 @@ def _resolve_tasks(name: str) -> tuple[str, ...]:
 def _find_model(name: str) -> ModelCard:
     if name in catalog.load_model_cards() or "/" in name:
         return catalog.find_model_card(name)
-    known = [*catalog.load_model_cards().cards, *catalog.load_task_cards().cards, *catalog.load_suites().cards]
-    raise UsageError(f"there is no model, task or suite called {name!r}", suggest_names(name, known))
+    known_names = [*catalog.load_model_cards().cards, *catalog.load_task_cards().cards, *catalog.load_suites().cards]
+    raise UsageError(f"there is no model, task or suite called {name!r}", suggest_names(name, known_names))
 
 
 def _try_fetch(name: str, kind: str, fetch: Callable[[], FetchRow]) -> FetchRow:
@@ -64,30 +64,30 @@ def _try_fetch(name: str, kind: str, fetch: Callable[[], FetchRow]) -> FetchRow:
         return {"name": name, "kind": kind, **failure}
 
 
-def _fetch_weights(card: ModelCard, say: Callable[[str], None]) -> FetchRow:
+def _fetch_weights(card: ModelCard, log_status: Callable[[str], None]) -> FetchRow:
     if card.weights is None:
         return {"name": card.name, "kind": "model without weights", "megabytes": 0.0, "fingerprint": "-"}
-    local = weights.fetch(card, say)
+    local = weights.fetch_weights(card, log_status)
     return {"name": card.name, "kind": "weights", "megabytes": local.bytes / 1e6, "fingerprint": local.fingerprint}
 
 
-def _fetch_collection(name: str, say: Callable[[str], None]) -> FetchRow:
+def _fetch_collection(name: str, log_status: Callable[[str], None]) -> FetchRow:
     card = catalog.find_task_card(name)
-    collection = open_collection.fetch_collection(card, say)
+    collection = open_collection.fetch_collection(card, log_status)
     megabytes = get_cache_status(card).megabytes
     return {"name": name, "kind": "collection", "megabytes": megabytes, "fingerprint": collection.fingerprint}
 
 
 def _build_task_row(task: str) -> FetchRow:
-    found = get_cache_status(catalog.find_task_card(task))
+    status = get_cache_status(catalog.find_task_card(task))
     return {
-        "name": task, "kind": "collection", "state": found.state, "documents": found.documents,
-        "queries": found.queries, "megabytes": found.megabytes, "origin": found.origin,
+        "name": task, "kind": "collection", "state": status.state, "documents": status.documents,
+        "queries": status.queries, "megabytes": status.megabytes, "origin": status.origin,
     }  # fmt: skip
 
 
 def _build_model_row(card: ModelCard) -> FetchRow:
-    local = weights.find(card) if card.weights else None
+    local = weights.find_local_weights(card) if card.weights else None
     state = "cached" if local else "missing" if card.weights else "needs none"
     megabytes = round(local.bytes / 1e6, 1) if local else 0.0
     origin = card.weights.repo or card.weights.source if card.weights else "-"
@@ -95,29 +95,29 @@ def _build_model_row(card: ModelCard) -> FetchRow:
 
 
 def _build_suite_row(suite: str) -> FetchRow:
-    """One suite; a place that tasks share is counted once."""
-    found = [
+    """Build the row of a suite; files shared by several tasks count once."""
+    statuses = [
         get_cache_status(catalog.find_task_card(task)) for task in catalog.load_suites().find(suite).expand_tasks()
     ]
-    missing = [one.task for one in found if one.state == "missing"]
+    missing = [status.task for status in statuses if status.state == "missing"]
     return {
-        "name": suite, "kind": "suite", "state": f"{len(found) - len(missing)} of {len(found)} here",
-        "megabytes": round(sum(map(measure_size, _collect_paths(found))) / 1e6, 1), "missing": missing,
+        "name": suite, "kind": "suite", "state": f"{len(statuses) - len(missing)} of {len(statuses)} available",
+        "megabytes": round(sum(map(measure_size, _collect_paths(statuses))) / 1e6, 1), "missing": missing,
     }  # fmt: skip
 
 
-def _collect_paths(found: list[CacheStatus]) -> set[Path]:
-    return {place for one in found for place in one.paths}
+def _collect_paths(statuses: list[CacheStatus]) -> set[Path]:
+    return {path for status in statuses for path in status.paths}
 
 
 def format_row(row: FetchRow) -> str:
-    """One row for a reader."""
+    """Format one row as a line of text."""
     if "error" in row:
         return f"{row['name']}: not fetched"
     if "state" not in row:
         return f"{row['name']}: {row['megabytes']:,.1f} MB in the cache ({row['kind']}, {row['fingerprint'][:12]})"
     counts = "".join(f", {row[what]:,} {what}" for what in ("documents", "queries") if row.get(what) is not None)
-    absent = row.get("missing", [])
-    more = f" and {len(absent) - MAX_NAMES} more" if len(absent) > MAX_NAMES else ""
-    missing = f"; missing: {', '.join(absent[:MAX_NAMES])}{more}" if absent else ""
+    missing_names = row.get("missing", [])
+    more = f" and {len(missing_names) - MAX_NAMES} more" if len(missing_names) > MAX_NAMES else ""
+    missing = f"; missing: {', '.join(missing_names[:MAX_NAMES])}{more}" if missing_names else ""
     return f"{row['name']}: {row['state']}, {row['megabytes']:,.1f} MB{counts}{missing}"

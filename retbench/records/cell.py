@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from retbench.cards import catalog
-from retbench.cards.model import UNKNOWN
+from retbench.cards.model import UNKNOWN_TRAINING_SETS
 from retbench.errors import PARTLY_DONE
 from retbench.records.record import Record
 
@@ -68,12 +68,12 @@ def seen(training_sets: tuple[str, ...] | None, card: dict[str, Any]) -> Literal
     own = card.get("collection") or _collection(card["name"])
     if any(own == learned or own.startswith(f"{learned}/") for learned in map(_collection, training_sets)):
         return "seen"
-    return "unknown" if UNKNOWN in training_sets else "unseen"
+    return "unknown" if UNKNOWN_TRAINING_SETS in training_sets else "unseen"
 
 
 def _collection(name: str) -> str:
     """The collection a task is a variant of; a name that no card has stands for itself."""
-    card = catalog.tasks().cards.get(name)
+    card = catalog.load_task_cards().cards.get(name)
     return (card.collection if card else None) or name
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from retbench.cards.decode import from_json
+from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
-from retbench.store.shard_store import write_whole
+from retbench.store.shard_store import write_file_atomically
 
 ENDING = ".failed.json"
 ANY_METHOD = "-"  # the model itself could not be opened
@@ -43,7 +43,7 @@ class Failure:
     def write(self, file: Path) -> None:
         """Store the note."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
+        write_file_atomically(file, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
 
 
 def labelled(method: str, rerank: Sequence[str]) -> str:
@@ -54,6 +54,6 @@ def labelled(method: str, rerank: Sequence[str]) -> str:
 def read_failure(file: Path) -> Failure:
     """One note."""
     try:
-        return Failure(**from_json(file.read_text(encoding="utf-8")))
+        return Failure(**parse_json(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as problem:
         raise DataError(f"{file} is not a note of a failed cell: {problem}", "remove it") from problem

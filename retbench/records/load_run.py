@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from retbench.cards import catalog
-from retbench.cards.user_config import cache_folder, path_part
-from retbench.corpora.collection import Collection, load
-from retbench.corpora.collection_cache import MANIFEST, absent
+from retbench.cards.user_config import cache_folder, encode_path_part
+from retbench.corpora.collection import Collection, load_collection
+from retbench.corpora.collection_cache import MANIFEST, find_missing_ids
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.records.record import Record
@@ -49,16 +49,16 @@ def collection_of(record: Record) -> Collection:
 
 def _candidates(record: Record) -> list[Collection]:
     drop = record.settings.get("excluded") == "drop"
-    folders = sorted((cache_folder() / "collections").glob(f"{path_part(record.task)}-*/{MANIFEST}"))
+    folders = sorted((cache_folder() / "collections").glob(f"{encode_path_part(record.task)}-*/{MANIFEST}"))
     found = []
     for manifest in folders:
         try:
-            found.append(load(manifest.parent, record.settings["split"], drop))
+            found.append(load_collection(manifest.parent, record.settings["split"], drop))
         except (RetbenchError, KeyError, TypeError):  # another collection of that name, or an older stored form
             continue
-    if record.task in catalog.tasks():
+    if record.task in catalog.load_task_cards():
         with suppress(RetbenchError):  # not fetched; the caller says so
-            found.append(open_collection(replace(catalog.task(record.task), split=record.settings["split"])))
+            found.append(open_collection(replace(catalog.find_task_card(record.task), split=record.settings["split"])))
     return found
 
 
@@ -89,7 +89,7 @@ def rankings(folder: Path, collection: Collection) -> dict[str, list[str]]:
     file = folder / "run.trec.gz"
     found = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(file).items()}
     ranked = {document for ids in found.values() for document in ids}
-    strange = {*found} - {*collection.judgments} or absent(ranked, collection.corpus)
+    strange = {*found} - {*collection.judgments} or find_missing_ids(ranked, collection.corpus)
     if strange:
         cause = f"{file} ranks {min(strange)!r}, which the collection does not have"
         raise DataError(cause, "remove the run's folder and run the cell again")

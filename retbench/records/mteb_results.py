@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog
-from retbench.cards.decode import from_json
-from retbench.engines.fingerprints import read_json
+from retbench.cards.text_parsers import parse_json
+from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, MissingError
 
 META = "model_meta.json"
@@ -32,7 +32,7 @@ def read_results(file: Path) -> list[Result]:
     The model's name is beside it in model_meta.json, or in the folders' names.
     """
     try:
-        facts = from_json(file.read_text(encoding="utf-8"))
+        facts = parse_json(file.read_text(encoding="utf-8"))
         name, splits = facts["task_name"], facts["scores"]
         main = "test" if "test" in splits else next(iter(splits))
         found = {
@@ -65,7 +65,7 @@ def _model(file: Path) -> str:
     folder, settings = file.parent, ""
     if folder.parent.name == EXPERIMENTS:  # another measurement of the model, under a name of its own
         folder, settings = folder.parent.parent, f" ({folder.name})"
-    named = read_json(file.parent / META).get("name") if (file.parent / META).is_file() else None
+    named = read_json_object(file.parent / META).get("name") if (file.parent / META).is_file() else None
     model = named if isinstance(named, str) else folder.parent.name.replace("__", "/", 1) or file.stem
     return f"{model}{settings}"
 
@@ -73,7 +73,7 @@ def _model(file: Path) -> str:
 def _tasks() -> dict[tuple[str, str | None, str], str]:
     """Our tasks by mteb's name, subset and split; of several cards of one collection the plain one."""
     known: dict[tuple[str, str | None, str], str] = {}
-    for card in sorted(catalog.tasks(), key=lambda card: card.collection is not None):
+    for card in sorted(catalog.load_task_cards(), key=lambda card: card.collection is not None):
         if card.source.mteb and card.protocol in PROTOCOLS:
             known.setdefault((card.source.mteb, card.source.subset, card.split), card.name)
     return known

@@ -28,14 +28,14 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retbench.cards.decode import from_json
-from retbench.cards.user_config import path_part
+from retbench.cards.text_parsers import parse_json
+from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError, ResourceError
 from retbench.records.failure import ANY_METHOD, ENDING, Failure, labelled, read_failure
 from retbench.records.migrate import migrate
 from retbench.records.record import Record
 from retbench.records.scored_run import AGAIN, PER_QUERY, DamagedError, Kept, kept
-from retbench.store.shard_store import flush
+from retbench.store.shard_store import flush_to_disk
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Ledger:
 
     def folder(self, suite: str, task: str, model: str, settings_id: str) -> Path:
         """Where one run lives."""
-        return self.root.joinpath(*map(path_part, (suite, task, model)), settings_id)
+        return self.root.joinpath(*map(encode_path_part, (suite, task, model)), settings_id)
 
     def find(self, folder: Path) -> Record | None:
         """The finished record in a run's folder; one that was damaged since is told and does not count."""
@@ -149,7 +149,7 @@ class Ledger:
 def read(file: Path) -> Record:
     """One record.json."""
     try:
-        facts = from_json(file.read_text(encoding="utf-8"))
+        facts = parse_json(file.read_text(encoding="utf-8"))
         return Record(**migrate(facts, str(file)))
     except (ValueError, TypeError, KeyError, AttributeError) as problem:
         raise DamagedError(f"{file} is not a record: {problem}", AGAIN) from problem
@@ -201,7 +201,7 @@ def _publish(partial: Path, folder: Path) -> None:
     except OSError:
         if not _same(partial, folder):
             raise
-    flush(folder.parent)
+    flush_to_disk(folder.parent)
 
 
 def _same(partial: Path, folder: Path) -> bool:
@@ -216,7 +216,7 @@ def _same(partial: Path, folder: Path) -> bool:
 
 
 def _note(folder: Path, method: str) -> Path:
-    return folder / f"{path_part(method)}{ENDING}"
+    return folder / f"{encode_path_part(method)}{ENDING}"
 
 
 def _write_files(folder: Path, record: Record, run: Run) -> None:
@@ -232,7 +232,7 @@ def _write_files(folder: Path, record: Record, run: Run) -> None:
     (folder / "sample.json").write_text(json.dumps(run.sample, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
-        flush(path)
+        flush_to_disk(path)
 
 
 def trec(rankings: Mapping[str, Sequence[str]], tag: str) -> bytes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from retbench.errors import DataError
 from retbench.records.record import Record
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 PER_QUERY = "per_query.parquet"
 AGAIN = "remove its folder and run the cell again"
@@ -56,7 +56,7 @@ def kept(folder: Path, record: Record) -> Kept:
 
 
 def _checked(folder: Path, record: Record) -> Kept:
-    if digest(record.settings)[:12] != record.settings_id:
+    if compute_digest(record.settings)[:12] != record.settings_id:
         raise DamagedError(f"{folder}: the settings do not give the settings-id {record.settings_id}", AGAIN)
     queries, values = _query_scores(folder)
     far = [name for name in values if not math.isclose(values[name].mean(), record.scores[name], abs_tol=1e-9)]

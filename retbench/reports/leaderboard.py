@@ -18,7 +18,7 @@ from retbench.records.scored_run import Kept
 from retbench.reports.published_tables import Published
 from retbench.reports.ranks import Place, places
 from retbench.reports.suite_average import entries, tree_mean
-from retbench.store.digest import canonical
+from retbench.store.digest import to_canonical_json
 
 CONTESTANT = ("encoder", "lexical", "retriever", "engine", "run", "rerankers", "depth")
 SHARED = ("split", "sample", "protocol")  # rules that hold for all tasks of a block
@@ -140,7 +140,7 @@ def _editions(runs: list[Kept]) -> Callable[[Kept], str]:
     known: dict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
 
     def content(run: Kept) -> tuple[Any, ...]:
-        return (run.metric, canonical(rules(run.record.settings)))
+        return (run.metric, to_canonical_json(rules(run.record.settings)))
 
     def contest(run: Kept) -> tuple[str, ...]:
         return (*_contest(run.record.settings, run.record.suite, run.record.task), run.record.task)

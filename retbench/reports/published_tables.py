@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retbench.cards import toml_parser
-from retbench.errors import UsageError, closest
+from retbench.errors import UsageError, suggest_names
 from retbench.reports.suite_average import entries, tree_mean
 
 FOLDER = Path(__file__).parent / "references"
@@ -77,7 +77,7 @@ def published(*folders: Path, only: tuple[str, ...] = ()) -> list[Published]:
     tables |= {table.name: table for folder in folders for table in map(read, sorted(folder.glob("*.toml")))}
     for name in only:
         if name not in tables:
-            raise UsageError(f"there is no published table called {name!r}", closest(name, tables))
+            raise UsageError(f"there is no published table called {name!r}", suggest_names(name, tables))
     return [row for name in (only or tables) for row in _rows(tables[name])]
 
 
@@ -89,11 +89,13 @@ def shipped() -> tuple[Table, ...]:
 
 def read(file: Path) -> Table:
     """One table; a row of the wrong length is an error that names it."""
-    table = toml_parser.load(Table, file)
+    table = toml_parser.load_card(Table, file)
     for model, scores in table.rows.items():
         if len(scores) != len(table.tasks):
-            place = toml_parser.Place(file, file.read_text(encoding="utf-8"), ("rows", model))
-            raise place.wrong(f"{len(scores)} scores for {len(table.tasks)} tasks", "write nan for a score not known")
+            place = toml_parser.CardLocation(file, file.read_text(encoding="utf-8"), ("rows", model))
+            raise place.make_error(
+                f"{len(scores)} scores for {len(table.tasks)} tasks", "write nan for a score not known"
+            )
     return table
 
 

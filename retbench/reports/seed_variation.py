@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from retbench.reports.leaderboard import Block, Row
-from retbench.store.digest import canonical
+from retbench.store.digest import to_canonical_json
 
 ONE_SEED = "‡"
 
@@ -73,7 +73,7 @@ def _course(row: Row) -> str | None:
         return None
     recipe = {key: value for key, value in training["recipe"].items() if key != "seed"}
     data = training["data"]
-    return canonical([row.label, row.card.get("parent"), recipe, data.get("set"), data.get("fingerprint")])
+    return to_canonical_json([row.label, row.card.get("parent"), recipe, data.get("set"), data.get("fingerprint")])
 
 
 def _seed(row: Row) -> Any:

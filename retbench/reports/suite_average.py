@@ -8,11 +8,11 @@ from retbench.cards import catalog
 
 def entries(suite: str, tasks: Iterable[str] | None = None) -> dict[str, tuple[str, ...]]:
     """What is averaged: a task or a group, with its members among `tasks` (all of the suite's if none are given)."""
-    card = catalog.suites().find(suite) if suite in catalog.suites() else None
+    card = catalog.load_suites().find(suite) if suite in catalog.load_suites() else None
     groups = (card.groups or {}) if card else {}
     owner = {task: group for group, members in groups.items() for task in members}
     found: dict[str, tuple[str, ...]] = {}
-    for task in (card.members() if card else ()) if tasks is None else tasks:
+    for task in (card.expand_tasks() if card else ()) if tasks is None else tasks:
         name = owner.get(task, task)
         found[name] = (*found.get(name, ()), task)
     return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from retbench.cards.user_config import home
+from retbench.cards.user_config import load_user_config
 from retbench.reports.leaderboard import Block, Row
 from retbench.reports.published_tables import Published
 from retbench.reports.ranks import ALPHA
@@ -63,7 +63,7 @@ def _parameters(row: Row) -> float | None:
 
 def price(row: Row) -> float | None:
     """What a million documents cost at the rates in retbench.toml; none where the machine has no rate."""
-    rates, costs = home().prices or {}, []
+    rates, costs = load_user_config().prices or {}, []
     for run in row.runs.values():
         machine, speed = run.record.machine, run.record.cost.get("documents_per_second")
         rate = rates.get(str(machine.get("gpu"))) or rates.get(str(machine.get("cpu")))

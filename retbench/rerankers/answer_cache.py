@@ -11,9 +11,9 @@ from typing import Any
 
 from retbench.cards.text_parsers import parse_json
 from retbench.cards.user_config import cache_folder, encode_path_part
-from retbench.engines.generator import Answer, Generator
-from retbench.store.digest import digest
-from retbench.store.shard_store import write_whole
+from retbench.engines.generator import GeneratedAnswer, Generator
+from retbench.store.digest import compute_digest
+from retbench.store.shard_store import write_file_atomically
 
 STORED_KEYS = ("text", "yes", "read", "written")  # the fields of Answer, in order; cached files use these keys
 
@@ -34,47 +34,47 @@ class CachedGenerator:
         """Return the settings of the model that decide an answer."""
         return self.inner.describe()
 
-    def cut(self, texts: Sequence[str], most: int) -> list[str]:
+    def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Cut each text to its first tokens."""
-        return self.inner.cut(texts, most)
+        return self.inner.truncate_texts(texts, max_tokens)
 
-    def fits(self, prompt: str, most: int) -> bool:
+    def fits_context(self, prompt: str, max_tokens: int) -> bool:
         """Return whether prompt and answer fit into the context."""
-        return self.inner.fits(prompt, most)
+        return self.inner.fits_context(prompt, max_tokens)
 
     @property
     def folder(self) -> Path:
         """The folder of this model's answers."""
         return cache_folder() / "answers" / encode_path_part(self.inner.name)
 
-    def write(self, prompt: str, most: int, form: str = "") -> Answer:
+    def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
         """Return the cached answer, or generate and store it."""
-        request = {"form": form} if form else {}
-        file = self._answer_file({"prompt": prompt, "most": most, **request})
-        return self._load_answer(file) or self._store_answer(file, self.inner.write(prompt, most, form))
+        request = {"form": pattern} if pattern else {}
+        file = self._answer_file({"prompt": prompt, "most": max_tokens, **request})
+        return self._load_answer(file) or self._store_answer(file, self.inner.generate(prompt, max_tokens, pattern))
 
-    def odds(self, prompts: Sequence[str]) -> list[Answer]:
+    def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         """Return the cached log-odds of each prompt, and compute and store the missing ones."""
         files = [self._answer_file({"prompt": prompt, "odds": True}) for prompt in prompts]
         cached = [self._load_answer(file) for file in files]
         missing = [prompt for prompt, answer in zip(prompts, cached, strict=True) if answer is None]
-        new = iter(self.inner.odds(missing) if missing else [])
+        new = iter(self.inner.score_yes_no(missing) if missing else [])
         return [answer or self._store_answer(file, next(new)) for file, answer in zip(files, cached, strict=True)]
 
     def _answer_file(self, request: dict[str, Any]) -> Path:
-        key = digest({**self.inner.describe(), **request})
+        key = compute_digest({**self.inner.describe(), **request})
         return self.folder / key[:2] / f"{key[2:34]}.json"
 
-    def _load_answer(self, file: Path) -> Answer | None:
+    def _load_answer(self, file: Path) -> GeneratedAnswer | None:
         try:
             stored = parse_json(file.read_bytes())
-            answer = Answer(*(stored[key] for key in STORED_KEYS))
+            answer = GeneratedAnswer(*(stored[key] for key in STORED_KEYS))
         except (FileNotFoundError, ValueError, TypeError, KeyError):  # not asked yet, or half written by a full disk
             return None
         self.cache_hits += 1
         return answer
 
-    def _store_answer(self, file: Path, answer: Answer) -> Answer:
+    def _store_answer(self, file: Path, answer: GeneratedAnswer) -> GeneratedAnswer:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(dict(zip(STORED_KEYS, answer, strict=True))).encode())
+        write_file_atomically(file, json.dumps(dict(zip(STORED_KEYS, answer, strict=True))).encode())
         return answer

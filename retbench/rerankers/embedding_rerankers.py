@@ -1,112 +1,111 @@
-"""Reranking by vectors: candidates in the order of the cosine between their stored vectors and one vector that asks.
+"""Reranking by embeddings: candidates sorted by the cosine between their stored vectors and a query vector.
 
-What differs is who asks: the plain query, the query moved towards the first documents (Rocchio's feedback), or a prompt
-that lists them (`listing.py`). Documents are never embedded again.
+The rerankers differ in the query vector: the query's own, the query moved towards the first documents (Rocchio
+feedback), or the embedding of a prompt that lists them (`listwise_embedding.py`). Documents are never embedded again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from retbench.cards.reranker_settings import Rocchio
-from retbench.rerankers.candidates import Pool, falling, windows
+from retbench.cards.reranker_settings import RocchioSettings
+from retbench.rerankers.candidates import Candidates, iterate_windows, make_descending_scores
 
-Documents = Callable[[np.ndarray], np.ndarray]  # rows of the collection to unit vectors
+VectorLookup = Callable[[np.ndarray], np.ndarray]  # from rows of the corpus to unit vectors
 
 
-class Asker(Protocol):
-    """From a query and its candidates to the vector they are compared with."""
+class QueryEmbedder(Protocol):
+    """Makes the query vector that the candidates are compared with."""
 
-    def __call__(self, pool: Pool) -> np.ndarray:
-        """A vector of length one."""
+    def embed(self, candidates: Candidates) -> np.ndarray:
+        """Return a unit vector for the query and its candidates."""
         ...
 
-    def facts(self) -> dict[str, Any]:
-        """What was read and cut."""
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return the counts for the record; empty if no text is read."""
         ...
 
-    def first(self) -> dict[str, Any]:
-        """The first prompt, where there is one."""
+    def sample(self) -> dict[str, Any]:
+        """Return the first prompt; empty if there is none."""
         ...
 
 
 @dataclass(frozen=True)
-class ByVectors:
-    """The reranker around an asker."""
+class EmbeddingReranker:
+    """Sorts candidates by the cosine with the vector of a query embedder."""
 
-    ask: Asker
-    documents: Documents
+    query_embedder: QueryEmbedder
+    look_up_vectors: VectorLookup
     depth: int
     window: int = 0
     step: int = 10
 
-    def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """By cosine; over several windows the order alone is left."""
-        order, cosines = np.arange(len(pool.rows)), np.zeros(0)
-        parts = list(windows(len(order), self.window, self.step))
-        for part in parts:
-            within, cosines = self._compared(pool.take(order[part]))
-            order[part] = order[part][within]
-        return order, cosines if len(parts) == 1 else falling(len(order))
+    def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Sort by cosine. With several windows the cosines are not comparable, so the scores only encode the order."""
+        order, cosines = np.arange(len(candidates.rows)), np.zeros(0)
+        windows = list(iterate_windows(len(order), self.window, self.step))
+        for window in windows:
+            new_order, cosines = self._sort_by_cosine(candidates.take(order[window]))
+            order[window] = order[window][new_order]
+        return order, cosines if len(windows) == 1 else make_descending_scores(len(order))
 
-    def _compared(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        cosines = self.documents(pool.rows) @ self.ask(pool)
-        order = np.lexsort((pool.rows, -cosines))  # a tie goes to the lower row, as in every search here
+    def _sort_by_cosine(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        cosines = self.look_up_vectors(candidates.rows) @ self.query_embedder.embed(candidates)
+        order = np.lexsort((candidates.rows, -cosines))  # ties are ordered by row, as in dense search
         return order, cosines[order].astype(np.float64)
 
-    def facts(self) -> dict[str, Any]:
-        """What the asker read."""
-        return self.ask.facts()
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return the counts of the query embedder."""
+        return self.query_embedder.collect_statistics()
 
-    def first(self) -> dict[str, Any]:
-        """The asker's first prompt."""
-        return self.ask.first()
-
-
-@dataclass(frozen=True)
-class Plain:
-    """The query's own vector."""
-
-    queries: np.ndarray
-
-    def __call__(self, pool: Pool) -> np.ndarray:
-        """The vector as it was stored."""
-        return np.asarray(self.queries[pool.number])
-
-    def facts(self) -> dict[str, Any]:
-        """Nothing is read."""
-        return {}
-
-    def first(self) -> dict[str, Any]:
-        """There is no prompt."""
-        return {}
+    def sample(self) -> dict[str, Any]:
+        """Return the first prompt of the query embedder."""
+        return self.query_embedder.sample()
 
 
 @dataclass(frozen=True)
-class Feedback:
-    """Rocchio's feedback: the first documents are taken as relevant and, with a gamma, the last as not."""
+class StoredQueryEmbedder:
+    """Uses the stored vector of the query."""
 
-    queries: np.ndarray
-    documents: Documents
-    settings: Rocchio
-    counts: dict[str, Any] = field(default_factory=dict)
+    query_vectors: np.ndarray
 
-    def __call__(self, pool: Pool) -> np.ndarray:
-        """The moved vector, at length one again."""
+    def embed(self, candidates: Candidates) -> np.ndarray:
+        """Return the stored vector."""
+        return np.asarray(self.query_vectors[candidates.query_row])
+
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return nothing: no text is read."""
+        return {}
+
+    def sample(self) -> dict[str, Any]:
+        """Return nothing: there is no prompt."""
+        return {}
+
+
+@dataclass(frozen=True)
+class RocchioEmbedder:
+    """Rocchio feedback: the first candidates count as relevant and, if gamma is set, the last as not relevant."""
+
+    query_vectors: np.ndarray
+    look_up_vectors: VectorLookup
+    settings: RocchioSettings
+
+    def embed(self, candidates: Candidates) -> np.ndarray:
+        """Return the moved query vector, normalised to length 1."""
         settings = self.settings
-        moved = settings.alpha * self.queries[pool.number]
-        moved = moved + settings.beta * self.documents(pool.rows[: settings.documents]).mean(axis=0)
+        vector = settings.alpha * self.query_vectors[candidates.query_row]
+        vector = vector + settings.beta * self.look_up_vectors(candidates.rows[: settings.documents]).mean(axis=0)
         if settings.gamma:
-            moved = moved - settings.gamma * self.documents(pool.rows[-settings.documents :]).mean(axis=0)
-        length = float(np.linalg.norm(moved))
-        return np.asarray((moved / (length or 1.0)).astype(np.float32))
+            vector = vector - settings.gamma * self.look_up_vectors(candidates.rows[-settings.documents :]).mean(axis=0)
+        length = float(np.linalg.norm(vector))
+        return np.asarray((vector / (length or 1.0)).astype(np.float32))
 
-    def facts(self) -> dict[str, Any]:
-        """Nothing is read."""
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return nothing: no text is read."""
         return {}
 
-    def first(self) -> dict[str, Any]:
-        """There is no prompt."""
+    def sample(self) -> dict[str, Any]:
+        """Return nothing: there is no prompt."""
         return {}

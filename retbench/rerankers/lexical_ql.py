@@ -1,33 +1,33 @@
-"""Reranking by query likelihood over words: the document that would most likely have asked the query comes first."""
+"""Reranking by lexical query likelihood: documents are sorted by the probability of the query under their words."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from retbench.rerankers.candidates import Pool
-from retbench.retrievers.query_likelihood import Dirichlet
+from retbench.rerankers.candidates import Candidates
+from retbench.retrievers.query_likelihood import DirichletIndex
 
 
 @dataclass(frozen=True)
-class ByWords:
-    """Candidates by log P(query | document); those without a word of the query keep their order at the end."""
+class LexicalQLReranker:
+    """Sorts candidates by log P(query | document). Candidates without any query word keep their order at the end."""
 
-    index: Dirichlet
+    index: DirichletIndex
     depth: int
 
-    def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """By falling likelihood; equal ones keep their order."""
-        values = self.index.likelihoods(pool.query)[pool.rows]
-        known = values[np.isfinite(values)]
-        values = np.where(np.isfinite(values), values, known.min() - 1 if len(known) else 0.0)
-        order = np.argsort(-values, kind="stable")
-        return order, values[order]
+    def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Sort by descending likelihood; ties keep the first stage's order."""
+        likelihoods = self.index.compute_log_likelihoods(candidates.query)[candidates.rows]
+        finite = likelihoods[np.isfinite(likelihoods)]
+        likelihoods = np.where(np.isfinite(likelihoods), likelihoods, finite.min() - 1 if len(finite) else 0.0)
+        order = np.argsort(-likelihoods, kind="stable")
+        return order, likelihoods[order]
 
-    def facts(self) -> dict[str, Any]:
-        """Nothing is cut."""
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return nothing: no text is cut."""
         return {}
 
-    def first(self) -> dict[str, Any]:
-        """There is no prompt."""
+    def sample(self) -> dict[str, Any]:
+        """Return nothing: there is no prompt."""
         return {}

@@ -1,7 +1,7 @@
-"""E2Rank's reranking: the first documents and the query are one prompt (`encoders/listing.py`), embedded once.
+"""E2Rank reranking: the first documents and the query form one prompt (`encoders/listwise_prompt.py`), embedded once.
 
-What does not fit is shared out: every document may have equally many tokens, and one that would have too few is left
-out.
+If the prompt is too long, every document is cut to the same number of tokens. If that number is too small, the last
+documents are left out.
 """
 
 from collections.abc import Callable
@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards.reranker_settings import E2Rank
+from retbench.cards.reranker_settings import E2RankSettings
 from retbench.encoders.dense_encoder import DenseEncoder
-from retbench.encoders.listwise_prompt import Sheet, text, words
-from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.listwise_prompt import ListwisePromptTokenizer, build_listwise_prompt, take_first_words
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.errors import InapplicableError
-from retbench.rerankers.candidates import Pool
-from retbench.rerankers.shares import LEAST, largest
+from retbench.rerankers.candidates import MIN_DOCUMENT_TOKENS, Candidates, find_largest_share
 
 
 @dataclass
-class Counts:
-    """What became of the texts, over all prompts."""
+class PromptCounts:
+    """Prompts, tokens and texts cut, over all queries."""
 
     prompts: int = 0
     tokens: int = 0
@@ -31,77 +30,82 @@ class Counts:
 
 
 @dataclass
-class Prompts:
-    """From a query and its candidates to the tokens of one prompt that fits."""
+class ListwisePromptBuilder:
+    """Builds the token ids of one prompt, within the length limit, from a query and its candidates."""
 
-    sheet: Sheet
-    settings: E2Rank
-    texts: Callable[[int], str]  # a document of the collection by its row
-    counts: Counts = field(default_factory=Counts)
+    sheet: ListwisePromptTokenizer
+    settings: E2RankSettings
+    load_text: Callable[[int], str]  # a document's text by its row in the corpus
+    counts: PromptCounts = field(default_factory=PromptCounts)
 
-    def __call__(self, pool: Pool) -> Tokens:
-        """The prompt of the first documents."""
-        documents = [words(self.texts(int(row)), self.settings.words) for row in pool.rows[: self.settings.documents]]
-        return self.fitted(pool.query, documents)
+    def build(self, candidates: Candidates) -> TokenizedTexts:
+        """Build the prompt of the first documents."""
+        documents = [
+            take_first_words(self.load_text(int(row)), self.settings.words)
+            for row in candidates.rows[: self.settings.documents]
+        ]
+        return self.fit_prompt(candidates.query, documents)
 
-    def told(self, tokens: Tokens) -> dict[str, Any]:
-        """A prompt in plain sight."""
+    def show_prompt(self, tokens: TokenizedTexts) -> dict[str, Any]:
+        """Return a prompt as text and token ids, for `sample.json` and `--dry-run`."""
         ids = tokens[0].tolist()
-        return {"prompt": self.sheet.wording.tokenizer.decode(ids), "ids": ids}
+        return {"prompt": self.sheet.prompt_tokenizer.tokenizer.decode(ids), "ids": ids}
 
-    def fitted(self, query: str, documents: list[str]) -> Tokens:
-        """The prompt's tokens; of too many, every document may have the same share, the largest that fits."""
-        whole = self.sheet.tokens(text(query, documents))
-        if len(whole.flat) <= self.sheet.limit:
-            return whole
+    def fit_prompt(self, query: str, documents: list[str]) -> TokenizedTexts:
+        """Tokenise the prompt; if it is too long, cut all documents to the same, largest possible length."""
+        tokens = self.sheet.tokenize(build_listwise_prompt(query, documents))
+        if len(tokens.flat) <= self.sheet.limit:
+            return tokens
         self.counts.prompts_cut += 1
-        query = self._short(query)
-        for kept in range(len(documents), 1, -1):
-            made = self._shared(query, documents[:kept])
-            if made:
-                self.counts.documents_left_out += len(documents) - kept
-                return made
+        query = self._cut_query(query)
+        for count in range(len(documents), 1, -1):
+            fitting = self._cut_documents(query, documents[:count])
+            if fitting:
+                self.counts.documents_left_out += len(documents) - count
+                return fitting
         raise InapplicableError(
-            f"fewer than two documents of {LEAST} tokens fit into a prompt of {self.sheet.limit}",
+            f"a prompt of {self.sheet.limit} tokens cannot hold two documents of {MIN_DOCUMENT_TOKENS} tokens",
             "use a model with a longer context",
         )
 
-    def _short(self, query: str) -> str:
-        """A query that would leave documents less than half of the room is cut to that half."""
-        (short,) = self.sheet.cut([query], self.sheet.limit // 2)
+    def _cut_query(self, query: str) -> str:
+        """Cut the query to half of the limit, so that the documents have the other half."""
+        (short,) = self.sheet.truncate_texts([query], self.sheet.limit // 2)
         self.counts.queries_cut += short != query
         return short
 
-    def _shared(self, query: str, documents: list[str]) -> Tokens | None:
-        return largest(
-            max(LEAST, *map(self.sheet.length, documents)),
-            lambda share: self.sheet.tokens(text(query, self.sheet.cut(documents, share))),
-            lambda made: len(made.flat) <= self.sheet.limit,
+    def _cut_documents(self, query: str, documents: list[str]) -> TokenizedTexts | None:
+        return find_largest_share(
+            max(MIN_DOCUMENT_TOKENS, *map(self.sheet.count_tokens, documents)),
+            lambda share: self.sheet.tokenize(
+                build_listwise_prompt(query, self.sheet.truncate_texts(documents, share))
+            ),
+            lambda tokens: len(tokens.flat) <= self.sheet.limit,
         )
 
 
 @dataclass
-class Listing:
-    """The asker: embeds the prompt of each query."""
+class ListwisePromptEmbedder:
+    """Embeds one listwise prompt per query."""
 
     encoder: DenseEncoder
-    prompts: Prompts
-    after: Callable[[np.ndarray], np.ndarray]
-    shown: dict[str, Any] = field(default_factory=dict)
+    prompt_builder: ListwisePromptBuilder
+    postprocess: Callable[[np.ndarray], np.ndarray]
+    first_prompt: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, pool: Pool) -> np.ndarray:
-        """The prompt's vector."""
-        tokens, counts = self.prompts(pool), self.prompts.counts
+    def embed(self, candidates: Candidates) -> np.ndarray:
+        """Return the embedding of the prompt."""
+        tokens, counts = self.prompt_builder.build(candidates), self.prompt_builder.counts
         counts.prompts += 1
         counts.tokens += len(tokens.flat)
-        self.shown = self.shown or self.prompts.told(tokens)
-        return np.asarray(self.after(self.encoder.vectors(tokens))[0])
+        self.first_prompt = self.first_prompt or self.prompt_builder.show_prompt(tokens)
+        return np.asarray(self.postprocess(self.encoder.encode(tokens))[0])
 
-    def facts(self) -> dict[str, Any]:
-        """Prompts, tokens and what was cut."""
-        sheet = self.prompts.sheet
-        return {**vars(self.prompts.counts), "limit": sheet.limit, "form": "chat" if sheet.chat else "plain"}
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return prompts, tokens, texts cut, the length limit and the prompt's form."""
+        sheet = self.prompt_builder.sheet
+        return {**vars(self.prompt_builder.counts), "limit": sheet.limit, "form": "chat" if sheet.chat else "plain"}
 
-    def first(self) -> dict[str, Any]:
-        """The first prompt as it was read."""
-        return self.shown
+    def sample(self) -> dict[str, Any]:
+        """Return the first prompt as text and token ids."""
+        return self.first_prompt

@@ -1,7 +1,7 @@
-"""Asking a language model about candidates (InsertRank, arXiv 2506.14086): what is shown, and how an answer is read.
+"""Prompts for reranking by a language model (InsertRank, arXiv 2506.14086), and the parser of its answers.
 
-The paper's wording is not published; ours keeps the order of a re-implementation: a sentence that announces the scores,
-the query, every document with its index and on the next line its score, then the request.
+The paper does not publish its prompt. This one has the order of a re-implementation: a sentence that introduces the
+scores, the query, every document with its number and, on the next line, its score, then the instruction.
 """
 
 import re
@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards.reranker_settings import Pointwise
-from retbench.engines.generator import Answer, Generator
+from retbench.cards.reranker_settings import PointwiseSettings
+from retbench.engines.generator import GeneratedAnswer, Generator
 from retbench.errors import UsageError
-from retbench.rerankers.candidates import Pool
-from retbench.rerankers.shares import LEAST, largest
+from retbench.rerankers.candidates import MIN_DOCUMENT_TOKENS, Candidates, find_largest_share
 
-WORD = re.compile(r"\[?\d+\]?(?:\s*(?:>|,|\n)\s*\[?\d+\]?)*\.?")
-DIGITS = 9  # no list is as long as a longer number
+STRICT_ORDER = re.compile(r"\[?\d+\]?(?:\s*(?:>|,|\n)\s*\[?\d+\]?)*\.?")
+MAX_DIGITS = 9  # a longer number is out of range in any list
 
 
 @dataclass
-class Tally:
-    """What was asked and answered, over all queries."""
+class GenerationUsage:
+    """Requests, tokens, cut prompts and repaired answers, over all queries. The field names are keys of the record."""
 
     requests: int = 0
     read: int = 0
@@ -33,123 +32,130 @@ class Tally:
     repaired: int = 0
     unanswered: int = 0
 
-    def add(self, answer: Answer) -> None:
-        """Count one answer."""
+    def count_answer(self, answer: GeneratedAnswer) -> None:
+        """Count one request and its tokens."""
         self.requests += 1
-        self.read += answer.read
-        self.written += answer.written
+        self.read += answer.prompt_tokens
+        self.written += answer.answer_tokens
 
 
 @dataclass
-class Desk:
-    """What both ways of asking share: texts, scores, controls, and prompts that fit."""
+class PromptBuilder:
+    """What listwise and pointwise prompts share: texts, scores, shuffling, the length limit, and the usage counts."""
 
     generator: Generator
-    settings: Pointwise
-    texts: Callable[[int], str]
-    label: str  # what the scores are
-    tally: Tally = field(default_factory=Tally)
-    shown: dict[str, Any] = field(default_factory=dict)
+    settings: PointwiseSettings
+    load_text: Callable[[int], str]  # a document's text by its row in the corpus
+    score_label: str  # the name of the scores in the prompt, such as "BM25 score"
+    usage: GenerationUsage = field(default_factory=GenerationUsage)
+    first_exchange: dict[str, Any] = field(default_factory=dict)
 
-    def laid_out(self, pool: Pool) -> tuple[np.ndarray, list[str], list[str]]:
-        """The candidates in the order they are shown, as positions; their texts and their scores, in that order."""
-        draw = np.random.default_rng([self.settings.seed, zlib.crc32(pool.query.encode())])
-        count = len(pool.rows)
-        order = draw.permutation(count) if self.settings.order == "shuffled" else np.arange(count)
-        documents = self.generator.cut([self.texts(int(row)) for row in pool.rows[order]], self.settings.cut)
-        scores = scaled(pool.scores, self.settings.scores, draw)
-        return order, documents, [scores[place] for place in order] if scores else []
-
-    def fitted(self, make: Callable[[Sequence[str]], str], documents: list[str], most: int) -> str:
-        """A prompt that fits; where it does not, every document may have the same share, the largest that fits."""
-        prompt = make(documents)
-        if self.generator.fits(prompt, most):
-            return prompt
-        self.tally.prompts_cut += 1
-        best = largest(
-            self.settings.cut,
-            lambda share: make(self.generator.cut(documents, share)),
-            lambda shorter: self.generator.fits(shorter, most),
+    def arrange_candidates(self, candidates: Candidates) -> tuple[np.ndarray, list[str], list[str]]:
+        """Return the order in which candidates are shown, as positions, and their texts and scores in that order."""
+        rng = np.random.default_rng([self.settings.seed, zlib.crc32(candidates.query.encode())])
+        count = len(candidates.rows)
+        order = rng.permutation(count) if self.settings.order == "shuffled" else np.arange(count)
+        documents = self.generator.truncate_texts(
+            [self.load_text(int(row)) for row in candidates.rows[order]], self.settings.cut
         )
-        if best is None:
+        scores = format_scores(candidates.scores, self.settings.scores, rng)
+        return order, documents, [scores[position] for position in order] if scores else []
+
+    def fit_prompt(
+        self, build_prompt: Callable[[Sequence[str]], str], documents: list[str], max_answer_tokens: int
+    ) -> str:
+        """Build the prompt; if it is too long, cut all documents to the same, largest possible length."""
+        prompt = build_prompt(documents)
+        if self.generator.fits_context(prompt, max_answer_tokens):
+            return prompt
+        self.usage.prompts_cut += 1
+        fitting = find_largest_share(
+            self.settings.cut,
+            lambda share: build_prompt(self.generator.truncate_texts(documents, share)),
+            lambda shorter: self.generator.fits_context(shorter, max_answer_tokens),
+        )
+        if fitting is None:
             raise UsageError(
-                f"a prompt with {len(documents)} documents of {LEAST} tokens does not fit into the context of "
-                f"{self.generator.name}",
+                f"a prompt with {len(documents)} documents of {MIN_DOCUMENT_TOKENS} tokens is longer than the context "
+                f"of {self.generator.name}",
                 "give a smaller window=, or a model with a longer context",
             )
-        return best
+        return fitting
 
-    def remember(self, prompt: str, answer: str) -> None:
-        """Keep the first prompt and its answer."""
-        self.shown = self.shown or {"prompt": prompt, "answer": answer}
+    def keep_first_exchange(self, prompt: str, answer: str) -> None:
+        """Keep the first prompt and its answer for `sample.json`."""
+        self.first_exchange = self.first_exchange or {"prompt": prompt, "answer": answer}
 
 
-def scaled(scores: np.ndarray, how: str, draw: np.random.Generator) -> list[str]:
-    """The scores as they are written; none where none are."""
-    if how == "none":
+def format_scores(scores: np.ndarray, form: str, rng: np.random.Generator) -> list[str]:
+    """Format scores for the prompt; an empty list if the form is `none`."""
+    if form == "none":
         return []
-    if how == "shuffled":
-        return [f"{score:.3f}" for score in draw.permutation(scores)]
-    if how == "raw":
+    if form == "shuffled":
+        return [f"{score:.3f}" for score in rng.permutation(scores)]
+    if form == "raw":
         return [f"{score:.3f}" for score in scores]
     low, high = float(scores.min()), float(scores.max())
-    between = (scores - low) / (high - low) if high > low else np.ones(len(scores))
-    return [f"{100 * score:.1f}" if how == "percent" else f"{score:.3f}" for score in between]
+    scaled = (scores - low) / (high - low) if high > low else np.ones(len(scores))
+    return [f"{100 * score:.1f}" if form == "percent" else f"{score:.3f}" for score in scaled]
 
 
-def with_score(document: str, label: str, scores: Sequence[str], place: int) -> str:
-    """A document, and on the next line its score."""
-    return f"{document}\n{label}: {scores[place]}" if scores else document
+def append_score(document: str, label: str, scores: Sequence[str], position: int) -> str:
+    """Return the document and, on the next line, its score; only the document if there are no scores."""
+    return f"{document}\n{label}: {scores[position]}" if scores else document
 
 
-def list_prompt(query: str, documents: Sequence[str], scores: Sequence[str], label: str) -> str:
-    """The prompt for the order of a list."""
-    announced = (
+def build_listwise_prompt(query: str, documents: Sequence[str], scores: Sequence[str], label: str) -> str:
+    """Build the prompt that asks for the order of a list."""
+    introduction = (
         f"Each passage is given with its {label}, which a first search gave it for the query.\n\n" if scores else ""
     )
     listed = "\n\n".join(
-        f"[{place + 1}] {with_score(document, label, scores, place)}" for place, document in enumerate(documents)
+        f"[{position + 1}] {append_score(document, label, scores, position)}"
+        for position, document in enumerate(documents)
     )
-    by = "their content and their scores" if scores else "their content"
+    criteria = "their content and their scores" if scores else "their content"
     return (
-        f"{announced}Query: {query}\n\n{listed}\n\n"
-        f"Rank the {len(documents)} passages above by how well they answer the query, by {by}. Answer only with all "
-        f"{len(documents)} numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
+        f"{introduction}Query: {query}\n\n{listed}\n\n"
+        f"Rank the {len(documents)} passages above by how well they answer the query, by {criteria}. "
+        f"Answer only with all {len(documents)} numbers, the best passage first, "
+        "in this form: [best] > [second] > ... > [worst]"
     )
 
 
-def list_form(count: int) -> str:
-    """The form of an answer to it, for an engine that holds a model to one; a number may still come twice."""
+def build_order_pattern(count: int) -> str:
+    """Build the regular expression of an answer, for engines with guided decoding. It allows repeated numbers."""
     number = rf"\[({'|'.join(map(str, range(1, count + 1)))})\]"
     return f"{number}( > {number}){{{count - 1}}}"
 
 
-def point_prompt(query: str, document: str, score: str | None, label: str) -> str:
-    """The prompt for one document."""
-    announced = (
+def build_pointwise_prompt(query: str, document: str, score: str | None, label: str) -> str:
+    """Build the yes-or-no prompt for one document."""
+    introduction = (
         f"The passage is given with its {label}, which a first search gave it for the query.\n\n" if score else ""
     )
-    shown = with_score(document, label, [score] if score else [], 0)
+    passage = append_score(document, label, [score] if score else [], 0)
     return (
-        f"{announced}Query: {query}\n\nPassage: {shown}\n\n"
+        f"{introduction}Query: {query}\n\nPassage: {passage}\n\n"
         "Does the passage answer the query? Answer only with yes or no."
     )
 
 
-def parsed(answer: str, count: int) -> tuple[list[int], bool]:
-    """The order an answer gives, as positions, and whether it is one: every number once and nothing else.
+def parse_order(answer: str, count: int) -> tuple[list[int], bool]:
+    """Return the order in an answer, as positions, and whether the answer was valid: every number once, nothing else.
 
-    What is not is repaired by rule: the numbers that stand in it are taken in their order, each once; those that are
-    missing follow in the order they were shown. A model's thoughts before its answer are not read.
+    An invalid answer is repaired: its valid numbers keep their order, without repetitions; the missing ones follow in
+    the order in which they were shown. A reasoning text that ends in `</think>` is skipped.
     """
-    said = answer.rpartition("</think>")[2].strip()
-    strict = WORD.fullmatch(said.removeprefix("[").removesuffix("]") if _is_json(said) else said) is not None
-    numbers = re.findall(r"\[(\d+)\]", said) or re.findall(r"\d+", said)
-    found = [int(number[:DIGITS]) - 1 for number in numbers]
-    known = list(dict.fromkeys(place for place in found if 0 <= place < count))
-    order = known + [place for place in range(count) if place not in known]
-    return order, strict and sorted(found) == list(range(count))
+    text = answer.rpartition("</think>")[2].strip()
+    plain = text.removeprefix("[").removesuffix("]") if _is_json_list(text) else text
+    is_strict = STRICT_ORDER.fullmatch(plain) is not None
+    numbers = re.findall(r"\[(\d+)\]", text) or re.findall(r"\d+", text)
+    positions = [int(number[:MAX_DIGITS]) - 1 for number in numbers]
+    valid = list(dict.fromkeys(position for position in positions if 0 <= position < count))
+    order = valid + [position for position in range(count) if position not in valid]
+    return order, is_strict and sorted(positions) == list(range(count))
 
 
-def _is_json(said: str) -> bool:
-    return re.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]", said) is not None
+def _is_json_list(text: str) -> bool:
+    return re.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]", text) is not None

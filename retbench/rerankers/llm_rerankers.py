@@ -1,4 +1,4 @@
-"""Listwise and pointwise reranking by a language model, on whatever generator runs it."""
+"""Listwise and pointwise reranking by a language model, with any generator (transformers, vLLM, a server)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,110 +6,129 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards.reranker_settings import Listwise
-from retbench.rerankers.candidates import Pool, falling, windows
-from retbench.rerankers.llm_prompts import Desk, list_form, list_prompt, parsed, point_prompt
+from retbench.cards.reranker_settings import ListwiseSettings
+from retbench.rerankers.candidates import Candidates, iterate_windows, make_descending_scores
+from retbench.rerankers.llm_prompts import (
+    PromptBuilder,
+    build_listwise_prompt,
+    build_order_pattern,
+    build_pointwise_prompt,
+    parse_order,
+)
 
-A_NUMBER = 6  # tokens that `[20] > ` may take
+TOKENS_PER_NUMBER = 6  # upper bound for `[20] > `
 
 
 @dataclass(frozen=True)
-class Lists:
-    """The model writes the order of each window."""
+class ListwiseLLMReranker:
+    """The model generates the order of each window."""
 
-    desk: Desk
-    settings: Listwise
+    prompt_builder: PromptBuilder
+    settings: ListwiseSettings
 
     @property
     def depth(self) -> int:
-        """How many candidates it takes."""
+        """The number of candidates per query."""
         return self.settings.depth
 
-    def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """Window by window, from the last candidates to the first."""
-        order, documents, scores = self.desk.laid_out(pool)
-        places = np.arange(len(order))
-        for part in windows(len(order), self.settings.window, self.settings.step):
-            within = places[part]
-            answer = self._ordered(
-                pool.query,
-                [documents[place] for place in within],
-                [scores[place] for place in within] if scores else [],
+    def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Rerank window by window, from the last candidates to the first."""
+        order, documents, scores = self.prompt_builder.arrange_candidates(candidates)
+        positions = np.arange(len(order))
+        for window in iterate_windows(len(order), self.settings.window, self.settings.step):
+            window_positions = positions[window]
+            new_order = self._generate_order(
+                candidates.query,
+                [documents[position] for position in window_positions],
+                [scores[position] for position in window_positions] if scores else [],
             )
-            places[part] = within[answer]
-        return order[places], falling(len(order))
+            positions[window] = window_positions[new_order]
+        return order[positions], make_descending_scores(len(order))
 
-    def prompt(self, pool: Pool) -> str:
-        """What would be asked first."""
-        _, documents, scores = self.desk.laid_out(pool)
-        part = next(windows(len(documents), self.settings.window, self.settings.step))
-        return self._asked(pool.query, documents[part], scores[part])[0]
+    def build_first_prompt(self, candidates: Candidates) -> str:
+        """Build the prompt of the first window."""
+        _, documents, scores = self.prompt_builder.arrange_candidates(candidates)
+        window = next(iterate_windows(len(documents), self.settings.window, self.settings.step))
+        return self._build_prompt(candidates.query, documents[window], scores[window])[0]
 
-    def _asked(self, query: str, documents: list[str], scores: Sequence[str]) -> tuple[str, int]:
-        """A prompt, and how many tokens its answer may have."""
-        # behind an endpoint a model may think first, and a limit would cut its answer off
-        enough = A_NUMBER * (len(documents) + 1) if self.settings.engine != "endpoint" else 0
-        most, label = self.settings.written or enough, self.desk.label
-        return self.desk.fitted(lambda shown: list_prompt(query, shown, scores, label), documents, most), most
+    def _build_prompt(self, query: str, documents: list[str], scores: Sequence[str]) -> tuple[str, int]:
+        """Return the prompt and the maximum number of answer tokens (0: no limit)."""
+        # a model behind an endpoint may write reasoning first; a limit would cut off its answer
+        default_limit = TOKENS_PER_NUMBER * (len(documents) + 1) if self.settings.engine != "endpoint" else 0
+        max_answer_tokens, label = self.settings.written or default_limit, self.prompt_builder.score_label
 
-    def _ordered(self, query: str, documents: list[str], scores: Sequence[str]) -> list[int]:
-        desk, count = self.desk, len(documents)
-        prompt, most = self._asked(query, documents, scores)
-        answer = desk.generator.write(prompt, most, list_form(count) if self.settings.engine == "vllm" else "")
-        desk.tally.add(answer)
-        desk.remember(prompt, answer.text)
-        order, whole = parsed(answer.text, count)
-        desk.tally.repaired += not whole
-        desk.tally.unanswered += not any(character.isdigit() for character in answer.text)
+        def build_prompt(cut_documents: Sequence[str]) -> str:
+            return build_listwise_prompt(query, cut_documents, scores, label)
+
+        return self.prompt_builder.fit_prompt(build_prompt, documents, max_answer_tokens), max_answer_tokens
+
+    def _generate_order(self, query: str, documents: list[str], scores: Sequence[str]) -> list[int]:
+        prompt_builder, count = self.prompt_builder, len(documents)
+        prompt, max_answer_tokens = self._build_prompt(query, documents, scores)
+        pattern = build_order_pattern(count) if self.settings.engine == "vllm" else ""
+        answer = prompt_builder.generator.generate(prompt, max_answer_tokens, pattern)
+        prompt_builder.usage.count_answer(answer)
+        prompt_builder.keep_first_exchange(prompt, answer.text)
+        order, is_strict = parse_order(answer.text, count)
+        prompt_builder.usage.repaired += not is_strict
+        prompt_builder.usage.unanswered += not any(character.isdigit() for character in answer.text)
         return order
 
-    def facts(self) -> dict[str, Any]:
-        """Requests, tokens, and the share of answers that had to be repaired."""
-        tally = self.desk.tally
-        return {**vars(tally), "repair_rate": round(tally.repaired / tally.requests, 4) if tally.requests else None}
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return requests, tokens, and the share of repaired answers."""
+        usage = self.prompt_builder.usage
+        return {**vars(usage), "repair_rate": round(usage.repaired / usage.requests, 4) if usage.requests else None}
 
-    def first(self) -> dict[str, Any]:
-        """The first prompt and its answer."""
-        return self.desk.shown
+    def sample(self) -> dict[str, Any]:
+        """Return the first prompt and its answer."""
+        return self.prompt_builder.first_exchange
 
 
 @dataclass(frozen=True)
-class Points:
-    """The model says to each document how much rather yes than no; equal odds keep the order they were shown in."""
+class PointwiseLLMReranker:
+    """The model gives each document the log-odds of yes against no; ties keep the order in which they were shown."""
 
-    desk: Desk
+    prompt_builder: PromptBuilder
 
     @property
     def depth(self) -> int:
-        """How many candidates it takes."""
-        return self.desk.settings.depth
+        """The number of candidates per query."""
+        return self.prompt_builder.settings.depth
 
-    def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """One prompt a document."""
-        desk = self.desk
-        order, documents, scores = desk.laid_out(pool)
-        prompts = [self._asked(pool.query, one, scores[place : place + 1]) for place, one in enumerate(documents)]
-        answers = desk.generator.odds(prompts)
+    def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Ask one prompt per document and sort by the log-odds."""
+        prompt_builder = self.prompt_builder
+        order, documents, scores = prompt_builder.arrange_candidates(candidates)
+        prompts = [
+            self._build_prompt(candidates.query, document, scores[position : position + 1])
+            for position, document in enumerate(documents)
+        ]
+        answers = prompt_builder.generator.score_yes_no(prompts)
         for prompt, answer in zip(prompts, answers, strict=True):
-            desk.tally.add(answer)
-            desk.remember(prompt, f"{answer.yes:.4f}")
-        odds = np.array([answer.yes for answer in answers])
-        found = np.argsort(-odds, kind="stable")
-        return order[found], odds[found]
+            prompt_builder.usage.count_answer(answer)
+            prompt_builder.keep_first_exchange(prompt, f"{answer.log_odds:.4f}")
+        log_odds = np.array([answer.log_odds for answer in answers])
+        by_odds = np.argsort(-log_odds, kind="stable")
+        return order[by_odds], log_odds[by_odds]
 
-    def prompt(self, pool: Pool) -> str:
-        """What would be asked first."""
-        _, documents, scores = self.desk.laid_out(pool)
-        return self._asked(pool.query, documents[0], scores[:1])
+    def build_first_prompt(self, candidates: Candidates) -> str:
+        """Build the prompt of the first document."""
+        _, documents, scores = self.prompt_builder.arrange_candidates(candidates)
+        return self._build_prompt(candidates.query, documents[0], scores[:1])
 
-    def _asked(self, query: str, document: str, score: Sequence[str]) -> str:
-        told, label = (score[0] if score else None), self.desk.label
-        return self.desk.fitted(lambda shown: point_prompt(query, shown[0], told, label), [document], 1)
+    def _build_prompt(self, query: str, document: str, score: Sequence[str]) -> str:
+        written_score, label = (score[0] if score else None), self.prompt_builder.score_label
 
-    def facts(self) -> dict[str, Any]:
-        """Requests and tokens."""
-        return {key: value for key, value in vars(self.desk.tally).items() if key not in ("repaired", "unanswered")}
+        def build_prompt(cut_documents: Sequence[str]) -> str:
+            return build_pointwise_prompt(query, cut_documents[0], written_score, label)
 
-    def first(self) -> dict[str, Any]:
-        """The first prompt and its odds."""
-        return self.desk.shown
+        return self.prompt_builder.fit_prompt(build_prompt, [document], 1)
+
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return requests and tokens. Repairs exist only for listwise answers."""
+        usage = vars(self.prompt_builder.usage)
+        return {key: value for key, value in usage.items() if key not in ("repaired", "unanswered")}
+
+    def sample(self) -> dict[str, Any]:
+        """Return the first prompt and its log-odds."""
+        return self.prompt_builder.first_exchange

@@ -11,24 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards.ann_settings import Hnsw, Ivf, Near, named
+from retbench.cards.ann_settings import AnnSettings, HnswSettings, IvfSettings, format_ann_settings
 from retbench.engines.memory import threads
 from retbench.errors import MissingError
 from retbench.retrievers import exact_search
 from retbench.retrievers.ranking import Ranking
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 
-SAMPLE = 100  # queries whose exact ranking is known
-TRAINED_ON = 64  # vectors a list whose centres are learned
+RECALL_QUERIES = 100  # queries whose exact ranking is known
+TRAINING_VECTORS_PER_LIST = 64  # vectors a list whose centres are learned
 
 
-def search(
-    near: Near, queries: np.ndarray, blocks: Iterable[Block], k: int, documents: int
+def search_approximately(
+    ann_settings: AnnSettings, queries: np.ndarray, blocks: Iterable[VectorBlock], k: int, documents: int
 ) -> tuple[Ranking, dict[str, Any]]:
     """About the k best documents of every query, and how much of the exact ranking that is."""
-    index = Index(near, documents)
-    chosen = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), SAMPLE)).astype(int))
-    truth = exact_search.search(queries[chosen], index.passing(blocks), k)
+    index = ApproximateIndex(ann_settings, documents)
+    chosen = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), RECALL_QUERIES)).astype(int))
+    truth = exact_search.search(queries[chosen], index.index_while_streaming(blocks), k)
     ranking = index.search(queries, k)
     shares = [
         len(np.intersect1d(rows, ranking.rows[query])) / len(rows)
@@ -36,55 +36,55 @@ def search(
         if len(rows)
     ]
     recall = float(np.mean(shares)) if shares else 1.0
-    return ranking, {"search": named(near), "recall": recall, "at": k, "sampled_queries": len(chosen)}
+    return ranking, {"search": format_ann_settings(ann_settings), "recall": recall, "at": k, "sampled_queries": len(chosen)}
 
 
-class Index:
+class ApproximateIndex:
     """An index that is filled by a stream of blocks."""
 
-    def __init__(self, near: Near, documents: int) -> None:
-        self.near, self.documents = near, documents
-        self.faiss = _faiss()
+    def __init__(self, ann_settings: AnnSettings, documents: int) -> None:
+        self.ann_settings, self.documents = ann_settings, documents
+        self.faiss = _import_faiss()
         self.faiss.omp_set_num_threads(threads())
         self.index: Any = None
         self.waiting: list[np.ndarray] = []  # vectors before the centres are learned
         self.rows: list[np.ndarray] = []
 
     @property
-    def lists(self) -> int:
+    def list_count(self) -> int:
         """How many lists an inverted index has."""
-        wanted = (self.near.lists if isinstance(self.near, Ivf) else 0) or int(4 * math.sqrt(self.documents))
+        wanted = (self.ann_settings.lists if isinstance(self.ann_settings, IvfSettings) else 0) or int(4 * math.sqrt(self.documents))
         return max(1, min(wanted, self.documents))
 
-    def passing(self, blocks: Iterable[Block]) -> Iterator[Block]:
+    def index_while_streaming(self, blocks: Iterable[VectorBlock]) -> Iterator[VectorBlock]:
         """Add every block that passes."""
-        needed = TRAINED_ON * self.lists if isinstance(self.near, Ivf) else 0
+        needed = TRAINING_VECTORS_PER_LIST * self.list_count if isinstance(self.ann_settings, IvfSettings) else 0
         for block in blocks:
             self.rows.append(block.rows)
             self.waiting.append(np.ascontiguousarray(block.vectors, dtype=np.float32))
             if self.index is not None or sum(map(len, self.waiting)) >= needed:
-                self._take()
+                self._add_waiting_vectors()
             yield block
-        self._take()
+        self._add_waiting_vectors()
 
-    def _take(self) -> None:
+    def _add_waiting_vectors(self) -> None:
         if not self.waiting:
             return
         vectors = np.concatenate(self.waiting)
         self.waiting = []
         if self.index is None:
-            self.index = self._made(vectors)
+            self.index = self._create_index(vectors)
         self.index.add(vectors)
 
-    def _made(self, vectors: np.ndarray) -> Any:
+    def _create_index(self, vectors: np.ndarray) -> Any:
         """An empty index; its centres are learned from the first vectors, of every length."""
         width, product = vectors.shape[1], self.faiss.METRIC_INNER_PRODUCT
-        if isinstance(self.near, Hnsw):
-            graph = self.faiss.IndexHNSWFlat(width, self.near.links, product)
-            graph.hnsw.efConstruction, graph.hnsw.efSearch = self.near.building, self.near.breadth
+        if isinstance(self.ann_settings, HnswSettings):
+            graph = self.faiss.IndexHNSWFlat(width, self.ann_settings.links, product)
+            graph.hnsw.efConstruction, graph.hnsw.efSearch = self.ann_settings.building, self.ann_settings.breadth
             return graph
-        index = self.faiss.IndexIVFFlat(self.faiss.IndexFlatIP(width), width, min(self.lists, len(vectors)), product)
-        index.nprobe = self.near.probes
+        index = self.faiss.IndexIVFFlat(self.faiss.IndexFlatIP(width), width, min(self.list_count, len(vectors)), product)
+        index.nprobe = self.ann_settings.probes
         index.cp.min_points_per_centroid = 1  # a small corpus is no reason to warn on stderr
         index.train(vectors)
         return index
@@ -104,7 +104,7 @@ class Index:
         return ranked
 
 
-def _faiss() -> ModuleType:
+def _import_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError as problem:

@@ -8,30 +8,30 @@ from collections.abc import Iterable, Iterator
 import bm25s
 import numpy as np
 
-from retbench.cards.model import Lexical
-from retbench.retrievers.ranking import Ranking, best
-from retbench.retrievers.stemmed_terms import Terms
+from retbench.cards.model import LexicalSettings
+from retbench.retrievers.ranking import Ranking, select_top_k
+from retbench.retrievers.stemmed_terms import TermExtractor
 
 
-class BM25:
+class BM25Index:
     """An index over the texts of one corpus."""
 
-    def __init__(self, settings: Lexical, documents: Iterable[str]) -> None:
-        self.terms = Terms(settings)
+    def __init__(self, settings: LexicalSettings, documents: Iterable[str]) -> None:
+        self.terms = TermExtractor(settings)
         self.index = bm25s.BM25(method=settings.variant, k1=settings.k1, b=settings.b)
         self.index.index(self.terms(documents), show_progress=False)
 
     def search(self, queries: Iterable[str], k: int) -> Ranking:
         """The k best documents of every query."""
         rows, scores = [], []
-        for values in self._scores(queries):
-            found = best(values, k)
+        for values in self._score_queries(queries):
+            found = select_top_k(values, k)
             found = found[values[found] > 0]
             rows.append(found)
             scores.append(values[found])
         return Ranking(rows, scores)
 
-    def _scores(self, queries: Iterable[str]) -> Iterator[np.ndarray]:
+    def _score_queries(self, queries: Iterable[str]) -> Iterator[np.ndarray]:
         for words in self.terms(queries):
             known = [word for word in words if word in self.index.vocab_dict]
             nothing = np.zeros(self.index.scores["num_docs"], dtype=np.float32)

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retbench.engines.device import device, fast_bf16
+from retbench.engines.device import get_device, has_fast_bf16
 from retbench.engines.memory import keep_pages
 from retbench.retrievers.ranking import Ranking
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 
 QUERY_TILE = 512
 DOCUMENT_TILE = 2048
@@ -42,11 +42,11 @@ LOWEST = torch.finfo(torch.bfloat16).min / 2  # above minus infinity, which mark
 EMPTY = torch.iinfo(torch.int64).min  # below every key
 
 
-def search(queries: np.ndarray, blocks: Iterable[Block], k: int) -> Ranking:
+def search(queries: np.ndarray, blocks: Iterable[VectorBlock], k: int) -> Ranking:
     """The k best documents of every query over all blocks."""
     keep_pages()
-    here = device() if device().type == "cuda" else torch.device("cpu")
-    dtype = torch.bfloat16 if fast_bf16() and len(queries) >= FEW else torch.float32
+    here = get_device() if get_device().type == "cuda" else torch.device("cpu")
+    dtype = torch.bfloat16 if has_fast_bf16() and len(queries) >= FEW else torch.float32
     starts = range(0, len(queries), QUERY_TILE)
     tops = [Top(torch.from_numpy(queries[at : at + QUERY_TILE]).to(here), k) for at in starts]
     for window in _windows(blocks, here, dtype):
@@ -84,7 +84,7 @@ class Window:
         return Window.of([self.rows], self.parts, torch.float32)
 
 
-def _windows(blocks: Iterable[Block], here: torch.device, dtype: torch.dtype) -> Iterator[Window]:
+def _windows(blocks: Iterable[VectorBlock], here: torch.device, dtype: torch.dtype) -> Iterator[Window]:
     rows: list[torch.Tensor] = []
     parts: list[torch.Tensor] = []
     for block in blocks:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from retbench.retrievers.ranking import Ranking, best
+from retbench.retrievers.ranking import Ranking, select_top_k
 
 
-class Inverted:
+class InvertedIndex:
     """Documents are added block by block; the score of a document is the sum of weight products over shared terms."""
 
     def __init__(self) -> None:
@@ -13,7 +13,7 @@ class Inverted:
         self.terms: list[np.ndarray] = []
         self.weights: list[np.ndarray] = []
 
-    def add(self, rows: np.ndarray, terms: np.ndarray, weights: np.ndarray) -> None:
+    def add_documents(self, rows: np.ndarray, terms: np.ndarray, weights: np.ndarray) -> None:
         """Some documents, each with a row of terms and of weights; weight 0 is no term."""
         places = np.nonzero(weights)
         self.rows.append(rows[places[0]])
@@ -31,7 +31,7 @@ class Inverted:
             for term, weight in zip(query_terms[query_weights > 0], query_weights[query_weights > 0], strict=True):
                 first, last = np.searchsorted(known, [term, term + 1])
                 scores[owners[first:last]] += values[first:last] * weight  # a document has a term once
-            found = best(scores, k)
+            found = select_top_k(scores, k)
             found = found[scores[found] > 0]
             found_rows.append(found)
             found_scores.append(scores[found])

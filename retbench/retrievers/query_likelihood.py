@@ -14,16 +14,16 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from retbench.cards.model import Lexical
-from retbench.retrievers.ranking import Ranking, best
-from retbench.retrievers.stemmed_terms import Terms
+from retbench.cards.model import LexicalSettings
+from retbench.retrievers.ranking import Ranking, select_top_k
+from retbench.retrievers.stemmed_terms import TermExtractor
 
 
-class Dirichlet:
+class DirichletIndex:
     """Postings of one corpus: for every word its documents and how often it stands in them."""
 
-    def __init__(self, settings: Lexical, documents: Iterable[str]) -> None:
-        self.mu, self.terms = settings.mu, Terms(settings)
+    def __init__(self, settings: LexicalSettings, documents: Iterable[str]) -> None:
+        self.mu, self.terms = settings.mu, TermExtractor(settings)
         words = self.terms(documents)
         self.lengths = np.array([len(one) for one in words], dtype=np.float64)
         found: dict[str, list[tuple[int, int]]] = {}
@@ -36,18 +36,18 @@ class Dirichlet:
         """The k best documents of every query, with the logarithm of the query's likelihood."""
         rows, scores = [], []
         for words in self.terms(queries):
-            values, touched = self._likelihood(words)
-            found = best(values, k)
+            values, touched = self._compute_log_likelihoods(words)
+            found = select_top_k(values, k)
             found = found[touched[found]]
             rows.append(found)
             scores.append(values[found])
         return Ranking(rows, scores)
 
-    def likelihoods(self, query: str) -> np.ndarray:
+    def compute_log_likelihoods(self, query: str) -> np.ndarray:
         """The logarithm of one query's likelihood for every document, minus infinity where no word is shared."""
-        return self._likelihood(self.terms([query])[0])[0]
+        return self._compute_log_likelihoods(self.terms([query])[0])[0]
 
-    def _likelihood(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _compute_log_likelihoods(self, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """The logarithm for every document, minus infinity where no word is shared; and where one is."""
         total, mu = self.lengths.sum(), self.mu
         values, touched = np.zeros(len(self.lengths)), np.zeros(len(self.lengths), dtype=bool)

@@ -17,7 +17,7 @@ class Ranking:
     rows: list[np.ndarray]
     scores: list[np.ndarray]
 
-    def named(self, collection: Collection) -> dict[str, list[str]]:
+    def to_document_ids(self, collection: Collection) -> dict[str, list[str]]:
         """Query id to document ids."""
         ids = collection.corpus.ids()
         return {
@@ -25,24 +25,24 @@ class Ranking:
             for query, rows in zip(collection.queries.ids().to_pylist(), self.rows, strict=True)
         }
 
-    def prepared(self, collection: Collection, drop_same_id: bool, depth: int) -> "Ranking":
+    def filter_and_cut(self, collection: Collection, drop_same_id: bool, depth: int) -> "Ranking":
         """Cut to the depth, after what may not be ranked was removed: excluded documents, and the query's own id."""
         rows, scores = [], []
         ids = collection.corpus.ids()
         for query, found, values in zip(collection.queries.ids().to_pylist(), self.rows, self.scores, strict=True):
-            out = barred(collection, query, drop_same_id)
+            out = get_excluded_ids(collection, query, drop_same_id)
             kept = np.array([not out or ids[int(row)].as_py() not in out for row in found], dtype=bool)
             rows.append(found[kept][:depth])
             scores.append(values[kept][:depth])
         return Ranking(rows, scores)
 
 
-def barred(collection: Collection, query: str, drop_same_id: bool) -> frozenset[str]:
+def get_excluded_ids(collection: Collection, query: str, drop_same_id: bool) -> frozenset[str]:
     """What may not be ranked for a query: documents excluded for it, and its own id where the task drops that."""
     return collection.excluded.get(query, frozenset()) | ({query} if drop_same_id else frozenset())
 
 
-def best(scores: np.ndarray, k: int) -> np.ndarray:
+def select_top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """Positions of the k best scores, ties to the lower position."""
     if k < len(scores):
         threshold = np.partition(scores, len(scores) - k)[len(scores) - k]

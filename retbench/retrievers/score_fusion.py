@@ -6,30 +6,30 @@ there; where one side found nothing at all, the other's order stands.
 
 import numpy as np
 
-from retbench.retrievers.ranking import Ranking, best
+from retbench.retrievers.ranking import Ranking, select_top_k
 
-SMALL = 1e-9
+MIN_RANGE = 1e-9
 
 
-def fused(one: Ranking, other: Ranking, k: int) -> Ranking:
+def fuse_rankings(one: Ranking, other: Ranking, k: int) -> Ranking:
     """The k best of both, equally weighted."""
-    pairs = [_fused(*four, k) for four in zip(one.rows, one.scores, other.rows, other.scores, strict=True)]
+    pairs = [_fuse_query(*four, k) for four in zip(one.rows, one.scores, other.rows, other.scores, strict=True)]
     return Ranking([rows for rows, _ in pairs], [scores for _, scores in pairs])
 
 
-def _fused(
+def _fuse_query(
     rows: np.ndarray, scores: np.ndarray, other_rows: np.ndarray, other_scores: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     union = np.union1d(rows, other_rows).astype(np.int64)
     total = np.zeros(len(union))
     for found, values in ((rows, scores), (other_rows, other_scores)):
-        total[np.searchsorted(union, found)] += _between_0_and_1(values) / 2
-    chosen = best(total, k)
+        total[np.searchsorted(union, found)] += _scale_min_max(values) / 2
+    chosen = select_top_k(total, k)
     return union[chosen], total[chosen]
 
 
-def _between_0_and_1(scores: np.ndarray) -> np.ndarray:
+def _scale_min_max(scores: np.ndarray) -> np.ndarray:
     if not len(scores):
         return scores
     low, high = float(scores.min()), float(scores.max())
-    return np.asarray((scores.astype(np.float64) - low) / max(high - low, SMALL))
+    return np.asarray((scores.astype(np.float64) - low) / max(high - low, MIN_RANGE))

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 import bm25s
 import Stemmer
 
-from retbench.cards.model import Lexical
+from retbench.cards.model import LexicalSettings
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it narrates every step
 
 
-class Terms:
+class TermExtractor:
     """A text's words, by the settings of a card."""
 
-    def __init__(self, settings: Lexical) -> None:
+    def __init__(self, settings: LexicalSettings) -> None:
         self.stopwords = settings.stopwords
         self.stemmer = Stemmer.Stemmer(settings.stemmer)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from retbench.cards.task import Source
+from retbench.cards.task import SourceSpec
 from retbench.errors import MissingError
 
 Judgments = Mapping[str, Mapping[str, int]]
@@ -32,7 +32,7 @@ class Referee:
     score: Callable[[Judgments, Run], Scores]
 
 
-def referees(source: Source) -> list[Referee]:
+def referees(source: SourceSpec) -> list[Referee]:
     """Both of them, with the rules they have for a task from this source."""
     own = mteb_drops_same_id(source.mteb)
     return [

@@ -5,11 +5,11 @@ import json
 from typing import Any
 
 
-def canonical(facts: Any) -> str:
+def to_canonical_json(facts: Any) -> str:
     """One JSON text for one set of facts, whatever the order they were collected in."""
     return json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def digest(facts: Any) -> str:
+def compute_digest(facts: Any) -> str:
     """SHA-256 of the canonical JSON."""
-    return hashlib.sha256(canonical(facts).encode()).hexdigest()
+    return hashlib.sha256(to_canonical_json(facts).encode()).hexdigest()

@@ -9,11 +9,11 @@ from urllib.parse import unquote
 from filelock import FileLock, Timeout
 
 from retbench.cards.user_config import cache_folder, encode_path_part
-from retbench.store.shard_store import LOCK, USERS, Store
+from retbench.store.shard_store import LOCK, USED_BY, ShardStore
 from retbench.store.vector_formats import VectorDtype
 
 
-class Stored(NamedTuple):
+class CachedEmbeddings(NamedTuple):
     """One store as `retbench cache list` shows it."""
 
     folder: Path
@@ -23,42 +23,42 @@ class Stored(NamedTuple):
     finished: bool
     used_by: tuple[str, ...]
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The object `--json` prints."""
         facts = self._asdict()
         return {"model": facts.pop("model"), "key": facts.pop("folder").name, **facts}
 
 
-def place(model: str, key: str, vector_dtype: VectorDtype = "fp32") -> Store:
+def open_store(model: str, key: str, vector_dtype: VectorDtype = "fp32") -> ShardStore:
     """Where the vectors of one key lie."""
-    return Store(cache_folder() / "embeddings" / encode_path_part(model) / key[:32], vector_dtype)
+    return ShardStore(cache_folder() / "embeddings" / encode_path_part(model) / key[:32], vector_dtype)
 
 
-def shelf() -> list[Stored]:
+def list_cached_embeddings() -> list[CachedEmbeddings]:
     """Every store, the largest first."""
-    return sorted(_stores(), key=lambda stored: (-stored.bytes, stored.folder))
+    return sorted(_find_cached_embeddings(), key=lambda stored: (-stored.bytes, stored.folder))
 
 
-def _stores() -> Iterator[Stored]:
+def _find_cached_embeddings() -> Iterator[CachedEmbeddings]:
     for folder in (cache_folder() / "embeddings").glob("*/*/"):
-        store, users = Store(folder), folder / USERS
-        yield Stored(
+        store, users = ShardStore(folder), folder / USED_BY
+        yield CachedEmbeddings(
             folder,
             unquote(folder.parent.name),
             sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-            store.plan(dict).get("rows") if store.planned() else None,
-            store.complete(),
+            store.load_or_create_plan(dict).get("rows") if store.has_plan() else None,
+            store.is_complete(),
             tuple(sorted(unquote(file.name) for file in users.iterdir())) if users.is_dir() else (),
         )
 
 
-def remove(stored: Stored) -> bool:
+def remove_embeddings(embeddings: CachedEmbeddings) -> bool:
     """Take a store off the shelf; one that a process is working on stays."""
     try:
-        with FileLock(stored.folder / LOCK, timeout=0):
-            shutil.rmtree(stored.folder)
+        with FileLock(embeddings.folder / LOCK, timeout=0):
+            shutil.rmtree(embeddings.folder)
     except Timeout:
         return False
-    if not any(stored.folder.parent.iterdir()):
-        stored.folder.parent.rmdir()
+    if not any(embeddings.folder.parent.iterdir()):
+        embeddings.folder.parent.rmdir()
     return True

@@ -17,53 +17,53 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from retbench.errors import DataError, ResourceError
-from retbench.store.shard_store import PLAN, Block, Store, write_whole
+from retbench.store.shard_store import PLAN, VectorBlock, ShardStore, write_file_atomically
 from retbench.store.vector_formats import VectorDtype
 
 
 @dataclass(frozen=True)
-class Depot:
+class RemoteStorage:
     """One address."""
 
     address: str
 
     @cached_property
-    def _system(self) -> tuple[Any, str]:
+    def _filesystem(self) -> tuple[Any, str]:
         import fsspec
 
-        with self._reached():
+        with self._translate_errors():
             found: tuple[Any, str] = fsspec.core.url_to_fs(self.address)
         return found
 
-    def shelf(self, store: Store) -> "DepotShelf":
+    def open_shard_store(self, store: ShardStore) -> "RemoteShardStore":
         """The place of a store's files."""
-        return DepotShelf(self, f"embeddings/{store.folder.parent.name}/{store.folder.name}", store.vector_dtype)
+        return RemoteShardStore(self, f"embeddings/{store.folder.parent.name}/{store.folder.name}", store.vector_dtype)
 
-    def put(self, name: str, content: bytes) -> None:
+    def write_file(self, name: str, content: bytes) -> None:
         """Write a file."""
-        system, root = self._system
+        system, root = self._filesystem
         place = f"{root}/{name}"
-        with self._reached():
+        with self._translate_errors():
             system.makedirs(place.rpartition("/")[0], exist_ok=True)
             system.pipe_file(place, content)
 
-    def get(self, name: str) -> bytes | None:
+    def read_file(self, name: str) -> bytes | None:
         """A file's bytes; none where it is not there."""
-        system, root = self._system
-        with self._reached():
+        system, root = self._filesystem
+        with self._translate_errors():
             try:
                 content: bytes = system.cat_file(f"{root}/{name}")
             except FileNotFoundError:
                 return None
         return content
 
-    def keep(self, run: Path, results: Path) -> None:
+    def upload_run(self, run: Path, results: Path) -> None:
         """Copy a finished run, its record last."""
         for file in sorted(filter(Path.is_file, run.iterdir()), key=lambda path: path.name == "record.json"):
-            self.put(f"results/{run.relative_to(results).as_posix()}/{file.name}", file.read_bytes())
+            self.write_file(f"results/{run.relative_to(results).as_posix()}/{file.name}", file.read_bytes())
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, ImportError) as problem:
@@ -75,44 +75,44 @@ class Depot:
 
 
 @dataclass(frozen=True)
-class DepotShelf:
+class RemoteShardStore:
     """The files of one store in a depot."""
 
-    depot: Depot
+    storage: RemoteStorage
     name: str
     vector_dtype: VectorDtype
 
-    def share_plan(self, store: Store) -> None:
+    def sync_plan(self, store: ShardStore) -> None:
         """One plan for all: the depot's where this machine has none yet, else this machine's."""
         name = f"{self.name}/{PLAN}"
-        there = json.loads(self.depot.get(name) or b"null")
-        if not store.planned():
+        there = json.loads(self.storage.read_file(name) or b"null")
+        if not store.has_plan():
             if there:
-                store.plan(lambda: there)
+                store.load_or_create_plan(lambda: there)
             return
-        here = store.plan(dict)
+        here = store.load_or_create_plan(dict)
         if there is None:
-            self.depot.put(name, json.dumps(here, indent=1).encode())
+            self.storage.write_file(name, json.dumps(here, indent=1).encode())
         elif there != here:
             raise DataError(
-                f"{self.depot.address} holds the same vectors under another plan",
+                f"{self.storage.address} holds the same vectors under another plan",
                 f"remove {store.folder} to go on with that plan, or give another store=",
             )
 
-    def write(self, shard: int, block: Block, tokens: int, seconds: float, split_batches: int = 0) -> Block:
+    def write_shard(self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0) -> VectorBlock:
         """Store one finished shard, as a store does."""
         with TemporaryDirectory() as folder:
-            store = Store(Path(folder), self.vector_dtype)
-            kept = store.write(shard, block, tokens, seconds, split_batches)
-            for file in store.files(shard):
-                self.depot.put(f"{self.name}/{file.name}", file.read_bytes())
+            store = ShardStore(Path(folder), self.vector_dtype)
+            kept = store.write_shard(shard, block, tokens, seconds, split_batches)
+            for file in store.get_shard_files(shard):
+                self.storage.write_file(f"{self.name}/{file.name}", file.read_bytes())
         return kept
 
-    def bring(self, shard: int, store: Store) -> Block | None:
+    def download_shard(self, shard: int, store: ShardStore) -> VectorBlock | None:
         """Copy a finished shard into the store; none where it is not there, or damaged."""
-        for file in store.files(shard):
-            content = self.depot.get(f"{self.name}/{file.name}")
+        for file in store.get_shard_files(shard):
+            content = self.storage.read_file(f"{self.name}/{file.name}")
             if content is None:
                 return None
-            write_whole(file, content)
-        return store.read(shard)
+            write_file_atomically(file, content)
+        return store.read_shard(shard)

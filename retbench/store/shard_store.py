@@ -26,16 +26,16 @@ from safetensors.numpy import load, save
 
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import ResourceError
-from retbench.store.vector_formats import FORMS, VectorDtype, widened
+from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, decode_vectors
 
-LOCK, PLAN, MANIFEST, USERS = "lock", "plan.json", "manifest.json", "used-by"
-SEAL = "seal"  # of a note: the checksum of everything else in it
+LOCK, PLAN, MANIFEST, USED_BY = "lock", "plan.json", "manifest.json", "used-by"
+CHECKSUM_KEY = "seal"  # of a note: the checksum of everything else in it
 
 
 log = logging.getLogger(__name__)
 
 
-class Block(NamedTuple):
+class VectorBlock(NamedTuple):
     """Some rows and their vectors."""
 
     rows: np.ndarray
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Spent:
+class ShardCost:
     """What it took to compute some shards."""
 
     tokens: int
@@ -51,7 +51,7 @@ class Spent:
     split_batches: int  # batches that ran out of memory and were run in halves
 
 
-def write_whole(file: Path, content: bytes) -> None:
+def write_file_atomically(file: Path, content: bytes) -> None:
     """Write a file that is either complete or not there."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
@@ -60,7 +60,7 @@ def write_whole(file: Path, content: bytes) -> None:
             out.flush()
             os.fsync(out.fileno())
         partial.rename(file)
-        flush(file.parent)
+        flush_to_disk(file.parent)
     except OSError as problem:
         partial.unlink(missing_ok=True)
         raise ResourceError(
@@ -69,7 +69,7 @@ def write_whole(file: Path, content: bytes) -> None:
         ) from problem
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _read_metadata(file: Path) -> dict[str, Any]:
     """The object in a note; one that is damaged or not there says nothing."""
     try:
         facts = json.loads(file.read_bytes())
@@ -77,20 +77,20 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(facts, dict):
         return {}
-    seal = facts.pop(SEAL, None)  # the first stores had none
-    return facts if seal in (None, _seal(facts)) else {}
+    seal = facts.pop(CHECKSUM_KEY, None)  # the first stores had none
+    return facts if seal in (None, _compute_checksum(facts)) else {}
 
 
-def _sealed(facts: dict[str, Any]) -> bytes:
+def _encode_with_checksum(facts: dict[str, Any]) -> bytes:
     """A note with a checksum of its own, so that one changed digit is seen."""
-    return json.dumps({**facts, SEAL: _seal(facts)}, indent=1).encode()
+    return json.dumps({**facts, CHECKSUM_KEY: _compute_checksum(facts)}, indent=1).encode()
 
 
-def _seal(facts: dict[str, Any]) -> str:
+def _compute_checksum(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Make what was written survive a power cut; of a rename it is the folder: a name is the folder's content."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -100,14 +100,14 @@ def flush(path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Store:
+class ShardStore:
     """The vectors of one key."""
 
     folder: Path
     vector_dtype: VectorDtype = "fp32"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Two processes with the same key would do the same work: the second waits, then finds it done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCK):
@@ -115,78 +115,78 @@ class Store:
                 orphan.unlink()
             yield
 
-    def used_by(self, cell: str) -> None:
+    def record_use(self, cell: str) -> None:
         """Remember who asked for these vectors."""
-        (self.folder / USERS).mkdir(parents=True, exist_ok=True)
-        (self.folder / USERS / encode_path_part(cell)).touch()
+        (self.folder / USED_BY).mkdir(parents=True, exist_ok=True)
+        (self.folder / USED_BY / encode_path_part(cell)).touch()
 
-    def planned(self) -> bool:
+    def has_plan(self) -> bool:
         """True when a first start fixed the plan."""
-        return bool(_json(self.folder / PLAN))
+        return bool(_read_metadata(self.folder / PLAN))
 
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """True when every shard was written."""
-        return bool(_json(self.folder / MANIFEST))
+        return bool(_read_metadata(self.folder / MANIFEST))
 
-    def plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def load_or_create_plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The plan fixed at the first start; without it no shard can be placed, so all of them go with a lost one."""
         file = self.folder / PLAN
-        if not self.planned():
-            self._forget()
-            write_whole(file, _sealed(make()))
-        return _json(file)
+        if not self.has_plan():
+            self._delete_shards()
+            write_file_atomically(file, _encode_with_checksum(make()))
+        return _read_metadata(file)
 
-    def _forget(self) -> None:
+    def _delete_shards(self) -> None:
         left = [path for path in (self.folder / MANIFEST, *self.folder.glob("shard-*")) if path.exists()]
         if left:
             log.warning("the plan of %s is lost or damaged: its vectors are computed again", self.folder.name[:12])
         for path in left:
             path.unlink()
 
-    def has(self, shard: int) -> bool:
+    def has_shard(self, shard: int) -> bool:
         """True when the shard was written; its checksum is looked at when it is read."""
-        return self._note(shard).exists() and self._file(shard).exists()
+        return self._get_metadata_path(shard).exists() and self._get_shard_path(shard).exists()
 
-    def read(self, shard: int) -> Block | None:
+    def read_shard(self, shard: int) -> VectorBlock | None:
         """A finished shard; none where it is missing or damaged, and damage is told."""
-        if not self._note(shard).exists():
+        if not self._get_metadata_path(shard).exists():
             return None
-        content = self._file(shard).read_bytes() if self._file(shard).exists() else b""
-        if hashlib.sha256(content).hexdigest() != _json(self._note(shard)).get("sha256"):
+        content = self._get_shard_path(shard).read_bytes() if self._get_shard_path(shard).exists() else b""
+        if hashlib.sha256(content).hexdigest() != _read_metadata(self._get_metadata_path(shard)).get("sha256"):
             log.warning("shard %d of %s is damaged: it is computed again", shard, self.folder.name[:12])
-            self._note(shard).unlink()
+            self._get_metadata_path(shard).unlink()
             return None
         tensors = load(content)
-        return Block(tensors["rows"], widened(tensors))
+        return VectorBlock(tensors["rows"], decode_vectors(tensors))
 
-    def write(self, shard: int, block: Block, tokens: int, seconds: float, split_batches: int = 0) -> Block:
+    def write_shard(self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0) -> VectorBlock:
         """Store one finished shard and what it took; the block as it will be read from now on."""
-        tensors = {"rows": block.rows.astype(np.int64), **FORMS[self.vector_dtype].narrowed(block.vectors)}
+        tensors = {"rows": block.rows.astype(np.int64), **VECTOR_FORMATS[self.vector_dtype].encode(block.vectors)}
         content = save(tensors)
-        note = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(Spent(tokens, seconds, split_batches))}
-        write_whole(self._file(shard), content)
-        write_whole(self._note(shard), _sealed(note))
-        return Block(block.rows, widened(tensors))
+        note = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(ShardCost(tokens, seconds, split_batches))}
+        write_file_atomically(self._get_shard_path(shard), content)
+        write_file_atomically(self._get_metadata_path(shard), _encode_with_checksum(note))
+        return VectorBlock(block.rows, decode_vectors(tensors))
 
-    def finish(self, facts: dict[str, Any]) -> None:
+    def write_manifest(self, facts: dict[str, Any]) -> None:
         """Say that nothing is missing, and what it took."""
-        write_whole(self.folder / MANIFEST, _sealed(facts))
+        write_file_atomically(self.folder / MANIFEST, _encode_with_checksum(facts))
 
-    def finished(self) -> dict[str, Any]:
+    def read_manifest(self) -> dict[str, Any]:
         """What `finish` was told."""
-        return _json(self.folder / MANIFEST)
+        return _read_metadata(self.folder / MANIFEST)
 
-    def spent(self) -> Spent:
+    def compute_total_cost(self) -> ShardCost:
         """What the stored shards took together, over all the runs that made them."""
-        notes = [note for file in sorted(self.folder.glob("shard-*.json")) if (note := _json(file))]
-        return Spent(*(sum(note.get(key, 0) for note in notes) for key in ("tokens", "seconds", "split_batches")))
+        notes = [note for file in sorted(self.folder.glob("shard-*.json")) if (note := _read_metadata(file))]
+        return ShardCost(*(sum(note.get(key, 0) for note in notes) for key in ("tokens", "seconds", "split_batches")))
 
-    def files(self, shard: int) -> tuple[Path, Path]:
+    def get_shard_files(self, shard: int) -> tuple[Path, Path]:
         """A shard's files, in the order they are written."""
-        return self._file(shard), self._note(shard)
+        return self._get_shard_path(shard), self._get_metadata_path(shard)
 
-    def _file(self, shard: int) -> Path:
+    def _get_shard_path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
-    def _note(self, shard: int) -> Path:
+    def _get_metadata_path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.json"

@@ -20,17 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from retbench.errors import DataError, ResourceError, shortage
-from retbench.store.shard_store import flush
-from retbench.training.fsdp import like, whole
+from retbench.errors import DataError, ResourceError, convert_to_resource_error
+from retbench.store.shard_store import flush_to_disk
+from retbench.training.fsdp import shard_like, gather_tensor
 
 log = logging.getLogger(__name__)
 
-STATE, PROGRESS = "state.safetensors", "state.json"
+STATE_FILE, PROGRESS_FILE = "state.safetensors", "state.json"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is."""
 
     step: int = 0
@@ -40,79 +40,79 @@ class Progress:
     best_step: int | None = None
 
 
-def save(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
+def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:
     """Write a checkpoint; a full disk leaves the one before untouched."""
     final = folder / f"checkpoint-{progress.step:08d}"
     work = final.with_suffix(".partial")
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        _write(work, tensors, progress)
+        _write_files(work, tensors, progress)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
-        flush(folder)
+        flush_to_disk(folder)
     except (OSError, SafetensorError) as problem:  # safetensors has its own word for a full disk
         shutil.rmtree(work, ignore_errors=True)
-        if not isinstance(problem, OSError) and not shortage(problem):
+        if not isinstance(problem, OSError) and not convert_to_resource_error(problem):
             raise
         raise ResourceError(
             f"{final} could not be written: {getattr(problem, 'strerror', None) or problem}",
             "make room and add --resume: the checkpoint before it is kept",
         ) from problem
-    for old in finished(folder)[:-1]:
+    for old in list_checkpoints(folder)[:-1]:
         shutil.rmtree(old)
 
 
-def _write(folder: Path, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
-    save_file(tensors, folder / STATE)
-    facts = {**asdict(progress), "sha256": _digest(folder / STATE)}
-    (folder / PROGRESS).write_text(json.dumps(facts))
+def _write_files(folder: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:
+    save_file(tensors, folder / STATE_FILE)
+    facts = {**asdict(progress), "sha256": _hash_file(folder / STATE_FILE)}
+    (folder / PROGRESS_FILE).write_text(json.dumps(facts))
     for path in (*folder.iterdir(), folder):
-        flush(path)
+        flush_to_disk(path)
 
 
-def held(weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
+def collect_state(weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
     """Trained weights and the optimiser's moments, put together where they are shared out: every process must ask."""
-    tensors = {f"weight:{name}": whole(weight.detach()).contiguous() for name, weight in weights.items()}
+    tensors = {f"weight:{name}": gather_tensor(weight.detach()).contiguous() for name, weight in weights.items()}
     moments = optimiser.state if optimiser else {}
     for name, weight in weights.items():
         for moment, value in moments.get(weight, {}).items():
-            tensors[f"{moment}:{name}"] = whole(value).contiguous()
+            tensors[f"{moment}:{name}"] = gather_tensor(value).contiguous()
     return tensors
 
 
-def finished(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints, oldest first."""
     return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".partial")
 
 
-def load(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> TrainingProgress:
     """Take up the last checkpoint; without one, a run starts at its beginning."""
-    found = [(place, progress) for place in finished(folder) if (progress := _undamaged(place))]
+    found = [(place, progress) for place in list_checkpoints(folder) if (progress := _read_progress(place))]
     if not found:
-        return Progress()
+        return TrainingProgress()
     place, progress = found[-1]
-    tensors = load_file(place / STATE)
-    put(tensors, weights)
+    tensors = load_file(place / STATE_FILE)
+    restore_weights(tensors, weights)
     for name, weight in weights.items():
         moments = {key.split(":", 1)[0]: value for key, value in tensors.items() if key.endswith(f":{name}")}
         moments.pop("weight")
-        optimiser.state[weight] = {key: v if key == "step" else like(v, weight) for key, v in moments.items()}
+        optimiser.state[weight] = {key: v if key == "step" else shard_like(v, weight) for key, v in moments.items()}
     return progress
 
 
-def _digest(file: Path) -> str:
+def _hash_file(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _undamaged(place: Path) -> Progress | None:
+def _read_progress(place: Path) -> TrainingProgress | None:
     """How far a checkpoint is; one that changed on the disk since is told and removed."""
     try:
-        facts = json.loads((place / PROGRESS).read_text())
+        facts = json.loads((place / PROGRESS_FILE).read_text())
         checksum = facts.pop("sha256", None)  # the first checkpoints had none
-        if checksum in (None, _digest(place / STATE)):
-            return Progress(**facts)
+        if checksum in (None, _hash_file(place / STATE_FILE)):
+            return TrainingProgress(**facts)
     except (OSError, ValueError, TypeError, AttributeError):
         pass
     log.warning("%s is damaged: training goes on from before it", place.name)
@@ -120,24 +120,24 @@ def _undamaged(place: Path) -> Progress | None:
     return None
 
 
-def put(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Parameter]) -> None:
+def restore_weights(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Parameter]) -> None:
     """Give the weights the values of a checkpoint."""
     named = {key.removeprefix("weight:") for key in tensors if key.startswith("weight:")}
     if named != set(weights):
         raise DataError("the checkpoint holds other weights than this run trains", "use another --out")
     with torch.no_grad():
         for name, weight in weights.items():
-            weight.copy_(like(tensors[f"weight:{name}"], weight))
+            weight.copy_(shard_like(tensors[f"weight:{name}"], weight))
 
 
-def keep_best(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+def save_best_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """The weights of the best evaluation so far."""
     work = folder / "best.partial"
     save_file(tensors, work)
     work.rename(folder / "best.safetensors")
 
 
-def take_best(folder: Path, weights: dict[str, nn.Parameter]) -> None:
+def restore_best_weights(folder: Path, weights: dict[str, nn.Parameter]) -> None:
     """Go back to the best evaluation, if there was any."""
     if (folder / "best.safetensors").exists():
-        put(load_file(folder / "best.safetensors"), weights)
+        restore_weights(load_file(folder / "best.safetensors"), weights)

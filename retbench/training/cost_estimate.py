@@ -12,25 +12,25 @@ import torch
 from safetensors import safe_open
 
 from retbench.cards.recipe import Recipe
-from retbench.engines.device import device
+from retbench.engines.device import get_device
 from retbench.engines.memory import peak_mb
 from retbench.errors import ResourceError
 from retbench.training import distributed
-from retbench.training.contrastive_batches import Order, Source
-from retbench.training.train_forward import Trainee
+from retbench.training.contrastive_batches import BatchSampler, BatchSource
+from retbench.training.train_forward import TrainableEncoder
 
 MEASURED_SECONDS = 4.0
-COUNTED = 8  # contrasts tokenised to know the length of texts
-BYTES = {"float32": 4, "bfloat16": 2}
-FULL_BYTES = 16  # float32 weights, their gradient and AdamW's two moments
+SAMPLED_BATCHES = 8  # contrasts tokenised to know the length of texts
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
+BYTES_PER_TRAINED_WEIGHT = 16  # float32 weights, their gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
-class Forecast:
+class TrainingEstimate:
     """The plan in figures."""
 
     queries: int
-    epoch_steps: int
+    steps_per_epoch: int
     steps: int
     tokens_per_step: float
     tokens_per_second: float
@@ -42,22 +42,22 @@ class Forecast:
         return self.steps * self.tokens_per_step / self.tokens_per_second
 
 
-def need_memory(folder: Path, recipe: Recipe) -> None:
+def check_memory(folder: Path, recipe: Recipe) -> None:
     """Refuse, before anything is loaded, a model whose weights alone do not fit."""
-    count, free = parameters(folder), _free_bytes()
-    need = count * (BYTES[recipe.dtype] if recipe.lora else FULL_BYTES)
+    count, free = count_parameters(folder), _get_free_bytes()
+    need = count * (BYTES_PER_WEIGHT[recipe.dtype] if recipe.lora else BYTES_PER_TRAINED_WEIGHT)
     if need < free:
         return
-    most = free / (BYTES["bfloat16"] if recipe.lora else FULL_BYTES)
+    most = free / (BYTES_PER_WEIGHT["bfloat16"] if recipe.lora else BYTES_PER_TRAINED_WEIGHT)
     step = f"here fits a model of up to {most / 1e9:.2f} billion weights"
-    if not recipe.lora and count * BYTES["bfloat16"] < free:
+    if not recipe.lora and count * BYTES_PER_WEIGHT["bfloat16"] < free:
         step = 'train adapters instead of all weights ([lora], dtype = "bfloat16"), or ' + step
     raise ResourceError(
         f"training {count / 1e9:.2f} billion weights needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free", step
     )
 
 
-def parameters(folder: Path) -> int:
+def count_parameters(folder: Path) -> int:
     """How many weights a folder holds, from the headers alone."""
     total = 0
     for file in folder.glob("*.safetensors"):
@@ -66,48 +66,48 @@ def parameters(folder: Path) -> int:
     return total
 
 
-def _free_bytes() -> float:
-    if device().type == "cuda":
+def _get_free_bytes() -> float:
+    if get_device().type == "cuda":
         return float(torch.cuda.mem_get_info()[0])
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) + _reclaimable()
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) + _get_page_cache_bytes()
 
 
-def _reclaimable() -> float:
+def _get_page_cache_bytes() -> float:
     """Linux counts files it could forget as used."""
     info = Path("/proc/meminfo")
     lines = dict(line.split(":") for line in info.read_text().splitlines()) if info.exists() else {}
     return 1024.0 * int(lines["Cached"].split()[0]) if "Cached" in lines else 0.0
 
 
-def forecast(trainee: Trainee, source: Source, order: Order, backward: Callable[[int], tuple[float, int]]) -> Forecast:
+def estimate_training(trainee: TrainableEncoder, source: BatchSource, order: BatchSampler, backward: Callable[[int], tuple[float, int]]) -> TrainingEstimate:
     """Measure a few updates without making a step; the first one only warms up."""
     recipe = trainee.recipe
     lengths = []
-    for rows in itertools.islice(order.groups(0)[1], COUNTED):
-        group = source.group(rows, 0)
-        lengths.append(len(trainee.tokens(group.queries, group.passages).flat) / len(rows))
-    per_step = sum(lengths) / len(lengths) * order.update
-    speed = _speed(trainee, backward)
-    steps = planned_steps(order, recipe)
+    for rows in itertools.islice(order.sample_rows(0)[1], SAMPLED_BATCHES):
+        group = source.build_batch(rows, 0)
+        lengths.append(len(trainee.tokenize(group.queries, group.passages).flat) / len(rows))
+    per_step = sum(lengths) / len(lengths) * order.queries_per_step
+    speed = _measure_tokens_per_second(trainee, backward)
+    steps = count_steps(order, recipe)
     if recipe.max_minutes:
         steps = max(1, min(steps, int(recipe.max_minutes * 60 * speed / per_step)))
-    return Forecast(len(source), order.steps, steps, per_step, speed, peak_mb())
+    return TrainingEstimate(len(source), order.steps_per_epoch, steps, per_step, speed, peak_mb())
 
 
-def planned_steps(order: Order, recipe: Recipe) -> int:
+def count_steps(order: BatchSampler, recipe: Recipe) -> int:
     """What the recipe asks for, whatever the machine."""
-    steps = order.steps * recipe.optimiser.epochs
-    return min(steps, recipe.optimiser.max_steps or steps)
+    steps = order.steps_per_epoch * recipe.optimizer.num_train_epochs
+    return min(steps, recipe.optimizer.max_steps or steps)
 
 
-def _speed(trainee: Trainee, backward: Callable[[int], tuple[float, int]]) -> float:
+def _measure_tokens_per_second(trainee: TrainableEncoder, backward: Callable[[int], tuple[float, int]]) -> float:
     tokens = 0
     for number in itertools.count():
         if number == 1:
             started = time.perf_counter()
         done = backward(number)[1]
         tokens += done if number else 0
-        if number and distributed.total(time.perf_counter() - started > MEASURED_SECONDS):
+        if number and distributed.sum_over_processes(time.perf_counter() - started > MEASURED_SECONDS):
             break  # all together: an update needs everybody
     for weight in trainee.model.parameters():
         weight.grad = None

@@ -4,39 +4,39 @@ from dataclasses import dataclass
 
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
-from retbench.encoders.encoder_spec import limits
+from retbench.encoders.encoder_spec import compute_length_limits
 from retbench.records.phase_timer import Show
 from retbench.scoring.metrics import mean_scores, score_run
 from retbench.training import distributed, fsdp
-from retbench.training.in_training_search import rank
-from retbench.training.train_forward import Trainee
-from retbench.training.training_set import Joined
+from retbench.training.in_training_search import rank_passages
+from retbench.training.train_forward import TrainableEncoder
+from retbench.training.training_set import JoinedTexts
 
 
 @dataclass(frozen=True)
-class Examiner:
+class TrainingEvaluator:
     """One task, asked again and again."""
 
-    trainee: Trainee
+    encoder: TrainableEncoder
     card: TaskCard
     collection: Collection
-    own_limit: int | None
+    max_length: int | None
     show: Show
 
     def __call__(self) -> float:
         """The score now; one process works it out and tells the others, unless they share the weights."""
-        if fsdp.is_shared(self.trainee.model):
-            return self._score()
-        return distributed.total(self._score() if distributed.rank() == 0 else 0.0)
+        if fsdp.is_sharded(self.encoder.model):
+            return self._compute_score()
+        return distributed.sum_over_processes(self._compute_score() if distributed.get_rank() == 0 else 0.0)
 
-    def _score(self) -> float:
+    def _compute_score(self) -> float:
         queries = [row.text.strip() for row in self.collection.queries]
-        k = self.card.depth + (self.card.same_id == "drop") + self.collection.most_excluded
-        passages = Joined(self.collection.corpus, self.card.fields)
-        sides = limits(self.card, self.own_limit, None)
-        found = rank(self.trainee, queries, passages, min(k, len(passages)), sides, lambda *_: None)
-        ranking = found.prepared(self.collection, self.card.same_id == "drop", self.card.depth)
+        k = self.card.depth + (self.card.same_id == "drop") + self.collection.max_excluded
+        passages = JoinedTexts(self.collection.corpus, self.card.fields)
+        sides = compute_length_limits(self.card, self.max_length, None)
+        found = rank_passages(self.encoder, queries, passages, min(k, len(passages)), sides, lambda *_: None)
+        ranking = found.filter_and_cut(self.collection, self.card.same_id == "drop", self.card.depth)
         per_query = score_run(
-            ranking.named(self.collection), self.collection.judgments, self.card.depth, self.card.relevant_from
+            ranking.to_document_ids(self.collection), self.collection.judgments, self.card.depth, self.card.relevant_from
         )
         return mean_scores(per_query)[self.card.metric]

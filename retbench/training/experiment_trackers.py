@@ -5,18 +5,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from retbench.errors import MissingError, UsageError, closest
+from retbench.errors import MissingError, UsageError, suggest_names
 
 Report = Callable[[dict[str, Any]], None]
 
 
-def tracked(names: tuple[str, ...], folder: Path, run: str, report: Report) -> Report:
+def add_trackers(names: tuple[str, ...], folder: Path, run: str, report: Report) -> Report:
     """The report, and the same facts to every tracker named; they begin, and write, with the first of them."""
     if not names:
         return report
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    callbacks = [_callback(name) for name in names]
+    callbacks = [_load_callback(name) for name in names]
     settings = TrainingArguments(str(folder / "trackers"), report_to=list(names), run_name=run, use_cpu=True)
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
 
@@ -37,12 +37,12 @@ def tracked(names: tuple[str, ...], folder: Path, run: str, report: Report) -> R
     return told
 
 
-def _callback(name: str) -> Any:
+def _load_callback(name: str) -> Any:
     from transformers.integrations import integration_utils
 
     known = integration_utils.INTEGRATION_TO_CALLBACK
     if name not in known:
-        raise UsageError(f"there is no tracker called {name!r}", closest(name, known))
+        raise UsageError(f"there is no tracker called {name!r}", suggest_names(name, known))
     try:
         return known[name]()
     except (RuntimeError, ImportError) as problem:

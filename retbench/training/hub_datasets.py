@@ -5,26 +5,26 @@ from typing import Any, NamedTuple
 
 from retbench.cards import hub_errors
 from retbench.errors import MissingError, RetbenchError
-from retbench.training.training_set import TrainingSet, of_rows
+from retbench.training.training_set import TrainingSet, parse_training_rows
 
 
-class HubSet(NamedTuple):
+class HubTrainingSet(NamedTuple):
     """A dataset whose rows hold a query, positive and negative passages; `evaluated` are the tasks made from it."""
 
     repo: str
     split: str
-    evaluated: tuple[str, ...]
+    evaluation_tasks: tuple[str, ...]
 
 
-HUB_SETS = {"msmarco": HubSet("Tevatron/msmarco-passage-aug", "train", ("msmarco-dev", "trec-dl-2019", "trec-dl-2020"))}
+HUB_SETS = {"msmarco": HubTrainingSet("Tevatron/msmarco-passage-aug", "train", ("msmarco-dev", "trec-dl-2019", "trec-dl-2020"))}
 
-OFFLINE = (
+OFFLINE_HINT = (
     "run it on a connected machine, bring the datasets cache, or give a folder in MS MARCO's own layout "
     "(collection.tsv, queries.train.tsv, qrels.train.tsv)"
 )
 
 
-def of_hub(name: str) -> TrainingSet:
+def load_hub_training_set(name: str) -> TrainingSet:
     """A set by its name; what `datasets` has cached needs no network."""
     source = HUB_SETS[name]
     try:
@@ -37,9 +37,9 @@ def of_hub(name: str) -> TrainingSet:
     except RetbenchError:
         raise
     except Exception as problem:  # datasets has no family of errors; every one means: not here
-        raise hub_errors.refusal(source.repo, problem, OFFLINE, kind="datasets/") from problem
-    return of_rows(name, _named(source.repo, rows))
+        raise hub_errors.build_hub_error(source.repo, problem, OFFLINE_HINT, kind="datasets/") from problem
+    return parse_training_rows(name, _number_rows(source.repo, rows))
 
 
-def _named(repo: str, rows: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _number_rows(repo: str, rows: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     return ((f"{repo} row {number}", row) for number, row in enumerate(rows))

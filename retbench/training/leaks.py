@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from retbench.training.training_set import TrainingSet
 
 
-def without(training: TrainingSet, asked: Iterable[str]) -> TrainingSet:
+def remove_leaked_queries(training: TrainingSet, asked: Iterable[str]) -> TrainingSet:
     """The set without the queries whose text is that of an evaluated query, whatever its spaces."""
-    known = set(map(_normal, asked))
-    texts = [_normal(query.text) for query in training.queries]
+    known = set(map(_collapse_whitespace, asked))
+    texts = [_collapse_whitespace(query.text) for query in training.queries]
     kept = [query for query, text in zip(training.queries, texts, strict=True) if text not in known]
     removed = len(training.queries) - len(kept)
-    return training.kept(kept, leaked_queries_removed=removed, leaked_texts=len(known & set(texts)))
+    return training.with_queries(kept, leaked_queries_removed=removed, leaked_texts=len(known & set(texts)))
 
 
-def _normal(text: str) -> str:
+def _collapse_whitespace(text: str) -> str:
     return " ".join(text.split())

@@ -9,14 +9,14 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from retbench.cards.recipe import Lora, Recipe
-from retbench.engines.adapters import library
+from retbench.cards.recipe import LoraSettings, Recipe
+from retbench.engines.adapters import import_peft
 from retbench.engines.backbone import attention
 from retbench.engines.memory import keep_pages
 from retbench.errors import DataError
 
 
-def load(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
+def load_model(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
     """A model to be trained: frozen weights in the recipe's dtype, or all of them in float32."""
     keep_pages()
     transformers_logging.set_verbosity_error()
@@ -29,12 +29,12 @@ def load(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
     return loaded
 
 
-def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
+def prepare_for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
     """The model ready to be trained; what moves is float32 whatever the rest is."""
     torch.manual_seed(recipe.seed)  # adapters start from random numbers
     if recipe.lora:
-        model = _with_adapters(model, recipe.lora)
-    if recipe.recompute:
+        model = _add_adapters(model, recipe.lora)
+    if recipe.gradient_checkpointing:
         base: Any = model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # its new name is younger than the oldest version we take
@@ -42,11 +42,11 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
     return model.train()
 
 
-def _with_adapters(model: Any, settings: Lora) -> nn.Module:
-    peft = library()
-    targets: Any = "all-linear" if settings.targets == ("all-linear",) else list(settings.targets)
+def _add_adapters(model: Any, settings: LoraSettings) -> nn.Module:
+    peft = import_peft()
+    targets: Any = "all-linear" if settings.target_modules == ("all-linear",) else list(settings.target_modules)
     wanted = peft.LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets
+        r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=targets
     )
     try:
         with warnings.catch_warnings():
@@ -55,17 +55,17 @@ def _with_adapters(model: Any, settings: Lora) -> nn.Module:
     except ValueError as problem:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         raise DataError(
-            f"no layer is called {' or '.join(settings.targets)}", f"name some of: {', '.join(sorted(linear))}"
+            f"no layer is called {' or '.join(settings.target_modules)}", f"name some of: {', '.join(sorted(linear))}"
         ) from problem
     return adapted
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def get_trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that move, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def save(model: Any, folder: Path, parent: str, state: dict[str, Any] | None = None) -> None:
+def save_trained_weights(model: Any, folder: Path, parent: str, state: dict[str, Any] | None = None) -> None:
     """Write what was trained: adapters in peft's own format, naming their parent's card; or the whole model.
 
     `state` holds the weights where the processes had shared them out.

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retbench.cards.method import Method
-from retbench.cards.recipe import Likelihood
-from retbench.encoders.prompt_tokenizer import Wording
-from retbench.engines.padding import pad
+from retbench.cards.recipe import QueryLikelihoodTraining
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.engines.padding import pad_rows
 from retbench.errors import UsageError
 from retbench.training import distributed
-from retbench.training.contrastive_batches import Order
-from retbench.training.train_forward import passes
+from retbench.training.contrastive_batches import BatchSampler
+from retbench.training.train_forward import split_into_passes
 from retbench.training.training_set import TrainingSet
 
 
 @dataclass(frozen=True)
-class Line:
+class QueryLikelihoodRow:
     """The ids of one row, and where its bottleneck stands."""
 
     ids: np.ndarray
@@ -35,12 +35,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class QueryLikelihoodModel:
     """A whole language model and the words of stage 1."""
 
     model: nn.Module
     tokenizer: Any
-    settings: Likelihood
+    settings: QueryLikelihoodTraining
     dtype: str
     device: torch.device
 
@@ -48,20 +48,20 @@ class Speaker:
         if self.tokenizer.eos_token_id is None:
             raise UsageError("the tokenizer has no end-of-sequence token to be the bottleneck", "use another model")
 
-    def lines(self, documents: Sequence[str], queries: Sequence[str]) -> list[Line]:
+    def tokenize_pairs(self, documents: Sequence[str], queries: Sequence[str]) -> list[QueryLikelihoodRow]:
         """Pairs as rows; the document is cut before it enters the template, so that the prompt stays whole."""
         words = ("llm-ql stage 1", "reconstructed", "arXiv 2504.05216", "last")
         first = Method("llm-ql-1", *words, document=self.settings.document, eos=True, cut="text")  # type: ignore[arg-type]  # two of the words are literals
         second = Method("llm-ql-1", *words, eos=True, special_tokens=False)  # type: ignore[arg-type]  # the same
         lengths = self.settings.lengths
-        heads = Wording(self.tokenizer, first).tokens(documents, "document", lengths.document)
-        tails = Wording(self.tokenizer, second).tokens(queries, "query", lengths.query)
-        return [Line(np.append(heads[n], tails[n]), len(heads[n]) - 1) for n in range(len(heads))]
+        heads = PromptTokenizer(self.tokenizer, first).tokenize(documents, "document", lengths.document)
+        tails = PromptTokenizer(self.tokenizer, second).tokenize(queries, "query", lengths.query)
+        return [QueryLikelihoodRow(np.append(heads[n], tails[n]), len(heads[n]) - 1) for n in range(len(heads))]
 
-    def logits(self, lines: Sequence[Line], first: int = 0) -> tuple[Tensor, Tensor]:
+    def compute_logits(self, lines: Sequence[QueryLikelihoodRow], first: int = 0) -> tuple[Tensor, Tensor]:
         """The logits of padded rows from a position on, and the rows' ids from there."""
-        padded, lengths = pad([line.ids for line in lines])
-        mask = attention(lengths, [line.bottleneck for line in lines], self.settings.attention_stop)
+        padded, lengths = pad_rows([line.ids for line in lines])
+        mask = build_attention_mask(lengths, [line.bottleneck for line in lines], self.settings.attention_stop)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             output = self.model(
                 input_ids=padded.to(self.device), attention_mask=mask.to(self.device), use_cache=False,
@@ -70,20 +70,20 @@ class Speaker:
         return output.float(), padded[:, first:].to(self.device)
 
     @torch.no_grad()
-    def likelihoods(self, documents: Sequence[str], queries: Sequence[str], budget: int) -> np.ndarray:
+    def compute_log_likelihoods(self, documents: Sequence[str], queries: Sequence[str], budget: int) -> np.ndarray:
         """log P(query | document) of every pair: the sum over the query's tokens and the final end of sequence."""
-        lines = self.lines(documents, queries)
+        lines = self.tokenize_pairs(documents, queries)
         found = np.empty(len(lines))
-        for part in passes(np.array([len(line.ids) for line in lines]), budget):
+        for part in split_into_passes(np.array([len(line.ids) for line in lines]), budget):
             rows = [lines[int(row)] for row in part]
             first = min(line.bottleneck for line in rows)  # logits of documents would be most of the memory
-            spoken = -_losses(*self.logits(rows, first))
+            spoken = -_compute_token_losses(*self.compute_logits(rows, first))
             for place, (row, line) in enumerate(zip(part, rows, strict=True)):
                 found[row] = float(spoken[place, line.bottleneck - first : len(line.ids) - 1 - first].sum())
         return found
 
 
-def attention(lengths: Tensor, bottlenecks: Sequence[int], stop: bool) -> Tensor:
+def build_attention_mask(lengths: Tensor, bottlenecks: Sequence[int], stop: bool) -> Tensor:
     """Who sees whom, [row, 1, from, to]: what is later is never seen, nor padding (but by itself, to stay a number)."""
     size = int(lengths.max())
     later = torch.ones(size, size, dtype=torch.bool).tril()
@@ -96,59 +96,59 @@ def attention(lengths: Tensor, bottlenecks: Sequence[int], stop: bool) -> Tensor
     return allowed[:, None]
 
 
-def corrupted(text: str, share: float, blank: str, seed: tuple[int, ...]) -> str:
+def corrupt_text(text: str, share: float, blank: str, seed: tuple[int, ...]) -> str:
     """The text with a share of its words replaced, each by its own throw."""
     words = text.split()
     drop = np.random.default_rng(seed).random(len(words)) < share
     return " ".join(blank if gone else word for word, gone in zip(words, drop, strict=True))
 
 
-def _losses(logits: Tensor, ids: Tensor) -> Tensor:
+def _compute_token_losses(logits: Tensor, ids: Tensor) -> Tensor:
     """The loss of predicting each position's next token, [row, position]."""
     return functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
 
 
 @dataclass(frozen=True)
-class Lessons:
+class QueryLikelihoodObjective:
     """The updates of stage 1."""
 
-    speaker: Speaker
-    training: TrainingSet
+    language_model: QueryLikelihoodModel
+    training_set: TrainingSet
     seed: int
 
     @property
-    def order(self) -> Order:
+    def sampler(self) -> BatchSampler:
         """Which pairs each step takes."""
-        return Order(len(self.training.queries), self.speaker.settings.batch, self.seed)
+        return BatchSampler(len(self.training_set.queries), self.language_model.settings.batch, self.seed)
 
-    def pairs(self, step: int) -> tuple[list[str], list[str]]:
+    def sample_pairs(self, step: int) -> tuple[list[str], list[str]]:
         """Corrupted documents and their queries."""
-        epoch, groups = self.order.groups(step)
-        documents, queries, settings = [], [], self.speaker.settings
+        epoch, groups = self.sampler.sample_rows(step)
+        documents, queries, settings = [], [], self.language_model.settings
         for row in np.concatenate(groups).tolist():
-            query, seed = self.training.queries[row], (self.seed, epoch, row)
+            query, seed = self.training_set.queries[row], (self.seed, epoch, row)
             chosen = query.positives[int(np.random.default_rng(seed).integers(len(query.positives)))]
-            documents.append(corrupted(self.training.passages[chosen], settings.corruption, settings.blank, seed))
+            documents.append(corrupt_text(self.training_set.passages[chosen], settings.corruption_ratio, settings.mask_word, seed))
             queries.append(query.text)
         return documents, queries
 
     def backward(self, step: int) -> tuple[float, int]:
         """Add one update's gradient, every token of it weighing the same, whoever ran it."""
-        lines = self.speaker.lines(*self.pairs(step))
+        lines = self.language_model.tokenize_pairs(*self.sample_pairs(step))
         everything = sum(len(line.ids) - 1 for line in lines)
-        own = lines[distributed.rank() :: distributed.world()]
+        own = lines[distributed.get_rank() :: distributed.get_world_size()]
         total = 0.0
-        for part in passes(np.array([len(line.ids) for line in own]), self.speaker.settings.batch.tokens):
+        for part in split_into_passes(np.array([len(line.ids) for line in own]), self.language_model.settings.batch.max_tokens):
             rows = [own[int(row)] for row in part]
-            logits, ids = self.speaker.logits(rows)
+            logits, ids = self.language_model.compute_logits(rows)
             lengths = torch.tensor([len(line.ids) for line in rows], device=ids.device)
             real = torch.arange(1, ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
-            value = _losses(logits, ids)[real].sum() / everything
+            value = _compute_token_losses(logits, ids)[real].sum() / everything
             if torch.isfinite(value):
                 value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             total += float(value.detach())
-        return distributed.total(total), sum(len(line.ids) for line in own)
+        return distributed.sum_over_processes(total), sum(len(line.ids) for line in own)
 
-    def first_text(self, step: int) -> str:
+    def get_first_query(self, step: int) -> str:
         """How the first query of an update begins."""
-        return self.pairs(step)[1][0][:80]
+        return self.sample_pairs(step)[1][0][:80]

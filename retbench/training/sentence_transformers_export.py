@@ -13,39 +13,39 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from retbench.cards.method import Method
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.errors import DataError, UsageError
 
-MODES = {"last": "lasttoken", "mean": "mean", "weighted": "weightedmean", "first": "cls"}
-LIMIT = 512
-PROBES = ("A short one.", "def add(a, b):\n    return a + b", "ein längerer Text, mit Umlauten " * 60, "x")
+POOLING_MODES = {"last": "lasttoken", "mean": "mean", "weighted": "weightedmean", "first": "cls"}
+MAX_SEQ_LENGTH = 512
+PROBE_TEXTS = ("A short one.", "def add(a, b):\n    return a + b", "ein längerer Text, mit Umlauten " * 60, "x")
 
 
-def sentence_transformers(source: Path, wording: Wording, width: int, folder: Path) -> Path:
+def export_sentence_transformers(source: Path, wording: PromptTokenizer, width: int, folder: Path) -> Path:
     """Write `folder` from the plain Hugging Face folder `source`, all or nothing."""
     method, work = wording.method, folder.with_name(f"{folder.name}.partial")
-    prefixes = prefixes_of(method)
+    prefixes = get_prefixes(method)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     for file in (*source.glob("*.safetensors"), source / "config.json"):
         shutil.copyfile(file, work / file.name)
-    _tokenizer(source, method).save_pretrained(work)
-    _check(work, wording, prefixes)
-    _modules(work, MODES[method.pooling], width)
+    _build_tokenizer(source, method).save_pretrained(work)
+    _check_token_ids(work, wording, prefixes)
+    _write_modules(work, POOLING_MODES[method.pooling], width)
     prompts = {"prompts": prefixes, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    _put(work / "config_sentence_transformers.json", prompts)
+    _write_json(work / "config_sentence_transformers.json", prompts)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
     return folder
 
 
-def prefixes_of(method: Method) -> dict[str, str]:
+def get_prefixes(method: Method) -> dict[str, str]:
     """What stands before a query and before a document; a method that is more than that is refused."""
-    return {role: _prefix(method, role) for role in ("query", "document")}
+    return {role: _get_prefix(method, role) for role in ("query", "document")}
 
 
-def _prefix(method: Method, role: Any) -> str:
-    template = method.template(role).replace("{instruction}", method.instruction)
+def _get_prefix(method: Method, role: Any) -> str:
+    template = method.get_template(role).replace("{instruction}", method.instruction)
     plain = method.kind == "dense" and method.span == "all" and method.post == "none"
     simple = plain and method.layer is None and method.attention == "own"
     if method.chat or not template.endswith("{text}") or not simple:
@@ -56,7 +56,7 @@ def _prefix(method: Method, role: Any) -> str:
     return template.removesuffix("{text}")
 
 
-def _tokenizer(source: Path, method: Method) -> Any:
+def _build_tokenizer(source: Path, method: Method) -> Any:
     tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.chat_template = None
     if method.eos:
@@ -69,34 +69,34 @@ def _tokenizer(source: Path, method: Method) -> Any:
     return tokenizer
 
 
-def _check(folder: Path, wording: Wording, prefixes: dict[str, str]) -> None:
+def _check_token_ids(folder: Path, wording: PromptTokenizer, prefixes: dict[str, str]) -> None:
     """The folder's own tokenizer must give the ids the model was trained on."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for role, prefix in prefixes.items():
-        theirs = tokenizer([prefix + text for text in PROBES], truncation=True, max_length=LIMIT)["input_ids"]
-        ours = wording.tokens(PROBES, role, LIMIT)  # type: ignore[arg-type]  # the keys are the two roles
-        if [list(map(int, ours[row])) for row in range(len(PROBES))] != theirs:
+        theirs = tokenizer([prefix + text for text in PROBE_TEXTS], truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
+        ours = wording.tokenize(PROBE_TEXTS, role, MAX_SEQ_LENGTH)  # type: ignore[arg-type]  # the keys are the two roles
+        if [list(map(int, ours[row])) for row in range(len(PROBE_TEXTS))] != theirs:
             raise DataError(
                 f"the exported tokenizer gives other ids than method {wording.method.name}",
                 "use the model with retbench",
             )
 
 
-def _modules(folder: Path, mode: str, width: int) -> None:
+def _write_modules(folder: Path, mode: str, width: int) -> None:
     kinds = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
     modules = [
         {"idx": int(number), "name": number, "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, path, kind in kinds
     ]
-    _put(folder / "modules.json", modules)
-    _put(folder / "sentence_bert_config.json", {"max_seq_length": LIMIT, "do_lower_case": False})
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": MAX_SEQ_LENGTH, "do_lower_case": False})
     names = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     chosen = {"cls": "cls_token", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens"}.get(mode, mode)
     flags = {f"pooling_mode_{name}": name == chosen for name in names}
     (folder / "1_Pooling").mkdir()
-    _put(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True})
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True})
     (folder / "2_Normalize").mkdir()
 
 
-def _put(file: Path, content: Any) -> None:
+def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=1), encoding="utf-8")

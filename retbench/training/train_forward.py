@@ -9,60 +9,60 @@ import torch
 from torch import Tensor, nn
 
 from retbench.cards.recipe import Recipe
-from retbench.encoders.listwise_prompt import Sheet
+from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.encoders.pooling import POOLINGS, narrowed
-from retbench.encoders.prompt_tokenizer import Tokens, Wording
-from retbench.engines.padding import pad
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.engines.padding import pad_rows
 from retbench.errors import DataError
 from retbench.training import packed_forward
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainableEncoder:
     """A model in training, with all that turns a text into its vector."""
 
     model: nn.Module
-    wording: Wording
+    prompt_tokenizer: PromptTokenizer
     recipe: Recipe
     causal: bool
     device: torch.device
 
     @property
-    def sheet(self) -> Sheet:
+    def listwise_prompt(self) -> ListwisePromptTokenizer:
         """How a prompt that lists documents is read."""
-        return Sheet(self.wording, bool(self.wording.tokenizer.chat_template))
+        return ListwisePromptTokenizer(self.prompt_tokenizer, bool(self.prompt_tokenizer.tokenizer.chat_template))
 
-    def tokens(self, queries: Sequence[str], passages: Sequence[str], lists: Sequence[str] = ()) -> Tokens:
+    def tokenize(self, queries: Sequence[str], passages: Sequence[str], lists: Sequence[str] = ()) -> TokenizedTexts:
         """Token ids of queries, passages and lists, by the functions that evaluation uses."""
-        found = self._tokens(queries, passages)
-        for one in map(self.sheet.tokens, lists):
-            starts = None if found.starts is None else np.append(found.starts, 0 if one.starts is None else one.starts)
+        found = self._tokenize_pairs(queries, passages)
+        for one in map(self.listwise_prompt.tokenize, lists):
+            starts = None if found.pooling_starts is None else np.append(found.pooling_starts, 0 if one.pooling_starts is None else one.pooling_starts)
             ends = np.append(found.offsets, found.offsets[-1] + len(one.flat))
-            found = Tokens(np.append(found.flat, one.flat), ends, 0, 0, starts)
+            found = TokenizedTexts(np.append(found.flat, one.flat), ends, 0, 0, starts)
         return found
 
-    def _tokens(self, queries: Sequence[str], passages: Sequence[str]) -> Tokens:
+    def _tokenize_pairs(self, queries: Sequence[str], passages: Sequence[str]) -> TokenizedTexts:
         lengths = self.recipe.lengths
-        first = self.wording.tokens(queries, "query", lengths.query)
-        second = self.wording.tokens(passages, "document", lengths.document)
-        starts = None if first.starts is None or second.starts is None else np.append(first.starts, second.starts)
+        first = self.prompt_tokenizer.tokenize(queries, "query", lengths.query)
+        second = self.prompt_tokenizer.tokenize(passages, "document", lengths.document)
+        starts = None if first.pooling_starts is None or second.pooling_starts is None else np.append(first.pooling_starts, second.pooling_starts)
         offsets = np.append(first.offsets, second.offsets[1:] + first.offsets[-1])
-        return Tokens(np.append(first.flat, second.flat), offsets, 0, 0, starts)
+        return TokenizedTexts(np.append(first.flat, second.flat), offsets, 0, 0, starts)
 
-    def vectors(self, batch: Tokens, seed: int) -> Tensor:
+    def encode(self, batch: TokenizedTexts, seed: int) -> Tensor:
         """Pooled states of one pass, with gradients; the seed fixes what dropout drops."""
         torch.manual_seed(seed)
-        flat, offsets = self.states([batch[row] for row in range(len(batch))])
-        if batch.starts is not None:
-            flat, offsets = narrowed(flat, offsets, torch.from_numpy(batch.starts).to(flat.device))
+        flat, offsets = self.compute_states([batch[row] for row in range(len(batch))])
+        if batch.pooling_starts is not None:
+            flat, offsets = narrowed(flat, offsets, torch.from_numpy(batch.pooling_starts).to(flat.device))
         return POOLINGS[self.recipe.method.pooling](flat, offsets)
 
-    def states(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def compute_states(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """The last layer's states of one pass without padding, and their offsets."""
-        if self.causal and not self.recipe.recompute and packed_forward.fits(self.model):
-            return packed_forward.states(self.model, rows), torch.tensor([0, *map(len, rows)]).cumsum(0)
-        padded = pad(rows)
-        real = padded.real.to(self.device)
+        if self.causal and not self.recipe.gradient_checkpointing and packed_forward.supports_model(self.model):
+            return packed_forward.compute_states(self.model, rows), torch.tensor([0, *map(len, rows)]).cumsum(0)
+        padded = pad_rows(rows)
+        real = padded.token_mask.to(self.device)
         inputs: dict[str, Any] = {"input_ids": padded.ids.to(self.device)}
         if self.causal:
             inputs["use_cache"] = False  # right padding needs no mask: no real token sees what is behind it
@@ -74,7 +74,7 @@ class Trainee:
         return states[real], offsets
 
 
-def passes(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+def split_into_passes(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
     """Which rows are run together: sorted by length, padded size within the budget; a long one runs alone."""
     if len(lengths) == 0:
         raise DataError("a batch holds no text", "check the training set")

@@ -1,4 +1,4 @@
-"""The loop: draw, loss, gradient, step; write down what happened; stop before anything is spoilt."""
+"""The train loop: loss, gradient, optimizer step; metrics, checkpoints, evaluations. It stops at the first bad loss."""
 
 import json
 import math
@@ -6,134 +6,162 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from retbench.cards.recipe import Optimiser
+from retbench.cards.recipe import OptimizerSettings
 from retbench.engines.memory import peak_mb
 from retbench.errors import DataError
 from retbench.store.shard_store import write_whole
 from retbench.training import checkpoint, distributed
-from retbench.training.checkpoint import Progress
-from retbench.training.fsdp import whole
-from retbench.training.rates import rate
+from retbench.training.checkpoint import TrainingProgress
+from retbench.training.fsdp import gather_tensor
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 Report = Callable[[dict[str, Any]], None]
-Assess = Callable[[], float]
+Evaluate = Callable[[], float]
 
 
-def _step_of(line: str) -> float:
-    """The step a line was written at; one that a full disk cut short was written at none."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+class TrainingObjective(Protocol):
+    """What the loop optimizes."""
+
+    def backward(self, step: int) -> tuple[float, int]:
+        """Add the gradient of one step to the weights; return its loss and the tokens that this process ran."""
+        ...
+
+    def get_first_query(self, step: int) -> str:
+        """The beginning of a step's first query, for error messages."""
+        ...
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long, how fast, and how often something is written down."""
+class TrainSchedule:
+    """The number of steps, the learning rate, and how often checkpoints and evaluations are made."""
 
     steps: int
-    optimiser: Optimiser
+    optimizer: OptimizerSettings
     save_steps: int
     eval_steps: int
 
 
+def count_warmup_steps(settings: OptimizerSettings, steps: int) -> int:
+    """Steps over which the learning rate rises."""
+    return settings.warmup_steps or math.ceil(settings.warmup_ratio * steps)
+
+
+def compute_learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from zero: warm-up, then decay to zero at the end."""
+    warmup = count_warmup_steps(settings, steps)
+    if step < warmup:
+        logarithmic = settings.warmup_type == "logarithmic" and warmup > 1
+        share = math.log(step + 1) / math.log(warmup) if logarithmic else step / warmup
+        return settings.learning_rate * share
+    remaining = (steps - step) / max(1, steps - warmup)
+    decays = {"linear": remaining, "cosine": 0.5 * (1 - math.cos(math.pi * remaining)), "constant": 1.0}
+    return settings.learning_rate * decays[settings.lr_scheduler_type]
+
+
 @dataclass
-class Run:
-    """One training. `backward` adds the gradient of a step and answers its loss and its tokens."""
+class TrainLoop:
+    """Trains `weights` of `model` by an objective; `progress` says how far it is."""
 
     model: nn.Module
     weights: dict[str, nn.Parameter]
-    schedule: Schedule
-    backward: Callable[[int], tuple[float, int]]
+    schedule: TrainSchedule
+    objective: TrainingObjective
     folder: Path
-    first_text: Callable[[int], str] = lambda _: ""
     report: Report = lambda _: None
-    assess: Assess | None = None
-    progress: Progress = field(default_factory=Progress)
+    evaluate: Evaluate | None = None
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
 
     def __post_init__(self) -> None:
-        settings = self.schedule.optimiser
-        self.adam = torch.optim.AdamW(
-            self.weights.values(), lr=settings.rate, weight_decay=settings.weight_decay, foreach=False
+        settings = self.schedule.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
         )
 
     def resume(self) -> None:
-        """Go on where the last whole checkpoint stands; what was measured after it did not happen."""
-        self.progress = checkpoint.load(self.folder, self.weights, self.adam)
-        file = self.folder / METRICS
+        """Continue from the last complete checkpoint; metrics of later steps are removed."""
+        self.progress = checkpoint.load_checkpoint(self.folder, self.weights, self.optimizer)
+        file = self.folder / METRICS_FILE
         lines = file.read_text().splitlines() if file.exists() else []
-        if distributed.rank() == 0 and file.exists():
-            kept = [line for line in lines if _step_of(line) <= self.progress.step]
-            write_whole(file, "".join(f"{line}\n" for line in kept).encode())
+        if distributed.get_rank() == 0 and file.exists():
+            kept_lines = [line for line in lines if _parse_step(line) <= self.progress.step]
+            write_whole(file, "".join(f"{line}\n" for line in kept_lines).encode())
 
-    def run(self) -> Progress:
-        """Every step that is left."""
+    def run(self) -> TrainingProgress:
+        """Run all remaining steps."""
         while self.progress.step < self.schedule.steps:
-            self._step()
-            done = self.progress.step
-            if self.assess and (done % self.schedule.eval_steps == 0 or done == self.schedule.steps):
-                self._assess(self.assess)
-            if done % self.schedule.save_steps == 0 or done == self.schedule.steps:
-                self.save()
+            self._train_step()
+            step = self.progress.step
+            if self.evaluate and (step % self.schedule.eval_steps == 0 or step == self.schedule.steps):
+                self._evaluate(self.evaluate)
+            if step % self.schedule.save_steps == 0 or step == self.schedule.steps:
+                self.save_checkpoint()
         return self.progress
 
-    def save(self) -> None:
-        """A checkpoint, by one process for all."""
-        tensors = checkpoint.held(self.weights, self.adam)
-        if distributed.rank() == 0:
-            checkpoint.save(self.folder, tensors, self.progress)
-        distributed.wait()
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint; one process writes for all."""
+        tensors = checkpoint.collect_state(self.weights, self.optimizer)
+        if distributed.get_rank() == 0:
+            checkpoint.save_checkpoint(self.folder, tensors, self.progress)
+        distributed.wait_for_all()
 
-    def _step(self) -> None:
+    def _train_step(self) -> None:
         started, step, schedule = time.perf_counter(), self.progress.step, self.schedule
-        now = rate(schedule.optimiser, step, schedule.steps)
-        for group in self.adam.param_groups:
-            group["lr"] = now
-        value, tokens = self.backward(step)
-        self._stop_at_nonsense(value, step)
-        distributed.add_up(self.weights.values())
-        norm = float(whole(nn.utils.clip_grad_norm_(self.weights.values(), schedule.optimiser.clip or math.inf)))
-        self._stop_at_nonsense(norm, step)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        tokens = int(distributed.total(tokens))
+        learning_rate = compute_learning_rate(schedule.optimizer, step, schedule.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss, tokens = self.objective.backward(step)
+        self._check_finite(loss, step)
+        distributed.sum_gradients(self.weights.values())
+        max_norm = schedule.optimizer.max_grad_norm or math.inf
+        norm = float(gather_tensor(nn.utils.clip_grad_norm_(self.weights.values(), max_norm)))
+        self._check_finite(norm, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = int(distributed.sum_over_processes(tokens))
         seconds = time.perf_counter() - started
         self.progress.step += 1
         self.progress.seconds += seconds
         self.progress.tokens += tokens
-        left = self.progress.seconds / self.progress.step * (schedule.steps - step - 1)
-        self._write({"step": step + 1, "steps": schedule.steps, "loss": value, "rate": now, "norm": norm,
-                     "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1),
-                     "memory_mb": round(peak_mb(), 1), "seconds_left": round(left, 1)})  # fmt: skip
+        seconds_left = self.progress.seconds / self.progress.step * (schedule.steps - step - 1)
+        self._log_metrics({"step": step + 1, "steps": schedule.steps, "loss": loss, "rate": learning_rate,
+                           "norm": norm, "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1),
+                           "memory_mb": round(peak_mb(), 1), "seconds_left": round(seconds_left, 1)})  # fmt: skip
 
-    def _stop_at_nonsense(self, value: float, step: int) -> None:
+    def _check_finite(self, value: float, step: int) -> None:
         if not math.isfinite(value):
             raise DataError(
-                f"the loss or its gradient is no number at step {step + 1}, whose batch begins with "
-                f"{self.first_text(step)!r}; the last checkpoint is kept",
-                "lower the rate (--set optimiser.rate=...), or look at that batch's texts",
+                f"the loss or its gradient is NaN or infinite at step {step + 1}; its first query is "
+                f"{self.objective.get_first_query(step)!r}; the last checkpoint is kept",
+                "lower the learning rate (--set optimizer.learning_rate=...), or check the texts of that batch",
             )
 
-    def _assess(self, assess: Assess) -> None:
+    def _evaluate(self, evaluate: Evaluate) -> None:
         self.model.eval()
-        score = assess()
+        score = evaluate()
         self.model.train()
-        self._write({"step": self.progress.step, "score": score})
+        self._log_metrics({"step": self.progress.step, "score": score})
         if self.progress.best is None or score > self.progress.best:
             self.progress.best, self.progress.best_step = score, self.progress.step
-            tensors = checkpoint.held(self.weights)
-            if distributed.rank() == 0:
-                checkpoint.keep_best(self.folder, tensors)
+            tensors = checkpoint.collect_state(self.weights)
+            if distributed.get_rank() == 0:
+                checkpoint.save_best_weights(self.folder, tensors)
 
-    def _write(self, facts: dict[str, Any]) -> None:
-        if distributed.rank() == 0:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as out:
+    def _log_metrics(self, facts: dict[str, Any]) -> None:
+        if distributed.get_rank() == 0:
+            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as out:
                 out.write(json.dumps(facts) + "\n")
             self.report(facts)
+
+
+def _parse_step(line: str) -> float:
+    """The step of a line of metrics; infinite for a line that a full disk cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

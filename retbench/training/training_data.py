@@ -12,12 +12,12 @@ from retbench.corpora.open_collection import open_collection
 from retbench.errors import MissingError, UsageError
 from retbench.records.phase_timer import Show, Silent
 from retbench.training import leaks, msmarco_triples
-from retbench.training.hub_datasets import HUB_SETS, of_hub
-from retbench.training.training_set import TrainingSet, of_collection, of_file
+from retbench.training.hub_datasets import HUB_SETS, load_hub_training_set
+from retbench.training.training_set import TrainingSet, build_training_set, read_training_file
 
 
 @dataclass(frozen=True)
-class Wish:
+class TrainingRequest:
     """What the user asked for. `examined` are tasks scored on the way, `task` or `task:split=dev,sample=100`."""
 
     dataset: str
@@ -26,7 +26,7 @@ class Wish:
     name: str | None = None
     out: Path | None = None
     split: str = "train"
-    examined: str | None = None
+    eval_task: str | None = None
     export: str | None = None
     report_to: tuple[str, ...] = ()
     resume: bool = False
@@ -37,20 +37,20 @@ class Wish:
     command: str = "retbench.finetune(...)"
 
 
-def examination(word: str) -> tuple[TaskCard, int | None]:
+def parse_eval_task(word: str) -> tuple[TaskCard, int | None]:
     """The task scored on the way, and how many of its queries."""
-    name, wanted = options.split(word)
+    name, wanted = options.split_options(word)
     size = wanted.pop("sample", None)
     if size is not None and not (size.isdecimal() and int(size)):
         raise UsageError(f"{word}: sample={size} draws nothing", "give a number of queries, 1 or more")
-    card = options.changed(catalog.task(name), wanted, fixed=("name", "source"))
+    card = options.apply_options(catalog.find_task_card(name), wanted, fixed=("name", "source"))
     return replace(card, fingerprint=None), int(size) if size else None
 
 
-def labelled(wish: Wish) -> TrainingSet:
+def load_training_set(wish: TrainingRequest) -> TrainingSet:
     """Queries and their passages, without any query that is asked in an evaluation."""
-    whole = _read(wish)
-    kept = leaks.without(whole, _asked(wish))
+    whole = _read_dataset(wish)
+    kept = leaks.remove_leaked_queries(whole, _iterate_evaluation_queries(wish))
     wish.say(
         f"{whole.name}: {len(kept.queries):,} queries, {len(whole.passages):,} passages; "
         f"{kept.facts['leaked_queries_removed']} queries ({kept.facts['leaked_texts']} texts) "
@@ -59,56 +59,56 @@ def labelled(wish: Wish) -> TrainingSet:
     return kept
 
 
-def _read(wish: Wish) -> TrainingSet:
+def _read_dataset(wish: TrainingRequest) -> TrainingSet:
     path = Path(wish.dataset).expanduser()
     if path.is_file():
-        return of_file(path)
+        return read_training_file(path)
     if wish.dataset in HUB_SETS:
-        return of_hub(wish.dataset)
+        return load_hub_training_set(wish.dataset)
     if path.suffix in (".jsonl", ".gz"):
         raise MissingError(f"there is no file {wish.dataset}", "name a jsonl file, a folder or a task")
-    card = catalog.task(wish.dataset)
+    card = catalog.find_task_card(wish.dataset)
     if wish.split == card.split and not wish.force:
         raise UsageError(
             f"{card.name} is evaluated on its split {card.split!r}: training on it would spoil every score",
             "train on another split, or add --force to have the model's card say so",
         )
     learned = replace(card, split=wish.split, fingerprint=None)
-    made = of_collection(learned, open_collection(learned))
+    made = build_training_set(learned, open_collection(learned))
     if lost := made.facts["queries_without_positive"]:
         wish.say(f"{card.name}: {lost:,} queries have no relevant document in the corpus and are left out")
-    if own := msmarco_triples.beside(path, wish.split):
-        made = msmarco_triples.negatives_of(made, own, wish.recipe.mining.keep)
+    if own := msmarco_triples.find_triples(path, wish.split):
+        made = msmarco_triples.add_triple_negatives(made, own, wish.recipe.mining.negatives_per_query)
         wish.say(f"{own.name}: {made.facts['negatives']['taken']:,} negatives")
-    return made.kept(made.queries, evaluated_split=True) if wish.split == card.split else made
+    return made.with_queries(made.queries, evaluated_split=True) if wish.split == card.split else made
 
 
-def unlabelled(wish: Wish) -> tuple[str, str, list[str]]:
+def load_unlabelled_texts(wish: TrainingRequest) -> tuple[str, str, list[str]]:
     """Name, fingerprint and texts of a raw corpus; of a task, its documents alone."""
     path = Path(wish.dataset).expanduser()
     if path.is_file() or wish.dataset in HUB_SETS:
-        found = _read(wish)
+        found = _read_dataset(wish)
         return found.name, found.fingerprint, list(found.passages)
-    card = catalog.task(wish.dataset)
+    card = catalog.find_task_card(wish.dataset)
     collection = open_collection(replace(card, fingerprint=None))
-    return card.name, collection.corpus.fingerprint, list(of_collection(card, collection).passages)
+    return card.name, collection.corpus.fingerprint, list(build_training_set(card, collection).passages)
 
 
-def _asked(wish: Wish) -> Iterator[str]:
+def _iterate_evaluation_queries(wish: TrainingRequest) -> Iterator[str]:
     """The queries of the set's own evaluated split, and of the task scored on the way."""
-    if wish.examined:
-        yield from _queries(examination(wish.examined)[0])
+    if wish.eval_task:
+        yield from _load_query_texts(parse_eval_task(wish.eval_task)[0])
     if wish.dataset in HUB_SETS:
-        others = [catalog.task(name) for name in HUB_SETS[wish.dataset].evaluated]
+        others = [catalog.find_task_card(name) for name in HUB_SETS[wish.dataset].evaluation_tasks]
     else:
-        own = None if Path(wish.dataset).is_file() else catalog.task(wish.dataset)
+        own = None if Path(wish.dataset).is_file() else catalog.find_task_card(wish.dataset)
         others = [own] if own and own.split != wish.split else []
     for card in others:
         try:
-            yield from _queries(card)
+            yield from _load_query_texts(card)
         except (MissingError, UsageError) as problem:  # what is not here cannot be compared, and that is said
             wish.say(f"{card.name}, split {card.split}: its queries were not compared: {problem.cause}")
 
 
-def _queries(card: TaskCard) -> list[str]:
+def _load_query_texts(card: TaskCard) -> list[str]:
     return [query.text for query in open_collection(replace(card, fingerprint=None)).queries]

@@ -13,14 +13,14 @@ from typing import Any, overload
 
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
-from retbench.corpora.texts import Texts, joined
+from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError
 
-WAY_ON = 'write lines like {"query": "...", "positives": ["..."], "negatives": ["..."]}'
+LINE_FORMAT = 'write lines like {"query": "...", "positives": ["..."], "negatives": ["..."]}'
 
 
 @dataclass(frozen=True)
-class Query:
+class TrainingQuery:
     """A query and the passage rows around it; `scores` are a teacher's, for positives and then negatives.
 
     A collection's query has its `id` and the `grades` of what was judged for it, by row.
@@ -42,13 +42,13 @@ class TrainingSet:
     """
 
     name: str
-    queries: list[Query]
+    queries: list[TrainingQuery]
     passages: Sequence[str]
     fingerprint: str
     facts: dict[str, Any] = field(default_factory=dict)
-    names: Sequence[str] | None = None
+    passage_ids: Sequence[str] | None = None
 
-    def kept(self, queries: list[Query], **facts: Any) -> "TrainingSet":
+    def with_queries(self, queries: list[TrainingQuery], **facts: Any) -> "TrainingSet":
         """The same set with other queries, and what is to be said about them."""
         if not queries:
             raise DataError(f"{self.name}: no training pair is left", "use another set, or fewer filters")
@@ -56,7 +56,7 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
-class Joined(Sequence[str]):
+class JoinedTexts(Sequence[str]):
     """A corpus as the texts a model reads, looked up when they are needed."""
 
     texts: Texts
@@ -72,13 +72,13 @@ class Joined(Sequence[str]):
     def __getitem__(self, row: int | slice) -> str | Sequence[str]:
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
-        return joined(self.texts[row], self.fields)
+        return join_fields(self.texts[row], self.fields)
 
     def __iter__(self) -> Iterator[str]:
-        return (joined(row, self.fields) for row in self.texts)
+        return (join_fields(row, self.fields) for row in self.texts)
 
 
-def of_collection(card: TaskCard, collection: Collection) -> TrainingSet:
+def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
     """The judged queries of one split; a query without a relevant document teaches nothing and is counted."""
     names: list[str] = collection.corpus.ids().to_pylist()
     rows = {identifier: row for row, identifier in enumerate(names)}
@@ -90,76 +90,76 @@ def of_collection(card: TaskCard, collection: Collection) -> TrainingSet:
         found = tuple(row for row, grade in here if grade >= card.relevant_from)
         judged_wrong = tuple(row for row, grade in here if grade < card.relevant_from)
         if found:
-            queries.append(Query(query.text.strip(), found, judged_wrong, id=query.id, grades=here))
+            queries.append(TrainingQuery(query.text.strip(), found, judged_wrong, id=query.id, grades=here))
     lost = len(collection.queries) - len(queries)
-    made = TrainingSet(card.name, [], Joined(collection.corpus, card.fields), collection.fingerprint, names=names)
-    return made.kept(queries, split=card.split, queries_without_positive=lost, positives_missing=missing)
+    made = TrainingSet(card.name, [], JoinedTexts(collection.corpus, card.fields), collection.fingerprint, passage_ids=names)
+    return made.with_queries(queries, split=card.split, queries_without_positive=lost, positives_missing=missing)
 
 
-def of_file(path: Path) -> TrainingSet:
+def read_training_file(path: Path) -> TrainingSet:
     """A jsonl file, plain or gzipped: ours, or Tevatron's `positive_passages` and `negative_passages`."""
     read = gzip.open if path.suffix == ".gz" else open
     with read(path, "rt", encoding="utf-8") as lines:
         rows = ((f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-        return of_rows(path.name.split(".")[0].lower(), ((where, _object(where, line)) for where, line in rows))
+        return parse_training_rows(path.name.split(".")[0].lower(), ((where, _parse_object(where, line)) for where, line in rows))
 
 
-def _object(where: str, line: str) -> dict[str, Any]:
+def _parse_object(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as problem:
-        raise DataError(f"{where}: not JSON: {problem}", WAY_ON) from problem
+        raise DataError(f"{where}: not JSON: {problem}", LINE_FORMAT) from problem
     if not isinstance(row, dict):
-        raise DataError(f"{where}: not an object", WAY_ON)
+        raise DataError(f"{where}: not an object", LINE_FORMAT)
     return row
 
 
-def of_rows(name: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> TrainingSet:
+def parse_training_rows(name: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> TrainingSet:
     """Objects as a file or the hub gives them; equal passages are stored once."""
     passages: dict[str, int] = {}
     digest, queries = hashlib.sha256(), []
-    for where, row in map(_unranked, rows):
-        positives, negatives = _texts(where, row, "positive"), _texts(where, row, "negative")
+    for where, row in map(_convert_ranking, rows):
+        positives, negatives = _get_texts(where, row, "positive"), _get_texts(where, row, "negative")
         text = row.get("query")
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: the query is empty", WAY_ON)
+            raise DataError(f"{where}: the query is empty", LINE_FORMAT)
         if not positives:
             raise DataError(f"{where}: the query has no positive passage", "add one, or remove the line")
         found = [[passages.setdefault(t, len(passages)) for t in texts] for texts in (positives, negatives)]
-        queries.append(Query(text.strip(), tuple(found[0]), tuple(found[1]), _scores(where, row, found)))
+        queries.append(TrainingQuery(text.strip(), tuple(found[0]), tuple(found[1]), _get_scores(where, row, found)))
         digest.update(json.dumps([text, positives, negatives, row.get("scores")], ensure_ascii=False).encode())
     made = TrainingSet(name, [], list(passages), digest.hexdigest())
-    return made.kept(queries)
+    return made.with_queries(queries)
 
 
-def _unranked(entry: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+def _convert_ranking(entry: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """E2Rank's form, `document` (a list) and `ranking` (numbers from 1, best first), as positive, negatives, scores."""
     where, row = entry
     if "ranking" not in row:
         return entry
     documents, ranking = row.get("document"), row["ranking"]
-    if not isinstance(documents, list) or not isinstance(ranking, list) or _strange(ranking, len(documents)):
+    if not isinstance(documents, list) or not isinstance(ranking, list) or _is_invalid_ranking(ranking, len(documents)):
         raise DataError(f"{where}: the ranking is no order of the documents", "write every number from 1 once")
     ordered = [documents[int(number) - 1] for number in ranking]
     scores = [-float(place) for place in range(len(ordered))]
     return where, {"query": row.get("query"), "positives": ordered[:1], "negatives": ordered[1:], "scores": scores}
 
 
-def _strange(ranking: list[Any], count: int) -> bool:
+def _is_invalid_ranking(ranking: list[Any], count: int) -> bool:
     return sorted(map(str, ranking)) != sorted(map(str, range(1, count + 1)))
 
 
-def _texts(where: str, row: dict[str, Any], side: str) -> list[str]:
+def _get_texts(where: str, row: dict[str, Any], side: str) -> list[str]:
     given = row.get(f"{side}s", row.get(f"{side}_passages", []))
     if not isinstance(given, list):
-        raise DataError(f"{where}: {side}s is not a list", WAY_ON)
+        raise DataError(f"{where}: {side}s is not a list", LINE_FORMAT)
     texts = [f"{p.get('title') or ''} {p.get('text', '')}" if isinstance(p, dict) else p for p in given]
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{where}: a {side} is empty or no text", WAY_ON)
+        raise DataError(f"{where}: a {side} is empty or no text", LINE_FORMAT)
     return [text.strip() for text in texts]
 
 
-def _scores(where: str, row: dict[str, Any], found: list[list[int]]) -> tuple[float, ...] | None:
+def _get_scores(where: str, row: dict[str, Any], found: list[list[int]]) -> tuple[float, ...] | None:
     if row.get("scores") is None:
         return None
     scores = tuple(map(float, row["scores"]))

@@ -25,7 +25,7 @@ from retbench.cli.main import app
 from retbench.corpora import collection_cache
 from retbench.encoders import embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Tokens
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.pipelines.evaluation import job
 from retbench.pipelines.models import model
 from retbench.pipelines.studies import status
@@ -41,9 +41,9 @@ PHASES: dict[str, Callable[..., Any]] = {
     "search": exact_search.search,
     "scoring": metrics.score_run,
     "record": results_folder.Ledger.write,
-    "training": train_loop.Run._step,
-    "checkpoint": checkpoint.save,
-    "model": save_model.write,
+    "training": train_loop.TrainLoop._train_step,
+    "checkpoint": checkpoint.save_checkpoint,
+    "model": save_model.save_model,
     "note": status.write_note,
     "report": report_verb.report.__wrapped__,  # type: ignore[attr-defined]
 }
@@ -77,7 +77,7 @@ class Hungry:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def vectors(self, batch: Tokens) -> np.ndarray:
+    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
         import torch
 
         torch.empty(len(batch) * self.each, dtype=torch.uint8)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from retbench.store.shard_store import Store
+from retbench.store.shard_store import ShardStore
 from tests import fake, tiny
 from tests.faults.helpers import Make, ended, finish, struck, trained
 from tests.test_lost import TEXTS
@@ -37,7 +37,7 @@ damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 def documents(job: fake.Work) -> Path:
     """The folder with the documents' vectors."""
-    return max((p.parent for p in Path(job.cache).rglob("plan.json")), key=lambda f: Store(f).plan(dict)["rows"])
+    return max((p.parent for p in Path(job.cache).rglob("plan.json")), key=lambda f: ShardStore(f).load_or_create_plan(dict)["rows"])
 
 
 @damages

@@ -174,14 +174,14 @@ def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Pat
         ended = fetched(port)
     assert ended.returncode == 0, ended.stderr
     assert healthy.whole == {healthy.largest}  # what came before was kept
-    assert pins.read_pin("models", "far") == pins.Pin(REVISION, fingerprints.of_folder(folder))
+    assert pins.read_pin("models", "far") == pins.Pin(REVISION, fingerprints.compute_folder_fingerprint(folder))
 
 
 DOWNLOAD = """
 import json, sys
-from retbench.cards.task import Source, TaskCard
-from retbench.corpora.opening import fetch
-fetch(TaskCard("small-archive", Source(**json.loads(sys.argv[1]))), print)
+from retbench.cards.task import SourceSpec, TaskCard
+from retbench.corpora.open_collection import fetch_collection
+fetch_collection(TaskCard("small-archive", SourceSpec(**json.loads(sys.argv[1]))), print)
 """
 
 

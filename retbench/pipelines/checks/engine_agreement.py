@@ -1,7 +1,7 @@
-"""The agreement story: another engine embeds a sample of a finished run, and must give its vectors and its scores.
+"""`retbench verify --against ENGINE`: another engine embeds a sample of a run and must give its vectors and scores.
 
-The sample is the run's own collection cut down as `--sample` cuts it. Both engines read the same token ids; what is
-compared is what they make of them. A server of texts has a tokenizer of its own, and is compared all the same.
+The sample is drawn from the run's collection as `--sample` draws it. Both engines read the same token ids, except an
+endpoint, which receives texts and has its own tokenizer.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from retbench.cards import catalog
-from retbench.cards.engine import engine
+from retbench.cards.engine import parse_engine
 from retbench.cards.method import Role
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
-from retbench.corpora.texts import Texts, joined
+from retbench.corpora.texts import Texts, join_fields
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
@@ -24,18 +24,18 @@ from retbench.pipelines.runs.saved_run import First, ours
 from retbench.records.load_run import find_run
 from retbench.retrievers.exact_search import search
 from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 
-SAMPLE = 200  # documents
-DOCUMENTS_A_QUERY = 20  # as Collection.sample draws them
-TOKENS = 2048  # a batch; small enough anywhere
-COSINE = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99}
-SCORE = 0.005
+SAMPLE_DOCUMENTS = 200
+DOCUMENTS_PER_QUERY = 20  # as in Collection.sample
+MAX_BATCH_TOKENS = 2048  # small enough for any machine
+MIN_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "float16": 0.99}
+MAX_SCORE_DIFFERENCE = 0.005
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Two engines on one sample."""
+class EngineAgreement:
+    """The vectors and scores of two engines on one sample. The field names are keys of `--json`."""
 
     run: str
     engines: tuple[str, str]
@@ -49,88 +49,98 @@ class Agreement:
 
     @property
     def agrees(self) -> bool:
-        """Whether both are within the tolerance of the dtype."""
-        return self.cosine_min >= COSINE[self.dtype] and abs(self.scores[0] - self.scores[1]) <= SCORE
+        """Whether cosine and score difference are within the tolerance."""
+        score_difference = abs(self.scores[0] - self.scores[1])
+        return self.cosine_min >= MIN_COSINE[self.dtype] and score_difference <= MAX_SCORE_DIFFERENCE
 
-    def json(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        tolerance = {"cosine": COSINE[self.dtype], "score": SCORE}
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `--json` prints."""
+        tolerance = {"cosine": MIN_COSINE[self.dtype], "score": MAX_SCORE_DIFFERENCE}
         return {**asdict(self), "tolerance": tolerance, "agrees": self.agrees}
 
 
-def agreement(run: str, results: Path, against: str, path: str | None = None) -> Agreement:
-    """The run's engine and another one, on a sample of its texts."""
-    first = ours(find_run(run, results))
-    spec = first.spec
+def compare_engines(run: str, results: Path, other_engine: str, weights: str | None = None) -> EngineAgreement:
+    """Compare the run's engine with another one on a sample of the run's texts."""
+    saved_run = ours(find_run(run, results))
+    spec = saved_run.spec
     if spec is None:
-        raise UsageError(f"{first.record.model} was searched by words and has no vectors", "name a run with vectors")
+        raise UsageError(f"the run of {saved_run.record.model} is lexical and has no vectors", "name a dense run")
     if spec.method.kind != "dense":
-        raise UsageError(f"{spec.method.name} ranks by logits, which other engines do not give", "name a dense run")
-    made = [_encoder(first, word, path) for word in (first.record.settings["engine"], against)]
-    few = first.collection.sample(max(1, SAMPLE // DOCUMENTS_A_QUERY))
-    documents, queries = ([_vectors(one, few, first.card, role) for one in made] for role in ("document", "query"))
+        raise UsageError(
+            f"method {spec.method.name} uses logits, which other engines do not return", "name a dense run"
+        )
+    engines = (saved_run.record.settings["engine"], other_engine)
+    encoders = [_load_encoder(saved_run, engine, weights) for engine in engines]
+    sample = saved_run.collection.sample(max(1, SAMPLE_DOCUMENTS // DOCUMENTS_PER_QUERY))
+    documents, queries = (
+        [_embed_texts(encoder, sample, saved_run.card, role) for encoder in encoders] for role in ("document", "query")
+    )
     widths = [vectors.shape[1] for vectors in queries]
     if len(set(widths)) > 1:
         raise DataError(
-            f"{against} gives vectors of width {widths[1]}, the run has {widths[0]}", "serve the run's own model"
+            f"{other_engine} returns vectors of width {widths[1]}, the run has {widths[0]}", "serve the run's own model"
         )
-    cosines = np.concatenate([(one * other).sum(1) for one, other in (documents, queries)])
-    pairs = zip(queries, documents, strict=True)
-    scores = tuple(_score(asked, found, few, first.card) for asked, found in pairs)
-    return Agreement(
-        first.record.settings_id, (first.record.settings["engine"], made[1].spec.engine), spec.dtype,
-        len(few.corpus), len(few.queries), float(cosines.min()), float(cosines.mean()),
-        first.card.metric, (scores[0], scores[1]),
+    cosines = np.concatenate([(vectors * others).sum(1) for vectors, others in (documents, queries)])
+    scores = [_score_vectors(*vectors, sample, saved_run.card) for vectors in zip(queries, documents, strict=True)]
+    return EngineAgreement(
+        saved_run.record.settings_id, (saved_run.record.settings["engine"], encoders[1].spec.engine), spec.dtype,
+        len(sample.corpus), len(sample.queries), float(cosines.min()), float(cosines.mean()),
+        saved_run.card.metric, (scores[0], scores[1]),
     )  # fmt: skip
 
 
-def _encoder(first: First, word: str, path: str | None) -> DenseEncoder:
-    record, spec = first.record, first.spec
+def _load_encoder(saved_run: First, engine_name: str, weights: str | None) -> DenseEncoder:
+    record, spec = saved_run.record, saved_run.spec
     if spec is None:
-        raise TypeError("a run without vectors")
-    name = record.model.partition("+")[0]  # what follows is the quantisation of a file the user named
-    card = catalog.model(name if name in catalog.models() else path or name)
-    candidate = ResolvedModel.of(card, path, lambda _: None, engine(word))
+        raise TypeError("the run has no vectors")
+    name = record.model.partition("+")[0]  # after "+" comes the quantisation of a GGUF file
+    card = catalog.find_model_card(name if name in catalog.load_model_cards() else weights or name)
+    model = ResolvedModel.of(card, weights, lambda _: None, parse_engine(engine_name))
     overrides: dict[str, Any] = {"dtype": spec.dtype, "max_length": max(spec.query_limit, spec.document_limit)}
     if spec.rope:
         overrides["rope"] = spec.rope
-    if candidate.local and candidate.local.fingerprint != spec.weights:
-        raise DataError(f"the weights of {record.model} are not those of the run", "give --weights PATH")
-    method = catalog.method("as-published") if engine(word).name == "endpoint" else spec.method
-    return candidate.encoder(candidate.spec(method, first.card, overrides))
+    if model.local and model.local.fingerprint != spec.weights:
+        raise DataError(
+            f"the weights of {record.model} on this machine are not the weights of the run", "give --weights PATH"
+        )
+    method = catalog.find_method("as-published") if parse_engine(engine_name).name == "endpoint" else spec.method
+    return model.encoder(model.spec(method, saved_run.card, overrides))
 
 
-def _vectors(encoder: DenseEncoder, collection: Collection, card: TaskCard, role: Role) -> np.ndarray:
+def _embed_texts(encoder: DenseEncoder, collection: Collection, card: TaskCard, role: Role) -> np.ndarray:
     texts: Texts = collection.corpus if role == "document" else collection.queries
-    tokens = encoder.prepare((joined(row, card.fields if role == "document" else ("text",)) for row in texts), role)
-    matrix = np.empty((len(tokens), encoder.dimension), dtype=np.float32)
-    for rows in _batches(tokens.lengths):
-        matrix[rows] = encoder.vectors(tokens.take(rows))
-    return matrix
+    tokens = encoder.tokenize(
+        (join_fields(row, card.fields if role == "document" else ("text",)) for row in texts), role
+    )
+    vectors = np.empty((len(tokens), encoder.dimension), dtype=np.float32)
+    for rows in _split_batches(tokens.lengths):
+        vectors[rows] = encoder.encode(tokens.select(rows))
+    return vectors
 
 
-def _batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
+def _split_batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
     order = np.argsort(-lengths, kind="stable")
     while len(order):
-        size = max(1, TOKENS // max(1, int(lengths[order[0]])))
+        size = max(1, MAX_BATCH_TOKENS // max(1, int(lengths[order[0]])))
         yield order[:size]
         order = order[size:]
 
 
-def _score(queries: np.ndarray, documents: np.ndarray, few: Collection, card: TaskCard) -> float:
-    found = search(queries, [Block(np.arange(len(documents)), documents)], min(card.depth, len(documents)))
-    ranked = found.prepared(few, card.same_id == "drop", card.depth).named(few)
-    return mean_scores(score_run(ranked, few.judgments, card.depth, card.relevant_from))[card.metric]
+def _score_vectors(queries: np.ndarray, documents: np.ndarray, sample: Collection, card: TaskCard) -> float:
+    ranking = search(queries, [VectorBlock(np.arange(len(documents)), documents)], min(card.depth, len(documents)))
+    ranked = ranking.filter_and_cut(sample, card.same_id == "drop", card.depth).to_document_ids(sample)
+    return mean_scores(score_run(ranked, sample.judgments, card.depth, card.relevant_from))[card.metric]
 
 
-def text(found: Agreement) -> str:
-    """The agreement for a reader."""
-    one, other = found.scores
+def format_agreement(agreement: EngineAgreement) -> str:
+    """Format the comparison for the terminal."""
+    a, (first, second), (score, other_score) = agreement, agreement.engines, agreement.scores
+    difference = f"{score:.4f}  {other_score:.4f}  difference {other_score - score:+.4f}"
     return "\n".join(
         [
-            f"{found.engines[0]} and {found.engines[1]} on {found.documents} documents and {found.queries} queries",
-            f"  cosine   min {found.cosine_min:.6f}  mean {found.cosine_mean:.6f}  (at least {COSINE[found.dtype]})",
-            f"  {found.metric}  {one:.4f}  {other:.4f}  difference {other - one:+.4f}  (at most {SCORE})",
-            "  they agree" if found.agrees else "  they do NOT agree",
+            f"{first} and {second} on {a.documents} documents and {a.queries} queries",
+            f"  cosine   min {a.cosine_min:.6f}  mean {a.cosine_mean:.6f}  (at least {MIN_COSINE[a.dtype]})",
+            f"  {a.metric}  {difference}  (at most {MAX_SCORE_DIFFERENCE})",
+            "  they agree" if a.agrees else "  they do NOT agree",
         ]
     )

@@ -1,7 +1,7 @@
-"""The verification story: referees recompute a finished run, and a difference is either explained or a failure.
+"""`retbench verify`: external evaluators score a finished run again; every difference is explained, or is a failure.
 
-The run is taken from disk, as anybody would take it. A difference counts as explained when our own metrics, under the
-referee's rule that differs from the task card's, give the referee's figure.
+The run is read from disk. A difference is explained if retbench's metrics give the evaluator's figure once the
+evaluator's rule replaces the task card's.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards.task import Source
+from retbench.cards.task import SourceSpec
 from retbench.corpora.collection import Collection
 from retbench.errors import DataError
 from retbench.records.load_run import collection_of, find_run, rankings
@@ -22,172 +22,176 @@ from retbench.records.scored_run import raw_scores
 from retbench.scoring.external_evaluators import Referee, Run, referees
 from retbench.scoring.metrics import Scores, mean_scores, score_run
 
-RAW = "raw scores"
-RULES = {
-    "same id": "it removes a document with the query's own id, after the cut; the task card keeps it",
-    "ties": "{ties} queries have documents with equal scores: it orders them by id, we by their place in the corpus",
-    "missing": "{missing} queries found nothing: it leaves them out of the mean, we count them as 0",
-    "grade": "it counts every grade above 0 as relevant, the task card only {grade} and above",
+RAW_SCORES = "raw scores"
+RULE_EXPLANATIONS = {
+    "same id": "the evaluator removes a document with the query's own id after the cut; the task card keeps it",
+    "ties": "{ties} queries have documents with equal scores: the evaluator orders them by id, retbench by corpus row",
+    "missing": "{missing} queries have no results: the evaluator leaves them out of the mean, retbench counts them as 0",
+    "grade": "the evaluator counts every grade above 0 as relevant, the task card only {grade} and above",
 }
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One metric before one referee."""
+class MetricCheck:
+    """One metric of the record and of one external evaluator."""
 
-    referee: str
+    evaluator: str
     metric: str
     ours: float
     theirs: float
     digits: int
-    reasons: tuple[str, ...] | None  # empty when they agree, none when a difference has no explanation
+    reasons: tuple[str, ...] | None  # empty if they agree, None if the difference has no explanation
 
     @property
     def agrees(self) -> bool:
-        """Whether the two are equal in every digit the referee tells."""
+        """Whether the two are equal in every digit that the evaluator reports."""
         return self.reasons == ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object for `--json`, where the evaluator has the key `referee`."""
+        fields = asdict(self)
+        return {"referee": fields.pop("evaluator"), **fields, "agrees": self.agrees}
 
 
 @dataclass
 class Verification:
-    """A run before its referees."""
+    """A run and its checks by all external evaluators."""
 
     run: str
     task: str
-    verdicts: list[Verdict] = field(default_factory=list)
+    checks: list[MetricCheck] = field(default_factory=list)
 
     @property
-    def unexplained(self) -> list[Verdict]:
-        """Differences without an explanation."""
-        return [verdict for verdict in self.verdicts if verdict.reasons is None]
+    def unexplained(self) -> list[MetricCheck]:
+        """The checks that differ without an explanation."""
+        return [check for check in self.checks if check.reasons is None]
 
-    def json(self) -> list[dict[str, Any]]:
-        """One object a metric and referee."""
-        return [
-            {"run": self.run, "task": self.task, **asdict(verdict), "agrees": verdict.agrees}
-            for verdict in self.verdicts
-        ]
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return one object per metric and evaluator."""
+        return [{"run": self.run, "task": self.task, **check.to_json()} for check in self.checks]
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """A run from disk with everything needed to score it under other rules."""
+class _LoadedRun:
+    """A run from disk with everything needed to score it with other rules."""
 
     record: Record
     collection: Collection
     ranked: dict[str, list[str]]
-    raw: dict[str, dict[str, float]]
+    raw_scores: dict[str, dict[str, float]]
 
-    def scores(self, rules: tuple[str, ...] = ()) -> Scores:
-        """Our metrics, under the card's rules but for those named."""
+    def compute_scores(self, rules: tuple[str, ...] = ()) -> Scores:
+        """Compute retbench's metrics; each named rule replaces the task card's rule by the evaluators'."""
         ranked: Mapping[str, list[str]] = self.ranked
         if "ties" in rules:
-            ranked = {query: _by_id(found) for query, found in self.raw.items()}
+            ranked = {query: _sort_like_trec_eval(scores) for query, scores in self.raw_scores.items()}
         if "same id" in rules:
-            ranked = {query: [i for i in found if i != query] for query, found in ranked.items()}
-        judged = self.collection.judgments
+            ranked = {query: [document for document in ids if document != query] for query, ids in ranked.items()}
+        judgments = self.collection.judgments
         if "missing" in rules:
-            judged = {query: grades for query, grades in judged.items() if query in ranked}
-        lowest = 1 if "grade" in rules else self.record.settings["relevant_from"]
-        return mean_scores(score_run(ranked, judged, self.record.settings["depth"], lowest))
+            judgments = {query: grades for query, grades in judgments.items() if query in ranked}
+        relevant_from = 1 if "grade" in rules else self.record.settings["relevant_from"]
+        return mean_scores(score_run(ranked, judgments, self.record.settings["depth"], relevant_from))
 
-    def differing(self, referee: Referee, raw: bool) -> list[str]:
-        """The rules in which a referee differs from the card on this run."""
+    def find_differing_rules(self, evaluator: Referee, with_raw_scores: bool) -> list[str]:
+        """Return the rules in which the evaluator differs from the task card and that matter for this run."""
         applies = {
-            "same id": referee.drops_same_id and any(query in found for query, found in self.ranked.items()),
-            "ties": raw and self.ties() > 0,
-            "missing": self.missing() > 0,
+            "same id": evaluator.drops_same_id and any(query in ids for query, ids in self.ranked.items()),
+            "ties": with_raw_scores and self.count_ties() > 0,
+            "missing": self.count_missing() > 0,
             "grade": self.record.settings["relevant_from"] > 1,
         }
-        return [rule for rule, does in applies.items() if does]
+        return [rule for rule, is_relevant in applies.items() if is_relevant]
 
-    def ties(self) -> int:
-        """Queries in whose ranking two documents have the same score."""
-        return sum(len(set(found.values())) < len(found) for found in self.raw.values())
+    def count_ties(self) -> int:
+        """Count queries with two documents of equal score."""
+        return sum(len(set(scores.values())) < len(scores) for scores in self.raw_scores.values())
 
-    def missing(self) -> int:
-        """Judged queries that found nothing."""
+    def count_missing(self) -> int:
+        """Count judged queries without results."""
         return sum(query not in self.ranked for query in self.collection.judgments)
 
-    def told(self, rule: str) -> str:
-        """The rule as a sentence."""
-        lowest = self.record.settings["relevant_from"]
-        return RULES[rule].format(ties=self.ties(), missing=self.missing(), grade=lowest)
+    def explain_rule(self, rule: str) -> str:
+        """Return the rule as a sentence."""
+        relevant_from = self.record.settings["relevant_from"]
+        return RULE_EXPLANATIONS[rule].format(ties=self.count_ties(), missing=self.count_missing(), grade=relevant_from)
 
 
-def verify(run: str, results: Path = Path("results")) -> Verification:
-    """Every referee on one finished run: in our order, and with the raw scores behind it."""
+def verify_run(run: str, results: Path = Path("results")) -> Verification:
+    """Check a finished run with every external evaluator: once by its ranks, once by its raw scores."""
     folder = find_run(run, results)
-    evidence = _evidence(folder)
-    _check(folder, evidence)
-    found = Verification(folder.as_posix(), evidence.record.task)
-    falling = {q: {d: float(-rank) for rank, d in enumerate(ids)} for q, ids in evidence.ranked.items()}
-    for referee in referees(Source(**evidence.record.cards["task"]["source"])):
-        found.verdicts += _verdicts(evidence, referee, falling, raw=False)
-        found.verdicts += _verdicts(evidence, referee, evidence.raw, raw=True)
-    return found
+    loaded = _load_run(folder)
+    _check_record(folder, loaded)
+    verification = Verification(folder.as_posix(), loaded.record.task)
+    by_rank = {query: {d: float(-rank) for rank, d in enumerate(ids)} for query, ids in loaded.ranked.items()}
+    for evaluator in referees(SourceSpec(**loaded.record.cards["task"]["source"])):
+        verification.checks += _compare_metrics(loaded, evaluator, by_rank, with_raw_scores=False)
+        verification.checks += _compare_metrics(loaded, evaluator, loaded.raw_scores, with_raw_scores=True)
+    return verification
 
 
-def _evidence(folder: Path) -> _Evidence:
+def _load_run(folder: Path) -> _LoadedRun:
     record = read(folder / RECORD)
     collection = collection_of(record)
     ranked = rankings(folder, collection)
     scores = raw_scores(folder)
     raw = {query: dict(zip(ids, scores[query], strict=True)) for query, ids in ranked.items()}
-    return _Evidence(record, collection, ranked, raw)
+    return _LoadedRun(record, collection, ranked, raw)
 
 
-def _check(folder: Path, evidence: _Evidence) -> None:
-    """The run must give the record's scores, and hold nothing that the task forbids."""
-    again = evidence.scores()
-    wrong = [name for name, score in evidence.record.scores.items() if not _equal(score, again[name], 9)]
+def _check_record(folder: Path, loaded: _LoadedRun) -> None:
+    """Raise if the run does not give the record's scores, or ranks a document that the task excludes."""
+    scores = loaded.compute_scores()
+    wrong = [name for name, score in loaded.record.scores.items() if not _is_equal(score, scores[name], 9)]
     if wrong:
         name = wrong[0]
         raise DataError(
-            f"{folder}: the run gives {name} {again[name]:.6f}, its record says {evidence.record.scores[name]:.6f}",
+            f"{folder}: {name} of the run is {scores[name]:.6f}, of the record {loaded.record.scores[name]:.6f}",
             "one of the two files was changed: remove the folder and run the cell again",
         )
-    drop = evidence.record.settings["same_id"] == "drop"
-    for query, ids in evidence.ranked.items():
-        barred = evidence.collection.excluded.get(query, frozenset()) | ({query} if drop else set())
-        if found := barred.intersection(ids):
+    drops_same_id = loaded.record.settings["same_id"] == "drop"
+    for query, ids in loaded.ranked.items():
+        forbidden = loaded.collection.excluded.get(query, frozenset()) | ({query} if drops_same_id else set())
+        if ranked_forbidden := forbidden.intersection(ids):
             raise DataError(
-                f"{folder}: query {query!r} ranks {min(found)!r}, which its task forbids", "run the cell again"
+                f"{folder}: query {query!r} ranks {min(ranked_forbidden)!r}, which the task excludes",
+                "run the cell again",
             )
 
 
-def _verdicts(evidence: _Evidence, referee: Referee, run: Run, raw: bool) -> list[Verdict]:
-    theirs, rules = referee.score(evidence.collection.judgments, run), evidence.differing(referee, raw)
-    chosen = [rule for size in range(len(rules) + 1) for rule in combinations(rules, size)]
-    scored = {rule: evidence.scores(rule) for rule in chosen}
-    name = f"{referee.name}, {RAW}" if raw else referee.name
-    verdicts = []
-    for metric, ours in evidence.record.scores.items():
+def _compare_metrics(loaded: _LoadedRun, evaluator: Referee, run: Run, with_raw_scores: bool) -> list[MetricCheck]:
+    theirs = evaluator.score(loaded.collection.judgments, run)
+    rules = loaded.find_differing_rules(evaluator, with_raw_scores)
+    rule_sets = [rule_set for size in range(len(rules) + 1) for rule_set in combinations(rules, size)]
+    scores_by_rules = {rule_set: loaded.compute_scores(rule_set) for rule_set in rule_sets}
+    name = f"{evaluator.name}, {RAW_SCORES}" if with_raw_scores else evaluator.name
+    checks = []
+    for metric, ours in loaded.record.scores.items():
         if metric in theirs:
-            fits = next((r for r in chosen if _equal(scored[r][metric], theirs[metric], referee.digits)), None)
-            reasons = None if fits is None else tuple(map(evidence.told, fits))
-            verdicts.append(Verdict(name, metric, ours, theirs[metric], referee.digits, reasons))
-    return verdicts
+            equal = [s for s in rule_sets if _is_equal(scores_by_rules[s][metric], theirs[metric], evaluator.digits)]
+            reasons = tuple(map(loaded.explain_rule, equal[0])) if equal else None
+            checks.append(MetricCheck(name, metric, ours, theirs[metric], evaluator.digits, reasons))
+    return checks
 
 
-def _equal(a: float, b: float, digits: int) -> bool:
+def _is_equal(a: float, b: float, digits: int) -> bool:
     return abs(a - b) <= 0.5000001 * 10.0**-digits
 
 
-def _by_id(found: Mapping[str, float]) -> list[str]:
-    """trec_eval's order: by the score in 32 bits, and equal ones by the id, falling."""
-    return sorted(found, key=lambda document: (np.float32(found[document]), document), reverse=True)
+def _sort_like_trec_eval(scores: Mapping[str, float]) -> list[str]:
+    """Sort as trec_eval does: by descending float32 score, ties by descending id."""
+    return sorted(scores, key=lambda document: (np.float32(scores[document]), document), reverse=True)
 
 
-def text(found: Verification) -> str:
-    """The verdicts for a reader: agreement by referee, then the differences under their reason."""
-    lines = [f"{found.run} ({found.task})"]
-    for referee in dict.fromkeys(verdict.referee for verdict in found.verdicts):
-        own = [verdict for verdict in found.verdicts if verdict.referee == referee]
-        agreeing = sum(verdict.agrees for verdict in own)
-        lines.append(f"{referee}: {agreeing} of {len(own)} metrics agree to {own[0].digits} digits")
-        for reasons in dict.fromkeys(verdict.reasons for verdict in own if not verdict.agrees):
+def format_verification(verification: Verification) -> str:
+    """Format the checks for the terminal: per evaluator the agreement, then the differences grouped by reason."""
+    lines = [f"{verification.run} ({verification.task})"]
+    for evaluator in dict.fromkeys(check.evaluator for check in verification.checks):
+        checks = [check for check in verification.checks if check.evaluator == evaluator]
+        agreeing = sum(check.agrees for check in checks)
+        lines.append(f"{evaluator}: {agreeing} of {len(checks)} metrics agree to {checks[0].digits} digits")
+        for reasons in dict.fromkeys(check.reasons for check in checks if not check.agrees):
             lines.append(f"  {'; '.join(reasons) if reasons else 'NOT EXPLAINED'}:")
-            differing = [verdict for verdict in own if verdict.reasons == reasons]
-            lines += [f"    {v.metric}: ours {v.ours:.6f}, theirs {v.theirs:.6f}" for v in differing]
+            differing = [check for check in checks if check.reasons == reasons]
+            lines += [f"    {check.metric}: ours {check.ours:.6f}, theirs {check.theirs:.6f}" for check in differing]
     return "\n".join(lines)

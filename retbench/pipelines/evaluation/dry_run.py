@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from retbench.corpora.texts import joined
+from retbench.corpora.texts import join_fields
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.pipelines.evaluation.evaluate import benches
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.evaluation.request import Request
 from retbench.pipelines.evaluation.reranker_previews import previews
 from retbench.pipelines.models.prompt_examples import example
-from retbench.pipelines.reranking.chain import Crew, chain
-from retbench.store.vector_formats import row_bytes
+from retbench.pipelines.reranking.base import ModelResolver
+from retbench.pipelines.reranking.chain import parse_rerankers
+from retbench.store.vector_formats import compute_row_bytes
 
 COUNTED = 2000  # texts tokenised to know the number of tokens; beyond that it is extrapolated
 MEASURED_SECONDS = 4.0
@@ -23,7 +24,7 @@ MEASURED_SECONDS = 4.0
 def dry_run(request: Request) -> Iterator[dict[str, Any]]:
     """What `run` would do, cell by cell."""
     speeds: dict[tuple[str, str], float] = {}
-    rerankers, crew = chain(request.rerank), Crew(request.say)
+    rerankers, crew = parse_rerankers(request.rerank), ModelResolver(request.say)
     for bench in benches(request):
         facts: dict[str, Any] = {
             "model": bench.candidate.card.name,
@@ -43,8 +44,8 @@ def dry_run(request: Request) -> Iterator[dict[str, Any]]:
 def _estimate(bench: EvaluationJob, spec: EncoderSpec, speeds: dict[tuple[str, str], float]) -> dict[str, Any]:
     corpus = bench.collection.corpus
     rows = np.linspace(0, len(corpus) - 1, min(len(corpus), COUNTED)).astype(int)
-    texts = [joined(corpus[int(row)], bench.card.fields) for row in rows]
-    counted = bench.candidate.wording(spec).tokens(texts, "document", spec.document_limit)
+    texts = [join_fields(corpus[int(row)], bench.card.fields) for row in rows]
+    counted = bench.candidate.wording(spec).tokenize(texts, "document", spec.document_limit)
     tokens = int(len(counted.flat) * len(corpus) / len(rows))
     name = (bench.candidate.card.name, spec.dtype)
     if name not in speeds:
@@ -55,7 +56,7 @@ def _estimate(bench: EvaluationJob, spec: EncoderSpec, speeds: dict[tuple[str, s
         "tokens_exact": exact,
         "tokens_per_second": speeds[name],
         "seconds": tokens / speeds[name],
-        "disk_bytes": row_bytes(bench.candidate.encoder(spec).dimension, spec.vector_dtype)
+        "disk_bytes": compute_row_bytes(bench.candidate.encoder(spec).dimension, spec.vector_dtype)
         * (len(corpus) + len(bench.collection.queries)),
     }
 
@@ -63,12 +64,12 @@ def _estimate(bench: EvaluationJob, spec: EncoderSpec, speeds: dict[tuple[str, s
 def _speed(bench: EvaluationJob, spec: EncoderSpec, texts: list[str]) -> float:
     """Tokens a second over a few seconds of real batches; the first one only warms up."""
     encoder = bench.candidate.encoder(spec)
-    tokens = encoder.prepare(texts[:256], "document")
+    tokens = encoder.tokenize(texts[:256], "document")
     groups = np.array_split(np.argsort(tokens.lengths, kind="stable"), max(1, len(tokens.lengths) // 8))
-    encoder.vectors(tokens.take(groups[0]))
+    encoder.encode(tokens.select(groups[0]))
     done, started = 0, time.perf_counter()
     for group in sorted(groups, key=lambda group: int(group.sum()) % 97):  # short and long ones mixed
-        encoder.vectors(tokens.take(group))
+        encoder.encode(tokens.select(group))
         done += int(tokens.lengths[group].sum())
         if time.perf_counter() - started > MEASURED_SECONDS:
             break

@@ -9,16 +9,17 @@ from functools import partial
 from pathlib import Path
 
 from retbench.cards import catalog
-from retbench.cards.engine import engine
+from retbench.cards.engine import parse_engine
 from retbench.cards.task import TaskCard
-from retbench.errors import RetbenchError, UsageError, shortage_told
+from retbench.errors import RetbenchError, UsageError, reraise_resource_errors
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.evaluation.published_scores import expected
 from retbench.pipelines.evaluation.request import Request
 from retbench.pipelines.models import local_workers
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.worker_pool import Team, engaged
-from retbench.pipelines.reranking.chain import Chain, Crew, chain
+from retbench.pipelines.reranking.base import ModelResolver
+from retbench.pipelines.reranking.chain import RerankerChain, parse_rerankers
 from retbench.pipelines.runs.saved_run import ours
 from retbench.records.cell import Cell
 from retbench.records.failure import ANY_METHOD
@@ -30,20 +31,20 @@ def evaluate(request: Request) -> Iterator[Cell]:
     with local_workers.team(request.devices) as team:
         for cell in _cells(request, team):
             if team and team.depot and cell.record:
-                team.depot.keep(Path(cell.record), request.out)
+                team.depot.upload_run(Path(cell.record), request.out)
             yield cell
 
 
 def _cells(request: Request, team: Team | None) -> Iterator[Cell]:
     cards = [_task(name, request) for name in request.tasks]
-    models = [catalog.model(name) for name in request.models]
-    methods = [catalog.method(name) for name in request.methods]
-    chosen = engine(request.engine)
+    models = [catalog.find_model_card(name) for name in request.models]
+    methods = [catalog.find_method(name) for name in request.methods]
+    chosen = parse_engine(request.engine)
     place = Place(request.out, request.show, request.say, request.command)
-    rerankers = Chain(chain(request.rerank), Crew(request.say, partial(engaged, team=team)), place)
+    rerankers = RerankerChain(parse_rerankers(request.rerank), ModelResolver(request.say, partial(engaged, team=team)), place)
     for model in models:
         try:
-            with shortage_told():
+            with reraise_resource_errors():
                 candidate = engaged(ResolvedModel.of(model, request.weights, request.say, chosen), team)
         except RetbenchError as error:
             yield from (place.failed(error, model.name, ANY_METHOD, card, request.sample) for card in cards)
@@ -52,7 +53,7 @@ def _cells(request: Request, team: Team | None) -> Iterator[Cell]:
             for card in cards:
                 request.say(f"{candidate.card.name} · {method.name} · {card.name}")
                 try:
-                    with shortage_told():
+                    with reraise_resource_errors():
                         bench = EvaluationJob(request, candidate, method, card)
                         cell = bench.cell()
                     yield replace(cell, expected=expected(cell, model, card, request))
@@ -60,27 +61,29 @@ def _cells(request: Request, team: Team | None) -> Iterator[Cell]:
                     yield place.failed(error, candidate.card.name, method.name, card, request.sample)
                     continue
                 opened = partial(ours, collection=bench.collection, card=bench.card)
-                yield from rerankers.cells(cell, bench.card, opened, candidate)
+                yield from rerankers.rerank_cell(cell, bench.card, opened, candidate)
 
 
 def benches(request: Request) -> Iterator[EvaluationJob]:
     """Every cell before it is run; the first problem stops."""
     cards = [_task(name, request) for name in request.tasks]
     for name in request.models:
-        candidate = ResolvedModel.of(catalog.model(name), request.weights, request.say, engine(request.engine))
-        for method in candidate.methods([catalog.method(name) for name in request.methods]):
+        candidate = ResolvedModel.of(
+            catalog.find_model_card(name), request.weights, request.say, parse_engine(request.engine)
+        )
+        for method in candidate.methods([catalog.find_method(name) for name in request.methods]):
             yield from (EvaluationJob(request, candidate, method, card) for card in cards)
 
 
 def suite_tasks(suites: tuple[str, ...], tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The tasks named, and those of the suites named, each once."""
-    members = [task for suite in suites for task in catalog.suites().find(suite).members()]
+    members = [task for suite in suites for task in catalog.load_suites().find(suite).expand_tasks()]
     return tuple(dict.fromkeys([*members, *tasks]))
 
 
 def _task(name: str, request: Request) -> TaskCard:
     changes = {key: request.overrides[key] for key in ("split", "depth") if key in request.overrides}
-    card = replace(catalog.task(name), **changes)
+    card = replace(catalog.find_task_card(name), **changes)
     if card.depth < int(card.metric.rpartition("_")[2]):
         raise UsageError(f"{card.metric} looks deeper than depth {card.depth}", "give a larger --set depth=")
     return card

@@ -23,7 +23,7 @@ from retbench.records.record import Record
 from retbench.records.results_folder import Ledger, Run
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 
 @dataclass
@@ -41,7 +41,7 @@ class EvaluationJob:
         if not self.candidate.lexical:
             self.spec = self.candidate.spec(self.method, self.card, self.request.overrides)
         self.settings = self._settings()
-        self.settings_id = digest(self.settings)[:12]
+        self.settings_id = compute_digest(self.settings)[:12]
 
     def _settings(self) -> dict[str, Any]:
         """Everything that may change a score; not versions, not the machine."""
@@ -96,8 +96,8 @@ class EvaluationJob:
         sample = example(self.candidate, self.spec, self.card, self.collection)
         ranking, texts = self._rank(meter)
         with meter.phase("score"):
-            ranking = ranking.prepared(self.collection, self.card.same_id == "drop", self.card.depth)
-            rankings = ranking.named(self.collection)
+            ranking = ranking.filter_and_cut(self.collection, self.card.same_id == "drop", self.card.depth)
+            rankings = ranking.to_document_ids(self.collection)
             per_query = score_run(rankings, self.collection.judgments, self.card.depth, self.card.relevant_from)
         raw = dict(zip(rankings, (scores.tolist() for scores in ranking.scores), strict=True))
         return self._record(meter, texts, mean_scores(per_query)), Run(rankings, raw, per_query, sample)

@@ -8,13 +8,13 @@ from retbench.cards.engine import Engine
 from retbench.cards.model import ModelCard
 from retbench.encoders.dense_encoder import BackboneEncoder, DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.external_encoders import IdsEncoder, TextEncoder
-from retbench.encoders.prompt_tokenizer import Wording
-from retbench.encoders.sparse_encoder import LexicalEncoder
+from retbench.encoders.external_encoders import TokenIdEncoder, EndpointEncoder
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.sparse_encoder import SparseEncoder
 from retbench.engines import backbone, lm_head
-from retbench.engines.device import device
-from retbench.engines.embeddings_client import Endpoint
-from retbench.engines.http_client import Server
+from retbench.engines.device import get_device
+from retbench.engines.embeddings_client import EmbeddingsClient
+from retbench.engines.http_client import EndpointServer
 
 TEMPLATE_ROOM = 512  # tokens a template may add to a text that was cut before it
 
@@ -27,29 +27,29 @@ class EncoderFactory:
     card: ModelCard
     folder: Path | None
     loaded: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    heads: dict[tuple[Any, ...], lm_head.Head] = field(default_factory=dict)
+    heads: dict[tuple[Any, ...], lm_head.LMHead] = field(default_factory=dict)
 
     def encoder(self, spec: EncoderSpec) -> DenseEncoder:
         """The encoder of a spec."""
         if self.folder is None:
-            return TextEncoder(spec, Endpoint(Server(self.engine), served(self.engine, self.card)))
+            return EndpointEncoder(spec, EmbeddingsClient(EndpointServer(self.engine), served(self.engine, self.card)))
         if self.engine.name == "transformers":
             return self._ours(spec, self.folder)
-        wording = Wording(backbone.tokenizer(self.folder), spec.method, spec.instruction)
-        return IdsEncoder(spec, self._foreign(spec, self.folder), wording)
+        wording = PromptTokenizer(backbone.tokenizer(self.folder), spec.method, spec.instruction)
+        return TokenIdEncoder(spec, self._foreign(spec, self.folder), wording)
 
     def _ours(self, spec: EncoderSpec, folder: Path) -> BackboneEncoder:
         key = (spec.dtype, spec.rope)
         if key not in self.loaded:
             self._forget()
-            self.loaded[key] = backbone.load(folder, spec.dtype, device(), spec.rope)
+            self.loaded[key] = backbone.load(folder, spec.dtype, get_device(), spec.rope)
         used = self.loaded[key].used(spec.method.attention, spec.method.layer)
-        wording = Wording(used.tokenizer, spec.method, spec.instruction)
+        wording = PromptTokenizer(used.tokenizer, spec.method, spec.instruction)
         if spec.method.kind == "dense":
             return BackboneEncoder(spec, used, wording)
         if key not in self.heads:
-            self.heads[key] = lm_head.load(folder, used)
-        return LexicalEncoder(spec, used, wording, self.heads[key])
+            self.heads[key] = lm_head.load_lm_head(folder, used)
+        return SparseEncoder(spec, used, wording, self.heads[key])
 
     def _foreign(self, spec: EncoderSpec, folder: Path) -> Any:
         longest = max(spec.query_limit, spec.document_limit) + TEMPLATE_ROOM
@@ -64,10 +64,10 @@ class EncoderFactory:
             from retbench.engines import vllm_engine
 
             within = min(longest, self.card.context_length or longest)
-            return vllm_engine.load(folder, spec.dtype, spec.method.pooling, spec.method.attention, within)
+            return vllm_engine.load_vllm_model(folder, spec.dtype, spec.method.pooling, spec.method.attention, within)
         from retbench.engines import sentence_transformers_engine
 
-        return sentence_transformers_engine.load(folder, spec.dtype, device(), spec.method.pooling)
+        return sentence_transformers_engine.load_sentence_transformers_model(folder, spec.dtype, get_device(), spec.method.pooling)
 
     def _forget(self) -> None:
         self.loaded.clear()

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 
-from retbench.cards.compute_target import Ray, site
+from retbench.cards.compute_target import RayTarget, parse_compute_target
 from retbench.encoders.shard_tasks import Tell
 from retbench.engines import memory
-from retbench.engines.device import device
+from retbench.engines.device import get_device
 from retbench.errors import UsageError
 from retbench.pipelines.models.worker_pool import Done, Hand, LostWorkerError, Order, Team
 
@@ -51,7 +51,7 @@ def seats(wanted: int) -> list[Seat]:
 
 
 def _gpus() -> list[str]:
-    if device().type != "cuda":
+    if get_device().type != "cuda":
         return []
     import torch
 
@@ -61,15 +61,15 @@ def _gpus() -> list[str]:
 
 def team(word: str) -> AbstractContextManager[Team | None]:
     """The workers asked for; none where this process alone does as well."""
-    where = site(word)
-    if isinstance(where, Ray):
+    where = parse_compute_target(word)
+    if isinstance(where, RayTarget):
         from retbench.pipelines.models import ray_workers
 
         return ray_workers.team(where)
     found = seats(where.devices)
     if len(found) == 1:
         return nullcontext()
-    return Team([partial(Process, seat) for seat in found], device().type, found[0].threads)
+    return Team([partial(Process, seat) for seat in found], get_device().type, found[0].threads)
 
 
 class Process:

@@ -15,14 +15,14 @@ from retbench.cards.task import TaskCard
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense_encoder import DenseEncoder
-from retbench.encoders.encoder_spec import EncoderSpec, limits
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.encoder_spec import EncoderSpec, compute_length_limits
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.shard_tasks import Workers
 from retbench.engines import backbone, fingerprints, http_client, remote_code, weights
-from retbench.engines.device import default_dtype
+from retbench.engines.device import choose_dtype
 from retbench.errors import InapplicableError
 from retbench.pipelines.models.encoder_factory import EncoderFactory, served
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 OURS = Engine()
 TEXT_ONLY = "Text only: the vision tower is never loaded."
@@ -45,7 +45,7 @@ class ResolvedModel:
         """Find a card's weights, unless a server has them; weights that fit another card are refused."""
         if card.kind == "lexical" or engine.name == "endpoint":
             return ResolvedModel(card, None, engine)
-        local = weights.obtain(card, path, say)
+        local = weights.obtain_weights(card, path, say)
         label = f"{card.name}+{local.label}" if path and local.label else card.name
         left_out = (TEXT_ONLY,) if backbone.text_only(local.folder) and TEXT_ONLY not in card.notes else ()
         return ResolvedModel(replace(card, name=label, notes=(*card.notes, *left_out)), local, engine)
@@ -75,7 +75,7 @@ class ResolvedModel:
                 f"method {method.name} needs {lacks}, which the engine {self.engine.name} does not give",
                 "use another --method (retbench list methods) or another --engine",
             )
-        query, document = limits(task, overrides.get("max_length", self.card.max_length), self.card.context_length)
+        query, document = compute_length_limits(task, overrides.get("max_length", self.card.max_length), self.card.context_length)
         # an instruction that no template asks for changes no vector and must not change a key
         wanted = any("{instruction}" in template for template in (method.query, method.document))
         instruction = (task.instruction or method.instruction) if wanted else ""
@@ -88,9 +88,9 @@ class ResolvedModel:
         if "rope" in overrides:
             smaller["rope"] = self._rope(overrides["rope"])
         if self.local and self.engine.name == "transformers":
-            smaller["code"] = remote_code.running(self.local.folder)
+            smaller["code"] = remote_code.compute_code_digest(self.local.folder)
         if self.local and self.engine.name == "sentence-transformers" and method.pooling == "model":
-            smaller["modules"] = fingerprints.of_modules(self.local.folder)
+            smaller["modules"] = fingerprints.compute_modules_fingerprint(self.local.folder)
         return EncoderSpec(
             self._source(), method, instruction, query, document, self._dtype(overrides), self.engine.settings_name,
             self._adapted(method), **smaller,
@@ -127,27 +127,27 @@ class ResolvedModel:
         card = self.card
         if card.adapted is None or card.weights is None:
             raise TypeError(f"{card.name} has no adaptor")
-        return adaptor.load(Path(card.weights.path or ".") / card.adapted.file, card.adapted.sha256)
+        return adaptor.load_adaptor(Path(card.weights.path or ".") / card.adapted.file, card.adapted.sha256)
 
     def _source(self) -> str:
         """What tells these weights from others; a server's address is digested, because a record may travel."""
         if self.local:
             return self.local.fingerprint
-        return f"{served(self.engine, self.card)} at {digest(http_client.address())[:12]}"
+        return f"{served(self.engine, self.card)} at {compute_digest(http_client.get_endpoint_address())[:12]}"
 
     def _dtype(self, overrides: dict[str, Any]) -> Dtype:
         if self.local is None:
             return "float32"  # how a server computes is its own affair; this is how its vectors arrive
         wanted: Dtype | None = overrides.get("dtype")
-        return wanted or default_dtype(self.card, backbone.is_causal(self.local.folder))
+        return wanted or choose_dtype(self.card, backbone.is_causal(self.local.folder))
 
     def encoder(self, spec: EncoderSpec) -> DenseEncoder:
         """The encoder of a spec; what it needs is loaded once."""
         return self.host.encoder(spec)
 
-    def wording(self, spec: EncoderSpec) -> Wording:
+    def wording(self, spec: EncoderSpec) -> PromptTokenizer:
         """The encoder's wording alone, for those who only want to see the tokens."""
-        return Wording(self._tokenizer, spec.method, spec.instruction)
+        return PromptTokenizer(self._tokenizer, spec.method, spec.instruction)
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -11,19 +11,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from retbench.cards.compute_target import Ray
-from retbench.cards.user_config import home
+from retbench.cards.compute_target import RayTarget
+from retbench.cards.user_config import load_user_config
 from retbench.encoders.shard_tasks import Piece, Tell
 from retbench.engines import memory
 from retbench.errors import MissingError, ResourceError
 from retbench.pipelines.models.worker_pool import Done, Hand, LostWorkerError, Order, Team
-from retbench.store.remote_store import Depot
+from retbench.store.remote_store import RemoteStorage
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def team(site: Ray) -> Iterator[Team]:
+def team(site: RayTarget) -> Iterator[Team]:
     """The workers that a cluster has room for."""
     try:
         import ray
@@ -35,14 +35,14 @@ def team(site: Ray) -> Iterator[Team]:
         own = {"num_gpus": 1, "num_cpus": 1} if kind == "cuda" else {"num_cpus": threads}
         actor = ray.remote(max_restarts=-1, **own)(Hand)
         start = partial(actor.remote, threads)
-        makers = [partial(Actor, ray, start, number, site.patience) for number in range(count)]
-        with Team(makers, kind, threads, Depot(site.store)) as found:
+        makers = [partial(Actor, ray, start, number, site.worker_timeout) for number in range(count)]
+        with Team(makers, kind, threads, RemoteStorage(site.store)) as found:
             yield found
     finally:
         ray.shutdown()
 
 
-def _connect(ray: Any, site: Ray) -> None:
+def _connect(ray: Any, site: RayTarget) -> None:
     try:
         ray.init(address=site.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as problem:
@@ -52,10 +52,10 @@ def _connect(ray: Any, site: Ray) -> None:
         ) from problem
 
 
-def _room(ray: Any, site: Ray) -> tuple[str, int, int]:
+def _room(ray: Any, site: RayTarget) -> tuple[str, int, int]:
     """The kind of device, threads of each worker, and how many workers the cluster holds."""
     held = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = int(sum(node.get("GPU", 0) for node in held)) if home().device in (None, "cuda") else 0
+    gpus = int(sum(node.get("GPU", 0) for node in held)) if load_user_config().device in (None, "cuda") else 0
     threads = site.threads or memory.threads()
     if not gpus:
         memory.use_threads(threads)

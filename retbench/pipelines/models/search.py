@@ -5,18 +5,18 @@ from typing import Any
 
 from retbench.cards import ann_settings
 from retbench.cards.method import Method
-from retbench.cards.model import Lexical
+from retbench.cards.model import LexicalSettings
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
-from retbench.corpora.texts import joined
+from retbench.corpora.texts import join_fields
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.shard_tasks import Alone
 from retbench.errors import InapplicableError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.records.phase_timer import Meter
-from retbench.retrievers.bm25 import BM25
+from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.dense_retriever import Dense
-from retbench.retrievers.query_likelihood import Dirichlet
+from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.retrievers.ranking import Ranking
 
 
@@ -28,7 +28,7 @@ def rank(
     if candidate.lexical:
         return _words(candidate.lexical, card, collection, meter, k), {}
     spec = candidate.spec(method, card, overrides)
-    wanted = ann_settings.read(overrides.get("search", "exact"))
+    wanted = ann_settings.parse_ann_settings(overrides.get("search", "exact"))
     if wanted and method.kind != "dense":
         raise InapplicableError(
             f"method {method.name} ranks by terms", "leave --set search out, or use a dense --method"
@@ -46,9 +46,9 @@ def dense_of(
     return Dense(candidate.stored_as, spec, workers, card, collection, meter, adaptor=adaptor)
 
 
-def _words(lexical: Lexical, card: TaskCard, collection: Collection, meter: Meter, k: int) -> Ranking:
+def _words(lexical: LexicalSettings, card: TaskCard, collection: Collection, meter: Meter, k: int) -> Ranking:
     with meter.phase("index documents"):
-        kind = Dirichlet if lexical.variant == "dirichlet" else BM25
-        index = kind(lexical, (joined(row, card.fields) for row in collection.corpus))
+        kind = DirichletIndex if lexical.variant == "dirichlet" else BM25Index
+        index = kind(lexical, (join_fields(row, card.fields) for row in collection.corpus))
     with meter.phase("search"):
         return index.search((row.text for row in collection.queries), k)

@@ -20,13 +20,20 @@ from retbench.cards.method import Role
 from retbench.cards.model import ModelCard
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Tokens, Wording
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
 from retbench.encoders.shard_tasks import Piece, Sink, Survey, Tell, compute, keep, survey
 from retbench.engines import backbone, fingerprints, memory, weights
-from retbench.errors import BadVectorError, DataError, ResourceError, RetbenchError, UsageError, shortage
+from retbench.errors import (
+    BadVectorError,
+    DataError,
+    ResourceError,
+    RetbenchError,
+    UsageError,
+    convert_to_resource_error,
+)
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.store.remote_store import Depot
-from retbench.store.shard_store import Block, Store
+from retbench.store.remote_store import RemoteStorage
+from retbench.store.shard_store import VectorBlock, ShardStore
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +53,8 @@ class Model:
         """The model on the worker's machine."""
         if self.content is None:
             return ResolvedModel(self.card, self.local, self.engine)
-        found = self.local if self.local.folder.exists() else weights.obtain(self.card)
-        if fingerprints.of_folder(found.folder) != self.content:
+        found = self.local if self.local.folder.exists() else weights.obtain_weights(self.card)
+        if fingerprints.compute_folder_fingerprint(found.folder) != self.content:
             raise DataError(
                 f"the weights of {self.card.name} on a worker are not those of this machine",
                 f"run `retbench fetch {self.card.name}` there, or let RETBENCH_CACHE lie where every machine reads it",
@@ -61,7 +68,7 @@ class Order:
 
     model: Model
     spec: EncoderSpec
-    task: Piece | Tokens
+    task: Piece | TokenizedTexts
     ceiling: int = 0
     sink: Sink | None = None
 
@@ -93,12 +100,12 @@ class Hand:
         except (RetbenchError, BadVectorError) as problem:
             return problem
         except Exception as problem:  # noqa: BLE001  it is told to whoever gave the order
-            return shortage(problem) or RuntimeError(f"in a worker:\n{traceback.format_exc()}")
+            return convert_to_resource_error(problem) or RuntimeError(f"in a worker:\n{traceback.format_exc()}")
 
     def _done(self, order: Order, tell: Tell) -> Survey | None:
         memory.use_threads(self.threads)  # a survey tells them to the plan, and a piece says what its plan has
         encoder = self._encoder(order)
-        if isinstance(order.task, Tokens):
+        if isinstance(order.task, TokenizedTexts):
             return survey(encoder, order.task, order.ceiling)
         if order.sink:
             keep(compute(encoder, order.task, tell), order.sink)
@@ -136,7 +143,7 @@ class Team:
     """All workers, and a thread for each that waits for it."""
 
     def __init__(
-        self, makers: Sequence[Callable[[], Worker]], kind: str, threads: int, depot: Depot | None = None
+        self, makers: Sequence[Callable[[], Worker]], kind: str, threads: int, depot: RemoteStorage | None = None
     ) -> None:
         self.makers, self.kind, self.threads, self.depot = makers, kind, threads, depot
         self.workers: list[Worker] = []
@@ -156,7 +163,7 @@ class Team:
 
     def of(self, candidate: ResolvedModel, spec: EncoderSpec) -> "Shared":
         """The team at work on one encoder."""
-        content = fingerprints.of_folder(candidate.weights.folder) if self.depot else None
+        content = fingerprints.compute_folder_fingerprint(candidate.weights.folder) if self.depot else None
         return Shared(self, Model(candidate.card, candidate.weights, candidate.engine, content), spec)
 
     def ask(self, order: Order, tell: Tell) -> Done:
@@ -254,37 +261,37 @@ class Shared:
     def reach(self) -> None:
         """Not asked of them: they would have to stop for it."""
 
-    def share(self, store: Store) -> None:
+    def share(self, store: ShardStore) -> None:
         """One plan for all who work at the same vectors."""
         if self.team.depot:
-            self.team.depot.shelf(store).share_plan(store)
+            self.team.depot.open_shard_store(store).sync_plan(store)
 
-    def prepare(self, texts: Iterable[str], role: Role) -> Tokens:
+    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as token ids, cut to the role's limit; this needs no weights."""
-        wording = Wording(backbone.tokenizer(self.model.local.folder), self.spec.method, self.spec.instruction)
-        return wording.tokens(texts, role, self.spec.limit(role))
+        wording = PromptTokenizer(backbone.tokenizer(self.model.local.folder), self.spec.method, self.spec.instruction)
+        return wording.tokenize(texts, role, self.spec.get_limit(role))
 
-    def survey(self, longest: Tokens, ceiling: int) -> Survey:
+    def survey(self, longest: TokenizedTexts, ceiling: int) -> Survey:
         """What a plan must know, asked of one worker for all."""
         found = self._ask(Order(self.model, self.spec, longest, ceiling), lambda *_: None).survey
         assert found is not None  # noqa: S101  a survey was asked for
         return found
 
-    def start(self, piece: Callable[[], Piece], store: Store, tell: Tell) -> "Stored":
+    def start(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> "Stored":
         """Give a piece to the team; it stands in a queue until one of its threads is free."""
         return Stored(self.team.pool.submit(self._make, piece, store, tell), store)
 
-    def _make(self, piece: Callable[[], Piece], store: Store, tell: Tell) -> int:
+    def _make(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> int:
         cut = piece()
         if self.team.depot is None:
             self._ask(Order(self.model, self.spec, cut, sink=store), tell)
             return cut.shard
-        shelf = self.team.depot.shelf(store)
-        if shelf.bring(cut.shard, store):  # from an earlier run, of this machine or another
+        shelf = self.team.depot.open_shard_store(store)
+        if shelf.download_shard(cut.shard, store):  # from an earlier run, of this machine or another
             tell(len(cut.rows), 0)
             return cut.shard
         self._ask(Order(self.model, self.spec, cut, sink=shelf), tell)
-        shelf.bring(cut.shard, store)
+        shelf.download_shard(cut.shard, store)
         return cut.shard
 
     def _ask(self, order: Order, tell: Tell) -> Done:
@@ -302,11 +309,11 @@ class Stored:
     """A shard that workers leave in the store: read when it is wanted, so that what waits takes no memory."""
 
     under_way: "Future[int]"
-    store: Store
+    store: ShardStore
 
-    def result(self) -> Block | None:
+    def result(self) -> VectorBlock | None:
         """Its vectors, as soon as they are stored."""
-        return self.store.read(self.under_way.result())
+        return self.store.read_shard(self.under_way.result())
 
     def cancel(self) -> None:
         """Do not begin it any more."""

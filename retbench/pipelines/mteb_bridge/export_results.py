@@ -1,7 +1,7 @@
-"""Finished runs in mteb's result format, so that they can be submitted to its board.
+"""`retbench export`: writes finished runs in mteb's result format, so that they can be submitted to its leaderboard.
 
-The figures are mteb's own evaluator's, on our run, under mteb's rule for the task. Only what mteb would have measured
-is exported: whole collections, at a protocol that is mteb's. A cut deeper than the run is left out, not made up.
+mteb's own evaluator scores the run with mteb's rules for the task. Only runs that mteb could have measured are
+exported: whole collections with a protocol of mteb. Metrics with a cutoff deeper than the run are left out.
 """
 
 from collections.abc import Mapping
@@ -12,100 +12,107 @@ from typing import Any
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
-from retbench.encoders.encoder_spec import limits
+from retbench.encoders.encoder_spec import compute_length_limits
 from retbench.errors import UsageError
-from retbench.pipelines.mteb_bridge.search_model import OFFICIAL, meta
+from retbench.pipelines.mteb_bridge.search_model import MTEB_PROTOCOLS, build_model_meta
 from retbench.pipelines.runs.saved_run import card_of
 from retbench.records.load_run import collection_of, find_run, rankings
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD, read
 from retbench.scoring.external_evaluators import mteb_drops_same_id, mteb_evaluation, referee_at_work
 
-Scores = dict[str, dict[str, dict[str, Any]]]  # split, subset, metric
-Members = list[tuple[Record, Path]]  # the runs of one file, and their folders
-BY_TASK = ("instruction", "query_limit", "document_limit")  # of an encoder, what its task may decide
-TOLD = ("dimensions", "vector_dtype", "rope")  # of an encoder, what it has only where a run asked for it
+ScoresBySplit = dict[str, dict[str, dict[str, Any]]]  # split, subset, metric
+FileRuns = list[tuple[Record, Path]]  # the runs of one file, and their folders
+TASK_DEPENDENT_KEYS = ("instruction", "query_limit", "document_limit")  # encoder settings that depend on the task
+OPTIONAL_KEYS = ("dimensions", "vector_dtype", "rope")  # encoder settings that exist only if the run set them
 
 
-def export(runs: list[str], out: Path, results: Path = Path("results")) -> list[Path]:
-    """Write one result file a model and mteb task; splits and languages of a task go into one file."""
-    groups: dict[Path, Members] = {}
+def export_results(runs: list[str], out: Path, results: Path = Path("results")) -> list[Path]:
+    """Write one result file per model and mteb task; it holds all splits and languages of the task."""
+    runs_by_file: dict[Path, FileRuns] = {}
     for run in runs:
         folder = find_run(run, results)
         record = read(folder / RECORD)
-        _refuse(record, folder)
-        groups.setdefault(_target(record, out), []).append((record, folder))
-    for file, members in groups.items():
-        _need_one(file, members)
-    for file, members in groups.items():
-        _write(file, members, out)
-    return [*groups]
+        _check_exportable(record, folder)
+        runs_by_file.setdefault(_get_result_path(record, out), []).append((record, folder))
+    for file, runs_of_file in runs_by_file.items():
+        _check_same_settings(file, runs_of_file)
+    for file, runs_of_file in runs_by_file.items():
+        _write_result_file(file, runs_of_file, out)
+    return [*runs_by_file]
 
 
-def _refuse(record: Record, folder: Path) -> None:
+def _check_exportable(record: Record, folder: Path) -> None:
     card = record.cards["task"]
     if not card["source"].get("mteb"):
-        raise UsageError(f"{folder}: {record.task} is no task of mteb's", "export runs on hub collections")
-    if card["protocol"] not in OFFICIAL:
-        step = f"run the same collection under a protocol of mteb's ({' or '.join(OFFICIAL)})"
-        raise UsageError(f"{folder}: mteb does not measure under the protocol {card['protocol']!r}", step)
+        raise UsageError(f"{folder}: {record.task} is not a task of mteb", "export runs on hub collections")
+    if card["protocol"] not in MTEB_PROTOCOLS:
+        step = f"run the same collection with a protocol of mteb ({' or '.join(MTEB_PROTOCOLS)})"
+        raise UsageError(f"{folder}: mteb does not have the protocol {card['protocol']!r}", step)
     if record.settings["sample"]:
-        raise UsageError(f"{folder}: it is a sample of {record.settings['sample']} queries", "run it without --sample")
-    if rerankers := [one["rerank"] for one in record.settings["rerankers"]]:
-        raise UsageError(f"{folder}: it was reranked by {', '.join(rerankers)}", "export the run before the reranker")
-    if (search := record.settings["retriever"]) not in ("dense", record.method):  # words rank by the method itself
-        raise UsageError(f"{folder}: it was searched by {search}, not exactly", "run it without --set search")
+        raise UsageError(
+            f"{folder}: the run is a sample of {record.settings['sample']} queries", "run it without --sample"
+        )
+    if rerankers := [reranker["rerank"] for reranker in record.settings["rerankers"]]:
+        raise UsageError(f"{folder}: the run was reranked by {', '.join(rerankers)}", "export the first stage")
+    if (retriever := record.settings["retriever"]) not in (
+        "dense",
+        record.method,
+    ):  # a lexical method is itself the retriever
+        raise UsageError(f"{folder}: the run used {retriever} instead of exact search", "run it without --set search")
 
 
-def _target(record: Record, out: Path) -> Path:
-    """Where mteb files a run."""
+def _get_result_path(record: Record, out: Path) -> Path:
+    """Return the path of the run's result file in mteb's folder layout."""
     with referee_at_work("mteb"):
         from mteb.cache import ResultCache
 
-        return Path(ResultCache(out).get_task_result_path(record.cards["task"]["source"]["mteb"], _who(record)))
+        return Path(ResultCache(out).get_task_result_path(record.cards["task"]["source"]["mteb"], _build_meta(record)))
 
 
-def _need_one(file: Path, members: Members) -> None:
-    """One file is one measurement; the tasks in it may bring their own instruction and lengths."""
-    (first, folder), *others = members
-    for record, other in others:
-        if _measured(record) != _measured(first):
-            cause = f"{folder} and {other} have other settings, and mteb one file for both: {file}"
-            raise UsageError(cause, "export each into an --out of its own")
+def _check_same_settings(file: Path, runs_of_file: FileRuns) -> None:
+    """Raise if the runs of one file differ in settings other than the task's instruction and lengths."""
+    (first_record, folder), *others = runs_of_file
+    for record, other_folder in others:
+        if _get_model_settings(record) != _get_model_settings(first_record):
+            cause = f"{folder} and {other_folder} have different settings, but mteb uses one file for both: {file}"
+            raise UsageError(cause, "export each into a separate --out")
 
 
-def _measured(record: Record) -> dict[str, Any]:
-    facts = record.settings["encoder"] or record.settings["lexical"] or {}
-    return {key: value for key, value in facts.items() if key not in BY_TASK}
+def _get_model_settings(record: Record) -> dict[str, Any]:
+    settings = record.settings["encoder"] or record.settings["lexical"] or {}
+    return {key: value for key, value in settings.items() if key not in TASK_DEPENDENT_KEYS}
 
 
-def _write(file: Path, members: Members, out: Path) -> None:
+def _write_result_file(file: Path, runs_of_file: FileRuns, out: Path) -> None:
     with referee_at_work("mteb"):
         import mteb
         from mteb.cache import ResultCache
         from mteb.results import TaskResult
 
-        scores: Scores = {}
-        for record, folder in members:
+        scores: ScoresBySplit = {}
+        for record, folder in runs_of_file:
             source = record.cards["task"]["source"]
-            subset = scores.setdefault(record.settings["split"], {})
-            if (name := source["subset"] or "default") in subset:
-                raise UsageError(f"two runs are on {record.task} ({folder} is the second)", "export them one by one")
-            subset[name] = _scores(record, folder)
-        first = members[0][0]
-        task = mteb.get_task(first.cards["task"]["source"]["mteb"])
-        found: Any = TaskResult.from_task_results(
-            task, scores, evaluation_time=sum(_seconds(record) for record, _ in members),
-            date=datetime.fromisoformat(first.created),
+            scores_by_subset = scores.setdefault(record.settings["split"], {})
+            if (subset_name := source["subset"] or "default") in scores_by_subset:
+                raise UsageError(
+                    f"there are two runs of {record.task}; {folder} is the second", "export them one by one"
+                )
+            scores_by_subset[subset_name] = _score_run(record, folder)
+        first_record = runs_of_file[0][0]
+        task = mteb.get_task(first_record.cards["task"]["source"]["mteb"])
+        result: Any = TaskResult.from_task_results(
+            task, scores, evaluation_time=sum(_sum_seconds(record) for record, _ in runs_of_file),
+            date=datetime.fromisoformat(first_record.created),
         )  # fmt: skip
-        found.dataset_revision = first.cards["task"]["source"]["revision"] or found.dataset_revision
-        if file.exists() and _figures(TaskResult.from_disk(file)) != _figures(found):
+        result.dataset_revision = first_record.cards["task"]["source"]["revision"] or result.dataset_revision
+        if file.exists() and _round_scores(TaskResult.from_disk(file)) != _round_scores(result):
             raise UsageError(f"{file} holds other scores", "name another --out; a task's languages go in one command")
-        ResultCache(out).save_to_cache(found, _who(first))
+        ResultCache(out).save_to_cache(result, _build_meta(first_record))
 
 
-def _figures(result: Any) -> dict[tuple[str, ...], float]:
-    """Every figure of a result, as mteb rounds it in a file."""
+def _round_scores(result: Any) -> dict[tuple[str, ...], float]:
+    """Return every score of a result, rounded as in mteb's files."""
     return {
         (split, entry["hf_subset"], name): round(value, 6)
         for split, entries in result.scores.items()
@@ -115,44 +122,46 @@ def _figures(result: Any) -> dict[tuple[str, ...], float]:
     }
 
 
-def _scores(record: Record, folder: Path) -> dict[str, Any]:
+def _score_run(record: Record, folder: Path) -> dict[str, Any]:
     from mteb._evaluators.retrieval_metrics import make_score_dict
 
     collection = collection_of(record)
     ranked = rankings(folder, collection)
     run = {query: {document: float(-rank) for rank, document in enumerate(ids)} for query, ids in ranked.items()}
     source = record.cards["task"]["source"]
-    found = mteb_evaluation(collection.judgments, run, mteb_drops_same_id(source["mteb"]))
-    told = make_score_dict(
-        ndcg=found.ndcg, _map=found.map, recall=found.recall, precision=found.precision, mrr=found.mrr, naucs={},
-        naucs_mrr={}, hit_rate=found.hit_rate, task_scores={},
+    metrics = mteb_evaluation(collection.judgments, run, mteb_drops_same_id(source["mteb"]))
+    all_scores = make_score_dict(
+        ndcg=metrics.ndcg, _map=metrics.map, recall=metrics.recall, precision=metrics.precision, mrr=metrics.mrr, naucs={},
+        naucs_mrr={}, hit_rate=metrics.hit_rate, task_scores={},
     )  # fmt: skip
-    scores = {name: value for name, value in told.items() if _cut(name) <= record.settings["depth"]}
+    scores = {name: value for name, value in all_scores.items() if _parse_cutoff(name) <= record.settings["depth"]}
     return {**scores, "main_score": scores[record.cards["task"]["metric"]]}
 
 
-def _cut(name: str) -> int:
-    cut = name.rpartition("_at_")[2]
-    return int(cut) if cut.isdecimal() else 1
+def _parse_cutoff(name: str) -> int:
+    cutoff = name.rpartition("_at_")[2]
+    return int(cutoff) if cutoff.isdecimal() else 1
 
 
-def _seconds(record: Record) -> float:
+def _sum_seconds(record: Record) -> float:
     return float(sum(record.cost["seconds"].values()))
 
 
-def _who(record: Record) -> Any:
+def _build_meta(record: Record) -> Any:
     kinds = {"model": ModelCard, "method": Method, "task": TaskCard}
     card, method, task = (card_of(kind, record.cards[name]) for name, kind in kinds.items())
     encoder = record.settings["encoder"] or {}
-    return meta(card, method, encoder.get("weights", "")[:40] or None, _changed(encoder, card, task))
+    return build_model_meta(
+        card, method, encoder.get("weights", "")[:40] or None, _list_changed_settings(encoder, card, task)
+    )
 
 
-def _changed(encoder: Mapping[str, Any], card: ModelCard, task: TaskCard) -> dict[str, Any]:
-    """What a run did otherwise than its cards say; not its dtype, which may be the machine's choice."""
+def _list_changed_settings(encoder: Mapping[str, Any], card: ModelCard, task: TaskCard) -> dict[str, Any]:
+    """Return the settings in which a run differs from its cards; without the dtype, which may depend on the machine."""
     if not encoder:
         return {}
-    changed = {key: encoder[key] for key in TOLD if key in encoder}
-    asked = (encoder["query_limit"], encoder["document_limit"])
-    if asked != limits(task, card.max_length, card.context_length):
-        changed["max_length"] = max(asked)
+    changed = {key: encoder[key] for key in OPTIONAL_KEYS if key in encoder}
+    lengths = (encoder["query_limit"], encoder["document_limit"])
+    if lengths != compute_length_limits(task, card.max_length, card.context_length):
+        changed["max_length"] = max(lengths)
     return changed

@@ -1,4 +1,4 @@
-"""The import story: mteb result files become published rows beside ours, in the form of our own reference tables."""
+"""`retbench import`: mteb result files become tables of published scores, shown beside retbench's own results."""
 
 import re
 from collections import defaultdict
@@ -11,19 +11,19 @@ from retbench.errors import MissingError, UsageError
 from retbench.pipelines.report import IMPORTED
 from retbench.records.mteb_results import Result, results_below
 from retbench.reports.published_tables import read
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
-CAVEAT = "Imported from mteb result files; prompts and lengths are those of whoever ran them."
+CAVEAT = "Imported from mteb result files; prompts and lengths are those of the original runs."
 
 
 def import_results(path: Path, results: Path) -> dict[Path, list[Result]]:
-    """One table a model and protocol below `results`; what an earlier import of the same model knew is kept."""
+    """Write one table per model and protocol below `results`; scores of earlier imports of the model are kept."""
     results_by_table: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results_below(path):
         if _get_metric(result.task) in result.scores:
             results_by_table[result.model, _get_protocol(result.task)].append(result)
     if not results_by_table:
-        raise MissingError(f"{path} holds no score that a board could show", "give mteb results of retrieval tasks")
+        raise MissingError(f"{path} has no scores of retrieval tasks", "give mteb results of retrieval tasks")
     return {
         _write_table(results / IMPORTED, *key, model_results): model_results
         for key, model_results in results_by_table.items()
@@ -41,8 +41,8 @@ def _get_metric(task: str) -> str:
 def _write_table(folder: Path, model: str, protocol: str, new_results: list[Result]) -> Path:
     name = re.sub(r"[^a-z0-9.]+", "-", f"{model}-{protocol}".lower()).strip("-")
     file = folder / f"{encode_path_part(name)}.toml"
-    if file.exists() and [*read(file).rows] != [model]:  # another model's, whose name differs by a sign
-        name = f"{name}-{digest(model)[:8]}"
+    if file.exists() and [*read(file).rows] != [model]:  # another model whose name differs only in punctuation
+        name = f"{name}-{compute_digest(model)[:8]}"
         file = folder / f"{encode_path_part(name)}.toml"
     scores = _read_scores(file)
     for result in new_results:
@@ -50,7 +50,7 @@ def _write_table(folder: Path, model: str, protocol: str, new_results: list[Resu
         score = (metric, result.scores[metric])
         if scores.setdefault(result.task, score) != score:
             cause = f"{model} has two scores on {result.task}: {scores[result.task][1]} and {score[1]}"
-            step = f"import the folder of one revision alone, and remove {file} if an earlier import wrote it"
+            step = f"import the folder of one revision only, and remove {file} if an earlier import wrote it"
             raise UsageError(cause, step)
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(_format_table(name, model, protocol, scores), encoding="utf-8")
@@ -58,7 +58,7 @@ def _write_table(folder: Path, model: str, protocol: str, new_results: list[Resu
 
 
 def _read_scores(file: Path) -> dict[str, tuple[str, float]]:
-    """What an earlier import wrote."""
+    """Read the scores that an earlier import wrote."""
     if not file.exists():
         return {}
     table = read(file)

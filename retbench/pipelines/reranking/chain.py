@@ -29,7 +29,7 @@ from retbench.records.record import Record
 from retbench.records.results_folder import Ledger, Run
 from retbench.rerankers.candidates import RerankedRanking, rerank_queries
 from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 
 def parse_rerankers(arguments: tuple[str, ...]) -> list[RerankerRequest]:
@@ -104,7 +104,9 @@ class RerankingJob:
     def folder(self) -> Path:
         """The folder of the record."""
         record = self.first_stage.record
-        return Ledger(self.output.out).folder(record.suite, record.task, record.model, digest(self.settings)[:12])
+        return Ledger(self.output.out).folder(
+            record.suite, record.task, record.model, compute_digest(self.settings)[:12]
+        )
 
     def load_or_run(self) -> Cell:
         """Return the finished record on disk, or rerank and write one."""
@@ -124,7 +126,7 @@ class RerankingJob:
         with meter.phase(f"rerank {self.spec.request.name}", "queries") as advance:
             reranked = rerank_queries(self.first_stage.ranking, queries, reranker, lambda: advance(1, len(queries)))
         with meter.phase("score"):
-            rankings = reranked.ranking.named(collection)
+            rankings = reranked.ranking.to_document_ids(collection)
             per_query = score_run(rankings, collection.judgments, card.depth, card.relevant_from)
         raw_scores = dict(zip(rankings, (scores.tolist() for scores in reranked.ranking.scores), strict=True))
         sample = {"rerank": self.spec.request.spelling, **reranker.sample()}
@@ -152,7 +154,7 @@ class RerankingJob:
         }
         return replace(
             first_stage_record,
-            settings_id=digest(self.settings)[:12],
+            settings_id=compute_digest(self.settings)[:12],
             settings=self.settings,
             cards={
                 **first_stage_record.cards,

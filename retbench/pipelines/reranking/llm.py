@@ -9,12 +9,12 @@ from retbench.cards.engine import Engine
 from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings, RerankerRequest, build_request
 from retbench.cards.user_config import load_user_config
 from retbench.corpora.texts import join_fields
-from retbench.engines.chat_client import Chat
-from retbench.engines.device import default_dtype, device
-from retbench.engines.fingerprints import read_json
-from retbench.engines.generator import Generator, Local
-from retbench.engines.http_client import Server, address
-from retbench.engines.vllm_generator import Writer
+from retbench.engines.chat_client import ChatClient
+from retbench.engines.device import choose_dtype, get_device
+from retbench.engines.fingerprints import read_json_object
+from retbench.engines.generator import Generator, TransformersGenerator
+from retbench.engines.http_client import EndpointServer, get_endpoint_address
+from retbench.engines.vllm_generator import VllmGenerator
 from retbench.errors import UsageError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, make_portable_card
@@ -24,7 +24,7 @@ from retbench.rerankers.answer_cache import CachedGenerator
 from retbench.rerankers.candidates import Candidates, Reranker
 from retbench.rerankers.llm_prompts import PromptBuilder
 from retbench.rerankers.llm_rerankers import ListwiseLLMReranker, PointwiseLLMReranker
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def build_llm_spec(
                 "engine=endpoint needs the name of a model on the server",
                 f"give it: {request.name}:engine=endpoint,model=NAME",
             )
-        chat = Chat(settings.model, Server(Engine("endpoint")), digest(address())[:12])
+        chat = ChatClient(
+            settings.model, EndpointServer(Engine("endpoint")), compute_digest(get_endpoint_address())[:12]
+        )
         return LLMRerankerSpec(request.name, settings, chat, {})
     if settings.model is None and first_stage.spec is None:
         raise UsageError(
@@ -144,9 +146,9 @@ def build_llm_spec(
 
 def _build_generator(model: ResolvedModel, engine: str) -> Generator:
     card, weights = model.card, model.weights
-    config = read_json(weights.folder / "config.json")
+    config = read_json_object(weights.folder / "config.json")
     context_length = card.context_length or config.get("max_position_embeddings") or 2048
-    arguments = (card.name, weights.folder, weights.fingerprint, default_dtype(card, True), context_length)
+    arguments = (card.name, weights.folder, weights.fingerprint, choose_dtype(card, True), context_length)
     if engine == "vllm":
-        return Writer(*arguments)
-    return Local(*arguments, device())
+        return VllmGenerator(*arguments)
+    return TransformersGenerator(*arguments, get_device())

@@ -1,7 +1,7 @@
-"""Reranking by query likelihood: log P(query | document) through the bottleneck, by a model that llm-ql's stage 1 made.
+"""Reranking by a language model's query likelihood, log P(query | document), through the bottleneck of llm-ql stage 1.
 
-The template, the lengths and the attention are those of the model's own training; a language model that was never
-trained so is asked with the recipe's own, which is its zero-shot baseline.
+Template, lengths and attention are those of the model's training. A language model without this training uses those of
+the recipe `llm-ql`: its zero-shot baseline.
 """
 
 from collections.abc import Callable
@@ -12,113 +12,127 @@ from typing import Any
 import numpy as np
 
 from retbench.cards import catalog, toml_parser
-from retbench.cards.recipe import Likelihood
-from retbench.cards.reranker_settings import QueryLikelihood, Wanted, of
-from retbench.corpora.texts import joined
+from retbench.cards.recipe import QueryLikelihoodTraining
+from retbench.cards.reranker_settings import QueryLikelihoodSettings, RerankerRequest, build_request
+from retbench.corpora.texts import join_fields
 from retbench.engines import backbone
-from retbench.engines.device import device
-from retbench.engines.fingerprints import read_json
+from retbench.engines.device import get_device
+from retbench.engines.fingerprints import read_json_object
 from retbench.errors import InapplicableError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.reranking.base import ModelResolver, make_portable_card
 from retbench.pipelines.runs.saved_run import First
 from retbench.records.phase_timer import Meter
-from retbench.rerankers.candidates import Pool
+from retbench.rerankers.candidates import Candidates
 from retbench.retrievers.dense_retriever import BUDGET
 from retbench.training import lora
-from retbench.training.query_likelihood import Speaker
+from retbench.training.query_likelihood import QueryLikelihoodModel
 
 RECIPE = "llm-ql"
 
 
 @dataclass(frozen=True)
-class Questioner:
-    """The judge: a model, and how it was taught to ask."""
+class QueryLikelihoodSpec:
+    """Query likelihood: a language model, and the template, lengths and attention it was trained with."""
 
-    settings: QueryLikelihood
-    candidate: ResolvedModel
-    taught: Likelihood
+    settings: QueryLikelihoodSettings
+    model: ResolvedModel
+    training_settings: QueryLikelihoodTraining
 
     @property
-    def wanted(self) -> Wanted:
-        """With the model's name."""
-        return of("likelihood", QueryLikelihood(self.candidate.card.name, self.settings.depth))
+    def request(self) -> RerankerRequest:
+        """The request with the model's name."""
+        return build_request("likelihood", QueryLikelihoodSettings(self.model.card.name, self.settings.depth))
 
-    def baselines(self) -> list[Any]:
-        """The first stage itself is what it must beat."""
+    def list_baselines(self) -> list[Any]:
+        """Return none: the first stage is the only baseline."""
         return []
 
     def describe(self) -> dict[str, Any]:
-        """The weights, and the words around the document."""
-        told = asdict(self.taught)
-        asked = {key: told[key] for key in ("document", "attention_stop", "lengths")}
-        return {"weights": self.candidate.weights.fingerprint, "dtype": "float32", **asked}
+        """Return the weights, the document template, the attention and the lengths."""
+        settings = self.training_settings
+        return {
+            "weights": self.model.weights.fingerprint,
+            "dtype": "float32",
+            "document": settings.document,
+            "attention_stop": settings.attention_stop,
+            "lengths": asdict(settings.lengths),
+        }
 
-    def cards(self) -> list[dict[str, Any]]:
-        """The model's card, without its place."""
-        card = asdict(self.candidate.card)
-        if card["weights"] and card["weights"]["path"]:
-            card["weights"]["path"] = Path(card["weights"]["path"]).name
-        return [card]
+    def list_model_cards(self) -> list[dict[str, Any]]:
+        """Return the model's card."""
+        return [make_portable_card(self.model.card)]
 
-    def made(self, first: First, meter: Meter) -> "Asking":
-        """Load the whole language model."""
+    def load(self, first_stage: First, meter: Meter) -> "QueryLikelihoodReranker":
+        """Load the language model with its head."""
         with meter.phase("load the language model"):
-            recipe = catalog.recipe(RECIPE)
-            folder = self.candidate.weights.folder
-            model = lora.load(folder, recipe, head=True).to(device()).eval()
-            speaker = Speaker(model, backbone.tokenizer(folder), self.taught, "float32", device())
-        corpus, fields = first.collection.corpus, first.card.fields
-        return Asking(speaker, lambda row: joined(corpus[row], fields), self.settings.depth)
+            recipe = catalog.find_recipe(RECIPE)
+            folder = self.model.weights.folder
+            language_model = lora.load_model(folder, recipe, head=True).to(get_device()).eval()
+            scorer = QueryLikelihoodModel(
+                language_model, backbone.tokenizer(folder), self.training_settings, "float32", get_device()
+            )
+        corpus, fields = first_stage.collection.corpus, first_stage.card.fields
+        return QueryLikelihoodReranker(scorer, lambda row: join_fields(corpus[row], fields), self.settings.depth)
 
-    def preview(self, first: First, pool: Pool) -> dict[str, Any]:
-        """What stands before the bottleneck; the query follows it."""
-        return {"template": self.taught.document}
+    def preview(self, first_stage: First, candidates: Candidates) -> dict[str, Any]:
+        """Return the template before the bottleneck; the query follows it."""
+        return {"template": self.training_settings.document}
 
 
 @dataclass(frozen=True)
-class Asking:
-    """The reranker: every candidate is asked how likely the query is."""
+class QueryLikelihoodReranker:
+    """Sorts candidates by the likelihood of the query after the document."""
 
-    speaker: Speaker
-    text: Callable[[int], str]
+    scorer: QueryLikelihoodModel
+    load_text: Callable[[int], str]
     depth: int
 
-    def __call__(self, pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-        """By falling likelihood; equal ones keep their order."""
-        documents = [self.text(int(row)) for row in pool.rows]
-        found = self.speaker.likelihoods(documents, [pool.query] * len(documents), BUDGET[device().type])
-        order = np.argsort(-found, kind="stable")
-        return order, found[order]
+    def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+        """Sort by descending likelihood; ties keep the first stage's order."""
+        documents = [self.load_text(int(row)) for row in candidates.rows]
+        likelihoods = self.scorer.compute_log_likelihoods(
+            documents, [candidates.query] * len(documents), BUDGET[get_device().type]
+        )
+        order = np.argsort(-likelihoods, kind="stable")
+        return order, likelihoods[order]
 
-    def facts(self) -> dict[str, Any]:
-        """Nothing is cut silently: the lengths are in the settings."""
+    def collect_statistics(self) -> dict[str, Any]:
+        """Return nothing: the lengths are in the settings."""
         return {}
 
-    def first(self) -> dict[str, Any]:
-        """One row as it is read."""
-        line = self.speaker.lines(["DOCUMENT"], ["QUERY"])[0]
-        return {"read": self.speaker.tokenizer.decode(line.ids.tolist()), "bottleneck": line.bottleneck}
+    def sample(self) -> dict[str, Any]:
+        """Return one input sequence as the model reads it."""
+        row = self.scorer.tokenize_pairs(["DOCUMENT"], ["QUERY"])[0]
+        return {"read": self.scorer.tokenizer.decode(row.ids.tolist()), "bottleneck": row.bottleneck}
 
 
-def questioner(settings: QueryLikelihood, first: First, find: Callable[[str], ResolvedModel]) -> Questioner:
-    """The judge by its model's name; without one, the run's own model."""
-    candidate = find(settings.model or first.record.model)
-    if candidate.lexical:
-        raise UsageError(f"{candidate.card.name} says nothing", "name a language model: likelihood:model=NAME")
-    kinds = read_json(candidate.weights.folder / "config.json").get("architectures") or [""]
-    if not kinds[0].endswith("ForCausalLM"):
-        raise InapplicableError(
-            f"the weights of {candidate.card.name} have no language-model head",
-            "use the whole language model; of one that llm-ql trained, its folder stage-1",
+def build_query_likelihood_spec(
+    settings: QueryLikelihoodSettings, first_stage: First, resolver: ModelResolver
+) -> QueryLikelihoodSpec:
+    """Build the specification; without `model`, with the first stage's model."""
+    model = resolver.resolve(settings.model or first_stage.record.model)
+    if model.lexical:
+        raise UsageError(
+            f"{model.card.name} is a lexical model and cannot score query likelihood",
+            "name a language model: likelihood:model=NAME",
         )
-    return Questioner(settings, candidate, _taught(candidate))
+    architectures = read_json_object(model.weights.folder / "config.json").get("architectures") or [""]
+    if not architectures[0].endswith("ForCausalLM"):
+        raise InapplicableError(
+            f"the weights of {model.card.name} have no language-model head",
+            "use the language model itself; for a model trained with llm-ql, use its folder stage-1",
+        )
+    return QueryLikelihoodSpec(settings, model, _load_training_settings(model))
 
 
-def _taught(candidate: ResolvedModel) -> Likelihood:
-    training = candidate.card.training
-    told = training.recipe.get("likelihood") if training else None
-    own = catalog.recipe(RECIPE).likelihood
-    if told is None and own is not None:
-        return own
-    found: Likelihood = toml_parser.convert(Likelihood, told, toml_parser.Place(Path(catalog.CARD), ""))
-    return found
+def _load_training_settings(model: ResolvedModel) -> QueryLikelihoodTraining:
+    training = model.card.training
+    stored = training.recipe.get("likelihood") if training else None
+    default = catalog.find_recipe(RECIPE).query_likelihood
+    if stored is None and default is not None:
+        return default
+    settings: QueryLikelihoodTraining = toml_parser.convert_value(
+        QueryLikelihoodTraining, stored, toml_parser.CardLocation(Path(catalog.CARD_FILE), "")
+    )
+    return settings

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from retbench.corpora.collection import Collection
-from retbench.corpora.texts import joined
+from retbench.corpora.texts import join_fields
 from retbench.pipelines.runs.compare_inputs import Side, two_sides
 from retbench.reports.comparison import Comparison, Moved, Test, differing, tested
 
@@ -76,7 +76,9 @@ def documents(collection: Collection, query: str, names: list[str]) -> tuple[str
     lines = []
     for name in names:
         text = (
-            clip(joined(collection.corpus[places[name]], ("title", "text"))) if name in places else "not in the corpus"
+            clip(join_fields(collection.corpus[places[name]], ("title", "text")))
+            if name in places
+            else "not in the corpus"
         )
         lines.append(f"[{judged.get(name, '-')}] {name}: {text}")
     return tuple(lines)

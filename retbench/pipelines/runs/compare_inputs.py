@@ -15,7 +15,7 @@ from retbench.records.record import Record
 from retbench.records.results_folder import RECORD, read
 from retbench.records.scored_run import kept
 from retbench.reports.comparison import facts
-from retbench.retrievers.ranking import barred
+from retbench.retrievers.ranking import get_excluded_ids
 from retbench.scoring.metrics import mean_scores, score_run
 
 DEPTH = 100  # a run does not say where it was cut; as in trec_eval, what it does not list was not found
@@ -81,7 +81,9 @@ def _stated(argument: str, results: Path, task: str | None) -> Side:
     path = Path(argument)
     if _is_result(argument):
         result = _chosen(path, task)
-        metric = catalog.task(result.task).metric if result.task in catalog.tasks() else "ndcg_at_10"
+        metric = (
+            catalog.find_task_card(result.task).metric if result.task in catalog.load_task_cards() else "ndcg_at_10"
+        )
         stated = {"model": repr(result.model), "task": repr(result.task), **result.facts}
         return Side(f"{result.model} on {result.task} (mteb result)", result.task, metric, stated, result.scores)
     folder = find_run(argument, results)
@@ -117,14 +119,14 @@ def _allowed(found: dict[str, list[str]], collection: Collection, drop_same_id: 
     """A run without what its task does not rank; another system may not know the rule."""
     kept = {}
     for query, documents in found.items():
-        out = barred(collection, query, drop_same_id)
+        out = get_excluded_ids(collection, query, drop_same_id)
         kept[query] = [document for document in documents if document not in out]
     return kept
 
 
 def _judged(task: str | None, other: Side | None) -> tuple[Collection, str, dict[str, Any]]:
     if task is not None:
-        card = catalog.task(task)
+        card = catalog.find_task_card(task)
         return open_collection(card), card.metric, {"relevant_from": card.relevant_from, "same_id": card.same_id}
     if other is None or other.record is None:
         raise UsageError("a TREC run holds no judgments", "name the collection: --task TASK")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.corpora.collection import Collection
-from retbench.errors import UsageError, closest
+from retbench.errors import UsageError, suggest_names
 from retbench.pipelines.runs.compare import clip, documents
 from retbench.records.load_run import collection_of, find_run, rankings
 from retbench.records.results_folder import RECORD, read
@@ -47,7 +47,7 @@ def inspect(run: str, results: Path = Path("results"), query: str | None = None,
     found = kept(folder, read(folder / RECORD))
     scores = dict(zip(found.queries, found.values.tolist(), strict=True))
     if query is not None and query not in scores:
-        raise UsageError(f"{run} has no query {query!r}", closest(query, scores))
+        raise UsageError(f"{run} has no query {query!r}", suggest_names(query, scores))
     wanted = [query] if query is not None else sorted(scores, key=lambda name: (scores[name], name))[:queries]
     collection = collection_of(found.record)
     ranked = rankings(folder, collection)

@@ -25,7 +25,7 @@ from retbench.records.results_folder import RECORD, Ledger, Run, read
 from retbench.records.scored_run import raw_scores
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 FOREIGN = Method("run", "a run of another system", "ours", "a TREC run file", "mean")
 
@@ -69,8 +69,8 @@ def foreign(file: Path, task: str, out: Path, command: str) -> tuple[First, Path
     """A run of another system, scored here and kept as a run of ours: it stands in the board beside its reranking."""
     card = catalog.find_task_card(task)
     collection = open_collection(card)
-    ranking = _ranking(scored_run(file), collection, file).prepared(collection, card.same_id == "drop", card.depth)
-    named = ranking.named(collection)
+    ranking = _ranking(scored_run(file), collection, file).filter_and_cut(collection, card.same_id == "drop", card.depth)
+    named = ranking.to_document_ids(collection)
     per_query = score_run(named, collection.judgments, card.depth, card.relevant_from)
     record = _record(file, card, collection, mean_scores(per_query), command)
     raw = dict(zip(named, (scores.tolist() for scores in ranking.scores), strict=True))
@@ -98,7 +98,7 @@ def _record(file: Path, card: TaskCard, collection: Collection, scores: dict[str
     cost: dict[str, Any] = {"seconds": {}, "tokens_per_second": None, "documents_per_second": None,
                             "peak_memory_mb": None, "parameters": None, "weights_mb": None}  # fmt: skip
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Record(model.name, FOREIGN.name, card.name, card.suite, digest(settings)[:12], settings, cards, counts, {},
+    return Record(model.name, FOREIGN.name, card.name, card.suite, compute_digest(settings)[:12], settings, cards, counts, {},
                   machine.describe(), cost, scores, command, now)  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from retbench.cards.model import ModelCard
 from retbench.cards.study import Stage, Study
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation.request import Request
-from retbench.store.digest import digest
+from retbench.store.digest import compute_digest
 
 VERBS = {  # the verbs a stage can have, and the options each takes; sample and set are the stage's own
     "run": {"rerank", "engine", "weights"},
@@ -40,7 +40,7 @@ class Slot:
     def note(self, out: Path) -> Path:
         """Where a results folder keeps what became of it."""
         seed = [] if self.seed is None else [self.seed]
-        name = digest([self.stage, self.model, self.method, self.task, *seed])[:16]
+        name = compute_digest([self.stage, self.model, self.method, self.task, *seed])[:16]
         return out / "studies" / self.study / f"{name}.json"
 
 
@@ -77,7 +77,7 @@ def _blocked(stage: Stage) -> list[str]:
 def _asked(stage: Stage) -> str:
     """What decides a cell's score beside the slot itself; a seed more changes no other seed's."""
     options = {name: value for name, value in stage.options.items() if name != "seeds"}
-    return digest([stage.sample, stage.set, options])[:12]
+    return compute_digest([stage.sample, stage.set, options])[:12]
 
 
 def _tasks(stage: Stage) -> list[tuple[str, str, list[str]]]:

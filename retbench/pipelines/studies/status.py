@@ -8,8 +8,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from retbench.cards.decode import from_json
 from retbench.cards.study import Stage, Study
+from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 from retbench.pipelines.report import IMPORTED, Report
 from retbench.pipelines.studies.cells import Slot, slots, unasked
@@ -18,7 +18,7 @@ from retbench.records.results_folder import RECORD, Scan, read
 from retbench.records.scored_run import Kept, kept
 from retbench.reports.leaderboard import blocks
 from retbench.reports.published_tables import published
-from retbench.store.shard_store import write_whole
+from retbench.store.shard_store import write_file_atomically
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def write_note(slot: Slot, cell: Cell, out: Path) -> None:
     file = slot.note(out)
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {"slot": asdict(slot), "status": cell.status, "record": place, "reason": cell.error}
-    write_whole(file, json.dumps({**facts, "score": cell.main_score}, indent=1, ensure_ascii=False).encode())
+    write_file_atomically(file, json.dumps({**facts, "score": cell.main_score}, indent=1, ensure_ascii=False).encode())
 
 
 def states(plan: Study, out: Path) -> list[State]:
@@ -56,7 +56,7 @@ def _state(slot: Slot, out: Path, left: str | None) -> State:
     if not file.is_file():
         return waiting
     try:
-        facts = from_json(file.read_text(encoding="utf-8"))
+        facts = parse_json(file.read_text(encoding="utf-8"))
         state = State(slot, facts["status"], facts["score"], facts["reason"], facts["record"])
         other = asdict(slot) | facts["slot"] != asdict(slot)  # of an earlier edition of the plan
     except (ValueError, TypeError, KeyError) as problem:

@@ -6,9 +6,9 @@ from typing import Any
 
 from retbench.cards import catalog, options
 from retbench.cards.adaptor_recipe import AdaptorRecipe
-from retbench.cards.recipe import Recipe, changed, on_card
+from retbench.cards.recipe import Recipe, apply_recipe_options, describe_recipe
 from retbench.cards.study import Stage, Study
-from retbench.cards.user_config import path_part
+from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError
 from retbench.pipelines.evaluation import dry_run as estimate
 from retbench.pipelines.evaluation.request import Request
@@ -19,9 +19,9 @@ STANDING = "repllama"  # a wish names a backbone's recipe; an adaptor's stands b
 
 def name(plan: Study, stage: Stage, slot: Slot) -> str:
     """What the model of a slot is called."""
-    parts = [catalog.model(slot.model).name, plan.name, stage.name]
+    parts = [catalog.find_model_card(slot.model).name, plan.name, stage.name]
     parts += [slot.task] * stage.by_task + ([f"seed{slot.seed}"] if slot.seed is not None else [])
-    return "-".join(path_part(part) for part in parts).lower()
+    return "-".join(encode_path_part(part) for part in parts).lower()
 
 
 def recipe(stage: Stage, slot: Slot) -> Recipe | AdaptorRecipe:
@@ -29,8 +29,8 @@ def recipe(stage: Stage, slot: Slot) -> Recipe | AdaptorRecipe:
     changes = dict(word.split("=", 1) for word in stage.options.get("set", ()))
     changes |= {"seed": str(slot.seed)} if slot.seed is not None else {}
     if stage.options.get("objective") == ADAPTOR:
-        return options.changed(AdaptorRecipe(), changes)
-    return changed(catalog.recipe(stage.options["recipe"]), changes)
+        return options.apply_options(AdaptorRecipe(), changes)
+    return apply_recipe_options(catalog.find_recipe(stage.options["recipe"]), changes)
 
 
 def trained(plan: Study, stage: Stage, slot: Slot, **show: Any) -> str:
@@ -40,7 +40,7 @@ def trained(plan: Study, stage: Stage, slot: Slot, **show: Any) -> str:
 
     wish, wanted = _wish(plan, stage, slot, **show), recipe(stage, slot)
     if isinstance(wanted, AdaptorRecipe):
-        train_adaptor.finetune(wish, wanted)
+        train_adaptor.train_adaptor(wish, wanted)
     else:
         story.finetune(wish)
     _need_recipe(wish.name or "", wanted)
@@ -48,19 +48,19 @@ def trained(plan: Study, stage: Stage, slot: Slot, **show: Any) -> str:
 
 
 def _wish(plan: Study, stage: Stage, slot: Slot, **show: Any) -> Any:
-    from retbench.training.data import Wish
+    from retbench.training.training_data import TrainingRequest
 
     wanted = recipe(stage, slot)
-    plain = catalog.recipe(STANDING) if isinstance(wanted, AdaptorRecipe) else wanted
+    plain = catalog.find_recipe(STANDING) if isinstance(wanted, AdaptorRecipe) else wanted
     dataset, split = stage.options.get("dataset", slot.argument), stage.options.get("split", "train")
-    return Wish(dataset, slot.model, plain, name(plan, stage, slot), split=split, resume=True, **show)
+    return TrainingRequest(dataset, slot.model, plain, name(plan, stage, slot), split=split, resume=True, **show)
 
 
 def _need_recipe(model: str, wanted: Recipe | AdaptorRecipe) -> None:
     """Refuse a finished model that an earlier edition of the plan trained; fields newer than its card do not count."""
-    training = catalog.model(model).training
+    training = catalog.find_model_card(model).training
     learned = _plain(training.recipe if training else {})
-    asked = _plain(on_card(wanted) if isinstance(wanted, Recipe) else asdict(wanted))
+    asked = _plain(describe_recipe(wanted) if isinstance(wanted, Recipe) else asdict(wanted))
     other = [field for field in learned if learned[field] != asked.get(field)]
     if other:
         raise DataError(
@@ -85,13 +85,13 @@ def cost(plan: Study, stage: Stage, row: list[Slot], known: dict[str, Any]) -> d
 
     slot, called = row[0], name(plan, stage, row[0])
     facts = {**asdict(slot), "task": "-", "training": called}
-    if called in catalog.models():
+    if called in catalog.load_model_cards():
         return {**facts, "status": "done"}
     if stage.options.get("objective") == ADAPTOR:
         return {**facts, "status": "open", "reason": "minutes, once its vectors are stored"}
     key = f"{slot.model} {stage.options.get('dataset', slot.argument)}"
     if key not in known:
-        plan_ = story.plan_only(_wish(plan, stage, slot))
+        plan_ = story.estimate_training_plan(_wish(plan, stage, slot))
         known[key] = {"tokens": plan_["tokens"], "seconds": 60 * plan_["minutes"], "disk_bytes": plan_["disk_bytes"]}
     return {**facts, "status": "open", **known[key]}
 
@@ -99,9 +99,11 @@ def cost(plan: Study, stage: Stage, row: list[Slot], known: dict[str, Any]) -> d
 def scored(plan: Study, stage: Stage, row: list[Slot], **rest: Any) -> list[dict[str, Any]]:
     """The dry run of a row's cells: by the trained model if it is there, else as its parent would be scored."""
     tasks, called = tuple(slot.argument for slot in row), name(plan, stage, row[0])
-    if called in catalog.models():
+    if called in catalog.load_model_cards():
         return list(estimate.dry_run(Request((called,), tasks, sample=stage.sample, overrides=stage.set, **rest)))
     wanted = recipe(stage, row[0])
-    methods = (wanted.method.name,) if isinstance(wanted, Recipe) and wanted.method.name in catalog.methods() else ()
+    methods = (
+        (wanted.method.name,) if isinstance(wanted, Recipe) and wanted.method.name in catalog.load_methods() else ()
+    )
     request = Request((row[0].model,), tasks, methods, sample=stage.sample, overrides=stage.set, **rest)
     return [{**cell, "cached": False} for cell in estimate.dry_run(request)]
