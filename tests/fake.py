@@ -42,15 +42,15 @@ class HashEncoder:
     """Vectors out of the digest of the token ids: no model, and still one text one vector."""
 
     spec: EncoderSpec
-    wording: PromptTokenizer | None
+    prompt_tokenizer: PromptTokenizer | None
     dimension: int = WIDTH
     kernel: str = "none"
 
-    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        assert self.wording
-        return self.wording.tokenize(texts, role, self.spec.get_limit(role))
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        assert self.prompt_tokenizer
+        return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
-    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         seeds = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little") for ids in batch]
         drawn = np.stack([np.random.default_rng(seed).standard_normal(self.dimension) for seed in seeds])
         return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
@@ -67,7 +67,7 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         time.sleep(self.delay)
         with self.log.open("a") as out:
             out.write("x\n" * len(batch))

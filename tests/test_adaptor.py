@@ -155,7 +155,7 @@ def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
     (plain,) = cells("run", "--model", model, "--task", task, "--out", out)
     seen: list[int] = []
     embed = BackboneEncoder.encode
-    monkeypatch.setattr(BackboneEncoder, "vectors", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
+    monkeypatch.setattr(BackboneEncoder, "encode", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
     facts = trained(model, task, "--name", "moved")
     assert sum(seen) == 17  # the training queries; the corpus was there
     seen.clear()

@@ -45,7 +45,7 @@ def test_an_engine_that_does_other_things_fails(
     from retbench.engines.sentence_transformers_engine import SentenceTransformersModel
 
     honest = SentenceTransformersModel.encode
-    monkeypatch.setattr(SentenceTransformersModel, "vectors", lambda self, rows: honest(self, rows) + 0.5)
+    monkeypatch.setattr(SentenceTransformersModel, "encode", lambda self, rows: honest(self, rows) + 0.5)
     answer = call("verify", run, "--against", "sentence-transformers", "--weights", model)
     assert answer.exit_code == 4
     assert "they do NOT agree" in answer.output
@@ -57,7 +57,7 @@ def test_other_weights_are_not_the_runs(run: Path, tmp_path: Path) -> None:
     other = tiny.build(tmp_path / "other", intermediate_size=96)
     answer = call("verify", run, "--against", "sentence-transformers", "--weights", other)
     assert answer.exit_code == 4
-    assert "not those of the run" in answer.output
+    assert "are not the weights of the run" in answer.output
 
 
 def test_words_have_no_vectors(task: Path, out: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_broken_download_goes_on_where_it_stopped(served: tuple[TaskCard, type
     server.cut_at = 700
     with pytest.raises(MissingError, match=r"could not be fetched: the download ended after 700 bytes") as caught:
         fetch_collection(task, said)
-    assert "what came is kept" in caught.value.next_step
+    assert "the download resumes" in caught.value.next_step
     server.cut_at = None
     assert len(fetch_collection(task, said).corpus) == len(small.DOCUMENTS)
     assert server.ranges == [None, "bytes=700-"]

@@ -41,13 +41,13 @@ def test_one_pair_alone_is_refused_and_one_with_a_negative_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lora", "free", "step"), [(True, 1e3, "here fits a model of up to"), (False, 4e5, "train adapters instead")]
+    ("lora", "free", "step"), [(True, 1e3, "use a model of at most"), (False, 4e5, "train adapters instead")]
 )
 def test_a_model_too_big_is_told_what_would_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, free: float, step: str
 ) -> None:
     folder = tiny.build(tmp_path / "tiny")
-    monkeypatch.setattr(cost_estimate, "_free_bytes", lambda: free)
+    monkeypatch.setattr(cost_estimate, "_get_free_bytes", lambda: free)
     with pytest.raises(ResourceError, match="are free") as caught:
         cost_estimate.check_memory(folder, RECIPE if lora else replace(RECIPE, lora=None))
     assert step in caught.value.next_step

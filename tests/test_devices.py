@@ -63,7 +63,7 @@ def test_the_words_of_devices() -> None:
 def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(local_workers, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(local_workers, "get_device", lambda: torch.device("cuda"))
     monkeypatch.setenv(local_workers.VISIBLE, "2,GPU-7,5")
     assert [seat.gpu for seat in local_workers.seats(0)] == ["2", "GPU-7", "5"]
     assert [seat.gpu for seat in local_workers.seats(2)] == ["2", "GPU-7"]

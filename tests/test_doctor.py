@@ -43,7 +43,7 @@ def test_the_round_is_told_and_is_json() -> None:
     assert told.exit_code == 0
     as_json = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     names = [check["what"] for check in as_json]
-    assert {"torch", "threads", "cache", "fetched", "cards", "card folders", "extras", "hub"} <= set(names)
+    assert {"torch", "threads", "cache", "downloads", "cards", "card folders", "extras", "hub"} <= set(names)
     assert all(name in told.stdout for name in names)
     assert told.stdout.count("    next: ") == sum(not check["ok"] for check in as_json)
 
@@ -61,9 +61,9 @@ class Cuda:
 
 # (CUDA of the build, whether the driver takes it, the GPU, what the build knows, what is said; None: nothing wrong)
 BUILDS: dict[str, tuple[str | None, bool, tuple[int, int], list[str], str | None]] = {
-    "for CPUs": (None, False, (9, 0), [], "is built for CPUs, and this machine has an NVIDIA GPU"),
-    "too new for the driver": ("13.0", False, (9, 0), ["sm_90"], "cannot use the GPU's driver"),
-    "too old for the GPU": ("12.1", True, (12, 0), ["sm_80", "sm_90"], "knows sm_80, sm_90; this GPU is sm_120"),
+    "for CPUs": (None, False, (9, 0), [], "is a CPU build, but this machine has an NVIDIA GPU"),
+    "too new for the driver": ("13.0", False, (9, 0), ["sm_90"], "does not work with the GPU driver"),
+    "too old for the GPU": ("12.1", True, (12, 0), ["sm_80", "sm_90"], "supports sm_80, sm_90; this GPU is sm_120"),
     "too new for the GPU": ("13.0", True, (6, 1), ["sm_75", "compute_75"], "this GPU is sm_61"),
     "right": ("13.0", True, (9, 0), ["sm_80", "sm_90a"], None),
     "of the same generation": ("12.1", True, (8, 9), ["sm_80"], None),
@@ -103,7 +103,7 @@ def test_a_missing_extra(monkeypatch: Patch) -> None:
 
     monkeypatch.setattr(metadata, "version", lacking)
     check = trouble("extras")
-    assert "verify: beir" in check.finding
+    assert "verify lacks beir" in check.finding
     assert "verify" in check.next_step.partition("'retbench[")[2].partition("]'")[0].split(",")
     monkeypatch.setattr(metadata, "version", lambda _: "1")
     assert found("extras").ok
@@ -125,7 +125,7 @@ def test_a_tokenizer_that_cannot_pad(own_cache: Path) -> None:
     folder = kept(own_cache, "org%2Fhas-not", '{"eos_token": "</s>", "pad_token": null}')
     assert [check.what for check in run_checks() if check.what.startswith("tokenizer")] == ["tokenizer org/has-not"]
     check = trouble("tokenizer org/has-not")
-    assert check.finding == "it has no padding token"
+    assert check.finding == "no padding token"
     assert "--weights" in check.next_step
     (folder / "special_tokens_map.json").write_text('{"pad_token": "</s>"}')
     assert not [check for check in run_checks() if check.what.startswith("tokenizer")]
@@ -135,16 +135,16 @@ def test_a_tokenizer_that_cannot_pad(own_cache: Path) -> None:
 
 @pytest.mark.parametrize("place", ["weights/org%2Fhalf.partial", "collections/half-1a2b.3c4d.partial"])
 def test_a_cache_that_is_half_full(place: str, own_cache: Path) -> None:
-    assert found("fetched").ok
+    assert found("downloads").ok
     (own_cache / place).mkdir(parents=True)
-    check = trouble("fetched")
+    check = trouble("downloads")
     assert "half" in check.finding
     assert "retbench fetch" in check.next_step
 
 
 def test_weights_that_lost_a_file(own_cache: Path) -> None:
     (kept(own_cache, "lost", "{}") / "tokenizer_config.json").unlink()
-    check = trouble("fetched")
+    check = trouble("downloads")
     assert "tokenizer_config.json is missing or cut short" in check.finding
     assert "fetch it again" in check.next_step
 
@@ -156,7 +156,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: Patch) -> None:
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{bound.getsockname()[1]}")
         check = trouble("hub")
-    assert "does not answer" in check.finding
+    assert "does not respond" in check.finding
     assert "HTTPS_PROXY" in check.next_step
     monkeypatch.setenv("HF_ENDPOINT", "no address")
     assert not found("hub").ok
@@ -186,7 +186,7 @@ def test_a_disk_that_is_short(monkeypatch: Patch) -> None:
     for free, ok in ((doctor.MIN_FREE_GB * 1e9 + 1, True), (doctor.MIN_FREE_GB * 1e9 - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined]
         assert found("cache").ok is ok
-    assert "make room" in trouble("cache").next_step
+    assert "free disk space" in trouble("cache").next_step
 
 
 # (cpu.max of a container, threads of torch, cores, whether that is right); None: no container
@@ -218,7 +218,7 @@ def test_more_threads_than_cores(
     ("make", "said"),
     [
         (lambda folder: None, "is not a folder"),
-        (lambda folder: folder.mkdir(), "holds none of model_cards"),
+        (lambda folder: folder.mkdir(), "has none of model_cards"),
     ],
     ids=["not there", "without cards"],
 )

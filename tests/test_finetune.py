@@ -276,7 +276,7 @@ def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint
 
 
 def test_a_model_too_big_is_refused_before_loading(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost_estimate, "_free_bytes", lambda: 1000.0)
+    monkeypatch.setattr(cost_estimate, "_get_free_bytes", lambda: 1000.0)
     with pytest.raises(ResourceError, match=r"0\.0 GB are free"):
         learn()
 

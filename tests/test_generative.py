@@ -43,31 +43,31 @@ POOL = Candidates(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 
 
 
 class Scripted:
-    """A generator that says what it is told to; it counts words as tokens."""
+    """A generator with scripted answers; it counts words as tokens."""
 
     name = "scripted"
 
     def __init__(self, *answers: str, context: int = 10**6) -> None:
         self.answers, self.prompts, self.context = list(answers), list[str](), context
-        self.forms: list[str] = []
+        self.patterns: list[str] = []
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "script"}
 
-    def write(self, prompt: str, most: int, form: str = "") -> GeneratedAnswer:
+    def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
         self.prompts.append(prompt)
-        self.forms.append(form)
-        return GeneratedAnswer(self.answers.pop(0), 0.0, len(prompt.split()), most)
+        self.patterns.append(pattern)
+        return GeneratedAnswer(self.answers.pop(0), 0.0, len(prompt.split()), max_tokens)
 
-    def odds(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
+    def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         self.prompts += prompts
         return [GeneratedAnswer("", float("tea" in prompt or "coffee" in prompt), 1, 0) for prompt in prompts]
 
-    def cut(self, texts: Sequence[str], most: int) -> list[str]:
-        return [" ".join(text.split()[:most]) for text in texts]
+    def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        return [" ".join(text.split()[:max_tokens]) for text in texts]
 
-    def fits(self, prompt: str, most: int) -> bool:
-        return len(prompt.split()) + most <= self.context
+    def fits_context(self, prompt: str, max_tokens: int) -> bool:
+        return len(prompt.split()) + max_tokens <= self.context
 
 
 def desk(generator: Any, settings: PointwiseSettings, documents: Sequence[str] = DOCUMENTS) -> PromptBuilder:
@@ -133,7 +133,7 @@ def test_only_vllm_is_given_the_form_of_a_list() -> None:
         ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(engine=engine, window=0)), settings).rerank(
             POOL
         )  # type: ignore[arg-type]
-        assert generator.forms == forms
+        assert generator.patterns == forms
 
 
 def test_an_answer_held_to_a_form_is_kept_apart() -> None:
@@ -191,7 +191,7 @@ def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
     settings = ListwiseSettings(cut=150, written=10)
     generator = Scripted("[4] > [3] > [2] > [1]", context=300)
     lists = ListwiseLLMReranker(desk(generator, settings, documents), settings)
-    lists(Candidates(0, "q", np.arange(4), np.zeros(4)))
+    lists.rerank(Candidates(0, "q", np.arange(4), np.zeros(4)))
     (prompt,) = generator.prompts
     assert 280 < len(prompt.split()) + 10 <= 300
     assert len({line.count("word") for line in prompt.split("\n") if line.startswith("[")}) == 1

@@ -239,7 +239,7 @@ def test_without_a_revision_in_the_card_the_first_fetch_decides(hub: Hub) -> Non
 def test_a_file_that_came_damaged_is_refused_and_fetched_anew(hub: Hub) -> None:
     right = hub.listed["corpus.jsonl"]
     hub.listed["corpus.jsonl"] = (right[0], "0" * 40)
-    with pytest.raises(DataError, match=r"corpus\.jsonl of mteb/scifact is .* the hub says"):
+    with pytest.raises(DataError, match=r"corpus\.jsonl of mteb/scifact is .* the hub lists"):
         fetch_collection(SCIFACT, said)
     with pytest.raises(MissingError, match="is not in the cache"):
         open_collection(SCIFACT)

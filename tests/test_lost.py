@@ -185,15 +185,15 @@ class Counting(fake.HashEncoder):
 
     room = 1000
 
-    def prepare(self, texts: Any, role: Any) -> TokenizedTexts:
+    def tokenize(self, texts: Any, role: Any) -> TokenizedTexts:
         rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts]
         offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
         return TokenizedTexts(np.concatenate(rows), offsets, 0, 0)
 
-    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         if len(batch) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-        return super().vectors(batch)
+        return super().encode(batch)
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_only_a_lack_of_memory_splits_a_batch(problem: Exception, expected: bool
     calls = []
 
     class Failing(Counting):
-        def vectors(self, batch: TokenizedTexts) -> np.ndarray:
+        def encode(self, batch: TokenizedTexts) -> np.ndarray:
             calls.append(len(batch))
             raise problem
 
@@ -272,7 +272,7 @@ def test_a_probe_without_room_leaves_long_texts_alone(
     longest: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU that holds 5,000 tokens of 1 MB each; the ceiling allows 20,000."""
-    monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(memory, "get_device", lambda: torch.device("cuda"))
     held = {"max_memory_allocated": 0, "memory_reserved": 0, "memory_allocated": 0}
     for name in held:
         monkeypatch.setattr(torch.cuda, name, partial(held.get, name))

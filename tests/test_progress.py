@@ -47,7 +47,7 @@ def test_share_of_the_peak_is_asked_for_once_and_only_when_tokens_are_computed(c
     assert not asked
     clock[0] += 2
     pace.add(2, 10, tokens=100, left=100)
-    assert "50 tokens/s, 25% of the peak" in pace.format_line()
+    assert "50 tokens/s, 25% of peak" in pace.format_line()
     pace.format_line()
     assert asked == [1]
 

@@ -194,7 +194,7 @@ def test_documents_are_not_embedded_again(model: Path, task: Path, out: Path, mo
     cells(*line)
     seen: list[int] = []
     embed = BackboneEncoder.encode
-    monkeypatch.setattr(BackboneEncoder, "vectors", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
+    monkeypatch.setattr(BackboneEncoder, "encode", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
     cells(*line, "--rerank", "rocchio")
     assert seen == []
     cells(*line, "--rerank", "e2rank")

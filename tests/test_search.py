@@ -126,7 +126,7 @@ def blocks_of(vectors: np.ndarray, size: int) -> list[VectorBlock]:
 @pytest.fixture
 def searched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranking]:
     def search(queries: np.ndarray, documents: np.ndarray, k: int, bf16: bool = True, window: int = 700) -> Ranking:
-        monkeypatch.setattr(exact_search, "fast_bf16", lambda: bf16)
+        monkeypatch.setattr(exact_search, "has_fast_bf16", lambda: bf16)
         monkeypatch.setattr(exact_search, "FEW", 1)
         monkeypatch.setattr(exact_search, "QUERY_TILE", 24)
         monkeypatch.setattr(exact_search, "DOCUMENT_TILE", 128)

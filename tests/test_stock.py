@@ -62,7 +62,7 @@ def test_fetch_list_counts_what_tasks_share_once() -> None:
     for name in ("scifact", "scifact-study"):
         open_collection(catalog.find_task_card(name))
     rows = {row["name"]: row for row in json.loads(said(["fetch", "--list", "--json"]))}
-    assert rows["beir"]["state"] == "1 of 26 here"
+    assert rows["beir"]["state"] == "1 of 26 available"
     assert "nfcorpus" in rows["beir"]["missing"]
     assert "scifact" not in rows["beir"]["missing"]
     assert rows["specialized-beir"]["megabytes"] == rows["beir"]["megabytes"]
@@ -76,7 +76,7 @@ def test_fetch_list_of_names_tells_tasks_and_models() -> None:
 
 
 def test_fetch_without_a_name_says_what_it_takes() -> None:
-    assert "give --list" in said(["fetch"], 2)
+    assert "or --list" in said(["fetch"], 2)
     assert "there is no model, task or suite called 'beer'" in said(["fetch", "beer"], 2)
 
 

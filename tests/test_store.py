@@ -147,7 +147,7 @@ def test_a_shard_without_its_note_does_not_count(store: ShardStore, monkeypatch:
         write_file_atomically(file, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_store, "write_whole", killed)
+        patch.setattr(shard_store, "write_file_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             store.write_shard(7, BLOCK, tokens=12, seconds=1.5)
     assert names(store) == {"shard-00007.safetensors"}

@@ -16,7 +16,7 @@ from retbench.cards.model import ModelCard
 from retbench.cards.recipe import ContrastiveSettings, ListwiseTraining, MiningSettings, OptimizerSettings
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.finetuning.train_encoder import finetune
-from retbench.pipelines.teaching import add_teacher_scores
+from retbench.training.teachers import add_teacher_scores
 from retbench.training import hard_negatives
 from retbench.training.contrastive_batches import LabelledBatchSource
 from retbench.training.training_data import TrainingRequest, load_training_set

@@ -297,7 +297,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "convert", half)
+        patch.setattr(gguf, "convert_to_folder", half)
         with pytest.raises(KeyboardInterrupt):
             weights.obtain_weights(card)
     assert leftovers(own_cache) == ["tiny.partial"]
@@ -541,7 +541,7 @@ def test_a_snapshot_that_is_not_whole_is_refused(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(monkeypatch, folder)
-    monkeypatch.setattr(hub_weights, "_download", lambda *_: None)
+    monkeypatch.setattr(hub_weights, "_download_snapshot", lambda *_: None)
     with pytest.raises(MissingError, match="was not downloaded whole"):
         weights.fetch_weights(hub_card())
     assert weights.find_local_weights(hub_card()) is None

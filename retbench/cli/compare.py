@@ -1,4 +1,4 @@
-"""retbench compare: two runs, their settings and their scores."""
+"""retbench compare: compares the settings and scores of two runs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,23 +8,23 @@ import typer
 
 from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
-Side = "A run's folder or settings-id, an mteb result file (.json), or a TREC run."
+RUN_HELP = "A run's folder, a settings-id, an mteb result file (.json), or a TREC run file."
 
 
 @cli_command
 def compare(
-    a: Annotated[str, typer.Argument(help=Side)],
-    b: Annotated[str, typer.Argument(help=Side)],
-    results: Annotated[Path, typer.Option(help="The results folder, for settings-ids.")] = Path("results"),
+    a: Annotated[str, typer.Argument(help=RUN_HELP)],
+    b: Annotated[str, typer.Argument(help=RUN_HELP)],
+    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
     task: Annotated[
-        str | None, typer.Option(help="The collection of a TREC run: a task card or a BEIR folder.")
+        str | None, typer.Option(help="The task of a TREC run file: a task card's name or a BEIR folder.")
     ] = None,
-    queries: Annotated[int, typer.Option(help="How many of the queries that moved most are shown.")] = 5,
+    queries: Annotated[int, typer.Option(help="The number of queries to show, largest score change first.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs: every differing setting, then the scores with their test, then the queries that moved."""
+    """Compare two runs: different settings, scores with significance tests, and the queries that changed most."""
     from retbench.pipelines.runs.compare import compare as story
     from retbench.reports.comparison import text
 
-    found = story(a, b, results, task, queries)
-    print_json(asdict(found)) if as_json else print_result(text(found))
+    comparison = story(a, b, results, task, queries)
+    print_json(asdict(comparison)) if as_json else print_result(text(comparison))

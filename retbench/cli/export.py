@@ -1,4 +1,4 @@
-"""retbench export: finished runs as mteb result files."""
+"""retbench export: writes finished runs as mteb result files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +10,13 @@ from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
 @cli_command
 def export(
-    run: Annotated[list[str], typer.Argument(help="Folders of runs, or the beginnings of their settings-ids.")],
-    out: Annotated[Path, typer.Option(help="The folder for mteb's results.")] = Path("mteb-results"),
-    results: Annotated[Path, typer.Option(help="The results folder, for a settings-id.")] = Path("results"),
+    run: Annotated[list[str], typer.Argument(help="Folders of runs, or prefixes of their settings-ids.")],
+    out: Annotated[Path, typer.Option(help="The folder for the mteb result files.")] = Path("mteb-results"),
+    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Write finished runs in mteb's result format, as it takes them for its board."""
-    from retbench.pipelines.mteb_bridge import export_results as story
+    """Write finished runs in mteb's result format, ready to submit to its leaderboard."""
+    from retbench.pipelines.mteb_bridge.export_results import export_results
 
-    files = [file.as_posix() for file in story.export_results(run, out, results)]
+    files = [file.as_posix() for file in export_results(run, out, results)]
     print_json([{"file": file} for file in files]) if as_json else print_result("\n".join(files))

@@ -1,4 +1,4 @@
-"""retbench import: published results of others, to stand beside ours."""
+"""retbench import: imports published mteb results to show beside retbench's own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +11,16 @@ from retbench.cli.command import AsJson, cli_command, print_json, print_result
 @cli_command
 def import_(
     path: Annotated[Path, typer.Argument(help="An mteb result file, or a folder of them.", exists=True)],
-    results: Annotated[Path, typer.Option(help="The results folder they are to stand in.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="The results folder to import into.")] = Path("results"),
     as_json: AsJson = False,
 ) -> None:
-    """Import mteb result files as published rows; `report --reference` shows them, marked, beside ours."""
+    """Import mteb result files as published scores; `report --reference` shows them, marked, beside your own."""
     from retbench.pipelines.mteb_bridge.import_results import import_results
 
-    found = import_results(path, results)
+    results_by_table = import_results(path, results)
     if as_json:
-        rows = [(file, one) for file, members in found.items() for one in members]
-        print_json([{"table": str(f), "model": one.model, "task": one.task, "split": one.split} for f, one in rows])
+        rows = [(file, result) for file, model_results in results_by_table.items() for result in model_results]
+        print_json([{"table": str(f), "model": r.model, "task": r.task, "split": r.split} for f, r in rows])
         return
-    for file, members in found.items():
-        print_result(f"{members[0].model}: {len(members)} tasks in {file}")
+    for file, model_results in results_by_table.items():
+        print_result(f"{model_results[0].model}: {len(model_results)} tasks in {file}")

@@ -1,4 +1,4 @@
-"""retbench inspect: the queries a run answers worst."""
+"""retbench inspect: shows the queries with the worst scores of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,14 @@ from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
 @cli_command
 def inspect(
-    run: Annotated[str, typer.Argument(help="A run's folder or the beginning of its settings-id.")],
-    results: Annotated[Path, typer.Option(help="The results folder, for a settings-id.")] = Path("results"),
-    query: Annotated[str | None, typer.Option(help="Only this query.")] = None,
-    queries: Annotated[int, typer.Option(help="How many of the worst queries are shown.")] = 5,
+    run: Annotated[str, typer.Argument(help="A run's folder, or a prefix of its settings-id.")],
+    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
+    query: Annotated[str | None, typer.Option(help="Show only the query with this id.")] = None,
+    queries: Annotated[int, typer.Option(help="The number of queries to show, worst first.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run's worst queries: what was ranked, what was relevant, and at which rank it stood."""
+    """Show a run's worst queries: the ranked documents, the relevant documents, and their ranks."""
     from retbench.pipelines.runs import inspect as story
 
-    found = story.inspect(run, results, query, queries)
-    print_json(found.json()) if as_json else print_result(story.text(found))
+    inspection = story.inspect(run, results, query, queries)
+    print_json(inspection.json()) if as_json else print_result(story.text(inspection))

@@ -1,4 +1,4 @@
-"""retbench rerank: a saved run, ours or a TREC run of another system, in a new order."""
+"""retbench rerank: reranks a finished run, or a TREC run of another system."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,24 +14,24 @@ def rerank(
     *,
     run: Annotated[str, typer.Argument(help="A run's folder, its settings-id, or a TREC run file.")],
     with_: Annotated[
-        list[str], typer.Option("--with", help="NAME:key=value,... (docs/reranking.md); may be repeated.")
+        list[str], typer.Option("--with", help="A reranker, NAME:key=value,... (docs/reranking.md); can be repeated.")
     ],
-    task: Annotated[str | None, typer.Option(help="The task a TREC run file was made for.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of a TREC run file.")] = None,
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     as_json: AsJson = False,
 ) -> int:
-    """Rerank a saved run; every reranker's result is a run of its own beside it."""
+    """Rerank a finished run; every reranker writes a run of its own beside it."""
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import command_line
-    from retbench.pipelines.reranking import rerank as story
+    from retbench.pipelines.reranking.rerank import rerank_run
     from retbench.records.cell import exit_code
     from retbench.records.output import Place
     from retbench.records.phase_timer import Silent
 
-    place = Place(out, Silent() if is_quiet() else ProgressDisplay(), print_status, command_line())
-    done: list[Any] = []
-    for cell in story.rerank_run(run, tuple(with_), task, place):
+    output = Place(out, Silent() if is_quiet() else ProgressDisplay(), print_status, command_line())
+    cells: list[Any] = []
+    for cell in rerank_run(run, tuple(with_), task, output):
         print_status(format_cell(cell))
-        done.append(cell)
-    print_json([cell.json() for cell in done]) if as_json else print_cells(done)
-    return exit_code(done[1:])  # the first is the run that was there
+        cells.append(cell)
+    print_json([cell.json() for cell in cells]) if as_json else print_cells(cells)
+    return exit_code(cells[1:])  # the first cell is the existing run

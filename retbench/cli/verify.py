@@ -1,4 +1,4 @@
-"""retbench verify: the referees recompute a finished run."""
+"""retbench verify: external evaluators score a finished run again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,27 +11,28 @@ from retbench.errors import DataError
 
 @cli_command
 def verify(
-    run: Annotated[str, typer.Argument(help="A run's folder or the beginning of its settings-id.")],
-    results: Annotated[Path, typer.Option(help="The results folder, for a settings-id.")] = Path("results"),
+    run: Annotated[str, typer.Argument(help="A run's folder, or a prefix of its settings-id.")],
+    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
     against: Annotated[
-        str | None, typer.Option(help="Another engine instead: it must give the run's vectors on a sample.")
+        str | None,
+        typer.Option(help="Compare with this engine instead: it must give the same vectors and scores on a sample."),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="With --against: where the run's weights lie.")] = None,
+    weights: Annotated[str | None, typer.Option(help="With --against: the path of the run's weights.")] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Let mteb's and beir's evaluators recompute a run; every difference needs a reason."""
+    """Score a run again with the evaluators of mteb and BEIR and explain every difference."""
     if against:
-        return _against(run, results, against, weights, as_json)
-    from retbench.pipelines.checks import verify as story
+        return _verify_against_engine(run, results, against, weights, as_json)
+    from retbench.pipelines.checks.verify import format_verification, verify_run
 
-    found = story.verify_run(run, results)
-    print_json(found.to_json()) if as_json else print_result(story.format_verification(found))
-    return DataError.exit_code if found.unexplained else 0
+    verification = verify_run(run, results)
+    print_json(verification.to_json()) if as_json else print_result(format_verification(verification))
+    return DataError.exit_code if verification.unexplained else 0
 
 
-def _against(run: str, results: Path, engine: str, weights: str | None, as_json: bool) -> int:
-    from retbench.pipelines.checks import engine_agreement
+def _verify_against_engine(run: str, results: Path, engine: str, weights: str | None, as_json: bool) -> int:
+    from retbench.pipelines.checks.engine_agreement import compare_engines, format_agreement
 
-    found = engine_agreement.compare_engines(run, results, engine, weights)
-    print_json(found.to_json()) if as_json else print_result(engine_agreement.format_agreement(found))
-    return 0 if found.agrees else DataError.exit_code
+    agreement = compare_engines(run, results, engine, weights)
+    print_json(agreement.to_json()) if as_json else print_result(format_agreement(agreement))
+    return 0 if agreement.agrees else DataError.exit_code

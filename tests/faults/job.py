@@ -77,11 +77,11 @@ class Hungry:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def vectors(self, batch: TokenizedTexts) -> np.ndarray:
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
         import torch
 
         torch.empty(len(batch) * self.each, dtype=torch.uint8)
-        vectors: np.ndarray = self.inner.vectors(batch)
+        vectors: np.ndarray = self.inner.encode(batch)
         return vectors
 
 
