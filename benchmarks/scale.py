@@ -41,7 +41,7 @@ class Static:
     def __init__(self) -> None:
         self.table = np.random.default_rng(0).standard_normal((50_000, WIDTH), dtype=np.float32)
 
-    def prepare(self, texts: Iterable[str], role: str) -> Any:
+    def tokenize(self, texts: Iterable[str], role: str) -> Any:
         """Words are numbers already."""
         from retbench.encoders.prompt_tokenizer import TEXTS_PER_CHUNK, TokenizedTexts
         from retbench.encoders.token_ids import TokenIdBuffer
@@ -51,7 +51,7 @@ class Static:
                 ids.append([list(map(int, text.split())) for text in chunk])
             return TokenizedTexts(ids.read_all(), ids.compute_offsets(), 0, 0)
 
-    def vectors(self, batch: Any) -> np.ndarray:
+    def encode(self, batch: Any) -> np.ndarray:
         """Sums of rows, at length one."""
         sums = np.add.reduceat(self.table[batch.flat], batch.offsets[:-1])
         return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
@@ -79,7 +79,7 @@ def one(documents: int) -> dict[str, Any]:
             RawCollection(rows(), [TextRow("q", "", "1")], {"test": [Judgment("q", "d0", 1)]}), place / "c"
         )
         texts = Texts.open(place / "c" / "corpus.arrow", "scale")
-        queries = encoder.vectors(encoder.prepare((texts[i].text for i in range(QUERIES)), "query"))
+        queries = encoder.encode(encoder.tokenize((texts[i].text for i in range(QUERIES)), "query"))
         reset_peak()
         base, started, spent = peak_mb(), time.perf_counter(), time.process_time()
         job = Job(texts, ("text",), "document", 65536)

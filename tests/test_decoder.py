@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from retbench.engines import packed_decoder as decoders
-from retbench.engines.packed_decoder import PackedDecoder, supports_model
+from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 
 SIZES = {
     "vocab_size": 100,
@@ -74,7 +74,7 @@ def build(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> Pre
 
 
 def decoder(model: PreTrainedModel) -> PackedDecoder:
-    assert supports_model(model)
+    assert supports_packed_decoding(model)
     return PackedDecoder(model)
 
 
@@ -167,7 +167,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("family", "config"), OTHERS.values(), ids=OTHERS)
 def test_what_it_does_not_compute_is_left_to_transformers(family: str, config: dict[str, Any]) -> None:
-    assert not supports_model(build(family, **config))
+    assert not supports_packed_decoding(build(family, **config))
 
 
 def test_it_computes_what_became_of_the_model() -> None:

@@ -46,18 +46,18 @@ def test_the_file_has_no_name(monkeypatch: pytest.MonkeyPatch, own_cache: Path) 
 
 MANY = """
 import numpy as np
-from retbench.encoders import ids
-from retbench.encoders.wording import Tokens
-from retbench.engines.memory import peak_mb
+from retbench.encoders import token_ids
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.engines.memory import get_peak_memory_mb
 
-ids.IN_MEMORY = 1 << 20
-before, gathered = peak_mb(), ids.Ids()
+token_ids.MAX_BYTES_IN_MEMORY = 1 << 20
+before, buffer = get_peak_memory_mb(), token_ids.TokenIdBuffer()
 for chunk in range(400):
-    gathered.add([[chunk] * 500] * 200)
-tokens = Tokens(gathered.flat(), gathered.offsets(), 0, 0)
+    buffer.append([[chunk] * 500] * 200)
+tokens = TokenizedTexts(buffer.read_all(), buffer.compute_offsets(), 0, 0)
 for start in range(0, 80_000, 2000):
-    assert tokens.take(np.arange(start, start + 2000)).flat[-1] == (start + 1999) // 200
-print(peak_mb() - before)
+    assert tokens.select(np.arange(start, start + 2000)).flat[-1] == (start + 1999) // 200
+print(get_peak_memory_mb() - before)
 """
 
 

@@ -22,7 +22,7 @@ from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
 from retbench.engines import peak_throughput, remote_code, rotary_positions
 from retbench.engines.memory import keep_pages
-from retbench.engines.packed_decoder import PackedDecoder, supports_model
+from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 from retbench.engines.padding import pad_rows
 from retbench.errors import UsageError
 
@@ -62,7 +62,7 @@ class Backbone:
     @property
     def kernel(self) -> str:
         """What computes attention: products in blocks of our own, PyTorch's kernel, or plain steps."""
-        return "blocks" if supports_model(self.model) else str(self.model.config._attn_implementation)
+        return "blocks" if supports_packed_decoding(self.model) else str(self.model.config._attn_implementation)
 
     def reach(self) -> float | None:
         """Tokens a second that its matrix products alone would allow here; none where they are in no linear layers."""
@@ -80,7 +80,7 @@ class Backbone:
         """One forward pass over a batch of token-id rows."""
         lengths = torch.tensor([len(row) for row in rows])
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
-        if supports_model(self.model):
+        if supports_packed_decoding(self.model):
             return States(PackedDecoder(self.model)(rows, self.causal, self.layer), offsets)
         turning = rotary_positions.find_dynamic_rope(self.model)
         flat = rotary_positions.run_by_length(turning, rows, self._padded) if turning else self._padded(rows)

@@ -29,7 +29,7 @@ MAX_SCORES = 1 << 20  # attention scores held at a time
 MAX_WORKERS = 8  # more would wait for Python's lock
 
 
-def supports_model(model: Any) -> bool:
+def supports_packed_decoding(model: Any) -> bool:
     """Whether everything in the model is something this pass computes."""
     config = model.config
     if config.model_type not in SUPPORTED_FAMILIES or model.device.type != "cpu" or config.hidden_act != "silu":

@@ -1,10 +1,9 @@
-"""What a training will take, before it begins: memory from the weights' own figures, time from a short measurement."""
+"""What a training will take: memory by the size of the weights, time by a short measurement."""
 
 import itertools
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +15,18 @@ from retbench.engines.device import get_device
 from retbench.engines.memory import peak_mb
 from retbench.errors import ResourceError
 from retbench.training import distributed
-from retbench.training.contrastive_batches import BatchSampler, BatchSource
-from retbench.training.train_forward import TrainableEncoder
+from retbench.training.contrastive_batches import BatchSampler
+from retbench.training.contrastive_objective import ContrastiveObjective
 
 MEASURED_SECONDS = 4.0
-SAMPLED_BATCHES = 8  # contrasts tokenised to know the length of texts
+SAMPLED_BATCHES = 8  # batches that are tokenized to estimate the length of texts
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
-BYTES_PER_TRAINED_WEIGHT = 16  # float32 weights, their gradient and AdamW's two moments
+BYTES_PER_TRAINED_WEIGHT = 16  # the float32 weight, its gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """The plan in figures."""
+    """Steps, tokens, speed and memory of a training."""
 
     queries: int
     steps_per_epoch: int
@@ -43,22 +42,24 @@ class TrainingEstimate:
 
 
 def check_memory(folder: Path, recipe: Recipe) -> None:
-    """Refuse, before anything is loaded, a model whose weights alone do not fit."""
-    count, free = count_parameters(folder), _get_free_bytes()
-    need = count * (BYTES_PER_WEIGHT[recipe.dtype] if recipe.lora else BYTES_PER_TRAINED_WEIGHT)
-    if need < free:
+    """Refuse a model whose weights do not fit into memory, before anything is loaded."""
+    count, free_bytes = count_parameters(folder), _get_free_bytes()
+    needed_bytes = count * (BYTES_PER_WEIGHT[recipe.dtype] if recipe.lora else BYTES_PER_TRAINED_WEIGHT)
+    if needed_bytes < free_bytes:
         return
-    most = free / (BYTES_PER_WEIGHT["bfloat16"] if recipe.lora else BYTES_PER_TRAINED_WEIGHT)
-    step = f"here fits a model of up to {most / 1e9:.2f} billion weights"
-    if not recipe.lora and count * BYTES_PER_WEIGHT["bfloat16"] < free:
-        step = 'train adapters instead of all weights ([lora], dtype = "bfloat16"), or ' + step
+    largest = free_bytes / (BYTES_PER_WEIGHT["bfloat16"] if recipe.lora else BYTES_PER_TRAINED_WEIGHT)
+    next_step = f"use a model of at most {largest / 1e9:.2f} billion weights"
+    if not recipe.lora and count * BYTES_PER_WEIGHT["bfloat16"] < free_bytes:
+        next_step = 'train adapters instead of all weights ([lora], dtype = "bfloat16"), or ' + next_step
     raise ResourceError(
-        f"training {count / 1e9:.2f} billion weights needs {need / 1e9:.1f} GB and {free / 1e9:.1f} GB are free", step
+        f"training {count / 1e9:.2f} billion weights needs {needed_bytes / 1e9:.1f} GB and "
+        f"{free_bytes / 1e9:.1f} GB are free",
+        next_step,
     )
 
 
 def count_parameters(folder: Path) -> int:
-    """How many weights a folder holds, from the headers alone."""
+    """The number of weights in a folder, from the file headers alone."""
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
@@ -73,42 +74,42 @@ def _get_free_bytes() -> float:
 
 
 def _get_page_cache_bytes() -> float:
-    """Linux counts files it could forget as used."""
+    """Memory that Linux counts as used but frees on demand."""
     info = Path("/proc/meminfo")
     lines = dict(line.split(":") for line in info.read_text().splitlines()) if info.exists() else {}
     return 1024.0 * int(lines["Cached"].split()[0]) if "Cached" in lines else 0.0
 
 
-def estimate_training(trainee: TrainableEncoder, source: BatchSource, order: BatchSampler, backward: Callable[[int], tuple[float, int]]) -> TrainingEstimate:
-    """Measure a few updates without making a step; the first one only warms up."""
-    recipe = trainee.recipe
-    lengths = []
-    for rows in itertools.islice(order.sample_rows(0)[1], SAMPLED_BATCHES):
-        group = source.build_batch(rows, 0)
-        lengths.append(len(trainee.tokenize(group.queries, group.passages).flat) / len(rows))
-    per_step = sum(lengths) / len(lengths) * order.queries_per_step
-    speed = _measure_tokens_per_second(trainee, backward)
-    steps = count_steps(order, recipe)
+def estimate_training(objective: ContrastiveObjective) -> TrainingEstimate:
+    """Measure a few gradients without an optimizer step; the first one only warms up."""
+    recipe, sampler = objective.encoder.recipe, objective.sampler
+    tokens_per_query = []
+    for rows in itertools.islice(sampler.sample_rows(0)[1], SAMPLED_BATCHES):
+        batch = objective.source.build_batch(rows, 0)
+        tokens_per_query.append(len(objective.encoder.tokenize(batch.queries, batch.passages).flat) / len(rows))
+    tokens_per_step = sum(tokens_per_query) / len(tokens_per_query) * sampler.queries_per_step
+    speed = _measure_tokens_per_second(objective)
+    steps = count_steps(sampler, recipe)
     if recipe.max_minutes:
-        steps = max(1, min(steps, int(recipe.max_minutes * 60 * speed / per_step)))
-    return TrainingEstimate(len(source), order.steps_per_epoch, steps, per_step, speed, peak_mb())
+        steps = max(1, min(steps, int(recipe.max_minutes * 60 * speed / tokens_per_step)))
+    return TrainingEstimate(len(objective.source), sampler.steps_per_epoch, steps, tokens_per_step, speed, peak_mb())
 
 
-def count_steps(order: BatchSampler, recipe: Recipe) -> int:
-    """What the recipe asks for, whatever the machine."""
-    steps = order.steps_per_epoch * recipe.optimizer.num_train_epochs
+def count_steps(sampler: BatchSampler, recipe: Recipe) -> int:
+    """The steps that the recipe asks for."""
+    steps = sampler.steps_per_epoch * recipe.optimizer.num_train_epochs
     return min(steps, recipe.optimizer.max_steps or steps)
 
 
-def _measure_tokens_per_second(trainee: TrainableEncoder, backward: Callable[[int], tuple[float, int]]) -> float:
-    tokens = 0
+def _measure_tokens_per_second(objective: ContrastiveObjective) -> float:
+    total = 0
     for number in itertools.count():
         if number == 1:
             started = time.perf_counter()
-        done = backward(number)[1]
-        tokens += done if number else 0
+        tokens = objective.backward(number)[1]
+        total += tokens if number else 0
         if number and distributed.sum_over_processes(time.perf_counter() - started > MEASURED_SECONDS):
-            break  # all together: an update needs everybody
-    for weight in trainee.model.parameters():
+            break  # all processes stop together, because a gradient needs all of them
+    for weight in objective.encoder.model.parameters():
         weight.grad = None
-    return tokens / (time.perf_counter() - started)
+    return total / (time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Scores on the way: a task's main metric by the weights as they are, nothing stored."""
+"""Evaluation during training: a task's main metric by the current weights. Nothing is stored."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from retbench.training.training_set import JoinedTexts
 
 @dataclass(frozen=True)
 class TrainingEvaluator:
-    """One task, asked again and again."""
+    """Scores one task as often as it is called."""
 
     encoder: TrainableEncoder
     card: TaskCard
@@ -24,7 +24,7 @@ class TrainingEvaluator:
     show: Show
 
     def __call__(self) -> float:
-        """The score now; one process works it out and tells the others, unless they share the weights."""
+        """The score now. One process computes it for all, unless the weights are sharded."""
         if fsdp.is_sharded(self.encoder.model):
             return self._compute_score()
         return distributed.sum_over_processes(self._compute_score() if distributed.get_rank() == 0 else 0.0)
@@ -33,10 +33,9 @@ class TrainingEvaluator:
         queries = [row.text.strip() for row in self.collection.queries]
         k = self.card.depth + (self.card.same_id == "drop") + self.collection.max_excluded
         passages = JoinedTexts(self.collection.corpus, self.card.fields)
-        sides = compute_length_limits(self.card, self.max_length, None)
-        found = rank_passages(self.encoder, queries, passages, min(k, len(passages)), sides, lambda *_: None)
+        length_limits = compute_length_limits(self.card, self.max_length, None)
+        found = rank_passages(self.encoder, queries, passages, min(k, len(passages)), length_limits, lambda *_: None)
         ranking = found.filter_and_cut(self.collection, self.card.same_id == "drop", self.card.depth)
-        per_query = score_run(
-            ranking.to_document_ids(self.collection), self.collection.judgments, self.card.depth, self.card.relevant_from
-        )
+        document_ids = ranking.to_document_ids(self.collection)
+        per_query = score_run(document_ids, self.collection.judgments, self.card.depth, self.card.relevant_from)
         return mean_scores(per_query)[self.card.metric]

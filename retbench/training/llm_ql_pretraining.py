@@ -1,7 +1,7 @@
-"""llm-ql's first stage: all weights learn to say the query after the document's bottleneck, then stage 2 begins.
+"""Stage 1 of llm-ql: all weights are trained to predict the query from the document's bottleneck token.
 
-Its folder is a model of its own, head included: query likelihood is read from it, and the seam between the stages is
-its card.
+The result is a model folder of its own, with the language-model head: the query-likelihood reranker reads it, and stage
+2 starts from it.
 """
 
 from dataclasses import asdict, replace
@@ -15,37 +15,39 @@ from retbench.engines import backbone
 from retbench.engines.device import get_device
 from retbench.training import distributed, lora, save_model, step_plan
 from retbench.training.cost_estimate import check_memory, count_steps
-from retbench.training.training_data import TrainingRequest
-from retbench.training.query_likelihood import QueryLikelihoodObjective, QueryLikelihoodModel
+from retbench.training.query_likelihood import QueryLikelihoodModel, QueryLikelihoodObjective
 from retbench.training.save_model import ParentWeights
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.train_loop import TrainLoop, TrainSchedule
+from retbench.training.training_data import TrainingRequest
 from retbench.training.training_set import TrainingSet
 
 STAGE_FOLDER = "stage-1"
 
 
 def pretrain_query_likelihood(
-    wish: TrainingRequest, settings: QueryLikelihoodTraining, name: str, folder: Path, origin: ParentWeights, training: TrainingSet
+    request: TrainingRequest, recipe: Recipe, name: str, folder: Path, parent: ParentWeights, training_set: TrainingSet
 ) -> Path:
-    """The folder of the weights stage 2 starts from; one that is finished is taken as it is."""
-    own = folder / STAGE_FOLDER
-    if (own / catalog.CARD_FILE).exists():
-        return own
-    recipe = replace(wish.recipe, lora=None, output="merged")
-    check_memory(origin.folder, recipe)
-    lessons = QueryLikelihoodObjective(_load_language_model(origin.folder, recipe, settings), training, recipe.seed)
-    data = {"set": training.name, "fingerprint": training.fingerprint, "pairs": len(training.queries), **training.facts}
-    plan = {"recipe": asdict(wish.recipe), "parent": origin.fingerprint, "data": data}
-    asked = replace(recipe, optimiser=settings.optimizer)
-    steps = step_plan.load_or_create_plan(own, plan, lambda: count_steps(lessons.sampler, asked))
-    run = _run_loop(
-        wish, lessons, recipe, own, TrainSchedule(steps, settings.optimizer, recipe.save_steps, recipe.eval_steps)
-    )
+    """Run stage 1 and return its folder; a finished folder is used as it is."""
+    stage_folder, settings = folder / STAGE_FOLDER, recipe.query_likelihood
+    if settings is None or (stage_folder / catalog.CARD_FILE).exists():
+        return stage_folder
+    stage_recipe = replace(recipe, lora=None, output="merged")
+    check_memory(parent.folder, stage_recipe)
+    model = _load_language_model(parent.folder, stage_recipe, settings)
+    objective = QueryLikelihoodObjective(model, training_set, recipe.seed)
+    data = training_set.describe(len(training_set.queries))
+    plan = {"recipe": asdict(recipe), "parent": parent.fingerprint, "data": data}
+    steps_recipe = replace(stage_recipe, optimizer=settings.optimizer)
+    steps = step_plan.load_or_create_plan(stage_folder, plan, lambda: count_steps(objective.sampler, steps_recipe))
+    schedule = TrainSchedule(steps, settings.optimizer, recipe.save_steps, recipe.eval_steps)
+    loop = _run_loop(request, objective, stage_folder, schedule)
     if distributed.get_rank() == 0:
-        save_model.save_model(own, f"{name}-{STAGE_FOLDER}", _as_encoder(lessons.language_model, recipe), origin, _describe_run(wish, data, run))
+        facts = _describe_run(request, recipe, data, loop)
+        encoder = _as_encoder(model, stage_recipe)
+        save_model.save_model(stage_folder, f"{name}-{STAGE_FOLDER}", encoder, parent, facts)
     distributed.wait_for_all()
-    return own
+    return stage_folder
 
 
 def _load_language_model(folder: Path, recipe: Recipe, settings: QueryLikelihoodTraining) -> QueryLikelihoodModel:
@@ -53,19 +55,21 @@ def _load_language_model(folder: Path, recipe: Recipe, settings: QueryLikelihood
     return QueryLikelihoodModel(model, backbone.tokenizer(folder), settings, recipe.dtype, get_device())
 
 
-def _run_loop(wish: TrainingRequest, lessons: QueryLikelihoodObjective, recipe: Recipe, folder: Path, schedule: TrainSchedule) -> TrainLoop:
-    model = lessons.language_model.model
-    run = TrainLoop(model, lora.get_trainable_weights(model), schedule, lessons.backward, folder, lessons.get_first_query, wish.report)
-    run.resume()
-    wish.say(f"stage 1: query likelihood in {schedule.steps:,} steps, from step {run.progress.step}")
-    run.run()
-    return run
+def _run_loop(
+    request: TrainingRequest, objective: QueryLikelihoodObjective, folder: Path, schedule: TrainSchedule
+) -> TrainLoop:
+    model = objective.language_model.model
+    loop = TrainLoop(model, lora.get_trainable_weights(model), schedule, objective, folder, request.report)
+    loop.resume()
+    request.say(f"stage 1, query likelihood: {schedule.steps:,} steps, from step {loop.progress.step}")
+    loop.run()
+    return loop
 
 
-def _as_encoder(speaker: QueryLikelihoodModel, recipe: Recipe) -> TrainableEncoder:
-    return TrainableEncoder(speaker.model, PromptTokenizer(speaker.tokenizer, recipe.method), recipe, True, speaker.device)
+def _as_encoder(model: QueryLikelihoodModel, recipe: Recipe) -> TrainableEncoder:
+    return TrainableEncoder(model.model, PromptTokenizer(model.tokenizer, recipe.method), recipe, True, model.device)
 
 
-def _describe_run(wish: TrainingRequest, data: dict[str, Any], run: TrainLoop) -> dict[str, Any]:
-    told = {**asdict(run.progress), "steps": run.schedule.steps, "seed": wish.recipe.seed, "stage": 1}
-    return {"data": data, "run": told, "command": wish.command}
+def _describe_run(request: TrainingRequest, recipe: Recipe, data: dict[str, Any], loop: TrainLoop) -> dict[str, Any]:
+    run = {**asdict(loop.progress), "steps": loop.schedule.steps, "seed": recipe.seed, "stage": 1}
+    return {"data": data, "run": run, "command": request.command}

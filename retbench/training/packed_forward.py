@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from retbench.engines.packed_decoder import PackedRows, supports_model, compute_position_rotations
+from retbench.engines.packed_decoder import PackedRows, supports_packed_decoding, compute_position_rotations
 from retbench.training import fsdp
 from retbench.training.autograd_functions import causal_attention, silu_gate, lora_linear, rms_norm, rotate_positions
 
@@ -21,7 +21,7 @@ def supports_model(model: Any) -> bool:
         return False
     if fsdp.is_sharded(model):
         return False
-    return hasattr(model.get_base_model(), "rotary_emb") and supports_model(model.get_base_model())
+    return hasattr(model.get_base_model(), "rotary_emb") and supports_packed_decoding(model.get_base_model())
 
 
 def compute_states(model: Any, rows: Sequence[np.ndarray]) -> Tensor:

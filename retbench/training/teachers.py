@@ -1,13 +1,18 @@
-"""Teachers: who says how good each passage of a query is, for distillation and for lists that are to be ranked.
+"""Teachers: the scores of a query's passages that distillation and listwise training follow.
 
-The data's own `scores` are one. Two more are made here from what lies at hand anyway: graded judgments, and a run of
-another system (a reranker's, say), which also brings the passages that it scored.
+The data may hold `scores`. This module adds two other sources: graded judgments, and the run of another system (such as
+a reranker), which also brings the passages that it scored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from retbench.errors import DataError
+from retbench.cards.recipe import Recipe
+from retbench.errors import DataError, MissingError
+from retbench.records.load_run import read_run, scored_run
+from retbench.records.results_folder import RECORD, unworded
+from retbench.records.scored_run import raw_scores
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
 JUDGMENTS, GIVEN = "judgments", "given"
@@ -15,46 +20,88 @@ JUDGMENTS, GIVEN = "judgments", "given"
 ScoredRanking = Mapping[str, Sequence[tuple[str, float]]]  # query id to documents with their scores
 
 
-def add_scores_from_judgments(training: TrainingSet) -> TrainingSet:
-    """The grade of a passage is its score; what nobody judged has grade 0, as in nDCG."""
-    if not any(query.grades for query in training.queries):
-        raise DataError(f"{training.name} has no graded judgments", "name a task, or give `scores` in the data")
-    kept = [replace(query, scores=_score_by_grade(query)) for query in training.queries]
-    distinct = sorted({score for query in kept for score in query.scores or ()})
-    return training.with_queries(kept, teacher={"source": JUDGMENTS, "grades": distinct})
+def add_teacher_scores(training_set: TrainingSet, recipe: Recipe, say: Callable[[str], None]) -> TrainingSet:
+    """The set with the scores of the recipe's teacher."""
+    if recipe.teacher == GIVEN:
+        return training_set
+    if recipe.teacher == JUDGMENTS:
+        return add_scores_from_judgments(training_set)
+    run = Path(recipe.teacher).expanduser()
+    scored_set = add_scores_from_run(training_set, _read_scored_ranking(run), run.name, recipe.mining.negatives_per_query)
+    dropped = scored_set.facts["teacher"]["queries_without_teacher"]
+    say(
+        f"teacher {run.name}: scores for {len(scored_set.queries):,} queries; "
+        f"left out {dropped:,} queries whose positives it does not rank"
+    )
+    return scored_set
+
+
+def add_scores_from_judgments(training_set: TrainingSet) -> TrainingSet:
+    """The score of a passage is its grade; a passage without judgment has grade 0, as in nDCG."""
+    if not any(query.grades for query in training_set.queries):
+        raise DataError(f"{training_set.name} has no graded judgments", "name a task, or give `scores` in the data")
+    queries = [replace(query, scores=_score_by_grade(query)) for query in training_set.queries]
+    distinct = sorted({score for query in queries for score in query.scores or ()})
+    return training_set.with_queries(queries, teacher={"source": JUDGMENTS, "grades": distinct})
 
 
 def _score_by_grade(query: TrainingQuery) -> tuple[float, ...]:
-    known = dict(query.grades)
-    return tuple(float(known.get(row, 0)) for row in (*query.positives, *query.negatives))
+    grades = dict(query.grades)
+    return tuple(float(grades.get(row, 0)) for row in (*query.positives, *query.negatives))
 
 
-def add_scores_from_run(training: TrainingSet, run: ScoredRanking, label: str, keep: int) -> TrainingSet:
-    """Passages and scores of a run; a query whose positives it does not rank is left out and counted."""
-    if training.passage_ids is None:
-        raise DataError(f"{training.name} has no ids that a run could name", "give `scores` in the data instead")
-    rows = {name: row for row, name in enumerate(training.passage_ids)}
-    kept = [
-        taught for query in training.queries if (taught := _score_by_run(query, run.get(query.id, ()), rows, keep, label))
-    ]
-    if not kept:
+def add_scores_from_run(
+    training_set: TrainingSet, run: ScoredRanking, label: str, negatives_per_query: int
+) -> TrainingSet:
+    """Passages and scores of a run; a query whose positives the run does not rank is left out and counted."""
+    if training_set.passage_ids is None:
         raise DataError(
-            f"{label} ranks no positive of a query of {training.name}",
-            "make the run on the split that is learned from: retbench run --set split=train",
+            f"the passages of {training_set.name} have no ids, so a run cannot be the teacher",
+            "give `scores` in the data instead",
         )
-    return training.with_queries(kept, teacher={"run": label, "queries_without_teacher": len(training.queries) - len(kept)})
+    rows = {identifier: row for row, identifier in enumerate(training_set.passage_ids)}
+    queries = [
+        scored_query
+        for query in training_set.queries
+        if (scored_query := _score_by_run(query, run.get(query.id, ()), rows, negatives_per_query, label))
+    ]
+    if not queries:
+        raise DataError(
+            f"{label} ranks no positive of any query of {training_set.name}",
+            "make the run on the training split: retbench run --set split=train",
+        )
+    facts = {"run": label, "queries_without_teacher": len(training_set.queries) - len(queries)}
+    return training_set.with_queries(queries, teacher=facts)
 
 
 def _score_by_run(
-    query: TrainingQuery, ranked: Sequence[tuple[str, float]], rows: Mapping[str, int], keep: int, label: str
+    query: TrainingQuery,
+    ranked: Sequence[tuple[str, float]],
+    rows: Mapping[str, int],
+    negatives_per_query: int,
+    label: str,
 ) -> TrainingQuery | None:
-    strange = next((name for name, _ in ranked if name not in rows), None)
-    if strange is not None:
-        raise DataError(f"{label}: query {query.id!r} ranks {strange!r}, which is not in the collection", "use its own")
-    scored = {rows[name]: score for name, score in ranked}
-    positives = tuple(row for row in query.positives if row in scored)
-    others = tuple(row for row in scored if row not in query.positives)[:keep]
+    unknown = next((identifier for identifier, _ in ranked if identifier not in rows), None)
+    if unknown is not None:
+        raise DataError(
+            f"{label}: query {query.id!r} ranks {unknown!r}, which is not in the collection",
+            "use a run on the collection that is trained on",
+        )
+    scores = {rows[identifier]: score for identifier, score in ranked}
+    positives = tuple(row for row in query.positives if row in scores)
+    negatives = tuple(row for row in scores if row not in query.positives)[:negatives_per_query]
     if not positives:
         return None
-    return replace(query, positives=positives, negatives=others,
-                   scores=tuple(float(scored[row]) for row in (*positives, *others)))  # fmt: skip
+    return replace(query, positives=positives, negatives=negatives,
+                   scores=tuple(float(scores[row]) for row in (*positives, *negatives)))  # fmt: skip
+
+
+def _read_scored_ranking(path: Path) -> ScoredRanking:
+    """A record's folder with its raw scores, or a TREC run file."""
+    if not path.exists():
+        raise MissingError(f"there is no run at {path}", "name a run's folder, a TREC run file, or judgments")
+    if not (path / RECORD).is_file():
+        return scored_run(path)
+    scores = raw_scores(path)
+    ranking = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(path / "run.trec.gz").items()}
+    return {query: list(zip(ids, scores[query], strict=True)) for query, ids in ranking.items()}

@@ -14,7 +14,7 @@ from torch import nn
 from retbench.cards.recipe import OptimizerSettings
 from retbench.engines.memory import peak_mb
 from retbench.errors import DataError
-from retbench.store.shard_store import write_whole
+from retbench.store.shard_store import write_file_atomically
 from retbench.training import checkpoint, distributed
 from retbench.training.checkpoint import TrainingProgress
 from retbench.training.fsdp import gather_tensor
@@ -90,7 +90,7 @@ class TrainLoop:
         lines = file.read_text().splitlines() if file.exists() else []
         if distributed.get_rank() == 0 and file.exists():
             kept_lines = [line for line in lines if _parse_step(line) <= self.progress.step]
-            write_whole(file, "".join(f"{line}\n" for line in kept_lines).encode())
+            write_file_atomically(file, "".join(f"{line}\n" for line in kept_lines).encode())
 
     def run(self) -> TrainingProgress:
         """Run all remaining steps."""

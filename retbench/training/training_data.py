@@ -1,28 +1,32 @@
-"""What a model is to learn: the wish as it was typed, and its data with leaks taken out."""
+"""What a training was asked for, and its dataset without the queries of any evaluation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog, options
-from retbench.cards.recipe import Recipe
+from retbench.cards.recipe import MiningSettings
 from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import MissingError, UsageError
 from retbench.records.phase_timer import Show, Silent
-from retbench.training import leaks, msmarco_triples
+from retbench.training import msmarco_triples
 from retbench.training.hub_datasets import HUB_SETS, load_hub_training_set
 from retbench.training.training_set import TrainingSet, build_training_set, read_training_file
+
+DEFAULT_NEGATIVES = MiningSettings().negatives_per_query
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What the user asked for. `examined` are tasks scored on the way, `task` or `task:split=dev,sample=100`."""
+    """What the user asked for, besides the recipe.
+
+    `eval_task` is evaluated during training, written `task` or `task:split=dev,sample=100`.
+    """
 
     dataset: str
     model: str
-    recipe: Recipe
     name: str | None = None
     out: Path | None = None
     split: str = "train"
@@ -37,77 +41,96 @@ class TrainingRequest:
     command: str = "retbench.finetune(...)"
 
 
-def parse_eval_task(word: str) -> tuple[TaskCard, int | None]:
-    """The task scored on the way, and how many of its queries."""
-    name, wanted = options.split_options(word)
-    size = wanted.pop("sample", None)
-    if size is not None and not (size.isdecimal() and int(size)):
-        raise UsageError(f"{word}: sample={size} draws nothing", "give a number of queries, 1 or more")
-    card = options.apply_options(catalog.find_task_card(name), wanted, fixed=("name", "source"))
-    return replace(card, fingerprint=None), int(size) if size else None
+def parse_eval_task(argument: str) -> tuple[TaskCard, int | None]:
+    """The task to evaluate during training, and how many of its queries to use."""
+    name, changes = options.split_options(argument)
+    sample = changes.pop("sample", None)
+    if sample is not None and not (sample.isdecimal() and int(sample)):
+        raise UsageError(f"{argument}: sample={sample} must be at least 1", "give a number of queries, 1 or more")
+    card = options.apply_options(catalog.find_task_card(name), changes, fixed=("name", "source"))
+    return replace(card, fingerprint=None), int(sample) if sample else None
 
 
-def load_training_set(wish: TrainingRequest) -> TrainingSet:
-    """Queries and their passages, without any query that is asked in an evaluation."""
-    whole = _read_dataset(wish)
-    kept = leaks.remove_leaked_queries(whole, _iterate_evaluation_queries(wish))
-    wish.say(
-        f"{whole.name}: {len(kept.queries):,} queries, {len(whole.passages):,} passages; "
-        f"{kept.facts['leaked_queries_removed']} queries ({kept.facts['leaked_texts']} texts) "
-        "of an evaluation taken out"
+def load_training_set(request: TrainingRequest, negatives_per_query: int = DEFAULT_NEGATIVES) -> TrainingSet:
+    """Queries and their passages, without any query of an evaluation."""
+    full_set = _read_dataset(request, negatives_per_query)
+    training_set = remove_leaked_queries(full_set, _iterate_evaluation_queries(request))
+    request.say(
+        f"{full_set.name}: {len(training_set.queries):,} queries, {len(full_set.passages):,} passages; "
+        f"removed {training_set.facts['leaked_queries_removed']} queries "
+        f"({training_set.facts['leaked_texts']} texts) that an evaluation also has"
     )
-    return kept
+    return training_set
 
 
-def _read_dataset(wish: TrainingRequest) -> TrainingSet:
-    path = Path(wish.dataset).expanduser()
+def remove_leaked_queries(training_set: TrainingSet, evaluation_queries: Iterable[str]) -> TrainingSet:
+    """The set without the queries that an evaluation also has; differences in whitespace are ignored."""
+    leaks = set(map(_collapse_whitespace, evaluation_queries))
+    texts = [_collapse_whitespace(query.text) for query in training_set.queries]
+    queries = [query for query, text in zip(training_set.queries, texts, strict=True) if text not in leaks]
+    removed = len(training_set.queries) - len(queries)
+    return training_set.with_queries(queries, leaked_queries_removed=removed, leaked_texts=len(leaks & set(texts)))
+
+
+def _collapse_whitespace(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> TrainingSet:
+    path = Path(request.dataset).expanduser()
     if path.is_file():
         return read_training_file(path)
-    if wish.dataset in HUB_SETS:
-        return load_hub_training_set(wish.dataset)
+    if request.dataset in HUB_SETS:
+        return load_hub_training_set(request.dataset)
     if path.suffix in (".jsonl", ".gz"):
-        raise MissingError(f"there is no file {wish.dataset}", "name a jsonl file, a folder or a task")
-    card = catalog.find_task_card(wish.dataset)
-    if wish.split == card.split and not wish.force:
+        raise MissingError(f"there is no file {request.dataset}", "name a jsonl file, a folder or a task")
+    card = catalog.find_task_card(request.dataset)
+    if request.split == card.split and not request.force:
         raise UsageError(
-            f"{card.name} is evaluated on its split {card.split!r}: training on it would spoil every score",
-            "train on another split, or add --force to have the model's card say so",
+            f"{card.name} is evaluated on its split {card.split!r}; training on that split would make scores invalid",
+            "train on another split, or add --force, which is noted on the model's card",
         )
-    learned = replace(card, split=wish.split, fingerprint=None)
-    made = build_training_set(learned, open_collection(learned))
-    if lost := made.facts["queries_without_positive"]:
-        wish.say(f"{card.name}: {lost:,} queries have no relevant document in the corpus and are left out")
-    if own := msmarco_triples.find_triples(path, wish.split):
-        made = msmarco_triples.add_triple_negatives(made, own, wish.recipe.mining.negatives_per_query)
-        wish.say(f"{own.name}: {made.facts['negatives']['taken']:,} negatives")
-    return made.with_queries(made.queries, evaluated_split=True) if wish.split == card.split else made
+    train_card = replace(card, split=request.split, fingerprint=None)
+    training_set = build_training_set(train_card, open_collection(train_card))
+    if dropped := training_set.facts["queries_without_positive"]:
+        request.say(f"{card.name}: left out {dropped:,} queries that have no relevant document in the corpus")
+    if triples := msmarco_triples.find_triples(path, request.split):
+        training_set = msmarco_triples.add_triple_negatives(training_set, triples, negatives_per_query)
+        request.say(f"{triples.name}: {training_set.facts['negatives']['taken']:,} negatives")
+    if request.split == card.split:
+        return training_set.with_queries(training_set.queries, evaluated_split=True)
+    return training_set
 
 
-def load_unlabelled_texts(wish: TrainingRequest) -> tuple[str, str, list[str]]:
-    """Name, fingerprint and texts of a raw corpus; of a task, its documents alone."""
-    path = Path(wish.dataset).expanduser()
-    if path.is_file() or wish.dataset in HUB_SETS:
-        found = _read_dataset(wish)
-        return found.name, found.fingerprint, list(found.passages)
-    card = catalog.find_task_card(wish.dataset)
+def load_unlabelled_texts(request: TrainingRequest) -> tuple[str, str, list[str]]:
+    """Name, fingerprint and texts of a corpus, without its labels."""
+    path = Path(request.dataset).expanduser()
+    if path.is_file() or request.dataset in HUB_SETS:
+        training_set = _read_dataset(request, DEFAULT_NEGATIVES)
+        return training_set.name, training_set.fingerprint, list(training_set.passages)
+    card = catalog.find_task_card(request.dataset)
     collection = open_collection(replace(card, fingerprint=None))
     return card.name, collection.corpus.fingerprint, list(build_training_set(card, collection).passages)
 
 
-def _iterate_evaluation_queries(wish: TrainingRequest) -> Iterator[str]:
-    """The queries of the set's own evaluated split, and of the task scored on the way."""
-    if wish.eval_task:
-        yield from _load_query_texts(parse_eval_task(wish.eval_task)[0])
-    if wish.dataset in HUB_SETS:
-        others = [catalog.find_task_card(name) for name in HUB_SETS[wish.dataset].evaluation_tasks]
-    else:
-        own = None if Path(wish.dataset).is_file() else catalog.find_task_card(wish.dataset)
-        others = [own] if own and own.split != wish.split else []
-    for card in others:
+def _iterate_evaluation_queries(request: TrainingRequest) -> Iterator[str]:
+    """Queries of the dataset's evaluated split and of the task that is evaluated during training."""
+    if request.eval_task:
+        yield from _load_query_texts(parse_eval_task(request.eval_task)[0])
+    for card in _list_evaluated_tasks(request):
         try:
             yield from _load_query_texts(card)
-        except (MissingError, UsageError) as problem:  # what is not here cannot be compared, and that is said
-            wish.say(f"{card.name}, split {card.split}: its queries were not compared: {problem.cause}")
+        except (MissingError, UsageError) as problem:  # a task that is not on this machine cannot be compared
+            request.say(f"{card.name}, split {card.split}: leaks into its queries were not checked: {problem.cause}")
+
+
+def _list_evaluated_tasks(request: TrainingRequest) -> list[TaskCard]:
+    if request.dataset in HUB_SETS:
+        return [catalog.find_task_card(name) for name in HUB_SETS[request.dataset].evaluation_tasks]
+    if Path(request.dataset).is_file():
+        return []
+    card = catalog.find_task_card(request.dataset)
+    return [card] if card.split != request.split else []
 
 
 def _load_query_texts(card: TaskCard) -> list[str]:

@@ -1,6 +1,6 @@
-"""What is learned from: queries, the passages that answer them, and those that look as if they did.
+"""A training set: queries, the passages that answer them (positives) and those that do not (negatives).
 
-A set comes from a collection's split or from a jsonl file of the user's own; both end as the same `TrainingSet`.
+It is built from a collection's split or from a jsonl file of the user's own.
 """
 
 import gzip
@@ -21,9 +21,10 @@ LINE_FORMAT = 'write lines like {"query": "...", "positives": ["..."], "negative
 
 @dataclass(frozen=True)
 class TrainingQuery:
-    """A query and the passage rows around it; `scores` are a teacher's, for positives and then negatives.
+    """A query and the rows of its passages.
 
-    A collection's query has its `id` and the `grades` of what was judged for it, by row.
+    `scores` are a teacher's, for the positives and then the negatives. A query of a collection has its `id` and the
+    `grades` of its judged passages, as (row, grade).
     """
 
     text: str
@@ -36,10 +37,7 @@ class TrainingQuery:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """`facts` are what the model card will say about it; `fingerprint` follows the content.
-
-    `names` are the passages' ids in a collection.
-    """
+    """`facts` go on the model card; `fingerprint` follows the content; `passage_ids` are those of a collection."""
 
     name: str
     queries: list[TrainingQuery]
@@ -49,15 +47,19 @@ class TrainingSet:
     passage_ids: Sequence[str] | None = None
 
     def with_queries(self, queries: list[TrainingQuery], **facts: Any) -> "TrainingSet":
-        """The same set with other queries, and what is to be said about them."""
+        """The same set with other queries and more facts."""
         if not queries:
             raise DataError(f"{self.name}: no training pair is left", "use another set, or fewer filters")
         return replace(self, queries=queries, facts={**self.facts, **facts})
 
+    def describe(self, pairs: int) -> dict[str, Any]:
+        """The data of a training, as the plan and the model card store it."""
+        return {"set": self.name, "fingerprint": self.fingerprint, "pairs": pairs, **self.facts}
+
 
 @dataclass(frozen=True)
 class JoinedTexts(Sequence[str]):
-    """A corpus as the texts a model reads, looked up when they are needed."""
+    """A corpus as the texts a model reads, joined from their fields when they are needed."""
 
     texts: Texts
     fields: tuple[str, ...]
@@ -79,29 +81,33 @@ class JoinedTexts(Sequence[str]):
 
 
 def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
-    """The judged queries of one split; a query without a relevant document teaches nothing and is counted."""
-    names: list[str] = collection.corpus.ids().to_pylist()
-    rows = {identifier: row for row, identifier in enumerate(names)}
+    """The judged queries of one split; queries without a relevant document are left out and counted."""
+    ids: list[str] = collection.corpus.ids().to_pylist()
+    rows = {identifier: row for row, identifier in enumerate(ids)}
     queries, missing = [], 0
     for query in collection.queries:
-        grades = collection.judgments[query.id]
-        here = tuple((rows[d], grade) for d, grade in grades.items() if d in rows)
-        missing += sum(grade >= card.relevant_from and d not in rows for d, grade in grades.items())
-        found = tuple(row for row, grade in here if grade >= card.relevant_from)
-        judged_wrong = tuple(row for row, grade in here if grade < card.relevant_from)
-        if found:
-            queries.append(TrainingQuery(query.text.strip(), found, judged_wrong, id=query.id, grades=here))
-    lost = len(collection.queries) - len(queries)
-    made = TrainingSet(card.name, [], JoinedTexts(collection.corpus, card.fields), collection.fingerprint, passage_ids=names)
-    return made.with_queries(queries, split=card.split, queries_without_positive=lost, positives_missing=missing)
+        judgments = collection.judgments[query.id]
+        grades = tuple((rows[document], grade) for document, grade in judgments.items() if document in rows)
+        missing += sum(grade >= card.relevant_from and document not in rows for document, grade in judgments.items())
+        positives = tuple(row for row, grade in grades if grade >= card.relevant_from)
+        negatives = tuple(row for row, grade in grades if grade < card.relevant_from)
+        if positives:
+            queries.append(TrainingQuery(query.text.strip(), positives, negatives, id=query.id, grades=grades))
+    dropped = len(collection.queries) - len(queries)
+    passages = JoinedTexts(collection.corpus, card.fields)
+    empty_set = TrainingSet(card.name, [], passages, collection.fingerprint, passage_ids=ids)
+    return empty_set.with_queries(
+        queries, split=card.split, queries_without_positive=dropped, positives_missing=missing
+    )
 
 
 def read_training_file(path: Path) -> TrainingSet:
     """A jsonl file, plain or gzipped: ours, or Tevatron's `positive_passages` and `negative_passages`."""
-    read = gzip.open if path.suffix == ".gz" else open
-    with read(path, "rt", encoding="utf-8") as lines:
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "rt", encoding="utf-8") as lines:
         rows = ((f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-        return parse_training_rows(path.name.split(".")[0].lower(), ((where, _parse_object(where, line)) for where, line in rows))
+        objects = ((where, _parse_object(where, line)) for where, line in rows)
+        return parse_training_rows(path.name.split(".")[0].lower(), objects)
 
 
 def _parse_object(where: str, line: str) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def _parse_object(where: str, line: str) -> dict[str, Any]:
 
 
 def parse_training_rows(name: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> TrainingSet:
-    """Objects as a file or the hub gives them; equal passages are stored once."""
+    """A training set from the objects of a file or of the hub; equal passages are stored once."""
     passages: dict[str, int] = {}
     digest, queries = hashlib.sha256(), []
     for where, row in map(_convert_ranking, rows):
@@ -125,11 +131,11 @@ def parse_training_rows(name: str, rows: Iterable[tuple[str, dict[str, Any]]]) -
             raise DataError(f"{where}: the query is empty", LINE_FORMAT)
         if not positives:
             raise DataError(f"{where}: the query has no positive passage", "add one, or remove the line")
-        found = [[passages.setdefault(t, len(passages)) for t in texts] for texts in (positives, negatives)]
-        queries.append(TrainingQuery(text.strip(), tuple(found[0]), tuple(found[1]), _get_scores(where, row, found)))
+        passage_rows = [[passages.setdefault(t, len(passages)) for t in texts] for texts in (positives, negatives)]
+        scores = _get_scores(where, row, sum(map(len, passage_rows)))
+        queries.append(TrainingQuery(text.strip(), tuple(passage_rows[0]), tuple(passage_rows[1]), scores))
         digest.update(json.dumps([text, positives, negatives, row.get("scores")], ensure_ascii=False).encode())
-    made = TrainingSet(name, [], list(passages), digest.hexdigest())
-    return made.with_queries(queries)
+    return TrainingSet(name, [], list(passages), digest.hexdigest()).with_queries(queries)
 
 
 def _convert_ranking(entry: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
@@ -138,31 +144,33 @@ def _convert_ranking(entry: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, 
     if "ranking" not in row:
         return entry
     documents, ranking = row.get("document"), row["ranking"]
-    if not isinstance(documents, list) or not isinstance(ranking, list) or _is_invalid_ranking(ranking, len(documents)):
-        raise DataError(f"{where}: the ranking is no order of the documents", "write every number from 1 once")
+    if not isinstance(documents, list) or not isinstance(ranking, list) or not _is_permutation(ranking, len(documents)):
+        raise DataError(
+            f"{where}: `ranking` does not rank every document once", "write each number from 1 to the last exactly once"
+        )
     ordered = [documents[int(number) - 1] for number in ranking]
-    scores = [-float(place) for place in range(len(ordered))]
+    scores = [-float(rank) for rank in range(len(ordered))]
     return where, {"query": row.get("query"), "positives": ordered[:1], "negatives": ordered[1:], "scores": scores}
 
 
-def _is_invalid_ranking(ranking: list[Any], count: int) -> bool:
-    return sorted(map(str, ranking)) != sorted(map(str, range(1, count + 1)))
+def _is_permutation(ranking: list[Any], count: int) -> bool:
+    return sorted(map(str, ranking)) == sorted(map(str, range(1, count + 1)))
 
 
 def _get_texts(where: str, row: dict[str, Any], side: str) -> list[str]:
-    given = row.get(f"{side}s", row.get(f"{side}_passages", []))
-    if not isinstance(given, list):
+    passages = row.get(f"{side}s", row.get(f"{side}_passages", []))
+    if not isinstance(passages, list):
         raise DataError(f"{where}: {side}s is not a list", LINE_FORMAT)
-    texts = [f"{p.get('title') or ''} {p.get('text', '')}" if isinstance(p, dict) else p for p in given]
+    texts = [f"{p.get('title') or ''} {p.get('text', '')}" if isinstance(p, dict) else p for p in passages]
     if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{where}: a {side} is empty or no text", LINE_FORMAT)
+        raise DataError(f"{where}: a {side} passage is empty or not a text", LINE_FORMAT)
     return [text.strip() for text in texts]
 
 
-def _get_scores(where: str, row: dict[str, Any], found: list[list[int]]) -> tuple[float, ...] | None:
+def _get_scores(where: str, row: dict[str, Any], passages: int) -> tuple[float, ...] | None:
     if row.get("scores") is None:
         return None
     scores = tuple(map(float, row["scores"]))
-    if len(scores) != sum(map(len, found)):
-        raise DataError(f"{where}: {len(scores)} scores for {sum(map(len, found))} passages", "give one a passage")
+    if len(scores) != passages:
+        raise DataError(f"{where}: {len(scores)} scores for {passages} passages", "give one score for each passage")
     return scores

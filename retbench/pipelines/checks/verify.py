@@ -26,7 +26,7 @@ RAW_SCORES = "raw scores"
 RULE_EXPLANATIONS = {
     "same id": "the evaluator removes a document with the query's own id after the cut; the task card keeps it",
     "ties": "{ties} queries have documents with equal scores: the evaluator orders them by id, retbench by corpus row",
-    "missing": "{missing} queries have no results: the evaluator leaves them out of the mean, retbench counts them as 0",
+    "missing": "{missing} queries have no results: the evaluator excludes them from the mean, retbench counts 0",
     "grade": "the evaluator counts every grade above 0 as relevant, the task card only {grade} and above",
 }
 

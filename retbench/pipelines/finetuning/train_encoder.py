@@ -1,6 +1,8 @@
-"""The finetune story: recipe and data are named, leaks taken out, negatives found, weights trained, a card written."""
+"""Fine-tune a backbone: load the dataset, remove leaks, find hard negatives, train, write the model and its card.
 
-from collections.abc import Callable
+The steps are called one after the other by `finetune_encoder`; the gradient and the loop are in `retbench.training`.
+"""
+
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,9 +14,8 @@ from retbench.cards.recipe import Recipe
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone, model_folders, weights
-from retbench.engines.device import get_device
+from retbench.engines.device import device
 from retbench.errors import DataError, UsageError
-from retbench.pipelines.teaching import add_teacher_scores
 from retbench.records.phase_timer import Meter, Silent
 from retbench.training import (
     checkpoint,
@@ -26,20 +27,21 @@ from retbench.training import (
     save_model,
     sentence_transformers_export,
     step_plan,
+    training_data,
 )
-from retbench.training import training_data
-from retbench.training.contrastive_batches import LabelledBatchSource, BatchSampler, BatchSource
-from retbench.training.cost_estimate import TrainingEstimate, estimate_training, check_memory, count_steps
-from retbench.training.training_data import TrainingRequest
+from retbench.training.contrastive_batches import BatchSource, LabelledBatchSource
+from retbench.training.contrastive_objective import ContrastiveObjective
+from retbench.training.cost_estimate import check_memory, count_steps, estimate_training
 from retbench.training.evaluator import TrainingEvaluator
 from retbench.training.experiment_trackers import add_trackers
-from retbench.training.gradient_caching import backward_batch
 from retbench.training.listwise_batches import ListwiseBatchSource
 from retbench.training.llm_ql_pretraining import pretrain_query_likelihood
 from retbench.training.random_crops import CropBatchSource
 from retbench.training.save_model import ParentWeights
+from retbench.training.teachers import add_teacher_scores
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.train_loop import TrainLoop, TrainSchedule
+from retbench.training.training_data import TrainingRequest
 from retbench.training.training_set import TrainingSet
 
 NEGATIVES_FILE = "negatives.jsonl"
@@ -47,262 +49,274 @@ NEGATIVES_FILE = "negatives.jsonl"
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything a training needs, before its first step."""
+    """Everything a training needs before its first step; `data` describes the dataset on the plan and the card."""
 
-    wish: TrainingRequest
+    request: TrainingRequest
+    recipe: Recipe
     name: str
     folder: Path
-    origin: ParentWeights
-    trainee: TrainableEncoder
-    source: BatchSource
+    parent: ParentWeights
+    objective: ContrastiveObjective
     data: dict[str, Any]
 
     @property
-    def order(self) -> BatchSampler:
-        """Which queries each step takes."""
-        return BatchSampler(len(self.source), self.wish.recipe.batch, self.wish.recipe.seed)
-
-    def backward(self, step: int) -> tuple[float, int]:
-        """Add one update's gradient: its loss, and the tokens run here."""
-        epoch, groups = self.order.sample_rows(step)
-        loss, tokens = 0.0, 0
-        for number, rows in enumerate(groups):
-            share = len(rows) / self.order.queries_per_step
-            seed = (self.wish.recipe.seed, step, number)
-            value, count = backward_batch(self.trainee, self.source.build_batch(rows, epoch), share, seed)
-            loss, tokens = loss + share * value, tokens + count
-        return loss, tokens
-
-    def first_text(self, step: int) -> str:
-        """How the first query of an update begins."""
-        epoch, groups = self.order.sample_rows(step)
-        return self.source.build_batch(groups[0], epoch).queries[0][:80]
-
-    def forecast(self) -> TrainingEstimate:
-        """Steps, tokens and time after a short measurement."""
-        return estimate_training(self.trainee, self.source, self.order, self.backward)
+    def encoder(self) -> TrainableEncoder:
+        """The model in training."""
+        return self.objective.encoder
 
 
-def finetune(wish: TrainingRequest) -> ModelCard:
-    """Train, and hand back a model that `run` knows by name; a finished folder is found with --resume."""
+def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
+    """Train a model and register it by name; with --resume a finished folder is used as it is."""
     distributed.join_processes()
     if distributed.get_rank():
-        wish = replace(wish, show=Silent(), say=lambda _: None)
+        request = replace(request, show=Silent(), say=lambda _: None)
     try:
-        name, folder = _named(wish)
-        wish = replace(
-            wish, report=add_trackers(wish.report_to if not distributed.get_rank() else (), folder, name, wish.report)
-        )
-        if (folder / catalog.CARD_FILE).exists() and wish.resume:
-            wish.say(f"{folder} is finished: nothing to do")
-            return _published(wish, folder)
-        _need_empty(folder, wish.resume)
-        course = prepare_training(wish)
-        return save_and_register(course, _learn(course, _steps(course)))
+        name, folder = _choose_name_and_folder(request, recipe)
+        trackers = request.report_to if not distributed.get_rank() else ()
+        request = replace(request, report=add_trackers(trackers, folder, name, request.report))
+        if (folder / catalog.CARD_FILE).exists() and request.resume:
+            request.say(f"{folder} is finished: nothing to do")
+            return _register_and_export(request, recipe, folder)
+        _check_folder_is_empty(folder, request.resume)
+        job = prepare_training(request, recipe)
+        return save_and_register(job, run_training(job, plan_steps(job)))
     finally:
         distributed.leave_processes()
 
 
-def prepare_training(wish: TrainingRequest, plan_only: bool = False) -> TrainingJob:
-    """Open data and weights, go through the first stage where there is one, find the negatives."""
-    name, folder = _named(wish)
+def prepare_training(request: TrainingRequest, recipe: Recipe, pretrain: bool = True) -> TrainingJob:
+    """Check the request, load data and weights, run stage 1 of llm-ql where the recipe has one, find negatives."""
+    name, folder = _choose_name_and_folder(request, recipe)
+    card = check_request(request, recipe, name, folder)
+    training_set = load_labels(request, recipe)
+    parent = load_parent(request, recipe, card)
+    folder.mkdir(parents=True, exist_ok=True)
+    if pretrain and training_set and recipe.objective == "llm-ql" and recipe.query_likelihood:
+        start = pretrain_query_likelihood(request, recipe, name, folder, parent, training_set)
+        parent = replace(parent, folder=start)
+    encoder = load_encoder(parent.folder, recipe)
+    if training_set is None:
+        source, data = build_crop_source(request, encoder)
+    else:
+        training_set = add_hard_negatives(training_set, encoder, request, folder)
+        training_set = add_teacher_scores(training_set, recipe, request.say)
+        source = build_labelled_source(training_set, encoder)
+        data = training_set.describe(len(source))
+    _check_process_count(min(len(source), recipe.batch.contrastive_batch_size))
+    return TrainingJob(request, recipe, name, folder, parent, ContrastiveObjective(encoder, source), data)
+
+
+def check_request(request: TrainingRequest, recipe: Recipe, name: str, folder: Path) -> ModelCard:
+    """The card of the model to train; refuse a taken name and a model or method that cannot be trained."""
     save_model.check_name_is_free(name, folder)
-    card = catalog.find_model_card(wish.model)
+    card = catalog.find_model_card(request.model)
     if card.kind == "lexical":
         raise UsageError(f"{card.name} has no weights to train", "name a backbone (retbench list models)")
-    _need_trainable(wish.recipe)
-    if wish.export:
-        sentence_transformers_export.get_prefixes(wish.recipe.method)
-    training = None if wish.recipe.objective == "llm2ir" else training_data.load_training_set(wish)
-    local = weights.obtain_weights(card, on_message=wish.say)
-    check_memory(local.folder, wish.recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    origin = ParentWeights(card, local.folder, local.fingerprint)
-    if training and wish.recipe.objective == "llm-ql" and wish.recipe.query_likelihood and not plan_only:
-        start = pretrain_query_likelihood(wish, wish.recipe.query_likelihood, name, folder, origin, training)
-        origin = replace(origin, folder=start)
-    trainee = _trainee(origin.folder, wish.recipe)
-    if training is None:
-        source, data = _cropped(wish, trainee)
-    else:
-        training = add_teacher_scores(_with_negatives(training, trainee, wish, folder), wish)
-        source = _source(training, trainee, wish.recipe)
-        data = {"set": training.name, "fingerprint": training.fingerprint, "pairs": len(source), **training.facts}
-    if (least := min(len(source), wish.recipe.batch.contrastive_batch_size)) < distributed.get_world_size():
-        raise UsageError(f"{least} queries a contrast for {distributed.get_world_size()} processes", "start fewer processes")
-    return TrainingJob(wish, name, folder, origin, trainee, source, data)
+    method = recipe.method
+    if method.kind != "dense" or method.layer is not None or method.attention != "own":
+        raise UsageError(
+            f"method {method.name} cannot be trained: training needs the last layer and the model's own attention",
+            "use a dense method without layer and attention",
+        )
+    if request.export:
+        sentence_transformers_export.get_prefixes(method)
+    return card
 
 
-def _named(wish: TrainingRequest) -> tuple[str, Path]:
-    recipe, parent = wish.recipe, catalog.find_model_card(wish.model).name
-    dataset = Path(wish.dataset).name.split(".jsonl")[0]
+def load_labels(request: TrainingRequest, recipe: Recipe) -> TrainingSet | None:
+    """The labelled training set; none for llm2ir, which trains without labels."""
+    if recipe.objective == "llm2ir":
+        return None
+    return training_data.load_training_set(request, recipe.mining.negatives_per_query)
+
+
+def load_parent(request: TrainingRequest, recipe: Recipe, card: ModelCard) -> ParentWeights:
+    """The weights that training starts from, if they fit into memory."""
+    local = weights.obtain_weights(card, on_message=request.say)
+    check_memory(local.folder, recipe)
+    return ParentWeights(card, local.folder, local.fingerprint)
+
+
+def load_encoder(folder: Path, recipe: Recipe) -> TrainableEncoder:
+    """The model in memory, with adapters where the recipe has them, sharded where it asks for that."""
+    prompt_tokenizer = PromptTokenizer(backbone.tokenizer(folder), recipe.method, recipe.method.instruction)
+    model = lora.prepare_for_training(lora.load_model(folder, recipe).to(device()), recipe)
+    if recipe.sharding == "fsdp":
+        model = fsdp.shard_model(model)
+    return TrainableEncoder(model, prompt_tokenizer, recipe, backbone.is_causal(folder), device())
+
+
+def build_labelled_source(training_set: TrainingSet, encoder: TrainableEncoder) -> BatchSource:
+    """Batches of labelled pairs, or of ranked lists for e2rank."""
+    recipe = encoder.recipe
+    if recipe.listwise is None:
+        return LabelledBatchSource(training_set, recipe.contrastive, recipe.seed)
+    return ListwiseBatchSource(
+        training_set, recipe.listwise, encoder.listwise_prompt, recipe.lengths.document, recipe.seed
+    )
+
+
+def build_crop_source(request: TrainingRequest, encoder: TrainableEncoder) -> tuple[BatchSource, dict[str, Any]]:
+    """Batches of random crops for llm2ir, and the description of their texts."""
+    recipe = encoder.recipe
+    if recipe.crops is None:
+        raise UsageError("objective llm2ir needs a [crops] table", "add a [crops] table to the recipe")
+    name, fingerprint, texts = training_data.load_unlabelled_texts(request)
+    tokenizer = encoder.prompt_tokenizer.tokenizer
+    source = CropBatchSource.build(texts, tokenizer, recipe.crops, recipe.contrastive, recipe.seed)
+    request.say(f"{name}: {len(source):,} of {len(texts):,} texts are long enough for crops; labels are not used")
+    return source, {"set": name, "fingerprint": fingerprint, "texts": len(source), "labels": False}
+
+
+def add_hard_negatives(
+    training_set: TrainingSet, encoder: TrainableEncoder, request: TrainingRequest, folder: Path
+) -> TrainingSet:
+    """Hard negatives from the data, from a mined file, or mined now and written beside the checkpoints."""
+    recipe, mined_file = encoder.recipe, folder / NEGATIVES_FILE
+    settings = recipe.mining
+    if settings.file or mined_file.exists():
+        file = Path(settings.file).expanduser() if settings.file else mined_file
+        return hard_negatives.read_hard_negatives(training_set, file)
+    if settings.source == "given" or not recipe.contrastive.hard_negatives:
+        return training_set
+    with Meter(request.show).phase(f"mine negatives by {settings.source}", "texts") as advance:
+        if settings.source == "bm25":
+            ranker, miner = hard_negatives.build_bm25_ranker(training_set), "bm25"
+        else:
+            lengths, miner = (recipe.lengths.query, recipe.lengths.document), request.model
+            ranker = in_training_search.build_ranker(encoder, training_set.passages, lengths, advance)
+        mined_set = hard_negatives.mine_hard_negatives(training_set, settings, ranker, miner)
+    if distributed.get_rank() == 0:
+        hard_negatives.write_hard_negatives(mined_set, mined_file)
+    return mined_set
+
+
+def plan_steps(job: TrainingJob) -> int:
+    """The number of steps, fixed when the training starts."""
+    recipe, objective = job.recipe, job.objective
+    facts: dict[str, Any] = {"recipe": asdict(recipe), "parent": job.parent.fingerprint, "data": job.data}
+    facts["examined"] = job.request.eval_task
+
+    def count() -> int:
+        return estimate_training(objective).steps if recipe.max_minutes else count_steps(objective.sampler, recipe)
+
+    return step_plan.load_or_create_plan(job.folder, facts, count)
+
+
+def run_training(job: TrainingJob, steps: int) -> TrainLoop:
+    """Run the train loop from the last checkpoint; the model then has the best or the last weights."""
+    recipe, trainable = job.recipe, lora.get_trainable_weights(job.encoder.model)
+    schedule = TrainSchedule(steps, recipe.optimizer, recipe.save_steps, recipe.eval_steps)
+    evaluator = _build_evaluator(job)
+    loop = TrainLoop(
+        job.encoder.model, trainable, schedule, job.objective, job.folder, job.request.report, evaluator
+    )
+    loop.resume()
+    count = sum(weight.numel() for weight in trainable.values())
+    job.request.say(f"training {count:,} weights in {steps:,} steps, from step {loop.progress.step}")
+    loop.run()
+    checkpoint.restore_best_weights(job.folder, trainable)
+    return loop
+
+
+def _build_evaluator(job: TrainingJob) -> TrainingEvaluator | None:
+    if not job.request.eval_task:
+        return None
+    task, sample = training_data.parse_eval_task(job.request.eval_task)
+    parent = job.parent.card
+    max_length = parent.max_length or parent.context_length
+    return TrainingEvaluator(job.encoder, task, open_collection(task, sample), max_length, job.request.show)
+
+
+def save_and_register(job: TrainingJob, loop: TrainLoop) -> ModelCard:
+    """Write the model folder and its card, and register the model by name."""
+    facts = {
+        "data": job.data,
+        "run": {**asdict(loop.progress), "steps": loop.schedule.steps,
+                "examined": job.request.eval_task, "seed": job.recipe.seed,
+                "processes": distributed.get_world_size(), "device": str(job.encoder.device)},
+        "command": job.request.command,
+    }  # fmt: skip
+    state = fsdp.gather_state(job.encoder.model)
+    if distributed.get_rank() == 0:
+        save_model.save_model(job.folder, job.name, job.encoder, job.parent, facts, state)
+    distributed.wait_for_all()
+    return _register_and_export(job.request, job.recipe, job.folder)
+
+
+def _register_and_export(request: TrainingRequest, recipe: Recipe, folder: Path) -> ModelCard:
+    """Register the model and export it if asked; a training that was killed after its card was written does both."""
+    card = catalog.find_model_card(str(folder.resolve()))
+    if distributed.get_rank() == 0:
+        save_model.register_model(card, folder)
+        if request.export and not (folder / request.export).exists():
+            local = weights.obtain_weights(card, on_message=request.say)
+            tokenizer = PromptTokenizer(backbone.tokenizer(local.folder), recipe.method, recipe.method.instruction)
+            width = model_folders.read_shape(local.folder)["width"]
+            sentence_transformers_export.export_sentence_transformers(
+                local.folder, tokenizer, width, folder / request.export
+            )
+    distributed.wait_for_all()
+    return card
+
+
+def _choose_name_and_folder(request: TrainingRequest, recipe: Recipe) -> tuple[str, Path]:
+    parent, dataset = catalog.find_model_card(request.model).name, Path(request.dataset).name.split(".jsonl")[0]
     seed = "" if recipe.seed == 1 else f"-seed{recipe.seed}"
-    name = wish.name or (wish.out.name if wish.out else f"{parent}-{dataset}-{recipe.name}{seed}")
-    return name.lower(), save_model.choose_output_folder(name.lower(), wish.out)
+    default = request.out.name if request.out else f"{parent}-{dataset}-{recipe.name}{seed}"
+    name = (request.name or default).lower()
+    return name, save_model.choose_output_folder(name, request.out)
 
 
-def _need_empty(folder: Path, resume: bool) -> None:
+def _check_folder_is_empty(folder: Path, resume: bool) -> None:
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise UsageError(f"{folder} is not empty", "add --resume to go on there, or give another --out or --name")
 
 
-def _need_trainable(recipe: Recipe) -> None:
-    method = recipe.method
-    if method.kind != "dense" or method.layer is not None or method.attention != "own":
+def _check_process_count(queries_per_batch: int) -> None:
+    if queries_per_batch < (processes := distributed.get_world_size()):
         raise UsageError(
-            f"method {method.name} cannot be trained: it is not the last layer's, by the model's own attention",
-            "use a dense method without layer and attention",
+            f"a batch of {queries_per_batch} queries is too small for {processes} processes", "start fewer processes"
         )
 
 
-def _trainee(folder: Path, recipe: Recipe) -> TrainableEncoder:
-    wording = PromptTokenizer(backbone.tokenizer(folder), recipe.method, recipe.method.instruction)
-    model = lora.prepare_for_training(lora.load_model(folder, recipe).to(get_device()), recipe)
-    if recipe.sharding == "fsdp":
-        model = fsdp.shard_model(model)
-    return TrainableEncoder(model, wording, recipe, backbone.is_causal(folder), get_device())
-
-
-def _source(training: TrainingSet, trainee: TrainableEncoder, recipe: Recipe) -> BatchSource:
-    """Pairs, or lists of which each is ranked."""
-    if recipe.listwise is None:
-        return LabelledBatchSource(training, recipe.contrastive, recipe.seed)
-    return ListwiseBatchSource(training, recipe.listwise, trainee.listwise_prompt, recipe.lengths.document, recipe.seed)
-
-
-def _cropped(wish: TrainingRequest, trainee: TrainableEncoder) -> tuple[BatchSource, dict[str, Any]]:
-    recipe = wish.recipe
-    if recipe.crops is None:
-        raise UsageError("objective llm2ir without [crops]", "add a [crops] table to the recipe")
-    name, fingerprint, texts = training_data.load_unlabelled_texts(wish)
-    source = CropBatchSource.build(texts, trainee.prompt_tokenizer.tokenizer, recipe.crops, recipe.contrastive, recipe.seed)
-    wish.say(f"{name}: {len(source):,} of {len(texts):,} texts are long enough to be cropped; no labels are used")
-    return source, {"set": name, "fingerprint": fingerprint, "texts": len(source), "labels": False}
-
-
-def _with_negatives(training: TrainingSet, trainee: TrainableEncoder, wish: TrainingRequest, folder: Path) -> TrainingSet:
-    """Given, read from a mined file, or mined now and kept beside the checkpoint."""
-    settings, own = wish.recipe.mining, folder / NEGATIVES_FILE
-    if settings.file or own.exists():
-        return hard_negatives.read_hard_negatives(training, Path(settings.file).expanduser() if settings.file else own)
-    if settings.source == "given" or not wish.recipe.contrastive.hard_negatives:
-        return training
-    with Meter(wish.show).phase(f"mine negatives by {settings.source}", "texts") as advance:
-        if settings.source == "bm25":
-            made = hard_negatives.mine_hard_negatives(training, settings, hard_negatives.build_bm25_ranker(training), "bm25")
-        else:
-            lengths = (wish.recipe.lengths.query, wish.recipe.lengths.document)
-            made = hard_negatives.mine_hard_negatives(
-                training,
-                settings,
-                lambda q, k: in_training_search.rank_passages(trainee, q, training.passages, k, lengths, advance),
-                wish.model,
-            )
-    if distributed.get_rank() == 0:
-        hard_negatives.write_hard_negatives(made, own)
-    return made
-
-
-def _steps(course: TrainingJob) -> int:
-    """Fixed at the first start."""
-    recipe = course.wish.recipe
-    facts: dict[str, Any] = {"recipe": asdict(recipe), "parent": course.origin.fingerprint, "data": course.data}
-    facts["examined"] = course.wish.eval_task
-
-    def count() -> int:
-        return course.forecast().steps if recipe.max_minutes else count_steps(course.order, recipe)
-
-    return step_plan.load_or_create_plan(course.folder, facts, count)
-
-
-def _learn(course: TrainingJob, steps: int) -> TrainLoop:
-    wish, recipe = course.wish, course.wish.recipe
-    moving = lora.get_trainable_weights(course.trainee.model)
-    schedule = TrainSchedule(steps, recipe.optimizer, recipe.save_steps, recipe.eval_steps)
-    run = TrainLoop(course.trainee.model, moving, schedule, course.backward, course.folder, course.first_text,
-              wish.report, _examiner(course))  # fmt: skip
-    run.resume()
-    moved = sum(weight.numel() for weight in moving.values())
-    wish.say(f"training {moved:,} weights in {steps:,} steps, from step {run.progress.step}")
-    run.run()
-    checkpoint.restore_best_weights(course.folder, moving)
-    return run
-
-
-def _examiner(course: TrainingJob) -> Callable[[], float] | None:
-    if not course.wish.eval_task:
-        return None
-    card, size = training_data.parse_eval_task(course.wish.eval_task)
-    own = course.origin.card
-    limit = own.max_length or own.context_length
-    return TrainingEvaluator(course.trainee, card, open_collection(card, size), limit, course.wish.show)
-
-
-def save_and_register(course: TrainingJob, run: TrainLoop) -> ModelCard:
-    facts = {
-        "data": course.data,
-        "run": {**asdict(run.progress), "steps": run.schedule.steps,
-                "examined": course.wish.eval_task, "seed": course.wish.recipe.seed,
-                "processes": distributed.get_world_size(), "device": str(course.trainee.device)},
-        "command": course.wish.command,
-    }  # fmt: skip
-    state = fsdp.gather_state(course.trainee.model)
-    if distributed.get_rank() == 0:
-        save_model.save_model(course.folder, course.name, course.trainee, course.origin, facts, state)
-    distributed.wait_for_all()
-    return _published(course.wish, course.folder)
-
-
-def _published(wish: TrainingRequest, folder: Path) -> ModelCard:
-    """Known by name, and exported where that is wished; a run that was killed behind its card catches up on both."""
-    made = catalog.find_model_card(str(folder.resolve()))
-    if distributed.get_rank() == 0:
-        save_model.register_model(made, folder)
-        if wish.export and not (folder / wish.export).exists():
-            local = weights.obtain_weights(made, on_message=wish.say)
-            wording = PromptTokenizer(backbone.tokenizer(local.folder), wish.recipe.method, wish.recipe.method.instruction)
-            width = model_folders.read_shape(local.folder)["width"]
-            sentence_transformers_export.export_sentence_transformers(local.folder, wording, width, folder / wish.export)
-    distributed.wait_for_all()
-    return made
-
-
-def estimate_training_plan(wish: TrainingRequest) -> dict[str, Any]:
-    """What a training would do, after a short measurement; nothing is kept."""
-    name, _ = _named(wish)
+def estimate_plan(request: TrainingRequest, recipe: Recipe) -> dict[str, Any]:
+    """What a training would do, by a short measurement (--dry-run); nothing is kept."""
+    name, _ = _choose_name_and_folder(request, recipe)
     with TemporaryDirectory() as scratch:
-        course = prepare_training(replace(wish, name=name, out=Path(scratch) / "plan"), plan_only=True)
-        measured = course.forecast()
-    group = course.source.build_batch(course.order.sample_rows(0)[1][0], 0)
-    tokens = course.trainee.tokenize(group.queries[:1], group.passages[:1])
-    spoken = course.trainee.prompt_tokenizer.tokenizer
+        scratch_request = replace(request, name=name, out=Path(scratch) / "plan")
+        job = prepare_training(scratch_request, recipe, pretrain=False)
+        estimate = estimate_training(job.objective)
+    batch = job.objective.source.build_batch(job.objective.sampler.sample_rows(0)[1][0], 0)
+    tokens, tokenizer = job.encoder.tokenize(batch.queries[:1], batch.passages[:1]), job.encoder.prompt_tokenizer
     return {
-        "model": course.name,
-        "recipe": wish.recipe.name,
-        "queries": measured.queries,
-        "steps": measured.steps,
-        "steps_of_an_epoch": measured.steps_per_epoch,
-        "tokens": round(measured.steps * measured.tokens_per_step),
-        "tokens_per_second": round(measured.tokens_per_second),
-        "minutes": round(measured.seconds / 60, 1),
-        "memory_mb": round(measured.memory_mb),
-        "disk_bytes": sum(file.stat().st_size for file in course.origin.folder.glob("*.safetensors")),
-        "data": course.data,
-        "first_query": spoken.decode(tokens[0].tolist()),
-        "first_passage": spoken.decode(tokens[1].tolist()),
+        "model": job.name,
+        "recipe": recipe.name,
+        "queries": estimate.queries,
+        "steps": estimate.steps,
+        "steps_of_an_epoch": estimate.steps_per_epoch,
+        "tokens": round(estimate.steps * estimate.tokens_per_step),
+        "tokens_per_second": round(estimate.tokens_per_second),
+        "minutes": round(estimate.seconds / 60, 1),
+        "memory_mb": round(estimate.memory_mb),
+        "disk_bytes": sum(file.stat().st_size for file in job.parent.folder.glob("*.safetensors")),
+        "data": job.data,
+        "first_query": tokenizer.tokenizer.decode(tokens[0].tolist()),
+        "first_passage": tokenizer.tokenizer.decode(tokens[1].tolist()),
     }
 
 
 def summarize_training(card: ModelCard) -> dict[str, Any]:
     """The new model in a few facts."""
     if card.training is None or card.weights is None:
-        raise DataError(f"{card.name} was not trained here", "name a folder that `finetune` wrote")
+        raise DataError(f"{card.name} was not trained by retbench", "name a folder that `finetune` wrote")
     run = card.training.run
-    facts: dict[str, Any] = {
+    return {
         "model": card.name,
         "folder": card.weights.path,
         "steps": run["steps"],
         "seconds": round(run["seconds"], 1),
+        "tokens": run["tokens"],
+        "data": card.training.data,
+        "next": f"retbench run --model {card.name} --task {card.training.data['set']}",
     }
-    facts |= {"tokens": run["tokens"], "data": card.training.data}
-    return {**facts, "next": f"retbench run --model {card.name} --task {card.training.data['set']}"}

@@ -131,8 +131,8 @@ def _score_run(record: Record, folder: Path) -> dict[str, Any]:
     source = record.cards["task"]["source"]
     metrics = mteb_evaluation(collection.judgments, run, mteb_drops_same_id(source["mteb"]))
     all_scores = make_score_dict(
-        ndcg=metrics.ndcg, _map=metrics.map, recall=metrics.recall, precision=metrics.precision, mrr=metrics.mrr, naucs={},
-        naucs_mrr={}, hit_rate=metrics.hit_rate, task_scores={},
+        ndcg=metrics.ndcg, _map=metrics.map, recall=metrics.recall, precision=metrics.precision, mrr=metrics.mrr,
+        naucs={}, naucs_mrr={}, hit_rate=metrics.hit_rate, task_scores={},
     )  # fmt: skip
     scores = {name: value for name, value in all_scores.items() if _parse_cutoff(name) <= record.settings["depth"]}
     return {**scores, "main_score": scores[record.cards["task"]["metric"]]}
