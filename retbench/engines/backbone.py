@@ -1,9 +1,9 @@
 """The forward pass: token ids in, a layer's states out.
 
-On a CPU, decoders of the Llama shape go through `decoder.py`; everything else goes through transformers. There rows are
-padded on the right. A causal model needs no mask then, because no real token can see the padding behind it; a
-bidirectional one gets a mask. States come back without padding, one row after the other, with offsets: whoever pools
-them carries lengths and never guesses from a mask.
+On a CPU, decoders of the Llama shape go through `decoder.py`; everything else goes through transformers: packed without
+padding where a GPU has a kernel for it (`varlen.py`), else padded on the right. A causal model needs no mask then,
+because no real token can see the padding behind it; a bidirectional one gets a mask. States come back without padding,
+one row after the other, with offsets: whoever pools them carries lengths and never guesses from a mask.
 """
 
 import json
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as FILLS_GAPS
+from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
-from retbench.engines import code, peak, ropes
+from retbench.engines import code, peak, ropes, varlen
 from retbench.engines.decoder import Decoder, suits
 from retbench.engines.memory import keep_pages
 from retbench.engines.padding import pad
@@ -61,8 +62,10 @@ class Backbone:
 
     @property
     def kernel(self) -> str:
-        """What computes attention: products in blocks of our own, PyTorch's kernel, or plain steps."""
-        return "blocks" if suits(self.model) else str(self.model.config._attn_implementation)
+        """What computes attention: products in blocks of our own, PyTorch's kernels (packed, padded), or plain steps."""
+        if suits(self.model):
+            return "blocks"
+        return "varlen" if varlen.kernel(self.model) else str(self.model.config._attn_implementation)
 
     def reach(self) -> float | None:
         """Tokens a second that its matrix products alone would allow here; none where they are in no linear layers."""
@@ -82,6 +85,9 @@ class Backbone:
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
         if suits(self.model):
             return States(Decoder(self.model)(rows, self.causal, self.layer), offsets)
+        if varlen.kernel(self.model) and varlen.fits(self.model, rows):
+            output = varlen.run(self.model, rows, self.causal, **self._wanted)
+            return States(self._chosen(output)[0], offsets.to(self.device))
         turning = ropes.moving(self.model)
         flat = ropes.by_length(turning, rows, self._padded) if turning else self._padded(rows)
         return States(flat, offsets.to(self.device))
@@ -90,16 +96,22 @@ class Backbone:
         """The states of rows through transformers, padded on the right meanwhile."""
         padded = pad(rows)
         real = padded.real.to(self.device)
-        wanted: dict[str, Any] = {} if self.causal else {"attention_mask": real.long()}
-        if self.causal or self.turned:
-            wanted |= {"use_cache": False}
+        masked = {} if self.causal else {"attention_mask": real.long()}
+        return self._chosen(self.model(input_ids=padded.ids.to(self.device), **masked, **self._wanted))[real]
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """What the model must be asked for beside ids."""
+        wanted: dict[str, Any] = {"use_cache": False} if self.causal or self.turned else {}
         if self.turned:
             wanted |= {"is_causal": False}
         if self.layer is not None:
             wanted |= {"output_hidden_states": True}
-        output = self.model(input_ids=padded.ids.to(self.device), **wanted)
-        states = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
-        return torch.as_tensor(states[real])
+        return wanted
+
+    def _chosen(self, output: Any) -> torch.Tensor:
+        """The states of the layer."""
+        return torch.as_tensor(output.last_hidden_state if self.layer is None else output.hidden_states[self.layer])
 
 
 def is_causal(folder: Path) -> bool:
@@ -150,6 +162,11 @@ def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = No
         ropes.stretch(wanted["config"], rope)
     model = part.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention(folder), trust_remote_code=trust,
-        use_safetensors=True, **wanted,
+        use_safetensors=True, **straight_to(device), **wanted,
     )  # fmt: skip
     return Backbone(model.to(device).eval(), tokenizer(folder), is_causal(folder), dtype, device)
+
+
+def straight_to(device: torch.device) -> dict[str, Any]:
+    """What makes transformers read a file into a GPU's memory, not into the host's first; it needs accelerate for it."""
+    return {"device_map": {"": device}} if device.type == "cuda" and is_accelerate_available() else {}
