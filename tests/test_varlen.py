@@ -74,7 +74,7 @@ def test_states_are_those_of_each_text_alone(family: str, config: dict[str, Any]
 
 @pytest.mark.parametrize("layer", [0, 1, -1, -2])
 def test_an_earlier_layer(layer: int) -> None:
-    loaded = made("qwen2", {}).used("causal", layer)
+    loaded = made("qwen2", {}).used("own", layer)
     wanted = plain(loaded.model, rows(), layer)
     assert float((loaded.states(rows()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as FILLS_GAPS
-from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
@@ -62,7 +62,7 @@ class Backbone:
 
     @property
     def kernel(self) -> str:
-        """What computes attention: products in blocks of our own, PyTorch's kernels (packed, padded), or plain steps."""
+        """What computes attention: products in blocks of our own, PyTorch's kernel (packed, padded), or plain steps."""
         if suits(self.model):
             return "blocks"
         return "varlen" if varlen.kernel(self.model) else str(self.model.config._attn_implementation)
@@ -168,5 +168,5 @@ def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = No
 
 
 def straight_to(device: torch.device) -> dict[str, Any]:
-    """What makes transformers read a file into a GPU's memory, not into the host's first; it needs accelerate for it."""
+    """What makes transformers read a file into a GPU's memory, not into the host's first; accelerate does it."""
     return {"device_map": {"": device}} if device.type == "cuda" and is_accelerate_available() else {}
