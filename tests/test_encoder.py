@@ -9,6 +9,7 @@ import torch
 
 from retbench.cards import catalog
 from retbench.corpora.texts import Texts
+from retbench.encoders import pieces
 from retbench.encoders.dense import BackboneEncoder
 from retbench.encoders.embedding import Job, embed
 from retbench.encoders.pieces import Alone
@@ -150,6 +151,24 @@ def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Pa
         resumed[block.rows] = block.vectors
     assert sum(seen) == 20  # the two finished shards were read, not computed
     assert np.array_equal(resumed, whole)
+
+
+def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, store = encoder(decoder, "mean"), Store(tmp_path / "store")
+    job = Job(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
+    begun = embed(Alone(lambda: made), job, store, lambda *step: None)
+    next(begun)
+    begun.close()
+    assert store.plan(dict)["device"] == "cpu"
+    monkeypatch.setattr(pieces.memory, "token_budget", lambda run, longest, ceiling: ceiling)
+    monkeypatch.setattr(pieces, "device", lambda: torch.device("cuda"))
+    with pytest.raises(DataError, match="begun on cpu, and this run computes on cuda") as found:
+        gathered(made, job, store)
+    assert "RETBENCH_DEVICE=cpu" in found.value.next_step
+    monkeypatch.undo()
+    gathered(made, job, store)
 
 
 def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Pace:
         seconds = time.monotonic() - self.first
         if self.tokens and seconds:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
-            if self.peak:
+            if self.peak and self.tokens / seconds <= self.peak:  # else it was measured wrong, and says nothing
                 parts.append(f"{self.tokens / seconds / self.peak:.0%} of the peak")
             parts.append(f"{(self.done - self.found) / seconds:,.1f} {self.unit}/s")
         left = self.seconds_left()

@@ -46,6 +46,7 @@ class Survey:
     dimension: int
     budget: int
     threads: int
+    device: str = "cpu"  # its kind
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def survey(encoder: DenseEncoder, longest: Tokens, ceiling: int) -> Survey:
     budget = memory.token_budget(
         lambda texts: encoder.vectors(longest.take(np.zeros(texts, dtype=int))), int(longest.lengths[0]), ceiling
     )
-    return Survey(encoder.kernel, encoder.dimension, budget, memory.threads())
+    return Survey(encoder.kernel, encoder.dimension, budget, memory.threads(), device().type)
 
 
 def compute(encoder: DenseEncoder, piece: Piece, tell: Tell) -> Made:
