@@ -35,7 +35,7 @@ from retbench.store.shards import Store
 
 Run = Callable[[list[str]], np.ndarray]
 
-TOKENS = {"135M": 800_000, "0.5B": 400_000, "7B": 80_000}
+TOKENS = {"135M": 200_000, "0.5B": 150_000, "7B": 60_000}  # few enough for three repeats of every side
 SHARE = {"7B": 2.0}  # of the time, against one for the others
 BATCHES = (32, 128, 512)
 REPEATS = 3

@@ -31,6 +31,7 @@ from retbench.training.pairs import of_rows
 NAMES = ("0.5B", "7B") if CUDA else ("tiny qwen2",)
 BATCHES = {"0.5B": 64, "7B": 16, "tiny qwen2": 4}
 WARM, STEPS = 2, 12 if CUDA else 4
+LEAST = 5  # steps of each side that count, whatever the time: one step alone says little
 LARGE = 1 << 14  # tokens of a pass
 OURS, THEIRS, BY_RECIPE = "ours, passes of 16,384 tokens", "theirs", "ours, as the recipe"
 Pairs = list[tuple[str, str]]
@@ -96,7 +97,7 @@ def ours(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) 
     schedule = Schedule(STEPS, recipe.optimiser, 1000, 1000)
     run = Run(adapted, adapters.trained(adapted), schedule, course.backward, folder, course.first_text)
     taken: list[float] = []
-    while len(taken) < STEPS and (len(taken) <= WARM or time.time() < ends):
+    while len(taken) < STEPS and (len(taken) < WARM + LEAST or time.time() < ends):
         started = time.perf_counter()
         run._step()
         synchronise()
@@ -123,7 +124,7 @@ def theirs(model: Any, tokenizer: Any, pairs: Pairs, batch: int, ends: float) ->
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             self.mark()
-            control.should_training_stop = len(marks) > WARM + 1 and time.time() > ends
+            control.should_training_stop = len(marks) > WARM + LEAST and time.time() > ends
             return control
 
         def mark(self) -> None:
