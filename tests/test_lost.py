@@ -245,6 +245,11 @@ PROBLEMS = {
     "cuda": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
     "cpu": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
     "python": (MemoryError(), True),
+    "cuda itself": (
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        True,
+    ),
+    "cublas": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
     "a shape": (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), False),
     "an index": (RuntimeError("index out of range in self"), False),
     "cuda, but no memory": (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
@@ -272,7 +277,7 @@ def test_a_probe_without_room_leaves_long_texts_alone(
     longest: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU that holds 5,000 tokens of 1 MB each; the ceiling allows 20,000."""
-    monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(memory, "get_device", lambda: torch.device("cuda"))
     held = {"max_memory_allocated": 0, "memory_reserved": 0, "memory_allocated": 0}
     for name in held:
         monkeypatch.setattr(torch.cuda, name, partial(held.get, name))

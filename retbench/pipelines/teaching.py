@@ -19,7 +19,9 @@ def add_teacher_scores(training: TrainingSet, wish: TrainingRequest) -> Training
     if teacher == teachers.JUDGMENTS:
         return teachers.add_scores_from_judgments(training)
     place = Path(teacher).expanduser()
-    made = teachers.add_scores_from_run(training, _read_scored_ranking(place), place.name, wish.recipe.mining.negatives_per_query)
+    made = teachers.add_scores_from_run(
+        training, _read_scored_ranking(place), place.name, wish.recipe.mining.negatives_per_query
+    )
     left = made.facts["teacher"]["queries_without_teacher"]
     wish.say(
         f"{place.name} teaches {len(made.queries):,} queries; {left:,} whose positives it does not rank are left out"

@@ -79,7 +79,9 @@ def _get_page_cache_bytes() -> float:
     return 1024.0 * int(lines["Cached"].split()[0]) if "Cached" in lines else 0.0
 
 
-def estimate_training(trainee: TrainableEncoder, source: BatchSource, order: BatchSampler, backward: Callable[[int], tuple[float, int]]) -> TrainingEstimate:
+def estimate_training(
+    trainee: TrainableEncoder, source: BatchSource, order: BatchSampler, backward: Callable[[int], tuple[float, int]]
+) -> TrainingEstimate:
     """Measure a few updates without making a step; the first one only warms up."""
     recipe = trainee.recipe
     lengths = []

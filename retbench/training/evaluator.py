@@ -37,6 +37,9 @@ class TrainingEvaluator:
         found = rank_passages(self.encoder, queries, passages, min(k, len(passages)), sides, lambda *_: None)
         ranking = found.filter_and_cut(self.collection, self.card.same_id == "drop", self.card.depth)
         per_query = score_run(
-            ranking.to_document_ids(self.collection), self.collection.judgments, self.card.depth, self.card.relevant_from
+            ranking.to_document_ids(self.collection),
+            self.collection.judgments,
+            self.card.depth,
+            self.card.relevant_from,
         )
         return mean_scores(per_query)[self.card.metric]

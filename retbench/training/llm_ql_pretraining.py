@@ -15,18 +15,23 @@ from retbench.engines import backbone
 from retbench.engines.device import get_device
 from retbench.training import distributed, lora, save_model, step_plan
 from retbench.training.cost_estimate import check_memory, count_steps
-from retbench.training.training_data import TrainingRequest
-from retbench.training.query_likelihood import QueryLikelihoodObjective, QueryLikelihoodModel
+from retbench.training.query_likelihood import QueryLikelihoodModel, QueryLikelihoodObjective
 from retbench.training.save_model import ParentWeights
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.train_loop import TrainLoop, TrainSchedule
+from retbench.training.training_data import TrainingRequest
 from retbench.training.training_set import TrainingSet
 
 STAGE_FOLDER = "stage-1"
 
 
 def pretrain_query_likelihood(
-    wish: TrainingRequest, settings: QueryLikelihoodTraining, name: str, folder: Path, origin: ParentWeights, training: TrainingSet
+    wish: TrainingRequest,
+    settings: QueryLikelihoodTraining,
+    name: str,
+    folder: Path,
+    origin: ParentWeights,
+    training: TrainingSet,
 ) -> Path:
     """The folder of the weights stage 2 starts from; one that is finished is taken as it is."""
     own = folder / STAGE_FOLDER
@@ -43,7 +48,13 @@ def pretrain_query_likelihood(
         wish, lessons, recipe, own, TrainSchedule(steps, settings.optimizer, recipe.save_steps, recipe.eval_steps)
     )
     if distributed.get_rank() == 0:
-        save_model.save_model(own, f"{name}-{STAGE_FOLDER}", _as_encoder(lessons.language_model, recipe), origin, _describe_run(wish, data, run))
+        save_model.save_model(
+            own,
+            f"{name}-{STAGE_FOLDER}",
+            _as_encoder(lessons.language_model, recipe),
+            origin,
+            _describe_run(wish, data, run),
+        )
     distributed.wait_for_all()
     return own
 
@@ -53,9 +64,19 @@ def _load_language_model(folder: Path, recipe: Recipe, settings: QueryLikelihood
     return QueryLikelihoodModel(model, backbone.tokenizer(folder), settings, recipe.dtype, get_device())
 
 
-def _run_loop(wish: TrainingRequest, lessons: QueryLikelihoodObjective, recipe: Recipe, folder: Path, schedule: TrainSchedule) -> TrainLoop:
+def _run_loop(
+    wish: TrainingRequest, lessons: QueryLikelihoodObjective, recipe: Recipe, folder: Path, schedule: TrainSchedule
+) -> TrainLoop:
     model = lessons.language_model.model
-    run = TrainLoop(model, lora.get_trainable_weights(model), schedule, lessons.backward, folder, lessons.get_first_query, wish.report)
+    run = TrainLoop(
+        model,
+        lora.get_trainable_weights(model),
+        schedule,
+        lessons.backward,
+        folder,
+        lessons.get_first_query,
+        wish.report,
+    )
     run.resume()
     wish.say(f"stage 1: query likelihood in {schedule.steps:,} steps, from step {run.progress.step}")
     run.run()
@@ -63,7 +84,9 @@ def _run_loop(wish: TrainingRequest, lessons: QueryLikelihoodObjective, recipe: 
 
 
 def _as_encoder(speaker: QueryLikelihoodModel, recipe: Recipe) -> TrainableEncoder:
-    return TrainableEncoder(speaker.model, PromptTokenizer(speaker.tokenizer, recipe.method), recipe, True, speaker.device)
+    return TrainableEncoder(
+        speaker.model, PromptTokenizer(speaker.tokenizer, recipe.method), recipe, True, speaker.device
+    )
 
 
 def _describe_run(wish: TrainingRequest, data: dict[str, Any], run: TrainLoop) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from retbench.engines.packed_decoder import PackedRows, supports_model, compute_position_rotations
+from retbench.engines.packed_decoder import PackedRows, compute_position_rotations, supports_model
 from retbench.training import fsdp
-from retbench.training.autograd_functions import causal_attention, silu_gate, lora_linear, rms_norm, rotate_positions
+from retbench.training.autograd_functions import causal_attention, lora_linear, rms_norm, rotate_positions, silu_gate
 
 
 def supports_model(model: Any) -> bool:
@@ -40,7 +40,9 @@ def _run_attention(module: Any, hidden: Tensor, packed: PackedRows, cos: Tensor,
     queries, keys, values = (part.view(len(hidden), -1, int(module.head_dim)) for part in flat)
     if hasattr(module, "q_norm"):
         queries, keys = rms_norm(queries, module.q_norm), rms_norm(keys, module.k_norm)
-    found = causal_attention(rotate_positions(queries, cos, sin), rotate_positions(keys, cos, sin), values, packed, module.scaling)
+    found = causal_attention(
+        rotate_positions(queries, cos, sin), rotate_positions(keys, cos, sin), values, packed, module.scaling
+    )
     return lora_linear(found.flatten(1), module.o_proj)[0]
 
 

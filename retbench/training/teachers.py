@@ -35,14 +35,18 @@ def add_scores_from_run(training: TrainingSet, run: ScoredRanking, label: str, k
         raise DataError(f"{training.name} has no ids that a run could name", "give `scores` in the data instead")
     rows = {name: row for row, name in enumerate(training.passage_ids)}
     kept = [
-        taught for query in training.queries if (taught := _score_by_run(query, run.get(query.id, ()), rows, keep, label))
+        taught
+        for query in training.queries
+        if (taught := _score_by_run(query, run.get(query.id, ()), rows, keep, label))
     ]
     if not kept:
         raise DataError(
             f"{label} ranks no positive of a query of {training.name}",
             "make the run on the split that is learned from: retbench run --set split=train",
         )
-    return training.with_queries(kept, teacher={"run": label, "queries_without_teacher": len(training.queries) - len(kept)})
+    return training.with_queries(
+        kept, teacher={"run": label, "queries_without_teacher": len(training.queries) - len(kept)}
+    )
 
 
 def _score_by_run(

@@ -92,7 +92,9 @@ def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
         if found:
             queries.append(TrainingQuery(query.text.strip(), found, judged_wrong, id=query.id, grades=here))
     lost = len(collection.queries) - len(queries)
-    made = TrainingSet(card.name, [], JoinedTexts(collection.corpus, card.fields), collection.fingerprint, passage_ids=names)
+    made = TrainingSet(
+        card.name, [], JoinedTexts(collection.corpus, card.fields), collection.fingerprint, passage_ids=names
+    )
     return made.with_queries(queries, split=card.split, queries_without_positive=lost, positives_missing=missing)
 
 
@@ -101,7 +103,9 @@ def read_training_file(path: Path) -> TrainingSet:
     read = gzip.open if path.suffix == ".gz" else open
     with read(path, "rt", encoding="utf-8") as lines:
         rows = ((f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-        return parse_training_rows(path.name.split(".")[0].lower(), ((where, _parse_object(where, line)) for where, line in rows))
+        return parse_training_rows(
+            path.name.split(".")[0].lower(), ((where, _parse_object(where, line)) for where, line in rows)
+        )
 
 
 def _parse_object(where: str, line: str) -> dict[str, Any]:

@@ -26,11 +26,10 @@ from retbench.training import (
     save_model,
     sentence_transformers_export,
     step_plan,
+    training_data,
 )
-from retbench.training import training_data
-from retbench.training.contrastive_batches import LabelledBatchSource, BatchSampler, BatchSource
-from retbench.training.cost_estimate import TrainingEstimate, estimate_training, check_memory, count_steps
-from retbench.training.training_data import TrainingRequest
+from retbench.training.contrastive_batches import BatchSampler, BatchSource, LabelledBatchSource
+from retbench.training.cost_estimate import TrainingEstimate, check_memory, count_steps, estimate_training
 from retbench.training.evaluator import TrainingEvaluator
 from retbench.training.experiment_trackers import add_trackers
 from retbench.training.gradient_caching import backward_batch
@@ -40,6 +39,7 @@ from retbench.training.random_crops import CropBatchSource
 from retbench.training.save_model import ParentWeights
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.train_loop import TrainLoop, TrainSchedule
+from retbench.training.training_data import TrainingRequest
 from retbench.training.training_set import TrainingSet
 
 NEGATIVES_FILE = "negatives.jsonl"
@@ -129,7 +129,9 @@ def prepare_training(wish: TrainingRequest, plan_only: bool = False) -> Training
         source = _source(training, trainee, wish.recipe)
         data = {"set": training.name, "fingerprint": training.fingerprint, "pairs": len(source), **training.facts}
     if (least := min(len(source), wish.recipe.batch.contrastive_batch_size)) < distributed.get_world_size():
-        raise UsageError(f"{least} queries a contrast for {distributed.get_world_size()} processes", "start fewer processes")
+        raise UsageError(
+            f"{least} queries a contrast for {distributed.get_world_size()} processes", "start fewer processes"
+        )
     return TrainingJob(wish, name, folder, origin, trainee, source, data)
 
 
@@ -175,12 +177,16 @@ def _cropped(wish: TrainingRequest, trainee: TrainableEncoder) -> tuple[BatchSou
     if recipe.crops is None:
         raise UsageError("objective llm2ir without [crops]", "add a [crops] table to the recipe")
     name, fingerprint, texts = training_data.load_unlabelled_texts(wish)
-    source = CropBatchSource.build(texts, trainee.prompt_tokenizer.tokenizer, recipe.crops, recipe.contrastive, recipe.seed)
+    source = CropBatchSource.build(
+        texts, trainee.prompt_tokenizer.tokenizer, recipe.crops, recipe.contrastive, recipe.seed
+    )
     wish.say(f"{name}: {len(source):,} of {len(texts):,} texts are long enough to be cropped; no labels are used")
     return source, {"set": name, "fingerprint": fingerprint, "texts": len(source), "labels": False}
 
 
-def _with_negatives(training: TrainingSet, trainee: TrainableEncoder, wish: TrainingRequest, folder: Path) -> TrainingSet:
+def _with_negatives(
+    training: TrainingSet, trainee: TrainableEncoder, wish: TrainingRequest, folder: Path
+) -> TrainingSet:
     """Given, read from a mined file, or mined now and kept beside the checkpoint."""
     settings, own = wish.recipe.mining, folder / NEGATIVES_FILE
     if settings.file or own.exists():
@@ -189,7 +195,9 @@ def _with_negatives(training: TrainingSet, trainee: TrainableEncoder, wish: Trai
         return training
     with Meter(wish.show).phase(f"mine negatives by {settings.source}", "texts") as advance:
         if settings.source == "bm25":
-            made = hard_negatives.mine_hard_negatives(training, settings, hard_negatives.build_bm25_ranker(training), "bm25")
+            made = hard_negatives.mine_hard_negatives(
+                training, settings, hard_negatives.build_bm25_ranker(training), "bm25"
+            )
         else:
             lengths = (wish.recipe.lengths.query, wish.recipe.lengths.document)
             made = hard_negatives.mine_hard_negatives(
@@ -260,9 +268,13 @@ def _published(wish: TrainingRequest, folder: Path) -> ModelCard:
         save_model.register_model(made, folder)
         if wish.export and not (folder / wish.export).exists():
             local = weights.obtain_weights(made, on_message=wish.say)
-            wording = PromptTokenizer(backbone.tokenizer(local.folder), wish.recipe.method, wish.recipe.method.instruction)
+            wording = PromptTokenizer(
+                backbone.tokenizer(local.folder), wish.recipe.method, wish.recipe.method.instruction
+            )
             width = model_folders.read_shape(local.folder)["width"]
-            sentence_transformers_export.export_sentence_transformers(local.folder, wording, width, folder / wish.export)
+            sentence_transformers_export.export_sentence_transformers(
+                local.folder, wording, width, folder / wish.export
+            )
     distributed.wait_for_all()
     return made
 
