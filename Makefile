@@ -60,8 +60,8 @@ bench: install  ## CPU speed against sentence-transformers and mteb, exact searc
 	$(BIN)/python benchmarks/bench_cpu.py --weights "$$($(BIN)/python benchmarks/weights.py)" --collection $(RETBENCH_SHARED)/collections/scifact
 	$(BIN)/python benchmarks/bench_search.py
 
-bench-gpu: install  ## GPU speed against sentence-transformers; without a GPU it only shows that it runs
-	$(BIN)/python benchmarks/bench_gpu.py
+bench-gpu: install  ## what a GPU is asked in five minutes: tests, speed, search, training; without one it only shows that it runs
+	PYTHON=$(BIN)/python bash benchmarks/gpu_check.sh demo-results/gpu
 
 faults: install  ## every row of docs/reliability.md, really done: kills, full disks, dead servers
 	$(TEST) -m fault tests/faults

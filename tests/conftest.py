@@ -20,6 +20,17 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELI
 hypothesis.settings.register_profile("retbench", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("retbench")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="what tests/cuda compares with the CPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("--device")
+    if wanted != "cpu" or Path("/dev/nvidiactl").exists():  # else nothing is said: there is no other device
+        os.environ["RETBENCH_DEVICE"] = wanted
+
+
 LOCAL = {"localhost", "127.0.0.1", "::1", None}
 
 

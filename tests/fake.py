@@ -25,7 +25,7 @@ import numpy as np
 from retbench.cards.method import Role
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation import evaluate
 from retbench.pipelines.evaluation.request import Request

@@ -41,7 +41,7 @@ from retbench.corpora.collection_cache import compile_collection, read_manifest
 from retbench.engines import gguf
 from retbench.engines.embeddings_client import EmbeddingsClient
 from retbench.engines.fingerprints import read_json_object
-from retbench.engines.http_client import TransientError, EndpointServer
+from retbench.engines.http_client import EndpointServer, TransientError
 from retbench.errors import RetbenchError
 from retbench.records.failure import Failure, read_failure
 from retbench.records.load_run import scored_run

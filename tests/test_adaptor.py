@@ -16,7 +16,14 @@ from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.engines import memory
 from retbench.pipelines.runs import saved_run
-from retbench.training.search_adaptor import TrainedAdaptor, AdaptorTrainingData, AdaptorNet, compute_losses, search_loss_weights, train_with_loss_weights
+from retbench.training.search_adaptor import (
+    AdaptorNet,
+    AdaptorTrainingData,
+    TrainedAdaptor,
+    compute_losses,
+    search_loss_weights,
+    train_with_loss_weights,
+)
 from tests import small
 from tests.test_run import call, cells
 
@@ -122,7 +129,9 @@ def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
 def test_patience_ends_a_training_that_gets_nowhere() -> None:
     lessons, _ = turned()
     looks: list[float] = []
-    learned = train_with_loss_weights(lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5)
+    learned = train_with_loss_weights(
+        lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5
+    )
     assert (learned.step, len(looks)) == (0, 3)
     assert np.allclose(Adaptor(learned.tensors)(lessons.queries), lessons.queries, atol=1e-7)
 

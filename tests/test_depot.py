@@ -9,7 +9,7 @@ import pytest
 
 from retbench.errors import DataError, ResourceError
 from retbench.store.remote_store import RemoteStorage
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 
 BLOCK = VectorBlock(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
 

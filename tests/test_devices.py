@@ -35,7 +35,7 @@ from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.studies import run as run_module
 from retbench.records.phase_timer import Reach, Silent
 from retbench.retrievers.dense_retriever import Dense
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 from tests import small
 
 ROWS = 40

@@ -9,6 +9,7 @@ import torch
 
 from retbench.cards import catalog
 from retbench.corpora.texts import Texts
+from retbench.encoders import shard_tasks
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.embed_texts import Job, embed
 from retbench.encoders.encoder_spec import EncoderSpec
@@ -150,6 +151,24 @@ def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Pa
         resumed[block.rows] = block.vectors
     assert sum(seen) == 20  # the two finished shards were read, not computed
     assert np.array_equal(resumed, whole)
+
+
+def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
+    job = Job(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
+    begun = embed(Alone(lambda: made), job, store, lambda *step: None)
+    next(begun)
+    begun.close()
+    assert store.plan(dict)["device"] == "cpu"
+    monkeypatch.setattr(shard_tasks.memory, "token_budget", lambda run, longest, ceiling: ceiling)
+    monkeypatch.setattr(shard_tasks, "get_device", lambda: torch.device("cuda"))
+    with pytest.raises(DataError, match="begun on cpu, and this run computes on cuda") as found:
+        gathered(made, job, store)
+    assert "RETBENCH_DEVICE=cpu" in found.value.next_step
+    monkeypatch.undo()
+    gathered(made, job, store)
 
 
 def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:

@@ -130,7 +130,9 @@ def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) ->
 
 def test_texts_are_cut_between_characters() -> None:
     spec = EncoderSpec("w", catalog.find_method("as-published"), "", 1, 1, "float32", "endpoint")
-    tokens = EndpointEncoder(spec, EmbeddingsClient(EndpointServer(Engine("endpoint")), "m")).tokenize(["abcdef", "ab世", ""], "query")
+    tokens = EndpointEncoder(spec, EmbeddingsClient(EndpointServer(Engine("endpoint")), "m")).tokenize(
+        ["abcdef", "ab世", ""], "query"
+    )
     assert [bytes(row.astype(np.uint8)).decode() for row in tokens] == ["abcd", "ab", " "]
     assert (tokens.truncated, tokens.empty) == (2, 1)
 

@@ -20,7 +20,14 @@ from typer.testing import CliRunner
 import retbench
 from retbench.cards import catalog, toml_parser, toml_writer
 from retbench.cards.model import ModelCard
-from retbench.cards.recipe import BatchSettings, QueryLikelihoodTraining, LoraSettings, OptimizerSettings, Recipe, apply_recipe_options
+from retbench.cards.recipe import (
+    BatchSettings,
+    LoraSettings,
+    OptimizerSettings,
+    QueryLikelihoodTraining,
+    Recipe,
+    apply_recipe_options,
+)
 from retbench.cards.task import LengthLimits
 from retbench.cli.main import app
 from retbench.engines import weights
@@ -142,7 +149,12 @@ finetune(Wish(data, model, slow_recipe(), out=Path(out), resume=True, report=lam
 
 
 def slow_recipe() -> Recipe:
-    return replace(RECIPE, optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=12), save_steps=1, lora=LoraSettings(4, 8, 0.2))
+    return replace(
+        RECIPE,
+        optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=12),
+        save_steps=1,
+        lora=LoraSettings(4, 8, 0.2),
+    )
 
 
 def test_kill_9_at_any_moment_and_resume_gives_the_same_weights(
@@ -271,7 +283,11 @@ def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp
 
 def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no number at step \d+, whose batch begins with '.+'"):
-        learn(optimiser=OptimizerSettings(learning_rate=1e30, max_grad_norm=0, num_train_epochs=4), lora=None, save_steps=1)
+        learn(
+            optimiser=OptimizerSettings(learning_rate=1e30, max_grad_norm=0, num_train_epochs=4),
+            lora=None,
+            save_steps=1,
+        )
     assert list((tmp_path / "pupil").glob("checkpoint-*"))
 
 
@@ -395,7 +411,12 @@ def test_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
     from retbench.cards.recipe import CropSettings
 
     pantry = small.write(tmp_path / "pantry")
-    card = learn(of=pantry, objective="llm2ir", crops=CropSettings(min_tokens=3), contrast=replace(RECIPE.contrastive, negatives=1))
+    card = learn(
+        of=pantry,
+        objective="llm2ir",
+        crops=CropSettings(min_tokens=3),
+        contrast=replace(RECIPE.contrastive, negatives=1),
+    )
     assert card.training
     assert card.training.data["labels"] is False
     assert card.training.data["texts"] == 19  # all but the empty one
@@ -519,7 +540,11 @@ def test_mining_keeps_to_ranks_and_margin() -> None:
     ranking = Ranking([np.array([5, 2, 0, 1, 3, 4])], [np.array([9.9, 8.0, 7.9, 7.0, 6.0, 5.0])])
 
     def negatives(**settings: Any) -> tuple[int, ...]:
-        return mine_hard_negatives(training, MiningSettings("bm25", **settings), lambda *_: ranking, "x").queries[0].negatives
+        return (
+            mine_hard_negatives(training, MiningSettings("bm25", **settings), lambda *_: ranking, "x")
+            .queries[0]
+            .negatives
+        )
 
     assert negatives() == (5, 0, 1, 3, 4)
     assert negatives(first=2, last=4) == (0, 1, 3)

@@ -138,7 +138,11 @@ def test_only_vllm_is_given_the_form_of_a_list() -> None:
 
 def test_an_answer_held_to_a_form_is_kept_apart() -> None:
     kept = CachedGenerator(Scripted("free", "held"))
-    assert [kept.generate("a", 5).text, kept.generate("a", 5, "x").text, kept.generate("a", 5).text] == ["free", "held", "free"]
+    assert [kept.generate("a", 5).text, kept.generate("a", 5, "x").text, kept.generate("a", 5).text] == [
+        "free",
+        "held",
+        "free",
+    ]
 
 
 def test_windows_climb_and_repairs_are_counted() -> None:
@@ -271,7 +275,11 @@ def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
     assert [kept.generate("a", 5).text, kept.generate("b", 5).text, kept.generate("a", 5).text] == ["one", "two", "one"]
     assert (len(asked.prompts), kept.cache_hits) == (2, 1)
     assert [answer.log_odds for answer in kept.score_yes_no(["tea", "x"])] == [1.0, 0.0]
-    assert [answer.log_odds for answer in CachedGenerator(asked).score_yes_no(["x", "tea", "coffee"])] == [0.0, 1.0, 1.0]
+    assert [answer.log_odds for answer in CachedGenerator(asked).score_yes_no(["x", "tea", "coffee"])] == [
+        0.0,
+        1.0,
+        1.0,
+    ]
     assert asked.prompts == ["a", "b", "tea", "x", "coffee"]
     for file in kept.folder.rglob("*.json"):
         file.write_bytes(b"{")  # damaged: asked again

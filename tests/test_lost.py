@@ -245,6 +245,11 @@ PROBLEMS = {
     "cuda": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
     "cpu": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
     "python": (MemoryError(), True),
+    "cuda itself": (
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        True,
+    ),
+    "cublas": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
     "a shape": (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), False),
     "an index": (RuntimeError("index out of range in self"), False),
     "cuda, but no memory": (RuntimeError("CUDA error: an illegal memory access was encountered"), False),

@@ -70,7 +70,9 @@ def test_a_sample_of_many_queries_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
 def test_lists_that_hold_less_than_k_give_less() -> None:
     wanted = ann_settings.IvfSettings(lists=3, probes=1)
-    ranking, _ = approximate_search.search_approximately(wanted, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6)
+    ranking, _ = approximate_search.search_approximately(
+        wanted, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6
+    )
     assert all(0 < len(rows) < 6 for rows in ranking.rows)
 
 

@@ -44,7 +44,9 @@ def slopes(model: Any, states: Tensor) -> dict[str, Tensor]:
     torch.manual_seed(1)
     (states.float() * torch.randn(states.shape)).sum().backward()  # type: ignore[no-untyped-call]  # torch's
     found = {
-        name: weight.grad.clone() for name, weight in lora_module.get_trainable_weights(model).items() if weight.grad is not None
+        name: weight.grad.clone()
+        for name, weight in lora_module.get_trainable_weights(model).items()
+        if weight.grad is not None
     }
     model.zero_grad()
     return found

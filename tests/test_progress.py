@@ -69,3 +69,19 @@ def test_the_peak_is_that_of_the_linear_layers() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 8))
     assert peak_throughput.shapes(model) == {(16, 8): 1, (8, 16): 1}
     assert peak_throughput.tokens_per_second(model, torch.float32, torch.device("cpu"), 64) > 0
+
+
+def test_products_are_timed_in_a_row_without_waiting_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(peak_throughput, "_wait", lambda _: done.append("|"))
+    monkeypatch.setattr(peak_throughput.nn.functional, "linear", lambda *given: (done.append("."), linear(*given))[1])
+    peak_throughput.tokens_per_second(torch.nn.Linear(8, 16), torch.float32, torch.device("cpu"), 64)
+    assert "".join(done) == "|....|" * (peak_throughput.TIMES + 1)
+
+
+def test_a_share_above_one_is_not_told(clock: list[float]) -> None:
+    pace = PhaseProgress("texts", lambda: 40.0)
+    clock[0] += 2
+    pace.add(2, 10, tokens=100, left=100)
+    assert "50 tokens/s, 1.0 texts/s" in pace.format_line()

@@ -36,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def taught() -> TrainingSet:
     """Six queries with five documents each, and a teacher who prefers the third."""
     queries = [
-        TrainingQuery(tiny.SENTENCES[n], (n + 6,), tuple(range(n + 7, n + 11)), (0.2, 0.1, 0.9, 0.3, 0.0)) for n in range(6)
+        TrainingQuery(tiny.SENTENCES[n], (n + 6,), tuple(range(n + 7, n + 11)), (0.2, 0.1, 0.9, 0.3, 0.0))
+        for n in range(6)
     ]
     return TrainingSet("sentences", queries, tiny.SENTENCES, "f")
 
@@ -58,7 +59,9 @@ def test_the_teachers_first_is_the_positive_and_the_list_is_drawn(folder: Path) 
         assert values[0] == 0.9
         assert np.all(np.diff(values) <= 0)
     firsts = [prompt.index(f"] {group.passages[n]}") for n, prompt in enumerate(group.list_prompts)]
-    assert len({prompt[at - 1] for prompt, at in zip(group.list_prompts, firsts, strict=True)}) > 1  # not always number 1
+    assert (
+        len({prompt[at - 1] for prompt, at in zip(group.list_prompts, firsts, strict=True)}) > 1
+    )  # not always number 1
     again = source.build_batch(np.arange(6), 0)
     assert again.list_prompts == group.list_prompts
     assert source.build_batch(np.arange(6), 1).list_prompts != group.list_prompts
@@ -84,9 +87,13 @@ def test_documents_of_a_long_list_share_its_length(folder: Path) -> None:
 
 def test_ranknet_by_hand() -> None:
     lists, passages = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
-    group = ContrastiveBatch([], [], np.array([0, 1, 0]), np.zeros((2, 3), dtype=bool), np.array([1.0, 5.0, 2.0]), ("a", "b"))
+    group = ContrastiveBatch(
+        [], [], np.array([0, 1, 0]), np.zeros((2, 3), dtype=bool), np.array([1.0, 5.0, 2.0]), ("a", "b")
+    )
     r = math.sqrt(0.5)  # list 0 has cosine 1 with passage 0 and r with passage 2, which the teacher prefers
-    assert ranknet_loss(lists, passages, group, 0.5).item() == pytest.approx(math.log1p(math.exp((1 - r) / 0.5)), abs=1e-6)
+    assert ranknet_loss(lists, passages, group, 0.5).item() == pytest.approx(
+        math.log1p(math.exp((1 - r) / 0.5)), abs=1e-6
+    )
     level = replace(group, teacher=np.ones(3))
     assert ranknet_loss(lists, passages, level, 0.5).item() == 0
 

@@ -24,7 +24,7 @@ from retbench.corpora.texts import join_fields
 from retbench.retrievers import exact_search
 from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.ranking import Ranking, select_top_k
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 
 
 class Case(NamedTuple):
@@ -363,3 +363,57 @@ def test_an_empty_ranking_stays_empty(twins: Callable[[bool], Collection]) -> No
     nothing = Ranking([np.array([], dtype=np.int64)] * 2, [np.array([], dtype=np.float32)] * 2)
     prepared = nothing.filter_and_cut(twins(True), drop_same_id=True, depth=10)
     assert prepared.to_document_ids(twins(True)) == {"a": [], "b": []}
+
+
+def test_a_pair_is_summed_half_upon_half_whatever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(2)
+    documents, queries = (draw.normal(size=(count, 37)).astype(np.float32) for count in (50, 9))
+    places, owners = torch.arange(450) // 9, torch.arange(450) % 9
+    arguments = torch.from_numpy(documents), torch.from_numpy(queries)
+    together = exact_search.gathered(*arguments, places, owners)
+    monkeypatch.setattr(exact_search, "PAIRS", 7)
+    assert torch.equal(exact_search.gathered(*arguments, places, owners), together)
+    for at in (0, 123, 449):
+        line = documents[at // 9] * queries[at % 9]
+        while len(line) > 1:
+            half = (len(line) + 1) // 2
+            line = np.concatenate((line[: len(line) - half] + line[half:], line[len(line) - half : half]))
+        assert float(together[at]) == float(line[0])
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_search_has_no_tf32_and_leaves_the_setting_as_it_was(setting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    products, seen, rough = torch.backends.cuda.matmul, [], exact_search.Top._rough
+    before = products.allow_tf32
+
+    def spied(self: exact_search.Top, window: exact_search.Window) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(products.fp32_precision)
+        return rough(self, window)
+
+    monkeypatch.setattr(exact_search.Top, "_rough", spied)
+    vectors = np.eye(3, dtype=np.float32)
+    try:
+        products.allow_tf32 = setting
+        exact_search.search(vectors, [VectorBlock(np.arange(3), vectors)], 1)
+        assert (seen, products.allow_tf32) == (["ieee"], setting)
+        assert (products.fp32_precision == "tf32") is setting
+    finally:
+        products.allow_tf32 = before
+
+
+def test_search_without_memory_goes_on_with_fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    rough, sizes = exact_search.Top._rough, []
+
+    def short(self: exact_search.Top, window: exact_search.Window) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(self.queries))
+        if len(self.queries) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rough(self, window)
+
+    vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    blocks = [VectorBlock(np.arange(start, start + 20), vectors[start : start + 20]) for start in (0, 20)]
+    monkeypatch.setattr(exact_search, "WINDOW_ROWS", 20)
+    wanted = exact_search.search(vectors[:9], blocks, 5)
+    monkeypatch.setattr(exact_search.Top, "_rough", short)
+    assert hits(exact_search.search(vectors[:9], blocks, 5)) == hits(wanted)
+    assert sizes == [9, 4, 2, 2, 5, 2, 3, 2, 2, 2, 3]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_import_rules import FILES
 from typer.main import get_command
 
 from retbench.cli.main import app
 from retbench.engines import hub_weights, remote_code
 from tests import serving, tiny
+from tests.test_import_rules import FILES
 from tests.test_run import call
 
 KEYS = {
@@ -238,7 +238,9 @@ def test_of_the_hub_only_safe_files_are_asked_for(tmp_path: Path) -> None:
     from retbench.engines.model_folders import WANTED_PATTERNS
 
     def asked(name: str) -> bool:
-        return any(fnmatch(name, p) for p in WANTED_PATTERNS) and not any(fnmatch(name, p) for p in hub_weights.IGNORED_PATTERNS)
+        return any(fnmatch(name, p) for p in WANTED_PATTERNS) and not any(
+            fnmatch(name, p) for p in hub_weights.IGNORED_PATTERNS
+        )
 
     safe = ["model.safetensors", "config.json", "tokenizer.json"]
     assert [name for name in (*safe, "pytorch_model.bin", "model.pt", "x.pkl", "own.py", "a.sh") if asked(name)] == safe

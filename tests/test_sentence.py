@@ -62,7 +62,9 @@ def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) ->
     parts = [bare[0], Pooling(tiny.WIDTH, pooling_mode="mean"), Dense(tiny.WIDTH, 16), Normalize()]
     published = SentenceTransformer(modules=parts)
     published.save(str(tmp_path / "published"))
-    loaded = sentence_transformers_engine.load_sentence_transformers_model(tmp_path / "published", "float32", CPU, "model")
+    loaded = sentence_transformers_engine.load_sentence_transformers_model(
+        tmp_path / "published", "float32", CPU, "model"
+    )
     wording = PromptTokenizer(backbone.tokenizer(model), catalog.find_method("as-published"))
     tokens = wording.tokenize(tiny.SENTENCES[:4], "query", 64)
     wanted = published.encode(list(tiny.SENTENCES[:4]))

@@ -14,7 +14,7 @@ from retbench.cli.main import app
 from retbench.errors import UsageError
 from retbench.retrievers.dense_retriever import shortened
 from retbench.store.embedding_cache import list_cached_embeddings
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_row_bytes, decode_vectors
 from tests import small
 

@@ -24,7 +24,11 @@ from retbench.training.training_set import TrainingQuery, TrainingSet
 from tests import tiny
 from tests.test_training import RECIPE
 
-DISTILLED = replace(RECIPE, contrast=ContrastiveSettings(0.1, 2, distillation_weight=0.5), optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=2))
+DISTILLED = replace(
+    RECIPE,
+    contrast=ContrastiveSettings(0.1, 2, distillation_weight=0.5),
+    optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=2),
+)
 GRADES = {"0": {"16": 2, "17": 1, "18": 0}, "1": {"17": 2, "19": 1, "20": 0}, "2": {"18": 1, "16": 0, "21": 0}}
 
 
@@ -70,7 +74,9 @@ def test_graded_judgments_teach(collection: Path) -> None:
 def test_what_was_mined_and_never_judged_has_grade_0(collection: Path) -> None:
     asked = wish(collection, teacher="judgments")
     training = load_training_set(asked)
-    mined = hard_negatives.mine_hard_negatives(training, MiningSettings("bm25", rank_to=4), hard_negatives.build_bm25_ranker(training), "bm25")
+    mined = hard_negatives.mine_hard_negatives(
+        training, MiningSettings("bm25", rank_to=4), hard_negatives.build_bm25_ranker(training), "bm25"
+    )
     query = add_teacher_scores(mined, asked).queries[0]
     assert len(query.negatives) == 4
     graded = dict(query.grades)

@@ -18,11 +18,11 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from retbench.errors import DataError
 from retbench.training import lora as lora_module
-from retbench.training.contrastive_batches import ContrastiveBatch, LabelledBatchSource, BatchSampler
+from retbench.training.contrastive_batches import BatchSampler, ContrastiveBatch, LabelledBatchSource
 from retbench.training.gradient_caching import backward_batch
 from retbench.training.losses import contrastive_loss
-from retbench.training.train_loop import compute_learning_rate
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
+from retbench.training.train_loop import compute_learning_rate
 from retbench.training.training_set import TrainingQuery, TrainingSet, read_training_file
 from tests import tiny
 
@@ -36,7 +36,9 @@ RECIPE = Recipe(
 
 def pairs(count: int = 16) -> TrainingSet:
     half = len(tiny.SENTENCES) // 2
-    queries = [TrainingQuery(tiny.SENTENCES[n], (half + n,), ((half + n + 1) % 32, (half + n + 3) % 32)) for n in range(count)]
+    queries = [
+        TrainingQuery(tiny.SENTENCES[n], (half + n,), ((half + n + 1) % 32, (half + n + 3) % 32)) for n in range(count)
+    ]
     return TrainingSet("sentences", queries, tiny.SENTENCES, "f")
 
 
@@ -50,7 +52,9 @@ def trainee(folder: Path, recipe: Recipe = RECIPE) -> TrainableEncoder:
     with torch.no_grad():  # adapters start at zero, and a gradient that is zero would prove nothing
         for number, weight in enumerate(lora_module.get_trainable_weights(model).values()):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
-    return TrainableEncoder(model, PromptTokenizer(backbone.tokenizer(folder), recipe.method), recipe, True, torch.device("cpu"))
+    return TrainableEncoder(
+        model, PromptTokenizer(backbone.tokenizer(folder), recipe.method), recipe, True, torch.device("cpu")
+    )
 
 
 def gradients(made: TrainableEncoder) -> dict[str, torch.Tensor]:
@@ -100,12 +104,16 @@ def test_the_loss_by_hand() -> None:
     r = math.sqrt(0.5)
     first = -math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(2 * r)))
     strict = ContrastiveSettings(temperature=0.5, mask_known_positives=False)
-    assert float(contrastive_loss(queries, passages, group, strict)) == pytest.approx(first, abs=1e-6)  # the second is the same
+    assert float(contrastive_loss(queries, passages, group, strict)) == pytest.approx(
+        first, abs=1e-6
+    )  # the second is the same
     spared = -math.log(math.exp(2) / (math.exp(2) + 1))  # passage 2 is known to answer query 1
     kind = ContrastiveSettings(temperature=0.5)
     assert float(contrastive_loss(queries, passages, group, kind)) == pytest.approx((first + spared) / 2, abs=1e-6)
     both = ContrastiveSettings(temperature=0.5, symmetric=True)
-    assert float(contrastive_loss(queries, passages, group, both)) == pytest.approx(((first + spared) / 2 + spared) / 2, abs=1e-6)
+    assert float(contrastive_loss(queries, passages, group, both)) == pytest.approx(
+        ((first + spared) / 2 + spared) / 2, abs=1e-6
+    )
 
 
 def test_distillation_follows_the_teacher_within_a_querys_own_passages() -> None:
@@ -127,9 +135,13 @@ def test_every_query_comes_once_an_epoch_and_the_order_is_the_seeds() -> None:
     epochs = [[row for step in range(5) for rows in order.sample_rows(5 * e + step)[1] for row in rows] for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     assert epochs[0] != epochs[1]
-    assert [g.tolist() for g in order.sample_rows(3)[1]] == [g.tolist() for g in BatchSampler(20, BatchSettings(2, 4), 5).sample_rows(3)[1]]
+    assert [g.tolist() for g in order.sample_rows(3)[1]] == [
+        g.tolist() for g in BatchSampler(20, BatchSettings(2, 4), 5).sample_rows(3)[1]
+    ]
     assert BatchSampler(3, BatchSettings(4, 4), 5).sample_rows(0)[0] == 0  # a set smaller than one contrast
-    assert [len(rows) for rows in BatchSampler(3, BatchSettings(2, 4), 5).sample_rows(0)[1]] == [2]  # no contrast of one is left over
+    assert [len(rows) for rows in BatchSampler(3, BatchSettings(2, 4), 5).sample_rows(0)[1]] == [
+        2
+    ]  # no contrast of one is left over
 
 
 def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:

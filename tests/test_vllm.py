@@ -34,7 +34,9 @@ def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> flo
     spec = EncoderSpec("weights", method, "", 128, 128, "float32")
     ours = backbone.load(folder, "float32", CPU).used(method.attention, method.layer)
     wording = PromptTokenizer(ours.tokenizer, method)
-    theirs = TokenIdEncoder(spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), wording)
+    theirs = TokenIdEncoder(
+        spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), wording
+    )
     tokens = wording.tokenize(texts, "document", 128)
     one, other = BackboneEncoder(spec, ours, wording).encode(tokens), theirs.encode(tokens)
     return float((one * other).sum(1).min())

@@ -32,7 +32,11 @@ from tests.vllm_server import serving
 CONTEXT = 1024
 SHOWN = tiny.SENTENCES[:5]
 ASKED = [build_pointwise_prompt("what warms the sea?", text, None, "") for text in tiny.SENTENCES[20:28]]
-PROMPTS = ["What is the capital of France?", build_listwise_prompt("what is good for the heart?", SHOWN, [], ""), ASKED[0]]
+PROMPTS = [
+    "What is the capital of France?",
+    build_listwise_prompt("what is good for the heart?", SHOWN, [], ""),
+    ASKED[0],
+]
 
 
 def pair(folder: Path) -> tuple[TransformersGenerator, VllmGenerator]:
@@ -107,7 +111,9 @@ def test_a_run_is_reranked(model: Path, task: Path, out: Path, word: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def chat(real: tuple[TransformersGenerator, VllmGenerator], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
+def chat(
+    real: tuple[TransformersGenerator, VllmGenerator], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ChatClient]:
     log = tmp_path_factory.mktemp("serve") / "log"
     with (
         serving(real[0].folder, "smollm2", CONTEXT, log) as address,
@@ -118,7 +124,9 @@ def chat(real: tuple[TransformersGenerator, VllmGenerator], tmp_path_factory: py
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_server_writes_what_we_write(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient, prompt: str) -> None:
+def test_a_server_writes_what_we_write(
+    real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient, prompt: str
+) -> None:
     ours, theirs = real[0].generate(prompt, 24), chat.generate(prompt, 24)
     assert theirs == ours
 

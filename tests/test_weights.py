@@ -268,7 +268,9 @@ def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(folder: Path, gguf_file
 
 def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: Path) -> None:
     file = write_gguf(folder, tmp_path / "s.gguf", splitter="smollm")
-    assert gguf.load_gguf_tokenizer(file, gguf.read_header(file)).backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12") == [
+    assert gguf.load_gguf_tokenizer(file, gguf.read_header(file)).backend_tokenizer.pre_tokenizer.pre_tokenize_str(
+        "a  12"
+    ) == [
         ("a", (0, 1)),
         ("ĠĠ", (1, 3)),
         ("1", (3, 4)),

@@ -227,10 +227,7 @@ class Recipe:
                 "a run as teacher brings its own passages, so nothing is mined",
                 'write mining source = "given", and no mining file',
             )
-        if (
-            self.objective != "e2rank"
-            and self.batch.contrastive_batch_size * (1 + self.contrastive.hard_negatives) < 2
-        ):
+        if self.objective != "e2rank" and self.batch.contrastive_batch_size * (1 + self.contrastive.hard_negatives) < 2:
             raise DataError(
                 "contrastive training needs at least two passages per batch",
                 "write contrastive_batch_size = 2 or more, or hard_negatives = 1 or more",

@@ -48,7 +48,7 @@ class PhaseProgress:
         seconds = time.monotonic() - self.computing_since
         if self.tokens and seconds:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
-            if self.peak:
+            if self.peak and self.tokens / seconds <= self.peak:  # above 1 the peak was measured wrongly
                 parts.append(f"{self.tokens / seconds / self.peak:.0%} of peak")
             parts.append(f"{(self.done - self.done_from_cache) / seconds:,.1f} {self.unit}/s")
         left = self.estimate_seconds_left()

@@ -10,7 +10,7 @@ import torch
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.pooling import POOLINGS, narrowed
-from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.backbone import Backbone
 
 

@@ -19,7 +19,7 @@ from retbench.encoders.shard_tasks import Later, Piece, Survey, Workers
 from retbench.engines import memory
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError
 from retbench.store.digest import compute_digest
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 from retbench.store.vector_formats import compute_row_bytes
 
 REMOVE = "remove that folder and run again"
@@ -119,6 +119,7 @@ class Work:
             "empty": tokens.empty,
             "threads": found.threads,
             "kernel": found.kernel,
+            "device": found.device,
             "budget": found.budget,
             "shard_rows": self.job.shard_rows,
             "shards": plan.shards,
@@ -128,9 +129,20 @@ class Work:
     def begin(self) -> set[int]:
         """Make or take up the plan, and refuse early what the disk cannot hold; the shards that are missing."""
         missing = self._missing()
+        if missing:
+            self._check_device()
         self.left = sum(int(self.tokens.lengths[self.plan.rows(shard)].sum()) for shard in missing)
         require_disk_space(self.store.folder, self._bytes(missing))
         return set(missing)
+
+    def _check_device(self) -> None:
+        """One store, one kind of device: another one sums in another order. The first stores knew a CPU alone."""
+        begun, here = self.saved.get("device", "cpu"), self.survey.device
+        if begun != here:
+            raise DataError(
+                f"{self.store.folder} was begun on {begun}, and this run computes on {here}",
+                f"set RETBENCH_DEVICE={begun} to go on, or remove that folder to begin anew on {here}",
+            )
 
     def _missing(self) -> list[int]:
         return [shard for shard in range(self.plan.shards) if not self.store.has_shard(shard)]

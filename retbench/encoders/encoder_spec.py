@@ -12,7 +12,14 @@ from retbench.store.vector_formats import VectorDtype
 METHOD_FIELDS_AFTER_STORE = ("name", "instruction", "post", "components", "kind")
 
 # settings of an encoder that are told only where they are used, so that no older key changes
-SPEC_DEFAULTS = {"adaptor": None, "dimensions": None, "vector_dtype": "fp32", "rope": None, "code": None, "modules": None}
+SPEC_DEFAULTS = {
+    "adaptor": None,
+    "dimensions": None,
+    "vector_dtype": "fp32",
+    "rope": None,
+    "code": None,
+    "modules": None,
+}
 SPEC_FIELDS_AFTER_STORE = ("adaptor", "dimensions")
 
 
@@ -46,8 +53,16 @@ class EncoderSpec:
     def describe_vectors(self, role: Role) -> dict[str, Any]:
         """What decides a vector on one side: a query does not depend on the limit or template of documents."""
         other = "document" if role == "query" else "query"
-        method = {key: value for key, value in describe_method(self.method).items() if key not in (other, *METHOD_FIELDS_AFTER_STORE)}
-        kept = {key: value for key, value in self.describe().items() if key not in (f"{other}_limit", *SPEC_FIELDS_AFTER_STORE)}
+        method = {
+            key: value
+            for key, value in describe_method(self.method).items()
+            if key not in (other, *METHOD_FIELDS_AFTER_STORE)
+        }
+        kept = {
+            key: value
+            for key, value in self.describe().items()
+            if key not in (f"{other}_limit", *SPEC_FIELDS_AFTER_STORE)
+        }
         if self.method.kind != "dense":
             method["terms"] = True  # sparse and hybrid read the same rows
         asked = "{instruction}" in self.method.get_template(role)

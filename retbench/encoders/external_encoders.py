@@ -13,7 +13,7 @@ import numpy as np
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.postprocessing import normalize_vectors
-from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer, fill_template
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts, fill_template
 from retbench.engines.embeddings_client import EmbeddingsClient
 
 BYTES_PER_TOKEN = 4

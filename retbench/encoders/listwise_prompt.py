@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.tokenizers import truncate_texts
 
 EVALUATION_TEMPLATE = (

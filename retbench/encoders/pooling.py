@@ -36,8 +36,15 @@ def _spread(values: Tensor, offsets: Tensor) -> Tensor:
 
 def _summed(flat: Tensor, offsets: Tensor) -> Tensor:
     texts = len(offsets) - 1
-    sums = torch.zeros((texts, flat.shape[1]), dtype=torch.float32, device=flat.device)
-    return sums.index_add_(0, _spread(torch.arange(texts, device=flat.device), offsets), flat)
+    if flat.device.type != "cpu":
+        return _in_order(flat, offsets)
+    sums = torch.zeros((texts, flat.shape[1]), dtype=torch.float32)
+    return sums.index_add_(0, _spread(torch.arange(texts), offsets), flat)
+
+
+def _in_order(flat: Tensor, offsets: Tensor) -> Tensor:
+    """The same sums on a GPU, whose `index_add_` adds in the order in which its threads happen to come."""
+    return torch.segment_reduce(flat.float(), "sum", offsets=offsets, axis=0)
 
 
 def narrowed(flat: Tensor, offsets: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:

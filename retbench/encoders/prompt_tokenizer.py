@@ -120,7 +120,12 @@ class PromptTokenizer:
                 words.extend(vocabulary.tokenize_words(chunk) if self.method.kind != "dense" else [])
                 truncated += cut + also_cut
             return TokenizedTexts(
-                ids.read_all(), ids.compute_offsets(), truncated, empty, np.array(starts) if starts else None, words or None
+                ids.read_all(),
+                ids.compute_offsets(),
+                truncated,
+                empty,
+                np.array(starts) if starts else None,
+                words or None,
             )
 
     def _truncate_texts(self, texts: list[str], limit: int) -> tuple[list[str], int]:
@@ -142,7 +147,9 @@ class PromptTokenizer:
         # an empty text still needs one token to have a vector: the end-of-sequence, or padding where there is none
         return (ids + tail) or [eos if eos is not None else self.tokenizer.pad_token_id]
 
-    def _find_text_starts(self, encoded: "BatchEncoding", prompts: list[str], texts: list[str], role: Role) -> Iterator[int]:
+    def _find_text_starts(
+        self, encoded: "BatchEncoding", prompts: list[str], texts: list[str], role: Role
+    ) -> Iterator[int]:
         """Where the last copy of each text begins, in tokens; 0 where it is empty or was cut off."""
         if self.method.span == "all":
             return

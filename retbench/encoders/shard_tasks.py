@@ -19,7 +19,7 @@ from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.engines import memory
 from retbench.engines.device import get_device
 from retbench.errors import BadVectorError, ResourceError, ShardNotWrittenError
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Survey:
     dimension: int
     budget: int
     threads: int
+    device: str = "cpu"  # its kind
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Made:
 class Sink(Protocol):
     """Where a finished shard is left: a store, or storage that other machines reach."""
 
-    def write_shard(self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0) -> VectorBlock:
+    def write_shard(
+        self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0
+    ) -> VectorBlock:
         """Store it; the block as it will be read from now on."""
         ...
 
@@ -171,7 +174,7 @@ def survey(encoder: DenseEncoder, longest: TokenizedTexts, ceiling: int) -> Surv
     budget = memory.token_budget(
         lambda texts: encoder.encode(longest.select(np.zeros(texts, dtype=int))), int(longest.lengths[0]), ceiling
     )
-    return Survey(encoder.kernel, encoder.dimension, budget, memory.threads())
+    return Survey(encoder.kernel, encoder.dimension, budget, memory.threads(), get_device().type)
 
 
 def compute(encoder: DenseEncoder, piece: Piece, tell: Tell) -> Made:

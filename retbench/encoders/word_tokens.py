@@ -6,16 +6,23 @@ words are split by a regular expression, not by NLTK, and the stop list is that 
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WORD = re.compile(r"\w+")
-STOPWORDS = frozenset(STOPWORDS_EN)
+
+
+@cache
+def stop_words() -> frozenset[str]:
+    """English words that are no terms."""
+    from bm25s.stopwords import STOPWORDS_EN  # dense runs need it not
+
+    return frozenset(STOPWORDS_EN)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class WordTokenizer:
 
     def tokenize_words(self, texts: list[str]) -> list[np.ndarray]:
         """For each text the ids of its words, each once, in rising order."""
-        words = [set(WORD.findall(text.lower())) - STOPWORDS for text in texts]
+        words = [set(WORD.findall(text.lower())) - stop_words() for text in texts]
         new = sorted(set().union(*words) - self.known_words.keys())
         if new:
             self.known_words.update(zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))

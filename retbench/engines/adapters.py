@@ -23,7 +23,9 @@ def read_parent_name(folder: Path) -> str:
     """The model an adapter belongs to, by the name of its card or its hub id."""
     name = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not name or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise DataError(f"{folder} is no whole adapter", f"it needs {ADAPTER_WEIGHTS}, and {ADAPTER_CONFIG} naming its parent")
+        raise DataError(
+            f"{folder} is no whole adapter", f"it needs {ADAPTER_WEIGHTS}, and {ADAPTER_CONFIG} naming its parent"
+        )
     return str(name)
 
 

@@ -1,9 +1,9 @@
 """The forward pass: token ids in, a layer's states out.
 
-On a CPU, decoders of the Llama shape go through `decoder.py`; everything else goes through transformers. There rows are
-padded on the right. A causal model needs no mask then, because no real token can see the padding behind it; a
-bidirectional one gets a mask. States come back without padding, one row after the other, with offsets: whoever pools
-them carries lengths and never guesses from a mask.
+On a CPU, decoders of the Llama shape go through `decoder.py`; everything else goes through transformers: packed without
+padding where a GPU has a kernel for it (`varlen.py`), else padded on the right. A causal model needs no mask then,
+because no real token can see the padding behind it; a bidirectional one gets a mask. States come back without padding,
+one row after the other, with offsets: whoever pools them carries lengths and never guesses from a mask.
 """
 
 import json
@@ -17,10 +17,11 @@ import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as FILLS_GAPS
 from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
-from retbench.engines import peak_throughput, remote_code, rotary_positions
+from retbench.engines import peak_throughput, remote_code, rotary_positions, varlen
 from retbench.engines.memory import keep_pages
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 from retbench.engines.padding import pad_rows
@@ -61,8 +62,10 @@ class Backbone:
 
     @property
     def kernel(self) -> str:
-        """What computes attention: products in blocks of our own, PyTorch's kernel, or plain steps."""
-        return "blocks" if supports_packed_decoding(self.model) else str(self.model.config._attn_implementation)
+        """What computes attention: products in blocks of our own, PyTorch's kernel (packed, padded), or plain steps."""
+        if supports_packed_decoding(self.model):
+            return "blocks"
+        return "varlen" if varlen.kernel(self.model) else str(self.model.config._attn_implementation)
 
     def reach(self) -> float | None:
         """Tokens a second that its matrix products alone would allow here; none where they are in no linear layers."""
@@ -82,6 +85,9 @@ class Backbone:
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
         if supports_packed_decoding(self.model):
             return States(PackedDecoder(self.model)(rows, self.causal, self.layer), offsets)
+        if varlen.kernel(self.model) and varlen.fits(self.model, rows):
+            output = varlen.run(self.model, rows, self.causal, **self._wanted)
+            return States(self._chosen(output)[0], offsets.to(self.device))
         turning = rotary_positions.find_dynamic_rope(self.model)
         flat = rotary_positions.run_by_length(turning, rows, self._padded) if turning else self._padded(rows)
         return States(flat, offsets.to(self.device))
@@ -90,16 +96,22 @@ class Backbone:
         """The states of rows through transformers, padded on the right meanwhile."""
         padded = pad_rows(rows)
         real = padded.token_mask.to(self.device)
-        wanted: dict[str, Any] = {} if self.causal else {"attention_mask": real.long()}
-        if self.causal or self.turned:
-            wanted |= {"use_cache": False}
+        masked = {} if self.causal else {"attention_mask": real.long()}
+        return self._chosen(self.model(input_ids=padded.ids.to(self.device), **masked, **self._wanted))[real]
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """What the model must be asked for beside ids."""
+        wanted: dict[str, Any] = {"use_cache": False} if self.causal or self.turned else {}
         if self.turned:
             wanted |= {"is_causal": False}
         if self.layer is not None:
             wanted |= {"output_hidden_states": True}
-        output = self.model(input_ids=padded.ids.to(self.device), **wanted)
-        states = output.last_hidden_state if self.layer is None else output.hidden_states[self.layer]
-        return torch.as_tensor(states[real])
+        return wanted
+
+    def _chosen(self, output: Any) -> torch.Tensor:
+        """The states of the layer."""
+        return torch.as_tensor(output.last_hidden_state if self.layer is None else output.hidden_states[self.layer])
 
 
 def is_causal(folder: Path) -> bool:
@@ -123,7 +135,9 @@ def _config(folder: Path) -> dict[str, Any]:
 def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder; code of its own only where it is trusted."""
     with remote_code.explain_refused_code(folder):
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code.is_remote_code_trusted())
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=remote_code.is_remote_code_trusted()
+        )
     return loaded
 
 
@@ -150,6 +164,11 @@ def load(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = No
         rotary_positions.apply_rope_scaling(wanted["config"], rope)
     model = part.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention(folder), trust_remote_code=trust,
-        use_safetensors=True, **wanted,
+        use_safetensors=True, **straight_to(device), **wanted,
     )  # fmt: skip
     return Backbone(model.to(device).eval(), tokenizer(folder), is_causal(folder), dtype, device)
+
+
+def straight_to(device: torch.device) -> dict[str, Any]:
+    """What makes transformers read a file into a GPU's memory, not into the host's first; accelerate does it."""
+    return {"device_map": {"": device}} if device.type == "cuda" and is_accelerate_available() else {}

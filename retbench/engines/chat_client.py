@@ -11,7 +11,7 @@ from typing import Any
 
 from retbench.cards.text_parsers import parse_json
 from retbench.engines.generator import GeneratedAnswer
-from retbench.engines.http_client import TransientError, EndpointServer
+from retbench.engines.http_client import EndpointServer, TransientError
 from retbench.errors import UsageError
 
 TOP_LOGPROBS = 20  # the most likely tokens a server is asked to name
@@ -49,7 +49,9 @@ class ChatClient:
                 found = parse_json(content)
                 text, odds = take(found["choices"][0])
                 usage = found.get("usage") or {}
-                return GeneratedAnswer(text, odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)))
+                return GeneratedAnswer(
+                    text, odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+                )
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as problem:
                 raise TransientError(f"an answer without a message ({problem!r:.80})") from None
 

@@ -1,5 +1,7 @@
 """The device to compute on, and whether it multiplies bfloat16 fast."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,3 +36,15 @@ def choose_dtype(card: ModelCard, causal: bool) -> Dtype:
     small_encoder = not causal and (card.parameters or 0) < SMALL_MODEL_PARAMETERS
     wanted: Dtype = card.dtype or ("float32" if small_encoder else "bfloat16")
     return "float32" if wanted == "bfloat16" and not has_fast_bf16() else wanted
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Products in float32 are products in float32 meanwhile, whatever the machine's owner set: no TF32 on CUDA."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.text_parsers import parse_json
-from retbench.engines.http_client import TransientError, EndpointServer
+from retbench.engines.http_client import EndpointServer, TransientError
 from retbench.errors import DataError
 
 

@@ -29,7 +29,9 @@ PROVENANCE_KEYS = ("transformers_version", "_name_or_path")
 def compute_folder_fingerprint(folder: Path) -> str:
     """The fingerprint of a Hugging Face folder; its name, its place and the version that wrote it do not matter."""
     sums = {file.name: cached_sha256(file) for pattern in IDENTITY_PATTERNS for file in folder.glob(pattern)}
-    config = {key: value for key, value in read_json_object(folder / "config.json").items() if key not in PROVENANCE_KEYS}
+    config = {
+        key: value for key, value in read_json_object(folder / "config.json").items() if key not in PROVENANCE_KEYS
+    }
     sums["config.json"] = hashlib.sha256(_encode_canonical_json(config)).hexdigest()
     return hashlib.sha256(_encode_canonical_json(sums)).hexdigest()
 

@@ -93,7 +93,8 @@ class GeneratorBase:
     def find_yes_no_tokens(self) -> tuple[list[int], list[int]]:
         """The first token of every spelling of yes, and of no; one that begins both says neither."""
         yes, no = (
-            {self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (YES_SPELLINGS, NO_SPELLINGS)
+            {self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words}
+            for words in (YES_SPELLINGS, NO_SPELLINGS)
         )
         if not (yes - no and no - yes):
             raise UsageError(f"yes and no begin with the same token of {self.name}", "use listwise, or another model")
@@ -158,7 +159,10 @@ class TransformersGenerator(GeneratorBase):
         yes, no = self.find_yes_no_tokens()
         answers = []
         for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-            rows = [np.array(self.tokenize_prompt(prompt), dtype=np.int64) for prompt in prompts[start : start + PROMPTS_PER_BATCH]]
+            rows = [
+                np.array(self.tokenize_prompt(prompt), dtype=np.int64)
+                for prompt in prompts[start : start + PROMPTS_PER_BATCH]
+            ]
             flat, offsets = loaded.states(rows)
             logits = top.compute_logits(flat[offsets[1:] - 1])
             values = logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)

@@ -8,7 +8,7 @@ from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.user_config import require_disk_space
 from retbench.engines import fingerprints, model_folders
-from retbench.engines.weights_cache import PreparedWeights, OnMessage
+from retbench.engines.weights_cache import OnMessage, PreparedWeights
 from retbench.errors import DataError, MissingError
 
 # Second copies of the weights in other layouts, which the patterns of safe files would also match.

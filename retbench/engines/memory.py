@@ -14,6 +14,10 @@ from retbench.engines.device import get_device
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 KEPT_FREE = 0.2  # of the GPU's memory: fragments, and what others start
 PROBES = (1, 3)  # rows of the longest length; the difference is what two of them need
+LACKS = (  # the words of torch's CPU allocator, of CUDA itself and of its libraries
+    "can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 KERNELS = "128"  # many batches' worth; its own 1,024 would take a gigabyte in the end
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
@@ -98,8 +102,7 @@ def token_budget(run: Callable[[int], object], longest: int, ceiling: int) -> in
 
 def ran_out(problem: BaseException) -> bool:
     """True for a real lack of memory and for nothing else."""
-    lacks = ("can't allocate memory", "not enough memory")  # the words of torch's CPU allocator
-    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(words in str(problem) for words in lacks)
+    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(words in str(problem) for words in LACKS)
 
 
 def release() -> None:

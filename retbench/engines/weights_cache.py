@@ -68,7 +68,9 @@ def read_manifest(folder: Path) -> WeightsManifest | None:
     return manifest
 
 
-def get_or_create(folder: Path, wanted: Callable[[WeightsManifest], bool], make: Callable[[Path], PreparedWeights]) -> WeightsManifest:
+def get_or_create(
+    folder: Path, wanted: Callable[[WeightsManifest], bool], make: Callable[[Path], PreparedWeights]
+) -> WeightsManifest:
     """The finished `folder`: the one that is there when it is the `wanted` one, else what `make` builds.
 
     One process builds; others that want the same wait for it.

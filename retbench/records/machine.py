@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,21 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "commit": _commit(),
+        **_gpu(sys.modules.get("torch")),
+    }
+
+
+def _gpu(torch: Any) -> dict[str, Any]:
+    """The GPUs that computed; nothing where none did. torch is looked at where it is loaded, never loaded for this."""
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "gpu": names[torch.cuda.current_device()],  # the name that a price in retbench.toml goes by
+        "gpus": names,
+        "cuda": torch.version.cuda,
+        "driver": _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "float32_matmul": torch.backends.cuda.matmul.fp32_precision,
     }
 
 
@@ -44,9 +60,13 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return _told("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def _told(*command: str) -> str | None:
+    """The first line a program says; none where there is no such program, or it says nothing."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # there is no git here
+    except OSError:
         return None
-    return answer.stdout.strip() or None
+    return next(iter(answer.stdout.strip().splitlines()), None) if answer.returncode == 0 else None

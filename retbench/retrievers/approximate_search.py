@@ -36,7 +36,12 @@ def search_approximately(
         if len(rows)
     ]
     recall = float(np.mean(shares)) if shares else 1.0
-    return ranking, {"search": format_ann_settings(ann_settings), "recall": recall, "at": k, "sampled_queries": len(chosen)}
+    return ranking, {
+        "search": format_ann_settings(ann_settings),
+        "recall": recall,
+        "at": k,
+        "sampled_queries": len(chosen),
+    }
 
 
 class ApproximateIndex:
@@ -53,7 +58,9 @@ class ApproximateIndex:
     @property
     def list_count(self) -> int:
         """How many lists an inverted index has."""
-        wanted = (self.ann_settings.lists if isinstance(self.ann_settings, IvfSettings) else 0) or int(4 * math.sqrt(self.documents))
+        wanted = (self.ann_settings.lists if isinstance(self.ann_settings, IvfSettings) else 0) or int(
+            4 * math.sqrt(self.documents)
+        )
         return max(1, min(wanted, self.documents))
 
     def index_while_streaming(self, blocks: Iterable[VectorBlock]) -> Iterator[VectorBlock]:
@@ -83,7 +90,9 @@ class ApproximateIndex:
             graph = self.faiss.IndexHNSWFlat(width, self.ann_settings.links, product)
             graph.hnsw.efConstruction, graph.hnsw.efSearch = self.ann_settings.building, self.ann_settings.breadth
             return graph
-        index = self.faiss.IndexIVFFlat(self.faiss.IndexFlatIP(width), width, min(self.list_count, len(vectors)), product)
+        index = self.faiss.IndexIVFFlat(
+            self.faiss.IndexFlatIP(width), width, min(self.list_count, len(vectors)), product
+        )
         index.nprobe = self.ann_settings.probes
         index.cp.min_points_per_centroid = 1  # a small corpus is no reason to warn on stderr
         index.train(vectors)

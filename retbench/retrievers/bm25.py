@@ -5,7 +5,6 @@ A document without any of the query's words is not retrieved; equal scores are o
 
 from collections.abc import Iterable, Iterator
 
-import bm25s
 import numpy as np
 
 from retbench.cards.model import LexicalSettings
@@ -17,6 +16,8 @@ class BM25Index:
     """An index over the texts of one corpus."""
 
     def __init__(self, settings: LexicalSettings, documents: Iterable[str]) -> None:
+        import bm25s  # not needed by dense runs
+
         self.terms = TermExtractor(settings)
         self.index = bm25s.BM25(method=settings.variant, k1=settings.k1, b=settings.b)
         self.index.index(self.terms(documents), show_progress=False)

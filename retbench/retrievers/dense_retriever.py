@@ -24,7 +24,7 @@ from retbench.retrievers.inverted_index import InvertedIndex
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.score_fusion import fuse_rankings
 from retbench.store.embedding_cache import open_store
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 
 ROLES: tuple[Role, ...] = ("query", "document")
 FUSED_DEPTH = 1000  # documents a side, as in PromptReps; the scores of a hybrid depend on it
@@ -124,7 +124,8 @@ class Dense:
         """By role: tokens, truncation and plan, as the store wrote them down; what it took over all tries."""
         stores = {role: self._store(role) for role in ROLES}
         roles: dict[str, Any] = {
-            role: {**store.load_or_create_plan(dict), **asdict(store.compute_total_cost()), **store.read_manifest()} for role, store in stores.items()
+            role: {**store.load_or_create_plan(dict), **asdict(store.compute_total_cost()), **store.read_manifest()}
+            for role, store in stores.items()
         }
         return {**roles, **self.told}
 

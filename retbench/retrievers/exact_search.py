@@ -26,13 +26,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retbench.engines.device import get_device, has_fast_bf16
-from retbench.engines.memory import keep_pages
+from retbench.engines.device import get_device, has_fast_bf16, true_float32
+from retbench.engines.memory import keep_pages, ran_out, release
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
 
 QUERY_TILE = 512
 DOCUMENT_TILE = 2048
+WIDER = 8  # tiles on a GPU, which small products leave idle
 WINDOW_ROWS, WINDOW_BYTES = 1 << 15, 1 << 28  # of documents whose candidates are found before any is scored again
 GROUP = 8  # documents of which only the best rough score is looked at first
 PAIRS = 1 << 16  # scored at once where the device has no kernel for it
@@ -47,13 +48,29 @@ def search(queries: np.ndarray, blocks: Iterable[VectorBlock], k: int) -> Rankin
     keep_pages()
     here = get_device() if get_device().type == "cuda" else torch.device("cpu")
     dtype = torch.bfloat16 if has_fast_bf16() and len(queries) >= FEW else torch.float32
-    starts = range(0, len(queries), QUERY_TILE)
-    tops = [Top(torch.from_numpy(queries[at : at + QUERY_TILE]).to(here), k) for at in starts]
+    tile = QUERY_TILE * _wider(here)
+    starts = range(0, len(queries), tile)
+    tops = [Top(torch.from_numpy(queries[at : at + tile]).to(here), k) for at in starts]
     for window in _windows(blocks, here, dtype):
-        for top in tops:
-            top.add(window)
+        tops = [part for top in tops for part in _added(top, window)]
     found = [top.sorted() for top in tops]
     return Ranking([r for rows, _ in found for r in rows], [s for _, scores in found for s in scores])
+
+
+def _wider(here: torch.device) -> int:
+    return WIDER if here.type == "cuda" else 1
+
+
+def _added(top: "Top", window: "Window") -> list["Top"]:
+    """A tile of queries after a window; where memory runs out, its halves."""
+    try:
+        top.add(window)
+        return [top]
+    except RuntimeError as problem:
+        if len(top.queries) == 1 or not ran_out(problem):
+            raise
+    release()
+    return [part for half in top.halves() for part in _added(half, window)]
 
 
 @dataclass(frozen=True)
@@ -69,7 +86,7 @@ class Window:
     def of(rows: list[torch.Tensor], parts: list[torch.Tensor], dtype: torch.dtype) -> "Window":
         """Round the vectors once for all queries."""
         count, width = sum(map(len, rows)), parts[0].shape[1]
-        tile = min(DOCUMENT_TILE, math.ceil(count / GROUP) * GROUP)
+        tile = min(DOCUMENT_TILE * _wider(parts[0].device), math.ceil(count / GROUP) * GROUP)
         tiles = torch.empty((math.ceil(count / tile), tile, width), dtype=dtype, device=parts[0].device)
         flat, start, lengths = tiles.view(-1, width), 0, []
         for part in parts:
@@ -116,6 +133,14 @@ class Top:
         self.keys = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
         self.group = max(1, min(GROUP, DOCUMENT_TILE // (2 * k)))
 
+    def halves(self) -> "tuple[Top, Top]":
+        """Its queries as two tiles."""
+        middle = len(self.queries) // 2
+        parts = (Top(self.queries[:middle], self.k), Top(self.queries[middle:], self.k))
+        parts[0].keys, parts[1].keys = self.keys[:middle], self.keys[middle:]
+        return parts
+
+    @true_float32()
     def add(self, window: Window) -> None:
         """Let a window of documents compete with the best so far."""
         pairs = self._candidates(window)
@@ -215,7 +240,16 @@ def gathered(
 ) -> torch.Tensor:
     """The products of some pairs, on any device."""
     pairs = zip(torch.split(places, PAIRS), torch.split(owners, PAIRS), strict=True)
-    return torch.cat([(documents[place] * queries[owner]).sum(dim=1) for place, owner in pairs])
+    return torch.cat([_folded(documents[place] * queries[owner]) for place, owner in pairs])
+
+
+def _folded(products: torch.Tensor) -> torch.Tensor:
+    """Sums of lines, half upon half; a kernel's own sum goes another way for another number of lines."""
+    while (width := products.shape[1]) > 1:
+        half = (width + 1) // 2
+        products[:, : width - half] += products[:, half:]
+        products = products[:, :half]
+    return products[:, 0]
 
 
 def sampled(documents: torch.Tensor, queries: torch.Tensor, places: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:

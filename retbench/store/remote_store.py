@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from retbench.errors import DataError, ResourceError
-from retbench.store.shard_store import PLAN, VectorBlock, ShardStore, write_file_atomically
+from retbench.store.shard_store import PLAN, ShardStore, VectorBlock, write_file_atomically
 from retbench.store.vector_formats import VectorDtype
 
 
@@ -99,7 +99,9 @@ class RemoteShardStore:
                 f"remove {store.folder} to go on with that plan, or give another store=",
             )
 
-    def write_shard(self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0) -> VectorBlock:
+    def write_shard(
+        self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0
+    ) -> VectorBlock:
         """Store one finished shard, as a store does."""
         with TemporaryDirectory() as folder:
             store = ShardStore(Path(folder), self.vector_dtype)

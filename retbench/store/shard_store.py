@@ -159,7 +159,9 @@ class ShardStore:
         tensors = load(content)
         return VectorBlock(tensors["rows"], decode_vectors(tensors))
 
-    def write_shard(self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0) -> VectorBlock:
+    def write_shard(
+        self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0
+    ) -> VectorBlock:
         """Store one finished shard and what it took; the block as it will be read from now on."""
         tensors = {"rows": block.rows.astype(np.int64), **VECTOR_FORMATS[self.vector_dtype].encode(block.vectors)}
         content = save(tensors)

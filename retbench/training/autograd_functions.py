@@ -163,7 +163,9 @@ class _CausalAttentionFunction(Function):
         to_q, to_k, to_v = (torch.empty_like(part) for part in (queries, keys, values))
         mean, shared = (gradient * found).sum(-1, keepdim=True), keys.shape[1]
         for block in _iterate_blocks(ctx.packed, queries.shape[1]):
-            q, k, v, slope, level = (_split_heads(part, block, shared) for part in (queries, keys, values, gradient, mean))
+            q, k, v, slope, level = (
+                _split_heads(part, block, shared) for part in (queries, keys, values, gradient, mean)
+            )
             looks = _attention_probabilities(q, k, block)
             _merge_heads(to_v, torch.bmm(looks.transpose(1, 2), slope), block, shared)
             scores = torch.bmm(slope, v.transpose(1, 2)).sub_(level).mul_(looks)

@@ -22,7 +22,7 @@ from torch import nn
 
 from retbench.errors import DataError, ResourceError, convert_to_resource_error
 from retbench.store.shard_store import flush_to_disk
-from retbench.training.fsdp import shard_like, gather_tensor
+from retbench.training.fsdp import gather_tensor, shard_like
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,9 @@ def _write_files(folder: Path, tensors: dict[str, torch.Tensor], progress: Train
         flush_to_disk(path)
 
 
-def collect_state(weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[str, torch.Tensor]:
+def collect_state(
+    weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None
+) -> dict[str, torch.Tensor]:
     """Trained weights and the optimiser's moments, put together where they are shared out: every process must ask."""
     tensors = {f"weight:{name}": gather_tensor(weight.detach()).contiguous() for name, weight in weights.items()}
     moments = optimiser.state if optimiser else {}
@@ -86,7 +88,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".partial")
 
 
-def load_checkpoint(folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> TrainingProgress:
+def load_checkpoint(
+    folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> TrainingProgress:
     """Take up the last checkpoint; without one, a run starts at its beginning."""
     found = [(place, progress) for place in list_checkpoints(folder) if (progress := _read_progress(place))]
     if not found:

@@ -64,8 +64,13 @@ class BatchSampler:
     def sample_rows(self, step: int) -> tuple[int, list[np.ndarray]]:
         """The epoch and the rows of a step's contrasts."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        rows = _permute_queries(self.queries, self.seed, epoch)[place * self.queries_per_step : (place + 1) * self.queries_per_step]
-        return epoch, [rows[start : start + self.batch.contrastive_batch_size] for start in range(0, len(rows), self.batch.contrastive_batch_size)]
+        rows = _permute_queries(self.queries, self.seed, epoch)[
+            place * self.queries_per_step : (place + 1) * self.queries_per_step
+        ]
+        return epoch, [
+            rows[start : start + self.batch.contrastive_batch_size]
+            for start in range(0, len(rows), self.batch.contrastive_batch_size)
+        ]
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +88,9 @@ class LabelledBatchSource:
 
     def __post_init__(self) -> None:
         if self.settings.distillation_weight and any(query.scores is None for query in self.training_set.queries):
-            raise DataError(f"{self.training_set.name} has no teacher's scores", "add `scores`, or set distillation = 0")
+            raise DataError(
+                f"{self.training_set.name} has no teacher's scores", "add `scores`, or set distillation = 0"
+            )
         if len(self.training_set.queries) * (1 + self.settings.hard_negatives) < 2:
             raise DataError(f"{self.training_set.name} holds one pair: there is nothing to contrast", "add pairs")
 
@@ -93,16 +100,22 @@ class LabelledBatchSource:
     def build_batch(self, rows: np.ndarray, epoch: int) -> ContrastiveBatch:
         """The contrast of these queries."""
         queries = [self.training_set.queries[int(row)] for row in rows]
-        drawn = [self._draw_passages(query, (self.seed, epoch, int(row))) for query, row in zip(queries, rows, strict=True)]
+        drawn = [
+            self._draw_passages(query, (self.seed, epoch, int(row))) for query, row in zip(queries, rows, strict=True)
+        ]
         picks = [(q, *pick) for q, (first, _) in enumerate(drawn) for pick in first]
         picks += [(q, *pick) for q, (_, rest) in enumerate(drawn) for pick in rest]
         right = [set(query.positives) for query in queries]
         relevant = np.array([[passage in positives for _, passage, _ in picks] for positives in right])
         teacher = np.array([score for _, _, score in picks]) if self.settings.distillation_weight else None
         passages = [self.training_set.passages[passage] for _, passage, _ in picks]
-        return ContrastiveBatch([q.text for q in queries], passages, np.array([q for q, _, _ in picks]), relevant, teacher)
+        return ContrastiveBatch(
+            [q.text for q in queries], passages, np.array([q for q, _, _ in picks]), relevant, teacher
+        )
 
-    def _draw_passages(self, query: TrainingQuery, seed: tuple[int, ...]) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    def _draw_passages(
+        self, query: TrainingQuery, seed: tuple[int, ...]
+    ) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
         """A positive and the negatives, each with a teacher's score where there is one."""
         draw, count = np.random.default_rng(seed), self.settings.hard_negatives
         scores = query.scores or (0.0,) * (len(query.positives) + len(query.negatives))

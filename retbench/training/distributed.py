@@ -11,7 +11,9 @@ from torch.distributed.tensor import DTensor
 
 from retbench.engines.device import get_device
 
-COLLECTIVE_TIMEOUT = timedelta(days=1)  # while one process scores or writes, the others wait; torch gives up after ten minutes
+COLLECTIVE_TIMEOUT = timedelta(
+    days=1
+)  # while one process scores or writes, the others wait; torch gives up after ten minutes
 
 
 def join_processes() -> None:

@@ -23,7 +23,9 @@ from retbench.training.losses import contrastive_loss, ranknet_loss
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
 
 
-def backward_batch(trainee: TrainableEncoder, group: ContrastiveBatch, weight: float, seed: tuple[int, ...]) -> tuple[float, int]:
+def backward_batch(
+    trainee: TrainableEncoder, group: ContrastiveBatch, weight: float, seed: tuple[int, ...]
+) -> tuple[float, int]:
     """Add the group's gradient times `weight` to the weights; the loss, and the tokens run here."""
     own = _select_own_rows(group)
     texts, ends = [*group.queries, *group.passages, *group.list_prompts], len(group.queries) + len(group.passages)
@@ -56,7 +58,9 @@ def backward_batch(trainee: TrainableEncoder, group: ContrastiveBatch, weight: f
     return float(value.detach()), len(tokens.flat)
 
 
-def _backward_cached(trainee: TrainableEncoder, tokens: TokenizedTexts, plan: list[tuple[np.ndarray, int]], vectors: Tensor) -> None:
+def _backward_cached(
+    trainee: TrainableEncoder, tokens: TokenizedTexts, plan: list[tuple[np.ndarray, int]], vectors: Tensor
+) -> None:
     assert vectors.grad is not None  # noqa: S101  # for the type checker: backward has just filled it
     for part, seed in plan:
         once_more = trainee.encode(tokens.select(part), seed)

@@ -21,7 +21,9 @@ from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import write_file_atomically
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
-SCORE_DEPTH = 1000  # how far a positive is looked for when a margin needs its score; one beyond counts as the thousandth
+SCORE_DEPTH = (
+    1000  # how far a positive is looked for when a margin needs its score; one beyond counts as the thousandth
+)
 
 Ranker = Callable[[list[str], int], Ranking]
 
@@ -42,14 +44,18 @@ def mine_hard_negatives(training: TrainingSet, mining: MiningSettings, ranker: R
         for query, pair in zip(training.queries, zip(found.rows, found.scores, strict=True), strict=True)
     ]
     kept = [replace(query, negatives=own, scores=None) for query, own in zip(training.queries, rows, strict=True)]
-    return training.with_queries(kept, negatives={"miner": miner, **_describe_settings(mining), "mined": sum(map(len, rows))})
+    return training.with_queries(
+        kept, negatives={"miner": miner, **_describe_settings(mining), "mined": sum(map(len, rows))}
+    )
 
 
 def _describe_settings(mining: MiningSettings) -> dict[str, Any]:
     return {key: value for key, value in asdict(mining).items() if key != "file" and value is not None}
 
 
-def _select_negatives(query: TrainingQuery, rows: np.ndarray, scores: np.ndarray, mining: MiningSettings) -> tuple[int, ...]:
+def _select_negatives(
+    query: TrainingQuery, rows: np.ndarray, scores: np.ndarray, mining: MiningSettings
+) -> tuple[int, ...]:
     relevant = np.isin(rows, query.positives)
     rank = np.cumsum(~relevant)  # places among what is not relevant, from 1
     wanted = ~relevant & (rank >= mining.rank_from) & (rank <= mining.rank_to)

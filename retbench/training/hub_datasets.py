@@ -16,7 +16,9 @@ class HubTrainingSet(NamedTuple):
     evaluation_tasks: tuple[str, ...]
 
 
-HUB_SETS = {"msmarco": HubTrainingSet("Tevatron/msmarco-passage-aug", "train", ("msmarco-dev", "trec-dl-2019", "trec-dl-2020"))}
+HUB_SETS = {
+    "msmarco": HubTrainingSet("Tevatron/msmarco-passage-aug", "train", ("msmarco-dev", "trec-dl-2019", "trec-dl-2020"))
+}
 
 OFFLINE_HINT = (
     "run it on a connected machine, bring the datasets cache, or give a folder in MS MARCO's own layout "

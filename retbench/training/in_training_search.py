@@ -17,15 +17,24 @@ Advance = Callable[[int, int], None]
 
 
 def rank_passages(
-    trainee: TrainableEncoder, queries: Sequence[str], passages: Sequence[str], k: int, limits: tuple[int, int], advance: Advance
+    trainee: TrainableEncoder,
+    queries: Sequence[str],
+    passages: Sequence[str],
+    k: int,
+    limits: tuple[int, int],
+    advance: Advance,
 ) -> Ranking:
     """The k best passages of every query, by the weights as they are now; limits are those of the two sides."""
-    asked = np.concatenate([block.vectors for block in iterate_embeddings(trainee, queries, "query", limits[0], advance)])
+    asked = np.concatenate(
+        [block.vectors for block in iterate_embeddings(trainee, queries, "query", limits[0], advance)]
+    )
     return search(asked, iterate_embeddings(trainee, passages, "document", limits[1], advance), k)
 
 
 @torch.no_grad()
-def iterate_embeddings(trainee: TrainableEncoder, texts: Sequence[str], role: Role, limit: int, advance: Advance) -> Iterator[VectorBlock]:
+def iterate_embeddings(
+    trainee: TrainableEncoder, texts: Sequence[str], role: Role, limit: int, advance: Advance
+) -> Iterator[VectorBlock]:
     """Unit vectors of all texts, in order, block by block."""
     was_training = trainee.model.training
     trainee.model.eval()

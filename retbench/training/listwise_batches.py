@@ -69,4 +69,6 @@ class ListwiseBatchSource:
         shown = [self.training_set.passages[passages[place]] for place in draw.permutation(len(passages))]
         share = min(self.document_limit, (self.settings.max_tokens - PROMPT_OVERHEAD) // len(shown))
         spoken = self.listwise_prompt.prompt_tokenizer.tokenizer
-        return build_listwise_prompt(query.text, self.listwise_prompt.truncate_texts(shown, share), TRAINING_TEMPLATE) + str(spoken.pad_token or spoken.eos_token or "")
+        return build_listwise_prompt(
+            query.text, self.listwise_prompt.truncate_texts(shown, share), TRAINING_TEMPLATE
+        ) + str(spoken.pad_token or spoken.eos_token or "")

@@ -9,7 +9,9 @@ from retbench.cards.recipe import ContrastiveSettings
 from retbench.training.contrastive_batches import ContrastiveBatch
 
 
-def contrastive_loss(queries: Tensor, passages: Tensor, group: ContrastiveBatch, contrast: ContrastiveSettings) -> Tensor:
+def contrastive_loss(
+    queries: Tensor, passages: Tensor, group: ContrastiveBatch, contrast: ContrastiveSettings
+) -> Tensor:
     """The mean over the group's queries; with shorter widths, the mean over all widths."""
     widths = [queries.shape[1], *contrast.matryoshka_dimensions]
     parts = [_loss_at_width(queries[:, :width], passages[:, :width], group, contrast) for width in widths]
@@ -19,7 +21,9 @@ def contrastive_loss(queries: Tensor, passages: Tensor, group: ContrastiveBatch,
 def ranknet_loss(lists: Tensor, passages: Tensor, group: ContrastiveBatch, temperature: float) -> Tensor:
     """How the prompts' vectors order their queries' own passages against the teacher: logistic, a mean over pairs."""
     cosine = functional.normalize(lists, dim=1) @ functional.normalize(passages, dim=1).T / temperature
-    owner, teacher = (torch.from_numpy(np.asarray(one)).to(cosine.device) for one in (group.owner, group.teacher_scores))
+    owner, teacher = (
+        torch.from_numpy(np.asarray(one)).to(cosine.device) for one in (group.owner, group.teacher_scores)
+    )
     own = cosine[owner, torch.arange(len(owner), device=cosine.device)]
     above = (owner[:, None] == owner[None, :]) & (teacher[:, None] > teacher[None, :])
     if not bool(above.any()):
@@ -39,7 +43,9 @@ def _loss_at_width(queries: Tensor, passages: Tensor, group: ContrastiveBatch, c
     if contrast.symmetric:
         value = (value + functional.cross_entropy(scores[:, : len(queries)].T, target)) / 2
     if contrast.distillation_weight and group.teacher_scores is not None:
-        value = (1 - contrast.distillation_weight) * value + contrast.distillation_weight * _distillation_loss(cosine, group, contrast)
+        value = (1 - contrast.distillation_weight) * value + contrast.distillation_weight * _distillation_loss(
+            cosine, group, contrast
+        )
     return value
 
 

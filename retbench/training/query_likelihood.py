@@ -128,7 +128,9 @@ class QueryLikelihoodObjective:
         for row in np.concatenate(groups).tolist():
             query, seed = self.training_set.queries[row], (self.seed, epoch, row)
             chosen = query.positives[int(np.random.default_rng(seed).integers(len(query.positives)))]
-            documents.append(corrupt_text(self.training_set.passages[chosen], settings.corruption_ratio, settings.mask_word, seed))
+            documents.append(
+                corrupt_text(self.training_set.passages[chosen], settings.corruption_ratio, settings.mask_word, seed)
+            )
             queries.append(query.text)
         return documents, queries
 
@@ -138,7 +140,9 @@ class QueryLikelihoodObjective:
         everything = sum(len(line.ids) - 1 for line in lines)
         own = lines[distributed.get_rank() :: distributed.get_world_size()]
         total = 0.0
-        for part in split_into_passes(np.array([len(line.ids) for line in own]), self.language_model.settings.batch.max_tokens):
+        for part in split_into_passes(
+            np.array([len(line.ids) for line in own]), self.language_model.settings.batch.max_tokens
+        ):
             rows = [own[int(row)] for row in part]
             logits, ids = self.language_model.compute_logits(rows)
             lengths = torch.tensor([len(line.ids) for line in rows], device=ids.device)

@@ -25,7 +25,9 @@ class CropBatchSource:
     index: BM25Index | None
 
     @staticmethod
-    def build(texts: Iterable[str], tokenizer: Any, crops: CropSettings, contrast: ContrastiveSettings, seed: int) -> "CropBatchSource":
+    def build(
+        texts: Iterable[str], tokenizer: Any, crops: CropSettings, contrast: ContrastiveSettings, seed: int
+    ) -> "CropBatchSource":
         """Texts of at least two of the shortest crops."""
         kept = list(dict.fromkeys(text for text in texts if len(_tokenize(tokenizer, text)) >= 2 * crops.min_tokens))
         if len(kept) < 2:

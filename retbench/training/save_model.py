@@ -85,7 +85,9 @@ def _write_weights(work: Path, trainee: TrainableEncoder, origin: ParentWeights,
         shutil.rmtree(trained)
 
 
-def _build_card(work: Path, name: str, trainee: TrainableEncoder, origin: ParentWeights, facts: dict[str, Any]) -> ModelCard:
+def _build_card(
+    work: Path, name: str, trainee: TrainableEncoder, origin: ParentWeights, facts: dict[str, Any]
+) -> ModelCard:
     parent, recipe = origin.card, trainee.recipe
     weights = work / (files.ADAPTER_WEIGHTS if (work / files.ADAPTER_WEIGHTS).exists() else "model.safetensors")
     card = ModelCard(

@@ -91,7 +91,13 @@ class TripleSampler:
 
 
 def compute_losses(
-    net: AdaptorNet, guess: AdaptorNet, queries: Tensor, documents: Tensor, negatives: Tensor, grades: Tensor, gaps: Tensor
+    net: AdaptorNet,
+    guess: AdaptorNet,
+    queries: Tensor,
+    documents: Tensor,
+    negatives: Tensor,
+    grades: Tensor,
+    gaps: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ranking, recovery and prediction of one batch; `negatives` has a row of documents for each query."""
     asked, found, other = (vectors + net(vectors) for vectors in (queries, documents, negatives))
@@ -105,7 +111,9 @@ def compute_losses(
     return ranking, moved.mean(), (grades * guessed).sum() / grades.sum()
 
 
-def train_with_loss_weights(lessons: AdaptorTrainingData, recipe: AdaptorRecipe, alpha: float, beta: float, score: ValidationScore) -> TrainedAdaptor:
+def train_with_loss_weights(
+    lessons: AdaptorTrainingData, recipe: AdaptorRecipe, alpha: float, beta: float, score: ValidationScore
+) -> TrainedAdaptor:
     """One pair of weights, until the validation score has not risen for as long as patience lasts."""
     width = lessons.queries.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -134,7 +142,9 @@ def train_with_loss_weights(lessons: AdaptorTrainingData, recipe: AdaptorRecipe,
     return best
 
 
-def search_loss_weights(lessons: AdaptorTrainingData, recipe: AdaptorRecipe, score: ValidationScore, tell: Callable[[TrainedAdaptor], None]) -> TrainedAdaptor:
+def search_loss_weights(
+    lessons: AdaptorTrainingData, recipe: AdaptorRecipe, score: ValidationScore, tell: Callable[[TrainedAdaptor], None]
+) -> TrainedAdaptor:
     """Every alpha with every beta; the best on the validation queries, the earlier one of equals."""
     best: TrainedAdaptor | None = None
     for alpha in recipe.alpha:

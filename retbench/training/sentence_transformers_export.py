@@ -73,7 +73,9 @@ def _check_token_ids(folder: Path, wording: PromptTokenizer, prefixes: dict[str,
     """The folder's own tokenizer must give the ids the model was trained on."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for role, prefix in prefixes.items():
-        theirs = tokenizer([prefix + text for text in PROBE_TEXTS], truncation=True, max_length=MAX_SEQ_LENGTH)["input_ids"]
+        theirs = tokenizer([prefix + text for text in PROBE_TEXTS], truncation=True, max_length=MAX_SEQ_LENGTH)[
+            "input_ids"
+        ]
         ours = wording.tokenize(PROBE_TEXTS, role, MAX_SEQ_LENGTH)  # type: ignore[arg-type]  # the keys are the two roles
         if [list(map(int, ours[row])) for row in range(len(PROBE_TEXTS))] != theirs:
             raise DataError(
@@ -94,7 +96,9 @@ def _write_modules(folder: Path, mode: str, width: int) -> None:
     chosen = {"cls": "cls_token", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens"}.get(mode, mode)
     flags = {f"pooling_mode_{name}": name == chosen for name in names}
     (folder / "1_Pooling").mkdir()
-    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True})
+    _write_json(
+        folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True}
+    )
     (folder / "2_Normalize").mkdir()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from retbench.cards.recipe import Recipe
 from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.encoders.pooling import POOLINGS, narrowed
-from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.padding import pad_rows
 from retbench.errors import DataError
 from retbench.training import packed_forward
@@ -36,7 +36,11 @@ class TrainableEncoder:
         """Token ids of queries, passages and lists, by the functions that evaluation uses."""
         found = self._tokenize_pairs(queries, passages)
         for one in map(self.listwise_prompt.tokenize, lists):
-            starts = None if found.pooling_starts is None else np.append(found.pooling_starts, 0 if one.pooling_starts is None else one.pooling_starts)
+            starts = (
+                None
+                if found.pooling_starts is None
+                else np.append(found.pooling_starts, 0 if one.pooling_starts is None else one.pooling_starts)
+            )
             ends = np.append(found.offsets, found.offsets[-1] + len(one.flat))
             found = TokenizedTexts(np.append(found.flat, one.flat), ends, 0, 0, starts)
         return found
@@ -45,7 +49,11 @@ class TrainableEncoder:
         lengths = self.recipe.lengths
         first = self.prompt_tokenizer.tokenize(queries, "query", lengths.query)
         second = self.prompt_tokenizer.tokenize(passages, "document", lengths.document)
-        starts = None if first.pooling_starts is None or second.pooling_starts is None else np.append(first.pooling_starts, second.pooling_starts)
+        starts = (
+            None
+            if first.pooling_starts is None or second.pooling_starts is None
+            else np.append(first.pooling_starts, second.pooling_starts)
+        )
         offsets = np.append(first.offsets, second.offsets[1:] + first.offsets[-1])
         return TokenizedTexts(np.append(first.flat, second.flat), offsets, 0, 0, starts)
 

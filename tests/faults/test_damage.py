@@ -37,7 +37,10 @@ damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 def documents(job: fake.Work) -> Path:
     """The folder with the documents' vectors."""
-    return max((p.parent for p in Path(job.cache).rglob("plan.json")), key=lambda f: ShardStore(f).load_or_create_plan(dict)["rows"])
+    return max(
+        (p.parent for p in Path(job.cache).rglob("plan.json")),
+        key=lambda f: ShardStore(f).load_or_create_plan(dict)["rows"],
+    )
 
 
 @damages

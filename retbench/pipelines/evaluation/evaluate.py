@@ -41,7 +41,9 @@ def _cells(request: Request, team: Team | None) -> Iterator[Cell]:
     methods = [catalog.find_method(name) for name in request.methods]
     chosen = parse_engine(request.engine)
     place = Place(request.out, request.show, request.say, request.command)
-    rerankers = RerankerChain(parse_rerankers(request.rerank), ModelResolver(request.say, partial(engaged, team=team)), place)
+    rerankers = RerankerChain(
+        parse_rerankers(request.rerank), ModelResolver(request.say, partial(engaged, team=team)), place
+    )
     for model in models:
         try:
             with reraise_resource_errors():

@@ -33,7 +33,9 @@ def _first(bench: EvaluationJob) -> tuple[First, bool]:
     return First(bench.draft(), bench.collection, bench.card, ranking), False
 
 
-def _preview(first: First, wanted: RerankerRequest, real: bool, bench: EvaluationJob, crew: ModelResolver) -> dict[str, Any]:
+def _preview(
+    first: First, wanted: RerankerRequest, real: bool, bench: EvaluationJob, crew: ModelResolver
+) -> dict[str, Any]:
     facts = {"rerank": wanted.spelling, "candidates": "the run on disk" if real else IMAGINED}
     try:
         judge = build_reranker_spec(wanted, first, bench.candidate, crew)

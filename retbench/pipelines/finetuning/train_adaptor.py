@@ -34,11 +34,12 @@ from retbench.retrievers.exact_search import search as nearest
 from retbench.scoring.metrics import score_run
 from retbench.scoring.significance import paired_test
 from retbench.store.shard_store import VectorBlock, write_file_atomically
-from retbench.training import training_data
-from retbench.training import save_model, search_adaptor
+from retbench.training import save_model, search_adaptor, training_data
 from retbench.training.training_data import TrainingRequest
 
-VALIDATION_POOL = 20_000  # documents that validation looks at while training; of a larger corpus, the first of each query
+VALIDATION_POOL = (
+    20_000  # documents that validation looks at while training; of a larger corpus, the first of each query
+)
 POOL_TOP_K = 200
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -192,7 +193,9 @@ class _ValidationScorer:
     def score_queries(self, change: Callable[[np.ndarray], np.ndarray]) -> list[float]:
         """nDCG@10 of each query."""
         documents = change(self.documents)
-        found = nearest(change(self.queries), [VectorBlock(np.arange(len(documents)), documents)], min(10, len(documents)))
+        found = nearest(
+            change(self.queries), [VectorBlock(np.arange(len(documents)), documents)], min(10, len(documents))
+        )
         ranked = {str(q): [str(row) for row in rows] for q, rows in enumerate(found.rows)}
         return [one["ndcg_at_10"] for one in score_run(ranked, self.judged, 100).values()]
 
@@ -209,7 +212,11 @@ def _verdict(vectors: AdaptorVectors, rows: np.ndarray, best: search_adaptor.Tra
 
 
 def _told(
-    vectors: AdaptorVectors, best: search_adaptor.TrainedAdaptor, verdict: ValidationResult, recipe: AdaptorRecipe, wish: TrainingRequest
+    vectors: AdaptorVectors,
+    best: search_adaptor.TrainedAdaptor,
+    verdict: ValidationResult,
+    recipe: AdaptorRecipe,
+    wish: TrainingRequest,
 ) -> TrainingProvenance:
     """What the card says about the training."""
     data = {"set": vectors.card.name, "split": vectors.card.split, "queries": len(vectors.queries)}
@@ -219,7 +226,12 @@ def _told(
 
 
 def _write(
-    folder: Path, name: str, vectors: AdaptorVectors, best: search_adaptor.TrainedAdaptor, words: str, training: TrainingProvenance
+    folder: Path,
+    name: str,
+    vectors: AdaptorVectors,
+    best: search_adaptor.TrainedAdaptor,
+    words: str,
+    training: TrainingProvenance,
 ) -> ModelCard:
     """The adaptor first, its card last."""
     folder.mkdir(parents=True, exist_ok=True)

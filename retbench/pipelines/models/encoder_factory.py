@@ -8,7 +8,7 @@ from retbench.cards.engine import Engine
 from retbench.cards.model import ModelCard
 from retbench.encoders.dense_encoder import BackboneEncoder, DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.external_encoders import TokenIdEncoder, EndpointEncoder
+from retbench.encoders.external_encoders import EndpointEncoder, TokenIdEncoder
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.sparse_encoder import SparseEncoder
 from retbench.engines import backbone, lm_head
@@ -67,7 +67,9 @@ class EncoderFactory:
             return vllm_engine.load_vllm_model(folder, spec.dtype, spec.method.pooling, spec.method.attention, within)
         from retbench.engines import sentence_transformers_engine
 
-        return sentence_transformers_engine.load_sentence_transformers_model(folder, spec.dtype, get_device(), spec.method.pooling)
+        return sentence_transformers_engine.load_sentence_transformers_model(
+            folder, spec.dtype, get_device(), spec.method.pooling
+        )
 
     def _forget(self) -> None:
         self.loaded.clear()

@@ -75,7 +75,9 @@ class ResolvedModel:
                 f"method {method.name} needs {lacks}, which the engine {self.engine.name} does not give",
                 "use another --method (retbench list methods) or another --engine",
             )
-        query, document = compute_length_limits(task, overrides.get("max_length", self.card.max_length), self.card.context_length)
+        query, document = compute_length_limits(
+            task, overrides.get("max_length", self.card.max_length), self.card.context_length
+        )
         # an instruction that no template asks for changes no vector and must not change a key
         wanted = any("{instruction}" in template for template in (method.query, method.document))
         instruction = (task.instruction or method.instruction) if wanted else ""

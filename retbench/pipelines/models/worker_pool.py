@@ -20,7 +20,7 @@ from retbench.cards.method import Role
 from retbench.cards.model import ModelCard
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.encoders.shard_tasks import Piece, Sink, Survey, Tell, compute, keep, survey
 from retbench.engines import backbone, fingerprints, memory, weights
 from retbench.errors import (
@@ -33,7 +33,7 @@ from retbench.errors import (
 )
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.store.remote_store import RemoteStorage
-from retbench.store.shard_store import VectorBlock, ShardStore
+from retbench.store.shard_store import ShardStore, VectorBlock
 
 log = logging.getLogger(__name__)
 

@@ -69,7 +69,9 @@ def foreign(file: Path, task: str, out: Path, command: str) -> tuple[First, Path
     """A run of another system, scored here and kept as a run of ours: it stands in the board beside its reranking."""
     card = catalog.find_task_card(task)
     collection = open_collection(card)
-    ranking = _ranking(scored_run(file), collection, file).filter_and_cut(collection, card.same_id == "drop", card.depth)
+    ranking = _ranking(scored_run(file), collection, file).filter_and_cut(
+        collection, card.same_id == "drop", card.depth
+    )
     named = ranking.to_document_ids(collection)
     per_query = score_run(named, collection.judgments, card.depth, card.relevant_from)
     record = _record(file, card, collection, mean_scores(per_query), command)

@@ -1,0 +1,147 @@
+"""LoRA by contrasts: the steps of `retbench finetune` against sentence-transformers' own trainer.
+
+Both have the same model in bfloat16, adapters of rank 16 on all linear layers in float32, the same pairs, batch and
+cuts, and in-batch softmax at temperature 0.05 over mean pooling. The first two steps are left out. Ours is measured
+with the recipe's bound of tokens a pass, and with a larger one; the other side runs a batch's queries at once, then its
+passages.
+"""
+
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from retbench.training.data import Wish
+
+from benchmarks.gpu import models
+from benchmarks.gpu.models import CUDA, DEVICE
+from benchmarks.gpu.peer import assembled
+from benchmarks.gpu.sheet import Sheet, free, median, synchronise
+from retbench.cards import catalog
+from retbench.cards.recipe import Recipe, changed
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.engines import memory
+from retbench.pipelines.finetuning.train_encoder import Course
+from retbench.training import lora
+from retbench.training.contrastive_batches import Labelled
+from retbench.training.train_forward import Trainee
+from retbench.training.train_loop import Run, Schedule
+from retbench.training.training_set import of_rows
+
+NAMES = ("0.5B", "7B") if CUDA else ("tiny qwen2",)
+BATCHES = {"0.5B": 64, "7B": 16, "tiny qwen2": 4}
+WARM, STEPS = 2, 12 if CUDA else 4
+LEAST = 5  # steps of each side that count, whatever the time: one step alone says little
+LARGE = 1 << 14  # tokens of a pass
+OURS, THEIRS, BY_RECIPE = "ours, passes of 16,384 tokens", "theirs", "ours, as the recipe"
+Pairs = list[tuple[str, str]]
+
+
+def measure(sheet: Sheet) -> None:
+    """Ours and theirs for each shape; a side has an equal share of what is left."""
+    sides = [(name, side) for name in NAMES for side in (OURS, THEIRS, BY_RECIPE)]
+    paces: dict[tuple[str, str], float] = {}
+    for number, (name, side) in enumerate(sides):
+        ends = time.time() + sheet.left() / (len(sides) - number)
+        if sheet.left() < 4:
+            sheet.row("skipped", model=name, side=side, why="the time was over")
+            continue
+        with sheet.caught("training", model=name, side=side):
+            facts = alone(name, side, ends)
+            paces[name, side] = facts["pairs_per_second"]
+            if (name, THEIRS) in paces and (name, OURS) in paces:
+                own = paces[name, BY_RECIPE if side == BY_RECIPE else OURS]
+                facts["times_theirs"] = round(own / paces[name, THEIRS], 3)
+            sheet.row("training", model=name, side=side, measured=CUDA, batch=BATCHES[name], **facts)
+        free()
+
+
+def alone(name: str, side: str, ends: float) -> dict[str, Any]:
+    """A fresh model, trained for some steps."""
+    model = models.made(models.shapes()[name])
+    vocabulary = int(model.config.vocab_size)
+    tokenizer = models.tokenizer_of(vocabulary)
+    batch = BATCHES[name]
+    pairs = drawn(batch * STEPS, vocabulary)
+    memory.reset_peak()
+    if side == THEIRS:
+        taken = theirs(model, tokenizer, pairs, batch, ends)
+    else:
+        taken = ours(model, tokenizer, pairs, recipe_of(batch, LARGE if side == OURS else None), ends)
+    kept = taken[WARM:] or taken
+    return {"pairs_per_second": round(batch / median(kept), 2), "peak_mb": round(memory.peak_mb()),
+            "steps": len(kept), "seconds": [round(one, 4) for one in taken]}  # fmt: skip
+
+
+def drawn(count: int, vocabulary: int) -> Pairs:
+    """Queries of about a dozen words, passages of the usual lengths."""
+    passages = models.drawn("passages", count * 90, vocabulary)[:count]
+    return [(" ".join(passage.split()[1:13]) + f" w{2 + row % 400}", passage) for row, passage in enumerate(passages)]
+
+
+def recipe_of(batch: int, tokens: int | None) -> Recipe:
+    """The recipe `quick` for a GPU."""
+    wanted = {"dtype": "bfloat16", "max_minutes": "none", "batch.contrast": str(batch), "batch.update": str(batch),
+              "lengths.document": "156"}  # fmt: skip
+    return changed(catalog.recipe("quick"), wanted | ({"batch.tokens": str(tokens)} if tokens else {}))
+
+
+def ours(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) -> list[float]:
+    """Seconds of the loop's own steps."""
+    training = of_rows("drawn", ((str(row), {"query": q, "positives": [p]}) for row, (q, p) in enumerate(pairs)))
+    adapted = lora.prepare(model, recipe)
+    trainee = Trainee(adapted, Wording(tokenizer, recipe.method), recipe, True, DEVICE)
+    source = Labelled(training, recipe.contrast, recipe.seed)
+    folder = Path(tempfile.mkdtemp())
+    course = Course(Wish("drawn", "random", recipe), "random", folder, cast(Any, None), trainee, source, {})
+    schedule = Schedule(STEPS, recipe.optimiser, 1000, 1000)
+    run = Run(adapted, lora.trained(adapted), schedule, course.backward, folder, course.first_text)
+    taken: list[float] = []
+    while len(taken) < STEPS and (len(taken) < WARM + LEAST or time.time() < ends):
+        started = time.perf_counter()
+        run._step()
+        synchronise()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def theirs(model: Any, tokenizer: Any, pairs: Pairs, batch: int, ends: float) -> list[float]:
+    """Seconds between two steps of the trainer: its loader and its collator are part of it, as ours are."""
+    import datasets
+    import sentence_transformers as st
+    from peft import LoraConfig
+    from sentence_transformers.sentence_transformer import losses
+    from transformers import TrainerCallback
+
+    whole = assembled(model, tokenizer, 156, "mean")
+    whole.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
+    columns = {"anchor": [query for query, _ in pairs], "positive": [passage for _, passage in pairs]}
+    marks: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.mark()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+            self.mark()
+            control.should_training_stop = len(marks) > WARM + LEAST and time.time() > ends
+            return control
+
+        def mark(self) -> None:
+            synchronise()
+            marks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = st.SentenceTransformerTrainingArguments(
+            output_dir=folder, per_device_train_batch_size=batch, max_steps=STEPS, learning_rate=5e-4, bf16=True,
+            use_cpu=not CUDA, save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        loss = losses.MultipleNegativesRankingLoss(whole, scale=20.0)
+        st.SentenceTransformerTrainer(
+            model=whole, args=arguments, train_dataset=datasets.Dataset.from_dict(columns), loss=loss,
+            callbacks=[Clock()],
+        ).train()  # fmt: skip
+    moved = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert moved, "no adapter was trained"
+    return [after - before for before, after in pairwise(marks)]

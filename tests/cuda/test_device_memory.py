@@ -1,0 +1,93 @@
+"""A GPU whose memory is really full: batches are halved, and a plan made there fits."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.cards import catalog
+from retbench.encoders import shard_tasks
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Tokens, Wording
+from retbench.encoders.shard_tasks import Piece
+from retbench.engines import backbone, memory
+from retbench.errors import ResourceError
+from tests import tiny
+
+LENGTH = 400
+LEFT = 400 << 20  # bytes that stay free
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> BackboneEncoder:
+    folder = tiny.build(tmp_path_factory.mktemp("models") / "tiny", intermediate_size=4096)
+    method = catalog.method("mean")
+    made = backbone.load(folder, "float32", device)
+    return BackboneEncoder(EncoderSpec("w", method, "", 512, 512, "float32"), made, Wording(made.tokenizer, method))
+
+
+@contextmanager
+def filled(left: int = LEFT) -> Iterator[None]:
+    """Somebody else has the rest of the GPU's memory."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    ballast = most(torch.cuda.mem_get_info()[0] - left)
+    try:
+        yield
+    finally:
+        del ballast
+        torch.cuda.empty_cache()
+
+
+def most(size: int) -> torch.Tensor:
+    """So many bytes, or what of them the driver gives in one piece."""
+    while True:
+        try:
+            return torch.empty(size, dtype=torch.uint8, device="cuda")
+        except torch.OutOfMemoryError:
+            size -= 8 << 20
+
+
+def tokens(texts: int, length: int = LENGTH) -> Tokens:
+    ids = np.random.default_rng(2).integers(2, tiny.VOCABULARY, texts * length).astype(np.int32)
+    return Tokens(ids, np.arange(texts + 1) * length, 0, 0)
+
+
+def computed(encoder: BackboneEncoder, batch: Tokens, size: int) -> shard_tasks.Made:
+    sizes = tuple(min(size, len(batch) - start) for start in range(0, len(batch), size))
+    return shard_tasks.compute(encoder, Piece(0, "document", np.arange(len(batch)), batch, sizes, 1), lambda *_: None)
+
+
+def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: BackboneEncoder) -> None:
+    batch = tokens(2048)
+    wanted = computed(loaded, batch, 64)
+    with filled():
+        found = computed(loaded, batch, 2048)
+    assert wanted.split_batches == 0
+    assert found.split_batches > 0
+    assert np.abs(found.block.vectors - wanted.block.vectors).max() < 1e-4
+
+
+def test_a_plan_made_with_little_memory_fits(cuda: torch.device, loaded: BackboneEncoder) -> None:
+    ceiling = 1 << 20
+    with filled():
+        budget = shard_tasks.survey(loaded, tokens(1), ceiling).budget
+        found = computed(loaded, tokens(2048), max(1, budget // LENGTH))
+    assert LENGTH <= budget < ceiling
+    assert found.split_batches == 0
+
+
+def test_one_text_that_does_not_fit_is_told(cuda: torch.device, loaded: BackboneEncoder) -> None:
+    computed(loaded, tokens(2), 2)  # kernels and their workspace are there
+    with filled(48 << 20), pytest.raises(ResourceError, match="does not fit into memory"):
+        computed(loaded, tokens(1, 100_000), 1)
+
+
+def test_what_is_said_when_memory_runs_out(cuda: torch.device) -> None:
+    with pytest.raises(RuntimeError) as problem:
+        torch.empty(1 << 60, dtype=torch.uint8, device="cuda")
+    assert memory.ran_out(problem.value)

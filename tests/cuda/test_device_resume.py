@@ -1,0 +1,57 @@
+"""A run on the device that was killed ends with the bytes of one that was not."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import fake
+from tests.test_lost import TEXTS, collection, finish, kept
+
+
+@pytest.fixture(scope="module")
+def server(device: torch.device) -> Iterator[fake.Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking for a GPU would spoil it for the forks
+        with fake.server() as started:
+            yield started
+
+
+@pytest.fixture
+def work(model: Path, tmp_path: Path) -> Callable[[str], fake.Work]:
+    task = collection(tmp_path / "killed")
+
+    def make(name: str) -> fake.Work:
+        places = {"out": str(tmp_path / name), "cache": str(tmp_path / f"cache-{name}")}
+        facts: dict[str, Any] = {**places, "log": str(tmp_path / f"{name}.log"), "real": True, "delay": 0.05}
+        return fake.Work(str(model), str(task), **facts)
+
+    return make
+
+
+def probed(device: torch.device) -> int:
+    """Texts that the memory probe embeds at each start: one and three of the longest, for queries and documents."""
+    return 2 * (1 + 3) if device.type == "cuda" else 0
+
+
+def test_a_killed_run_ends_like_one_that_was_not(
+    server: fake.Server, work: Callable[[str], fake.Work], device: torch.device
+) -> None:
+    whole, broken = work("whole"), work("broken")
+    finish(server, whole)
+    assert whole.computed() == TEXTS + probed(device)
+    for least in (12, 30):
+        pid = server.start(broken)
+        deadline = time.monotonic() + 30
+        while broken.computed() < least and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(pid, signal.SIGKILL)
+        assert server.status() == -signal.SIGKILL
+    finish(server, broken)
+    assert TEXTS <= broken.computed() <= TEXTS + 2 * fake.SHARD_ROWS + 2 * 8 + 3 * probed(device)
+    assert kept(broken) == kept(whole)

@@ -1,0 +1,118 @@
+"""Every method and every family of models gives on the device the vectors of plain transformers on a CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.cards import catalog
+from retbench.cards.method import Role
+from retbench.cards.model import Dtype
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import Wording
+from retbench.engines import backbone
+from tests import plain, tiny
+
+LEAST: dict[Dtype, float] = {"float32": 0.9999, "bfloat16": 0.99}
+LIMIT = 120
+TEXTS = (*tiny.SENTENCES[:5], "x", 'A "quoted" word, ünïcödé and 世界.', " ".join(tiny.SENTENCES))
+
+SIZES = {
+    "vocab_size": tiny.VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 600,
+    "pad_token_id": 1,
+}
+DECODER = {"num_key_value_heads": 2, "head_dim": 16}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", DECODER),
+    "mistral": ("mistral", {**DECODER, "sliding_window": None}),
+    "mistral with a window": ("mistral", {**DECODER, "sliding_window": 16}),
+    "qwen2": ("qwen2", {**DECODER}),
+    "qwen2 with a window": ("qwen2", {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 16,
+                                      "max_window_layers": 1}),
+    "qwen3": ("qwen3", DECODER),
+    "qwen2.5-vl's text part": ("qwen2_5_vl_text", {
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}),
+    "gemma": ("gemma", DECODER),
+    "gemma2": ("gemma2", {**DECODER, "sliding_window": 16}),
+    "gemma3's text part": ("gemma3_text", {**DECODER, "sliding_window": 16}),
+    "phi3": ("phi3", {"num_key_value_heads": 2}),
+    "pythia": ("gpt_neox", {}),
+    "bert": ("bert", {}),
+    "roberta": ("roberta", {}),
+    "xlm-roberta": ("xlm-roberta", {}),
+    "mpnet": ("mpnet", {}),
+    "modernbert": ("modernbert", {"local_attention": 16}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("decoder"))
+
+
+def family(name: str, folder: Path) -> Path:
+    """A random model whose norms and biases are random too: ones and zeros would hide a mistake."""
+    from transformers import AutoConfig, AutoModel
+
+    kind, config = FAMILIES[name]
+    torch.manual_seed(3)
+    model: Any = AutoModel.from_config(AutoConfig.for_model(kind, **{**SIZES, **config}))
+    for weight_name, weight in model.named_parameters():
+        offset = 1.0 if "norm" in weight_name.lower() and weight_name.endswith("weight") else 0.0
+        torch.nn.init.normal_(weight, mean=offset, std=0.1)
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def encoder(folder: Path, method: str, dtype: Dtype, device: torch.device) -> BackboneEncoder:
+    card = catalog.method(method)
+    spec = EncoderSpec("weights", card, card.instruction, LIMIT, LIMIT, dtype)
+    loaded = backbone.load(folder, dtype, device).used(card.attention, card.layer)
+    return BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, card, card.instruction))
+
+
+def cosines(made: BackboneEncoder, folder: Path, method: str, role: Role) -> list[float]:
+    """Of each text of a batch with the same text alone."""
+    tokens = made.prepare(TEXTS, role)
+    vectors = made.vectors(tokens)
+    assert vectors.dtype == np.float32
+    found = []
+    for row, text in enumerate(TEXTS):
+        read = plain.METHODS[method](made.wording.tokenizer, text, role, LIMIT)
+        assert tokens[row].tolist() == read.ids, text
+        found.append(float(vectors[row] @ plain.vector(folder, read, method in plain.BIDIRECTIONAL)))
+    return found
+
+
+@pytest.mark.parametrize("dtype", LEAST)
+@pytest.mark.parametrize("method", plain.METHODS)
+def test_a_method_on_the_device(decoder: Path, method: str, dtype: Dtype, device: torch.device) -> None:
+    made = encoder(decoder, method, dtype, device)
+    for role in ("query", "document"):
+        assert min(cosines(made, decoder, method, role)) > LEAST[dtype], role
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_on_the_device(name: str, tmp_path: Path, device: torch.device) -> None:
+    folder = family(name, tmp_path)
+    found = {dtype: min(cosines(encoder(folder, "mean", dtype, device), folder, "mean", "document")) for dtype in LEAST}
+    assert found["float32"] > LEAST["float32"], found
+    assert found["bfloat16"] > LEAST["bfloat16"], found
+
+
+def test_a_batch_gives_each_text_what_it_gets_alone(decoder: Path, device: torch.device) -> None:
+    made = encoder(decoder, "last", "float32", device)
+    tokens = made.prepare(TEXTS, "document")
+    together = made.vectors(tokens)
+    for row in range(len(TEXTS)):
+        assert np.abs(made.vectors(tokens.take(np.array([row])))[0] - together[row]).max() < 1e-4

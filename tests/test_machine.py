@@ -1,0 +1,37 @@
+"""What a record says of its machine; a GPU only where one computed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from retbench.records import machine
+
+
+def torch(initialized: bool) -> Any:
+    cuda = SimpleNamespace(
+        is_initialized=lambda: initialized, device_count=lambda: 2, current_device=lambda: 1,
+        get_device_name=lambda number: ("NVIDIA A100", "NVIDIA H100")[number],
+    )  # fmt: skip
+    backends = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(fp32_precision="tf32")))
+    return SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda="13.0"), backends=backends)
+
+
+def test_a_gpu_that_computed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_told", lambda *command: command[0])
+    assert machine._gpu(torch(initialized=True)) == {
+        "gpu": "NVIDIA H100", "gpus": ["NVIDIA A100", "NVIDIA H100"], "cuda": "13.0", "driver": "nvidia-smi",
+        "float32_matmul": "tf32",
+    }  # fmt: skip
+
+
+def test_one_that_did_not_is_not() -> None:
+    assert machine._gpu(None) == {}
+    assert machine._gpu(torch(initialized=False)) == {}
+    assert "gpu" not in machine.describe()
+
+
+def test_a_program_that_is_not_there_or_fails_says_nothing() -> None:
+    assert machine._told("no-such-program") is None
+    assert machine._told("false") is None
+    assert machine._told("printf", "one\\ntwo") == "one"
