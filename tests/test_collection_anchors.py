@@ -56,8 +56,8 @@ class Encoder:
     """MiniLM as mteb's encoder protocol has it: mteb batches, searches and scores; only the vectors are ours."""
 
     def __init__(self, card: TaskCard) -> None:
-        candidate = ResolvedModel.of(catalog.find_model_card("minilm-l6"), None, lambda _: None)
-        self.encoder = candidate.encoder(candidate.spec(candidate.methods([])[0], card, {}))
+        candidate = ResolvedModel.resolve(catalog.find_model_card("minilm-l6"), None, lambda _: None)
+        self.encoder = candidate.load_encoder(candidate.build_encoder_spec(candidate.resolve_methods([])[0], card, {}))
         self.mteb_model_meta = retbench.as_mteb("minilm-l6").mteb_model_meta
 
     def encode(self, inputs: Any, *, prompt_type: Any, **_: Any) -> np.ndarray:

@@ -305,7 +305,7 @@ LISTWISE = "listwise:engine=endpoint,model=some-model,scores=raw"
 
 
 def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
-    run = saved_run.ours(Path(cell["record"]))
+    run = saved_run.load_run(Path(cell["record"]))
     return run.ranking.to_document_ids(run.collection)
 
 
@@ -493,8 +493,8 @@ def test_the_scores_of_another_reranker_are_not_called_bm25(model: Path, task: P
     from retbench.pipelines.reranking.llm import name_scores
 
     plain, moved = cells("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}")
-    assert name_scores(saved_run.ours(Path(plain["record"]))) == "BM25 score"
-    reranked = saved_run.ours(Path(moved["record"]))
+    assert name_scores(saved_run.load_run(Path(plain["record"]))) == "BM25 score"
+    reranked = saved_run.load_run(Path(moved["record"]))
     assert name_scores(reranked) == "search score"
     assert name_scores(
         replace(reranked, record=replace(reranked.record, settings={"retriever": "dense", "rerankers": []}))

@@ -13,12 +13,12 @@ from retbench.cards import catalog
 from retbench.cards.model import ModelCard, PublishedScore
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError, UsageError
-from retbench.pipelines.evaluation.published_scores import expected
-from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.evaluation.published_scores import find_expected_scores
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.mteb_bridge.import_results import import_results
 from retbench.pipelines.report import report
 from retbench.records.cell import Cell
-from retbench.records.mteb_results import results_below
+from retbench.records.mteb_results import read_mteb_results_below
 from retbench.reports.published_tables import published, read, shipped
 
 
@@ -156,7 +156,7 @@ def test_every_subset_and_every_known_split_of_an_mteb_file_is_read(tmp_path: Pa
         "MSMARCO": {"dev": rows("default"), "train": rows("default")},
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"task_name": name, "scores": scores}))
-    found = {one.task: one.scores["ndcg_at_10"] for one in results_below(tmp_path)}
+    found = {one.task: one.scores["ndcg_at_10"] for one in read_mteb_results_below(tmp_path)}
     assert found == {
         "codesearchnet-go": 1.0, "codesearchnet-python": 0.5, "coircodesearchnetretrieval-klingon": 0.5,
         "longembed-passkey-256": 0.5, "longembed-passkey-512": 0.5, "msmarco": 0.5,
@@ -169,16 +169,16 @@ def _cell(model: str = "minilm-l6", method: str = "mean", sample: int | None = N
 
 def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> None:
     model = catalog.find_model_card("minilm-l6")
-    request, task = Request(("minilm-l6",), ("scifact",)), catalog.find_task_card("scifact")
-    (found,) = expected(_cell(), model, task, request)
-    assert (found.metric, found.met) == ("ndcg_at_10", True)
-    assert expected(_cell(sample=10), model, task, request) == ()
-    assert expected(_cell(method="last"), model, task, request) == ()
-    assert expected(_cell(), model, replace(task, fields=("text",)), request) == ()
-    assert expected(_cell(), model, task, Request(("minilm-l6",), ("scifact",), overrides={"max_length": 64})) == ()
+    request, task = EvaluationRequest(("minilm-l6",), ("scifact",)), catalog.find_task_card("scifact")
+    (found,) = find_expected_scores(_cell(), model, task, request)
+    assert (found.metric, found.is_met) == ("ndcg_at_10", True)
+    assert find_expected_scores(_cell(sample=10), model, task, request) == ()
+    assert find_expected_scores(_cell(method="last"), model, task, request) == ()
+    assert find_expected_scores(_cell(), model, replace(task, fields=("text",)), request) == ()
+    assert find_expected_scores(_cell(), model, task, EvaluationRequest(("minilm-l6",), ("scifact",), overrides={"max_length": 64})) == ()
 
 
 def test_a_model_card_may_know_its_score_too() -> None:
     model = ModelCard("mine", reference=(PublishedScore("scifact", "ndcg_at_10", 0.9, "a paper", 0.01),))
-    (found,) = expected(_cell("mine"), model, catalog.find_task_card("scifact"), Request(("mine",), ("scifact",)))
-    assert (found.score, found.met) == (0.9, False)
+    (found,) = find_expected_scores(_cell("mine"), model, catalog.find_task_card("scifact"), EvaluationRequest(("mine",), ("scifact",)))
+    assert (found.score, found.is_met) == (0.9, False)

@@ -51,7 +51,7 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
-    return saved_run.ours(Path(cell["record"])).ranking.to_document_ids(saved_run.ours(Path(cell["record"])).collection)
+    return saved_run.load_run(Path(cell["record"])).ranking.to_document_ids(saved_run.load_run(Path(cell["record"])).collection)
 
 
 def texts() -> dict[str, str]:
@@ -403,13 +403,13 @@ def test_excluded_documents_never_come_back(
     monkeypatch.setattr(
         saved_run, "open_collection", lambda card: replace(opened(card), excluded={"q1": frozenset({"coffee"})})
     )
-    own, _ = saved_run.foreign(file, str(task), out, "retbench rerank")
+    own, _ = saved_run.import_trec_run(file, str(task), out, "retbench rerank")
     assert own.ranking.to_document_ids(own.collection)["q1"] == ["tea", "bread"]
 
 
 def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path, out: Path) -> None:
     (cell,) = cells("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
-    other = saved_run.ours(Path(cell["record"]))
+    other = saved_run.load_run(Path(cell["record"]))
     from retbench.pipelines.reranking.base import ModelResolver
     from retbench.pipelines.reranking.factory import build_reranker_spec
 

@@ -16,7 +16,7 @@ from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.checks import verify
 from retbench.pipelines.evaluation.evaluate import evaluate
-from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.scoring import external_evaluators
 
 
@@ -41,7 +41,7 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: 
         return replace(find(name), **rules)
 
     monkeypatch.setattr(catalog, "find_task_card", ruled)
-    (cell,) = evaluate(Request(("bm25",), (str(folder),), out=tmp_path / "results"))
+    (cell,) = evaluate(EvaluationRequest(("bm25",), (str(folder),), out=tmp_path / "results"))
     assert cell.status == "done", cell.error
     return Path(str(cell.record))
 
@@ -181,12 +181,12 @@ def test_a_forbidden_document_in_the_run_is_refused(
 
 
 def test_without_the_extra_the_way_to_it_is_told() -> None:
-    with pytest.raises(MissingError) as caught, external_evaluators.referee_at_work("mteb"):
+    with pytest.raises(MissingError) as caught, external_evaluators.import_evaluator("mteb"):
         raise ModuleNotFoundError("No module named 'mteb'")
     assert "retbench[verify]" in caught.value.next_step
 
 
 def test_mteb_decides_about_the_own_id_task_by_task() -> None:
-    assert external_evaluators.mteb_drops_same_id("ArguAna")
-    assert not external_evaluators.mteb_drops_same_id("SciFact")
-    assert not external_evaluators.mteb_drops_same_id(None)
+    assert external_evaluators.does_mteb_drop_same_id("ArguAna")
+    assert not external_evaluators.does_mteb_drop_same_id("SciFact")
+    assert not external_evaluators.does_mteb_drop_same_id(None)

@@ -23,7 +23,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs: different settings, scores with significance tests, and the queries that changed most."""
-    from retbench.pipelines.runs.compare import compare as story
+    from retbench.pipelines.runs.compare import compare_runs as story
     from retbench.reports.comparison import text
 
     comparison = story(a, b, results, task, queries)

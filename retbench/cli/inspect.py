@@ -19,5 +19,5 @@ def inspect(
     """Show a run's worst queries: the ranked documents, the relevant documents, and their ranks."""
     from retbench.pipelines.runs import inspect as story
 
-    inspection = story.inspect(run, results, query, queries)
-    print_json(inspection.json()) if as_json else print_result(story.text(inspection))
+    inspection = story.inspect_run(run, results, query, queries)
+    print_json(inspection.to_json()) if as_json else print_result(story.format_inspection(inspection))

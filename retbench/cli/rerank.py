@@ -1,7 +1,7 @@
 """retbench rerank: reranks a finished run, or a TREC run of another system."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,16 +22,16 @@ def rerank(
 ) -> int:
     """Rerank a finished run; every reranker writes a run of its own beside it."""
     from retbench.cli.progress import ProgressDisplay
-    from retbench.pipelines.evaluation.request import command_line
+    from retbench.pipelines.evaluation.request import format_command_line
     from retbench.pipelines.reranking.rerank import rerank_run
-    from retbench.records.cell import exit_code
-    from retbench.records.output import Place
-    from retbench.records.phase_timer import Silent
+    from retbench.records.cell import Cell, compute_exit_code
+    from retbench.records.output import RunOutput
+    from retbench.records.phase_timer import NoProgress
 
-    output = Place(out, Silent() if is_quiet() else ProgressDisplay(), print_status, command_line())
-    cells: list[Any] = []
+    output = RunOutput(out, NoProgress() if is_quiet() else ProgressDisplay(), print_status, format_command_line())
+    cells: list[Cell] = []
     for cell in rerank_run(run, tuple(with_), task, output):
         print_status(format_cell(cell))
         cells.append(cell)
-    print_json([cell.json() for cell in cells]) if as_json else print_cells(cells)
-    return exit_code(cells[1:])  # the first cell is the existing run
+    print_json([cell.to_json() for cell in cells]) if as_json else print_cells(cells)
+    return compute_exit_code(cells[1:])  # the first cell is the existing run

@@ -20,10 +20,10 @@ from retbench.corpora.texts import Texts, join_fields
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.runs.saved_run import First, ours
+from retbench.pipelines.runs.saved_run import SavedRun, load_run
 from retbench.records.load_run import find_run
-from retbench.retrievers.exact_search import search
-from retbench.scoring.metrics import mean_scores, score_run
+from retbench.retrievers.exact_search import search_exactly
+from retbench.scoring.metrics import compute_mean_scores, score_run
 from retbench.store.shard_store import VectorBlock
 
 SAMPLE_DOCUMENTS = 200
@@ -61,7 +61,7 @@ class EngineAgreement:
 
 def compare_engines(run: str, results: Path, other_engine: str, weights: str | None = None) -> EngineAgreement:
     """Compare the run's engine with another one on a sample of the run's texts."""
-    saved_run = ours(find_run(run, results))
+    saved_run = load_run(find_run(run, results))
     spec = saved_run.spec
     if spec is None:
         raise UsageError(f"the run of {saved_run.record.model} is lexical and has no vectors", "name a dense run")
@@ -89,22 +89,22 @@ def compare_engines(run: str, results: Path, other_engine: str, weights: str | N
     )  # fmt: skip
 
 
-def _load_encoder(saved_run: First, engine_name: str, weights: str | None) -> DenseEncoder:
+def _load_encoder(saved_run: SavedRun, engine_name: str, weights: str | None) -> DenseEncoder:
     record, spec = saved_run.record, saved_run.spec
     if spec is None:
         raise TypeError("the run has no vectors")
     name = record.model.partition("+")[0]  # after "+" comes the quantisation of a GGUF file
     card = catalog.find_model_card(name if name in catalog.load_model_cards() else weights or name)
-    model = ResolvedModel.of(card, weights, lambda _: None, parse_engine(engine_name))
+    model = ResolvedModel.resolve(card, weights, lambda _: None, parse_engine(engine_name))
     overrides: dict[str, Any] = {"dtype": spec.dtype, "max_length": max(spec.query_limit, spec.document_limit)}
     if spec.rope:
         overrides["rope"] = spec.rope
-    if model.local and model.local.fingerprint != spec.weights:
+    if model.local_weights and model.local_weights.fingerprint != spec.weights:
         raise DataError(
             f"the weights of {record.model} on this machine are not the weights of the run", "give --weights PATH"
         )
     method = catalog.find_method("as-published") if parse_engine(engine_name).name == "endpoint" else spec.method
-    return model.encoder(model.spec(method, saved_run.card, overrides))
+    return model.load_encoder(model.build_encoder_spec(method, saved_run.card, overrides))
 
 
 def _embed_texts(encoder: DenseEncoder, collection: Collection, card: TaskCard, role: Role) -> np.ndarray:
@@ -127,9 +127,11 @@ def _split_batches(lengths: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _score_vectors(queries: np.ndarray, documents: np.ndarray, sample: Collection, card: TaskCard) -> float:
-    ranking = search(queries, [VectorBlock(np.arange(len(documents)), documents)], min(card.depth, len(documents)))
+    ranking = search_exactly(
+        queries, [VectorBlock(np.arange(len(documents)), documents)], min(card.depth, len(documents))
+    )
     ranked = ranking.filter_and_cut(sample, card.same_id == "drop", card.depth).to_document_ids(sample)
-    return mean_scores(score_run(ranked, sample.judgments, card.depth, card.relevant_from))[card.metric]
+    return compute_mean_scores(score_run(ranked, sample.judgments, card.depth, card.relevant_from))[card.metric]
 
 
 def format_agreement(agreement: EngineAgreement) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 from retbench.cards.task import SourceSpec
 from retbench.corpora.collection import Collection
 from retbench.errors import DataError
-from retbench.records.load_run import collection_of, find_run, rankings
+from retbench.records.load_run import find_run, open_recorded_collection, read_rankings
 from retbench.records.record import Record
-from retbench.records.results_folder import RECORD, read
-from retbench.records.scored_run import raw_scores
-from retbench.scoring.external_evaluators import Referee, Run, referees
-from retbench.scoring.metrics import Scores, mean_scores, score_run
+from retbench.records.results_folder import RECORD_FILE, read_record
+from retbench.records.scored_run import read_raw_scores
+from retbench.scoring.external_evaluators import ExternalEvaluator, Run, list_external_evaluators
+from retbench.scoring.metrics import Scores, compute_mean_scores, score_run
 
 RAW_SCORES = "raw scores"
 RULE_EXPLANATIONS = {
@@ -91,9 +91,9 @@ class _LoadedRun:
         if "missing" in rules:
             judgments = {query: grades for query, grades in judgments.items() if query in ranked}
         relevant_from = 1 if "grade" in rules else self.record.settings["relevant_from"]
-        return mean_scores(score_run(ranked, judgments, self.record.settings["depth"], relevant_from))
+        return compute_mean_scores(score_run(ranked, judgments, self.record.settings["depth"], relevant_from))
 
-    def find_differing_rules(self, evaluator: Referee, with_raw_scores: bool) -> list[str]:
+    def find_differing_rules(self, evaluator: ExternalEvaluator, with_raw_scores: bool) -> list[str]:
         """Return the rules in which the evaluator differs from the task card and that matter for this run."""
         applies = {
             "same id": evaluator.drops_same_id and any(query in ids for query, ids in self.ranked.items()),
@@ -124,17 +124,17 @@ def verify_run(run: str, results: Path = Path("results")) -> Verification:
     _check_record(folder, loaded)
     verification = Verification(folder.as_posix(), loaded.record.task)
     by_rank = {query: {d: float(-rank) for rank, d in enumerate(ids)} for query, ids in loaded.ranked.items()}
-    for evaluator in referees(SourceSpec(**loaded.record.cards["task"]["source"])):
+    for evaluator in list_external_evaluators(SourceSpec(**loaded.record.cards["task"]["source"])):
         verification.checks += _compare_metrics(loaded, evaluator, by_rank, with_raw_scores=False)
         verification.checks += _compare_metrics(loaded, evaluator, loaded.raw_scores, with_raw_scores=True)
     return verification
 
 
 def _load_run(folder: Path) -> _LoadedRun:
-    record = read(folder / RECORD)
-    collection = collection_of(record)
-    ranked = rankings(folder, collection)
-    scores = raw_scores(folder)
+    record = read_record(folder / RECORD_FILE)
+    collection = open_recorded_collection(record)
+    ranked = read_rankings(folder, collection)
+    scores = read_raw_scores(folder)
     raw = {query: dict(zip(ids, scores[query], strict=True)) for query, ids in ranked.items()}
     return _LoadedRun(record, collection, ranked, raw)
 
@@ -159,8 +159,10 @@ def _check_record(folder: Path, loaded: _LoadedRun) -> None:
             )
 
 
-def _compare_metrics(loaded: _LoadedRun, evaluator: Referee, run: Run, with_raw_scores: bool) -> list[MetricCheck]:
-    theirs = evaluator.score(loaded.collection.judgments, run)
+def _compare_metrics(
+    loaded: _LoadedRun, evaluator: ExternalEvaluator, run: Run, with_raw_scores: bool
+) -> list[MetricCheck]:
+    theirs = evaluator.compute_scores(loaded.collection.judgments, run)
     rules = loaded.find_differing_rules(evaluator, with_raw_scores)
     rule_sets = [rule_set for size in range(len(rules) + 1) for rule_set in combinations(rules, size)]
     scores_by_rules = {rule_set: loaded.compute_scores(rule_set) for rule_set in rule_sets}

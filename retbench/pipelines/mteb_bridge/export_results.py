@@ -15,11 +15,11 @@ from retbench.cards.task import TaskCard
 from retbench.encoders.encoder_spec import compute_length_limits
 from retbench.errors import UsageError
 from retbench.pipelines.mteb_bridge.search_model import MTEB_PROTOCOLS, build_model_meta
-from retbench.pipelines.runs.saved_run import card_of
-from retbench.records.load_run import collection_of, find_run, rankings
+from retbench.pipelines.runs.saved_run import parse_stored_card
+from retbench.records.load_run import find_run, open_recorded_collection, read_rankings
 from retbench.records.record import Record
-from retbench.records.results_folder import RECORD, read
-from retbench.scoring.external_evaluators import mteb_drops_same_id, mteb_evaluation, referee_at_work
+from retbench.records.results_folder import RECORD_FILE, read_record
+from retbench.scoring.external_evaluators import does_mteb_drop_same_id, import_evaluator, run_mteb_evaluator
 
 ScoresBySplit = dict[str, dict[str, dict[str, Any]]]  # split, subset, metric
 FileRuns = list[tuple[Record, Path]]  # the runs of one file, and their folders
@@ -32,7 +32,7 @@ def export_results(runs: list[str], out: Path, results: Path = Path("results")) 
     runs_by_file: dict[Path, FileRuns] = {}
     for run in runs:
         folder = find_run(run, results)
-        record = read(folder / RECORD)
+        record = read_record(folder / RECORD_FILE)
         _check_exportable(record, folder)
         runs_by_file.setdefault(_get_result_path(record, out), []).append((record, folder))
     for file, runs_of_file in runs_by_file.items():
@@ -64,7 +64,7 @@ def _check_exportable(record: Record, folder: Path) -> None:
 
 def _get_result_path(record: Record, out: Path) -> Path:
     """Return the path of the run's result file in mteb's folder layout."""
-    with referee_at_work("mteb"):
+    with import_evaluator("mteb"):
         from mteb.cache import ResultCache
 
         return Path(ResultCache(out).get_task_result_path(record.cards["task"]["source"]["mteb"], _build_meta(record)))
@@ -85,7 +85,7 @@ def _get_model_settings(record: Record) -> dict[str, Any]:
 
 
 def _write_result_file(file: Path, runs_of_file: FileRuns, out: Path) -> None:
-    with referee_at_work("mteb"):
+    with import_evaluator("mteb"):
         import mteb
         from mteb.cache import ResultCache
         from mteb.results import TaskResult
@@ -125,11 +125,11 @@ def _round_scores(result: Any) -> dict[tuple[str, ...], float]:
 def _score_run(record: Record, folder: Path) -> dict[str, Any]:
     from mteb._evaluators.retrieval_metrics import make_score_dict
 
-    collection = collection_of(record)
-    ranked = rankings(folder, collection)
+    collection = open_recorded_collection(record)
+    ranked = read_rankings(folder, collection)
     run = {query: {document: float(-rank) for rank, document in enumerate(ids)} for query, ids in ranked.items()}
     source = record.cards["task"]["source"]
-    metrics = mteb_evaluation(collection.judgments, run, mteb_drops_same_id(source["mteb"]))
+    metrics = run_mteb_evaluator(collection.judgments, run, does_mteb_drop_same_id(source["mteb"]))
     all_scores = make_score_dict(
         ndcg=metrics.ndcg, _map=metrics.map, recall=metrics.recall, precision=metrics.precision, mrr=metrics.mrr,
         naucs={}, naucs_mrr={}, hit_rate=metrics.hit_rate, task_scores={},
@@ -149,7 +149,7 @@ def _sum_seconds(record: Record) -> float:
 
 def _build_meta(record: Record) -> Any:
     kinds = {"model": ModelCard, "method": Method, "task": TaskCard}
-    card, method, task = (card_of(kind, record.cards[name]) for name, kind in kinds.items())
+    card, method, task = (parse_stored_card(kind, record.cards[name]) for name, kind in kinds.items())
     encoder = record.settings["encoder"] or {}
     return build_model_meta(
         card, method, encoder.get("weights", "")[:40] or None, _list_changed_settings(encoder, card, task)

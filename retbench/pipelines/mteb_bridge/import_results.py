@@ -9,17 +9,17 @@ from retbench.cards.toml_writer import format_toml_value
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import MissingError, UsageError
 from retbench.pipelines.report import IMPORTED
-from retbench.records.mteb_results import Result, results_below
+from retbench.records.mteb_results import MtebResult, read_mteb_results_below
 from retbench.reports.published_tables import read
 from retbench.store.digest import compute_digest
 
 CAVEAT = "Imported from mteb result files; prompts and lengths are those of the original runs."
 
 
-def import_results(path: Path, results: Path) -> dict[Path, list[Result]]:
+def import_results(path: Path, results: Path) -> dict[Path, list[MtebResult]]:
     """Write one table per model and protocol below `results`; scores of earlier imports of the model are kept."""
-    results_by_table: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in results_below(path):
+    results_by_table: dict[tuple[str, str], list[MtebResult]] = defaultdict(list)
+    for result in read_mteb_results_below(path):
         if _get_metric(result.task) in result.scores:
             results_by_table[result.model, _get_protocol(result.task)].append(result)
     if not results_by_table:
@@ -38,7 +38,7 @@ def _get_metric(task: str) -> str:
     return catalog.find_task_card(task).metric if task in catalog.load_task_cards() else "ndcg_at_10"
 
 
-def _write_table(folder: Path, model: str, protocol: str, new_results: list[Result]) -> Path:
+def _write_table(folder: Path, model: str, protocol: str, new_results: list[MtebResult]) -> Path:
     name = re.sub(r"[^a-z0-9.]+", "-", f"{model}-{protocol}".lower()).strip("-")
     file = folder / f"{encode_path_part(name)}.toml"
     if file.exists() and [*read(file).rows] != [model]:  # another model whose name differs only in punctuation

@@ -22,8 +22,8 @@ from retbench.corpora.hub_source import iterate_rows
 from retbench.corpora.texts import Texts
 from retbench.pipelines.evaluation.request import need_known
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.models.search import rank
-from retbench.records.phase_timer import Meter, Silent
+from retbench.pipelines.models.search import rank_collection
+from retbench.records.phase_timer import NoProgress, PhaseTimer
 
 MTEB_PROTOCOLS = ("standard", "mteb")  # protocols of task cards under which mteb measures too
 
@@ -33,8 +33,8 @@ def as_mteb(
 ) -> "MtebSearchModel":
     """Return a retbench model and method as a model for mteb."""
     need_known(overrides or {})
-    resolved_model = ResolvedModel.of(catalog.find_model_card(model), weights, lambda _: None)
-    resolved_method = resolved_model.methods([catalog.find_method(method)] if method else [])[0]
+    resolved_model = ResolvedModel.resolve(catalog.find_model_card(model), weights, lambda _: None)
+    resolved_method = resolved_model.resolve_methods([catalog.find_method(method)] if method else [])[0]
     return MtebSearchModel(resolved_model, resolved_method, dict(overrides or {}))
 
 
@@ -82,7 +82,7 @@ class MtebSearchModel:
     @property
     def mteb_model_meta(self) -> Any:
         """The metadata for mteb's result files."""
-        fingerprint = self.model.local.fingerprint[:40] if self.model.local else None
+        fingerprint = self.model.local_weights.fingerprint[:40] if self.model.local_weights else None
         return build_model_meta(self.model.card, self.method, fingerprint, self.overrides)
 
     def index(self, corpus: Any, **_: Any) -> None:
@@ -105,7 +105,9 @@ class MtebSearchModel:
         card = find_task_card(task_metadata.name, hf_split, hf_subset)
         depth = min(top_k, len(self.corpus))
         k = min(depth + collection.max_excluded, len(self.corpus))
-        ranking, _facts = rank(self.model, self.method, card, collection, self.overrides, Meter(Silent()), k)
+        ranking, _facts = rank_collection(
+            self.model, self.method, card, collection, self.overrides, PhaseTimer(NoProgress()), k
+        )
         ranking = ranking.filter_and_cut(collection, drop_same_id=False, depth=depth)
         return {
             query: dict(zip(names, map(float, scores), strict=True))

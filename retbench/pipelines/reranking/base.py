@@ -9,8 +9,8 @@ from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.cards.reranker_settings import RerankerRequest
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.runs.saved_run import First
-from retbench.records.phase_timer import Meter
+from retbench.pipelines.runs.saved_run import SavedRun
+from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates, Reranker
 
 
@@ -18,18 +18,20 @@ from retbench.rerankers.candidates import Candidates, Reranker
 class ModelResolver:
     """Finds the models of rerankers by name, each once."""
 
-    say: Callable[[str], None]
+    log_status: Callable[[str], None]
     attach_workers: Callable[[ResolvedModel], ResolvedModel] = lambda model: model  # by default none: no worker pool
     resolved: dict[str, ResolvedModel] = field(default_factory=dict)
 
     def resolve(self, name: str) -> ResolvedModel:
         """Return the model of this name, or raise if there is none."""
         if name not in self.resolved:
-            self.resolved[name] = self.attach_workers(ResolvedModel.of(catalog.find_model_card(name), None, self.say))
+            self.resolved[name] = self.attach_workers(
+                ResolvedModel.resolve(catalog.find_model_card(name), None, self.log_status)
+            )
         return self.resolved[name]
 
     def resolve_or_reuse(
-        self, name: str | None, first_stage: First, first_stage_model: ResolvedModel | None
+        self, name: str | None, first_stage: SavedRun, first_stage_model: ResolvedModel | None
     ) -> ResolvedModel:
         """Return the named model, by default the first stage's; reuse `first_stage_model` if it has that name."""
         record_name = first_stage.record.model
@@ -59,11 +61,11 @@ class RerankerSpec(Protocol):
         """Return the cards of models that the first stage does not use."""
         ...
 
-    def load(self, first_stage: First, meter: Meter) -> Reranker:
+    def load(self, first_stage: SavedRun, timer: PhaseTimer) -> Reranker:
         """Load the models and return the reranker."""
         ...
 
-    def preview(self, first_stage: First, candidates: Candidates) -> dict[str, Any]:
+    def preview(self, first_stage: SavedRun, candidates: Candidates) -> dict[str, Any]:
         """Return the first prompt, if the reranker has prompts, without loading a model."""
         ...
 

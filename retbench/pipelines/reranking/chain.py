@@ -14,21 +14,21 @@ from typing import Any
 from retbench.cards.reranker_settings import RerankerRequest, parse_reranker
 from retbench.cards.task import TaskCard
 from retbench.corpora.texts import join_fields
-from retbench.engines.memory import free_pages, peak_mb, reset_peak
+from retbench.engines.memory import get_peak_memory_mb, release_freed_pages, reset_peak_memory
 from retbench.errors import RetbenchError, reraise_resource_errors
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec
 from retbench.pipelines.reranking.factory import build_reranker_spec
-from retbench.pipelines.runs.saved_run import First
+from retbench.pipelines.runs.saved_run import SavedRun
 from retbench.records import machine
-from retbench.records.cell import Cell, of_record
-from retbench.records.failure import labelled
-from retbench.records.output import Place
-from retbench.records.phase_timer import Meter
+from retbench.records.cell import Cell, build_cell
+from retbench.records.failure import format_label
+from retbench.records.output import RunOutput
+from retbench.records.phase_timer import PhaseTimer
 from retbench.records.record import Record
-from retbench.records.results_folder import Ledger, Run
+from retbench.records.results_folder import ResultsFolder, RunFiles
 from retbench.rerankers.candidates import RerankedRanking, rerank_queries
-from retbench.scoring.metrics import mean_scores, score_run
+from retbench.scoring.metrics import compute_mean_scores, score_run
 from retbench.store.digest import compute_digest
 
 
@@ -38,17 +38,17 @@ def parse_rerankers(arguments: tuple[str, ...]) -> list[RerankerRequest]:
 
 
 def rerank_cells(
-    first_stage: First,
+    first_stage: SavedRun,
     request: RerankerRequest,
     first_stage_model: ResolvedModel | None,
     resolver: ModelResolver,
-    output: Place,
+    output: RunOutput,
 ) -> Iterator[Cell]:
     """Yield the cells of the reranker's baselines, then its own."""
     record = first_stage.record
     spec = build_reranker_spec(request, first_stage, first_stage_model, resolver)
     for stage in (*spec.list_baselines(), spec):
-        output.say(" · ".join((record.model, record.method, record.task, stage.request.spelling)))
+        output.log_status(" · ".join((record.model, record.method, record.task, stage.request.spelling)))
         yield RerankingJob(first_stage, stage, output).load_or_run()
 
 
@@ -58,13 +58,13 @@ class RerankerChain:
 
     requests: list[RerankerRequest]
     resolver: ModelResolver
-    output: Place
+    output: RunOutput
 
     def rerank_cell(
         self,
         cell: Cell,
         card: TaskCard,
-        load_run: Callable[[Path], First],
+        load_stage: Callable[[Path], SavedRun],
         first_stage_model: ResolvedModel | None = None,
     ) -> Iterator[Cell]:
         """Yield the cells of all rerankers, starting from the run of `cell`; stop after a failed one."""
@@ -73,24 +73,26 @@ class RerankerChain:
             finished: list[Cell] = []
             try:
                 with reraise_resource_errors():
-                    first_stage = load_run(Path(cell.record or ""))
+                    first_stage = load_stage(Path(cell.record or ""))
                     for stage in rerank_cells(first_stage, request, first_stage_model, self.resolver, self.output):
                         finished.append(stage)
                         yield stage
             except RetbenchError as error:
-                yield self.output.failed(error, cell.model, cell.method, card, cell.sample, rerankers)
+                yield self.output.record_failure(error, cell.model, cell.method, card, cell.sample, rerankers)
                 return
             cell = finished[-1]
-            Ledger(self.output.out).forget(Path(cell.record or ""), labelled(cell.method, rerankers))
+            ResultsFolder(self.output.out).remove_failures(
+                Path(cell.record or ""), format_label(cell.method, rerankers)
+            )
 
 
 @dataclass(frozen=True)
 class RerankingJob:
     """One reranked cell that is found on disk or computed."""
 
-    first_stage: First
+    first_stage: SavedRun
     spec: RerankerSpec
-    output: Place
+    output: RunOutput
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -104,37 +106,37 @@ class RerankingJob:
     def folder(self) -> Path:
         """The folder of the record."""
         record = self.first_stage.record
-        return Ledger(self.output.out).folder(
+        return ResultsFolder(self.output.out).get_run_folder(
             record.suite, record.task, record.model, compute_digest(self.settings)[:12]
         )
 
     def load_or_run(self) -> Cell:
         """Return the finished record on disk, or rerank and write one."""
-        if record := Ledger(self.output.out).find(self.folder):
-            return of_record(record, str(self.folder), cached=True)
-        Ledger(self.output.out).need_writable()
-        meter = Meter(self.output.show)
-        free_pages()
-        reset_peak()
-        record, run = self._rerank_and_score(meter)
-        return of_record(record, str(Ledger(self.output.out).write(record, run)), cached=False)
+        if record := ResultsFolder(self.output.out).find_record(self.folder):
+            return build_cell(record, str(self.folder), cached=True)
+        ResultsFolder(self.output.out).require_writable()
+        timer = PhaseTimer(self.output.progress)
+        release_freed_pages()
+        reset_peak_memory()
+        record, run = self._rerank_and_score(timer)
+        return build_cell(record, str(ResultsFolder(self.output.out).write_run(record, run)), cached=False)
 
-    def _rerank_and_score(self, meter: Meter) -> tuple[Record, Run]:
+    def _rerank_and_score(self, timer: PhaseTimer) -> tuple[Record, RunFiles]:
         card, collection = self.first_stage.card, self.first_stage.collection
-        reranker = self.spec.load(self.first_stage, meter)
+        reranker = self.spec.load(self.first_stage, timer)
         queries = [join_fields(row, ("text",)) for row in collection.queries]
-        with meter.phase(f"rerank {self.spec.request.name}", "queries") as advance:
+        with timer.time_phase(f"rerank {self.spec.request.name}", "queries") as advance:
             reranked = rerank_queries(self.first_stage.ranking, queries, reranker, lambda: advance(1, len(queries)))
-        with meter.phase("score"):
+        with timer.time_phase("score"):
             rankings = reranked.ranking.to_document_ids(collection)
             per_query = score_run(rankings, collection.judgments, card.depth, card.relevant_from)
         raw_scores = dict(zip(rankings, (scores.tolist() for scores in reranked.ranking.scores), strict=True))
         sample = {"rerank": self.spec.request.spelling, **reranker.sample()}
-        record = self._build_record(meter, reranked, reranker.collect_statistics(), mean_scores(per_query))
-        return record, Run(rankings, raw_scores, per_query, sample)
+        record = self._build_record(timer, reranked, reranker.collect_statistics(), compute_mean_scores(per_query))
+        return record, RunFiles(rankings, raw_scores, per_query, sample)
 
     def _build_record(
-        self, meter: Meter, reranked: RerankedRanking, collected: dict[str, Any], scores: dict[str, float]
+        self, timer: PhaseTimer, reranked: RerankedRanking, collected: dict[str, Any], scores: dict[str, float]
     ) -> Record:
         first_stage_record = self.first_stage.record
         reranker_statistics = {
@@ -142,14 +144,14 @@ class RerankingJob:
             **collected,
             "latency": summarize_latency(reranked.seconds_per_query),
         }
-        seconds = {phase: round(spent, 3) for phase, spent in meter.seconds.items()}
+        seconds = {phase: round(spent, 3) for phase, spent in timer.seconds.items()}
         cost = {
             **first_stage_record.cost,
             "seconds": {
                 **first_stage_record.cost["seconds"],
                 **_rename_repeated_phases(seconds, first_stage_record.cost["seconds"]),
             },
-            "peak_memory_mb": max(round(peak_mb(), 1), first_stage_record.cost["peak_memory_mb"] or 0.0),
+            "peak_memory_mb": max(round(get_peak_memory_mb(), 1), first_stage_record.cost["peak_memory_mb"] or 0.0),
             "rerank": [*first_stage_record.cost.get("rerank", []), reranker_statistics],
         }
         return replace(
@@ -160,7 +162,7 @@ class RerankingJob:
                 **first_stage_record.cards,
                 "rerankers": [*first_stage_record.cards.get("rerankers", []), *self.spec.list_model_cards()],
             },
-            machine=machine.describe(),
+            machine=machine.describe_machine(),
             cost=cost,
             scores=scores,
             command=self.output.command,

@@ -20,10 +20,10 @@ from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, InapplicableError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.models.search import dense_of
+from retbench.pipelines.models.search import build_dense_retriever
 from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec, make_portable_card
-from retbench.pipelines.runs.saved_run import First
-from retbench.records.phase_timer import Meter
+from retbench.pipelines.runs.saved_run import SavedRun
+from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates, Reranker
 from retbench.rerankers.embedding_rerankers import (
     EmbeddingReranker,
@@ -33,7 +33,7 @@ from retbench.rerankers.embedding_rerankers import (
     VectorLookup,
 )
 from retbench.rerankers.listwise_embedding import ListwisePromptBuilder, ListwisePromptEmbedder
-from retbench.retrievers.dense_retriever import Dense
+from retbench.retrievers.dense_retriever import DenseRetriever
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,15 @@ class EmbeddingRerankerSpec:
         """Return the model's card if the encoder is not the first stage's."""
         return [make_portable_card(self.model.card)] if self.has_own_encoder else []
 
-    def load(self, first_stage: First, meter: Meter) -> Reranker:
+    def load(self, first_stage: SavedRun, timer: PhaseTimer) -> Reranker:
         """Read the candidates' vectors; load the model only if they are missing or a prompt must be embedded."""
-        retriever = dense_of(self.model, self.encoder_spec, first_stage.card, first_stage.collection, meter)
+        retriever = build_dense_retriever(
+            self.model, self.encoder_spec, first_stage.card, first_stage.collection, timer
+        )
         rows = np.unique(np.concatenate([ranked[: self.settings.depth] for ranked in first_stage.ranking.rows]))
-        with meter.phase("read vectors of candidates", "texts"):
-            postprocess = retriever.after()
-            vectors = postprocess(retriever.documents(rows))
+        with timer.time_phase("read vectors of candidates", "texts"):
+            postprocess = retriever.build_transform()
+            vectors = postprocess(retriever.embed_documents(rows))
 
         def look_up_vectors(document_rows: np.ndarray) -> np.ndarray:
             return np.asarray(vectors[np.searchsorted(rows, document_rows)])
@@ -85,27 +87,27 @@ class EmbeddingRerankerSpec:
         return EmbeddingReranker(query_embedder, look_up_vectors, self.settings.depth)
 
     def _build_query_embedder(
-        self, first_stage: First, retriever: Dense, look_up_vectors: VectorLookup,
+        self, first_stage: SavedRun, retriever: DenseRetriever, look_up_vectors: VectorLookup,
         postprocess: Callable[[np.ndarray], np.ndarray],
     ) -> QueryEmbedder:  # fmt: skip
         settings = self.settings
         if isinstance(settings, E2RankSettings):
             prompt_builder = self._build_prompt_builder(settings, first_stage)
-            return ListwisePromptEmbedder(self.model.encoder(self.encoder_spec), prompt_builder, postprocess)
-        with retriever.meter.phase("read vectors of queries", "texts"):
-            query_vectors = postprocess(retriever.queries())
+            return ListwisePromptEmbedder(self.model.load_encoder(self.encoder_spec), prompt_builder, postprocess)
+        with retriever.timer.time_phase("read vectors of queries", "texts"):
+            query_vectors = postprocess(retriever.embed_queries())
         if isinstance(settings, RocchioSettings):
             return RocchioEmbedder(query_vectors, look_up_vectors, settings)
         return StoredQueryEmbedder(query_vectors)
 
-    def preview(self, first_stage: First, candidates: Candidates) -> dict[str, Any]:
+    def preview(self, first_stage: SavedRun, candidates: Candidates) -> dict[str, Any]:
         """Return the first listwise prompt; nothing for vectors and Rocchio, which have no prompt."""
         if not isinstance(self.settings, E2RankSettings):
             return {}
         prompt_builder = self._build_prompt_builder(self.settings, first_stage)
         return prompt_builder.show_prompt(prompt_builder.build(candidates))
 
-    def _build_prompt_builder(self, settings: E2RankSettings, first_stage: First) -> ListwisePromptBuilder:
+    def _build_prompt_builder(self, settings: E2RankSettings, first_stage: SavedRun) -> ListwisePromptBuilder:
         corpus, fields = first_stage.collection.corpus, first_stage.card.fields
         return ListwisePromptBuilder(
             self._build_listwise_tokenizer(settings), settings, lambda row: join_fields(corpus[row], fields)
@@ -113,11 +115,11 @@ class EmbeddingRerankerSpec:
 
     def _build_listwise_tokenizer(self, settings: E2RankSettings) -> ListwisePromptTokenizer:
         card = self.model.card
-        if self.model.local is None:
+        if self.model.local_weights is None:
             raise InapplicableError(
                 f"{card.name} is behind an endpoint, so its prompts cannot be tokenised here", "use rocchio"
             )
-        prompt_tokenizer = self.model.wording(self.encoder_spec)
+        prompt_tokenizer = self.model.build_prompt_tokenizer(self.encoder_spec)
         has_chat_template = bool(prompt_tokenizer.tokenizer.chat_template)
         if settings.form == "chat" and not has_chat_template:
             raise InapplicableError(f"{card.name} has no chat template", "use form=plain, or leave form out")
@@ -131,7 +133,7 @@ class EmbeddingRerankerSpec:
 def build_embedding_spec(
     request: RerankerRequest,
     settings: VectorsSettings,
-    first_stage: First,
+    first_stage: SavedRun,
     first_stage_model: ResolvedModel | None,
     resolver: ModelResolver,
 ) -> EmbeddingRerankerSpec:
@@ -140,10 +142,10 @@ def build_embedding_spec(
     if settings.model is None and first_stage_spec is None:
         raise UsageError(f"the run of {name} has no vectors to rerank by", f"name a model: {request.name}:model=NAME")
     model = resolver.resolve_or_reuse(settings.model, first_stage, first_stage_model)
-    if model.lexical:
+    if model.lexical_settings:
         raise UsageError(f"{name} is a lexical model without vectors", "name a backbone (retbench list models)")
-    (method, *_) = model.methods([catalog.find_method(settings.method)] if settings.method else [])
-    own_spec = model.spec(method, first_stage.card, {})
+    (method, *_) = model.resolve_methods([catalog.find_method(settings.method)] if settings.method else [])
+    own_spec = model.build_encoder_spec(method, first_stage.card, {})
     own_weights = (own_spec.weights, own_spec.adaptor)
     same_weights = first_stage_spec is not None and (first_stage_spec.weights, first_stage_spec.adaptor) == own_weights
     if not same_weights and settings.model is None:

@@ -12,11 +12,11 @@ from retbench.pipelines.reranking.embedding import build_embedding_spec
 from retbench.pipelines.reranking.lexical_ql import LexicalQLSpec
 from retbench.pipelines.reranking.llm import build_llm_spec
 from retbench.pipelines.reranking.query_likelihood import build_query_likelihood_spec
-from retbench.pipelines.runs.saved_run import First
+from retbench.pipelines.runs.saved_run import SavedRun
 
 
 def build_reranker_spec(
-    request: RerankerRequest, first_stage: First, first_stage_model: ResolvedModel | None, resolver: ModelResolver
+    request: RerankerRequest, first_stage: SavedRun, first_stage_model: ResolvedModel | None, resolver: ModelResolver
 ) -> RerankerSpec:
     """Build the specification of a reranker; `first_stage_model` is given where it is already resolved."""
     if isinstance(request.settings, VectorsSettings):

@@ -11,8 +11,8 @@ from retbench.cards.reranker_settings import (
 )
 from retbench.corpora.texts import join_fields
 from retbench.pipelines.reranking.base import RerankerSpec
-from retbench.pipelines.runs.saved_run import First
-from retbench.records.phase_timer import Meter
+from retbench.pipelines.runs.saved_run import SavedRun
+from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates, Reranker
 from retbench.rerankers.lexical_ql import LexicalQLReranker
 from retbench.retrievers.query_likelihood import DirichletIndex
@@ -45,14 +45,14 @@ class LexicalQLSpec:
     def _lexical(self) -> LexicalSettings:
         return LexicalSettings(variant="dirichlet", mu=self.settings.mu)
 
-    def load(self, first_stage: First, meter: Meter) -> Reranker:
+    def load(self, first_stage: SavedRun, timer: PhaseTimer) -> Reranker:
         """Index the whole corpus, because the smoothing needs its word counts."""
-        with meter.phase("index documents for ql"):
+        with timer.time_phase("index documents for ql"):
             index = DirichletIndex(
                 self._lexical, (join_fields(row, first_stage.card.fields) for row in first_stage.collection.corpus)
             )
         return LexicalQLReranker(index, self.settings.depth)
 
-    def preview(self, first_stage: First, candidates: Candidates) -> dict[str, Any]:
+    def preview(self, first_stage: SavedRun, candidates: Candidates) -> dict[str, Any]:
         """Return nothing: there is no prompt."""
         return {}

@@ -18,8 +18,8 @@ from retbench.engines.vllm_generator import VllmGenerator
 from retbench.errors import UsageError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, make_portable_card
-from retbench.pipelines.runs.saved_run import First
-from retbench.records.phase_timer import Meter
+from retbench.pipelines.runs.saved_run import SavedRun
+from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.answer_cache import CachedGenerator
 from retbench.rerankers.candidates import Candidates, Reranker
 from retbench.rerankers.llm_prompts import PromptBuilder
@@ -53,16 +53,18 @@ class LLMRerankerSpec:
         """Return the model's card; none for a model behind an endpoint."""
         return [self.card] if self.card else []
 
-    def load(self, first_stage: First, meter: Meter) -> Reranker:
+    def load(self, first_stage: SavedRun, timer: PhaseTimer) -> Reranker:
         """Return the reranker. It loads the model at the first prompt without a cached answer."""
         cached_generator = CachedGenerator(self.generator)
         return CostTrackedReranker(self._build_reranker(cached_generator, first_stage), cached_generator)
 
-    def preview(self, first_stage: First, candidates: Candidates) -> dict[str, Any]:
+    def preview(self, first_stage: SavedRun, candidates: Candidates) -> dict[str, Any]:
         """Return the first prompt without running the model."""
         return {"prompt": self._build_reranker(self.generator, first_stage).build_first_prompt(candidates)}
 
-    def _build_reranker(self, generator: Generator, first_stage: First) -> ListwiseLLMReranker | PointwiseLLMReranker:
+    def _build_reranker(
+        self, generator: Generator, first_stage: SavedRun
+    ) -> ListwiseLLMReranker | PointwiseLLMReranker:
         corpus, fields = first_stage.collection.corpus, first_stage.card.fields
         prompt_builder = PromptBuilder(
             generator, self.settings, lambda row: join_fields(corpus[row], fields), name_scores(first_stage)
@@ -103,7 +105,7 @@ class CostTrackedReranker:
         return self.inner.sample()
 
 
-def name_scores(first_stage: First) -> str:
+def name_scores(first_stage: SavedRun) -> str:
     """Return the name of the first stage's scores in a prompt."""
     settings = first_stage.record.settings
     return "BM25 score" if settings["retriever"] == "bm25" and not settings["rerankers"] else "search score"
@@ -111,7 +113,7 @@ def name_scores(first_stage: First) -> str:
 
 def build_llm_spec(
     request: RerankerRequest,
-    first_stage: First,
+    first_stage: SavedRun,
     first_stage_model: ResolvedModel | None,
     resolver: ModelResolver,
 ) -> LLMRerankerSpec:
@@ -135,7 +137,7 @@ def build_llm_spec(
             f"name a language model: {request.name}:model=NAME",
         )
     model = resolver.resolve_or_reuse(settings.model, first_stage, first_stage_model)
-    if model.lexical:
+    if model.lexical_settings:
         raise UsageError(
             f"{settings.model or first_stage.record.model} is a lexical model and cannot generate an answer",
             "name a language model (retbench list models)",

@@ -21,10 +21,10 @@ from retbench.engines.fingerprints import read_json_object
 from retbench.errors import InapplicableError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, make_portable_card
-from retbench.pipelines.runs.saved_run import First
-from retbench.records.phase_timer import Meter
+from retbench.pipelines.runs.saved_run import SavedRun
+from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates
-from retbench.retrievers.dense_retriever import BUDGET
+from retbench.retrievers.dense_retriever import TOKEN_BUDGETS
 from retbench.training import lora
 from retbench.training.query_likelihood import QueryLikelihoodModel
 
@@ -63,19 +63,19 @@ class QueryLikelihoodSpec:
         """Return the model's card."""
         return [make_portable_card(self.model.card)]
 
-    def load(self, first_stage: First, meter: Meter) -> "QueryLikelihoodReranker":
+    def load(self, first_stage: SavedRun, timer: PhaseTimer) -> "QueryLikelihoodReranker":
         """Load the language model with its head."""
-        with meter.phase("load the language model"):
+        with timer.time_phase("load the language model"):
             recipe = catalog.find_recipe(RECIPE)
             folder = self.model.weights.folder
             language_model = lora.load_model(folder, recipe, head=True).to(get_device()).eval()
             scorer = QueryLikelihoodModel(
-                language_model, backbone.tokenizer(folder), self.training_settings, "float32", get_device()
+                language_model, backbone.load_tokenizer(folder), self.training_settings, "float32", get_device()
             )
         corpus, fields = first_stage.collection.corpus, first_stage.card.fields
         return QueryLikelihoodReranker(scorer, lambda row: join_fields(corpus[row], fields), self.settings.depth)
 
-    def preview(self, first_stage: First, candidates: Candidates) -> dict[str, Any]:
+    def preview(self, first_stage: SavedRun, candidates: Candidates) -> dict[str, Any]:
         """Return the template before the bottleneck; the query follows it."""
         return {"template": self.training_settings.document}
 
@@ -92,7 +92,7 @@ class QueryLikelihoodReranker:
         """Sort by descending likelihood; ties keep the first stage's order."""
         documents = [self.load_text(int(row)) for row in candidates.rows]
         likelihoods = self.scorer.compute_log_likelihoods(
-            documents, [candidates.query] * len(documents), BUDGET[get_device().type]
+            documents, [candidates.query] * len(documents), TOKEN_BUDGETS[get_device().type]
         )
         order = np.argsort(-likelihoods, kind="stable")
         return order, likelihoods[order]
@@ -108,11 +108,11 @@ class QueryLikelihoodReranker:
 
 
 def build_query_likelihood_spec(
-    settings: QueryLikelihoodSettings, first_stage: First, resolver: ModelResolver
+    settings: QueryLikelihoodSettings, first_stage: SavedRun, resolver: ModelResolver
 ) -> QueryLikelihoodSpec:
     """Build the specification; without `model`, with the first stage's model."""
     model = resolver.resolve(settings.model or first_stage.record.model)
-    if model.lexical:
+    if model.lexical_settings:
         raise UsageError(
             f"{model.card.name} is a lexical model and cannot score query likelihood",
             "name a language model: likelihood:model=NAME",
