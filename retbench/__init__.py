@@ -1,12 +1,15 @@
-"""retbench: which language model makes the best dense retriever, zero-shot and fine-tuned, and the proof.
+"""retbench: compare language models as dense retrievers, zero-shot and fine-tuned.
 
-import retbench
-cells = retbench.evaluate(["bm25", "minilm-l6"], tasks=["stdlib-text"], sample=50)
-board = retbench.load_results("results")
-print(retbench.compare("results/.../<settings-id>", "results/.../<settings-id>").test)
-mteb.evaluate(retbench.as_mteb("minilm-l6"), mteb.get_tasks(tasks=["SciFact"]))
+Each function does what the command of the same name does. Nothing heavy is imported before a function is called.
+
+    import retbench
+
+    cells = retbench.evaluate(["bm25", "minilm-l6"], tasks=["stdlib-text"], sample=50)
+    table = retbench.load_results("results")
+    comparison = retbench.compare(cells[0].record, cells[1].record)
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +24,78 @@ __all__ = ["as_mteb", "compare", "evaluate", "load_results"]
 
 
 def evaluate(
-    models: list[str],
+    models: str | Sequence[str],
     *,
-    tasks: list[str] | None = None,
-    suites: list[str] | None = None,
+    tasks: str | Sequence[str] = (),
+    suites: str | Sequence[str] = (),
+    methods: str | Sequence[str] = (),
+    rerank: str | Sequence[str] = (),
+    engine: str = "transformers",
+    weights: str | None = None,
+    sample: int | None = None,
+    overrides: Mapping[str, str | int] | None = None,
+    devices: int | str = 1,
     out: str | Path = "results",
-    **options: Any,
+    log_status: Callable[[str], None] | None = None,
 ) -> list["Cell"]:
-    """Run models on tasks and suites as `retbench run` does; `options` are methods, weights, sample, overrides.
+    """Evaluate models on tasks, as `retbench run` does.
 
-    A cell that failed is returned with its error; finished cells are found on disk.
+    A failed cell is returned with its `error`; a finished cell is read from `out` and not run again.
+
+        cells = retbench.evaluate(
+            ["bm25", "minilm-l6"], tasks=["scifact"], sample=100, overrides={"max_length": 256}
+        )
+        for cell in cells:list_finished_cells
+            print(cell.model, cell.task, cell.main_score, cell.record)
+list_finished_cells
+    Args:
+        models: Card names, hub ids, folders or GGUF files.
+        tasks: Task cards or BEIR folders.
+        suites: Suites, whose tasks are added to `tasks`.
+        methods: Encoding methods, `name` or `name:key=value,...`; by default each model's own.
+        rerank: Rerankers, `name:key=value,...`; each ranking is also reranked by each of them.
+        engine: `transformers`, `sentence-transformers`, `vllm` or `endpoint:model=NAME`.
+        weights: A folder or GGUF file with the weights of the only model.
+        sample: Use only so many test queries, with their documents and distractors.
+        overrides: The options of `--set`: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search.
+        devices: The number of devices, "all", or "ray:store=ADDRESS".
+        out: The results folder.
+        log_status: Called with each status line; by default there is no output.
     """
-    from retbench.pipelines.evaluation import evaluate as story
-    from retbench.pipelines.evaluation.request import Request
+    from retbench.errors import UsageError
+    from retbench.pipelines.evaluation import evaluate as pipeline
+    from retbench.pipelines.evaluation.request import EvaluationRequest
 
-    names = story.suite_tasks(tuple(suites or ()), tuple(tasks or ()))
-    return list(story.evaluate(Request(tuple(models), names, out=Path(out), **options)))
+    model_names = _to_tuple(models)
+    if weights and len(model_names) > 1:
+        raise UsageError("`weights` needs exactly one model", "evaluate the models one by one")
+    request = EvaluationRequest(
+        model_names,
+        pipeline.expand_task_names(_to_tuple(suites), _to_tuple(tasks)),
+        _to_tuple(methods),
+        weights=weights,
+        sample=sample,
+        overrides=dict(overrides or {}),
+        rerank=_to_tuple(rerank),
+        out=Path(out),
+        engine=engine,
+        devices=str(devices),
+        log_status=log_status or _ignore_status,
+    )
+    return list(pipeline.evaluate(request))
 
 
 def load_results(results: str | Path = "results") -> "pd.DataFrame":
-    """Every finished cell of a results folder as one table, a metric a column; what cannot be read is warned of."""
+    """Load every finished cell of a results folder into one table, with a column per metric.
+
+    A record that cannot be read is left out with a warning in the log.
+
+        table = retbench.load_results("results")
+        print(table.pivot_table(values="ndcg_at_10", index="model", columns="task"))
+
+    Args:
+        results: The results folder.
+    """
     import logging
 
     import pandas as pd
@@ -56,16 +111,44 @@ def load_results(results: str | Path = "results") -> "pd.DataFrame":
 def compare(
     a: str | Path, b: str | Path, *, results: str | Path = "results", task: str | None = None, queries: int = 5
 ) -> "Comparison":
-    """Two runs as `retbench compare` sees them: differing settings, scores, test, the queries that moved most."""
-    from retbench.pipelines.runs.compare import compare as story
+    """Compare two runs, as `retbench compare` does: settings, scores, significance test, queries that moved most.
 
-    return story(str(a), str(b), Path(results), task, queries)
+        comparison = retbench.compare("0123456789ab", "ba9876543210")
+        print(comparison.scores["ndcg_at_10"], comparison.test)
+
+    Args:
+        a: The folder or settings-id of a run, an mteb result file (.json), or a TREC run.
+        b: The run to compare with, given in the same way.
+        results: The results folder in which settings-ids are looked up.
+        task: The task card or BEIR folder of a TREC run.
+        queries: The number of queries with the largest difference to include.
+    """
+    from retbench.pipelines.runs.compare import compare_runs
+
+    return compare_runs(str(a), str(b), Path(results), task, queries)
 
 
 def as_mteb(
     model: str, method: str | None = None, *, weights: str | None = None, overrides: dict[str, Any] | None = None
 ) -> "MtebSearchModel":
-    """A model of ours as a model of mteb's (its search protocol), with our encoding, store and search."""
-    from retbench.pipelines.mteb_bridge.search_model import as_mteb as story
+    """Wrap a model for `mteb.evaluate`, with the encoding, embedding cache and search of retbench.
 
-    return story(model, method, weights, overrides)
+        mteb.evaluate(retbench.as_mteb("minilm-l6"), mteb.get_tasks(tasks=["SciFact"]))
+
+    Args:
+        model: A card name, a hub id, a folder or a GGUF file.
+        method: An encoding method; by default the model's own.
+        weights: A folder or GGUF file with the model's weights.
+        overrides: The options of `--set`, such as dtype and max_length.
+    """
+    from retbench.pipelines.mteb_bridge import search_model
+
+    return search_model.as_mteb(model, method, weights, overrides)
+
+
+def _to_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _ignore_status(_: str) -> None:
+    """Print no status lines."""

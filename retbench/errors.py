@@ -106,7 +106,7 @@ def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
         return ResourceError(
             f"memory ran out: {first_line}",
             "end other programs, or give --set dtype=bfloat16 or a smaller --set max_length (in training --set "
-            "batch.caching=true or smaller batch.tokens); then run the same command: it continues",
+            "batch.gradient_caching=true or smaller batch.max_tokens); then run the same command: it continues",
         )
     return None
 

@@ -28,7 +28,7 @@ from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation import evaluate
-from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models import model as model_module
 from retbench.pipelines.models import search
 from retbench.retrievers import dense_retriever
@@ -92,19 +92,19 @@ class Work:
     def install(self) -> None:
         """Put the encoder that costs nothing, or the watched one, in the place of every encoder; small shards."""
         os.environ["RETBENCH_CACHE"] = self.cache
-        load = model_module.ResolvedModel.encoder
+        load = model_module.ResolvedModel.load_encoder
 
         def encoder(self_: model_module.ResolvedModel, spec: EncoderSpec) -> Watched:
-            inner = load(self_, spec) if self.real else HashEncoder(spec, self_.wording(spec))
+            inner = load(self_, spec) if self.real else HashEncoder(spec, self_.build_prompt_tokenizer(spec))
             return Watched(inner, Path(self.log), self.delay)  # type: ignore[arg-type]
 
-        model_module.ResolvedModel.encoder = encoder  # type: ignore[method-assign,assignment]
-        search.Dense = partial(dense_retriever.Dense, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
-        dense_retriever.BUDGET["cpu"] = 64
+        model_module.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
+        search.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
+        dense_retriever.TOKEN_BUDGETS["cpu"] = 64
 
     def run(self) -> int:
         self.install()
-        (cell,) = evaluate.evaluate(Request((self.model,), (self.task,), ("mean",), out=Path(self.out)))
+        (cell,) = evaluate.evaluate(EvaluationRequest((self.model,), (self.task,), ("mean",), out=Path(self.out)))
         if cell.error:
             sys.stderr.write(f"{cell.error}\n{cell.next_step}\n")
         return cell.exit_code

@@ -10,7 +10,7 @@ from retbench.cards.model import LexicalSettings, ModelCard
 from retbench.cards.task import SourceSpec, TaskCard
 from retbench.records.failure import Failure
 from retbench.records.record import Record
-from retbench.records.results_folder import Ledger, Run
+from retbench.records.results_folder import ResultsFolder, RunFiles
 from retbench.store.digest import compute_digest
 
 METRIC = "ndcg_at_10"
@@ -59,7 +59,7 @@ def finish(
     rankings = {query: ["d1", "d2"] for query in queries}
     raw = {query: [2.0, 1.0] for query in queries}
     per_query = {query: {METRIC: float(score)} for query, score in zip(queries, scores, strict=True)}
-    return Ledger(root).write(record, Run(rankings, raw, per_query, {"query": {"text": "?"}}))
+    return ResultsFolder(root).write_run(record, RunFiles(rankings, raw, per_query, {"query": {"text": "?"}}))
 
 
 def fail(
@@ -69,4 +69,4 @@ def fail(
     note = Failure(
         model, method, task, suite, "test", "standard", None, "failed", error, "fetch them", 3, "retbench run"
     )
-    Ledger(root).note(note)
+    ResultsFolder(root).write_failure(note)

@@ -44,10 +44,10 @@ from retbench.engines.fingerprints import read_json_object
 from retbench.engines.http_client import EndpointServer, TransientError
 from retbench.errors import RetbenchError
 from retbench.records.failure import Failure, read_failure
-from retbench.records.load_run import scored_run
-from retbench.records.mteb_results import results_below
-from retbench.records.results_folder import RECORD, read
-from retbench.records.scored_run import PER_QUERY, kept
+from retbench.records.load_run import read_scored_trec_run
+from retbench.records.mteb_results import read_mteb_results_below
+from retbench.records.results_folder import RECORD_FILE, read_record
+from retbench.records.scored_run import PER_QUERY_FILE, load_scored_run
 from retbench.reports import published_tables
 from retbench.rerankers.llm_prompts import parse_order
 from tests import small
@@ -144,17 +144,17 @@ def _manifest(file: Path) -> None:
 @cache
 def _run() -> Path:
     """A finished run of this repository."""
-    return min((ROOT / "results").rglob(RECORD)).parent
+    return min((ROOT / "results").rglob(RECORD_FILE)).parent
 
 
 def _record(file: Path) -> None:
-    shutil.copy(_run() / PER_QUERY, file.parent)
-    kept(file.parent, read(file))
+    shutil.copy(_run() / PER_QUERY_FILE, file.parent)
+    load_scored_run(file.parent, read_record(file))
 
 
 def _scores(file: Path) -> None:
-    shutil.copy(_run() / RECORD, file.parent)
-    kept(file.parent, read(file.parent / RECORD))
+    shutil.copy(_run() / RECORD_FILE, file.parent)
+    load_scored_run(file.parent, read_record(file.parent / RECORD_FILE))
 
 
 def _pins(file: Path) -> None:
@@ -256,17 +256,17 @@ TARGETS = (
     _toml(Study, "studies/*.toml"),
     _toml(Method, "retbench/**/methods/*.toml"),
     Target("retbench.toml", lambda: [HOME], lambda file: toml_parser.load_card(user_config.UserConfig, file)),
-    Target("run.trec", lambda: [RUN], scored_run),
-    Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], scored_run),
-    Target("mteb.json", _json(MTEB), results_below),
-    Target("record.json", lambda: [(_run() / RECORD).read_bytes()], _record),
-    Target("per_query.parquet", lambda: [(_run() / PER_QUERY).read_bytes()], _scores),
+    Target("run.trec", lambda: [RUN], read_scored_trec_run),
+    Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], read_scored_trec_run),
+    Target("mteb.json", _json(MTEB), read_mteb_results_below),
+    Target("record.json", lambda: [(_run() / RECORD_FILE).read_bytes()], _record),
+    Target("per_query.parquet", lambda: [(_run() / PER_QUERY_FILE).read_bytes()], _scores),
     Target("cell.failed.json", _json(asdict(FAILURE)), read_failure),
     Target("manifest.json", lambda: [(_stored() / "manifest.json").read_bytes()], _manifest),
     Target("checksums.json", _json({"/x": {"size": 1, "mtime_ns": 2, "inode": 3, "sha256": "00"}}), _notes),
     Target("pins.toml", lambda: [b'[models."a"]\nrevision = "r"\nfingerprint = "f"\n'], _pins),
     Target("config.json", _json({"model_type": "llama", "num_hidden_layers": 2}), read_json_object),
-    Target("published.toml", partial(_cards, "retbench/**/references/*.toml"), published_tables.read),
+    Target("published.toml", partial(_cards, "retbench/**/references/*.toml"), published_tables.read_table),
     Target("rerank answer", lambda: [b"[2] > [1] > [5] > [4] > [3]", b"<think>1</think>[3, 1]"], _answer),
     Target("endpoint answer", _json(VECTORS), _vectors),
     Target("model.gguf", _gguf_samples, gguf.read_header),

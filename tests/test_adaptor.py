@@ -182,8 +182,8 @@ def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
 def test_the_peak_memory_of_its_cell_counts_nothing_from_before_its_training(
     model: Path, task: Path, tmp_path: Path
 ) -> None:
-    memory.reset_peak()
-    before, large = memory.peak_mb(), np.ones(1 << 27)  # a gigabyte
+    memory.reset_peak_memory()
+    before, large = memory.get_peak_memory_mb(), np.ones(1 << 27)  # a gigabyte
     del large
     trained(model, task, "--name", "moved")
     (cell,) = cells("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
@@ -195,7 +195,7 @@ def test_its_ranking_is_that_of_its_vectors(model: Path, task: Path, tmp_path: P
     change = Adaptor(load_file(Path(facts["folder"]) / "adaptor.safetensors"))
     line = ("run", "--model", "moved", "--task", task, "--set", "dtype=float32", "--out", tmp_path / "results")
     (cell,) = cells(*line)
-    run = saved_run.ours(Path(cell["record"]))
+    run = saved_run.load_run(Path(cell["record"]))
     documents, queries = (change(means(model, some)) for some in (texts(), [text for _, text in small.QUERIES[:3]]))
     expected = -np.sort(-(queries @ documents.T), axis=1)
     assert np.allclose(np.stack(run.ranking.scores), expected, atol=1e-4)

@@ -14,6 +14,7 @@ from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.sparse_encoder import split_rows
 from retbench.engines import backbone, weights
+from retbench.engines.tokenizers import load_tokenizer
 from tests import plain
 from tests.test_lexical import encoder as lexical_encoder
 from tests.test_lexical import specified as lexically_specified
@@ -57,7 +58,7 @@ def test_bm25_is_where_bm25s_puts_it(name: str, expected: float, tmp_path: Path)
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct-q4", "qwen2.5-coder-1.5b-instruct-q4"])
 @pytest.mark.parametrize("role", ["query", "document"])
 def test_promptreps_ids_on_real_tokenizers(name: str, role: Any) -> None:
-    tokenizer = backbone.tokenizer(weights.obtain_weights(catalog.find_model_card(name)).folder)
+    tokenizer = load_tokenizer(weights.obtain_weights(catalog.find_model_card(name)).folder)
     texts = [*TEXTS, "def add(a, b):\n\treturn a + b  # 1,000,000", "  two  spaces\n\n1 line"]
     found = PromptTokenizer(tokenizer, catalog.load_methods().find("promptreps")).tokenize(texts, role, 64)
     for row, text in enumerate(texts):
@@ -76,7 +77,7 @@ def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
 def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None:
     folder = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
     method = catalog.find_method(name)
-    loaded = backbone.load(folder, "float32", torch.device("cpu")).used(method.attention, method.layer)
+    loaded = backbone.load_backbone(folder, "float32", torch.device("cpu")).with_method(method.attention, method.layer)
     spec = EncoderSpec("weights", method, method.instruction, 64, 64, "float32")
     made = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method, method.instruction))
     for role in ("query", "document"):

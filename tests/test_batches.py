@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.encoders.batch_plan import Plan
+from retbench.encoders.batch_plan import BatchPlan
 
 lengths = st.lists(st.integers(0, 60), min_size=1, max_size=120).map(lambda items: np.array(items, dtype=np.int64))
 budgets = st.integers(1, 300)
@@ -16,17 +16,17 @@ shard_rows = st.integers(1, 40)
 
 @given(lengths, budgets, shard_rows)
 def test_every_row_is_run_exactly_once(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
-    plan = Plan.of(lengths, budget, shard_rows)
-    batched = [list(np.concatenate(list(plan.batches(shard)))) for shard in range(plan.shards)]
+    plan = BatchPlan.build(lengths, budget, shard_rows)
+    batched = [list(np.concatenate(list(plan.iterate_batches(shard)))) for shard in range(plan.shards)]
     assert sorted(row for shard in batched for row in shard) == list(range(len(lengths)))
-    assert batched == [list(plan.rows(shard)) for shard in range(plan.shards)]  # the order vectors are stored in
+    assert batched == [list(plan.get_shard_rows(shard)) for shard in range(plan.shards)]  # the order vectors are stored in
 
 
 @given(lengths, budgets, shard_rows)
 def test_a_padded_batch_is_within_the_budget_or_one_text(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
-    plan = Plan.of(lengths, budget, shard_rows)
+    plan = BatchPlan.build(lengths, budget, shard_rows)
     for shard in range(plan.shards):
-        batches = list(plan.batches(shard))
+        batches = list(plan.iterate_batches(shard))
         assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= budget for batch in batches)
         for batch, after in pairwise(batches):  # and never needlessly small
             assert (len(batch) + 1) * max(1, lengths[batch].max()) > budget
@@ -35,9 +35,9 @@ def test_a_padded_batch_is_within_the_budget_or_one_text(lengths: np.ndarray, bu
 
 @given(lengths, budgets, shard_rows)
 def test_shards_are_equally_long_in_rows_and_in_tokens(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
-    plan = Plan.of(lengths, budget, shard_rows)
-    rows = [len(plan.rows(shard)) for shard in range(plan.shards)]
-    tokens = [int(lengths[plan.rows(shard)].sum()) for shard in range(plan.shards)]
+    plan = BatchPlan.build(lengths, budget, shard_rows)
+    rows = [len(plan.get_shard_rows(shard)) for shard in range(plan.shards)]
+    tokens = [int(lengths[plan.get_shard_rows(shard)].sum()) for shard in range(plan.shards)]
     assert max(rows) <= shard_rows
     assert max(rows) - min(rows) <= 1
     assert max(tokens) - min(tokens) <= lengths.max()
@@ -45,15 +45,15 @@ def test_shards_are_equally_long_in_rows_and_in_tokens(lengths: np.ndarray, budg
 
 @given(lengths, budgets, shard_rows)
 def test_the_same_lengths_give_the_same_plan(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
-    one, two = Plan.of(lengths, budget, shard_rows), Plan.of(lengths.copy(), budget, shard_rows)
+    one, two = BatchPlan.build(lengths, budget, shard_rows), BatchPlan.build(lengths.copy(), budget, shard_rows)
     assert one.fingerprint == two.fingerprint
     for shard in range(one.shards):
-        assert [list(batch) for batch in one.batches(shard)] == [list(batch) for batch in two.batches(shard)]
+        assert [list(batch) for batch in one.iterate_batches(shard)] == [list(batch) for batch in two.iterate_batches(shard)]
 
 
 @given(lengths)
 def test_texts_of_one_length_stay_in_the_order_of_their_rows(lengths: np.ndarray) -> None:
-    assert list(Plan.of(lengths, 10, 5).order) == sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    assert list(BatchPlan.build(lengths, 10, 5).order) == sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
 
 # (lengths, budget, rows a shard): each differs from [4, 3, 2, 1], 8, 2 in one thing
@@ -68,10 +68,10 @@ OTHERS = {
 
 @pytest.mark.parametrize(("lengths", "budget", "rows"), OTHERS.values(), ids=OTHERS)
 def test_the_fingerprint_follows_the_plan(lengths: list[int], budget: int, rows: int) -> None:
-    assert Plan.of(np.array([4, 3, 2, 1]), 8, 2).fingerprint != Plan.of(np.array(lengths), budget, rows).fingerprint
+    assert BatchPlan.build(np.array([4, 3, 2, 1]), 8, 2).fingerprint != BatchPlan.build(np.array(lengths), budget, rows).fingerprint
 
 
 def test_a_plan_by_hand() -> None:
-    plan = Plan.of(np.array([1, 9, 2, 4, 3, 2]), budget=8, shard_rows=3)
-    assert [list(batch) for batch in plan.batches(0)] == [[1], [4, 5]]  # nine tokens alone; then twice three
-    assert [list(batch) for batch in plan.batches(1)] == [[3, 2], [0]]  # twice four
+    plan = BatchPlan.build(np.array([1, 9, 2, 4, 3, 2]), budget=8, shard_rows=3)
+    assert [list(batch) for batch in plan.iterate_batches(0)] == [[1], [4, 5]]  # nine tokens alone; then twice three
+    assert [list(batch) for batch in plan.iterate_batches(1)] == [[3, 2], [0]]  # twice four

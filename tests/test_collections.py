@@ -22,8 +22,8 @@ from retbench.corpora.open_collection import open_collection
 from retbench.corpora.rows import Judgment, RawCollection, TextRow
 from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError, MissingError, ResourceError, RetbenchError, UsageError
-from retbench.records.load_run import rankings
-from retbench.records.results_folder import trec, unworded
+from retbench.records.load_run import read_rankings
+from retbench.records.results_folder import format_trec_run, decode_id
 from retbench.retrievers.bm25 import BM25Index
 
 
@@ -484,7 +484,7 @@ def test_odd_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path
     }  # fmt: skip
     index = BM25Index(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
     rankings = index.search((row.text for row in collection.queries), 100).to_document_ids(collection)
-    lines = [line.split() for line in gzip.decompress(trec(rankings, "bm25:bm25")).decode().splitlines()]
+    lines = [line.split() for line in gzip.decompress(format_trec_run(rankings, "bm25:bm25")).decode().splitlines()]
     assert all(len(line) == 6 for line in lines)
     found = [unquote(line[2]) for line in lines if unquote(line[0]) == "../q 7"]
     assert found == list(ODD_IDS)
@@ -495,21 +495,21 @@ IDS = st.text(min_size=1) | st.lists(st.sampled_from(["%", "2", "0", "41", " ", 
 
 @given(st.lists(IDS, unique=True), st.text(min_size=1))
 def test_any_id_is_one_word_of_a_run(documents: list[str], tag: str) -> None:
-    content = gzip.decompress(trec({"a query": documents}, tag)).decode()
+    content = gzip.decompress(format_trec_run({"a query": documents}, tag)).decode()
     lines = [line.split(" ") for line in content.split("\n")[:-1]]
     assert [line[:2] + line[3:5] for line in lines] == [
         ["a%20query", "Q0", str(rank), str(len(documents) - rank + 1)] for rank in range(1, len(documents) + 1)
     ]
-    assert [unworded(line[2]) for line in lines] == documents
+    assert [decode_id(line[2]) for line in lines] == documents
     assert all(len(line) == 6 and not any(map(str.isspace, "".join(line))) for line in lines)
 
 
 def test_a_run_comes_back_with_the_ids_of_its_collection(folder: Path, tmp_path: Path) -> None:
     collection = opened(folder)
     wanted = {"q1": [row.id for row in collection.corpus][:2]}
-    (tmp_path / "run.trec.gz").write_bytes(trec(wanted, "x"))
-    assert rankings(tmp_path, collection) == wanted
+    (tmp_path / "run.trec.gz").write_bytes(format_trec_run(wanted, "x"))
+    assert read_rankings(tmp_path, collection) == wanted
     for wrong in ({"q1": ["stranger"]}, {"stranger": wanted["q1"]}):
-        (tmp_path / "run.trec.gz").write_bytes(trec(wrong, "x"))
+        (tmp_path / "run.trec.gz").write_bytes(format_trec_run(wrong, "x"))
         with pytest.raises(DataError, match="ranks 'stranger', which the collection does not have"):
-            rankings(tmp_path, collection)
+            read_rankings(tmp_path, collection)

@@ -16,11 +16,11 @@ from retbench.cli.main import app
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.runs import compare_inputs
-from retbench.pipelines.runs.compare import compare
-from retbench.pipelines.runs.inspect import inspect
-from retbench.records.load_run import read_run
-from retbench.records.results_folder import Ledger
-from retbench.scoring.significance import paired_test
+from retbench.pipelines.runs.compare import compare_runs
+from retbench.pipelines.runs.inspect import inspect_run
+from retbench.records.load_run import read_trec_run
+from retbench.records.results_folder import ResultsFolder
+from retbench.scoring.significance import compute_paired_p_value
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def _runs(results: Path) -> list[Path]:
-    return [run.folder for run in sorted(Ledger(results).scan().runs, key=lambda run: run.record.settings["depth"])]
+    return [run.folder for run in sorted(ResultsFolder(results).scan_runs().runs, key=lambda run: run.record.settings["depth"])]
 
 
 def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path)
     assert [one.name for one in found.settings] == ["model", "settings.lexical.name", "settings.depth"]
     assert found.test is not None
     assert (found.test.wins.wins, found.test.wins.ties, found.test.wins.losses) == (3, 1, 1)
-    assert found.test.p_value == paired_test([0.9, 0.5, 0.5, 0.1, 0.8], [0.1, 0.5, 0.4, 0.2, 0.3])
+    assert found.test.p_value == compute_paired_p_value([0.9, 0.5, 0.5, 0.1, 0.8], [0.1, 0.5, 0.4, 0.2, 0.3])
     assert found.test.difference == pytest.approx(0.26)
     assert [moved.query for moved in found.moved] == ["q000", "q004", "q002", "q003"] or found.moved[0].query == "q000"
     assert "not in the cache" in found.remarks[0]
@@ -53,13 +53,13 @@ def test_one_letter_of_a_prompt_is_shown_with_its_bytes(tmp_path: Path) -> None:
     method = {"query": "Query:{text}"}
     a = finish(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": method}})
     b = finish(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": {"query": "Query: {text}"}}})
-    (one,) = compare(str(a), str(b)).settings
+    (one,) = compare_runs(str(a), str(b)).settings
     assert (one.name, one.a, one.b) == ("settings.encoder.method.query", "'Query:{text}'", "'Query: {text}'")
 
 
 def test_other_documents_are_not_tested(tmp_path: Path) -> None:
     a, b = finish(tmp_path, "a", "t", [0.5] * 3), finish(tmp_path, "b", "t", [0.4] * 3, fingerprint="another")
-    found = compare(str(a), str(b))
+    found = compare_runs(str(a), str(b))
     assert found.test is None
     assert "fingerprint" in found.remarks[0]
 
@@ -70,7 +70,7 @@ def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
     rows = [line.split() for line in lines]
     worse = [" ".join([row[0], row[1], row[2], str(99 - int(row[3])), *row[4:]]) for row in rows]  # upside down
     (tmp_path / "worse.trec").write_text("\n".join(worse))
-    found = compare(str(run), str(tmp_path / "worse.trec"))
+    found = compare_runs(str(run), str(tmp_path / "worse.trec"))
     assert found.test is not None
     assert found.test.difference > 0
     assert found.moved[0].text in [text for _, text in small.QUERIES]
@@ -81,7 +81,7 @@ def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
 def test_our_own_run_as_a_foreign_one_gives_the_same_scores(results: Path, tmp_path: Path) -> None:
     deep = _runs(results)[1]
     (tmp_path / "foreign.trec").write_bytes(gzip.decompress((deep / "run.trec.gz").read_bytes()))
-    found = compare(str(tmp_path / "foreign.trec"), str(deep))
+    found = compare_runs(str(tmp_path / "foreign.trec"), str(deep))
     assert found.test is not None
     assert found.test.wins.ties == found.test.queries == 3
     assert found.scores[METRIC][0] == pytest.approx(found.scores[METRIC][1])
@@ -118,14 +118,14 @@ def test_a_foreign_run_is_scored_by_the_rules_of_the_task(
 
 def test_a_run_that_found_nothing_scores_nothing(results: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.trec").write_text("")
-    assert compare(str(tmp_path / "empty.trec"), str(_runs(results)[0])).scores[METRIC][0] == 0
+    assert compare_runs(str(tmp_path / "empty.trec"), str(_runs(results)[0])).scores[METRIC][0] == 0
 
 
 def test_two_foreign_runs_need_a_task(results: Path, tmp_path: Path) -> None:
     run = str(_runs(results)[1] / "run.trec.gz")
     with pytest.raises(UsageError, match="judgments"):
-        compare(run, run)
-    found = compare(run, run, task=str(tmp_path / "small"))
+        compare_runs(run, run)
+    found = compare_runs(run, run, task=str(tmp_path / "small"))
     assert found.test is not None
     assert found.test.p_value == 1.0
 
@@ -135,13 +135,13 @@ def test_an_mteb_result_has_means_only(results: Path, tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     scores = [{"hf_subset": "default", "ndcg_at_10": 0.5, "main_score": 0.5, "languages": ["eng-Latn"]}]
     file.write_text(json.dumps({"task_name": "Small", "dataset_revision": "abc", "scores": {"test": scores}}))
-    found = compare(str(_runs(results)[1]), str(file))
+    found = compare_runs(str(_runs(results)[1]), str(file))
     assert found.b == "org/model on small (mteb result)"
     assert found.scores[METRIC][1] == 0.5
     assert "only mean scores" in found.remarks[0]
     file.write_text("{}")
     with pytest.raises(DataError, match="mteb"):
-        compare(str(_runs(results)[1]), str(file))
+        compare_runs(str(_runs(results)[1]), str(file))
 
 
 def test_of_an_mteb_file_with_several_subsets_one_is_chosen(results: Path, tmp_path: Path) -> None:
@@ -149,31 +149,31 @@ def test_of_an_mteb_file_with_several_subsets_one_is_chosen(results: Path, tmp_p
     scores = [{"hf_subset": name, "ndcg_at_10": score} for name, score in (("default", 0.5), ("go", 0.25))]
     file.write_text(json.dumps({"task_name": "Small", "scores": {"test": scores}}))
     run = str(_runs(results)[1])
-    assert compare(run, str(file)).scores[METRIC][1] == 0.5
-    assert compare(run, str(file), task="small-go").scores[METRIC][1] == 0.25
+    assert compare_runs(run, str(file)).scores[METRIC][1] == 0.5
+    assert compare_runs(run, str(file), task="small-go").scores[METRIC][1] == 0.25
     with pytest.raises(UsageError, match="holds small, small-go, and not other"):
-        compare(run, str(file), task="other")
+        compare_runs(run, str(file), task="other")
 
 
 def test_a_foreign_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("q Q0 b 2 9.0 x\nq Q0 a 1 1.0 x\nq Q0 d 2 9.0 x\n")
-    assert read_run(tmp_path / "r") == {"q": ["a", "b", "d"]}
+    assert read_trec_run(tmp_path / "r") == {"q": ["a", "b", "d"]}
     (tmp_path / "r").write_text("not a run\n")
     with pytest.raises(DataError, match="TREC"):
-        read_run(tmp_path / "r")
+        read_trec_run(tmp_path / "r")
 
 
 def test_inspect_shows_the_worst_queries_and_where_the_relevant_stood(results: Path) -> None:
     deep = _runs(results)[1]
-    found = inspect(str(deep))
+    found = inspect_run(str(deep))
     scores = [answer.score for answer in found.answers]
     assert scores == sorted(scores)
-    (answer,) = inspect(str(deep), query="q1").answers
+    (answer,) = inspect_run(str(deep), query="q1").answers
     assert set(answer.relevant) == {"tea", "coffee", "kettle"}
     best = answer.ranked[0].split("]")[0].lstrip("[")
     assert any(rank == 1 for rank in answer.relevant.values()) == (best in ("1", "2"))
     with pytest.raises(UsageError):
-        inspect(str(deep), query="q9")
+        inspect_run(str(deep), query="q9")
 
 
 def test_a_run_is_found_by_the_beginning_of_its_settings_id(results: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_first_plan_is_everybodys(depot: RemoteStorage, tmp_path: Path) -> N
     assert second.load_or_create_plan(dict) == {"budget": 64}
     depot.open_shard_store(second).sync_plan(second)
     other = store(tmp_path, "other", planned=32)
-    with pytest.raises(DataError, match="under another plan"):
+    with pytest.raises(DataError, match="with a different batch plan"):
         depot.open_shard_store(other).sync_plan(other)
 
 

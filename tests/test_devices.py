@@ -18,23 +18,23 @@ from retbench.cards import catalog
 from retbench.cards.compute_target import LocalTarget, RayTarget, parse_compute_target
 from retbench.cards.engine import Engine
 from retbench.cards.study import Stage, Study
-from retbench.encoders.embed_texts import Job, embed
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
-from retbench.encoders.shard_tasks import Survey, Tell
+from retbench.encoders.shard_tasks import EncoderProfile, OnBatch
 from retbench.engines import device
 from retbench.engines.fingerprints import compute_folder_fingerprint
 from retbench.engines.weights import obtain_weights
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError, UsageError
 from retbench.pipelines.evaluation import evaluate
-from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models import local_workers, worker_pool
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.models.worker_pool import Done, LostWorkerError, Order, Team
+from retbench.pipelines.models.worker_pool import WorkResult, LostWorkerError, WorkItem, WorkerPool
 from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.studies import run as run_module
-from retbench.records.phase_timer import Reach, Silent
-from retbench.retrievers.dense_retriever import Dense
+from retbench.records.phase_timer import GetPeakThroughput, NoProgress
+from retbench.retrievers.dense_retriever import DenseRetriever
 from retbench.store.shard_store import ShardStore, VectorBlock
 from tests import small
 
@@ -51,10 +51,10 @@ def test_the_words_of_devices() -> None:
     wanted = parse_compute_target("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
     assert wanted == RayTarget("s3://bucket/place", "ray://head:10001", 4)
     for word, told in {
-        "0": "no place called '0'",
-        "gpu": "no place called",
-        "²": "no place called",
-        "ray": "a place that all",
+        "0": "no compute target '0'",
+        "gpu": "no compute target",
+        "²": "no compute target",
+        "ray": "a store that all",
     }.items():
         with pytest.raises(UsageError, match=told):
             parse_compute_target(word)
@@ -64,23 +64,23 @@ def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(local_workers, "get_device", lambda: torch.device("cuda"))
-    monkeypatch.setenv(local_workers.VISIBLE, "2,GPU-7,5")
-    assert [seat.gpu for seat in local_workers.seats(0)] == ["2", "GPU-7", "5"]
-    assert [seat.gpu for seat in local_workers.seats(2)] == ["2", "GPU-7"]
+    monkeypatch.setenv(local_workers.VISIBLE_DEVICES, "2,GPU-7,5")
+    assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["2", "GPU-7", "5"]
+    assert [seat.gpu for seat in local_workers.list_device_slots(2)] == ["2", "GPU-7"]
     with pytest.raises(UsageError, match="shows 3 GPUs"):
-        local_workers.seats(4)
-    monkeypatch.delenv(local_workers.VISIBLE)
+        local_workers.list_device_slots(4)
+    monkeypatch.delenv(local_workers.VISIBLE_DEVICES)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [seat.gpu for seat in local_workers.seats(0)] == ["0", "1"]
+    assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["0", "1"]
 
 
 def test_a_cpu_is_one_device_whose_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_workers.memory, "threads", lambda: 8)
+    monkeypatch.setattr(local_workers.memory, "get_thread_count", lambda: 8)
     assert device.get_device().type == "cpu"
-    assert [seat.threads for seat in local_workers.seats(0)] == [8]
-    assert [seat.threads for seat in local_workers.seats(3)] == [2, 2, 2]
-    assert [seat.threads for seat in local_workers.seats(9)] == [1] * 9
-    with local_workers.team("1") as alone, local_workers.team("all") as every:
+    assert [seat.threads for seat in local_workers.list_device_slots(0)] == [8]
+    assert [seat.threads for seat in local_workers.list_device_slots(3)] == [2, 2, 2]
+    assert [seat.threads for seat in local_workers.list_device_slots(9)] == [1] * 9
+    with local_workers.open_worker_pool("1") as alone, local_workers.open_worker_pool("all") as every:
         assert alone is every is None
 
 
@@ -113,13 +113,13 @@ class Player:
     died: Event = field(default_factory=Event)
     orders: list[int] = field(default_factory=list)
 
-    def ask(self, order: Order, tell: Tell) -> Done | Exception:
+    def ask(self, order: WorkItem, tell: OnBatch) -> WorkResult | Exception:
         if isinstance(order.task, TokenizedTexts):
-            return Done(Survey("none", 2, 16, 1), 5.0)
+            return WorkResult(EncoderProfile("none", 2, 16, 1), 5.0)
         self.orders.append(order.task.shard)
         if self.waits_for:
             self.waits_for.wait()
-        tell(order.task.sizes[0], 1)
+        tell(order.task.batch_sizes[0], 1)
         if len(self.orders) - 1 == self.dies_at:
             self.died.set()
             raise LostWorkerError("worker x ended with exit code -9")
@@ -128,8 +128,8 @@ class Player:
         assert order.sink
         vectors = np.stack([np.cos(order.task.rows), np.sin(order.task.rows)], axis=1).astype(np.float32)
         order.sink.write_shard(order.task.shard, VectorBlock(order.task.rows, vectors), 1, 0.5)
-        tell(len(order.task.rows) - order.task.sizes[0], 1)
-        return Done(None, 7.0)
+        tell(len(order.task.rows) - order.task.batch_sizes[0], 1)
+        return WorkResult(None, 7.0)
 
     def revived(self) -> bool:
         return self.comes_back
@@ -139,7 +139,7 @@ class Player:
 
 
 @dataclass
-class Counted(worker_pool.Shared):
+class Counted(worker_pool.PooledEncoder):
     """The team's side, with words in place of tokens."""
 
     def prepare(self, texts: Any, role: Any) -> TokenizedTexts:
@@ -148,10 +148,10 @@ class Counted(worker_pool.Shared):
 
 
 def played(folder: Path, *players: Player, told: Callable[..., None] = lambda *_: None) -> list[VectorBlock]:
-    job = Job(Rows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
-    with Team([partial(lambda one: one, player) for player in players], "cpu", 1) as team:
+    job = EmbeddingJob(Rows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
+    with WorkerPool([partial(lambda one: one, player) for player in players], "cpu", 1) as team:
         shared = Counted(team, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
-        return list(embed(shared, job, ShardStore(folder), told))
+        return list(embed_texts(shared, job, ShardStore(folder), told))
 
 
 def complete(blocks: list[VectorBlock]) -> bool:
@@ -212,7 +212,7 @@ def test_a_workers_problem_is_the_users(answer: Exception, kind: type[Exception]
 
 
 def test_a_worker_tells_a_bug_with_its_traceback() -> None:
-    found = worker_pool.Hand(1).do(Order(None, None, None))  # type: ignore[arg-type]
+    found = worker_pool.WorkerState(1).run(WorkItem(None, None, None))  # type: ignore[arg-type]
     assert isinstance(found, RuntimeError)
     assert "AttributeError" in str(found)
 
@@ -233,18 +233,18 @@ def run(
     model: Path, task: Path, out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any
 ) -> dict[str, Any]:
     monkeypatch.setenv("RETBENCH_CACHE", str(cache))
-    (cell,) = evaluate.evaluate(Request((str(model),), (str(task),), ("mean",), out=out, **asked))
+    (cell,) = evaluate.evaluate(EvaluationRequest((str(model),), (str(task),), ("mean",), out=out, **asked))
     assert cell.error is None
     return kept(out)
 
 
-class Killing(Silent):
+class Killing(NoProgress):
     """Progress that kills the first worker process at the first document, with most shards still to come."""
 
     def __init__(self) -> None:
         self.phase, self.killed = "", 0
 
-    def begin(self, phase: str, unit: str, reach: Reach) -> None:
+    def begin(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
         self.phase = phase
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
@@ -257,7 +257,7 @@ class Killing(Silent):
 def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("retbench.pipelines.models.search.Dense", partial(Dense, shard_rows=2))
+    monkeypatch.setattr("retbench.pipelines.models.search.Dense", partial(DenseRetriever, shard_rows=2))
     task = small.write(tmp_path / "small")
     alone = run(model, task, tmp_path / "one", tmp_path / "c1", monkeypatch)
     show = Killing()
@@ -274,27 +274,27 @@ def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
 def test_a_server_shares_its_work_itself(model: Path, tmp_path: Path) -> None:
     candidate = ResolvedModel(catalog.find_model_card(str(model)), None, Engine("endpoint"))
     with pytest.raises(UsageError, match="endpoint shares its work out itself"):
-        worker_pool.engaged(candidate, Team([Player], "cpu", 1))
+        worker_pool.attach_worker_pool(candidate, WorkerPool([Player], "cpu", 1))
 
 
 def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(run_module, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
     stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
-    assert list(run_module.run(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
+    assert list(run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
     assert asked == ["all"]
 
 
 def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
-    with Team([Player], "cpu", 1) as team:
-        found = ModelResolver(lambda _: None, partial(worker_pool.engaged, team=team)).resolve(str(model))
-        assert found.workers is not None
-    assert ModelResolver(lambda _: None).resolve(str(model)).workers is None
+    with WorkerPool([Player], "cpu", 1) as team:
+        found = ModelResolver(lambda _: None, partial(worker_pool.attach_worker_pool, team=team)).resolve(str(model))
+        assert found.create_workers is not None
+    assert ModelResolver(lambda _: None).resolve(str(model)).create_workers is None
 
 
 def test_other_weights_on_a_workers_machine_are_refused(model: Path) -> None:
     card = catalog.find_model_card(str(model))
     local = obtain_weights(card)
-    assert worker_pool.Model(card, local, Engine(), compute_folder_fingerprint(model)).candidate().weights == local
+    assert worker_pool.WorkerModel(card, local, Engine(), compute_folder_fingerprint(model)).resolve().weights == local
     with pytest.raises(DataError, match="are not those of this machine"):
-        worker_pool.Model(card, local, Engine(), "another").candidate()
+        worker_pool.WorkerModel(card, local, Engine(), "another").resolve()

@@ -11,10 +11,10 @@ from retbench.cards import catalog
 from retbench.corpora.texts import Texts
 from retbench.encoders import shard_tasks
 from retbench.encoders.dense_encoder import BackboneEncoder
-from retbench.encoders.embed_texts import Job, embed
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.encoders.shard_tasks import Alone
+from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.engines import backbone
 from retbench.errors import DataError
 from retbench.store.shard_store import ShardStore
@@ -45,7 +45,7 @@ def other(folder: Path, kind: str, **config: Any) -> Path:
 def encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
     facts = {"query_limit": 64, "document_limit": 64, "dtype": "float32", **changes}
     spec = EncoderSpec("weights", catalog.load_methods().find(method), "", **facts)
-    loaded = backbone.load(folder, spec.dtype, torch.device("cpu"))
+    loaded = backbone.load_backbone(folder, spec.dtype, torch.device("cpu"))
     return BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, spec.method))
 
 
@@ -112,41 +112,41 @@ def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
     return Texts.open(tmp_path / "compiled" / "corpus.arrow", "print")
 
 
-def gathered(made: Any, job: Job, store: ShardStore) -> np.ndarray:
+def gathered(made: Any, job: EmbeddingJob, store: ShardStore) -> np.ndarray:
     matrix = np.zeros((len(job.texts), made.dimension), dtype=np.float32)
-    for block in embed(Alone(lambda: made), job, store, lambda *step: None):
+    for block in embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None):
         matrix[block.rows] = block.vectors
     return matrix
 
 
 def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
     made, job, store = encoder(decoder, "mean"), None, ShardStore(tmp_path / "store")
-    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
     first = gathered(made, job, store)
 
     def never() -> BackboneEncoder:
         raise AssertionError("the model was asked for")
 
-    again = [block for block in embed(Alone(never), job, store, lambda *step: None)]
+    again = [block for block in embed_texts(InProcessWorker(never), job, store, lambda *step: None)]
     assert np.array_equal(np.concatenate([b.vectors for b in again]), first[np.concatenate([b.rows for b in again])])
     assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
 
 
 def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Path) -> None:
     made = encoder(decoder, "mean")
-    job = Job(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
+    job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
     whole = gathered(made, job, ShardStore(tmp_path / "whole"))
     seen: list[int] = []
     broken = ShardStore(tmp_path / "broken")
-    blocks = embed(Alone(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0)))
+    blocks = embed_texts(InProcessWorker(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0)))
     next(blocks), next(blocks)
     blocks.close()
     assert sum(seen) == 20
     assert not broken.is_complete()
     seen.clear()
     resumed = np.zeros_like(whole)
-    for block in embed(
-        Alone(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))
+    for block in embed_texts(
+        InProcessWorker(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))
     ):
         resumed[block.rows] = block.vectors
     assert sum(seen) == 20  # the two finished shards were read, not computed
@@ -157,12 +157,12 @@ def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
-    job = Job(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
-    begun = embed(Alone(lambda: made), job, store, lambda *step: None)
+    job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
+    begun = embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None)
     next(begun)
     begun.close()
     assert store.plan(dict)["device"] == "cpu"
-    monkeypatch.setattr(shard_tasks.memory, "token_budget", lambda run, longest, ceiling: ceiling)
+    monkeypatch.setattr(shard_tasks.memory, "compute_token_budget", lambda run, longest, ceiling: ceiling)
     monkeypatch.setattr(shard_tasks, "get_device", lambda: torch.device("cuda"))
     with pytest.raises(DataError, match="begun on cpu, and this run computes on cuda") as found:
         gathered(made, job, store)
@@ -173,7 +173,7 @@ def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
 
 def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:
     made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
-    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
     first = gathered(made, job, store)
     file = store.folder / "shard-00000.safetensors"
     content = bytearray(file.read_bytes())
@@ -186,28 +186,28 @@ def test_a_vector_that_is_no_number_names_its_document(decoder: Path, tmp_path: 
     made = encoder(decoder, "mean")
     with torch.no_grad():
         made.backbone.model.get_input_embeddings().weight.fill_(float("nan"))
-    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
     with pytest.raises(DataError, match=r"vector of document '.*' is zero or not a number"):
         gathered(made, job, ShardStore(tmp_path / "store"))
 
 
 def test_the_key_follows_every_fact(tmp_path: Path) -> None:
     spec = EncoderSpec("weights", catalog.load_methods().find("promptreps"), "", 64, 64, "float32")
-    job = Job(texts(tmp_path), ("title", "text"), "document", 256)
-    base = job.key(spec.describe_vectors("document"))
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
+    base = job.compute_key(spec.describe_vectors("document"))
     from dataclasses import replace
 
     other_letter = replace(spec, method=replace(spec.method, document=spec.method.document.replace("one", "One")))
     changes = {
-        "a letter of the prompt": job.key(other_letter.describe_vectors("document")),
-        "the length": job.key(replace(spec, document_limit=63).describe_vectors("document")),
-        "the dtype": job.key(replace(spec, dtype="bfloat16").describe_vectors("document")),
-        "the weights": job.key(replace(spec, weights="others").describe_vectors("document")),
-        "the field policy": replace(job, fields=("text",)).key(spec.describe_vectors("document")),
-        "the role": replace(job, role="query").key(spec.describe_vectors("query")),
-        "the texts": replace(job, texts=job.texts.take([1, 0])).key(spec.describe_vectors("document")),
+        "a letter of the prompt": job.compute_key(other_letter.describe_vectors("document")),
+        "the length": job.compute_key(replace(spec, document_limit=63).describe_vectors("document")),
+        "the dtype": job.compute_key(replace(spec, dtype="bfloat16").describe_vectors("document")),
+        "the weights": job.compute_key(replace(spec, weights="others").describe_vectors("document")),
+        "the field policy": replace(job, fields=("text",)).compute_key(spec.describe_vectors("document")),
+        "the role": replace(job, role="query").compute_key(spec.describe_vectors("query")),
+        "the texts": replace(job, texts=job.texts.take([1, 0])).compute_key(spec.describe_vectors("document")),
     }
     assert all(key != base for key in changes.values()), changes
     queries_only = replace(spec, query_limit=1, method=replace(spec.method, query="{text}", title="renamed"))
-    assert job.key(queries_only.describe_vectors("document")) == base
-    assert replace(job, budget=1).key(spec.describe_vectors("document")) == base
+    assert job.compute_key(queries_only.describe_vectors("document")) == base
+    assert replace(job, budget=1).compute_key(spec.describe_vectors("document")) == base

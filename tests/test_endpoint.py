@@ -40,7 +40,7 @@ def made(waits: list[float], **options: Any) -> EmbeddingsClient:
 
 
 def test_vectors_come_back_in_the_order_of_the_texts(server: serving.Server, waits: list[float]) -> None:
-    found = made(waits, texts=2).embed_texts(TEXTS)
+    found = made(waits, batch_size=2).embed_texts(TEXTS)
     assert np.allclose(found, [serving.vector(text) for text in TEXTS])
     assert [len(body["input"]) for body in server.asked] == [2, 2, 1]
     assert set(server.keys) == {f"Bearer {SECRET}"}
@@ -76,7 +76,7 @@ def test_no_answer_in_time_is_tried_again(server: serving.Server, waits: list[fl
 def test_waiting_doubles_and_ends(server: serving.Server, waits: list[float]) -> None:
     server.faults = [serving.refusing(500, f"broken, {SECRET}")] * 4
     with pytest.raises(ResourceError, match="failed 4 times: the endpoint says 500: broken") as caught:
-        made(waits, tries=4).embed_texts(TEXTS)
+        made(waits, max_attempts=4).embed_texts(TEXTS)
     assert waits == [0.5, 1.0, 2.0]
     assert SECRET not in str(caught.value.cause)
 
@@ -111,7 +111,7 @@ def test_another_width_is_bad_data(server: serving.Server, waits: list[float]) -
 
 
 def test_a_rate_limit_is_kept(server: serving.Server, waits: list[float]) -> None:
-    made(waits, per_minute=60, texts=1).embed_texts(["x", "y", "z"])
+    made(waits, requests_per_minute=60, batch_size=1).embed_texts(["x", "y", "z"])
     assert len(waits) == 2
     assert all(0.5 < wait <= 1 for wait in waits)
 
@@ -119,7 +119,7 @@ def test_a_rate_limit_is_kept(server: serving.Server, waits: list[float]) -> Non
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
     with pytest.raises(ResourceError, match="failed 2 times: no whole answer"):
-        made(waits, tries=2).embed_texts(["x"])
+        made(waits, max_attempts=2).embed_texts(["x"])
     monkeypatch.setenv("RETBENCH_ENDPOINT", "file:///etc/passwd")
     with pytest.raises(UsageError, match="not a web address"):
         made(waits).embed_texts(["x"])
@@ -138,7 +138,17 @@ def test_texts_are_cut_between_characters() -> None:
 
 
 def test_a_run_over_a_server(server: serving.Server, task: Path, out: Path, own_cache: Path) -> None:
-    line = ("run", "--model", "openai/text-embedding", "--engine", "endpoint:texts=8", "--task", task, "--out", out)
+    line = (
+        "run",
+        "--model",
+        "openai/text-embedding",
+        "--engine",
+        "endpoint:batch_size=8",
+        "--task",
+        task,
+        "--out",
+        out,
+    )
     (cell,) = cells(*line)
     assert (cell["status"], cell["method"], cell["engine"]) == ("done", "as-published", "endpoint")
     assert {body["model"] for body in server.asked} == {"openai/text-embedding"}
@@ -176,7 +186,12 @@ def test_a_method_a_server_cannot_do_is_skipped(server: serving.Server, task: Pa
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("endpiont", "no engine called"), ("endpoint:tires=3", "no option 'tires'"), ("vllm:tries=3", "takes no options")],
+    [
+        ("endpiont", "no engine called"),
+        ("endpoint:tries=3", "renamed to 'max_attempts'"),
+        ("endpoint:max_attemps=3", "no option 'max_attemps'"),
+        ("vllm:max_attempts=3", "takes no options"),
+    ],
 )
 def test_a_wrong_engine_is_a_usage_error(word: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -184,5 +199,5 @@ def test_a_wrong_engine_is_a_usage_error(word: str, message: str) -> None:
 
 
 def test_patience_is_no_setting() -> None:
-    assert parse_engine("endpoint:tries=9,model=m,timeout=3").settings_name == "endpoint:model=m"
+    assert parse_engine("endpoint:max_attempts=9,model=m,timeout=3").settings_name == "endpoint:model=m"
     assert json.dumps(parse_engine("transformers").settings_name) == '"transformers"'

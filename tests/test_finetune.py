@@ -433,10 +433,10 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
     method = replace(RECIPE.method, pooling=pooling, eos=pooling == "last")
     card = learn(export="sentence-transformers", method=method)
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "pupil" / "sentence-transformers"), device="cpu")
-    candidate = ResolvedModel.of(card, None, lambda _: None)
+    candidate = ResolvedModel.resolve(card, None, lambda _: None)
     task = small.card(tmp_path / "x")
     assert isinstance(task, TaskCard)
-    encoder = candidate.encoder(candidate.spec(method, task, {"dtype": "float32"}))
+    encoder = candidate.load_encoder(candidate.build_encoder_spec(method, task, {"dtype": "float32"}))
     texts = ["a short one", tiny.SENTENCES[3], "a longer text " * 200]
     for role, prompt in (("query", "query"), ("document", "document")):
         ours = encoder.encode(encoder.tokenize(texts, role))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ TEXTS = ("The heart pumps blood through the Arteries, the heart!", "def add(a, b
 
 def encoder(folder: Path) -> SparseEncoder:
     method = catalog.find_method("promptreps-sparse")
-    loaded = backbone.load(folder, "float32", torch.device("cpu"))
+    loaded = backbone.load_backbone(folder, "float32", torch.device("cpu"))
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     return SparseEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method), lm_head.load_lm_head(folder, loaded))
 

@@ -12,8 +12,8 @@ import torch
 import retbench
 from retbench.cards import catalog
 from retbench.cards.model import LexicalSettings
-from retbench.engines import backbone
 from retbench.engines.padding import pad_rows
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.training import lora
 from retbench.training.query_likelihood import QueryLikelihoodModel, build_attention_mask, corrupt_text
@@ -60,7 +60,7 @@ def speaker(folder: Path, **settings: Any) -> QueryLikelihoodModel:
     assert recipe.query_likelihood
     wanted = replace(recipe.query_likelihood, **settings)
     model = lora.load_model(folder, replace(recipe, dtype="float32", lora=None), head=True)
-    return QueryLikelihoodModel(model.eval(), backbone.tokenizer(folder), wanted, "float32", torch.device("cpu"))
+    return QueryLikelihoodModel(model.eval(), load_tokenizer(folder), wanted, "float32", torch.device("cpu"))
 
 
 DOCUMENTS = ["The heart pumps blood.", "Bread is baked from flour, water, salt and yeast."]

@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from retbench.encoders.dense_encoder import DenseEncoder
-from retbench.encoders.embed_texts import Job, embed
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
-from retbench.encoders.shard_tasks import Alone
+from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.engines import memory
 from retbench.errors import DataError, ResourceError
 from retbench.store import shard_store
@@ -197,8 +197,8 @@ class Counting(fake.HashEncoder):
 
 
 @pytest.fixture
-def job() -> Job:
-    return Job(Rows(20), ("text",), "document", 16, shard_rows=5)  # type: ignore[arg-type]
+def job() -> EmbeddingJob:
+    return EmbeddingJob(Rows(20), ("text",), "document", 16, shard_rows=5)  # type: ignore[arg-type]
 
 
 def encoder(room: int = 1000) -> Callable[[], DenseEncoder]:
@@ -207,17 +207,17 @@ def encoder(room: int = 1000) -> Callable[[], DenseEncoder]:
     return lambda: made  # type: ignore[return-value]
 
 
-def matrix(job: Job, store: ShardStore, make: Callable[[], DenseEncoder]) -> np.ndarray:
+def matrix(job: EmbeddingJob, store: ShardStore, make: Callable[[], DenseEncoder]) -> np.ndarray:
     found = np.zeros((len(job.texts), fake.WIDTH), dtype=np.float32)
-    for block in embed(Alone(make), job, store, lambda *_: None):
+    for block in embed_texts(InProcessWorker(make), job, store, lambda *_: None):
         found[block.rows] = block.vectors
     return found
 
 
-def test_damage_in_an_unfinished_store_is_told_too(job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_in_an_unfinished_store_is_told_too(job: EmbeddingJob, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
     store = ShardStore(tmp_path / "broken")
-    blocks = embed(Alone(encoder()), job, store, lambda *_: None)
+    blocks = embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None)
     next(blocks), next(blocks)
     blocks.close()
     (store.folder / "shard-00001.safetensors").write_bytes(b"")
@@ -226,7 +226,7 @@ def test_damage_in_an_unfinished_store_is_told_too(job: Job, tmp_path: Path, cap
     assert [record.getMessage() for record in caplog.records] == ["shard 1 of broken is damaged: it is computed again"]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_told(job: Job, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_told(job: EmbeddingJob, tmp_path: Path) -> None:
     whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
     halved = ShardStore(tmp_path / "halved")
     assert np.array_equal(matrix(job, halved, encoder(room=2)), whole)
@@ -234,7 +234,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_told(job: Job, tmp_path: Path) 
     assert ShardStore(tmp_path / "whole").compute_total_cost().split_batches == 0
 
 
-def test_one_text_that_does_not_fit_is_the_floor(job: Job, tmp_path: Path) -> None:
+def test_one_text_that_does_not_fit_is_the_floor(job: EmbeddingJob, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="one document of 7 tokens does not fit into memory") as caught:
         matrix(job, ShardStore(tmp_path / "store"), encoder(room=0))
     assert "max_length" in caught.value.next_step
@@ -257,8 +257,8 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("problem", "expected"), PROBLEMS.values(), ids=PROBLEMS)
-def test_only_a_lack_of_memory_splits_a_batch(problem: Exception, expected: bool, job: Job, tmp_path: Path) -> None:
-    assert memory.ran_out(problem) is expected
+def test_only_a_lack_of_memory_splits_a_batch(problem: Exception, expected: bool, job: EmbeddingJob, tmp_path: Path) -> None:
+    assert memory.is_out_of_memory(problem) is expected
     calls = []
 
     class Failing(Counting):
@@ -290,11 +290,11 @@ def test_a_probe_without_room_leaves_long_texts_alone(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         held["max_memory_allocated"] = count * longest * 1_000_000
 
-    assert memory.token_budget(run, longest, 20_000) == budget
+    assert memory.compute_token_budget(run, longest, 20_000) == budget
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = 20 * compute_row_bytes(fake.WIDTH, "fp32")
     for free, fits in ((needed - 1, False), (needed, True)):
@@ -309,7 +309,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
 
 
 def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, store = matrix(job, ShardStore(tmp_path / "whole"), encoder()), ShardStore(tmp_path / "full")
     fsync, room = os.fsync, iter(range(10))  # the plan, then two shards: file and folder, shard and note
@@ -328,7 +328,7 @@ def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
     assert np.array_equal(matrix(job, store, encoder()), whole)
 
 
-def test_what_a_killed_writer_left_is_swept(job: Job, tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_swept(job: EmbeddingJob, tmp_path: Path) -> None:
     store = ShardStore(tmp_path / "store")
     store.folder.mkdir()
     (store.folder / "shard-00000.safetensors.123.partial").write_bytes(b"half")
@@ -336,9 +336,9 @@ def test_what_a_killed_writer_left_is_swept(job: Job, tmp_path: Path) -> None:
     assert not list(store.folder.glob("*.partial"))
 
 
-def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_keeps_its_budget_and_threads(job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, used = ShardStore(tmp_path / "store"), []
-    blocks = embed(Alone(encoder()), job, store, lambda *_: None)
+    blocks = embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None)
     next(blocks)
     blocks.close()
     plan = json.loads((store.folder / "plan.json").read_text())
@@ -351,9 +351,9 @@ def test_a_plan_keeps_its_budget_and_threads(job: Job, tmp_path: Path, monkeypat
     assert store.load_or_create_plan(dict)["budget"] == 16
 
 
-def test_a_plan_for_other_tokens_is_refused(job: Job, tmp_path: Path) -> None:
+def test_a_plan_for_other_tokens_is_refused(job: EmbeddingJob, tmp_path: Path) -> None:
     store = ShardStore(tmp_path / "store")
-    next(embed(Alone(encoder()), job, store, lambda *_: None))
+    next(embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None))
     with pytest.raises(DataError, match="was planned for other tokens"):
         matrix(dataclasses.replace(job, texts=Rows(21)), store, encoder())  # type: ignore[arg-type]
 

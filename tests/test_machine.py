@@ -28,7 +28,7 @@ def test_a_gpu_that_computed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_that_did_not_is_not() -> None:
     assert machine._gpu(None) == {}
     assert machine._gpu(torch(initialized=False)) == {}
-    assert "gpu" not in machine.describe()
+    assert "gpu" not in machine.describe_machine()
 
 
 def test_a_program_that_is_not_there_or_fails_says_nothing() -> None:

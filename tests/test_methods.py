@@ -32,12 +32,12 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(decoder: Path) -> backbone.Backbone:
-    return backbone.load(decoder, "float32", torch.device("cpu"))
+    return backbone.load_backbone(decoder, "float32", torch.device("cpu"))
 
 
 def encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
     spec = EncoderSpec("weights", method, method.instruction, LIMIT, LIMIT, "float32")
-    used = loaded.used(method.attention, method.layer)
+    used = loaded.with_method(method.attention, method.layer)
     return BackboneEncoder(spec, used, PromptTokenizer(used.tokenizer, method, method.instruction))
 
 

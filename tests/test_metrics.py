@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retbench.errors import DataError
-from retbench.scoring.metrics import Scores, mean_scores, score_query, score_run
+from retbench.scoring.metrics import Scores, compute_mean_scores, score_query, score_run
 
 Judgments = dict[str, dict[str, int]]
 Rankings = dict[str, list[str]]
@@ -80,20 +80,20 @@ def test_a_run_has_one_entry_per_judged_query_in_their_order() -> None:
     scores = score_run({"q1": ["a"], "unjudged": ["a"], "q2": ["a"]}, judgments, depth=10)
     assert list(scores) == ["q3", "q1", "q2"]
     assert [row["ndcg_at_10"] for row in scores.values()] == [0.0, 1.0, 0.0]
-    assert mean_scores(scores)["ndcg_at_10"] == pytest.approx(1 / 3)
+    assert compute_mean_scores(scores)["ndcg_at_10"] == pytest.approx(1 / 3)
 
 
 def test_the_mean_needs_queries_and_one_set_of_metrics() -> None:
     with pytest.raises(DataError, match="no judged query"):
-        mean_scores({})
+        compute_mean_scores({})
     with pytest.raises(DataError, match="'q2' has other metrics"):
-        mean_scores({"q1": {"ndcg_at_10": 1.0}, "q2": {"ndcg_at_5": 1.0}})
+        compute_mean_scores({"q1": {"ndcg_at_10": 1.0}, "q2": {"ndcg_at_5": 1.0}})
 
 
 def test_the_mean_does_not_depend_on_the_order_of_queries() -> None:
     values = np.random.default_rng(5).random(1000) * 10.0 ** np.random.default_rng(6).integers(-9, 1, 1000)
     forward = {f"q{place}": {"m": float(value)} for place, value in enumerate(values)}
-    assert mean_scores(forward) == mean_scores(dict(reversed(forward.items())))
+    assert compute_mean_scores(forward) == compute_mean_scores(dict(reversed(forward.items())))
 
 
 def _random_case(queries: int, corpus: int, depth: int) -> tuple[Rankings, Judgments]:
@@ -129,7 +129,7 @@ def test_equal_to_trec_eval() -> None:
                 assert score == pytest.approx(theirs[query][f"{trec_names[metric]}_{cut}"], abs=1e-12), (query, name)
                 compared += 1
     assert compared == 150 * 21
-    assert 0.01 < mean_scores(ours)["ndcg_at_1000"] < 0.99
+    assert 0.01 < compute_mean_scores(ours)["ndcg_at_1000"] < 0.99
 
 
 @pytest.mark.parametrize("cut", [10, 100])
@@ -149,7 +149,7 @@ def test_a_query_that_returned_nothing_counts_where_trec_eval_skips_it() -> None
     judgments: Judgments = {"answered": {"a": 1}, "empty": {"a": 1}, "missing": {"a": 1}}
     written = {query: ranking for query, ranking in found.items() if ranking}
     assert _trec_eval(written, judgments, {"ndcg_cut.10"}) == {"answered": {"ndcg_cut_10": 1.0}}
-    assert mean_scores(score_run(found, judgments, depth=10))["ndcg_at_10"] == pytest.approx(1 / 3)
+    assert compute_mean_scores(score_run(found, judgments, depth=10))["ndcg_at_10"] == pytest.approx(1 / 3)
 
 
 @settings(deadline=None)

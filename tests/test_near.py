@@ -42,7 +42,7 @@ def found(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
 @pytest.mark.parametrize("word", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
 def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
     ranking, told = found(word)
-    truth = exact_search.search(QUERIES, blocks(), 10)
+    truth = exact_search.search_exactly(QUERIES, blocks(), 10)
     assert told["recall"] >= 0.99
     for rows, scores, right in zip(ranking.rows, ranking.scores, truth.rows, strict=True):
         assert len(np.intersect1d(rows, right)) >= 9
@@ -52,7 +52,7 @@ def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
 
 def test_the_recall_told_is_that_of_the_ranking() -> None:
     ranking, told = found("ivf:lists=50,probes=2")
-    truth = exact_search.search(QUERIES, blocks(), 10)
+    truth = exact_search.search_exactly(QUERIES, blocks(), 10)
     shares = [len(np.intersect1d(*sides)) / 10 for sides in zip(ranking.rows, truth.rows, strict=True)]
     assert told == {
         "search": "ivf:lists=50,probes=2",

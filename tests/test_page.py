@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from finished import NASTY, fail, finish
 
-from retbench.pipelines.report import report
-from retbench.reports.plots import plots
-from retbench.reports.specialisation_deltas import deltas
-from retbench.reports.svg_charts import Point, front
+from retbench.pipelines.report import build_report
+from retbench.reports.plots import write_plots
+from retbench.reports.specialisation_deltas import compute_deltas
+from retbench.reports.svg_charts import ScatterPoint, find_pareto_front
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here (apt-get install chromium)")
@@ -36,7 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page_file(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(report(results).text("html"), encoding="utf-8")
+    file.write_text(build_report(results).format("html"), encoding="utf-8")
     return file
 
 
@@ -158,20 +158,20 @@ def test_the_page_asks_nobody_for_anything(page_file: Path) -> None:
 
 
 def test_specialisation_is_the_child_minus_its_parent(results: Path) -> None:
-    (block,) = report(results).blocks
-    found = [one for one in deltas(block) if one.child.model == "coder"]
+    (block,) = build_report(results).blocks
+    found = [one for one in compute_deltas(block) if one.child.model == "coder"]
     assert [one.task for one in found] == [None, "code", "text"]
     assert all(one.difference == pytest.approx(0.2) and one.p_value < 0.001 for one in found)
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    points = [Point("a", 1, 10, ""), Point("b", 2, 9, ""), Point("c", 3, 20, ""), Point("d", 4, 20, "")]
-    assert [point.label for point in front(points, more_is_better=False)] == ["a", "c"]
-    assert [point.label for point in front(points, more_is_better=True)] == ["d"]
+    points = [ScatterPoint("a", 1, 10, ""), ScatterPoint("b", 2, 9, ""), ScatterPoint("c", 3, 20, ""), ScatterPoint("d", 4, 20, "")]
+    assert [point.label for point in find_pareto_front(points, higher_is_better=False)] == ["a", "c"]
+    assert [point.label for point in find_pareto_front(points, higher_is_better=True)] == ["d"]
 
 
 def test_plots_stand_alone(results: Path, tmp_path: Path) -> None:
-    files = plots(report(results).blocks, tmp_path)
+    files = write_plots(build_report(results).blocks, tmp_path)
     assert {file.suffix for file in files} == {".svg", ".png"}
     from xml.etree import ElementTree
 

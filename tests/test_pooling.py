@@ -13,22 +13,22 @@ def flat() -> torch.Tensor:
 
 
 def test_the_sums_of_a_gpu_are_those_of_float64() -> None:
-    found = pooling._in_order(flat(), OFFSETS)
+    found = pooling._sum_in_fixed_order(flat(), OFFSETS)
     exact = torch.stack([part.double().sum(dim=0) for part in flat().split(OFFSETS.diff().tolist())])
     assert found.dtype == torch.float32
     assert float((found - exact).abs().max()) < 1e-4
-    assert torch.equal(found, pooling._in_order(flat(), OFFSETS))
+    assert torch.equal(found, pooling._sum_in_fixed_order(flat(), OFFSETS))
 
 
 @pytest.mark.parametrize("name", ["mean", "weighted"])
 def test_both_ways_give_one_mean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pooling.POOLINGS[name]  # type: ignore[index]
     usual = pool(flat(), OFFSETS)
-    monkeypatch.setattr(pooling, "_summed", pooling._in_order)
+    monkeypatch.setattr(pooling, "_summed", pooling._sum_in_fixed_order)
     torch.testing.assert_close(pool(flat(), OFFSETS), usual, rtol=0, atol=1e-6)
 
 
 def test_a_cpu_adds_as_it_always_did() -> None:
     owners = torch.repeat_interleave(torch.arange(4), OFFSETS.diff())
     sums = torch.zeros(4, 48).index_add_(0, owners, flat().float())
-    assert torch.equal(pooling.mean(flat(), OFFSETS), sums / OFFSETS.diff()[:, None])
+    assert torch.equal(pooling.pool_mean(flat(), OFFSETS), sums / OFFSETS.diff()[:, None])

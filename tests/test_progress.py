@@ -18,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_time_left_goes_by_tokens_because_long_texts_come_first(clock: list[float]) -> None:
     pace = PhaseProgress("texts")
     clock[0] += 10
-    pace.add(1, 4, tokens=500, left=500)  # one long text is half of the work
+    pace.add(1, 4, tokens=500, tokens_left=500)  # one long text is half of the work
     assert pace.estimate_seconds_left() == 10
     assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in pace.format_line()
 
@@ -26,9 +26,9 @@ def test_time_left_goes_by_tokens_because_long_texts_come_first(clock: list[floa
 def test_what_was_found_on_disk_makes_nothing_look_faster(clock: list[float]) -> None:
     pace = PhaseProgress("texts")
     clock[0] += 1
-    pace.add(1000, 2000, tokens=0, left=800)  # read, in no time
+    pace.add(1000, 2000, tokens=0, tokens_left=800)  # read, in no time
     clock[0] += 10
-    pace.add(500, 2000, tokens=400, left=400)
+    pace.add(500, 2000, tokens=400, tokens_left=400)
     assert pace.estimate_seconds_left() == 10
     assert "50.0 texts/s" in pace.format_line()
 
@@ -42,11 +42,11 @@ def test_share_of_the_peak_is_asked_for_once_and_only_when_tokens_are_computed(c
 
     pace = PhaseProgress("texts", reach)
     clock[0] += 1
-    pace.add(5, 10, tokens=0, left=0)
+    pace.add(5, 10, tokens=0, tokens_left=0)
     assert "peak" not in pace.format_line()
     assert not asked
     clock[0] += 2
-    pace.add(2, 10, tokens=100, left=100)
+    pace.add(2, 10, tokens=100, tokens_left=100)
     assert "50 tokens/s, 25% of peak" in pace.format_line()
     pace.format_line()
     assert asked == [1]
@@ -56,19 +56,19 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     live = ProgressDisplay()
-    live.begin("embed documents", "texts", lambda: None)
+    live.begin_phase("embed documents", "texts", lambda: None)
     for _ in range(4):
         clock[0] += 6
         live.advance(1, 4, 10, 0)
-    live.end("embed documents", 24.0)
+    live.end_phase("embed documents", 24.0)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0].strip() for line in lines] == ["3 of 4 texts", "embed documents: 24.0 s"]
 
 
 def test_the_peak_is_that_of_the_linear_layers() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 8))
-    assert peak_throughput.shapes(model) == {(16, 8): 1, (8, 16): 1}
-    assert peak_throughput.tokens_per_second(model, torch.float32, torch.device("cpu"), 64) > 0
+    assert peak_throughput.count_linear_shapes(model) == {(16, 8): 1, (8, 16): 1}
+    assert peak_throughput.measure_peak_throughput(model, torch.float32, torch.device("cpu"), 64) > 0
 
 
 def test_products_are_timed_in_a_row_without_waiting_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +76,12 @@ def test_products_are_timed_in_a_row_without_waiting_for_each(monkeypatch: pytes
     linear = torch.nn.functional.linear
     monkeypatch.setattr(peak_throughput, "_wait", lambda _: done.append("|"))
     monkeypatch.setattr(peak_throughput.nn.functional, "linear", lambda *given: (done.append("."), linear(*given))[1])
-    peak_throughput.tokens_per_second(torch.nn.Linear(8, 16), torch.float32, torch.device("cpu"), 64)
-    assert "".join(done) == "|....|" * (peak_throughput.TIMES + 1)
+    peak_throughput.measure_peak_throughput(torch.nn.Linear(8, 16), torch.float32, torch.device("cpu"), 64)
+    assert "".join(done) == "|....|" * (peak_throughput.REPETITIONS + 1)
 
 
 def test_a_share_above_one_is_not_told(clock: list[float]) -> None:
     pace = PhaseProgress("texts", lambda: 40.0)
     clock[0] += 2
-    pace.add(2, 10, tokens=100, left=100)
+    pace.add(2, 10, tokens=100, tokens_left=100)
     assert "50 tokens/s, 1.0 texts/s" in pace.format_line()

@@ -13,7 +13,7 @@ from retbench.cards import catalog
 from retbench.cards.recipe import BatchSettings, ListwiseTraining
 from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.engines import backbone
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
 from retbench.training.contrastive_batches import ContrastiveBatch
 from retbench.training.gradient_caching import backward_batch
@@ -43,7 +43,7 @@ def taught() -> TrainingSet:
 
 
 def ranked(folder: Path, lists: ListwiseTraining = LISTS) -> ListwiseBatchSource:
-    sheet = ListwisePromptTokenizer(PromptTokenizer(backbone.tokenizer(folder), RECIPE.method), chat=True)
+    sheet = ListwisePromptTokenizer(PromptTokenizer(load_tokenizer(folder), RECIPE.method), chat=True)
     return ListwiseBatchSource(taught(), lists, sheet, 24, seed=1)
 
 

@@ -12,6 +12,7 @@ import torch
 from retbench.cards import catalog
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
+from retbench.engines.tokenizers import load_tokenizer
 from tests import plain, tiny
 from tests.test_run import call, cells
 
@@ -20,7 +21,7 @@ def test_every_method_shows_its_text_and_ids(model: Path) -> None:
     answer = call("show", "model", model, "--text", "The heart pumps blood.", "--json")
     assert answer.exit_code == 0, answer.output
     shown = json.loads(answer.stdout)
-    tokenizer = backbone.tokenizer(model)
+    tokenizer = load_tokenizer(model)
     assert shown["tokenizer"]["eos"] == {"text": tokenizer.eos_token, "id": tokenizer.eos_token_id}
     assert "You are a tiny helpful model." in shown["tokenizer"]["chat"]
     assert {one["method"] for one in shown["readings"]} == {method.name for method in catalog.load_methods()}
@@ -71,14 +72,14 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_vision_model_reads_text_without_its_tower(vision: Path, attention: str) -> None:
     from transformers import AutoModel
 
-    loaded = backbone.load(vision, "float32", torch.device("cpu"))
+    loaded = backbone.load_backbone(vision, "float32", torch.device("cpu"))
     assert not [name for name, _ in loaded.model.named_parameters() if "visual" in name]
     ids = PromptTokenizer(loaded.tokenizer, catalog.find_method("last")).tokenize(tiny.SENTENCES[:3], "query", 64)
     whole = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
     if attention == "bidirectional":
         whole.config.get_text_config().is_causal = False
         whole.language_model.config.is_causal = False
-    flat, offsets = loaded.used(attention, None).states(list(ids))  # type: ignore[arg-type]
+    flat, offsets = loaded.with_method(attention, None).compute_states(list(ids))  # type: ignore[arg-type]
     for row in range(3):
         with torch.no_grad():
             wanted = whole(torch.from_numpy(ids[row].astype(np.int64))[None]).last_hidden_state[0]

@@ -16,22 +16,22 @@ from retbench.errors import DataError, MissingError, UsageError
 from retbench.pipelines.evaluation.published_scores import find_expected_scores
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.mteb_bridge.import_results import import_results
-from retbench.pipelines.report import report
+from retbench.pipelines.report import build_report
 from retbench.records.cell import Cell
 from retbench.records.mteb_results import read_mteb_results_below
-from retbench.reports.published_tables import published, read, shipped
+from retbench.reports.published_tables import load_published_rows, read_table, load_shipped_tables
 
 
 def test_every_shipped_column_is_a_task_or_a_group_of_ours() -> None:
     groups = {group for suite in catalog.load_suites() for group in suite.groups or {}}
-    for table in shipped():
+    for table in load_shipped_tables():
         unknown = [task for task in table.tasks if task not in catalog.load_task_cards() and task not in groups]
         assert unknown == [], table.name
         assert table.suite is None or table.suite in catalog.load_suites()
 
 
 def test_every_shipped_table_has_the_metric_and_protocol_of_its_tasks() -> None:
-    for table in shipped():
+    for table in load_shipped_tables():
         for task in (task for task in table.tasks if task in catalog.load_task_cards()):
             card = catalog.find_task_card(task)
             assert card.protocol == table.protocol, (table.name, task)
@@ -39,22 +39,22 @@ def test_every_shipped_table_has_the_metric_and_protocol_of_its_tasks() -> None:
 
 
 def test_every_shipped_figure_is_a_score() -> None:
-    for row in published():
-        figures = [*row.scores.values(), *([row.mean] if row.mean is not None else [])]
+    for row in load_published_rows():
+        figures = [*row.scores.values(), *([row.suite_mean] if row.suite_mean is not None else [])]
         assert figures, row
         assert all(0 < figure < 1 and math.isfinite(figure) for figure in figures), row
 
 
 def test_published_rows_are_marked_and_never_ranked(tmp_path: Path) -> None:
     finish(tmp_path, "m", "scifact", [0.5] * 4)
-    assert report(tmp_path).blocks[0].references == []
-    text = report(tmp_path, reference=True).text("markdown")
+    assert build_report(tmp_path).blocks[0].published_rows == []
+    text = build_report(tmp_path, reference=True).format("markdown")
     assert "| – | – | E5-Mistral-7B† | published: mteb-beir | 76.42 |" in text
-    only = report(tmp_path, only=("repllama",)).text("markdown")
+    only = build_report(tmp_path, table_names=("repllama",)).format("markdown")
     assert "RepLLaMA-7B†" in only
     assert "E5-Mistral" not in only
     with pytest.raises(UsageError, match="repllamma"):
-        report(tmp_path, only=("repllamma",))
+        build_report(tmp_path, table_names=("repllamma",))
 
 
 def test_another_metric_a_sample_or_a_protocol_keeps_them_out(tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_another_metric_a_sample_or_a_protocol_keeps_them_out(tmp_path: Path) ->
     finish(tmp_path / "b", "m", "scifact", [0.5] * 4, settings={"protocol": "study"})
     finish(tmp_path / "c", "m", "msmarco-dev", [0.5] * 4)  # published by another metric
     for folder in "abc":
-        assert report(tmp_path / folder, reference=True).blocks[0].references == []
+        assert build_report(tmp_path / folder, reference=True).blocks[0].published_rows == []
 
 
 def test_a_group_column_takes_the_published_mean(tmp_path: Path) -> None:
     for forum in ("android", "english"):
         finish(tmp_path, "m", f"cqadupstack-{forum}", [0.5] * 4, suite="beir")
     finish(tmp_path, "m", "scifact", [0.7] * 4, suite="beir")
-    text = report(tmp_path, only=("mteb-beir",)).text("markdown")
+    text = build_report(tmp_path, table_names=("mteb-beir",)).format("markdown")
     head = next(line for line in text.splitlines() if line.startswith("| rank"))
     assert "| cqadupstack | scifact |" in head
     assert "| 60.00 | 50.00? | 70.00? |" in text
@@ -80,7 +80,7 @@ def test_a_group_column_takes_the_published_mean(tmp_path: Path) -> None:
 def test_a_row_of_the_wrong_length_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text('name = "t"\ntitle = "t"\nsource = "s"\ntasks = ["a", "b"]\n[rows]\n"m" = [1.0]\n')
     with pytest.raises(DataError, match=r"t.toml:6: rows.m: 1 scores for 2 tasks"):
-        read(tmp_path / "t.toml")
+        read_table(tmp_path / "t.toml")
 
 
 def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: Path) -> None:
@@ -92,9 +92,9 @@ def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: P
         (folder / f"{name}.json").write_text(json.dumps({"task_name": name, "scores": {"test": [row]}}))
         result = CliRunner().invoke(app, ["import", str(folder / f"{name}.json"), "--results", str(tmp_path / "r")])
         assert result.exit_code == 0, result.output
-    (table,) = map(read, (tmp_path / "r" / "references").glob("*.toml"))
+    (table,) = map(read_table, (tmp_path / "r" / "references").glob("*.toml"))
     assert table.rows == {"org/model": (0.61, 0.33)}
-    assert "| org/model† | published: org-model-standard | 61.00 |" in report(tmp_path / "r", True).text("markdown")
+    assert "| org/model† | published: org-model-standard | 61.00 |" in build_report(tmp_path / "r", True).format("markdown")
 
 
 def _result(folder: Path, name: str, score: float, metric: str = "ndcg_at_10") -> Path:
@@ -106,7 +106,7 @@ def _result(folder: Path, name: str, score: float, metric: str = "ndcg_at_10") -
 
 
 def _imported(results: Path) -> dict[str, tuple[float, ...]]:
-    tables = [read(file) for file in sorted((results / "references").glob("*.toml"))]
+    tables = [read_table(file) for file in sorted((results / "references").glob("*.toml"))]
     assert len({table.name for table in tables}) == len(tables)
     return {model: scores for table in tables for model, scores in table.rows.items()}
 

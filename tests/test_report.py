@@ -18,13 +18,13 @@ import retbench
 from retbench.cards.model import TrainingProvenance
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
-from retbench.pipelines.report import finished, report
+from retbench.pipelines.report import list_finished_cells, build_report
 from retbench.records.record import SCHEMA
-from retbench.records.results_folder import Ledger, read
-from retbench.records.scored_run import DamagedError, kept, raw_scores
-from retbench.reports.formats import spreadsheet, tex
-from retbench.reports.suite_average import tree_mean
-from retbench.reports.table_cells import Cell, grid
+from retbench.records.results_folder import ResultsFolder, read_record
+from retbench.records.scored_run import DamagedRecordError, load_scored_run, read_raw_scores
+from retbench.reports.formats import format_csv_value, escape_latex
+from retbench.reports.suite_average import compute_suite_mean
+from retbench.reports.table_cells import TableCell, build_table
 
 GENERATOR = np.random.default_rng(1)
 GOOD = GENERATOR.uniform(0.6, 0.9, 40)
@@ -38,8 +38,8 @@ def _cli(*words: object) -> tuple[int, str, str]:
 
 
 def _rows(root: Path) -> list[tuple[int, str, str]]:
-    (block,) = report(root).blocks
-    places = [(row, block.place(row, block.goal)) for row in block.rows]
+    (block,) = build_report(root).blocks
+    places = [(row, block.get_rank(row, block.ranked_by)) for row in block.rows]
     return [(place.rank, place.letters, row.model) for row, place in places if place]
 
 
@@ -53,12 +53,12 @@ def test_the_average_is_ranked_over_the_queries_of_all_tasks(tmp_path: Path) -> 
     for model, shift in (("good", 0.0), ("bad", 0.2)):
         finish(tmp_path, model, "one", GOOD - shift)
         finish(tmp_path, model, "two", BAD[:20] - shift)
-    (block,) = report(tmp_path).blocks
+    (block,) = build_report(tmp_path).blocks
     assert [row.model for row in block.rows] == ["good", "bad"]
-    assert block.average(block.rows[0]) == pytest.approx((GOOD.mean() + BAD[:20].mean()) / 2)
-    place = block.place(block.rows[1], None)
+    assert block.compute_average(block.rows[0]) == pytest.approx((GOOD.mean() + BAD[:20].mean()) / 2)
+    place = block.get_rank(block.rows[1], None)
     assert place is not None
-    assert (place.rank, place.over_tasks) == (2, None)
+    assert (place.rank, place.rank_over_tasks) == (2, None)
     assert place.interval.low < GOOD.mean() / 2 + BAD[:20].mean() / 2 - 0.2 < place.interval.high
 
 
@@ -66,13 +66,13 @@ def test_six_tasks_are_also_ranked_over_tasks(tmp_path: Path) -> None:
     for model, shift in (("good", 0.0), ("bad", 0.2)):
         for task in "abcdef":
             finish(tmp_path, model, task, GOOD - shift)
-    (block,) = report(tmp_path).blocks
-    assert [place.over_tasks for row in block.rows if (place := block.place(row, None))] == [1, 2]
+    (block,) = build_report(tmp_path).blocks
+    assert [place.rank_over_tasks for row in block.rows if (place := block.get_rank(row, None))] == [1, 2]
 
 
 def test_a_group_counts_once_in_the_average() -> None:
     forums = [f"cqadupstack-{name}" for name in ("android", "english")]
-    assert tree_mean("beir", {forums[0]: 0.2, forums[1]: 0.4, "scifact": 0.5}) == pytest.approx(0.4)
+    assert compute_suite_mean("beir", {forums[0]: 0.2, forums[1]: 0.4, "scifact": 0.5}) == pytest.approx(0.4)
 
 
 def test_no_average_over_missing_cells_and_failures_are_told(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_no_average_over_missing_cells_and_failures_are_told(tmp_path: Path) -> 
     finish(tmp_path, "half", "one", BAD)
     fail(tmp_path, "half", "two", error="out of memory")
     fail(tmp_path, "never", "one", method="-")
-    text = report(tmp_path).text("markdown")
+    text = build_report(tmp_path).format("markdown")
     assert "| – | – | half | bm25 | – |" in text
     assert "failed: half on two: out of memory." in text
     assert "never" in text
@@ -92,17 +92,17 @@ def test_a_success_takes_the_note_of_the_failure_away(tmp_path: Path) -> None:
     fail(tmp_path, "m", "t")
     fail(tmp_path, "m", "t", method="-")
     finish(tmp_path, "m", "t", GOOD)
-    assert Ledger(tmp_path).scan().failures == []
+    assert ResultsFolder(tmp_path).scan_runs().failures == []
 
 
 def test_other_documents_make_another_block_and_the_difference_is_named(tmp_path: Path) -> None:
     finish(tmp_path, "a", "t", GOOD)
     finish(tmp_path, "b", "t", GOOD, fingerprint="another", created="2026-02-01")
     finish(tmp_path, "c", "t", GOOD, settings={"split": "train"})
-    blocks = report(tmp_path).blocks
+    blocks = build_report(tmp_path).blocks
     assert [[row.model for row in block.rows] for block in blocks] == [["a"], ["b"], ["c"]]
-    assert [block.apart for block in blocks] == [(), ("collection of t",), ("split",)]
-    assert "Not comparable with the first block of mine: another collection of t." in report(tmp_path).text("markdown")
+    assert [block.differing_rules for block in blocks] == [(), ("collection of t",), ("split",)]
+    assert "Not comparable with the first block of mine: another collection of t." in build_report(tmp_path).format("markdown")
 
 
 def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: Path) -> None:
@@ -110,21 +110,21 @@ def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: 
     finish(tmp_path, "new", "t", BAD, settings={"excluded": "keep", "relevant_from": 1})
     assert len(_rows(tmp_path)) == 2
     finish(tmp_path, "other", "t", BAD, settings={"relevant_from": 2}, created="2027")
-    assert [block.apart for block in report(tmp_path).blocks] == [(), ("relevant_from of t",)]
+    assert [block.differing_rules for block in build_report(tmp_path).blocks] == [(), ("relevant_from of t",)]
 
 
 def test_of_two_runs_of_a_cell_the_newer_counts_and_the_board_says_so(tmp_path: Path) -> None:
     finish(tmp_path, "m", "t", BAD, settings={"excluded": "keep"}, created="2027")
     finish(tmp_path, "m", "t", GOOD, created="2026")
-    (block,) = report(tmp_path).blocks
-    assert block.rows[0].score("t") == pytest.approx(BAD.mean())
-    assert "Older runs left out, because the same cell was run again: 1." in report(tmp_path).text("markdown")
+    (block,) = build_report(tmp_path).blocks
+    assert block.rows[0].get_score("t") == pytest.approx(BAD.mean())
+    assert "Older runs left out, because the same cell was run again: 1." in build_report(tmp_path).format("markdown")
 
 
 def test_two_settings_of_one_model_are_two_rows_with_the_setting_in_the_name(tmp_path: Path) -> None:
     finish(tmp_path, "m", "t", GOOD)
     finish(tmp_path, "m", "t", BAD, settings={"depth": 10})
-    (block,) = report(tmp_path).blocks
+    (block,) = build_report(tmp_path).blocks
     assert [row.label for row in block.rows] == ["bm25 (depth 100)", "bm25 (depth 10)"]
 
 
@@ -137,8 +137,8 @@ def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("sets", "mark"), [(None, "?"), ((), ""), (("t",), "*")])
 def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...] | None, mark: str) -> None:
     finish(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
-    (block,) = report(tmp_path).blocks
-    assert [cell.mark for cell in grid(block).lines[0].cells if cell.task == "t"] == [mark]
+    (block,) = build_report(tmp_path).blocks
+    assert [cell.mark for cell in build_table(block).lines[0].cells if cell.task == "t"] == [mark]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...
 )  # fmt: skip
 def test_a_variant_of_a_collection_is_the_collection(tmp_path: Path, learned: str, task: str, mark: str) -> None:
     finish(tmp_path, "m", task, [0.5] * 4, training_sets=(learned,))
-    (block,) = report(tmp_path).blocks
-    assert [cell.mark for cell in grid(block).lines[0].cells if cell.task == task] == [mark]
+    (block,) = build_report(tmp_path).blocks
+    assert [cell.mark for cell in build_table(block).lines[0].cells if cell.task == task] == [mark]
 
 
 def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
         finish(tmp_path, "a", task, GOOD, suite="custom")
         finish(tmp_path, "b", task, BAD, suite="custom")
     fail(tmp_path, "c", "two", suite="custom")
-    text = report(tmp_path).text("markdown")
+    text = build_report(tmp_path).format("markdown")
     assert "average" not in text
-    first, second = report(tmp_path).blocks
-    assert (first.title, first.apart, second.title, second.apart) == ("custom: one", (), "custom: two", ())
+    first, second = build_report(tmp_path).blocks
+    assert (first.title, first.differing_rules, second.title, second.differing_rules) == ("custom: one", (), "custom: two", ())
     assert [row.model for row in first.rows] == ["a", "b"]
     assert "failed: c on two" in text
 
@@ -176,10 +176,10 @@ def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: P
 
     finish(tmp_path, "plain", "t", GOOD)
     finish(tmp_path, "one", "t", GOOD, training=trained(1))
-    assert "| one‡ |" in report(tmp_path).text("markdown")
-    assert "plain‡" not in report(tmp_path).text("markdown")
+    assert "| one‡ |" in build_report(tmp_path).format("markdown")
+    assert "plain‡" not in build_report(tmp_path).format("markdown")
     finish(tmp_path, "two", "t", GOOD, training=trained(2))
-    assert "‡" not in report(tmp_path).text("markdown")
+    assert "‡" not in build_report(tmp_path).format("markdown")
 
 
 def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None:
@@ -189,20 +189,20 @@ def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None
         finish(tmp_path, f"m{seed}", "t", scores, training=training, parent="p")
     other = TrainingProvenance({"name": "quick", "seed": 1}, "f", {"set": "another"}, {}, {}, "retbench finetune")
     finish(tmp_path, "m4", "t", [0.1] * 4, training=other, parent="p")
-    text = report(tmp_path).text("markdown")
+    text = build_report(tmp_path).format("markdown")
     assert "| trained | method | seeds | t |" in text
     assert "| p on s by quick | bm25 | 3 | 50.00 (20.00–90.00) |" in text
-    assert "p on s by quick & bm25 & 3 & 50.00 (20.00--90.00)" in report(tmp_path).text("latex")
-    assert "50.00 (20.00–90.00)</td>" in report(tmp_path).text("html")
+    assert "p on s by quick & bm25 & 3 & 50.00 (20.00--90.00)" in build_report(tmp_path).format("latex")
+    assert "50.00 (20.00–90.00)</td>" in build_report(tmp_path).format("html")
     assert text.count("‡") == 2  # the other set's model and the remark
 
 
 def test_price_needs_a_rate_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(tmp_path / "r", "m", "t", GOOD)
     monkeypatch.chdir(tmp_path)
-    assert "price" not in report(tmp_path / "r").text("markdown")
+    assert "price" not in build_report(tmp_path / "r").format("markdown")
     (tmp_path / "retbench.toml").write_text('[prices]\n"a processor" = 0.36\n')
-    assert "| 1.00 |" in report(tmp_path / "r").text("markdown")  # 1e6 documents at 100/s are 2.78 hours
+    assert "| 1.00 |" in build_report(tmp_path / "r").format("markdown")  # 1e6 documents at 100/s are 2.78 hours
 
 
 # --- bad input
@@ -233,8 +233,8 @@ def test_a_length_that_asks_for_more_memory_than_there_is_is_damage(
 
     monkeypatch.setattr(pq, "read_table", greedy)
     monkeypatch.setattr(pq, "ParquetFile", greedy)
-    for look in (raw_scores, lambda folder: kept(folder, read(folder / "record.json"))):
-        with pytest.raises(DamagedError, match="malloc of size"):
+    for look in (read_raw_scores, lambda folder: load_scored_run(folder, read_record(folder / "record.json"))):
+        with pytest.raises(DamagedRecordError, match="malloc of size"):
             look(folder)
 
 
@@ -256,15 +256,15 @@ def test_edited_settings_are_noticed(tmp_path: Path) -> None:
     facts["settings"]["depth"] = 7
     (folder / "record.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="settings-id"):
-        report(tmp_path)
+        build_report(tmp_path)
 
 
 def test_an_older_record_is_migrated(tmp_path: Path) -> None:
     folder = finish(tmp_path, "m", "t", GOOD)
     today = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**today, "schema": 1, "failures": []}))
-    assert read(folder / "record.json").schema == SCHEMA
-    assert report(tmp_path).problems == []
+    assert read_record(folder / "record.json").schema == SCHEMA
+    assert build_report(tmp_path).problems == []
 
 
 def test_a_record_of_the_future_is_refused(tmp_path: Path) -> None:
@@ -272,12 +272,12 @@ def test_a_record_of_the_future_is_refused(tmp_path: Path) -> None:
     today = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**today, "schema": SCHEMA + 1}))
     with pytest.raises(DataError, match=r"has schema \d"):
-        read(folder / "record.json")
+        read_record(folder / "record.json")
 
 
 def test_an_empty_folder_says_how_to_begin(tmp_path: Path) -> None:
     with pytest.raises(MissingError):
-        report(tmp_path)
+        build_report(tmp_path)
     assert _cli("report", tmp_path)[0] == 3
 
 
@@ -286,24 +286,24 @@ def test_an_empty_folder_says_how_to_begin(tmp_path: Path) -> None:
 
 def test_a_hostile_name_breaks_no_table(tmp_path: Path) -> None:
     finish(tmp_path, NASTY, "t", GOOD)
-    made = report(tmp_path)
-    table = [line for line in made.text("markdown").splitlines() if line.startswith("|")]
+    made = build_report(tmp_path)
+    table = [line for line in made.format("markdown").splitlines() if line.startswith("|")]
     assert len(table) == 3
     assert "<img" not in table[2]
     assert table[2].replace("\\|", "").count("|") == table[0].count("|")
-    body = next(line for line in made.text("latex").splitlines() if "onerror" in line)
+    body = next(line for line in made.format("latex").splitlines() if "onerror" in line)
     assert body.endswith("\\\\")
-    assert body.replace("\\&", "").count("&") == len(grid(made.blocks[0]).heads) - 1
-    rows = list(csv.DictReader(io.StringIO(made.text("csv"))))
+    assert body.replace("\\&", "").count("&") == len(build_table(made.blocks[0]).heads) - 1
+    rows = list(csv.DictReader(io.StringIO(made.format("csv"))))
     assert rows[0]["model"] == NASTY
 
 
 def test_latex_escapes_every_special_character() -> None:
-    assert tex("a_b\\{}&%$#~^") == r"a\_b\textbackslash{}\{\}\&\%\$\#\textasciitilde{}\textasciicircum{}"
+    assert escape_latex("a_b\\{}&%$#~^") == r"a\_b\textbackslash{}\{\}\&\%\$\#\textasciitilde{}\textasciicircum{}"
 
 
 def test_a_formula_does_not_run_in_a_spreadsheet() -> None:
-    assert spreadsheet(Cell("=1+1", "=1+1")) == "'=1+1"
+    assert format_csv_value(TableCell("=1+1", "=1+1")) == "'=1+1"
 
 
 def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
         ("good", None, "done"), ("bad", None, "done"), ("lost", None, "incomplete"),
     ]  # fmt: skip
     assert [c.get("rank") for c in cells] == [2, 1, None, 1, 2, None]
-    assert len(finished(tmp_path)[0]) == 2
+    assert len(list_finished_cells(tmp_path)[0]) == 2
 
 
 def test_report_can_be_written_to_a_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from retbench.encoders.listwise_prompt import ListwisePromptTokenizer, build_lis
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.memory import CLEAR
 from retbench.errors import DataError, UsageError
-from retbench.pipelines.report import report
+from retbench.pipelines.report import build_report
 from retbench.pipelines.runs import saved_run
 from retbench.rerankers import listwise_embedding
 from retbench.rerankers.candidates import Candidates, iterate_windows, rerank_queries
@@ -317,7 +317,7 @@ def test_a_run_of_another_system_is_reranked_and_stands_beside(model: Path, task
     assert ranked(moved)["q3"] == []
     assert "theirs" in call("report", out).output
     cells("run", "--model", "bm25", "--task", task, "--out", out)
-    (block,) = report(out).blocks
+    (block,) = build_report(out).blocks
     assert {(row.model, row.method) for row in block.rows} >= {("theirs", "run"), ("bm25", "bm25")}
     again = cells("rerank", own["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
     assert again[-1]["settings_id"] == moved["settings_id"]
@@ -329,7 +329,7 @@ def test_two_runs_of_one_name_are_two_rows(task: Path, out: Path) -> None:
     for run in (RUN, RUN.replace("coffee", "ship")):
         file.write_text(run)
         cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
-    (block,) = report(out).blocks
+    (block,) = build_report(out).blocks
     assert len({row.label for row in block.rows}) == 4
 
 

@@ -46,9 +46,9 @@ def test_what_stretches_nothing_is_refused(word: str) -> None:
 
 
 def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:
-    plain, halved = (backbone.load(folder, "float32", CPU, word).model for word in (None, "linear:2"))
+    plain, halved = (backbone.load_backbone(folder, "float32", CPU, word).model for word in (None, "linear:2"))
     assert torch.allclose(halved.rotary_emb.inv_freq, plain.rotary_emb.inv_freq / 2)
-    stretched = backbone.load(folder, "float32", CPU, "yarn:4").model
+    stretched = backbone.load_backbone(folder, "float32", CPU, "yarn:4").model
     slow, fast = stretched.rotary_emb.inv_freq[-1], stretched.rotary_emb.inv_freq[0]
     assert torch.allclose(slow, plain.rotary_emb.inv_freq[-1] / 4)
     assert torch.allclose(fast, plain.rotary_emb.inv_freq[0])
@@ -56,9 +56,9 @@ def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:
 
 
 def test_dynamic_changes_nothing_within_the_window_and_something_beyond(folder: Path) -> None:
-    plain, dynamic = (backbone.load(folder, "float32", CPU, word) for word in (None, "dynamic"))
+    plain, dynamic = (backbone.load_backbone(folder, "float32", CPU, word) for word in (None, "dynamic"))
     for length, same in ((WINDOW, True), (WINDOW + 30, False)):
-        one, other = (loaded.states(rows(length)).flat for loaded in (plain, dynamic))
+        one, other = (loaded.compute_states(rows(length)).flat for loaded in (plain, dynamic))
         assert torch.allclose(one, other, atol=1e-5) is same
 
 
@@ -76,9 +76,9 @@ def another(family: str) -> Backbone:
 def test_a_text_is_turned_by_its_own_length_whatever_stands_beside_it(family: str) -> None:
     model, texts = another(family), rows(90, 70, 70, 30, 3)
     assert model.kernel == ("blocks" if family == "qwen2" else "sdpa")
-    together = model.states(texts)
+    together = model.compute_states(texts)
     for number in np.random.default_rng(0).permutation(len(texts)):
-        alone = model.states([texts[number]]).flat
+        alone = model.compute_states([texts[number]]).flat
         own = together.flat[together.offsets[number] : together.offsets[number + 1]]
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
 

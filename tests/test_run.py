@@ -145,7 +145,7 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
         (("--model", "bm25", "--task", "stdlib-cod"), 2, "did you mean stdlib-code"),
         (("--model", "bm25", "--task", "./nowhere"), 3, "corpus.jsonl"),
         (("--model", "./nowhere", "--suite", "stdlib"), 3, "no model at"),
-        (("--model", "bm25"), 2, "name a --suite or a --task"),
+        (("--model", "bm25"), 2, "give --suite or --task"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "maxlength=5"), 2, "did you mean max_length"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth"), 2, "for example --set dtype=float32"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=deep"), 2, "not a int"),

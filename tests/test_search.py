@@ -77,19 +77,19 @@ def test_exact_search_is_brute_force_whatever_the_tiles_and_blocks(case: Case) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "QUERY_TILE", case.query_tile)
         patch.setattr(exact_search, "DOCUMENT_TILE", case.document_tile)
-        found = exact_search.search(case.queries, case.blocks, case.k)
+        found = exact_search.search_exactly(case.queries, case.blocks, case.k)
     assert hits(found) == brute_force(case.queries, case.documents, case.k)
 
 
 def test_one_score_for_all_gives_the_first_rows() -> None:
     vectors = np.ones((50, 2), dtype=np.float32)
     blocks = [VectorBlock(np.arange(start, 50, 3)[::-1].copy(), vectors[start::3]) for start in (2, 0, 1)]
-    assert exact_search.search(vectors[:1], blocks, 10).rows[0].tolist() == list(range(10))
+    assert exact_search.search_exactly(vectors[:1], blocks, 10).rows[0].tolist() == list(range(10))
 
 
 def test_a_corpus_smaller_than_k_is_ranked_whole() -> None:
     vectors = np.array([[1, 0], [0, 1]], dtype=np.float32)
-    found = exact_search.search(vectors, [VectorBlock(np.array([1, 0]), vectors[::-1].copy())], 100)
+    found = exact_search.search_exactly(vectors, [VectorBlock(np.array([1, 0]), vectors[::-1].copy())], 100)
     assert hits(found) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
 
 
@@ -99,13 +99,13 @@ def test_blocks_from_the_store_are_searched(tmp_path: Path) -> None:
         rows = np.arange(shard, 4, 2)
         store.write_shard(shard, VectorBlock(rows, vectors[rows]), tokens=1, seconds=0.0)
     blocks = [block for shard in range(2) if (block := store.read_shard(shard))]
-    assert [rows[0] for rows in exact_search.search(vectors, blocks, 1).rows] == [0, 1, 2, 3]
+    assert [rows[0] for rows in exact_search.search_exactly(vectors, blocks, 1).rows] == [0, 1, 2, 3]
 
 
 def test_scores_are_summed_in_float32() -> None:
     small_part = np.float32(2**-12)  # lost beside 1 in bfloat16 and in float16
     vectors = np.array([[1, small_part], [1, 0]], dtype=np.float32)
-    found = exact_search.search(np.array([[1, 1]], dtype=np.float32), [VectorBlock(np.arange(2), vectors)], 2)
+    found = exact_search.search_exactly(np.array([[1, 1]], dtype=np.float32), [VectorBlock(np.arange(2), vectors)], 2)
     assert hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
 
 
@@ -127,11 +127,11 @@ def blocks_of(vectors: np.ndarray, size: int) -> list[VectorBlock]:
 def searched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranking]:
     def search(queries: np.ndarray, documents: np.ndarray, k: int, bf16: bool = True, window: int = 700) -> Ranking:
         monkeypatch.setattr(exact_search, "has_fast_bf16", lambda: bf16)
-        monkeypatch.setattr(exact_search, "FEW", 1)
+        monkeypatch.setattr(exact_search, "MIN_QUERIES_FOR_ROUNDING", 1)
         monkeypatch.setattr(exact_search, "QUERY_TILE", 24)
         monkeypatch.setattr(exact_search, "DOCUMENT_TILE", 128)
         monkeypatch.setattr(exact_search, "WINDOW_ROWS", window)
-        return exact_search.search(queries, blocks_of(documents, 300), k)
+        return exact_search.search_exactly(queries, blocks_of(documents, 300), k)
 
     return search
 
@@ -172,13 +172,13 @@ def test_a_crowded_window_is_passed_in_float32(
     searched: Callable[..., Ranking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[torch.dtype] = []
-    candidates = exact_search.Top._candidates
+    candidates = exact_search.RunningTopK._find_candidates
 
-    def told(top: exact_search.Top, window: exact_search.Window) -> exact_search.Pairs:
+    def told(top: exact_search.RunningTopK, window: exact_search.DocumentWindow) -> exact_search.CandidatePairs:
         passes.append(window.tiles.dtype)
         return candidates(top, window)
 
-    monkeypatch.setattr(exact_search.Top, "_candidates", told)
+    monkeypatch.setattr(exact_search.RunningTopK, "_find_candidates", told)
     searched(*VECTORS["nearly one direction"], 10)
     assert torch.float32 in passes
     passes.clear()
@@ -188,29 +188,29 @@ def test_a_crowded_window_is_passed_in_float32(
 
 def test_pairs_are_scored_alike_without_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does, tried on a CPU."""
-    monkeypatch.setattr(exact_search, "PAIRS", 7)
+    monkeypatch.setattr(exact_search, "PAIRS_PER_PRODUCT", 7)
     queries, documents = (torch.from_numpy(side) for side in VECTORS["random"])
     places, owners = torch.arange(0, 2000, 10), torch.arange(200) % 40
     expected = (documents.double() @ queries.double().T)[places, owners]
-    for products in (exact_search.gathered, exact_search.sampled):
+    for products in (exact_search.multiply_gathered, exact_search.multiply_sampled):
         torch.testing.assert_close(products(documents, queries, places, owners).double(), expected, rtol=0, atol=1e-6)
 
 
 MANY = """
 import numpy as np
-from retbench.engines.memory import peak_mb
-from retbench.retrievers.exact import search
-from retbench.store.shards import Block
+from retbench.engines.memory import get_peak_memory_mb
+from retbench.retrievers.exact_search import search_exactly
+from retbench.store.shard_store import VectorBlock
 
 draw = np.random.default_rng(0)
 queries = draw.standard_normal((20_000, 16), dtype=np.float32)
-blocks = lambda: (Block(np.arange(at, at + 2000), draw.standard_normal((2000, 16), dtype=np.float32))
+blocks = lambda: (VectorBlock(np.arange(at, at + 2000), draw.standard_normal((2000, 16), dtype=np.float32))
                   for at in range(0, 10_000, 2000))
-search(queries[:600], blocks(), 10)  # what torch takes at its first use
-before = peak_mb()
-found = search(queries, blocks(), 10)
+search_exactly(queries[:600], blocks(), 10)  # what torch takes at its first use
+before = get_peak_memory_mb()
+found = search_exactly(queries, blocks(), 10)
 assert len(found.rows) == 20_000
-print(peak_mb() - before)
+print(get_peak_memory_mb() - before)
 """
 
 
@@ -223,29 +223,29 @@ LARGE = """
 import os, sys
 import numpy as np
 from pathlib import Path
-from retbench.engines.memory import peak_mb
-from retbench.retrievers import exact
-from retbench.store.shards import Block, Store
+from retbench.engines.memory import get_peak_memory_mb
+from retbench.retrievers import exact_search
+from retbench.store.shard_store import ShardStore, VectorBlock
 
 os.fsync = lambda _: None  # a crash is not what is tried here
-exact.WINDOW_ROWS = 2048  # a window and its scores are then a few megabytes
-store, draw, shards = Store(Path(sys.argv[1])), np.random.default_rng(0), 80
+exact_search.WINDOW_ROWS = 2048  # a window and its scores are then a few megabytes
+store, draw, shards = ShardStore(Path(sys.argv[1])), np.random.default_rng(0), 80
 queries = draw.standard_normal((100, 512), dtype=np.float32)
 for shard in range(shards):
     vectors = draw.standard_normal((1024, 512), dtype=np.float32)
-    store.write(shard, Block(np.arange(1024) * shards + shard, vectors), tokens=1, seconds=0.0)
-exact.search(queries, [store.read(0)], 10)  # what torch takes at its first use
-before = peak_mb()
-found = exact.search(queries, (store.read(shard) for shard in range(shards)), 10)
+    store.write_shard(shard, VectorBlock(np.arange(1024) * shards + shard, vectors), tokens=1, seconds=0.0)
+exact_search.search_exactly(queries, [store.read_shard(0)], 10)  # what torch takes at its first use
+before = get_peak_memory_mb()
+found = exact_search.search_exactly(queries, (store.read_shard(shard) for shard in range(shards)), 10)
 assert len({int(row) % shards for rows in found.rows for row in rows}) > shards / 2  # from all over the shards
-print(peak_mb() - before)
+print(get_peak_memory_mb() - before)
 """
 
 
 def test_between_two_windows_a_query_keeps_k_keys_and_nothing_behind_them() -> None:
     vectors = torch.from_numpy(np.random.default_rng(5).standard_normal((400, 8), dtype=np.float32))
-    top = exact_search.Top(vectors[:64], 10)
-    top.add(exact_search.Window.of([torch.arange(400)], [vectors], torch.float32))
+    top = exact_search.RunningTopK(vectors[:64], 10)
+    top.add_window(exact_search.DocumentWindow.build([torch.arange(400)], [vectors], torch.float32))
     assert top.keys.untyped_storage().nbytes() == 64 * 10 * 8
 
 
@@ -370,9 +370,9 @@ def test_a_pair_is_summed_half_upon_half_whatever_is_beside_it(monkeypatch: pyte
     documents, queries = (draw.normal(size=(count, 37)).astype(np.float32) for count in (50, 9))
     places, owners = torch.arange(450) // 9, torch.arange(450) % 9
     arguments = torch.from_numpy(documents), torch.from_numpy(queries)
-    together = exact_search.gathered(*arguments, places, owners)
-    monkeypatch.setattr(exact_search, "PAIRS", 7)
-    assert torch.equal(exact_search.gathered(*arguments, places, owners), together)
+    together = exact_search.multiply_gathered(*arguments, places, owners)
+    monkeypatch.setattr(exact_search, "PAIRS_PER_PRODUCT", 7)
+    assert torch.equal(exact_search.multiply_gathered(*arguments, places, owners), together)
     for at in (0, 123, 449):
         line = documents[at // 9] * queries[at % 9]
         while len(line) > 1:
@@ -383,18 +383,18 @@ def test_a_pair_is_summed_half_upon_half_whatever_is_beside_it(monkeypatch: pyte
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_search_has_no_tf32_and_leaves_the_setting_as_it_was(setting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    products, seen, rough = torch.backends.cuda.matmul, [], exact_search.Top._rough
+    products, seen, rough = torch.backends.cuda.matmul, [], exact_search.RunningTopK._compute_rough_scores
     before = products.allow_tf32
 
-    def spied(self: exact_search.Top, window: exact_search.Window) -> tuple[torch.Tensor, torch.Tensor]:
+    def spied(self: exact_search.RunningTopK, window: exact_search.DocumentWindow) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(products.fp32_precision)
         return rough(self, window)
 
-    monkeypatch.setattr(exact_search.Top, "_rough", spied)
+    monkeypatch.setattr(exact_search.RunningTopK, "_rough", spied)
     vectors = np.eye(3, dtype=np.float32)
     try:
         products.allow_tf32 = setting
-        exact_search.search(vectors, [VectorBlock(np.arange(3), vectors)], 1)
+        exact_search.search_exactly(vectors, [VectorBlock(np.arange(3), vectors)], 1)
         assert (seen, products.allow_tf32) == (["ieee"], setting)
         assert (products.fp32_precision == "tf32") is setting
     finally:
@@ -402,9 +402,9 @@ def test_search_has_no_tf32_and_leaves_the_setting_as_it_was(setting: bool, monk
 
 
 def test_search_without_memory_goes_on_with_fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    rough, sizes = exact_search.Top._rough, []
+    rough, sizes = exact_search.RunningTopK._compute_rough_scores, []
 
-    def short(self: exact_search.Top, window: exact_search.Window) -> tuple[torch.Tensor, torch.Tensor]:
+    def short(self: exact_search.RunningTopK, window: exact_search.DocumentWindow) -> tuple[torch.Tensor, torch.Tensor]:
         sizes.append(len(self.queries))
         if len(self.queries) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -413,7 +413,7 @@ def test_search_without_memory_goes_on_with_fewer_queries(monkeypatch: pytest.Mo
     vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     blocks = [VectorBlock(np.arange(start, start + 20), vectors[start : start + 20]) for start in (0, 20)]
     monkeypatch.setattr(exact_search, "WINDOW_ROWS", 20)
-    wanted = exact_search.search(vectors[:9], blocks, 5)
-    monkeypatch.setattr(exact_search.Top, "_rough", short)
-    assert hits(exact_search.search(vectors[:9], blocks, 5)) == hits(wanted)
+    wanted = exact_search.search_exactly(vectors[:9], blocks, 5)
+    monkeypatch.setattr(exact_search.RunningTopK, "_rough", short)
+    assert hits(exact_search.search_exactly(vectors[:9], blocks, 5)) == hits(wanted)
     assert sizes == [9, 4, 2, 2, 5, 2, 3, 2, 2, 2, 3]

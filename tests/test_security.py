@@ -55,7 +55,7 @@ def holds_a_key(*folders: Path) -> list[Path]:
 
 
 def run(task: Path, out: Path, *more: str) -> tuple[str, ...]:
-    words = ("run", "--model", "a/b", "--task", str(task), "--out", str(out), "--engine", "endpoint:tries=1,texts=8")
+    words = ("run", "--model", "a/b", "--task", str(task), "--out", str(out), "--engine", "endpoint:max_attempts=1,batch_size=8")
     return (*words, *more)
 
 

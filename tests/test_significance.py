@@ -14,16 +14,16 @@ from scipy import stats
 from retbench.errors import DataError
 from retbench.scoring import significance
 from retbench.scoring.significance import (
-    Interval,
-    Standing,
-    Wins,
-    bootstrap_interval,
-    detectable,
-    effect_size,
-    holm,
-    paired_test,
-    ranks,
-    wins,
+    ConfidenceInterval,
+    ModelRank,
+    WinCounts,
+    compute_bootstrap_interval,
+    compute_detectable_difference,
+    compute_effect_size,
+    adjust_p_values,
+    compute_paired_p_value,
+    rank_models,
+    count_wins,
 )
 
 Floats = NDArray[np.float64]
@@ -48,28 +48,28 @@ def _brute_force(a: list[float], b: list[float]) -> float:
 
 def test_exact_case_by_hand() -> None:
     # All three differences are positive: of 8 flips only all-plus and all-minus reach the sum.
-    assert paired_test([0.5, 0.6, 0.9], [0.1, 0.5, 0.7]) == 2 / 8
+    assert compute_paired_p_value([0.5, 0.6, 0.9], [0.1, 0.5, 0.7]) == 2 / 8
     # 0.1 + 0.2 - 0.3 is not 0 in floats; every flip is as extreme as a difference of nothing.
-    assert paired_test([0.1, 0.2, 0.0], [0.0, 0.0, 0.3]) == 1.0
+    assert compute_paired_p_value([0.1, 0.2, 0.0], [0.0, 0.0, 0.3]) == 1.0
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=7))
 def test_few_queries_are_enumerated(pairs: list[tuple[int, int]]) -> None:
     a, b = [x / 10 for x, _ in pairs], [y / 10 for _, y in pairs]
-    assert paired_test(a, b) == _brute_force(a, b)
+    assert compute_paired_p_value(a, b) == _brute_force(a, b)
 
 
 @pytest.mark.parametrize("queries", [5, 12])
 def test_exact_equals_scipy(queries: int) -> None:
     a, b = _pair(queries, gap=0.05)
-    assert paired_test(a, b) == pytest.approx(_scipy_p_value(a, b, rounds=5000), abs=1e-12)
+    assert compute_paired_p_value(a, b) == pytest.approx(_scipy_p_value(a, b, rounds=5000), abs=1e-12)
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.01, 0.02])
 def test_sampling_agrees_with_scipy(gap: float) -> None:
     a, b = _pair(200, gap)
-    ours, theirs = paired_test(a, b), _scipy_p_value(a, b, rounds=9999)
+    ours, theirs = compute_paired_p_value(a, b), _scipy_p_value(a, b, rounds=9999)
     # Four standard errors of the difference of two estimates from 10,000 rounds each.
     assert abs(ours - theirs) <= 4 * math.sqrt(2 * max(ours * (1 - ours), 1e-4) / 10_000)
 
@@ -86,26 +86,26 @@ def _scipy_p_value(a: Floats, b: Floats, rounds: int) -> float:
 
 def test_sampling_agrees_with_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = _pair(12, gap=0.05)
-    exact = paired_test(a, b)
+    exact = compute_paired_p_value(a, b)
     monkeypatch.setattr(significance, "EXACT_UNTIL", 0)
-    sampled = paired_test(a, b, rounds=40_000)
+    sampled = compute_paired_p_value(a, b, rounds=40_000)
     assert 0.0 < abs(sampled - exact) < 4 * math.sqrt(exact * (1 - exact) / 40_000)
 
 
 def test_a_sampled_p_value_is_never_zero() -> None:
     a, b = _pair(100, gap=5.0)
-    assert paired_test(a, b, rounds=999) == 1 / 1000
+    assert compute_paired_p_value(a, b, rounds=999) == 1 / 1000
 
 
 def test_the_seed_fixes_the_p_value_and_the_sides_are_alike() -> None:
     a, b = _pair(200, gap=0.01)
-    assert paired_test(a, b, seed=4) == paired_test(a, b, seed=4) == paired_test(b, a, seed=4)
-    assert paired_test(a, b, seed=4) != paired_test(a, b, seed=5)
-    assert paired_test(a, a) == 1.0
+    assert compute_paired_p_value(a, b, seed=4) == compute_paired_p_value(a, b, seed=4) == compute_paired_p_value(b, a, seed=4)
+    assert compute_paired_p_value(a, b, seed=4) != compute_paired_p_value(a, b, seed=5)
+    assert compute_paired_p_value(a, a) == 1.0
 
 
 def test_equal_models_are_called_different_as_often_as_promised() -> None:
-    p_values = [paired_test(*_pair(30, gap=0.0, seed=seed), rounds=199) for seed in range(600)]
+    p_values = [compute_paired_p_value(*_pair(30, gap=0.0, seed=seed), rounds=199) for seed in range(600)]
     for level in (0.05, 0.2, 0.5):
         rate = sum(p_value <= level for p_value in p_values) / 600
         assert abs(rate - level) < 4 * math.sqrt(level * (1 - level) / 600)
@@ -113,11 +113,11 @@ def test_equal_models_are_called_different_as_often_as_promised() -> None:
 
 def test_bounded_memory_does_not_change_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = _pair(77, gap=0.01)
-    whole = paired_test(a, b), bootstrap_interval(a), ranks({"a": a, "b": b, "c": b + 0.01})
-    sizes = list(significance._chunks(1000, 77))
+    whole = compute_paired_p_value(a, b), compute_bootstrap_interval(a), rank_models({"a": a, "b": b, "c": b + 0.01})
+    sizes = list(significance._split_rounds(1000, 77))
     monkeypatch.setattr(significance, "CELLS", 77 * 30)
-    assert (sizes, list(significance._chunks(50, 77))) == ([1000], [24, 24, 2])
-    assert (paired_test(a, b), bootstrap_interval(a), ranks({"a": a, "b": b, "c": b + 0.01})) == whole
+    assert (sizes, list(significance._split_rounds(50, 77))) == ([1000], [24, 24, 2])
+    assert (compute_paired_p_value(a, b), compute_bootstrap_interval(a), rank_models({"a": a, "b": b, "c": b + 0.01})) == whole
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -127,7 +127,7 @@ def test_interval_equals_scipy(level: float) -> None:
     found = stats.bootstrap(
         (values,), np.mean, confidence_level=level, n_resamples=10_000, method="percentile", rng=generator
     ).confidence_interval
-    ours = bootstrap_interval(values, level)
+    ours = compute_bootstrap_interval(values, level)
     # The ends of two bootstraps differ by their own sampling: a few hundredths of the standard error.
     error = float(values.std() / math.sqrt(300))
     assert ours.low == pytest.approx(found.low, abs=0.12 * error)
@@ -136,32 +136,32 @@ def test_interval_equals_scipy(level: float) -> None:
 
 def test_interval_of_few_queries_by_hand() -> None:
     # Means of two draws from 0 and 1 are 0, 1/2 and 1, with chances 1/4, 1/2 and 1/4.
-    assert bootstrap_interval([0.0, 1.0]) == Interval(0.0, 1.0)
-    assert bootstrap_interval([0.0, 1.0], level=0.4) == Interval(0.5, 0.5)
-    assert bootstrap_interval([0.25]) == Interval(0.25, 0.25)
-    assert bootstrap_interval([0.5] * 40) == Interval(0.5, 0.5)
+    assert compute_bootstrap_interval([0.0, 1.0]) == ConfidenceInterval(0.0, 1.0)
+    assert compute_bootstrap_interval([0.0, 1.0], level=0.4) == ConfidenceInterval(0.5, 0.5)
+    assert compute_bootstrap_interval([0.25]) == ConfidenceInterval(0.25, 0.25)
+    assert compute_bootstrap_interval([0.5] * 40) == ConfidenceInterval(0.5, 0.5)
 
 
 def test_interval_narrows_with_the_level_and_follows_the_seed() -> None:
     values = np.random.default_rng(2).random(50)
-    wide, narrow = bootstrap_interval(values, 0.99), bootstrap_interval(values, 0.5)
+    wide, narrow = compute_bootstrap_interval(values, 0.99), compute_bootstrap_interval(values, 0.5)
     assert wide.low < narrow.low < values.mean() < narrow.high < wide.high
-    once, again, other = (bootstrap_interval(values, seed=seed) for seed in (1, 1, 2))
+    once, again, other = (compute_bootstrap_interval(values, seed=seed) for seed in (1, 1, 2))
     assert once == again != other
 
 
 def test_holm_by_hand() -> None:
     # Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, then 0.04 x 1 is lifted to the one before it.
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([0.02]) == [0.02]
-    assert holm([]) == []
+    assert adjust_p_values([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjust_p_values([0.6, 0.7]) == [1.0, 1.0]
+    assert adjust_p_values([0.02]) == [0.02]
+    assert adjust_p_values([]) == []
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=20))
 def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
+    adjusted = adjust_p_values(p_values)
     assert all(p <= q <= min(1.0, p * len(p_values)) for p, q in zip(p_values, adjusted, strict=True))
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     assert all(adjusted[i] <= adjusted[j] for i, j in itertools.pairwise(order))
@@ -169,8 +169,8 @@ def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -
 
 def test_what_so_many_queries_could_detect_is_found_in_four_of_five_draws() -> None:
     draw = np.random.default_rng(3)
-    assert detectable([0.5], [0.2]) is None
-    reach = detectable(draw.normal(size=5000), np.zeros(5000))
+    assert compute_detectable_difference([0.5], [0.2]) is None
+    reach = compute_detectable_difference(draw.normal(size=5000), np.zeros(5000))
     assert reach == pytest.approx(2.8016 / math.sqrt(5000), rel=0.05)
     found = 0
     for _ in range(400):
@@ -181,8 +181,8 @@ def test_what_so_many_queries_could_detect_is_found_in_four_of_five_draws() -> N
 
 def test_effect_size_by_hand() -> None:
     # Differences 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1.
-    assert effect_size([0.6, 0.7, 0.8], [0.5, 0.5, 0.5]) == pytest.approx(2.0)
-    assert effect_size([0.5, 0.5, 0.5], [0.6, 0.7, 0.8]) == pytest.approx(-2.0)
+    assert compute_effect_size([0.6, 0.7, 0.8], [0.5, 0.5, 0.5]) == pytest.approx(2.0)
+    assert compute_effect_size([0.5, 0.5, 0.5], [0.6, 0.7, 0.8]) == pytest.approx(-2.0)
 
 
 @pytest.mark.parametrize(
@@ -191,37 +191,37 @@ def test_effect_size_by_hand() -> None:
     ids=["equal", "constant up to rounding", "one query"],
 )
 def test_effect_size_without_variance_is_zero(a: list[float], b: list[float]) -> None:
-    assert effect_size(a, b) == 0.0
+    assert compute_effect_size(a, b) == 0.0
 
 
 def test_wins_by_hand() -> None:
     # 0.1 + 0.2 and 0.3 differ in the last bit only: a tie.
-    assert wins([1.0, 0.5, 0.2, 0.1 + 0.2, 0.0], [0.5, 0.5, 0.3, 0.3, 0.0]) == Wins(wins=1, ties=3, losses=1)
+    assert count_wins([1.0, 0.5, 0.2, 0.1 + 0.2, 0.0], [0.5, 0.5, 0.3, 0.3, 0.0]) == WinCounts(wins=1, ties=3, losses=1)
 
 
 @settings(deadline=None)
 @given(scores, st.data())
 def test_wins_mirror_and_add_up(a: list[float], data: st.DataObject) -> None:
     b = data.draw(st.lists(st.floats(0, 1), min_size=len(a), max_size=len(a)))
-    forward, back = wins(a, b), wins(b, a)
+    forward, back = count_wins(a, b), count_wins(b, a)
     assert (forward.wins, forward.ties, forward.losses) == (back.losses, back.ties, back.wins)
     assert sum(forward) == len(a)
 
 
 def test_scores_that_cannot_be_paired_are_refused() -> None:
     with pytest.raises(DataError, match=r"\[1, 2\] queries"):
-        paired_test([0.1, 0.2], [0.1])
+        compute_paired_p_value([0.1, 0.2], [0.1])
     with pytest.raises(DataError, match=r"\[0\] queries"):
-        bootstrap_interval([])
+        compute_bootstrap_interval([])
     with pytest.raises(DataError, match="cannot be paired"):
-        ranks({})
+        rank_models({})
     with pytest.raises(DataError, match="broken has a score that is not a number"):
-        ranks({"sound": [0.1, 0.2], "broken": [0.1, math.nan]})
+        rank_models({"sound": [0.1, 0.2], "broken": [0.1, math.nan]})
 
 
 def _letters(order: str, *different: str) -> dict[str, str]:
     """Models as letters of a string, best first, and pairs of them that differ."""
-    found = significance._letters(range(len(order)), [(order.index(x), order.index(y)) for x, y in different])
+    found = significance._assign_letters(range(len(order)), [(order.index(x), order.index(y)) for x, y in different])
     return {order[model]: letters for model, letters in found.items()}
 
 
@@ -241,7 +241,7 @@ def test_letters_where_differing_is_not_transitive() -> None:
 
 def test_letters_go_on_after_the_alphabet() -> None:
     # Twelve models in six pairs that differ: 2 ** 6 groups, each choosing one of every pair.
-    found = significance._letters(range(12), [(model, model + 1) for model in range(0, 12, 2)])
+    found = significance._assign_letters(range(12), [(model, model + 1) for model in range(0, 12, 2)])
     used = set("".join(found.values()))
     assert len(used) == 64
     assert all(len(letters) == 32 and letters.isalpha() for letters in found.values())
@@ -256,7 +256,7 @@ def _pairs(size: int) -> Iterator[tuple[int, int]]:
 def test_models_share_a_letter_exactly_if_they_do_not_differ(case: tuple[int, set[tuple[int, int]]]) -> None:
     size, drawn = case
     different = {pair for pair in drawn if max(pair) < size}
-    letters = significance._letters(range(size), sorted(different))
+    letters = significance._assign_letters(range(size), sorted(different))
     for first, second in _pairs(size):
         assert bool(set(letters[first]) & set(letters[second])) == ((first, second) not in different)
     holders = [{model for model in letters if letter in letters[model]} for letter in set("".join(letters.values()))]
@@ -269,38 +269,38 @@ def test_ranks_count_the_models_that_are_significantly_better() -> None:
     base = generator.random(200)
     noise = {name: 0.05 * generator.standard_normal(200) for name in ("poor", "good", "also-good", "middle")}
     level = {"poor": 0.0, "good": 0.4, "also-good": 0.4, "middle": 0.2}
-    found = ranks({name: base + level[name] + noise[name] for name in noise})
+    found = rank_models({name: base + level[name] + noise[name] for name in noise})
     assert list(found) == ["poor", "good", "also-good", "middle"]
     assert found == {
-        "good": Standing(1, "a"),
-        "also-good": Standing(1, "a"),
-        "middle": Standing(3, "b"),
-        "poor": Standing(4, "c"),
+        "good": ModelRank(1, "a"),
+        "also-good": ModelRank(1, "a"),
+        "middle": ModelRank(3, "b"),
+        "poor": ModelRank(4, "c"),
     }
 
 
 def test_ranks_correct_for_the_family() -> None:
     a, b = _pair(200, gap=0.014, seed=12)
-    alone = paired_test(a, b)
+    alone = compute_paired_p_value(a, b)
     others = {f"copy-{number}": a for number in range(4)}
     assert 0.05 / 15 < alone < 0.05
-    assert {standing.rank for standing in ranks({"a": a, "b": b}).values()} == {1, 2}
-    assert {standing.letters for standing in ranks({"a": a, "b": b, **others}).values()} == {"a"}
+    assert {standing.rank for standing in rank_models({"a": a, "b": b}).values()} == {1, 2}
+    assert {standing.letters for standing in rank_models({"a": a, "b": b, **others}).values()} == {"a"}
 
 
 def test_a_large_family_can_still_be_told_apart() -> None:
     # 1225 pairs: with 10,000 rounds the smallest corrected p-value would be 0.12.
     generator = np.random.default_rng(10)
     table = {f"m{number}": number + 0.01 * generator.random(40) for number in range(50)}
-    assert [standing.rank for standing in ranks(table).values()] == list(range(50, 0, -1))
+    assert [standing.rank for standing in rank_models(table).values()] == list(range(50, 0, -1))
 
 
 def test_alpha_decides_who_differs() -> None:
     a, b = _pair(200, gap=0.018, seed=12)
-    p_value = paired_test(a, b)
-    assert ranks({"a": a, "b": b}, alpha=p_value)["a"].rank == 2
-    assert ranks({"a": a, "b": b}, alpha=p_value - 1e-6)["a"].rank == 1
+    p_value = compute_paired_p_value(a, b)
+    assert rank_models({"a": a, "b": b}, alpha=p_value)["a"].rank == 2
+    assert rank_models({"a": a, "b": b}, alpha=p_value - 1e-6)["a"].rank == 1
 
 
 def test_one_model_stands_alone() -> None:
-    assert ranks({"only": [0.1, 0.2]}) == {"only": Standing(1, "a")}
+    assert rank_models({"only": [0.1, 0.2]}) == {"only": ModelRank(1, "a")}

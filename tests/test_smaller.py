@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from retbench.cli.main import app
 from retbench.errors import UsageError
-from retbench.retrievers.dense_retriever import shortened
+from retbench.retrievers.dense_retriever import truncate_dimensions
 from retbench.store.embedding_cache import list_cached_embeddings
 from retbench.store.shard_store import ShardStore, VectorBlock
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_row_bytes, decode_vectors
@@ -57,10 +57,10 @@ def test_a_block_is_the_same_when_written_and_when_read(form: VectorDtype, tmp_p
 
 
 def test_the_first_dimensions_at_length_one() -> None:
-    assert np.allclose(shortened(np.array([[3, 4, 12]], dtype=np.float32), 2), [[0.6, 0.8]])
-    assert np.isfinite(shortened(np.array([[0, 0, 1]], dtype=np.float32), 2)).all()
+    assert np.allclose(truncate_dimensions(np.array([[3, 4, 12]], dtype=np.float32), 2), [[0.6, 0.8]])
+    assert np.isfinite(truncate_dimensions(np.array([[0, 0, 1]], dtype=np.float32), 2)).all()
     with pytest.raises(UsageError, match="the vectors have 3"):
-        shortened(np.ones((1, 3), dtype=np.float32), 4)
+        truncate_dimensions(np.ones((1, 3), dtype=np.float32), 4)
 
 
 def test_a_cut_embeds_nothing_again_and_another_form_does(model: Path, tmp_path: Path) -> None:

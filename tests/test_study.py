@@ -19,10 +19,10 @@ from retbench.cli.main import app
 from retbench.errors import DataError
 from retbench.pipelines.studies import run as run_module
 from retbench.pipelines.studies import status as story
-from retbench.pipelines.studies.cells import request, slots
-from retbench.records.results_folder import Ledger
-from retbench.reports.published_tables import shipped
-from retbench.reports.study_tables import study_markdown
+from retbench.pipelines.studies.cells import build_request, list_study_cells
+from retbench.records.results_folder import ResultsFolder
+from retbench.reports.published_tables import load_shipped_tables
+from retbench.reports.study_tables import format_study_markdown
 
 PLAN = """
 name = "little"
@@ -60,7 +60,7 @@ def plan_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("plan", list(catalog.load_studies()), ids=lambda plan: plan.name)
 def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
-    tables = {table.name for table in shipped()}
+    tables = {table.name for table in load_shipped_tables()}
     assert set(plan.references) <= tables
     for stage in plan.stages:
         assert [name for name in stage.models if name not in catalog.load_model_cards()] == []
@@ -68,7 +68,7 @@ def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
         assert [name for name in stage.tasks if name not in catalog.load_task_cards()] == []
         for word in stage.options.get("rerank", ()):
             parse_reranker(word)  # refuses what no reranker knows
-        made = list(slots(plan, stage))
+        made = list(list_study_cells(plan, stage))
         assert made
         if stage.verb == "run":
             assert {slot.needs for slot in made} == {None}
@@ -87,7 +87,7 @@ def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path:
     assert "words: 1 of 3 done\n  ✓✗–  bm25 · bm25" in shown
     assert "needs the task ./nowhere" in shown
     assert "later: 0 of 1 done\n  –  bm25 · quick\n  needs `retbench teach`" in shown
-    cells = list(run_module.run(catalog.find_study(str(plan_file)), out))
+    cells = list(run_module.run_study(catalog.find_study(str(plan_file)), out))
     assert [(cell.task, cell.status) for cell in cells] == [
         ("./nowhere", "skipped"), ("small", "done"), ("broken", "failed"), ("small", "skipped"),
     ]  # fmt: skip
@@ -96,35 +96,35 @@ def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path:
 
 def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_file: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "r", catalog.find_study(str(plan_file))
-    assert [state.status for state in story.states(plan, out)] == ["open", "open", "skipped", "skipped"]
-    list(run_module.run(plan, out))
-    assert [state.status for state in story.states(plan, out)] == ["done", "failed", "skipped", "skipped"]
-    shutil.rmtree(Ledger(out).files()[0].parent)
-    assert [state.status for state in story.states(plan, out)] == ["open", "failed", "skipped", "skipped"]
+    assert [state.status for state in story.list_statuses(plan, out)] == ["open", "open", "skipped", "skipped"]
+    list(run_module.run_study(plan, out))
+    assert [state.status for state in story.list_statuses(plan, out)] == ["done", "failed", "skipped", "skipped"]
+    shutil.rmtree(ResultsFolder(out).list_record_files()[0].parent)
+    assert [state.status for state in story.list_statuses(plan, out)] == ["open", "failed", "skipped", "skipped"]
     _, shown, _ = _cli("study", "status", plan_file, "--out", out, "--json")
     assert [slot["status"] for slot in json.loads(shown)] == ["open", "failed", "skipped", "skipped"]
 
 
 def test_two_machines_share_a_study_by_copying_folders(plan_file: Path, tmp_path: Path) -> None:
     plan = catalog.find_study(str(plan_file))
-    list(run_module.run(plan, tmp_path / "one"))
+    list(run_module.run_study(plan, tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "both")
-    assert story.states(plan, tmp_path / "both")[0].status == "done"
+    assert story.list_statuses(plan, tmp_path / "both")[0].status == "done"
 
 
 def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: Path) -> None:
     folder = small.write(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     depth = Stage("refused", ("bm25",), tasks=(str(folder),), set={"depth": "ten"})
-    cells = list(run_module.run(Study("s", "s", (depth, fine)), tmp_path / "r"))
+    cells = list(run_module.run_study(Study("s", "s", (depth, fine)), tmp_path / "r"))
     assert [cell.status for cell in cells] == ["failed", "done"]
 
 
 def test_a_method_is_run_however_the_plan_writes_it() -> None:
     stage = Stage("s", ("minilm-l6", "bm25"), tasks=("scifact",), methods=("Last", "last:pooling=weighted,eos=false"))
     asked = [
-        (slot.method, request(stage, slot.model, slot.method, ("scifact",)).methods)
-        for slot in slots(Study("s", "s", (stage,)), stage)
+        (slot.method, build_request(stage, slot.model, slot.method, ("scifact",)).methods)
+        for slot in list_study_cells(Study("s", "s", (stage,)), stage)
     ]
     assert asked == [
         ("last", ("last",)),
@@ -137,7 +137,7 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
     folder = small.write(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     stages = [replace(fine, name=key, options={key: value}) for key, value in {"devices": "2", "sample": 10}.items()]
-    cells = list(run_module.run(Study("s", "s", (*stages, fine)), tmp_path / "r"))
+    cells = list(run_module.run_study(Study("s", "s", (*stages, fine)), tmp_path / "r"))
     assert [cell.status for cell in cells] == ["skipped", "skipped", "done"]
     assert cells[0].error == "needs an option 'devices' (run has engine, rerank, weights)"
 
@@ -146,40 +146,40 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
 def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Path, change: dict[str, Any]) -> None:
     stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),), sample=2)
     plan, edited, out = Study("s", "s", (stage,)), Study("s", "s", (replace(stage, **change),)), tmp_path / "r"
-    list(run_module.run(plan, out))
-    assert [state.status for state in story.states(edited, out)] == ["open"]
-    assert story.chapters(edited, out)[0].report.blocks == []
-    list(run_module.run(edited, out))
-    assert [state.status for state in story.states(edited, out)] == ["done"]
+    list(run_module.run_study(plan, out))
+    assert [state.status for state in story.list_statuses(edited, out)] == ["open"]
+    assert story.build_stage_reports(edited, out)[0].report.blocks == []
+    list(run_module.run_study(edited, out))
+    assert [state.status for state in story.list_statuses(edited, out)] == ["done"]
 
 
 def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) -> None:
     stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
     plan, out = Study("s", "s", (stage,)), tmp_path / "r"
-    list(run_module.run(plan, out))
+    list(run_module.run_study(plan, out))
     (note,) = (out / "studies").rglob("*.json")
     facts = json.loads(note.read_text())
     del facts["slot"]["asked"]
     note.write_text(json.dumps(facts))
-    assert [state.status for state in story.states(plan, out)] == ["done"]
+    assert [state.status for state in story.list_statuses(plan, out)] == ["done"]
 
 
 def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
     one, two = (str(small.write(tmp_path / place / "small")) for place in "ab")
     plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
-    assert [cell.status for cell in run_module.run(plan, tmp_path / "r")] == ["skipped", "done"]
-    first, second = story.states(plan, tmp_path / "r")
+    assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r")] == ["skipped", "done"]
+    first, second = story.list_statuses(plan, tmp_path / "r")
     assert (first.status, second.reason) == ("done", f"needs another name for {two}: {one} is small too")
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"{", b"\xff\xfe"])
 def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes) -> None:
     plan = catalog.find_study(str(plan_file))
-    note = next(slots(plan, plan.stages[0])).note(tmp_path)
+    note = next(list_study_cells(plan, plan.stages[0])).get_note_path(tmp_path)
     note.parent.mkdir(parents=True)
     note.write_bytes(content)
     with pytest.raises(DataError, match="is not a study's note"):
-        story.states(plan, tmp_path)
+        story.list_statuses(plan, tmp_path)
 
 
 def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
@@ -189,11 +189,11 @@ def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=2"]}
     stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
     plan = Study("s", "s", (stage,))
-    (cell,) = run_module.run(plan, tmp_path / "r")
+    (cell,) = run_module.run_study(plan, tmp_path / "r")
     assert (cell.status, cell.model) == ("done", "tiny-s-trained"), cell.error
-    (again,) = run_module.run(plan, tmp_path / "r")
+    (again,) = run_module.run_study(plan, tmp_path / "r")
     assert again.cached
-    assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
+    assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
 
 
 def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
@@ -203,10 +203,10 @@ def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
     run.write_text("q4 Q0 owl 1 2.0 x\nq4 Q0 bee 2 1.0 x\nq5 Q0 compass 1 2.0 x\nq5 Q0 lens 2 1.0 x\n")
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1", f"teacher={run}"]}
     stage = Stage("taught", (str(model),), "finetune", tasks=(str(folder),), options=options)
-    (cell,) = run_module.run(Study("s", "s", (stage,)), tmp_path / "r")
+    (cell,) = run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r")
     assert cell.status == "done", cell.error
     other = replace(stage, options={**options, "set": ["optimiser.max_steps=1", f"teacher={run}.gz"]})
-    (cell,) = run_module.run(Study("s", "s", (other,)), tmp_path / "r")
+    (cell,) = run_module.run_study(Study("s", "s", (other,)), tmp_path / "r")
     assert "another teacher" in (cell.error or "")
 
 
@@ -218,36 +218,36 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
         "trained", (str(model),), "finetune", tasks=(str(folder),), options=options, beside=("zero",), set=zero.set
     )
     plan, out = Study("s", "s", (zero, stage)), tmp_path / "r"
-    training, before = (cell for cell in run_module.forecast(plan, out, "trained") if cell["seed"] == 1)
+    training, before = (cell for cell in run_module.estimate_study(plan, out, "trained") if cell["seed"] == 1)
     assert (training["training"], training["status"]) == ("tiny-s-trained-seed1", "open")
     assert min(training["tokens"], training["disk_bytes"], before["tokens"]) > 0
-    cells = list(run_module.run(plan, out))
+    cells = list(run_module.run_study(plan, out))
     assert [(cell.model, cell.status) for cell in cells] == [
         ("tiny", "done"), ("tiny-s-trained-seed1", "done"), ("tiny-s-trained-seed2", "done"),
     ]  # fmt: skip
-    assert [state.status for state in story.states(plan, out)] == ["done"] * 3
-    assert [cell["status"] for cell in run_module.forecast(plan, out)] == ["done"] * 5
-    zeroth, chapter = story.chapters(plan, out)
+    assert [state.status for state in story.list_statuses(plan, out)] == ["done"] * 3
+    assert [cell["status"] for cell in run_module.estimate_study(plan, out)] == ["done"] * 5
+    zeroth, chapter = story.build_stage_reports(plan, out)
     assert [len(one.report.blocks[0].rows) for one in (zeroth, chapter)] == [1, 3]
-    assert "| tiny on small by quick | mean | 2 |" in study_markdown(plan, [("t", chapter.report.blocks, ())])
+    assert "| tiny on small by quick | mean | 2 |" in format_study_markdown(plan, [("t", chapter.report.blocks, ())])
     other = replace(stage, options={**options, "set": ["optimiser.max_steps=2"]})
-    lost = list(run_module.run(Study("s", "s", (other,)), out))
+    lost = list(run_module.run_study(Study("s", "s", (other,)), out))
     assert [cell.status for cell in lost] == ["failed", "failed"]
     assert "another optimiser" in (lost[0].error or "")
-    (chapter,) = story.chapters(Study("s", "s", (other,)), out)
-    assert "Failed: " in chapter.lost[0]
+    (chapter,) = story.build_stage_reports(Study("s", "s", (other,)), out)
+    assert "Failed: " in chapter.missing[0]
 
 
 def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
     folder = small.write(tmp_path / "small")
     stage = Stage("more", ("bm25",), tasks=(str(folder),), optional=True)
     plan = Study("s", "s", (stage,))
-    (cell,) = run_module.run(plan, tmp_path / "r")
+    (cell,) = run_module.run_study(plan, tmp_path / "r")
     assert (cell.status, cell.error) == ("skipped", "run when asked for: --stage more")
-    assert [one["status"] for one in run_module.forecast(plan, tmp_path / "r")] == ["skipped"]
-    assert [state.status for state in story.states(plan, tmp_path / "r")] == ["skipped"]
-    assert [cell.status for cell in run_module.run(plan, tmp_path / "r", "more")] == ["done"]
-    assert [state.status for state in story.states(plan, tmp_path / "r")] == ["done"]
+    assert [one["status"] for one in run_module.estimate_study(plan, tmp_path / "r")] == ["skipped"]
+    assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["skipped"]
+    assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r", "more")] == ["done"]
+    assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
 
 
 def test_an_adaptor_stage_learns_from_each_task_for_that_task(
@@ -258,28 +258,28 @@ def test_an_adaptor_stage_learns_from_each_task_for_that_task(
     options = {"objective": "adaptor", "set": ["iterations=2", "alpha=[0.1]", "beta=[0.0]"]}
     stage = Stage("moved", (str(model),), "finetune", tasks=tuple(map(str, folders)), options=options)
     plan = Study("s", "s", (stage,))
-    costs = list(run_module.forecast(plan, tmp_path / "r"))
+    costs = list(run_module.estimate_study(plan, tmp_path / "r"))
     assert [cost.get("training", cost["task"]) for cost in costs] == [
         "tiny-s-moved-one", "one", "tiny-s-moved-two", "two",
     ]  # fmt: skip
-    cells = list(run_module.run(plan, tmp_path / "r"))
+    cells = list(run_module.run_study(plan, tmp_path / "r"))
     assert [(cell.model, cell.task, cell.status) for cell in cells] == [
         ("tiny-s-moved-one", "one", "done"), ("tiny-s-moved-two", "two", "done"),
     ]  # fmt: skip
-    assert all(cell.cached for cell in run_module.run(plan, tmp_path / "r"))
-    (chapter,) = story.chapters(plan, tmp_path / "r")
+    assert all(cell.cached for cell in run_module.run_study(plan, tmp_path / "r"))
+    (chapter,) = story.build_stage_reports(plan, tmp_path / "r")
     rows = [row for block in chapter.report.blocks for row in block.rows]  # trained task by task, under one name
     assert [(row.model, list(row.runs)) for row in rows] == [("tiny (moved)", ["one"]), ("tiny (moved)", ["two"])]
 
 
 def test_a_recipe_that_is_not_there_is_needed() -> None:
     stage = Stage("s", ("minilm-l6",), verb="finetune", tasks=("scifact",), options={"dataset": "x", "recipe": "nope"})
-    assert [slot.needs for slot in slots(Study("s", "s", (stage,)), stage)] == ["needs the recipe nope"]
+    assert [slot.needs for slot in list_study_cells(Study("s", "s", (stage,)), stage)] == ["needs the recipe nope"]
 
 
 def test_one_stage_can_be_run_alone(plan_file: Path, tmp_path: Path) -> None:
     plan = catalog.find_study(str(plan_file))
-    assert [cell.status for cell in run_module.run(plan, tmp_path, "later")] == ["skipped"]
+    assert [cell.status for cell in run_module.run_study(plan, tmp_path, "later")] == ["skipped"]
     assert _cli("study", "run", plan_file, "--out", tmp_path, "--stage", "nope")[0] == 2
 
 
@@ -292,7 +292,7 @@ def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Pa
 
 def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    list(run_module.run(catalog.find_study(str(plan_file)), out))
+    list(run_module.run_study(catalog.find_study(str(plan_file)), out))
     code, text, _ = _cli("study", "report", plan_file, "--results", out)
     assert code == 0
     assert text.startswith("# A little &lt;b&gt;study&lt;/b&gt;\n\n1. Is BM25 BM25?\n\n# words")

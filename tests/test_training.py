@@ -15,7 +15,7 @@ from retbench.cards.method import Method
 from retbench.cards.recipe import BatchSettings, ContrastiveSettings, LoraSettings, OptimizerSettings, Recipe
 from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.engines import backbone
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
 from retbench.training import lora as lora_module
 from retbench.training.contrastive_batches import BatchSampler, ContrastiveBatch, LabelledBatchSource
@@ -53,7 +53,7 @@ def trainee(folder: Path, recipe: Recipe = RECIPE) -> TrainableEncoder:
         for number, weight in enumerate(lora_module.get_trainable_weights(model).values()):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
     return TrainableEncoder(
-        model, PromptTokenizer(backbone.tokenizer(folder), recipe.method), recipe, True, torch.device("cpu")
+        model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, torch.device("cpu")
     )
 
 

@@ -39,9 +39,9 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.Batch, scale: float) -> Tensor:
+def one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.PackedBatch, scale: float) -> Tensor:
     found = []
-    for start, end in pairwise(batch.ends.tolist()):
+    for start, end in pairwise(batch.offsets.tolist()):
         q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
         found.append(scaled_dot_product_attention(q, k, v, is_causal=batch.causal, scale=scale, enable_gqa=True))
     return torch.cat([part[0].transpose(0, 1) for part in found])
@@ -49,7 +49,7 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.Batch, s
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen, "available", lambda *_: one_by_one)
+    monkeypatch.setattr(varlen, "find_kernel", lambda *_: one_by_one)
     monkeypatch.setattr(backbones, "suits", lambda _: False)  # as on a GPU
     monkeypatch.setattr(Backbone, "_padded", None)
 
@@ -65,7 +65,7 @@ def test_states_are_those_of_each_text_alone(family: str, config: dict[str, Any]
     loaded = made(family, config)
     with torch.inference_mode():
         wanted = torch.cat([loaded.model(torch.from_numpy(ids.astype(np.int64))[None])[0][0] for ids in rows()])
-    found = loaded.states(rows())
+    found = loaded.compute_states(rows())
     assert loaded.kernel == "varlen"
     assert found.offsets.diff().tolist() == list(LENGTHS)
     assert float((found.flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
@@ -74,47 +74,47 @@ def test_states_are_those_of_each_text_alone(family: str, config: dict[str, Any]
 
 @pytest.mark.parametrize("layer", [0, 1, -1, -2])
 def test_an_earlier_layer(layer: int) -> None:
-    loaded = made("qwen2", {}).used("own", layer)
+    loaded = made("qwen2", {}).with_method("own", layer)
     wanted = plain(loaded.model, rows(), layer)
-    assert float((loaded.states(rows()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    assert float((loaded.compute_states(rows()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
 def test_in_both_directions(family: str) -> None:
-    loaded = made(family, {}).used("bidirectional", None)
+    loaded = made(family, {}).with_method("bidirectional", None)
     wanted = plain(loaded.model, rows(), is_causal=False, attention_mask=None)
-    assert float((loaded.states(rows()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    assert float((loaded.compute_states(rows()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize(("family", "config"), OTHERS.values(), ids=OTHERS)
 def test_what_must_be_padded(family: str, config: dict[str, Any]) -> None:
-    assert varlen.kernel(build(family, **config)) is None
+    assert varlen.find_model_kernel(build(family, **config)) is None
 
 
 def test_a_window_shorter_than_the_longest_text_is_padded() -> None:
     windowed = build("mistral", sliding_window=64)
-    assert varlen.fits(windowed, rows((64, 3)))
-    assert not varlen.fits(windowed, rows((65, 3)))
+    assert varlen.fits_attention_window(windowed, rows((64, 3)))
+    assert not varlen.fits_attention_window(windowed, rows((65, 3)))
     some = build("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1)
-    assert varlen.fits(some, rows((64,)))
-    assert not varlen.fits(some, rows((65,)))
-    assert varlen.fits(build("qwen2", sliding_window=64), rows((65,)))
+    assert varlen.fits_attention_window(some, rows((64,)))
+    assert not varlen.fits_attention_window(some, rows((65,)))
+    assert varlen.fits_attention_window(build("qwen2", sliding_window=64), rows((65,)))
 
 
 def test_a_layer_that_does_not_keep_texts_apart_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = made("llama", {})
     monkeypatch.setattr(loaded.model.config, "num_hidden_layers", 4)
     with pytest.raises(RuntimeError, match="3 of 4 layers"):
-        varlen.run(loaded.model, rows(), causal=True)
+        varlen.run_packed(loaded.model, rows(), causal=True)
 
 
 def test_a_cpu_and_float32_have_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     for device, dtype, width in (("cpu", torch.bfloat16, 64), ("cuda", torch.float32, 64), ("cuda", torch.half, 20)):
-        assert varlen.available(torch.device(device), dtype, width) is None
+        assert varlen.find_kernel(torch.device(device), dtype, width) is None
 
 
 def test_a_gpu_gets_the_weights_straight_from_the_file() -> None:
     gpu = torch.device("cuda")
-    assert backbones.straight_to(torch.device("cpu")) == {}
-    assert backbones.straight_to(gpu) in ({"device_map": {"": gpu}}, {})  # the latter without accelerate
+    assert backbones.get_device_map_options(torch.device("cpu")) == {}
+    assert backbones.get_device_map_options(gpu) in ({"device_map": {"": gpu}}, {})  # the latter without accelerate

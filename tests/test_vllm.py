@@ -32,7 +32,7 @@ SMALL = "smollm2-135m-instruct-q4"
 
 def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> float:
     spec = EncoderSpec("weights", method, "", 128, 128, "float32")
-    ours = backbone.load(folder, "float32", CPU).used(method.attention, method.layer)
+    ours = backbone.load_backbone(folder, "float32", CPU).with_method(method.attention, method.layer)
     wording = PromptTokenizer(ours.tokenizer, method)
     theirs = TokenIdEncoder(
         spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), wording
@@ -95,8 +95,8 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 def test_the_endpoint_engine_against_vllm_serve(model: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", served)
     texts = list(tiny.SENTENCES[:10])
-    found = normalize_vectors(EmbeddingsClient(EndpointServer(Engine("endpoint", texts=4)), "tiny").embed_texts(texts))
-    ours = backbone.load(model, "float32", CPU)
+    found = normalize_vectors(EmbeddingsClient(EndpointServer(Engine("endpoint", batch_size=4)), "tiny").embed_texts(texts))
+    ours = backbone.load_backbone(model, "float32", CPU)
     spec = EncoderSpec("weights", catalog.find_method("last"), "", 128, 128, "float32")
     made = BackboneEncoder(spec, ours, PromptTokenizer(ours.tokenizer, spec.method))
     assert (found * made.encode(made.tokenize(texts, "query"))).sum(1).min() > 0.9999

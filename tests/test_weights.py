@@ -572,7 +572,7 @@ def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.Monk
         weights.fetch_weights(hub_card())
     assert "https://huggingface.co/Org/Tiny" in error.value.next_step
     assert "HF_TOKEN" in error.value.next_step
-    with pytest.raises(MissingError, match="the hub shows no repository Org/Tiny"):
+    with pytest.raises(MissingError, match="there is no repository Org/Tiny on the hub"):
         weights.fetch_weights(hub_card())
 
 

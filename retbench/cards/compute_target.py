@@ -39,7 +39,7 @@ def parse_compute_target(text: str) -> ComputeTarget:
     name, option_values = options.split_options(text)
     if name != "ray":
         raise UsageError(f"there is no compute target {text!r}", suggest_names(name, ("1", "2", "all", "ray")))
-    target = options.apply_options(RayTarget(), option_values)
+    target = options.apply_options(RayTarget(), option_values, renamed={"patience": "worker_timeout"})
     if not target.store:
         raise UsageError("a Ray cluster needs a store that all its machines reach", "write --on ray:store=ADDRESS")
     return target

@@ -13,6 +13,7 @@ from retbench.errors import UsageError, suggest_names
 
 EngineName = Literal["transformers", "sentence-transformers", "vllm", "endpoint"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
+RENAMED_OPTIONS = {"texts": "batch_size", "tries": "max_attempts", "per_minute": "requests_per_minute"}
 SETTINGS_OPTIONS = ("model", "dimensions")
 
 
@@ -23,10 +24,10 @@ class Engine:
     name: EngineName = "transformers"
     model: str | None = None  # endpoint: the model name on the server
     dimensions: int | None = None  # endpoint: the requested width, where the server can truncate vectors
-    texts: int = 64  # endpoint: the most texts per request
+    batch_size: int = 64  # endpoint: the most texts per request
     timeout: int = 60  # endpoint: seconds per request
-    tries: int = 6  # endpoint: attempts per request before the run stops
-    per_minute: int = 0  # endpoint: requests per minute; 0 for no limit
+    max_attempts: int = 6  # endpoint: attempts per request before the run stops
+    requests_per_minute: int = 0  # endpoint: requests per minute; 0 for no limit
 
     @property
     def settings_name(self) -> str:
@@ -63,7 +64,7 @@ def parse_engine(text: str) -> Engine:
     name, option_values = options.split_options(text)
     if name not in ENGINE_NAMES:
         raise UsageError(f"there is no engine called {name!r}", suggest_names(name, ENGINE_NAMES))
-    engine = options.apply_options(Engine(name), option_values, fixed=("name",))
+    engine = options.apply_options(Engine(name), option_values, fixed=("name",), renamed=RENAMED_OPTIONS)
     if name != "endpoint" and option_values:
         raise UsageError(f"the engine {name} takes no options", f"write --engine {name}")
     return engine

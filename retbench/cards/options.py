@@ -4,8 +4,10 @@ The fields of the dataclass are the options, and its type hints define their val
 """
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from retbench.cards import toml_parser
@@ -34,11 +36,18 @@ def join_options(name: str, options: dict[str, str]) -> str:
     return f"{name}:{','.join(f'{key}={options[key]}' for key in sorted(options))}" if options else name
 
 
-def apply_options(card: DataclassT, options: dict[str, str], fixed: tuple[str, ...] = ()) -> DataclassT:
-    """Return the card with the options applied; `fixed` fields are not options."""
+def apply_options(
+    card: DataclassT,
+    options: dict[str, str],
+    fixed: tuple[str, ...] = (),
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> DataclassT:
+    """Return the card with the options applied; `fixed` fields are not options, `renamed` maps old to new names."""
     hints = get_type_hints(type(card))
     option_names = [field.name for field in fields(card) if field.name not in fixed]
-    for key in options:
+    for key, text in options.items():
+        if key in renamed:
+            raise UsageError(f"the option {key!r} was renamed to {renamed[key]!r}", f"write {renamed[key]}={text}")
         if key not in option_names:
             raise UsageError(f"there is no option {key!r}", suggest_names(key, option_names))
     try:

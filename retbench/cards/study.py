@@ -30,7 +30,7 @@ class Stage:
     options: dict[str, Any] = field(default_factory=dict)  # what else the verb takes, by its own names
 
     @property
-    def by_task(self) -> bool:
+    def trains_per_task(self) -> bool:
         """Whether each task has a model of its own, trained on its own train split."""
         return self.verb == "finetune" and "dataset" not in self.options
 

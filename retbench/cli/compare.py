@@ -23,8 +23,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs: different settings, scores with significance tests, and the queries that changed most."""
-    from retbench.pipelines.runs.compare import compare_runs as story
-    from retbench.reports.comparison import text
+    from retbench.pipelines.runs.compare import compare_runs
+    from retbench.reports.comparison import format_comparison
 
-    comparison = story(a, b, results, task, queries)
-    print_json(asdict(comparison)) if as_json else print_result(text(comparison))
+    comparison = compare_runs(a, b, results, task, queries)
+    print_json(asdict(comparison)) if as_json else print_result(format_comparison(comparison))

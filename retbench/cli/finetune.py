@@ -50,7 +50,7 @@ def finetune(
     from retbench.cards import catalog
     from retbench.cards.recipe import apply_recipe_options
     from retbench.cli.progress import ProgressDisplay
-    from retbench.pipelines.evaluation.request import command_line
+    from retbench.pipelines.evaluation.request import format_command_line
     from retbench.pipelines.finetuning import train_encoder as story
     from retbench.training.training_data import TrainingRequest
 
@@ -67,7 +67,7 @@ def finetune(
             raise UsageError(f"an adaptor takes no {lost}", "leave it out: it trains for minutes, and validates itself")
         unused = catalog.find_recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
         plain = TrainingRequest(
-            dataset, model, unused, name, out, split, resume=resume, force=force, command=command_line(), **show
+            dataset, model, unused, name, out, split, resume=resume, force=force, command=format_command_line(), **show
         )
         _say(_adapted(plain, recipe, wanted), as_json)
         return
@@ -77,7 +77,7 @@ def finetune(
             f"recipe {chosen.name} has objective {chosen.objective}, not {objective}", "name one of the two"
         )
     wish = TrainingRequest(dataset, model, chosen, name, out, split, eval_task, export, trackers, resume, force,
-                command=command_line(), **show)  # fmt: skip
+                command=format_command_line(), **show)  # fmt: skip
     silent = os.environ.get("RANK", "0") != "0"  # one of torchrun's processes talks for all
     if dry_run and silent:
         return

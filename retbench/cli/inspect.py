@@ -17,7 +17,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show a run's worst queries: the ranked documents, the relevant documents, and their ranks."""
-    from retbench.pipelines.runs import inspect as story
+    from retbench.pipelines.runs.inspect import format_inspection, inspect_run
 
-    inspection = story.inspect_run(run, results, query, queries)
-    print_json(inspection.to_json()) if as_json else print_result(story.format_inspection(inspection))
+    inspection = inspect_run(run, results, query, queries)
+    print_json(inspection.to_json()) if as_json else print_result(format_inspection(inspection))

@@ -51,9 +51,9 @@ def list_cards(
 ) -> int:
     """List models, tasks, suites, methods, recipes or results."""
     if kind is ListKind.results:
-        from retbench.pipelines.report import finished
+        from retbench.pipelines.report import list_finished_cells
 
-        rows, problems = finished(results)
+        rows, problems = list_finished_cells(results)
     else:
         rows, problems = _load_rows(kind), []
     print_json(rows) if as_json else _print_table(kind, rows)

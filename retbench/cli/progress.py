@@ -7,7 +7,7 @@ from functools import cached_property
 from rich.progress import BarColumn, Progress, TextColumn
 
 from retbench.cli.command import print_status
-from retbench.records.phase_timer import Reach
+from retbench.records.phase_timer import GetPeakThroughput
 
 LOG_INTERVAL = 15  # seconds between plain lines in a log
 
@@ -15,23 +15,23 @@ LOG_INTERVAL = 15  # seconds between plain lines in a log
 class PhaseProgress:
     """The progress of a phase: work done, speed and time left."""
 
-    def __init__(self, unit: str, reach: Reach = lambda: None) -> None:
-        self.unit, self.reach = unit, reach
+    def __init__(self, unit: str, get_peak_throughput: GetPeakThroughput = lambda: None) -> None:
+        self.unit, self.get_peak_throughput = unit, get_peak_throughput
         self.done = self.total = self.tokens = self.tokens_left = self.done_from_cache = 0
         self.started = self.computing_since = time.monotonic()
 
     @cached_property
     def peak(self) -> float | None:
         """Peak tokens per second of the device."""
-        return self.reach()
+        return self.get_peak_throughput()
 
-    def add(self, done: int, total: int, tokens: int, left: int) -> None:
+    def add(self, done: int, total: int, tokens: int, tokens_left: int) -> None:
         """Add finished work. Items without tokens, before the first with tokens, came from the cache."""
         if not self.tokens and not tokens:
             self.computing_since = time.monotonic()  # reading from the cache does not count for the speed
             self.done_from_cache += done
         self.done, self.total = self.done + done, total
-        self.tokens, self.tokens_left = self.tokens + tokens, left
+        self.tokens, self.tokens_left = self.tokens + tokens, tokens_left
 
     def estimate_seconds_left(self) -> float | None:
         """Estimate by tokens where they are counted: texts are sorted by length, so their number would mislead."""
@@ -51,9 +51,9 @@ class PhaseProgress:
             if self.peak and self.tokens / seconds <= self.peak:  # above 1 the peak was measured wrongly
                 parts.append(f"{self.tokens / seconds / self.peak:.0%} of peak")
             parts.append(f"{(self.done - self.done_from_cache) / seconds:,.1f} {self.unit}/s")
-        left = self.estimate_seconds_left()
-        if left is not None and self.total:
-            parts.append(f"{_format_duration(left)} left")
+        seconds_left = self.estimate_seconds_left()
+        if seconds_left is not None and self.total:
+            parts.append(f"{_format_duration(seconds_left)} left")
         return ", ".join(filter(None, parts))
 
 
@@ -65,7 +65,7 @@ class ProgressDisplay:
         self.progress = PhaseProgress("")
         self.last_printed = 0.0
 
-    def begin(self, phase: str, unit: str, reach: Reach) -> None:
+    def begin_phase(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
         """Start a phase."""
         self.progress, self.last_printed = PhaseProgress(unit, reach), time.monotonic()
         if sys.stderr.isatty():
@@ -86,7 +86,7 @@ class ProgressDisplay:
             self.last_printed = time.monotonic()
             print_status(f"    {self.progress.format_line()}, {_format_peak_memory()}")
 
-    def end(self, phase: str, seconds: float) -> None:
+    def end_phase(self, phase: str, seconds: float) -> None:
         """End the phase and print its summary."""
         if self.bar:
             self.bar.stop()
@@ -110,6 +110,6 @@ def _format_duration(seconds: float) -> str:
 
 
 def _format_peak_memory() -> str:
-    from retbench.engines.memory import peak_mb
+    from retbench.engines.memory import get_peak_memory_mb
 
-    return f"{peak_mb() / 1000:.1f} GB peak memory"
+    return f"{get_peak_memory_mb() / 1000:.1f} GB peak memory"

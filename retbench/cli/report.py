@@ -9,7 +9,7 @@ import typer
 from retbench.cli.command import AsJson, cli_command, print_result, print_skipped, print_status, write_result
 
 
-class Format(StrEnum):
+class ReportFormat(StrEnum):
     """What a report can be written as."""
 
     markdown = "markdown"
@@ -22,7 +22,7 @@ class Format(StrEnum):
 @cli_command
 def report(
     results: Annotated[Path, typer.Argument(help="The results folder.")] = Path("results"),
-    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.markdown,
+    format_: Annotated[ReportFormat, typer.Option("--format", help="How to write it.")] = ReportFormat.markdown,
     out: Annotated[Path | None, typer.Option(help="A file to write to; stdout otherwise.")] = None,
     reference: Annotated[bool, typer.Option("--reference", help="Put published rows beside ours, marked.")] = False,
     table: Annotated[
@@ -36,23 +36,23 @@ def report(
 
     from retbench.pipelines import report as story
 
-    made = story.report(results, reference, tuple(table or ()))
-    form = Format.json if as_json else format_
-    text = json.dumps(made.cells(), indent=1, ensure_ascii=False) if form is Format.json else made.text(form.value)
+    board_report = story.build_report(results, reference, tuple(table or ()))
+    report_format = ReportFormat.json if as_json else format_
+    text = json.dumps(board_report.list_cells(), indent=1, ensure_ascii=False) if report_format is ReportFormat.json else board_report.format(report_format.value)
     if out is None:
         print_result(text)
     else:
         write_result(out, text)
         print_status(f"written to {out}")
     if plots:
-        _plot(made.blocks, plots)
-    return print_skipped(made.problems)
+        _write_plots(board_report.blocks, plots)
+    return print_skipped(board_report.problems)
 
 
-def _plot(blocks: list[Any], folder: Path) -> None:
-    from retbench.reports.plots import can_png, plots
+def _write_plots(blocks: list[Any], folder: Path) -> None:
+    from retbench.reports.plots import can_write_png, write_plots
 
-    written = plots(blocks, folder)
+    files = write_plots(blocks, folder)
     print_status(
-        f"{len(written)} plots written to {folder}" + ("" if can_png() else "; PNG too: pip install 'retbench[plots]'")
+        f"{len(files)} plots written to {folder}" + ("" if can_write_png() else "; PNG too: pip install 'retbench[plots]'")
     )

@@ -64,23 +64,23 @@ def run(
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation import dry_run as dry_run_module
     from retbench.pipelines.evaluation import evaluate
-    from retbench.pipelines.evaluation.request import Request, command_line
-    from retbench.records.cell import exit_code
+    from retbench.pipelines.evaluation.request import EvaluationRequest, format_command_line
+    from retbench.records.cell import compute_exit_code
 
-    tasks = evaluate.suite_tasks(tuple(suite or ()), tuple(task or ()))
+    tasks = evaluate.expand_task_names(tuple(suite or ()), tuple(task or ()))
     if not tasks:
         raise UsageError("no task is given", "give --suite or --task (retbench list suites)")
     if weights and len(model) > 1:
         raise UsageError("--weights needs exactly one --model", "run the models one by one")
-    callbacks: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status}
-    changed = parse_overrides(set_, "dtype=float32")
-    request = Request(
-        tuple(model), tasks, tuple(method or ()), weights, sample, changed, tuple(rerank or ()), out,
-        command=command_line(), engine=engine, devices=devices, **callbacks,
+    callbacks: dict[str, Any] = {} if is_quiet() else {"progress": ProgressDisplay(), "log_status": print_status}
+    overrides = parse_overrides(set_, "dtype=float32")
+    request = EvaluationRequest(
+        tuple(model), tasks, tuple(method or ()), weights, sample, overrides, tuple(rerank or ()), out,
+        command=format_command_line(), engine=engine, devices=devices, **callbacks,
     )  # fmt: skip
     if dry_run:
         cells = list(dry_run_module.dry_run(request))
-        print_json(cells) if as_json else print_result(dry_run_module.text(cells))
+        print_json(cells) if as_json else print_result(dry_run_module.format_plan(cells))
         return 0
     done: list[Any] = []
     for cell in evaluate.evaluate(request):
@@ -93,7 +93,7 @@ def run(
         print_json([cell.json() for cell in done])
     else:
         print_cells(done)
-    return exit_code(done)
+    return compute_exit_code(done)
 
 
 def format_cell(cell: Any) -> str:

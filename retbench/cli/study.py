@@ -24,10 +24,10 @@ Name = Annotated[str, typer.Argument(help="A study (retbench study list) or a TO
 Out = Annotated[Path, typer.Option(help="The results folder.")]
 OnlyStage = Annotated[str | None, typer.Option(help="Only this stage.")]
 Many = list[str] | None
-GLYPHS = {"done": "✓", "failed": "✗", "skipped": "–", "open": "·"}
+STATUS_GLYPHS = {"done": "✓", "failed": "✗", "skipped": "–", "open": "·"}
 
 
-class Format(StrEnum):
+class StudyReportFormat(StrEnum):
     """What a study's report can be written as."""
 
     markdown = "markdown"
@@ -37,13 +37,13 @@ class Format(StrEnum):
 
 @app.command("list")
 @cli_command
-def listing(as_json: AsJson = False) -> None:
+def list_studies(as_json: AsJson = False) -> None:
     """List the studies."""
     from retbench.cards import catalog
 
     rows = [
-        {"name": one.name, "title": one.title, "paper": one.paper, "stages": [stage.name for stage in one.stages]}
-        for one in catalog.load_studies()
+        {"name": study.name, "title": study.title, "paper": study.paper, "stages": [stage.name for stage in study.stages]}
+        for study in catalog.load_studies()
     ]
     print_json(rows) if as_json else print_result("\n".join(f"{row['name']:<20} {row['title']}" for row in rows))
 
@@ -64,27 +64,27 @@ def run(
     from retbench.cards import catalog
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.studies import run as run_module
-    from retbench.pipelines.studies.status import states
-    from retbench.records.cell import exit_code
+    from retbench.pipelines.studies.status import list_statuses
+    from retbench.records.cell import compute_exit_code
 
-    plan = catalog.find_study(name)
+    study = catalog.find_study(name)
     if dry_run:
-        found = list(run_module.forecast(plan, out, stage))
-        print_json(found) if as_json else print_result(_forecast(found))
+        estimates = list(run_module.estimate_study(study, out, stage))
+        print_json(estimates) if as_json else print_result(_format_estimates(estimates))
         return 0
     show: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status}
-    cells = []
-    for cell in run_module.run(plan, out, stage, devices=devices, **show):
-        if cell.status != "skipped":
+    results = []
+    for result in run_module.run_study(study, out, stage, devices=devices, **show):
+        if result.status != "skipped":
             print_status(
-                f"{cell.model} · {cell.method} · {cell.task}: {cell.error or f'{100 * (cell.main_score or 0):.2f}'}"
+                f"{result.model} · {result.method} · {result.task}: {result.error or f'{100 * (result.main_score or 0):.2f}'}"
             )
-        cells.append(cell)
+        results.append(result)
     if as_json:
-        print_json([cell.json() for cell in cells])
+        print_json([cell.json() for cell in results])
     else:
-        print_result(_grid(states(plan, out)))
-    return exit_code(cells)
+        print_result(_format_status_grid(list_statuses(study, out)))
+    return compute_exit_code(results)
 
 
 @app.command("status")
@@ -101,16 +101,16 @@ def status(
     from retbench.cards import catalog
     from retbench.pipelines.studies import status as story
 
-    plan = catalog.find_study(name)
-    found = story.states(plan, out)
+    study = catalog.find_study(name)
+    statuses = story.list_statuses(study, out)
     if as_json:
         facts = ("status", "score", "reason", "record")
-        print_json([{**asdict(state.slot), **{key: getattr(state, key) for key in facts}} for state in found])
+        print_json([{**asdict(status.cell), **{key: getattr(status, key) for key in facts}} for status in statuses])
         return
     if watch:
-        _watch(lambda: story.states(plan, out))
+        _watch_status(lambda: story.list_statuses(study, out))
     else:
-        print_result(_grid(found))
+        print_result(_format_status_grid(statuses))
 
 
 @app.command("report")
@@ -118,26 +118,26 @@ def status(
 def report(
     name: Name,
     results: Out = Path("results"),
-    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.markdown,
+    format_: Annotated[StudyReportFormat, typer.Option("--format", help="How to write it.")] = StudyReportFormat.markdown,
     out: Annotated[Path | None, typer.Option(help="A file to write to; stdout otherwise.")] = None,
 ) -> int:
     """Print the study's own tables, one board a stage, beside the published ones it names."""
     from retbench.cards import catalog
-    from retbench.pipelines.studies.status import chapters
-    from retbench.reports.html_page import page
-    from retbench.reports.study_tables import study_latex, study_markdown
+    from retbench.pipelines.studies.status import build_stage_reports
+    from retbench.reports.html_page import build_page
+    from retbench.reports.study_tables import format_study_latex, format_study_markdown
 
-    plan = catalog.find_study(name)
-    made = chapters(plan, results)
-    found = [(one.stage.title or one.stage.name, one.report.blocks, one.lost) for one in made]
-    write = {Format.markdown: study_markdown, Format.latex: study_latex}
-    text = write[format_](plan, found) if format_ in write else page([b for _, blocks, _ in found for b in blocks])
+    study = catalog.find_study(name)
+    stage_reports = build_stage_reports(study, results)
+    stages = [(stage_report.stage.title or stage_report.stage.name, stage_report.report.blocks, stage_report.missing) for stage_report in stage_reports]
+    formatters = {StudyReportFormat.markdown: format_study_markdown, StudyReportFormat.latex: format_study_latex}
+    text = formatters[format_](study, stages) if format_ in formatters else build_page([b for _, blocks, _ in stages for b in blocks])
     if out:
         write_result(out, text)
         print_status(f"written to {out}")
     else:
         print_result(text)
-    return print_skipped([problem for one in made for problem in one.report.problems])
+    return print_skipped([problem for one in stage_reports for problem in one.report.problems])
 
 
 @app.command("new")
@@ -161,7 +161,7 @@ def new(
     file = out or Path(f"{name}.toml")
     if file.exists():
         raise UsageError(f"{file} is there already", "name another --out")
-    lists = {"models": model, "suites": suite, "tasks": task, "methods": method}
+    card_lists = {"models": model, "suites": suite, "tasks": task, "methods": method}
     lines = [
         f"name = {format_toml_value(name)}",
         f"title = {format_toml_value(title or name)}",
@@ -169,71 +169,71 @@ def new(
         "[[stages]]",
         'name = "zero-shot"',
     ]
-    lines += [f"{key} = {format_toml_value(values)}" for key, values in lists.items() if values]
+    lines += [f"{key} = {format_toml_value(values)}" for key, values in card_lists.items() if values]
     lines += [f"sample = {sample}"] if sample else []
     write_result(file, "\n".join(lines) + "\n")
     print_result(f"{file} written; next: retbench study run {file} --dry-run")
 
 
-def _grid(states: list[Any]) -> str:
+def _format_status_grid(statuses: list[Any]) -> str:
     """Models down, tasks across, one glyph a cell; then each reason once."""
     lines: list[str] = []
-    for stage in dict.fromkeys(state.slot.stage for state in states):
-        own = [state for state in states if state.slot.stage == stage]
+    for stage in dict.fromkeys(status.slot.stage for status in statuses):
+        stage_statuses = [state for state in statuses if state.slot.stage == stage]
         rows: dict[str, list[str]] = {}
-        for state in own:
-            rows.setdefault(_row(state.slot), []).append(GLYPHS[state.status])
-        done = sum(state.status == "done" for state in own)
-        lines += [f"{stage}: {done} of {len(own)} done"]
+        for state in stage_statuses:
+            rows.setdefault(_format_row_name(state.slot), []).append(STATUS_GLYPHS[state.status])
+        done = sum(state.status == "done" for state in stage_statuses)
+        lines += [f"{stage}: {done} of {len(stage_statuses)} done"]
         lines += [f"  {''.join(glyphs)}  {row}" for row, glyphs in rows.items()]
-        lines += [f"  {reason}" for reason in dict.fromkeys(state.reason for state in own if state.reason)]
-    return "\n".join([*lines, "  ".join(f"{glyph} {word}" for word, glyph in GLYPHS.items())])
+        lines += [f"  {reason}" for reason in dict.fromkeys(state.reason for state in stage_statuses if state.reason)]
+    return "\n".join([*lines, "  ".join(f"{glyph} {word}" for word, glyph in STATUS_GLYPHS.items())])
 
 
-def _row(slot: Any) -> str:
-    seed = "" if slot.seed is None else f" · seed {slot.seed}"
-    return f"{slot.model} · {slot.method}{seed}"
+def _format_row_name(cell: Any) -> str:
+    seed = "" if cell.seed is None else f" · seed {cell.seed}"
+    return f"{cell.model} · {cell.method}{seed}"
 
 
-def _watch(states: Any) -> None:
+def _watch_status(list_statuses: Any) -> None:
     from rich.live import Live
     from rich.text import Text
 
     with Live(refresh_per_second=1) as live:
         while True:
-            found = states()
-            live.update(Text(_grid(found)))
-            if all(state.status != "open" for state in found):
+            statuses = list_statuses()
+            live.update(Text(_format_status_grid(statuses)))
+            if all(status.status != "open" for status in statuses):
                 return
             time.sleep(2)
 
 
-def _forecast(found: list[dict[str, Any]]) -> str:
-    lines = [_forecast_line(one) for one in found]
-    trainings = [one for one in found if "training" in one]
-    cells = [one for one in found if "training" not in one]
+def _format_estimates(estimates: list[dict[str, Any]]) -> str:
+    lines = [_format_estimate_line(estimate) for estimate in estimates]
+    trainings = [one for one in estimates if "training" in one]
+    cells = [one for one in estimates if "training" not in one]
     counts = {
         status: sum(one["status"] == status for one in cells) for status in ("open", "done", "not here", "skipped")
     }
     lines.append(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
     if trainings:
         lines.append(f"{len(trainings)} trainings: {sum(one['status'] == 'open' for one in trainings)} open")
-    open_ = [one for one in found if one["status"] == "open"]
-    total = {key: sum(one.get(key, 0) for one in open_) for key in ("tokens", "seconds", "disk_bytes")}
-    hours = f"{total['seconds'] / 3600:.1f} hours here"
+    open_estimates = [one for one in estimates if one["status"] == "open"]
+    totals = {key: sum(one.get(key, 0) for one in open_estimates) for key in ("tokens", "seconds", "disk_bytes")}
+    hours = f"{totals['seconds'] / 3600:.1f} hours here"
     lines.append(
-        f"open and measurable: {total['tokens']:,} tokens, {hours}, {total['disk_bytes'] / 1e9:.1f} GB on disk"
+        f"open and measurable: {totals['tokens']:,} tokens, {hours}, {totals['disk_bytes'] / 1e9:.1f} GB on disk"
     )
     return "\n".join(lines)
 
 
-def _forecast_line(one: dict[str, Any]) -> str:
-    seed = "" if one["seed"] is None else f" · seed {one['seed']}"
-    what = (
-        f"train {one['training']}" if "training" in one else f"{one['model']} · {one['method']}{seed} · {one['task']}"
+def _format_estimate_line(estimate: dict[str, Any]) -> str:
+    seed = "" if estimate["seed"] is None else f" · seed {estimate['seed']}"
+    subject = (
+        f"train {estimate['training']}" if "training" in estimate else f"{estimate['model']} · {estimate['method']}{seed} · {estimate['task']}"
     )
-    told = [one["status"]]
-    if "tokens" in one:
-        told += [f"{one['tokens']:,} tokens", f"{one['seconds'] / 60:.1f} minutes"]
-    told += [one["reason"]] if one.get("reason") else []
-    return f"{one['stage']}: {what}: {', '.join(told)}"
+    facts = [estimate["status"]]
+    if "tokens" in estimate:
+        facts += [f"{estimate['tokens']:,} tokens", f"{estimate['seconds'] / 60:.1f} minutes"]
+    facts += [estimate["reason"]] if estimate.get("reason") else []
+    return f"{estimate['stage']}: {subject}: {', '.join(facts)}"

@@ -12,8 +12,8 @@ from retbench.cards import catalog
 from retbench.encoders import shard_tasks
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Tokens, Wording
-from retbench.encoders.shard_tasks import Piece
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.encoders.shard_tasks import ShardTask
 from retbench.engines import backbone, memory
 from retbench.errors import ResourceError
 from tests import tiny
@@ -25,9 +25,9 @@ LEFT = 400 << 20  # bytes that stay free
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> BackboneEncoder:
     folder = tiny.build(tmp_path_factory.mktemp("models") / "tiny", intermediate_size=4096)
-    method = catalog.method("mean")
-    made = backbone.load(folder, "float32", device)
-    return BackboneEncoder(EncoderSpec("w", method, "", 512, 512, "float32"), made, Wording(made.tokenizer, method))
+    method = catalog.find_method("mean")
+    made = backbone.load_backbone(folder, "float32", device)
+    return BackboneEncoder(EncoderSpec("w", method, "", 512, 512, "float32"), made, PromptTokenizer(made.tokenizer, method))
 
 
 @contextmanager
@@ -52,14 +52,14 @@ def most(size: int) -> torch.Tensor:
             size -= 8 << 20
 
 
-def tokens(texts: int, length: int = LENGTH) -> Tokens:
+def tokens(texts: int, length: int = LENGTH) -> TokenizedTexts:
     ids = np.random.default_rng(2).integers(2, tiny.VOCABULARY, texts * length).astype(np.int32)
-    return Tokens(ids, np.arange(texts + 1) * length, 0, 0)
+    return TokenizedTexts(ids, np.arange(texts + 1) * length, 0, 0)
 
 
-def computed(encoder: BackboneEncoder, batch: Tokens, size: int) -> shard_tasks.Made:
+def computed(encoder: BackboneEncoder, batch: TokenizedTexts, size: int) -> shard_tasks.ComputedShard:
     sizes = tuple(min(size, len(batch) - start) for start in range(0, len(batch), size))
-    return shard_tasks.compute(encoder, Piece(0, "document", np.arange(len(batch)), batch, sizes, 1), lambda *_: None)
+    return shard_tasks.compute_shard(encoder, ShardTask(0, "document", np.arange(len(batch)), batch, sizes, 1), lambda *_: None)
 
 
 def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: BackboneEncoder) -> None:
@@ -75,7 +75,7 @@ def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: 
 def test_a_plan_made_with_little_memory_fits(cuda: torch.device, loaded: BackboneEncoder) -> None:
     ceiling = 1 << 20
     with filled():
-        budget = shard_tasks.survey(loaded, tokens(1), ceiling).budget
+        budget = shard_tasks.measure_encoder(loaded, tokens(1), ceiling).budget
         found = computed(loaded, tokens(2048), max(1, budget // LENGTH))
     assert LENGTH <= budget < ceiling
     assert found.split_batches == 0
@@ -90,4 +90,4 @@ def test_one_text_that_does_not_fit_is_told(cuda: torch.device, loaded: Backbone
 def test_what_is_said_when_memory_runs_out(cuda: torch.device) -> None:
     with pytest.raises(RuntimeError) as problem:
         torch.empty(1 << 60, dtype=torch.uint8, device="cuda")
-    assert memory.ran_out(problem.value)
+    assert memory.is_out_of_memory(problem.value)

@@ -6,7 +6,7 @@ import torch
 
 from retbench.retrievers import exact_search
 from retbench.retrievers.ranking import Ranking
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 
 ROWS, QUERIES, K = 3000, 70, 20
 
@@ -17,8 +17,8 @@ def unit(rows: int, width: int, seed: int, common: float) -> np.ndarray:
 
 
 def search(queries: np.ndarray, documents: np.ndarray, size: int) -> Ranking:
-    blocks = (Block(np.arange(at, min(at + size, ROWS)), documents[at : at + size]) for at in range(0, ROWS, size))
-    return exact_search.search(queries, blocks, K)
+    blocks = (VectorBlock(np.arange(at, min(at + size, ROWS)), documents[at : at + size]) for at in range(0, ROWS, size))
+    return exact_search.search_exactly(queries, blocks, K)
 
 
 def bits(ranking: Ranking, queries: slice = slice(None)) -> list[tuple[bytes, bytes]]:

@@ -9,8 +9,8 @@ import torch
 
 from retbench.cards import catalog
 from retbench.cards.recipe import Recipe, changed
-from retbench.encoders.prompt_tokenizer import Wording
-from retbench.engines import backbone
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.training import lora
 from retbench.training.contrastive_batches import Group, Labelled
 from retbench.training.gradient_caching import backward
@@ -39,7 +39,7 @@ def trainee(folder: Path, recipe: Recipe, device: torch.device) -> Trainee:
     with torch.no_grad():  # where adapters are drawn depends on the device; halves of zero would hide a mistake
         for weight in lora.trained(model).values():
             weight.add_(torch.randn(weight.shape, generator=draw).to(device, weight.dtype) * 0.05 - weight * 0.999)
-    wording = Wording(backbone.tokenizer(folder), recipe.method, recipe.method.instruction)
+    wording = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
     return Trainee(model, wording, recipe, True, device)
 
 
@@ -59,7 +59,7 @@ def off(found: Slopes, wanted: Slopes) -> float:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return replace(changed(catalog.recipe("quick"), {"batch.contrast": "8", "batch.update": "8"}), max_minutes=None)
+    return replace(changed(catalog.find_recipe("quick"), {"batch.contrast": "8", "batch.update": "8"}), max_minutes=None)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,6 @@ def test_all_weights_in_float32(model: Path, recipe: Recipe, device: torch.devic
 
 def step_of_all(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, Slopes]:
     model = lora.prepare(lora.load(folder, recipe).to(device), recipe)
-    made = Trainee(model, Wording(backbone.tokenizer(folder), recipe.method), recipe, True, device)
+    made = Trainee(model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, device)
     loss, _ = backward(made, group(recipe), 1.0, (1, 0, 0))
     return loss, {name: w.grad.cpu() for name, w in lora.trained(model).items() if w.grad is not None}

@@ -12,7 +12,7 @@ from retbench.cards.method import Role
 from retbench.cards.model import Dtype
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from tests import plain, tiny
 
@@ -75,20 +75,20 @@ def family(name: str, folder: Path) -> Path:
 
 
 def encoder(folder: Path, method: str, dtype: Dtype, device: torch.device) -> BackboneEncoder:
-    card = catalog.method(method)
+    card = catalog.find_method(method)
     spec = EncoderSpec("weights", card, card.instruction, LIMIT, LIMIT, dtype)
-    loaded = backbone.load(folder, dtype, device).used(card.attention, card.layer)
-    return BackboneEncoder(spec, loaded, Wording(loaded.tokenizer, card, card.instruction))
+    loaded = backbone.load_backbone(folder, dtype, device).with_method(card.attention, card.layer)
+    return BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, card, card.instruction))
 
 
 def cosines(made: BackboneEncoder, folder: Path, method: str, role: Role) -> list[float]:
     """Of each text of a batch with the same text alone."""
-    tokens = made.prepare(TEXTS, role)
-    vectors = made.vectors(tokens)
+    tokens = made.tokenize(TEXTS, role)
+    vectors = made.encode(tokens)
     assert vectors.dtype == np.float32
     found = []
     for row, text in enumerate(TEXTS):
-        read = plain.METHODS[method](made.wording.tokenizer, text, role, LIMIT)
+        read = plain.METHODS[method](made.prompt_tokenizer.tokenizer, text, role, LIMIT)
         assert tokens[row].tolist() == read.ids, text
         found.append(float(vectors[row] @ plain.vector(folder, read, method in plain.BIDIRECTIONAL)))
     return found
@@ -112,7 +112,7 @@ def test_a_family_on_the_device(name: str, tmp_path: Path, device: torch.device)
 
 def test_a_batch_gives_each_text_what_it_gets_alone(decoder: Path, device: torch.device) -> None:
     made = encoder(decoder, "last", "float32", device)
-    tokens = made.prepare(TEXTS, "document")
-    together = made.vectors(tokens)
+    tokens = made.tokenize(TEXTS, "document")
+    together = made.encode(tokens)
     for row in range(len(TEXTS)):
-        assert np.abs(made.vectors(tokens.take(np.array([row])))[0] - together[row]).max() < 1e-4
+        assert np.abs(made.encode(tokens.take(np.array([row])))[0] - together[row]).max() < 1e-4

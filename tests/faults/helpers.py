@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retbench.records.results_folder import Ledger
+from retbench.records.results_folder import ResultsFolder
 from tests import fake
 from tests.faults.job import Job
 from tests.test_lost import kept
@@ -45,6 +45,6 @@ def struck(server: fake.Server, job: Job, moments: int, draw: random.Random) -> 
 
 
 def nothing_wrong_is_kept(job: Job) -> None:
-    scan = Ledger(Path(job.out)).scan()
+    scan = ResultsFolder(Path(job.out)).scan_runs()
     assert scan.problems == []
     assert scan.failures == []

@@ -37,10 +37,10 @@ from tests import fake
 
 PHASES: dict[str, Callable[..., Any]] = {
     "collection": collection_cache.compile_collection,
-    "embedding": embed_texts.embed,
-    "search": exact_search.search,
+    "embedding": embed_texts.embed_texts,
+    "search": exact_search.search_exactly,
     "scoring": metrics.score_run,
-    "record": results_folder.Ledger.write,
+    "record": results_folder.ResultsFolder.write_run,
     "training": train_loop.TrainLoop._train_step,
     "checkpoint": checkpoint.save_checkpoint,
     "model": save_model.save_model,
@@ -120,10 +120,10 @@ class Job(fake.Work):
         return code
 
     def install(self) -> None:
-        own = model.ResolvedModel.encoder
+        own = model.ResolvedModel.load_encoder
         super().install()
         if self.foreign:
-            model.ResolvedModel.encoder = own  # type: ignore[method-assign]
+            model.ResolvedModel.load_encoder = own  # type: ignore[method-assign]
         if self.hunger:
             hungry(self.hunger)
         if self.clock:
@@ -143,12 +143,12 @@ class Job(fake.Work):
 
 
 def hungry(each: int) -> None:
-    load = model.ResolvedModel.encoder
+    load = model.ResolvedModel.load_encoder
 
     def encoder(self: model.ResolvedModel, spec: EncoderSpec) -> Hungry:
         return Hungry(load(self, spec), each)
 
-    model.ResolvedModel.encoder = encoder  # type: ignore[method-assign,assignment]
+    model.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
 
 
 def jumping(draw: random.Random) -> None:

@@ -18,7 +18,7 @@ def test_ctrl_c_in_a_run(server: fake.Server, cell: Make, phase: str) -> None:
     moments = cell("counted", phase=phase).moments(server)
     for number in range(3):
         job = struck(server, cell(f"stopped{number}", phase=phase, signal=signal.SIGINT), moments, draw)
-        assert "interrupted: finished cells and shards are kept; the same command continues" in job.said()
+        assert "interrupted: finished cells and shards are kept; run the same command to continue" in job.said()
         nothing_wrong_is_kept(job)
         assert finish(server, job) == wanted
         assert not list(Path(job.out).rglob("*.partial"))

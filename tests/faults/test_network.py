@@ -239,7 +239,7 @@ def test_a_server_that_fails_in_the_middle_of_a_run(server: fake.Server, cell: M
     fault, code, told = LAST[name]
 
     with serving.serving() as running:
-        engine = "endpoint:texts=2,tries=1"
+        engine = "endpoint:batch_size=2,max_attempts=1"
         whole, broken = (over(cell(name), running.address, pantry, engine) for name in ("whole", "broken"))
         assert ended(server, whole) == 0, whole.said()
         wanted, asked = kept(whole), len(running.asked)
@@ -258,7 +258,7 @@ def test_a_server_that_stumbles_changes_nothing(server: fake.Server, cell: Make,
     pantry, stumbles = small.write(tmp_path / "pantry"), (serving.refusing(500), serving.half, serving.too_few)
 
     def run(name: str) -> dict[str, Any]:
-        job = over(cell(name), running.address, pantry, "endpoint:texts=2")
+        job = over(cell(name), running.address, pantry, "endpoint:batch_size=2")
         assert ended(server, job) == 0, job.said()
         return kept(job)
 
