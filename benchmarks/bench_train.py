@@ -141,11 +141,11 @@ def alone(side: str, steps: int, dtype: str) -> None:
     """What one process measures."""
     import torch
 
-    from retbench.engines.memory import peak_mb
+    from retbench.engines.memory import get_peak_memory_mb
 
     kept = (ours if side == "ours" else theirs)(steps, dtype)[1:]
     clock, cpu = (BATCH * len(kept) / sum(one[place] for one in kept) for place in (0, 1))
-    facts = {"pairs_per_second": clock, "pairs_per_cpu_second": cpu, "peak_mb": peak_mb()}
+    facts = {"pairs_per_second": clock, "pairs_per_cpu_second": cpu, "peak_mb": get_peak_memory_mb()}
     print(json.dumps({**facts, "threads": torch.get_num_threads()}))
 
 

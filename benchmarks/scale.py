@@ -61,10 +61,10 @@ def one(documents: int) -> dict[str, Any]:
     from retbench.corpora.collection_cache import compile_collection
     from retbench.corpora.rows import Judgment, RawCollection, TextRow
     from retbench.corpora.texts import Texts
-    from retbench.encoders.embed_texts import Job, embed
-    from retbench.encoders.shard_tasks import Alone
-    from retbench.engines.memory import peak_mb, reset_peak
-    from retbench.retrievers.exact_search import search
+    from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
+    from retbench.encoders.shard_tasks import InProcessWorker
+    from retbench.engines.memory import get_peak_memory_mb, reset_peak_memory
+    from retbench.retrievers.exact_search import search_exactly
     from retbench.store.shard_store import ShardStore
 
     draw, encoder = np.random.default_rng(documents), Static()
@@ -80,11 +80,11 @@ def one(documents: int) -> dict[str, Any]:
         )
         texts = Texts.open(place / "c" / "corpus.arrow", "scale")
         queries = encoder.encode(encoder.tokenize((texts[i].text for i in range(QUERIES)), "query"))
-        reset_peak()
-        base, started, spent = peak_mb(), time.perf_counter(), time.process_time()
-        job = Job(texts, ("text",), "document", 65536)
-        blocks = embed(Alone(lambda: encoder), job, ShardStore(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
-        found = search(queries, blocks, K)
+        reset_peak_memory()
+        base, started, spent = get_peak_memory_mb(), time.perf_counter(), time.process_time()
+        job = EmbeddingJob(texts, ("text",), "document", 65536)
+        blocks = embed_texts(InProcessWorker(lambda: encoder), job, ShardStore(place / "store"), lambda *_: None)  # type: ignore[arg-type,return-value]
+        found = search_exactly(queries, blocks, K)
         seconds, cpu = time.perf_counter() - started, time.process_time() - spent
         assert all(rows[0] == row for row, rows in enumerate(found.rows))
         return {
@@ -93,8 +93,8 @@ def one(documents: int) -> dict[str, Any]:
             "microseconds_per_document": seconds / documents * 1e6,
             "cpu_microseconds_per_document": cpu / documents * 1e6,
             "vectors_mb": documents * WIDTH * 4 / 1e6,
-            "peak_mb": peak_mb(),
-            "growth_mb": peak_mb() - base,
+            "peak_mb": get_peak_memory_mb(),
+            "growth_mb": get_peak_memory_mb() - base,
         }
 
 

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from retbench.store.shard_store import write_file_atomically
-from tests import tiny
+from tests import tiny_models
 
 MINUTES = float(os.environ.get("RETBENCH_SOAK_MINUTES", "5"))
 TASKS = int(os.environ.get("RETBENCH_SOAK_TASKS", "1000"))
@@ -36,7 +36,7 @@ COMPARED = ("per_query.parquet", "run.trec.gz")
 
 def collection(folder: Path, seed: int, documents: int, queries: int) -> Path:
     """A BEIR folder of random sentences."""
-    draw, words = random.Random(seed), " ".join(tiny.SENTENCES).split()
+    draw, words = random.Random(seed), " ".join(tiny_models.SENTENCES).split()
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
 
     def lines(kind: str, count: int, longest: int) -> str:
@@ -84,7 +84,7 @@ class Soak:
         if self.plan.exists():
             return
         if not self.model.exists():
-            tiny.build(self.model)
+            tiny_models.build(self.model)
         seconds = []
         for tasks in (1, 3):  # the difference is what two of them take, without the start
             plan = self.write(self.folder / f"calm-{tasks}.toml", tasks)
@@ -159,18 +159,18 @@ def resident_mb() -> float:
 def memory(folder: Path) -> bool:
     """Many small tasks, words and vectors, one after the other in this process; whether it stayed as large."""
     from retbench.pipelines.evaluation.evaluate import evaluate
-    from retbench.pipelines.evaluation.request import Request
+    from retbench.pipelines.evaluation.request import EvaluationRequest
 
     os.environ["RETBENCH_CACHE"] = str(folder / "memory-cache")
     model = folder / "tiny-memory"
     if not model.exists():
-        tiny.build(model)
+        tiny_models.build(model)
     tasks = (collection(folder / "small" / f"small-{n}", n, 20, 3) for n in range(TASKS))
     points: list[tuple[int, float]] = []
     step = max(1, TASKS // POINTS)
     for start in range(0, TASKS, step):
         names = tuple(map(str, islice(tasks, step)))
-        cells = evaluate(Request(("bm25", str(model)), names, ("mean",), out=folder / "memory"))
+        cells = evaluate(EvaluationRequest(("bm25", str(model)), names, ("mean",), out=folder / "memory"))
         assert all(cell.status == "done" for cell in cells)
         points.append((start + len(names), resident_mb()))
         print(f"{points[-1][0]:>6} tasks  {points[-1][1]:8.1f} MB", flush=True)

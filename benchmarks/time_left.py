@@ -21,20 +21,20 @@ from benchmarks.devices import collection
 from retbench.cards.user_config import cache_folder
 from retbench.cli.progress import PhaseProgress
 from retbench.pipelines.evaluation.evaluate import evaluate
-from retbench.pipelines.evaluation.request import Request
-from retbench.records.phase_timer import Reach, Silent
+from retbench.pipelines.evaluation.request import EvaluationRequest
+from retbench.records.phase_timer import GetPeakThroughput, NoProgress
 
 HERE = Path(__file__).parent
 TYPICAL, SPREAD, MOST = 60, 0.7, 400  # words of a text
 
 
-class Watch(Silent):
+class Watch(NoProgress):
     """Notes what would be shown, and when."""
 
     def __init__(self) -> None:
         self.told: list[tuple[float, float]] = []
 
-    def begin(self, phase: str, unit: str, reach: Reach) -> None:
+    def begin(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
         """A phase starts."""
         self.phase, self.pace = phase, PhaseProgress(unit)
 
@@ -66,7 +66,7 @@ def one(model: str, task: Path, work: Path, weights: Path) -> dict[str, Any]:
     (work / "weights").symlink_to(weights)
     os.environ["RETBENCH_CACHE"] = str(work)
     watch = Watch()
-    (cell,) = evaluate(Request((model,), (str(task),), ("mean",), out=work / "results", show=watch))
+    (cell,) = evaluate(EvaluationRequest((model,), (str(task),), ("mean",), out=work / "results", progress=watch))
     assert cell.status == "done", cell
     errors, seconds = watch.errors(), watch.over - watch.told[0][0]
     found = {"seconds": seconds, "figures": len(errors), "median_error": statistics.median(errors)}

@@ -11,7 +11,7 @@ import pytest
 
 from retbench.cards import catalog
 from retbench.cards.user_config import cache_folder
-from tests import small
+from tests import small_collection
 
 for name in [name for name in os.environ if name.startswith("RETBENCH_") and name != "RETBENCH_SHARED"]:
     del os.environ[name]
@@ -88,14 +88,14 @@ def real_work(users_weights: None) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests import tiny  # torch: not every interpreter of the matrix has it
+    from tests import tiny_models  # torch: not every interpreter of the matrix has it
 
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    return small.write(tmp_path / "pantry")
+    return small_collection.write(tmp_path / "pantry")
 
 
 @pytest.fixture

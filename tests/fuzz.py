@@ -50,7 +50,7 @@ from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.records.scored_run import PER_QUERY_FILE, load_scored_run
 from retbench.reports import published_tables
 from retbench.rerankers.llm_prompts import parse_order
-from tests import small
+from tests import small_collection
 
 ROOT = Path(__file__).parent.parent
 LOG = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
@@ -104,7 +104,7 @@ def _collection(name: str, packed: bool, file: Path) -> None:
 
 @cache
 def _plain_collection() -> Path:
-    return small.write(_place("small"))
+    return small_collection.write(_place("small"))
 
 
 def _of_collection(name: str, packed: bool) -> list[bytes]:

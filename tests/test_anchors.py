@@ -15,11 +15,11 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.sparse_encoder import split_rows
 from retbench.engines import backbone, weights
 from retbench.engines.tokenizers import load_tokenizer
-from tests import plain
-from tests.test_lexical import encoder as lexical_encoder
-from tests.test_lexical import specified as lexically_specified
+from tests import plain_transformers
 from tests.test_methods import TEXTS as METHOD_TEXTS
-from tests.test_wording import TEXTS, specified
+from tests.test_prompt_tokenizer import TEXTS, specified
+from tests.test_sparse_retrieval import encoder as lexical_encoder
+from tests.test_sparse_retrieval import specified as lexically_specified
 
 pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
 
@@ -73,7 +73,7 @@ def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
     assert cell.main_score > 0.1  # chance over 200 documents is about 0.02
 
 
-@pytest.mark.parametrize("name", plain.METHODS)
+@pytest.mark.parametrize("name", plain_transformers.METHODS)
 def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None:
     folder = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
     method = catalog.find_method(name)
@@ -84,9 +84,12 @@ def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None
         tokens = made.tokenize(METHOD_TEXTS, role)
         vectors = made.encode(tokens)
         for row, text in enumerate(METHOD_TEXTS):
-            read = plain.METHODS[name](loaded.tokenizer, text, role, 64)
+            read = plain_transformers.METHODS[name](loaded.tokenizer, text, role, 64)
             assert tokens[row].tolist() == read.ids, text
-            assert vectors[row] @ plain.vector(folder, read, name in plain.BIDIRECTIONAL) > 0.9999, text
+            assert (
+                vectors[row] @ plain_transformers.vector(folder, read, name in plain_transformers.BIDIRECTIONAL)
+                > 0.9999
+            ), text
 
 
 @pytest.mark.parametrize(("name", "leaked"), [("scifact", 2), ("codetrans-java-cs", 42)])

@@ -5,16 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mteb_folder
 import numpy as np
 import pytest
-import small
 
 import retbench
 from retbench.cards import catalog
 from retbench.cards.task import TaskCard
 from retbench.pipelines.checks.verify import verify_run
 from retbench.pipelines.models.model import ResolvedModel
+from tests import mteb_task, small_collection
 from tests.test_anchors import collection
 
 pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
@@ -42,8 +41,8 @@ def test_bm25_through_mteb_is_bm25_through_retbench(name: str, tmp_path: Path) -
     found = verify_run(str(cell.record))
     assert found.unexplained == []
     assert all(verdict.agrees for verdict in found.checks if verdict.evaluator == "mteb" and not _missing(verdict))
-    card = small.card(Path(folder), name=name)
-    theirs = mteb_folder.scores(retbench.as_mteb("bm25"), mteb_folder.task(card), tmp_path / "mteb")
+    card = small_collection.card(Path(folder), name=name)
+    theirs = mteb_task.scores(retbench.as_mteb("bm25"), mteb_task.task(card), tmp_path / "mteb")
     ours = {v.metric: v.theirs for v in found.checks if v.evaluator == "mteb, raw scores"}
     agree(ours, theirs)
 
@@ -78,6 +77,6 @@ def test_minilm_through_mtebs_own_search_is_minilm_through_ours(tmp_path: Path) 
     folder = collection("cranfield")
     (cell,) = retbench.evaluate(["minilm-l6"], tasks=[folder], out=tmp_path / "results", sample=25)
     assert cell.error is None
-    card = small.card(Path(folder), name="cranfield")
-    theirs = mteb_folder.scores(Encoder(card), mteb_folder.task(card, sample=25), tmp_path / "mteb")
+    card = small_collection.card(Path(folder), name="cranfield")
+    theirs = mteb_task.scores(Encoder(card), mteb_task.task(card, sample=25), tmp_path / "mteb")
     agree(cell.scores, theirs)

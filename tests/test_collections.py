@@ -8,10 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-import small
 from hypothesis import given
 from hypothesis import strategies as st
-from small import Layout
 
 from retbench.cards.model import LexicalSettings
 from retbench.cards.task import SourceSpec, TaskCard
@@ -23,17 +21,19 @@ from retbench.corpora.rows import Judgment, RawCollection, TextRow
 from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError, MissingError, ResourceError, RetbenchError, UsageError
 from retbench.records.load_run import read_rankings
-from retbench.records.results_folder import format_trec_run, decode_id
+from retbench.records.results_folder import decode_id, format_trec_run
 from retbench.retrievers.bm25 import BM25Index
+from tests import small_collection
+from tests.small_collection import Layout
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return small.write(tmp_path / "small")
+    return small_collection.write(tmp_path / "small")
 
 
 def opened(folder: Path, **fields: object) -> Collection:
-    return open_collection(small.card(folder, **fields))
+    return open_collection(small_collection.card(folder, **fields))
 
 
 def replace_line(file: Path, number: int, line: str | bytes) -> None:
@@ -44,8 +44,8 @@ def replace_line(file: Path, number: int, line: str | bytes) -> None:
 
 def test_a_collection_is_what_was_written(folder: Path) -> None:
     collection = opened(folder)
-    assert [tuple(row[:3]) for row in collection.corpus] == list(small.DOCUMENTS)
-    assert [(row.id, row.text) for row in collection.queries] == list(small.QUERIES[:3])
+    assert [tuple(row[:3]) for row in collection.corpus] == list(small_collection.DOCUMENTS)
+    assert [(row.id, row.text) for row in collection.queries] == list(small_collection.QUERIES[:3])
     assert collection.judgments["q1"] == {"tea": 2, "coffee": 2, "kettle": 1}
     assert collection.judgments["q3"] == {"glacier": 1, "river": 0}
 
@@ -77,7 +77,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_same_collection_has_the_same_fingerprint(tmp_path: Path, folder: Path, layout: Layout) -> None:
-    plain, other = opened(folder), opened(small.write(tmp_path / "other", layout))
+    plain, other = opened(folder), opened(small_collection.write(tmp_path / "other", layout))
     assert other.fingerprint == plain.fingerprint
     assert other.judgments == plain.judgments
     assert list(other.corpus) == list(plain.corpus)
@@ -86,9 +86,9 @@ def test_the_same_collection_has_the_same_fingerprint(tmp_path: Path, folder: Pa
 # (file, line, new content): one letter, one title, one id, one grade
 CHANGES = {
     "a letter": ("corpus.jsonl", 2, '{"_id": "tea", "title": "Tea", "text": "Leave the leaves in hot water."}'),
-    "a title": ("corpus.jsonl", 2, f'{{"_id": "tea", "title": "tea", "text": "{small.DOCUMENTS[1][2]}"}}'),
+    "a title": ("corpus.jsonl", 2, f'{{"_id": "tea", "title": "tea", "text": "{small_collection.DOCUMENTS[1][2]}"}}'),
     "a title moved to the text": (
-        "corpus.jsonl", 2, f'{{"_id": "tea", "title": "", "text": "Tea {small.DOCUMENTS[1][2]}"}}'
+        "corpus.jsonl", 2, f'{{"_id": "tea", "title": "", "text": "Tea {small_collection.DOCUMENTS[1][2]}"}}'
     ),
     "a query": ("queries.jsonl", 1, '{"_id": "q1", "text": "how to brew"}'),
     "a grade": ("qrels/test.tsv", 2, "q1\ttea\t1"),
@@ -186,7 +186,7 @@ def test_a_wrong_line_is_named(folder: Path, file: str, number: int, line: str |
 
 
 def test_a_wrong_line_of_a_gzipped_file_is_named(tmp_path: Path) -> None:
-    folder = small.write(tmp_path / "small", Layout(packed=True))
+    folder = small_collection.write(tmp_path / "small", Layout(packed=True))
     file = folder / "corpus.jsonl.gz"
     lines = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
     file.write_bytes(gzip.compress(b"".join([*lines[:4], b"oops\n", *lines[5:]])))
@@ -309,7 +309,7 @@ def test_an_interrupted_reading_leaves_nothing_that_counts(
         with pytest.raises(type(fault)):
             opened(folder)
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
-    assert len(opened(folder).corpus) == len(small.DOCUMENTS)
+    assert len(opened(folder).corpus) == len(small_collection.DOCUMENTS)
     assert len(finished(own_cache)) == 1
 
 
@@ -401,9 +401,9 @@ def test_a_sample_that_would_be_everything_is_everything(large: Collection) -> N
 
 
 def test_a_card_is_opened_at_a_sample(folder: Path) -> None:
-    sample = open_collection(small.card(folder), sample=2)
+    sample = open_collection(small_collection.card(folder), sample=2)
     assert len(sample.queries) == 2
-    assert len(sample.corpus) == len(small.DOCUMENTS)  # 40 would be allowed
+    assert len(sample.corpus) == len(small_collection.DOCUMENTS)  # 40 would be allowed
 
 
 def test_views_of_texts(large: Collection) -> None:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small
-from finished import METRIC, finish
 from typer.testing import CliRunner
 
 import retbench
@@ -21,19 +19,24 @@ from retbench.pipelines.runs.inspect import inspect_run
 from retbench.records.load_run import read_trec_run
 from retbench.records.results_folder import ResultsFolder
 from retbench.scoring.significance import compute_paired_p_value
+from tests import small_collection
+from tests.finished_runs import METRIC, finish
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """BM25 on the small collection at two depths."""
-    folder = small.write(tmp_path / "small")
+    folder = small_collection.write(tmp_path / "small")
     for depth in (10, 12):
         retbench.evaluate(["bm25"], tasks=[str(folder)], out=tmp_path / "r", overrides={"depth": depth})
     return tmp_path / "r"
 
 
 def _runs(results: Path) -> list[Path]:
-    return [run.folder for run in sorted(ResultsFolder(results).scan_runs().runs, key=lambda run: run.record.settings["depth"])]
+    return [
+        run.folder
+        for run in sorted(ResultsFolder(results).scan_runs().runs, key=lambda run: run.record.settings["depth"])
+    ]
 
 
 def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:
@@ -73,7 +76,7 @@ def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
     found = compare_runs(str(run), str(tmp_path / "worse.trec"))
     assert found.test is not None
     assert found.test.difference > 0
-    assert found.moved[0].text in [text for _, text in small.QUERIES]
+    assert found.moved[0].text in [text for _, text in small_collection.QUERIES]
     assert found.moved[0].top_a != found.moved[0].top_b
     assert found.remarks == []
 
@@ -90,9 +93,11 @@ def test_our_own_run_as_a_foreign_one_gives_the_same_scores(results: Path, tmp_p
 @pytest.fixture
 def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]) -> str:
     """A task whose queries are documents, too, and may not find themselves."""
-    folder = small.write(tmp_path / "twins")
+    folder = small_collection.write(tmp_path / "twins")
     with (folder / "corpus.jsonl").open("a") as corpus:
-        corpus.writelines(json.dumps({"_id": name, "title": "", "text": text}) + "\n" for name, text in small.QUERIES)
+        corpus.writelines(
+            json.dumps({"_id": name, "title": "", "text": text}) + "\n" for name, text in small_collection.QUERIES
+        )
     cards = tmp_path / "cards" / "tasks" / "mine"
     cards.mkdir(parents=True)
     card = f'name = "twins"\nsame_id = "drop"\n[source]\nkind = "folder"\npath = "{folder}"\n'

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from retbench.cli.main import app
 from retbench.pipelines import doctor
 from retbench.pipelines.doctor import DoctorCheck, run_checks
-from tests import serving
+from tests import local_server
 
 Patch = pytest.MonkeyPatch
 
@@ -160,7 +160,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: Patch) -> None:
     assert "HTTPS_PROXY" in check.next_step
     monkeypatch.setenv("HF_ENDPOINT", "no address")
     assert not found("hub").ok
-    with serving.serving() as server:
+    with local_server.serving() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         assert found("hub").ok
 

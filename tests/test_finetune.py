@@ -35,17 +35,21 @@ from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
 from retbench.pipelines.finetuning.train_encoder import finetune
 from retbench.training import cost_estimate
 from retbench.training.training_data import TrainingRequest
-from tests import small, tiny
-from tests.test_training import RECIPE, jsonl
+from tests import small_collection, tiny_models
+from tests.test_train_loop import RECIPE, jsonl
 
 Learn = Callable[..., ModelCard]
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    half = len(tiny.SENTENCES) // 2
+    half = len(tiny_models.SENTENCES) // 2
     rows = [
-        {"query": tiny.SENTENCES[n], "positives": [tiny.SENTENCES[half + n]], "negatives": [tiny.SENTENCES[half - n]]}
+        {
+            "query": tiny_models.SENTENCES[n],
+            "positives": [tiny_models.SENTENCES[half + n]],
+            "negatives": [tiny_models.SENTENCES[half - n]],
+        }
         for n in range(half)
     ]
     return jsonl(tmp_path / "sentences.jsonl", *rows)
@@ -75,7 +79,7 @@ def same(one: ModelCard, other: ModelCard) -> bool:
 def test_a_trained_model_is_known_by_name_and_by_folder(learn: Learn, tmp_path: Path) -> None:
     card = learn()
     assert (card.name, card.parent, card.training_sets) == ("pupil", "tiny", ("unknown", "sentences"))
-    pantry = str(small.write(tmp_path / "pantry"))
+    pantry = str(small_collection.write(tmp_path / "pantry"))
     by_name, by_folder = (
         retbench.evaluate([name], tasks=[pantry], out=tmp_path / name.rpartition("/")[2] / "r")[0]
         for name in ("pupil", str(tmp_path / "pupil"))
@@ -98,7 +102,7 @@ def test_training_lowers_the_loss_and_writes_down_how(learn: Learn) -> None:
 
 
 def test_an_adapter_scores_as_the_merged_model(learn: Learn, tmp_path: Path) -> None:
-    pantry = str(small.write(tmp_path / "pantry"))
+    pantry = str(small_collection.write(tmp_path / "pantry"))
     learn("whole"), learn("part", output="adapter")
     assert not (tmp_path / "part" / "config.json").exists()
     whole, part = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
@@ -110,7 +114,7 @@ def test_an_adapter_trained_for_writing_is_merged_into_the_backbone(learn: Learn
     learn("whole"), learn("part", output="adapter")
     told = tmp_path / "part" / "adapter_config.json"
     told.write_text(json.dumps({**json.loads(told.read_text()), "task_type": "CAUSAL_LM"}))
-    pantry = str(small.write(tmp_path / "pantry"))
+    pantry = str(small_collection.write(tmp_path / "pantry"))
     whole, part = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
     assert whole.scores == part.scores
 
@@ -218,7 +222,7 @@ def test_two_processes_are_one(
 
 
 def test_the_best_of_the_scores_on_the_way_is_kept(learn: Learn, tmp_path: Path) -> None:
-    small.write(tmp_path / "pantry")
+    small_collection.write(tmp_path / "pantry")
     card = learn(examined=f"{tmp_path / 'pantry'}:sample=2", eval_steps=2)
     assert card.weights
     assert card.training
@@ -231,7 +235,7 @@ def test_the_best_of_the_scores_on_the_way_is_kept(learn: Learn, tmp_path: Path)
 
 
 def test_queries_of_an_evaluation_are_taken_out(learn: Learn, tmp_path: Path) -> None:
-    pantry = small.write(tmp_path / "pantry")
+    pantry = small_collection.write(tmp_path / "pantry")
     queries = (pantry / "queries.jsonl").read_text()
     (pantry / "queries.jsonl").write_text(queries.replace("animals that hunt at night", "how to brew  a hot drink"))
     with pytest.raises(DataError, match="nothing to contrast"):
@@ -244,7 +248,7 @@ def test_queries_of_an_evaluation_are_taken_out(learn: Learn, tmp_path: Path) ->
 
 
 def test_an_evaluated_split_is_refused_unless_forced(learn: Learn, tmp_path: Path) -> None:
-    pantry = small.write(tmp_path / "pantry")
+    pantry = small_collection.write(tmp_path / "pantry")
     with pytest.raises(UsageError, match="evaluated on its split 'test'"):
         learn(of=pantry, split="test")
     card = learn(of=pantry, split="test", force=True)
@@ -262,7 +266,7 @@ def test_mined_negatives_are_kept_and_used_again(learn: Learn, tmp_path: Path, s
     assert all(len(line["negatives"]) <= 3 for line in lines)
     assert same(first, learn("second", mining=replace(mined, file=str(file))))
     with pytest.raises(DataError, match="mined for other queries"):
-        learn("third", of=small.write(tmp_path / "pantry"), mining=replace(mined, file=str(file)))
+        learn("third", of=small_collection.write(tmp_path / "pantry"), mining=replace(mined, file=str(file)))
 
 
 def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp_path: Path) -> None:
@@ -372,8 +376,8 @@ def test_wrong_words_are_answered(model: Path, data: Path, words: tuple[str, ...
 def test_a_folder_in_ms_marcos_layout_without_a_test_split(learn: Learn, tmp_path: Path) -> None:
     folder = tmp_path / "marco"
     folder.mkdir()
-    (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(tiny.SENTENCES)))
-    (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny.SENTENCES[n]}?\n" for n in range(9)))
+    (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(tiny_models.SENTENCES)))
+    (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny_models.SENTENCES[n]}?\n" for n in range(9)))
     (folder / "qrels.train.tsv").write_text("".join(f"{n} 0 {n + 1} 1\n" for n in range(9)))
     said: list[str] = []
     card = learn(of=folder, say=said.append, mining=replace(RECIPE.mining, source="bm25"))
@@ -410,7 +414,7 @@ def test_recipe_fields_are_overruled_by_path() -> None:
 def test_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
     from retbench.cards.recipe import CropSettings
 
-    pantry = small.write(tmp_path / "pantry")
+    pantry = small_collection.write(tmp_path / "pantry")
     card = learn(
         of=pantry,
         objective="llm2ir",
@@ -434,10 +438,10 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
     card = learn(export="sentence-transformers", method=method)
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "pupil" / "sentence-transformers"), device="cpu")
     candidate = ResolvedModel.resolve(card, None, lambda _: None)
-    task = small.card(tmp_path / "x")
+    task = small_collection.card(tmp_path / "x")
     assert isinstance(task, TaskCard)
     encoder = candidate.load_encoder(candidate.build_encoder_spec(method, task, {"dtype": "float32"}))
-    texts = ["a short one", tiny.SENTENCES[3], "a longer text " * 200]
+    texts = ["a short one", tiny_models.SENTENCES[3], "a longer text " * 200]
     for role, prompt in (("query", "query"), ("document", "document")):
         ours = encoder.encode(encoder.tokenize(texts, role))  # type: ignore[arg-type]
         found = theirs.encode(texts, prompt_name=prompt)
@@ -492,7 +496,7 @@ def test_the_first_stage_is_a_model_with_its_head(learn: Learn, tmp_path: Path) 
 
 def test_candidates_are_ranked_by_query_likelihood(learn: Learn, tmp_path: Path) -> None:
     learn(objective="llm-ql", likelihood=QL)
-    pantry = str(small.write(tmp_path / "pantry"))
+    pantry = str(small_collection.write(tmp_path / "pantry"))
     run = str(retbench.evaluate(["bm25"], tasks=[pantry], out=tmp_path / "results")[0].record)
     asked = f"likelihood:model={tmp_path / 'pupil' / 'stage-1'},depth=4"
     answer = call("rerank", run, "--with", asked, "--out", tmp_path / "results", "--json")

@@ -12,7 +12,7 @@ from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from retbench.errors import DataError, InapplicableError, UsageError
-from tests import plain, small, tiny
+from tests import plain_transformers, small_collection, tiny_models
 from tests.test_run import call, cells
 
 TEXTS = (
@@ -27,7 +27,7 @@ LIMIT = 40
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("decoder"))
+    return tiny_models.build(tmp_path_factory.mktemp("decoder"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
-@pytest.mark.parametrize("name", plain.METHODS)
+@pytest.mark.parametrize("name", plain_transformers.METHODS)
 def test_ids_and_vectors_are_those_of_the_source(
     decoder: Path, loaded: backbone.Backbone, name: str, role: Role
 ) -> None:
@@ -50,9 +50,11 @@ def test_ids_and_vectors_are_those_of_the_source(
     tokens = made.tokenize(TEXTS, role)
     vectors = made.encode(tokens)
     for row, text in enumerate(TEXTS):
-        read = plain.METHODS[name](loaded.tokenizer, text, role, LIMIT)
+        read = plain_transformers.METHODS[name](loaded.tokenizer, text, role, LIMIT)
         assert tokens[row].tolist() == read.ids, text
-        assert vectors[row] @ plain.vector(decoder, read, name in plain.BIDIRECTIONAL) > 0.99999, text
+        assert (
+            vectors[row] @ plain_transformers.vector(decoder, read, name in plain_transformers.BIDIRECTIONAL) > 0.99999
+        ), text
 
 
 @pytest.mark.parametrize("layer", [0, 1, -2])
@@ -60,8 +62,8 @@ def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: ba
     made = encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
     vectors = made.encode(made.tokenize(TEXTS, "document"))
     for row, text in enumerate(TEXTS):
-        read = plain.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
-        assert vectors[row] @ plain.vector(decoder, read, False, layer) > 0.99999
+        read = plain_transformers.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
+        assert vectors[row] @ plain_transformers.vector(decoder, read, False, layer) > 0.99999
 
 
 def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
@@ -76,7 +78,7 @@ def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.B
 @pytest.mark.parametrize("text", ["", "   "])
 def test_an_empty_text_has_a_vector_under_every_span(loaded: backbone.Backbone, name: str, text: str) -> None:
     made = encoder(loaded, catalog.find_method(name))
-    assert made.encode(made.tokenize([text], "document")).shape == (1, tiny.WIDTH)
+    assert made.encode(made.tokenize([text], "document")).shape == (1, tiny_models.WIDTH)
 
 
 def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone) -> None:
@@ -119,7 +121,7 @@ def test_a_layer_the_model_lacks_is_a_usage_error(loaded: backbone.Backbone) -> 
 
 
 def test_an_eos_method_needs_an_end_token() -> None:
-    bare = tiny.tokenizer()
+    bare = tiny_models.tokenizer()
     bare.eos_token = None
     with pytest.raises(InapplicableError, match="needs an end-of-sequence token"):
         PromptTokenizer(bare, catalog.find_method("eos"))
@@ -132,10 +134,13 @@ def test_a_sparse_method_takes_the_last_state() -> None:
 
 def test_every_preset_is_proven_here_or_where_its_engine_is() -> None:
     by_terms = {method.name for method in catalog.load_methods() if method.kind != "dense"}
-    assert by_terms == {"promptreps-sparse", "promptreps-hybrid"}  # against the whole language model: test_lexical.py
+    assert by_terms == {
+        "promptreps-sparse",
+        "promptreps-hybrid",
+    }  # against the whole language model: test_sparse_retrieval.py
     own = {method.name for method in catalog.load_methods() if method.pooling == "model"}
-    assert own == {"as-published"}  # against the published library: test_sentence.py
-    assert {method.name for method in catalog.load_methods()} == plain.METHODS.keys() | by_terms | own
+    assert own == {"as-published"}  # against the published library: test_sentence_transformers.py
+    assert {method.name for method in catalog.load_methods()} == plain_transformers.METHODS.keys() | by_terms | own
 
 
 def test_every_preset_says_where_it_comes_from() -> None:
@@ -145,7 +150,7 @@ def test_every_preset_says_where_it_comes_from() -> None:
 
 
 def test_the_board_says_how_near_a_method_is_to_its_source(decoder: Path, tmp_path: Path) -> None:
-    task, out = small.write(tmp_path / "pantry"), tmp_path / "results"
+    task, out = small_collection.write(tmp_path / "pantry"), tmp_path / "results"
     line = ("run", "--model", decoder, "--task", task, "--out", out)
     cells(*line, "--method", "promptreps", "--method", "echo", "--method", "mean:layer=1", "--method", "mean")
     assert (

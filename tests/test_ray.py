@@ -20,8 +20,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 
-from tests import small
-from tests.test_devices import kept
+from tests import small_collection
+from tests.test_worker_pool import kept
 
 ROOT = Path(__file__).parent.parent
 RUN = """
@@ -56,7 +56,7 @@ BUCKET = "shards"
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.write(tmp_path_factory.mktemp("tasks") / "small")
+    return small_collection.write(tmp_path_factory.mktemp("tasks") / "small")
 
 
 @pytest.fixture(scope="module")

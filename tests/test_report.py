@@ -11,20 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from finished import METRIC, NASTY, fail, finish
 from typer.testing import CliRunner
 
 import retbench
 from retbench.cards.model import TrainingProvenance
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
-from retbench.pipelines.report import list_finished_cells, build_report
+from retbench.pipelines.report import build_report, list_finished_cells
 from retbench.records.record import SCHEMA
 from retbench.records.results_folder import ResultsFolder, read_record
 from retbench.records.scored_run import DamagedRecordError, load_scored_run, read_raw_scores
-from retbench.reports.formats import format_csv_value, escape_latex
+from retbench.reports.formats import escape_latex, format_csv_value
 from retbench.reports.suite_average import compute_suite_mean
 from retbench.reports.table_cells import TableCell, build_table
+from tests.finished_runs import METRIC, NASTY, fail, finish
 
 GENERATOR = np.random.default_rng(1)
 GOOD = GENERATOR.uniform(0.6, 0.9, 40)
@@ -38,8 +38,8 @@ def _cli(*words: object) -> tuple[int, str, str]:
 
 
 def _rows(root: Path) -> list[tuple[int, str, str]]:
-    (block,) = build_report(root).blocks
-    places = [(row, block.get_rank(row, block.ranked_by)) for row in block.rows]
+    (board,) = build_report(root).boards
+    places = [(row, board.get_rank(row, board.ranked_by)) for row in board.rows]
     return [(place.rank, place.letters, row.model) for row, place in places if place]
 
 
@@ -53,10 +53,10 @@ def test_the_average_is_ranked_over_the_queries_of_all_tasks(tmp_path: Path) -> 
     for model, shift in (("good", 0.0), ("bad", 0.2)):
         finish(tmp_path, model, "one", GOOD - shift)
         finish(tmp_path, model, "two", BAD[:20] - shift)
-    (block,) = build_report(tmp_path).blocks
-    assert [row.model for row in block.rows] == ["good", "bad"]
-    assert block.compute_average(block.rows[0]) == pytest.approx((GOOD.mean() + BAD[:20].mean()) / 2)
-    place = block.get_rank(block.rows[1], None)
+    (board,) = build_report(tmp_path).boards
+    assert [row.model for row in board.rows] == ["good", "bad"]
+    assert board.compute_average(board.rows[0]) == pytest.approx((GOOD.mean() + BAD[:20].mean()) / 2)
+    place = board.get_rank(board.rows[1], None)
     assert place is not None
     assert (place.rank, place.rank_over_tasks) == (2, None)
     assert place.interval.low < GOOD.mean() / 2 + BAD[:20].mean() / 2 - 0.2 < place.interval.high
@@ -66,8 +66,8 @@ def test_six_tasks_are_also_ranked_over_tasks(tmp_path: Path) -> None:
     for model, shift in (("good", 0.0), ("bad", 0.2)):
         for task in "abcdef":
             finish(tmp_path, model, task, GOOD - shift)
-    (block,) = build_report(tmp_path).blocks
-    assert [place.rank_over_tasks for row in block.rows if (place := block.get_rank(row, None))] == [1, 2]
+    (board,) = build_report(tmp_path).boards
+    assert [place.rank_over_tasks for row in board.rows if (place := board.get_rank(row, None))] == [1, 2]
 
 
 def test_a_group_counts_once_in_the_average() -> None:
@@ -99,10 +99,12 @@ def test_other_documents_make_another_block_and_the_difference_is_named(tmp_path
     finish(tmp_path, "a", "t", GOOD)
     finish(tmp_path, "b", "t", GOOD, fingerprint="another", created="2026-02-01")
     finish(tmp_path, "c", "t", GOOD, settings={"split": "train"})
-    blocks = build_report(tmp_path).blocks
-    assert [[row.model for row in block.rows] for block in blocks] == [["a"], ["b"], ["c"]]
-    assert [block.differing_rules for block in blocks] == [(), ("collection of t",), ("split",)]
-    assert "Not comparable with the first block of mine: another collection of t." in build_report(tmp_path).format("markdown")
+    boards = build_report(tmp_path).boards
+    assert [[row.model for row in board.rows] for board in boards] == [["a"], ["b"], ["c"]]
+    assert [board.differing_rules for board in boards] == [(), ("collection of t",), ("split",)]
+    assert "Not comparable with the first block of mine: another collection of t." in build_report(tmp_path).format(
+        "markdown"
+    )
 
 
 def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: Path) -> None:
@@ -110,22 +112,22 @@ def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: 
     finish(tmp_path, "new", "t", BAD, settings={"excluded": "keep", "relevant_from": 1})
     assert len(_rows(tmp_path)) == 2
     finish(tmp_path, "other", "t", BAD, settings={"relevant_from": 2}, created="2027")
-    assert [block.differing_rules for block in build_report(tmp_path).blocks] == [(), ("relevant_from of t",)]
+    assert [board.differing_rules for board in build_report(tmp_path).boards] == [(), ("relevant_from of t",)]
 
 
 def test_of_two_runs_of_a_cell_the_newer_counts_and_the_board_says_so(tmp_path: Path) -> None:
     finish(tmp_path, "m", "t", BAD, settings={"excluded": "keep"}, created="2027")
     finish(tmp_path, "m", "t", GOOD, created="2026")
-    (block,) = build_report(tmp_path).blocks
-    assert block.rows[0].get_score("t") == pytest.approx(BAD.mean())
+    (board,) = build_report(tmp_path).boards
+    assert board.rows[0].get_score("t") == pytest.approx(BAD.mean())
     assert "Older runs left out, because the same cell was run again: 1." in build_report(tmp_path).format("markdown")
 
 
 def test_two_settings_of_one_model_are_two_rows_with_the_setting_in_the_name(tmp_path: Path) -> None:
     finish(tmp_path, "m", "t", GOOD)
     finish(tmp_path, "m", "t", BAD, settings={"depth": 10})
-    (block,) = build_report(tmp_path).blocks
-    assert [row.label for row in block.rows] == ["bm25 (depth 100)", "bm25 (depth 10)"]
+    (board,) = build_report(tmp_path).boards
+    assert [row.label for row in board.rows] == ["bm25 (depth 100)", "bm25 (depth 10)"]
 
 
 def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
@@ -137,8 +139,8 @@ def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("sets", "mark"), [(None, "?"), ((), ""), (("t",), "*")])
 def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...] | None, mark: str) -> None:
     finish(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
-    (block,) = build_report(tmp_path).blocks
-    assert [cell.mark for cell in build_table(block).lines[0].cells if cell.task == "t"] == [mark]
+    (board,) = build_report(tmp_path).boards
+    assert [cell.mark for cell in build_table(board).lines[0].cells if cell.task == "t"] == [mark]
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,8 @@ def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...
 )  # fmt: skip
 def test_a_variant_of_a_collection_is_the_collection(tmp_path: Path, learned: str, task: str, mark: str) -> None:
     finish(tmp_path, "m", task, [0.5] * 4, training_sets=(learned,))
-    (block,) = build_report(tmp_path).blocks
-    assert [cell.mark for cell in build_table(block).lines[0].cells if cell.task == task] == [mark]
+    (board,) = build_report(tmp_path).boards
+    assert [cell.mark for cell in build_table(board).lines[0].cells if cell.task == task] == [mark]
 
 
 def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
@@ -162,8 +164,13 @@ def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
     fail(tmp_path, "c", "two", suite="custom")
     text = build_report(tmp_path).format("markdown")
     assert "average" not in text
-    first, second = build_report(tmp_path).blocks
-    assert (first.title, first.differing_rules, second.title, second.differing_rules) == ("custom: one", (), "custom: two", ())
+    first, second = build_report(tmp_path).boards
+    assert (first.title, first.differing_rules, second.title, second.differing_rules) == (
+        "custom: one",
+        (),
+        "custom: two",
+        (),
+    )
     assert [row.model for row in first.rows] == ["a", "b"]
     assert "failed: c on two" in text
 
@@ -293,7 +300,7 @@ def test_a_hostile_name_breaks_no_table(tmp_path: Path) -> None:
     assert table[2].replace("\\|", "").count("|") == table[0].count("|")
     body = next(line for line in made.format("latex").splitlines() if "onerror" in line)
     assert body.endswith("\\\\")
-    assert body.replace("\\&", "").count("&") == len(build_table(made.blocks[0]).heads) - 1
+    assert body.replace("\\&", "").count("&") == len(build_table(made.boards[0]).heads) - 1
     rows = list(csv.DictReader(io.StringIO(made.format("csv"))))
     assert rows[0]["model"] == NASTY
 

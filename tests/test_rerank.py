@@ -24,13 +24,13 @@ from retbench.rerankers import listwise_embedding
 from retbench.rerankers.candidates import Candidates, iterate_windows, rerank_queries
 from retbench.rerankers.embedding_rerankers import EmbeddingReranker
 from retbench.retrievers.ranking import Ranking
-from tests import small, tiny
+from tests import small_collection, tiny_models
 from tests.test_run import call, cells
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
+    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,13 @@ def record(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
-    return saved_run.load_run(Path(cell["record"])).ranking.to_document_ids(saved_run.load_run(Path(cell["record"])).collection)
+    return saved_run.load_run(Path(cell["record"])).ranking.to_document_ids(
+        saved_run.load_run(Path(cell["record"])).collection
+    )
 
 
 def texts() -> dict[str, str]:
-    return {name: f"{title} {text}".strip() for name, title, text in small.DOCUMENTS}
+    return {name: f"{title} {text}".strip() for name, title, text in small_collection.DOCUMENTS}
 
 
 def vectors(folder: Path, prompts: list[str]) -> np.ndarray:
@@ -97,7 +99,7 @@ def test_the_listwise_prompt_and_its_cosines_are_the_plain_computation(model: Pa
     assert (plain["rerank"], listed["rerank"]) == ([], ["e2rank:documents=3"])
     documents, before = texts(), ranked(plain)
     every = vectors(model, list(documents.values()))
-    for query, wording in small.QUERIES[:3]:
+    for query, wording in small_collection.QUERIES[:3]:
         shown = [" ".join(documents[name].split()) for name in before[query][:3]]
         (asked,) = vectors(model, [LISTED.format(*shown, wording)])
         scores = dict(zip(documents, every @ asked, strict=True))
@@ -209,7 +211,7 @@ def test_only_candidates_are_embedded_where_no_corpus_is_stored(model: Path, tas
     assert baseline["rerank"] == ["vectors:method=last,model=tiny"]
     assert listed["rerank"] == ["e2rank:method=last,model=tiny"]
     found, documents = ranked(plain), texts()
-    for query, wording in small.QUERIES[:3]:
+    for query, wording in small_collection.QUERIES[:3]:
         asked, *rest = vectors(model, [wording, *(documents[name] for name in found[query])])
         scores = {name: float(asked @ other) for name, other in zip(found[query], rest, strict=True)}
         assert ranked(baseline)[query] == sorted(found[query], key=lambda name: -scores[name])
@@ -226,7 +228,7 @@ def test_rocchio_is_the_textbook_formula(model: Path, task: Path, out: Path) -> 
     )
     documents, before = texts(), ranked(plain)
     every = dict(zip(documents, vectors(model, list(documents.values())), strict=True))
-    for query, wording in small.QUERIES[:3]:
+    for query, wording in small_collection.QUERIES[:3]:
         (asked,) = vectors(model, [wording])
         order = before[query]
         asked = 0.5 * asked + 2 * np.mean([every[name] for name in order[:2]], axis=0)
@@ -249,11 +251,11 @@ def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
     own = call("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
     (whole,) = json.loads(own.stdout)
     file = task.parent / "theirs.txt"
-    file.write_text("".join(f"q1 Q0 {name} {n} {-n} x\n" for n, (name, _, _) in enumerate(small.DOCUMENTS)))
+    file.write_text("".join(f"q1 Q0 {name} {n} {-n} x\n" for n, (name, _, _) in enumerate(small_collection.DOCUMENTS)))
     _, ordered = cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
     found = ranked(whole)["q1"]
     assert ranked(ordered)["q1"][: len(found)] == found
-    rest = [name for name, _, _ in small.DOCUMENTS if name not in found]
+    rest = [name for name, _, _ in small_collection.DOCUMENTS if name not in found]
     assert ranked(ordered)["q1"][len(found) :] == rest
     assert reranker_settings.parse_reranker("ql:model=some").spelling == "likelihood:model=some"
 
@@ -413,7 +415,9 @@ def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path
     from retbench.pipelines.reranking.base import ModelResolver
     from retbench.pipelines.reranking.factory import build_reranker_spec
 
-    moved = replace(other, record=replace(other.record, model=str(tiny.build(task.parent / "tiny2", hidden_size=32))))
+    moved = replace(
+        other, record=replace(other.record, model=str(tiny_models.build(task.parent / "tiny2", hidden_size=32)))
+    )
     with pytest.raises(DataError, match="are not the weights of the run"):
         build_reranker_spec(reranker_settings.parse_reranker("rocchio"), moved, None, ModelResolver(lambda _: None))
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import retbench
 from retbench.cli.main import app
 from retbench.errors import DataError
-from tests import small, tiny
+from tests import small_collection, tiny_models
 
 
 def call(*words: object) -> Any:
@@ -106,14 +106,14 @@ def test_scores_can_be_computed_again_from_the_run_file(task: Path, out: Path) -
         query, _, document, _, score, _ = line.split()
         run.setdefault(query, {})[document] = float(score)
     judged: dict[str, dict[str, int]] = {}
-    for query, document, grade in small.TEST:
+    for query, document, grade in small_collection.TEST:
         judged.setdefault(query, {})[document] = grade
     found = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(run)
     assert sum(scores["ndcg_cut_10"] for scores in found.values()) / len(judged) == pytest.approx(cell["main_score"])
 
 
 def test_a_model_without_chat_template_is_skipped_with_the_reason(task: Path, out: Path, tmp_path: Path) -> None:
-    bare = tiny.build(tmp_path / "bare")
+    bare = tiny_models.build(tmp_path / "bare")
     for file in (bare / "chat_template.jinja", bare / "tokenizer_config.json"):
         if file.suffix == ".jinja":
             file.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def test_a_model_without_chat_template_is_skipped_with_the_reason(task: Path, ou
 
 
 def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: Path) -> None:
-    broken = small.write(tmp_path / "broken")
+    broken = small_collection.write(tmp_path / "broken")
     (broken / "corpus.jsonl").write_text('{"_id": "a", "text": "x"}\nnot json\n')
     answer = call("run", "--model", "bm25", "--task", broken, "--task", task, "--out", out, "--json")
     assert answer.exit_code == 1
@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_what_is_finished(task: Path, out: Path, monkeypatch: pytes
         return search(self, queries, k)
 
     monkeypatch.setattr(BM25Index, "search", interrupted)
-    other = small.write(task.parent / "larder")
+    other = small_collection.write(task.parent / "larder")
     line = ("run", "--model", "bm25", "--task", task, "--task", other, "--out", out)
     answer = call(*line)
     assert answer.exit_code == 130

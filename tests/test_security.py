@@ -1,7 +1,7 @@
 """What SECURITY.md promises and no other test holds: no key in anything written or said, no code run without trust.
 
-Elsewhere: pickles (test_weights.py), archives (test_archives.py), ids and names as paths (test_collections.py,
-test_cards.py), hostile names in the page (test_page.py), damaged input (test_fuzz.py).
+Elsewhere: pickles (test_weights.py), archives (test_beir_archives.py), ids and names as paths (test_collections.py,
+test_cards.py), hostile names in the page (test_html_page.py), damaged input (test_fuzz.py).
 """
 
 import ast
@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from retbench.cli.main import app
 from retbench.engines import hub_weights, remote_code
-from tests import serving, tiny
+from tests import local_server, tiny_models
 from tests.test_import_rules import FILES
 from tests.test_run import call
 
@@ -29,9 +29,9 @@ KEYS = {
 
 
 @pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[serving.Server]:
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.Server]:
     """A server, and an environment full of keys."""
-    with serving.serving() as running:
+    with local_server.serving() as running:
         monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # doctor would ask whether the hub answers
         for name, value in KEYS.items():
@@ -55,7 +55,17 @@ def holds_a_key(*folders: Path) -> list[Path]:
 
 
 def run(task: Path, out: Path, *more: str) -> tuple[str, ...]:
-    words = ("run", "--model", "a/b", "--task", str(task), "--out", str(out), "--engine", "endpoint:max_attempts=1,batch_size=8")
+    words = (
+        "run",
+        "--model",
+        "a/b",
+        "--task",
+        str(task),
+        "--out",
+        str(out),
+        "--engine",
+        "endpoint:max_attempts=1,batch_size=8",
+    )
     return (*words, *more)
 
 
@@ -73,7 +83,9 @@ def test_the_search_for_keys_would_find_one(tmp_path: Path) -> None:
     assert told("", KEYS["AWS_SECRET_ACCESS_KEY"]) == ["AWS_SECRET_ACCESS_KEY"]
 
 
-def test_a_run_with_keys_writes_and_says_none(keys: serving.Server, task: Path, out: Path, own_cache: Path) -> None:
+def test_a_run_with_keys_writes_and_says_none(
+    keys: local_server.Server, task: Path, out: Path, own_cache: Path
+) -> None:
     status, stdout, stderr = spoken(run(task, out, "--json"))
     assert status == 0, stderr
     assert set(keys.keys) == {f"Bearer {KEYS['RETBENCH_ENDPOINT_KEY']}"}  # it was needed, and sent
@@ -85,7 +97,7 @@ def test_a_run_with_keys_writes_and_says_none(keys: serving.Server, task: Path, 
     assert holds_a_key(out, own_cache, task) == []
 
 
-def shouting(body: dict[str, Any]) -> serving.Answer:
+def shouting(body: dict[str, Any]) -> local_server.Answer:
     """A careless server: every key comes back in its words."""
     return 401, {}, f"bad key {' '.join(KEYS.values())}".encode()
 
@@ -94,7 +106,7 @@ FAULTS = {
     "refuses": (shouting, 3),
     "is overloaded": (lambda body: (503, {}, shouting(body)[2]), 5),
     "does not understand": (lambda body: (400, {}, shouting(body)[2]), 2),
-    "sends half": (serving.half, 5),
+    "sends half": (local_server.half, 5),
     "says nothing of use": (lambda body: (200, {}, json.dumps({"error": KEYS["RETBENCH_ENDPOINT_KEY"]}).encode()), 5),
 }
 
@@ -103,7 +115,7 @@ FAULTS = {
 def test_a_failing_call_tells_no_key(
     fault: Any,
     status: int,
-    keys: serving.Server,
+    keys: local_server.Server,
     task: Path,
     out: Path,
     own_cache: Path,
@@ -129,7 +141,7 @@ def test_a_key_on_the_command_line_does_not_exist() -> None:
 
 def with_code(folder: Path, marker: Path) -> Path:
     """A tiny model whose config names classes in a file beside its weights; running it leaves a mark."""
-    tiny.build(folder)
+    tiny_models.build(folder)
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
     config |= {"model_type": "own-of-somebody", "architectures": ["OwnModel"]}

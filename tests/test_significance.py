@@ -17,13 +17,13 @@ from retbench.scoring.significance import (
     ConfidenceInterval,
     ModelRank,
     WinCounts,
+    adjust_p_values,
     compute_bootstrap_interval,
     compute_detectable_difference,
     compute_effect_size,
-    adjust_p_values,
     compute_paired_p_value,
-    rank_models,
     count_wins,
+    rank_models,
 )
 
 Floats = NDArray[np.float64]
@@ -99,7 +99,11 @@ def test_a_sampled_p_value_is_never_zero() -> None:
 
 def test_the_seed_fixes_the_p_value_and_the_sides_are_alike() -> None:
     a, b = _pair(200, gap=0.01)
-    assert compute_paired_p_value(a, b, seed=4) == compute_paired_p_value(a, b, seed=4) == compute_paired_p_value(b, a, seed=4)
+    assert (
+        compute_paired_p_value(a, b, seed=4)
+        == compute_paired_p_value(a, b, seed=4)
+        == compute_paired_p_value(b, a, seed=4)
+    )
     assert compute_paired_p_value(a, b, seed=4) != compute_paired_p_value(a, b, seed=5)
     assert compute_paired_p_value(a, a) == 1.0
 
@@ -117,7 +121,11 @@ def test_bounded_memory_does_not_change_an_answer(monkeypatch: pytest.MonkeyPatc
     sizes = list(significance._split_rounds(1000, 77))
     monkeypatch.setattr(significance, "CELLS", 77 * 30)
     assert (sizes, list(significance._split_rounds(50, 77))) == ([1000], [24, 24, 2])
-    assert (compute_paired_p_value(a, b), compute_bootstrap_interval(a), rank_models({"a": a, "b": b, "c": b + 0.01})) == whole
+    assert (
+        compute_paired_p_value(a, b),
+        compute_bootstrap_interval(a),
+        rank_models({"a": a, "b": b, "c": b + 0.01}),
+    ) == whole
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])

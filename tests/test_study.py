@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
-import tiny
 from typer.testing import CliRunner
 
 from retbench.cards import catalog
@@ -23,6 +21,7 @@ from retbench.pipelines.studies.cells import build_request, list_study_cells
 from retbench.records.results_folder import ResultsFolder
 from retbench.reports.published_tables import load_shipped_tables
 from retbench.reports.study_tables import format_study_markdown
+from tests import small_collection, tiny_models
 
 PLAN = """
 name = "little"
@@ -50,7 +49,7 @@ def _cli(*words: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def plan_file(tmp_path: Path) -> Path:
-    folder = small.write(tmp_path / "small")
+    folder = small_collection.write(tmp_path / "small")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "corpus.jsonl").write_text("not json")
     file = tmp_path / "little.toml"
@@ -113,7 +112,7 @@ def test_two_machines_share_a_study_by_copying_folders(plan_file: Path, tmp_path
 
 
 def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: Path) -> None:
-    folder = small.write(tmp_path / "small")
+    folder = small_collection.write(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     depth = Stage("refused", ("bm25",), tasks=(str(folder),), set={"depth": "ten"})
     cells = list(run_module.run_study(Study("s", "s", (depth, fine)), tmp_path / "r"))
@@ -134,7 +133,7 @@ def test_a_method_is_run_however_the_plan_writes_it() -> None:
 
 
 def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_path: Path) -> None:
-    folder = small.write(tmp_path / "small")
+    folder = small_collection.write(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     stages = [replace(fine, name=key, options={key: value}) for key, value in {"devices": "2", "sample": 10}.items()]
     cells = list(run_module.run_study(Study("s", "s", (*stages, fine)), tmp_path / "r"))
@@ -144,17 +143,17 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
 
 @pytest.mark.parametrize("change", [{"sample": 1}, {"set": {"depth": 20}}, {"options": {"rerank": ["ql"]}}])
 def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Path, change: dict[str, Any]) -> None:
-    stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),), sample=2)
+    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write(tmp_path / "small")),), sample=2)
     plan, edited, out = Study("s", "s", (stage,)), Study("s", "s", (replace(stage, **change),)), tmp_path / "r"
     list(run_module.run_study(plan, out))
     assert [state.status for state in story.list_statuses(edited, out)] == ["open"]
-    assert story.build_stage_reports(edited, out)[0].report.blocks == []
+    assert story.build_stage_reports(edited, out)[0].report.boards == []
     list(run_module.run_study(edited, out))
     assert [state.status for state in story.list_statuses(edited, out)] == ["done"]
 
 
 def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) -> None:
-    stage = Stage("words", ("bm25",), tasks=(str(small.write(tmp_path / "small")),))
+    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write(tmp_path / "small")),))
     plan, out = Study("s", "s", (stage,)), tmp_path / "r"
     list(run_module.run_study(plan, out))
     (note,) = (out / "studies").rglob("*.json")
@@ -165,7 +164,7 @@ def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) ->
 
 
 def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
-    one, two = (str(small.write(tmp_path / place / "small")) for place in "ab")
+    one, two = (str(small_collection.write(tmp_path / place / "small")) for place in "ab")
     plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
     assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r")] == ["skipped", "done"]
     first, second = story.list_statuses(plan, tmp_path / "r")
@@ -185,7 +184,7 @@ def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes
 def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
-    folder, model = small.write(tmp_path / "small"), tiny.build(tmp_path / "tiny")
+    folder, model = small_collection.write(tmp_path / "small"), tiny_models.build(tmp_path / "tiny")
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=2"]}
     stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
     plan = Study("s", "s", (stage,))
@@ -199,7 +198,11 @@ def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
 def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
-    folder, model, run = small.write(tmp_path / "small"), tiny.build(tmp_path / "tiny"), tmp_path / "first.trec"
+    folder, model, run = (
+        small_collection.write(tmp_path / "small"),
+        tiny_models.build(tmp_path / "tiny"),
+        tmp_path / "first.trec",
+    )
     run.write_text("q4 Q0 owl 1 2.0 x\nq4 Q0 bee 2 1.0 x\nq5 Q0 compass 1 2.0 x\nq5 Q0 lens 2 1.0 x\n")
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1", f"teacher={run}"]}
     stage = Stage("taught", (str(model),), "finetune", tasks=(str(folder),), options=options)
@@ -211,7 +214,7 @@ def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
 
 
 def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
-    folder, model = small.write(tmp_path / "small"), tiny.build(tmp_path / "tiny")
+    folder, model = small_collection.write(tmp_path / "small"), tiny_models.build(tmp_path / "tiny")
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1"], "seeds": [1, 2]}
     zero = Stage("zero", (str(model),), tasks=(str(folder),), set={"max_length": 8})
     stage = Stage(
@@ -228,8 +231,8 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
     assert [state.status for state in story.list_statuses(plan, out)] == ["done"] * 3
     assert [cell["status"] for cell in run_module.estimate_study(plan, out)] == ["done"] * 5
     zeroth, chapter = story.build_stage_reports(plan, out)
-    assert [len(one.report.blocks[0].rows) for one in (zeroth, chapter)] == [1, 3]
-    assert "| tiny on small by quick | mean | 2 |" in format_study_markdown(plan, [("t", chapter.report.blocks, ())])
+    assert [len(one.report.boards[0].rows) for one in (zeroth, chapter)] == [1, 3]
+    assert "| tiny on small by quick | mean | 2 |" in format_study_markdown(plan, [("t", chapter.report.boards, ())])
     other = replace(stage, options={**options, "set": ["optimiser.max_steps=2"]})
     lost = list(run_module.run_study(Study("s", "s", (other,)), out))
     assert [cell.status for cell in lost] == ["failed", "failed"]
@@ -239,7 +242,7 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
 
 
 def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
-    folder = small.write(tmp_path / "small")
+    folder = small_collection.write(tmp_path / "small")
     stage = Stage("more", ("bm25",), tasks=(str(folder),), optional=True)
     plan = Study("s", "s", (stage,))
     (cell,) = run_module.run_study(plan, tmp_path / "r")
@@ -253,8 +256,8 @@ def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
 def test_an_adaptor_stage_learns_from_each_task_for_that_task(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
-    folders = [small.write(tmp_path / name) for name in ("one", "two")]
-    model = tiny.build(tmp_path / "tiny")
+    folders = [small_collection.write(tmp_path / name) for name in ("one", "two")]
+    model = tiny_models.build(tmp_path / "tiny")
     options = {"objective": "adaptor", "set": ["iterations=2", "alpha=[0.1]", "beta=[0.0]"]}
     stage = Stage("moved", (str(model),), "finetune", tasks=tuple(map(str, folders)), options=options)
     plan = Study("s", "s", (stage,))
@@ -268,7 +271,7 @@ def test_an_adaptor_stage_learns_from_each_task_for_that_task(
     ]  # fmt: skip
     assert all(cell.cached for cell in run_module.run_study(plan, tmp_path / "r"))
     (chapter,) = story.build_stage_reports(plan, tmp_path / "r")
-    rows = [row for block in chapter.report.blocks for row in block.rows]  # trained task by task, under one name
+    rows = [row for board in chapter.report.boards for row in board.rows]  # trained task by task, under one name
     assert [(row.model, list(row.runs)) for row in rows] == [("tiny (moved)", ["one"]), ("tiny (moved)", ["two"])]
 
 
@@ -306,7 +309,7 @@ def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -
 
 
 def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small.write(tmp_path / "small")
+    small_collection.write(tmp_path / "small")
     monkeypatch.chdir(tmp_path)
     assert _cli("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 0
     assert _cli("study", "run", "./mine.toml")[0] == 0

@@ -16,13 +16,13 @@ from retbench.cards.model import ModelCard
 from retbench.cards.recipe import ContrastiveSettings, ListwiseTraining, MiningSettings, OptimizerSettings
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.finetuning.train_encoder import finetune
-from retbench.training.teachers import add_teacher_scores
 from retbench.training import hard_negatives
 from retbench.training.contrastive_batches import LabelledBatchSource
+from retbench.training.teachers import add_teacher_scores
 from retbench.training.training_data import TrainingRequest, load_training_set
 from retbench.training.training_set import TrainingQuery, TrainingSet
-from tests import tiny
-from tests.test_training import RECIPE
+from tests import tiny_models
+from tests.test_train_loop import RECIPE
 
 DISTILLED = replace(
     RECIPE,
@@ -37,9 +37,9 @@ def collection(tmp_path: Path) -> Path:
     """The sentences as a BEIR folder with graded judgments."""
     folder = tmp_path / "graded"
     (folder / "qrels").mkdir(parents=True)
-    rows = [json.dumps({"_id": str(n), "title": "", "text": text}) for n, text in enumerate(tiny.SENTENCES)]
+    rows = [json.dumps({"_id": str(n), "title": "", "text": text}) for n, text in enumerate(tiny_models.SENTENCES)]
     (folder / "corpus.jsonl").write_text("\n".join(rows) + "\n")
-    asked = [json.dumps({"_id": str(n), "text": f"{tiny.SENTENCES[n]} really"}) for n in range(3)]
+    asked = [json.dumps({"_id": str(n), "text": f"{tiny_models.SENTENCES[n]} really"}) for n in range(3)]
     (folder / "queries.jsonl").write_text("\n".join(asked) + "\n")
     lines = [f"{query}\t{document}\t{grade}" for query, own in GRADES.items() for document, grade in own.items()]
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
@@ -135,7 +135,7 @@ def test_both_objectives_learn_from_either_teacher(
 
 
 def test_a_teacher_that_is_none_is_refused(collection: Path, tmp_path: Path) -> None:
-    sentences = TrainingSet("s", [TrainingQuery("q", (0,), (1,))], tiny.SENTENCES, "f")
+    sentences = TrainingSet("s", [TrainingQuery("q", (0,), (1,))], tiny_models.SENTENCES, "f")
     with pytest.raises(DataError, match="no graded judgments"):
         add_teacher_scores(sentences, wish(collection, teacher="judgments"))
     with pytest.raises(DataError, match="no ids that a run could name"):
@@ -154,8 +154,8 @@ def test_a_teacher_that_is_none_is_refused(collection: Path, tmp_path: Path) -> 
 
 def marco(folder: Path, triples: list[str], packed: bool) -> Path:
     folder.mkdir()
-    (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(tiny.SENTENCES)))
-    (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny.SENTENCES[n]}?\n" for n in range(9)))
+    (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(tiny_models.SENTENCES)))
+    (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny_models.SENTENCES[n]}?\n" for n in range(9)))
     (folder / "qrels.train.tsv").write_text("".join(f"{n} 0 {n + 1} 1\n" for n in range(9)))
     content = "".join(f"{line}\n" for line in triples).encode()
     name = "qidpidtriples.train.full.2.tsv"

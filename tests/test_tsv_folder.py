@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small
 
 from retbench.corpora import text_lines as reading
 from retbench.corpora.collection import Collection
@@ -15,6 +14,7 @@ from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.retrievers.ranking import Ranking
 from retbench.scoring.metrics import score_query
+from tests import small_collection
 
 
 @pytest.fixture
@@ -22,21 +22,21 @@ def folder(tmp_path: Path) -> Path:
     """MS MARCO's own names: passages without titles, two lists of queries that overlap, TREC's judgments."""
     place = tmp_path / "msmarco"
     place.mkdir()
-    (place / "collection.tsv").write_text("".join(f"{i}\t{x or '-'}\n" for i, _, x in small.DOCUMENTS))
-    (place / "queries.dev.small.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small.QUERIES))
-    (place / "queries.train.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small.QUERIES[3:]))
-    (place / "qrels.dev.small.tsv").write_text("".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in small.TEST))
-    (place / "2019qrels-pass.txt").write_text("".join(f"{q} 0 {d} {g}\n" for q, d, g in small.TRAIN))
+    (place / "collection.tsv").write_text("".join(f"{i}\t{x or '-'}\n" for i, _, x in small_collection.DOCUMENTS))
+    (place / "queries.dev.small.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES))
+    (place / "queries.train.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES[3:]))
+    (place / "qrels.dev.small.tsv").write_text("".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in small_collection.TEST))
+    (place / "2019qrels-pass.txt").write_text("".join(f"{q} 0 {d} {g}\n" for q, d, g in small_collection.TRAIN))
     return place
 
 
 def opened(folder: Path, split: str = "dev.small") -> Collection:
-    return open_collection(small.card(folder, split=split))
+    return open_collection(small_collection.card(folder, split=split))
 
 
 def test_an_ms_marco_folder_is_read(folder: Path) -> None:
     collection = opened(folder)
-    assert len(collection.corpus) == len(small.DOCUMENTS)
+    assert len(collection.corpus) == len(small_collection.DOCUMENTS)
     assert [row.id for row in collection.queries] == ["q1", "q2", "q3"]
     assert collection.judgments["q1"] == {"tea": 2, "coffee": 2, "kettle": 1}
     assert collection.corpus[1].title == ""

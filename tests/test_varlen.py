@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from retbench.engines import backbone as backbones
 from retbench.engines import varlen
 from retbench.engines.backbone import Backbone
-from tests.test_decoder import LENGTHS, build, plain, rows
+from tests.test_packed_decoder import LENGTHS, build, plain, rows
 
 # (model type, what is special)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 from typer.testing import CliRunner
 
 from retbench.cards import catalog
@@ -18,11 +17,12 @@ from retbench.pipelines.checks import verify
 from retbench.pipelines.evaluation.evaluate import evaluate
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.scoring import external_evaluators
+from tests import small_collection
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return small.write(tmp_path / "small")
+    return small_collection.write(tmp_path / "small")
 
 
 def add(folder: Path, documents: dict[str, str], queries: dict[str, str], judged: list[tuple[str, str, int]]) -> None:

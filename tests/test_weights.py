@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
 from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, ModelShape, WeightsSource
 from retbench.engines import fingerprints, gguf, hub_weights, weights, weights_cache
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
+from tests import tiny_models
 
 OWN_CACHE = os.environ.get("RETBENCH_CACHE")
-SHAPE = ModelShape(layers=tiny.LAYERS, width=tiny.WIDTH, vocabulary=tiny.VOCABULARY)
+SHAPE = ModelShape(layers=tiny_models.LAYERS, width=tiny_models.WIDTH, vocabulary=tiny_models.VOCABULARY)
 QUANTISED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd")
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -47,7 +47,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("tiny") / "model")
+    return tiny_models.build(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +93,7 @@ def write_gguf(folder: Path, file: Path, splitter: str = "qwen2") -> Path:
     writer.add_token_merges([" ".join(pair) for pair in spoken["model"]["merges"]])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
-    writer.add_chat_template(tiny.CHAT_TEMPLATE)
+    writer.add_chat_template(tiny_models.CHAT_TEMPLATE)
     q8 = package.GGMLQuantizationType.Q8_0
     for name, values in load_file(folder / "model.safetensors").items():
         theirs = renamed(name)
@@ -225,7 +225,7 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_fetched(index: Pat
 
 def test_a_card_whose_checksum_moved_is_fetched_anew(index: Path, folder: Path, tmp_path: Path) -> None:
     weights.fetch_weights(folder_card(index, folder))
-    other = tiny.build(tmp_path / "other", initializer_range=0.5)
+    other = tiny_models.build(tmp_path / "other", initializer_range=0.5)
     newer = folder_card(index, other)
     assert weights.find_local_weights(newer) is None
     assert weights.obtain_weights(newer).fingerprint == fingerprints.compute_folder_fingerprint(other)
@@ -259,7 +259,7 @@ def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(folder: Path, gguf_file
 
     local = weights.obtain_weights(card(), path=str(gguf_file))
     ours, theirs = AutoTokenizer.from_pretrained(local.folder), AutoTokenizer.from_pretrained(folder)
-    texts = [*tiny.SENTENCES, "<|im_start|>user\nhi<|im_end|>\n", "in  2024:\n\n 1. don't  ", "Ho\u0308he"]
+    texts = [*tiny_models.SENTENCES, "<|im_start|>user\nhi<|im_end|>\n", "in  2024:\n\n 1. don't  ", "Ho\u0308he"]
     assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
     turn = [{"role": "user", "content": "hi"}]
     assert ours.apply_chat_template(turn, tokenize=False) == theirs.apply_chat_template(turn, tokenize=False)
@@ -439,7 +439,7 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
 ) -> None:
     (tmp_path / "model_cards").mkdir()
     (tmp_path / "model_cards" / "t.toml").write_text(
-        f'name = "tiny-other"\n[shape]\nlayers = {tiny.LAYERS}\nwidth = {tiny.WIDTH}\nvocabulary = {tiny.VOCABULARY}\n'
+        f'name = "tiny-other"\n[shape]\nlayers = {tiny_models.LAYERS}\nwidth = {tiny_models.WIDTH}\nvocabulary = {tiny_models.VOCABULARY}\n'
     )
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path))
     catalog.load_model_cards.cache_clear()
@@ -455,7 +455,7 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
 
 def test_a_shape_no_card_has_is_offered_as_itself(folder: Path) -> None:
     with pytest.raises(DataError, match="vocabulary 480, not 481") as error:
-        weights.find_local_weights(card(shape=ModelShape(tiny.LAYERS, tiny.WIDTH, 481)), path=str(folder))
+        weights.find_local_weights(card(shape=ModelShape(tiny_models.LAYERS, tiny_models.WIDTH, 481)), path=str(folder))
     assert "give the folder itself as --model" in error.value.next_step
 
 

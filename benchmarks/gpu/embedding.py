@@ -24,14 +24,14 @@ from benchmarks.gpu.sheet import Sheet, free, median, seconds
 from retbench.cards import catalog
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.encoders.dense_encoder import BackboneEncoder
-from retbench.encoders.embed_texts import Job, embed
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import Wording
-from retbench.encoders.shard_tasks import Alone
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.engines import memory
 from retbench.engines.backbone import Backbone
 from retbench.retrievers import dense_retriever
-from retbench.store.shard_store import Store
+from retbench.store.shard_store import ShardStore
 
 Run = Callable[[list[str]], np.ndarray]
 
@@ -71,9 +71,9 @@ class Timed:
 
     def once(self, texts: list[str]) -> float:
         """Run, and remember what it took."""
-        memory.reset_peak()
+        memory.reset_peak_memory()
         self.seconds.append(seconds(lambda: self.run(texts)))
-        self.peak_mb = max(self.peak_mb, memory.peak_mb())
+        self.peak_mb = max(self.peak_mb, memory.get_peak_memory_mb())
         return self.seconds[-1]
 
 
@@ -150,19 +150,22 @@ class Cell:
 
 def by_retbench(model: Any, tokenizer: Any) -> Run:
     """Shards in a store of their own, as a run makes them."""
-    method = catalog.method("last")
+    method = catalog.find_method("last")
     spec = EncoderSpec("random", method, "", LIMIT, LIMIT, "bfloat16")
     backbone = Backbone(model, tokenizer, True, "bfloat16", DEVICE)
-    encoder = BackboneEncoder(spec, backbone, Wording(tokenizer, method))
+    encoder = BackboneEncoder(spec, backbone, PromptTokenizer(tokenizer, method))
 
     def run(texts: list[str]) -> np.ndarray:
         folder = Path(tempfile.mkdtemp())
-        workers = Alone(lambda: encoder)
-        job = Job(
-            _stored(texts, folder / "texts.arrow"), ("text",), "document", dense_retriever.budget(*workers.device)
+        workers = InProcessWorker(lambda: encoder)
+        job = EmbeddingJob(
+            _stored(texts, folder / "texts.arrow"),
+            ("text",),
+            "document",
+            dense_retriever.compute_token_budget(*workers.device),
         )
         found = np.empty((len(texts), encoder.dimension), dtype=np.float32)
-        for block in embed(workers, job, Store(folder / "store"), lambda *_: None):
+        for block in embed_texts(workers, job, ShardStore(folder / "store"), lambda *_: None):
             found[block.rows] = block.vectors
         shutil.rmtree(folder)
         return found

@@ -12,7 +12,7 @@ from benchmarks.gpu.sheet import Sheet, free, median, seconds
 from retbench.engines import memory
 from retbench.retrievers import exact_search
 from retbench.retrievers.ranking import Ranking
-from retbench.store.shard_store import Block
+from retbench.store.shard_store import VectorBlock
 
 ROWS, QUERIES, WIDTHS = (1_000_000, 6980, (896, 3584)) if CUDA else (3000, 70, (64, 96))
 DEPTH = 100
@@ -51,11 +51,11 @@ class Bench:
         room = int((self.ends - time.time()) * 0.4 / pace)
         rows = min(ROWS, max(PILOT, room // PILOT * PILOT if room < ROWS else ROWS))
         self.generate(rows)
-        memory.reset_peak()
+        memory.reset_peak_memory()
         ranking: list[Ranking] = []
         self.found.append(seconds(lambda: ranking.append(self.ours(rows))))
         self.sheet.row("timing", side="ours", width=self.width, rows=rows, seconds=round(self.found[0], 3))
-        peak_mb, copied = memory.peak_mb(), seconds(lambda: self.copy(rows))
+        peak_mb, copied = memory.get_peak_memory_mb(), seconds(lambda: self.copy(rows))
         facts: dict[str, Any] = {"measured": CUDA, "width": self.width, "rows": rows, "wanted_rows": ROWS,
                                  "queries": QUERIES, "k": DEPTH, "peak_mb": round(peak_mb),
                                  "copy_seconds": round(copied, 3)}  # fmt: skip
@@ -75,13 +75,13 @@ class Bench:
 
     def ours(self, rows: int) -> Ranking:
         """What a run does with stored vectors."""
-        return exact_search.search(self.queries, self.blocks(rows), DEPTH)
+        return exact_search.search_exactly(self.queries, self.blocks(rows), DEPTH)
 
-    def blocks(self, rows: int) -> Iterator[Block]:
+    def blocks(self, rows: int) -> Iterator[VectorBlock]:
         """As the store hands them on."""
         for start in range(0, rows, BLOCK):
             end = min(start + BLOCK, rows)
-            yield Block(np.arange(start, end), self.documents[start:end])
+            yield VectorBlock(np.arange(start, end), self.documents[start:end])
 
     def copy(self, rows: int) -> None:
         """What bringing the vectors to the device costs by itself."""

@@ -20,7 +20,7 @@ from benchmarks.gpu.peer import assembled
 from benchmarks.gpu.sheet import Sheet, free, median, synchronise
 from retbench.cards import catalog
 from retbench.cards.recipe import Recipe, changed
-from retbench.encoders.prompt_tokenizer import Wording
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import memory
 from retbench.pipelines.finetuning.train_encoder import Course
 from retbench.training import lora
@@ -64,13 +64,13 @@ def alone(name: str, side: str, ends: float) -> dict[str, Any]:
     tokenizer = models.tokenizer_of(vocabulary)
     batch = BATCHES[name]
     pairs = drawn(batch * STEPS, vocabulary)
-    memory.reset_peak()
+    memory.reset_peak_memory()
     if side == THEIRS:
         taken = theirs(model, tokenizer, pairs, batch, ends)
     else:
         taken = ours(model, tokenizer, pairs, recipe_of(batch, LARGE if side == OURS else None), ends)
     kept = taken[WARM:] or taken
-    return {"pairs_per_second": round(batch / median(kept), 2), "peak_mb": round(memory.peak_mb()),
+    return {"pairs_per_second": round(batch / median(kept), 2), "peak_mb": round(memory.get_peak_memory_mb()),
             "steps": len(kept), "seconds": [round(one, 4) for one in taken]}  # fmt: skip
 
 
@@ -84,14 +84,14 @@ def recipe_of(batch: int, tokens: int | None) -> Recipe:
     """The recipe `quick` for a GPU."""
     wanted = {"dtype": "bfloat16", "max_minutes": "none", "batch.contrast": str(batch), "batch.update": str(batch),
               "lengths.document": "156"}  # fmt: skip
-    return changed(catalog.recipe("quick"), wanted | ({"batch.tokens": str(tokens)} if tokens else {}))
+    return changed(catalog.find_recipe("quick"), wanted | ({"batch.tokens": str(tokens)} if tokens else {}))
 
 
 def ours(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) -> list[float]:
     """Seconds of the loop's own steps."""
     training = of_rows("drawn", ((str(row), {"query": q, "positives": [p]}) for row, (q, p) in enumerate(pairs)))
     adapted = lora.prepare(model, recipe)
-    trainee = Trainee(adapted, Wording(tokenizer, recipe.method), recipe, True, DEVICE)
+    trainee = Trainee(adapted, PromptTokenizer(tokenizer, recipe.method), recipe, True, DEVICE)
     source = Labelled(training, recipe.contrast, recipe.seed)
     folder = Path(tempfile.mkdtemp())
     course = Course(Wish("drawn", "random", recipe), "random", folder, cast(Any, None), trainee, source, {})

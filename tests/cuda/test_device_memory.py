@@ -12,11 +12,11 @@ from retbench.cards import catalog
 from retbench.encoders import shard_tasks
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import TokenizedTexts, PromptTokenizer
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.encoders.shard_tasks import ShardTask
 from retbench.engines import backbone, memory
 from retbench.errors import ResourceError
-from tests import tiny
+from tests import tiny_models
 
 LENGTH = 400
 LEFT = 400 << 20  # bytes that stay free
@@ -24,10 +24,12 @@ LEFT = 400 << 20  # bytes that stay free
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> BackboneEncoder:
-    folder = tiny.build(tmp_path_factory.mktemp("models") / "tiny", intermediate_size=4096)
+    folder = tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", intermediate_size=4096)
     method = catalog.find_method("mean")
     made = backbone.load_backbone(folder, "float32", device)
-    return BackboneEncoder(EncoderSpec("w", method, "", 512, 512, "float32"), made, PromptTokenizer(made.tokenizer, method))
+    return BackboneEncoder(
+        EncoderSpec("w", method, "", 512, 512, "float32"), made, PromptTokenizer(made.tokenizer, method)
+    )
 
 
 @contextmanager
@@ -53,13 +55,15 @@ def most(size: int) -> torch.Tensor:
 
 
 def tokens(texts: int, length: int = LENGTH) -> TokenizedTexts:
-    ids = np.random.default_rng(2).integers(2, tiny.VOCABULARY, texts * length).astype(np.int32)
+    ids = np.random.default_rng(2).integers(2, tiny_models.VOCABULARY, texts * length).astype(np.int32)
     return TokenizedTexts(ids, np.arange(texts + 1) * length, 0, 0)
 
 
 def computed(encoder: BackboneEncoder, batch: TokenizedTexts, size: int) -> shard_tasks.ComputedShard:
     sizes = tuple(min(size, len(batch) - start) for start in range(0, len(batch), size))
-    return shard_tasks.compute_shard(encoder, ShardTask(0, "document", np.arange(len(batch)), batch, sizes, 1), lambda *_: None)
+    return shard_tasks.compute_shard(
+        encoder, ShardTask(0, "document", np.arange(len(batch)), batch, sizes, 1), lambda *_: None
+    )
 
 
 def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: BackboneEncoder) -> None:

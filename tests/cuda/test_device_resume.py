@@ -10,26 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from tests import fake
-from tests.test_lost import TEXTS, collection, finish, kept
+from tests import fork_server
+from tests.test_crash_recovery import TEXTS, collection, finish, kept
 
 
 @pytest.fixture(scope="module")
-def server(device: torch.device) -> Iterator[fake.Server]:
+def server(device: torch.device) -> Iterator[fork_server.Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking for a GPU would spoil it for the forks
-        with fake.server() as started:
+        with fork_server.server() as started:
             yield started
 
 
 @pytest.fixture
-def work(model: Path, tmp_path: Path) -> Callable[[str], fake.Work]:
+def work(model: Path, tmp_path: Path) -> Callable[[str], fork_server.Work]:
     task = collection(tmp_path / "killed")
 
-    def make(name: str) -> fake.Work:
+    def make(name: str) -> fork_server.Work:
         places = {"out": str(tmp_path / name), "cache": str(tmp_path / f"cache-{name}")}
         facts: dict[str, Any] = {**places, "log": str(tmp_path / f"{name}.log"), "real": True, "delay": 0.05}
-        return fake.Work(str(model), str(task), **facts)
+        return fork_server.Work(str(model), str(task), **facts)
 
     return make
 
@@ -40,7 +40,7 @@ def probed(device: torch.device) -> int:
 
 
 def test_a_killed_run_ends_like_one_that_was_not(
-    server: fake.Server, work: Callable[[str], fake.Work], device: torch.device
+    server: fork_server.Server, work: Callable[[str], fork_server.Work], device: torch.device
 ) -> None:
     whole, broken = work("whole"), work("broken")
     finish(server, whole)
@@ -53,5 +53,5 @@ def test_a_killed_run_ends_like_one_that_was_not(
         os.kill(pid, signal.SIGKILL)
         assert server.status() == -signal.SIGKILL
     finish(server, broken)
-    assert TEXTS <= broken.computed() <= TEXTS + 2 * fake.SHARD_ROWS + 2 * 8 + 3 * probed(device)
+    assert TEXTS <= broken.computed() <= TEXTS + 2 * fork_server.SHARD_ROWS + 2 * 8 + 3 * probed(device)
     assert kept(broken) == kept(whole)

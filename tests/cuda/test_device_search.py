@@ -17,7 +17,9 @@ def unit(rows: int, width: int, seed: int, common: float) -> np.ndarray:
 
 
 def search(queries: np.ndarray, documents: np.ndarray, size: int) -> Ranking:
-    blocks = (VectorBlock(np.arange(at, min(at + size, ROWS)), documents[at : at + size]) for at in range(0, ROWS, size))
+    blocks = (
+        VectorBlock(np.arange(at, min(at + size, ROWS)), documents[at : at + size]) for at in range(0, ROWS, size)
+    )
     return exact_search.search_exactly(queries, blocks, K)
 
 

@@ -16,9 +16,12 @@ from retbench.training.contrastive_batches import Group, Labelled
 from retbench.training.gradient_caching import backward
 from retbench.training.train_forward import Trainee
 from retbench.training.training_set import of_rows
-from tests import tiny
+from tests import tiny_models
 
-PAIRS = [(tiny.SENTENCES[row], tiny.SENTENCES[row + 1] + " " + tiny.SENTENCES[row + 2]) for row in range(0, 24, 3)]
+PAIRS = [
+    (tiny_models.SENTENCES[row], tiny_models.SENTENCES[row + 1] + " " + tiny_models.SENTENCES[row + 2])
+    for row in range(0, 24, 3)
+]
 CHANGES: dict[str, dict[str, str]] = {
     "one pass": {},
     "passes": {"batch.tokens": "200"},
@@ -59,7 +62,9 @@ def off(found: Slopes, wanted: Slopes) -> float:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return replace(changed(catalog.find_recipe("quick"), {"batch.contrast": "8", "batch.update": "8"}), max_minutes=None)
+    return replace(
+        changed(catalog.find_recipe("quick"), {"batch.contrast": "8", "batch.update": "8"}), max_minutes=None
+    )
 
 
 @pytest.fixture(scope="module")

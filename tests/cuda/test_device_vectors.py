@@ -14,14 +14,14 @@ from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
-from tests import plain, tiny
+from tests import plain_transformers, tiny_models
 
 LEAST: dict[Dtype, float] = {"float32": 0.9999, "bfloat16": 0.99}
 LIMIT = 120
-TEXTS = (*tiny.SENTENCES[:5], "x", 'A "quoted" word, ünïcödé and 世界.', " ".join(tiny.SENTENCES))
+TEXTS = (*tiny_models.SENTENCES[:5], "x", 'A "quoted" word, ünïcödé and 世界.', " ".join(tiny_models.SENTENCES))
 
 SIZES = {
-    "vocab_size": tiny.VOCABULARY,
+    "vocab_size": tiny_models.VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -56,7 +56,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("decoder"))
+    return tiny_models.build(tmp_path_factory.mktemp("decoder"))
 
 
 def family(name: str, folder: Path) -> Path:
@@ -70,7 +70,7 @@ def family(name: str, folder: Path) -> Path:
         offset = 1.0 if "norm" in weight_name.lower() and weight_name.endswith("weight") else 0.0
         torch.nn.init.normal_(weight, mean=offset, std=0.1)
     model.save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -88,14 +88,16 @@ def cosines(made: BackboneEncoder, folder: Path, method: str, role: Role) -> lis
     assert vectors.dtype == np.float32
     found = []
     for row, text in enumerate(TEXTS):
-        read = plain.METHODS[method](made.prompt_tokenizer.tokenizer, text, role, LIMIT)
+        read = plain_transformers.METHODS[method](made.prompt_tokenizer.tokenizer, text, role, LIMIT)
         assert tokens[row].tolist() == read.ids, text
-        found.append(float(vectors[row] @ plain.vector(folder, read, method in plain.BIDIRECTIONAL)))
+        found.append(
+            float(vectors[row] @ plain_transformers.vector(folder, read, method in plain_transformers.BIDIRECTIONAL))
+        )
     return found
 
 
 @pytest.mark.parametrize("dtype", LEAST)
-@pytest.mark.parametrize("method", plain.METHODS)
+@pytest.mark.parametrize("method", plain_transformers.METHODS)
 def test_a_method_on_the_device(decoder: Path, method: str, dtype: Dtype, device: torch.device) -> None:
     made = encoder(decoder, method, dtype, device)
     for role in ("query", "document"):
@@ -115,4 +117,4 @@ def test_a_batch_gives_each_text_what_it_gets_alone(decoder: Path, device: torch
     tokens = made.tokenize(TEXTS, "document")
     together = made.encode(tokens)
     for row in range(len(TEXTS)):
-        assert np.abs(made.encode(tokens.take(np.array([row])))[0] - together[row]).max() < 1e-4
+        assert np.abs(made.encode(tokens.select(np.array([row])))[0] - together[row]).max() < 1e-4

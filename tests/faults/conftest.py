@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests import fake, tiny
+from tests import fork_server, tiny_models
 from tests.faults.helpers import MODULE, Make
 from tests.faults.job import Job
-from tests.test_lost import collection
-from tests.test_training import jsonl
+from tests.test_crash_recovery import collection
+from tests.test_train_loop import jsonl
 
 RECIPE = """
 name = "short"
@@ -53,8 +53,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[fake.Server]:
-    with fake.server(MODULE) as started:
+def server() -> Iterator[fork_server.Server]:
+    with fork_server.server(MODULE) as started:
         yield started
 
 
@@ -72,7 +72,7 @@ def cell(model: Path, task: Path, tmp_path: Path) -> Make:
 
 @pytest.fixture
 def training(model: Path, tmp_path: Path) -> Make:
-    rows = [{"query": tiny.SENTENCES[n], "positives": [tiny.SENTENCES[16 + n]]} for n in range(8)]
+    rows = [{"query": tiny_models.SENTENCES[n], "positives": [tiny_models.SENTENCES[16 + n]]} for n in range(8)]
     data, recipe = jsonl(tmp_path / "sentences.jsonl", *rows), tmp_path / "short.toml"
     recipe.write_text(RECIPE)
 

@@ -33,12 +33,12 @@ from retbench.records import results_folder
 from retbench.retrievers import exact_search
 from retbench.scoring import metrics
 from retbench.training import checkpoint, save_model, train_loop
-from tests import fake
+from tests import fork_server
 
 PHASES: dict[str, Callable[..., Any]] = {
     "collection": collection_cache.compile_collection,
     "embedding": embed_texts.embed_texts,
-    "search": exact_search.search_exactly,
+    "search": exact_search.ExactSearch.add_block,
     "scoring": metrics.score_run,
     "record": results_folder.ResultsFolder.write_run,
     "training": train_loop.TrainLoop._train_step,
@@ -86,7 +86,7 @@ class Hungry:
 
 
 @dataclass(frozen=True)
-class Job(fake.Work):
+class Job(fork_server.Work):
     """One command, and what befalls it. What it says goes to `<log>.said`, the count of moments to `<log>.moments`."""
 
     argv: tuple[str, ...] = ()
@@ -132,7 +132,7 @@ class Job(fake.Work):
             limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + self.room
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    def moments(self, server: fake.Server) -> int:
+    def moments(self, server: fork_server.Server) -> int:
         """How many moments its phase has, from a run in which nothing happened."""
         server.start(replace(self, at=None))
         assert server.status() == 0, self.said()
@@ -169,4 +169,4 @@ def jumping(draw: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    fake.serve(Job)
+    fork_server.serve(Job)

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from retbench.store.shard_store import ShardStore
-from tests import fake, tiny
+from tests import fork_server, tiny_models
 from tests.faults.helpers import Make, ended, finish, struck, trained
-from tests.test_lost import TEXTS
+from tests.test_crash_recovery import TEXTS
 
 pytestmark = pytest.mark.fault
 
@@ -35,7 +35,7 @@ DAMAGES: dict[str, Damage] = {
 damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 
-def documents(job: fake.Work) -> Path:
+def documents(job: fork_server.Work) -> Path:
     """The folder with the documents' vectors."""
     return max(
         (p.parent for p in Path(job.cache).rglob("plan.json")),
@@ -46,7 +46,7 @@ def documents(job: fake.Work) -> Path:
 @damages
 @pytest.mark.parametrize("name", ["shard-00003.safetensors", "shard-00003.json", "manifest.json", "plan.json"])
 def test_a_damaged_store_gives_the_same_vectors_or_says_what_to_remove(
-    server: fake.Server, cell: Make, name: str, damage: Damage
+    server: fork_server.Server, cell: Make, name: str, damage: Damage
 ) -> None:
     job, draw = cell("done"), random.Random(name)
     wanted = finish(server, job)
@@ -65,7 +65,7 @@ def test_a_damaged_store_gives_the_same_vectors_or_says_what_to_remove(
 @damages
 @pytest.mark.parametrize("name", ["record.json", "per_query.parquet", "run.trec.gz"])
 def test_a_damaged_record_is_told_and_the_cell_run_again(
-    server: fake.Server, cell: Make, name: str, damage: Damage
+    server: fork_server.Server, cell: Make, name: str, damage: Damage
 ) -> None:
     job, draw = cell("done"), random.Random(name)
     wanted = finish(server, job)
@@ -83,7 +83,7 @@ def test_a_damaged_record_is_told_and_the_cell_run_again(
 
 
 @pytest.mark.parametrize("lost", ["threads", "kernel"])
-def test_a_store_of_an_earlier_version_is_gone_on_with(server: fake.Server, cell: Make, lost: str) -> None:
+def test_a_store_of_an_earlier_version_is_gone_on_with(server: fork_server.Server, cell: Make, lost: str) -> None:
     wanted, draw, job = finish(server, cell("whole")), random.Random(lost), cell("old", phase="embedding")
     moments, tried = cell("counted", phase="embedding").moments(server), 0
     while not list(Path(job.cache).rglob("shard-*.json")):
@@ -103,7 +103,7 @@ def test_a_store_of_an_earlier_version_is_gone_on_with(server: fake.Server, cell
 @damages
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_told_and_the_weights_come_out_the_same(
-    server: fake.Server, training: Make, name: str, damage: Damage
+    server: fork_server.Server, training: Make, name: str, damage: Damage
 ) -> None:
     wanted, draw = trained(server, training("whole")), random.Random(name)
     moments = training("counted", phase="checkpoint").moments(server)
@@ -119,9 +119,9 @@ def test_a_damaged_checkpoint_is_told_and_the_weights_come_out_the_same(
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_truncated_weights_are_refused_by_name(
-    server: fake.Server, cell: Make, tmp_path: Path, name: str, share: float
+    server: fork_server.Server, cell: Make, tmp_path: Path, name: str, share: float
 ) -> None:
-    folder = tiny.build(tmp_path / "cut")
+    folder = tiny_models.build(tmp_path / "cut")
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: min(int(len(content) * share), len(content) - 2)])
     job = cell("cut", real=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import fake
+from tests import fork_server
 from tests.faults.helpers import Make, ended, finish, struck, trained
-from tests.test_lost import TEXTS, kept
+from tests.test_crash_recovery import TEXTS, kept
 
 pytestmark = pytest.mark.fault
 
@@ -62,7 +62,7 @@ def read_only() -> Iterator[Callable[[Path], None]]:
 
 @pytest.mark.parametrize("which", ["cache", "out"])
 def test_a_disk_that_fills_up_at_any_point_loses_nothing(
-    server: fake.Server, cell: Make, small_disk: Callable[[Path, int], None], which: str
+    server: fork_server.Server, cell: Make, small_disk: Callable[[Path, int], None], which: str
 ) -> None:
     wanted, job = finish(server, cell("whole")), cell("full")
     failures, pages, code = 0, 1, 5
@@ -81,11 +81,11 @@ def test_a_disk_that_fills_up_at_any_point_loses_nothing(
         assert pages < 200
     assert failures > 2  # it was full at several points on the way
     assert kept(job) == wanted
-    assert job.computed() <= TEXTS + failures * fake.SHARD_ROWS
+    assert job.computed() <= TEXTS + failures * fork_server.SHARD_ROWS
 
 
 def test_a_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
-    server: fake.Server, training: Make, small_disk: Callable[[Path, int], None]
+    server: fork_server.Server, training: Make, small_disk: Callable[[Path, int], None]
 ) -> None:
     wanted, job = trained(server, training("whole")), training("full")
     failures, pages, code = 0, 40, 5
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
 
 
 def test_results_that_cannot_be_written_are_refused_before_the_work(
-    server: fake.Server, cell: Make, read_only: Callable[[Path], None]
+    server: fork_server.Server, cell: Make, read_only: Callable[[Path], None]
 ) -> None:
     job = cell("shut")
     Path(job.out).mkdir()
@@ -119,7 +119,7 @@ def test_results_that_cannot_be_written_are_refused_before_the_work(
 
 
 def test_finished_results_are_found_and_reported_where_nothing_can_be_written(
-    server: fake.Server, cell: Make, read_only: Callable[[Path], None]
+    server: fork_server.Server, cell: Make, read_only: Callable[[Path], None]
 ) -> None:
     job = cell("done")
     wanted = finish(server, job)
@@ -131,7 +131,7 @@ def test_finished_results_are_found_and_reported_where_nothing_can_be_written(
 
 
 def test_a_cache_that_cannot_be_written_ends_in_two_lines(
-    server: fake.Server, cell: Make, read_only: Callable[[Path], None]
+    server: fork_server.Server, cell: Make, read_only: Callable[[Path], None]
 ) -> None:
     job = cell("shut")
     Path(job.cache).mkdir()
@@ -142,7 +142,7 @@ def test_a_cache_that_cannot_be_written_ends_in_two_lines(
     assert "Traceback" not in job.said()
 
 
-def test_a_clock_that_jumps_changes_nothing(server: fake.Server, cell: Make) -> None:
+def test_a_clock_that_jumps_changes_nothing(server: fork_server.Server, cell: Make) -> None:
     wanted, draw = finish(server, cell("whole")), random.Random("clock")
     moments = cell("counted", phase="embedding").moments(server)
     for seed in range(1, 4):
@@ -151,6 +151,6 @@ def test_a_clock_that_jumps_changes_nothing(server: fake.Server, cell: Make) -> 
             moment = time.time() + draw.uniform(-1e8, 1e8)
             os.utime(file, (moment, moment))
         assert finish(server, job) == wanted
-        assert job.computed() <= TEXTS + fake.SHARD_ROWS
+        assert job.computed() <= TEXTS + fork_server.SHARD_ROWS
         shutil.rmtree(job.out)
         assert finish(server, replace(job, clock=seed + 10)) == wanted

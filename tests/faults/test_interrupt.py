@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests import fake
+from tests import fork_server
 from tests.faults.helpers import Make, finish, nothing_wrong_is_kept, struck, trained
 
 pytestmark = pytest.mark.fault
 
 
 @pytest.mark.parametrize("phase", ["collection", "embedding", "search", "scoring", "record"])
-def test_ctrl_c_in_a_run(server: fake.Server, cell: Make, phase: str) -> None:
+def test_ctrl_c_in_a_run(server: fork_server.Server, cell: Make, phase: str) -> None:
     wanted, draw = finish(server, cell("whole")), random.Random(f"interrupt {phase}")
     moments = cell("counted", phase=phase).moments(server)
     for number in range(3):
@@ -25,7 +25,7 @@ def test_ctrl_c_in_a_run(server: fake.Server, cell: Make, phase: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["training", "checkpoint", "model"])
-def test_ctrl_c_in_a_training(server: fake.Server, training: Make, phase: str) -> None:
+def test_ctrl_c_in_a_training(server: fork_server.Server, training: Make, phase: str) -> None:
     wanted, draw = trained(server, training("whole")), random.Random(f"interrupt {phase}")
     moments = training("counted", phase=phase).moments(server)
     job = struck(server, training("stopped", phase=phase, signal=signal.SIGINT), moments, draw)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import fake
+from tests import fork_server
 from tests.faults.helpers import Make, ended, finish, nothing_wrong_is_kept, struck, trained
 from tests.faults.job import Job
-from tests.test_lost import TEXTS
+from tests.test_crash_recovery import TEXTS
 
 pytestmark = pytest.mark.fault
 
@@ -18,7 +18,7 @@ MOMENTS = {"collection": 4, "embedding": 12, "search": 6, "scoring": 6, "record"
 
 @pytest.mark.parametrize(("phase", "kills"), MOMENTS.items(), ids=MOMENTS)
 def test_a_run_killed_in_any_phase_ends_like_one_that_was_not(
-    server: fake.Server, cell: Make, phase: str, kills: int
+    server: fork_server.Server, cell: Make, phase: str, kills: int
 ) -> None:
     wanted, draw = finish(server, cell("whole")), random.Random(f"kill {phase}")
     moments = cell("counted", phase=phase).moments(server)
@@ -26,11 +26,11 @@ def test_a_run_killed_in_any_phase_ends_like_one_that_was_not(
         job = struck(server, cell(f"killed{number}", phase=phase), moments, draw)
         nothing_wrong_is_kept(job)
         assert finish(server, job) == wanted
-        assert job.computed() <= TEXTS + fake.SHARD_ROWS  # one shard was lost at the most
+        assert job.computed() <= TEXTS + fork_server.SHARD_ROWS  # one shard was lost at the most
         assert not list(Path(job.out).rglob("*.partial"))
 
 
-def test_killed_again_and_again_until_it_comes_through(server: fake.Server, cell: Make) -> None:
+def test_killed_again_and_again_until_it_comes_through(server: fork_server.Server, cell: Make) -> None:
     wanted, draw, kills = finish(server, cell("whole")), random.Random("again"), 0
     moments, attempts = cell("counted", phase="embedding").moments(server), 0
     while kills < 6:
@@ -40,7 +40,7 @@ def test_killed_again_and_again_until_it_comes_through(server: fake.Server, cell
         own = kills
         while ended(server, replace(job, at=draw.randint(1, moments))):
             kills += 1
-            assert job.computed() <= TEXTS + (kills - own) * fake.SHARD_ROWS
+            assert job.computed() <= TEXTS + (kills - own) * fork_server.SHARD_ROWS
         assert finish(server, job) == wanted
 
 
@@ -49,7 +49,7 @@ def test_killed_again_and_again_until_it_comes_through(server: fake.Server, cell
 
 @pytest.mark.parametrize(("phase", "kills"), [("training", 2), ("checkpoint", 4), ("model", 2)])
 def test_a_training_killed_in_any_phase_gives_the_same_weights(
-    server: fake.Server, training: Make, phase: str, kills: int
+    server: fork_server.Server, training: Make, phase: str, kills: int
 ) -> None:
     wanted, draw = trained(server, training("whole")), random.Random(f"kill {phase}")
     moments = training("counted", phase=phase).moments(server)
@@ -62,7 +62,9 @@ def test_a_training_killed_in_any_phase_gives_the_same_weights(
 # Reports and studies
 
 
-def test_a_report_killed_on_its_way_is_whole_or_not_there(server: fake.Server, cell: Make, tmp_path: Path) -> None:
+def test_a_report_killed_on_its_way_is_whole_or_not_there(
+    server: fork_server.Server, cell: Make, tmp_path: Path
+) -> None:
     done = cell("done")
     finish(server, done)
     page, draw = tmp_path / "page.html", random.Random("kill report")
@@ -77,7 +79,7 @@ def test_a_report_killed_on_its_way_is_whole_or_not_there(server: fake.Server, c
         assert page.read_bytes() == wanted
 
 
-def test_a_study_killed_at_its_notes_goes_on(server: fake.Server, cell: Make, tmp_path: Path) -> None:
+def test_a_study_killed_at_its_notes_goes_on(server: fork_server.Server, cell: Make, tmp_path: Path) -> None:
     plan, draw = tmp_path / "little.toml", random.Random("kill note")
     first = cell("whole")
     plan.write_text(

@@ -23,11 +23,11 @@ from retbench.cards import pins
 from retbench.corpora import beir_archives
 from retbench.corpora.open_collection import fetch_collection
 from retbench.engines import fingerprints
-from tests import fake, serving, small, tiny
+from tests import fork_server, local_server, small_collection, tiny_models
 from tests.faults.helpers import Make, ended
 from tests.faults.job import Job
-from tests.test_archives import card, packed, said
-from tests.test_lost import kept
+from tests.test_beir_archives import card, packed, said
+from tests.test_crash_recovery import kept
 
 pytestmark = pytest.mark.fault
 
@@ -143,7 +143,7 @@ def files_served(files: Files) -> Iterator[int]:
 
 
 def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Path) -> None:
-    folder = tiny.build(tmp_path / "tiny")
+    folder = tiny_models.build(tmp_path / "tiny")
     content = {f"/org/tiny/resolve/{REVISION}/{file.name}": file.read_bytes() for file in folder.iterdir()}
     whole = sum(map(len, content.values()))
     cards = tmp_path / "cards" / "model_cards"
@@ -202,7 +202,7 @@ def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         assert running.wait() == -signal.SIGKILL
         there, files.hang, files.sent = partial.stat().st_size, None, 0
         files.go.set()
-        assert len(fetch_collection(wanted, said).corpus) == len(small.DOCUMENTS)
+        assert len(fetch_collection(wanted, said).corpus) == len(small_collection.DOCUMENTS)
         assert files.sent <= len(content) - there
         assert not partial.exists()
 
@@ -210,8 +210,8 @@ def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
 # A server of embeddings
 
 
-def not_a_number(body: dict[str, Any]) -> serving.Answer:
-    status, told, content = serving.good(body)
+def not_a_number(body: dict[str, Any]) -> local_server.Answer:
+    status, told, content = local_server.good(body)
     facts = json.loads(content)
     facts["data"][0]["embedding"][0] = float("nan")
     return status, told, json.dumps(facts).encode()
@@ -219,11 +219,11 @@ def not_a_number(body: dict[str, Any]) -> serving.Answer:
 
 TEXTS = 23  # twenty documents, and the three queries that are judged
 LAST: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
-    "no more answers": (serving.refusing(503, "gone"), 5, "the endpoint failed 1 times"),
-    "the key was taken back": (serving.refusing(401, "no"), 3, "RETBENCH_ENDPOINT_KEY"),
-    "half an answer": (serving.half, 5, "no whole answer"),
-    "too few vectors": (serving.too_few, 5, "an answer without"),
-    "another width": (serving.narrow, 4, "vectors of width 12, not 24"),
+    "no more answers": (local_server.refusing(503, "gone"), 5, "the endpoint failed 1 times"),
+    "the key was taken back": (local_server.refusing(401, "no"), 3, "RETBENCH_ENDPOINT_KEY"),
+    "half an answer": (local_server.half, 5, "no whole answer"),
+    "too few vectors": (local_server.too_few, 5, "an answer without"),
+    "another width": (local_server.narrow, 4, "vectors of width 12, not 24"),
     "not a number": (not_a_number, 4, "zero or not a number"),
 }
 
@@ -234,16 +234,18 @@ def over(job: Job, address: str, pantry: Path, engine: str) -> Job:
 
 
 @pytest.mark.parametrize("name", LAST)
-def test_a_server_that_fails_in_the_middle_of_a_run(server: fake.Server, cell: Make, tmp_path: Path, name: str) -> None:
-    pantry = small.write(tmp_path / "pantry")
+def test_a_server_that_fails_in_the_middle_of_a_run(
+    server: fork_server.Server, cell: Make, tmp_path: Path, name: str
+) -> None:
+    pantry = small_collection.write(tmp_path / "pantry")
     fault, code, told = LAST[name]
 
-    with serving.serving() as running:
+    with local_server.serving() as running:
         engine = "endpoint:batch_size=2,max_attempts=1"
         whole, broken = (over(cell(name), running.address, pantry, engine) for name in ("whole", "broken"))
         assert ended(server, whole) == 0, whole.said()
         wanted, asked = kept(whole), len(running.asked)
-        running.faults = [serving.good] * (asked // 2) + [fault]
+        running.faults = [local_server.good] * (asked // 2) + [fault]
         assert ended(server, broken) == code, broken.said()
         assert told in broken.said()
         assert "Traceback" not in broken.said()
@@ -251,19 +253,22 @@ def test_a_server_that_fails_in_the_middle_of_a_run(server: fake.Server, cell: M
         assert ended(server, broken) == 0, broken.said()
         assert kept(broken) == wanted
         assert len(running.asked) - before < asked  # what had been answered was not asked for again
-        assert sum(len(body["input"]) for body in running.asked[asked:]) <= TEXTS + 2 * fake.SHARD_ROWS
+        assert sum(len(body["input"]) for body in running.asked[asked:]) <= TEXTS + 2 * fork_server.SHARD_ROWS
 
 
-def test_a_server_that_stumbles_changes_nothing(server: fake.Server, cell: Make, tmp_path: Path) -> None:
-    pantry, stumbles = small.write(tmp_path / "pantry"), (serving.refusing(500), serving.half, serving.too_few)
+def test_a_server_that_stumbles_changes_nothing(server: fork_server.Server, cell: Make, tmp_path: Path) -> None:
+    pantry, stumbles = (
+        small_collection.write(tmp_path / "pantry"),
+        (local_server.refusing(500), local_server.half, local_server.too_few),
+    )
 
     def run(name: str) -> dict[str, Any]:
         job = over(cell(name), running.address, pantry, "endpoint:batch_size=2")
         assert ended(server, job) == 0, job.said()
         return kept(job)
 
-    with serving.serving() as running:
+    with local_server.serving() as running:
         smooth = run("smooth")
-        running.faults = [answer for stumble in stumbles for answer in (serving.good, stumble)]
+        running.faults = [answer for stumble in stumbles for answer in (local_server.good, stumble)]
         assert run("rough") == smooth
         assert running.faults == []

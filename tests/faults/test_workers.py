@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import fake
+from tests import fork_server
 from tests.faults.helpers import MODULE, Make, ended, finish
-from tests.test_lost import TEXTS, kept
+from tests.test_crash_recovery import TEXTS, kept
 
 pytestmark = pytest.mark.fault
 
@@ -19,8 +19,8 @@ MB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def other() -> Iterator[fake.Server]:
-    with fake.server(MODULE) as started:
+def other() -> Iterator[fork_server.Server]:
+    with fork_server.server(MODULE) as started:
         yield started
 
 
@@ -30,7 +30,7 @@ def stopped(process: int) -> bool:
 
 @pytest.mark.parametrize("same_results", [False, True])
 def test_the_one_that_waits_takes_over_from_the_one_that_is_killed(
-    server: fake.Server, other: fake.Server, cell: Make, same_results: bool
+    server: fork_server.Server, other: fork_server.Server, cell: Make, same_results: bool
 ) -> None:
     wanted, first, second = finish(server, cell("whole")), cell("first", phase="embedding"), cell("second")
     half = cell("counted", phase="embedding").moments(server) // 2
@@ -45,11 +45,11 @@ def test_the_one_that_waits_takes_over_from_the_one_that_is_killed(
     assert server.status() == -signal.SIGKILL
     assert other.status() == 0
     assert kept(second) == wanted
-    assert second.computed() <= TEXTS + fake.SHARD_ROWS
+    assert second.computed() <= TEXTS + fork_server.SHARD_ROWS
 
 
 def test_two_that_finish_the_same_cell_leave_one_whole_record(
-    server: fake.Server, other: fake.Server, cell: Make
+    server: fork_server.Server, other: fork_server.Server, cell: Make
 ) -> None:
     wanted, one = finish(server, cell("whole")), cell("one", delay=0.02)
     server.start(one)
@@ -59,7 +59,9 @@ def test_two_that_finish_the_same_cell_leave_one_whole_record(
     assert not list(Path(one.out).rglob("*.partial"))
 
 
-def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(server: fake.Server, cell: Make) -> None:
+def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(
+    server: fork_server.Server, cell: Make
+) -> None:
     wanted = finish(server, cell("whole"))
     job = cell("short", room=900 * MB, hunger=300 * MB)  # one or two texts fit, not the batches that were planned
     assert ended(server, job) == 0, job.said()
@@ -72,7 +74,7 @@ def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(ser
 
 
 def test_a_worker_without_room_for_one_text_says_so_and_the_next_command_goes_on(
-    server: fake.Server, cell: Make
+    server: fork_server.Server, cell: Make
 ) -> None:
     wanted, job = finish(server, cell("whole")), cell("none", room=900 * MB, hunger=2000 * MB)
     assert ended(server, job) == 5

@@ -1,0 +1,180 @@
+"""A process that can be killed: it runs one cell with an encoder that costs nothing, or with the tiny decoder.
+
+Started once, it has imported everything; each line on stdin is a job for a fork of it, so that a kill at a random
+moment hits the work and not the imports. The encoder writes down every text it was asked for.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retbench.cards.method import Role
+from retbench.encoders.dense_encoder import DenseEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
+from retbench.errors import RetbenchError
+from retbench.pipelines.evaluation import evaluate
+from retbench.pipelines.evaluation.request import EvaluationRequest
+from retbench.pipelines.models import model as model_module
+from retbench.pipelines.models import search
+from retbench.retrievers import dense_retriever
+
+SHARD_ROWS = 4
+WIDTH = 16
+
+
+@dataclass(frozen=True)
+class HashEncoder:
+    """Vectors out of the digest of the token ids: no model, and still one text one vector."""
+
+    spec: EncoderSpec
+    prompt_tokenizer: PromptTokenizer | None
+    dimension: int = WIDTH
+    kernel: str = "none"
+
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        assert self.prompt_tokenizer
+        return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
+
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
+        seeds = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little") for ids in batch]
+        drawn = np.stack([np.random.default_rng(seed).standard_normal(self.dimension) for seed in seeds])
+        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Another encoder, slower, that writes a line for every text it computes."""
+
+    inner: DenseEncoder
+    log: Path
+    delay: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
+        time.sleep(self.delay)
+        with self.log.open("a") as out:
+            out.write("x\n" * len(batch))
+        return self.inner.encode(batch)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One cell to be run."""
+
+    model: str
+    task: str
+    out: str
+    cache: str
+    log: str
+    real: bool = False
+    delay: float = 0.004
+
+    def computed(self) -> int:
+        return len(Path(self.log).read_text()) // 2 if Path(self.log).exists() else 0
+
+    def install(self) -> None:
+        """Put the encoder that costs nothing, or the watched one, in the place of every encoder; small shards."""
+        os.environ["RETBENCH_CACHE"] = self.cache
+        load = model_module.ResolvedModel.load_encoder
+
+        def encoder(self_: model_module.ResolvedModel, spec: EncoderSpec) -> Watched:
+            inner = load(self_, spec) if self.real else HashEncoder(spec, self_.build_prompt_tokenizer(spec))
+            return Watched(inner, Path(self.log), self.delay)  # type: ignore[arg-type]
+
+        model_module.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
+        search.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
+        dense_retriever.TOKEN_BUDGETS["cpu"] = 64
+
+    def run(self) -> int:
+        self.install()
+        (cell,) = evaluate.evaluate(EvaluationRequest((self.model,), (self.task,), ("mean",), out=Path(self.out)))
+        if cell.error:
+            sys.stderr.write(f"{cell.error}\n{cell.next_step}\n")
+        return cell.exit_code
+
+
+@dataclass(frozen=True)
+class Server:
+    """The side of the tests: start work in a fork, kill it, ask how it ended."""
+
+    process: subprocess.Popen[str]
+
+    def start(self, work: Work) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(asdict(work)) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def status(self) -> int:
+        """The exit code; a signal is negative."""
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+    def killed(self, work: Work, seconds: float) -> bool:
+        """Start, wait, kill; whether it was still at work."""
+        pid = self.start(work)
+        time.sleep(seconds)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return self.status() == -signal.SIGKILL
+
+
+@contextmanager
+def server(module: str = "tests.fork_server") -> Iterator[Server]:
+    command = [sys.executable, "-m", module]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        yield Server(process)
+        assert process.stdin
+        process.stdin.close()
+
+
+def serve(kind: type[Work] = Work) -> None:
+    """One fork a line: its number, then how it ended."""
+    for module in (
+        "pandas",
+        "transformers.models.qwen2.modeling_qwen2",
+        "transformers.models.qwen2.tokenization_qwen2",
+    ):
+        importlib.import_module(module)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                code = kind(**json.loads(line)).run()
+            except RetbenchError as problem:
+                sys.stderr.write(f"{problem}\n")
+                code = problem.exit_code
+            except BaseException:  # noqa: BLE001  a fork must never come back into this loop
+                traceback.print_exc()
+                code = 99
+            os._exit(code)
+        sys.stdout.write(f"{pid}\n")
+        sys.stdout.flush()
+        _, status = os.waitpid(pid, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()

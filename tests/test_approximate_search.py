@@ -1,0 +1,140 @@
+"""Approximate search: what it finds, that its recall is measured, and that it is never the default."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from retbench.cards import ann_settings
+from retbench.cli.main import app
+from retbench.errors import MissingError, UsageError
+from retbench.retrievers import approximate_search, exact_search
+from retbench.store.shard_store import VectorBlock
+from tests import small_collection, tiny_models
+
+pytest.importorskip("faiss", reason="approximate search needs faiss: pip install 'retbench[ann]'")
+
+
+def unit(rows: int, seed: int, width: int = 16) -> np.ndarray:
+    drawn = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+
+
+QUERIES, DOCUMENTS = unit(30, 1), unit(3000, 2)
+
+
+def blocks() -> list[VectorBlock]:
+    order = np.random.default_rng(3).permutation(len(DOCUMENTS))
+    cuts = pairwise(range(0, 3001, 500))
+    return [VectorBlock(order[start:end], DOCUMENTS[order[start:end]]) for start, end in cuts]
+
+
+def found(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
+    wanted = ann_settings.parse_ann_settings(word)
+    assert wanted
+    return approximate_search.search_approximately(wanted, QUERIES, blocks(), 10, len(DOCUMENTS))
+
+
+@pytest.mark.parametrize("word", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
+def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
+    ranking, told = found(word)
+    truth = exact_search.search_exactly(QUERIES, blocks(), 10)
+    assert told["recall"] >= 0.99
+    for rows, scores, right in zip(ranking.rows, ranking.scores, truth.rows, strict=True):
+        assert len(np.intersect1d(rows, right)) >= 9
+        assert (np.diff(scores) <= 0).all()
+        assert rows.dtype == np.int64
+
+
+def test_the_recall_told_is_that_of_the_ranking() -> None:
+    ranking, told = found("ivf:lists=50,probes=2")
+    truth = exact_search.search_exactly(QUERIES, blocks(), 10)
+    shares = [len(np.intersect1d(*sides)) / 10 for sides in zip(ranking.rows, truth.rows, strict=True)]
+    assert told == {
+        "search": "ivf:lists=50,probes=2",
+        "recall": pytest.approx(np.mean(shares)),
+        "at": 10,
+        "sampled_queries": 30,
+    }
+    assert 0.05 < told["recall"] < 0.9  # two of fifty lists do not hold everything
+
+
+def test_a_sample_of_many_queries_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate_search, "SAMPLE", 7)
+    assert found("ivf:lists=20,probes=20")[1]["sampled_queries"] == 7
+
+
+def test_lists_that_hold_less_than_k_give_less() -> None:
+    wanted = ann_settings.IvfSettings(lists=3, probes=1)
+    ranking, _ = approximate_search.search_approximately(
+        wanted, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6
+    )
+    assert all(0 < len(rows) < 6 for rows in ranking.rows)
+
+
+def test_no_documents_give_no_ranking() -> None:
+    ranking, told = approximate_search.search_approximately(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
+    assert [len(rows) for rows in ranking.rows] == [0] * 30
+    assert told["recall"] == 1.0
+
+
+def test_every_option_is_told_in_one_way() -> None:
+    first, second = (
+        ann_settings.parse_ann_settings("hnsw:breadth=9,links=8"),
+        ann_settings.parse_ann_settings("hnsw:links=8,breadth=9"),
+    )
+    assert first == second
+    assert first
+    assert ann_settings.format_ann_settings(first) == "hnsw:breadth=9,building=200,links=8"
+    assert ann_settings.parse_ann_settings("exact") is None
+
+
+@pytest.mark.parametrize(
+    "word", ["ivff", "ivf:probe=3", "ivf:probes=0", "hnsw:links=x", "exact:probes=3", "hnsw:links"]
+)
+def test_what_cannot_be_meant_is_refused(word: str) -> None:
+    with pytest.raises(UsageError):
+        ann_settings.parse_ann_settings(word)
+
+
+def test_without_faiss_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(MissingError) as problem:
+        found("hnsw")
+    assert "retbench[ann]" in problem.value.next_step
+
+
+def test_a_run_records_the_search_and_its_recall(tmp_path: Path) -> None:
+    model, task = tiny_models.build(tmp_path / "tiny"), small_collection.write(tmp_path / "pantry")
+    line = [
+        "run",
+        "--model",
+        str(model),
+        "--task",
+        str(task),
+        "--method",
+        "mean",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+
+    def record(*more: str) -> dict[str, Any]:
+        ran = CliRunner().invoke(app, [*line, *more], catch_exceptions=False)
+        assert ran.exit_code == 0, ran.output
+        (cell,) = json.loads(ran.stdout)
+        return dict(json.loads((Path(cell["record"]) / "record.json").read_text()))
+
+    plain = record()
+    assert plain["settings"]["retriever"] == "dense"
+    assert "search" not in plain["texts"]
+    close = record("--set", "search=ivf:lists=2,probes=2")
+    assert close["settings"]["retriever"] == "ivf:lists=2,probes=2"
+    assert close["settings_id"] != plain["settings_id"]
+    assert close["texts"]["search"]["recall"] == 1.0  # both lists are looked at
+    assert close["scores"] == plain["scores"]
+    assert record("--set", "search=exact")["settings_id"] == plain["settings_id"]

@@ -1,0 +1,84 @@
+"""The batch plan: nothing is lost or run twice, no batch is above the budget, no shard is longer than another."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench.encoders.batch_plan import BatchPlan
+
+lengths = st.lists(st.integers(0, 60), min_size=1, max_size=120).map(lambda items: np.array(items, dtype=np.int64))
+budgets = st.integers(1, 300)
+shard_rows = st.integers(1, 40)
+
+
+@given(lengths, budgets, shard_rows)
+def test_every_row_is_run_exactly_once(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
+    plan = BatchPlan.build(lengths, budget, shard_rows)
+    batched = [list(np.concatenate(list(plan.iterate_batches(shard)))) for shard in range(plan.shards)]
+    assert sorted(row for shard in batched for row in shard) == list(range(len(lengths)))
+    assert batched == [
+        list(plan.get_shard_rows(shard)) for shard in range(plan.shards)
+    ]  # the order vectors are stored in
+
+
+@given(lengths, budgets, shard_rows)
+def test_a_padded_batch_is_within_the_budget_or_one_text(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
+    plan = BatchPlan.build(lengths, budget, shard_rows)
+    for shard in range(plan.shards):
+        batches = list(plan.iterate_batches(shard))
+        assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= budget for batch in batches)
+        for batch, after in pairwise(batches):  # and never needlessly small
+            assert (len(batch) + 1) * max(1, lengths[batch].max()) > budget
+            assert lengths[batch].min() >= lengths[after].max()
+
+
+@given(lengths, budgets, shard_rows)
+def test_shards_are_equally_long_in_rows_and_in_tokens(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
+    plan = BatchPlan.build(lengths, budget, shard_rows)
+    rows = [len(plan.get_shard_rows(shard)) for shard in range(plan.shards)]
+    tokens = [int(lengths[plan.get_shard_rows(shard)].sum()) for shard in range(plan.shards)]
+    assert max(rows) <= shard_rows
+    assert max(rows) - min(rows) <= 1
+    assert max(tokens) - min(tokens) <= lengths.max()
+
+
+@given(lengths, budgets, shard_rows)
+def test_the_same_lengths_give_the_same_plan(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
+    one, two = BatchPlan.build(lengths, budget, shard_rows), BatchPlan.build(lengths.copy(), budget, shard_rows)
+    assert one.fingerprint == two.fingerprint
+    for shard in range(one.shards):
+        assert [list(batch) for batch in one.iterate_batches(shard)] == [
+            list(batch) for batch in two.iterate_batches(shard)
+        ]
+
+
+@given(lengths)
+def test_texts_of_one_length_stay_in_the_order_of_their_rows(lengths: np.ndarray) -> None:
+    assert list(BatchPlan.build(lengths, 10, 5).order) == sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+
+# (lengths, budget, rows a shard): each differs from [4, 3, 2, 1], 8, 2 in one thing
+OTHERS = {
+    "a length": ([4, 3, 2, 2], 8, 2),
+    "the order": ([3, 4, 2, 1], 8, 2),
+    "the budget": ([4, 3, 2, 1], 9, 2),
+    "the shards": ([4, 3, 2, 1], 8, 4),
+    "a text more": ([4, 3, 2, 1, 1], 8, 2),
+}
+
+
+@pytest.mark.parametrize(("lengths", "budget", "rows"), OTHERS.values(), ids=OTHERS)
+def test_the_fingerprint_follows_the_plan(lengths: list[int], budget: int, rows: int) -> None:
+    assert (
+        BatchPlan.build(np.array([4, 3, 2, 1]), 8, 2).fingerprint
+        != BatchPlan.build(np.array(lengths), budget, rows).fingerprint
+    )
+
+
+def test_a_plan_by_hand() -> None:
+    plan = BatchPlan.build(np.array([1, 9, 2, 4, 3, 2]), budget=8, shard_rows=3)
+    assert [list(batch) for batch in plan.iterate_batches(0)] == [[1], [4, 5]]  # nine tokens alone; then twice three
+    assert [list(batch) for batch in plan.iterate_batches(1)] == [[3, 2], [0]]  # twice four

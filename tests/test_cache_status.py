@@ -1,0 +1,229 @@
+"""What lies in the cache: `fetch --list`, `list tasks`, `show task`, and a suite of which one part cannot be had."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from retbench.cards import catalog, checksums
+from retbench.cards.task_rules import describe_task_rules
+from retbench.cli.main import app
+from retbench.corpora import open_collection as open_collection_module
+from retbench.corpora.cache_status import get_cache_status
+from retbench.corpora.collection import load_collection
+from retbench.corpora.collection_cache import MANIFEST
+from retbench.corpora.hub_snapshots import DatasetSnapshot
+from retbench.corpora.open_collection import fetch_collection, open_collection
+from retbench.errors import DataError, MissingError
+from retbench.pipelines import fetch as story
+from tests import small_collection
+from tests.hub_repositories import fetched, retrieval
+
+
+def cached(task: str) -> None:
+    source = catalog.find_task_card(task).source
+    fetched(
+        str(source.repo),
+        str(source.revision),
+        retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST),
+    )
+
+
+def said(arguments: list[str], code: int = 0) -> str:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_a_task_is_missing_then_fetched_then_cached() -> None:
+    card = catalog.find_task_card("scifact")
+    found = get_cache_status(card)
+    assert (found.state, found.documents, found.queries, found.bytes) == ("missing", 5183, 300, 0)
+    cached("scifact")
+    found = get_cache_status(card)
+    assert (found.state, found.documents) == ("fetched", 5183)
+    assert found.bytes > 0
+    open_collection(card)
+    found = get_cache_status(card)
+    assert (found.state, found.documents, found.queries) == ("cached", len(small_collection.DOCUMENTS), 3)
+
+
+def test_other_kinds_have_states_of_their_own(tmp_path: Path) -> None:
+    assert get_cache_status(catalog.find_task_card("stdlib-code")).state == "made here"
+    assert get_cache_status(small_collection.card(tmp_path)).state == "your folder"
+    assert get_cache_status(catalog.find_task_card("scifact-archive")).state == "missing"
+    assert get_cache_status(catalog.find_task_card("loco-qmsum")).state == "missing"
+
+
+def test_fetch_list_counts_what_tasks_share_once() -> None:
+    cached("scifact")
+    for name in ("scifact", "scifact-study"):
+        open_collection(catalog.find_task_card(name))
+    rows = {row["name"]: row for row in json.loads(said(["fetch", "--list", "--json"]))}
+    assert rows["beir"]["state"] == "1 of 26 available"
+    assert "nfcorpus" in rows["beir"]["missing"]
+    assert "scifact" not in rows["beir"]["missing"]
+    assert rows["specialized-beir"]["megabytes"] == rows["beir"]["megabytes"]
+
+
+def test_fetch_list_of_names_tells_tasks_and_models() -> None:
+    told = said(["fetch", "--list", "msmarco", "scifact", "minilm-l6", "bm25"])
+    assert "msmarco-dev: missing, 0.0 MB, 8,841,823 documents, 6,980 queries" in told
+    assert "minilm-l6: missing" in told
+    assert "bm25: needs none" in told
+
+
+def test_fetch_without_a_name_says_what_it_takes() -> None:
+    assert "or --list" in said(["fetch"], 2)
+    assert "there is no model, task or suite called 'beer'" in said(["fetch", "beer"], 2)
+
+
+def refusing(*names: str) -> Any:
+    fetch = open_collection_module.fetch_collection
+
+    def refuse(card: Any, say: Any) -> Any:
+        if card.name in names:
+            raise MissingError(f"{card.source.repo} is gated", "accept the licence, then set HF_TOKEN")
+        return fetch(card, say)
+
+    return refuse
+
+
+def test_one_that_cannot_be_had_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(story.open_collection, "fetch_collection", refusing("stdlib-doc"))
+    told = said(["fetch", "stdlib"], 1)
+    assert "stdlib-code:" in told
+    assert "stdlib-text:" in told
+    assert "stdlib-doc: not fetched" in told
+    assert "error: None is gated" in told
+    assert "next:  accept the licence, then set HF_TOKEN" in told
+
+
+def test_if_nothing_can_be_had_the_code_is_the_cause_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(story.open_collection, "fetch_collection", refusing("scifact"))
+    rows = json.loads(said(["fetch", "scifact", "--json"], 3))
+    assert rows[0]["exit_code"] == 3
+
+
+def test_list_tasks_shows_counts_and_state() -> None:
+    cached("scifact")
+    open_collection(catalog.find_task_card("scifact"))
+    rows = {row["name"]: row for row in json.loads(said(["list", "tasks", "--json"]))}
+    assert (rows["scifact"]["documents"], rows["scifact"]["cached"]) == (len(small_collection.DOCUMENTS), True)
+    assert (rows["nfcorpus"]["documents"], rows["nfcorpus"]["cached"]) == (3633, False)
+    told = said(["list", "tasks"])
+    assert "documents" in told
+    assert rows["scifact"]["size"] in told
+
+
+def test_show_task_tells_the_whole_protocol() -> None:
+    told = said(["show", "task", "cosqa"])
+    for fact in (
+        "revision: bc5efb7e9d437246ce393ed19d772e08e4a79535",
+        "state: missing",
+        "documents: 20604",
+        "512 tokens",
+    ):
+        assert fact in told
+    assert "md5" not in told
+
+
+def test_the_protocol_names_every_rule() -> None:
+    rules = {
+        name: " ".join(describe_task_rules(catalog.find_task_card(name)))
+        for name in ("arguana", "bright-pony", "trec-dl-2019", "loco-qmsum")
+    }
+    assert "removed before the cut" in rules["arguana"]
+    assert "excludes" in rules["bright-pony"]
+    assert "grade of 2 or more" in rules["trec-dl-2019"]
+    assert "a document at the model's limit" in rules["loco-qmsum"]
+    assert "one of 12 tasks of the group cqadupstack" in " ".join(
+        describe_task_rules(catalog.find_task_card("cqadupstack-gis"))
+    )
+
+
+def one_letter(file: Path) -> None:
+    """Another byte in the middle: same size, same time."""
+    stat, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "lost": Path.unlink,
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-8]),
+    "one letter": one_letter,
+}
+
+
+@pytest.mark.parametrize("name", ["corpus.arrow", "queries.arrow", "judgments-0.arrow", MANIFEST])
+@pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
+def test_a_stored_collection_that_changed_is_read_anew(
+    name: str, spoil: Callable[[Path], object], own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cached("scifact")
+    right = open_collection(catalog.find_task_card("scifact"))
+    file = next((own_cache / "collections").glob("SciFact-*")) / name
+    spoil(file)
+    with caplog.at_level(logging.WARNING):
+        again = open_collection(catalog.find_task_card("scifact"))
+    assert (again.fingerprint, list(again.corpus)) == (right.fingerprint, list(right.corpus))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (0 if spoil is Path.unlink and name == MANIFEST else 1)  # without a manifest it never counted
+    assert all(name in line and line.endswith("it is rebuilt from its source") for line in told)
+
+
+@pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
+def test_without_its_source_a_stored_collection_that_changed_is_exit_4(
+    spoil: Callable[[Path], object], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached("scifact")
+    open_collection(catalog.find_task_card("scifact"))
+    file = next((own_cache / "collections").glob("SciFact-*/corpus.arrow"))
+    right = checksums.compute_sha256(file)
+    spoil(file)
+    wrong = checksums.compute_sha256(file) if file.exists() else "missing"
+    shutil.rmtree(own_cache / "collections" / "hub")
+    looks: tuple[Callable[[], object], ...] = (
+        lambda: open_collection(catalog.find_task_card("scifact")),  # a run
+        lambda: load_collection(file.parent, "test"),  # what looks into the cache by itself, such as verify
+    )
+    for look in looks:
+        with pytest.raises(DataError, match=rf"its checksum was {right} and is now {wrong}") as caught:
+            look()
+        assert caught.value.exit_code == 4
+    asked: list[str] = []
+    monkeypatch.setattr(DatasetSnapshot, "fetch", lambda self, say: asked.append(self.repo))
+    with pytest.raises(DataError):  # this hub brings nothing
+        fetch_collection(catalog.find_task_card("scifact"), lambda _: None)
+    assert asked  # but a fetch does not take the damaged one for whole
+
+
+def test_a_collection_stored_before_checksums_is_read_anew(own_cache: Path) -> None:
+    cached("scifact")
+    right = open_collection(catalog.find_task_card("scifact"))
+    file = next((own_cache / "collections").glob("SciFact-*")) / MANIFEST
+    old = json.loads(file.read_text())
+    del old["sha256"]
+    file.write_text(json.dumps(old))
+    assert get_cache_status(catalog.find_task_card("scifact")).state == "fetched"
+    assert open_collection(catalog.find_task_card("scifact")).fingerprint == right.fingerprint
+    assert "sha256" in json.loads(file.read_text())
+
+
+def test_an_untouched_collection_is_hashed_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached("scifact")
+    monkeypatch.setattr(checksums, "MIN_CACHED_BYTES", 1)
+    open_collection(catalog.find_task_card("scifact"))
+    for file in (own_cache / "collections").glob("SciFact-*/*.arrow"):
+        os.utime(file, (10**9, 10**9))
+    open_collection(catalog.find_task_card("scifact"))
+    monkeypatch.setattr(checksums, "compute_sha256", None)
+    assert len(open_collection(catalog.find_task_card("scifact")).corpus)

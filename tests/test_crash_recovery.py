@@ -1,0 +1,377 @@
+"""Nothing is lost: killed at random moments, out of disk, out of memory, damaged or run twice, a run ends the same."""
+
+import dataclasses
+import errno
+import gzip
+import json
+import logging
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.encoders.dense_encoder import DenseEncoder
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.encoders.shard_tasks import InProcessWorker
+from retbench.engines import memory
+from retbench.errors import DataError, ResourceError
+from retbench.store import shard_store
+from retbench.store.shard_store import ShardStore
+from retbench.store.vector_formats import compute_row_bytes
+from tests import fork_server, tiny_models
+
+DOCUMENTS, QUERIES = 44, 6
+TEXTS = DOCUMENTS + QUERIES
+KEPT_FILES = ("per_query.parquet", "run.trec.gz")
+
+
+def collection(folder: Path) -> Path:
+    """Documents of many lengths, every query with one that is right."""
+    (folder / "qrels").mkdir(parents=True)
+    draw = random.Random(5)
+    words = " ".join(tiny_models.SENTENCES).split()
+    lines = [{"_id": f"d{i}", "title": "", "text": " ".join(draw.choices(words, k=1 + i))} for i in range(DOCUMENTS)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = [{"_id": f"q{i}", "text": " ".join(draw.choices(words, k=4))} for i in range(QUERIES)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
+    judged = "".join(f"q{i}\td{draw.randrange(DOCUMENTS)}\t1\n" for i in range(QUERIES))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collection(tmp_path_factory.mktemp("tasks") / "killed")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[fork_server.Server]:
+    with fork_server.server() as started:
+        yield started
+
+
+@pytest.fixture
+def work(model: Path, task: Path, tmp_path: Path) -> Callable[..., fork_server.Work]:
+    def make(name: str, **changes: Any) -> fork_server.Work:
+        cache = str(tmp_path / f"cache-{name}")
+        return fork_server.Work(
+            str(model), str(task), str(tmp_path / name), cache, str(tmp_path / f"{name}.log"), **changes
+        )
+
+    return make
+
+
+def kept(work: fork_server.Work) -> dict[str, Any]:
+    """What a finished run left, and must leave however often it was killed."""
+    (record,) = Path(work.out).rglob("record.json")
+    facts = json.loads(record.read_text())
+    texts = {
+        role: {key: value for key, value in about.items() if key not in ("seconds", "peak_memory_mb")}
+        for role, about in facts["texts"].items()
+    }
+    files = {name: (record.parent / name).read_bytes() for name in KEPT_FILES}
+    return {"scores": facts["scores"], "texts": texts, "settings": facts["settings_id"], **files}
+
+
+def seconds_add_up(work: fork_server.Work) -> None:
+    """A phase took at least what the shards of it took, in whichever process they were computed."""
+    (record,) = Path(work.out).rglob("record.json")
+    facts = json.loads(record.read_text())
+    assert facts["cost"]["seconds"]["embed and search documents"] >= facts["texts"]["document"]["seconds"] > 0
+    assert facts["texts"]["document"]["seconds"] >= work.delay * DOCUMENTS / fork_server.SHARD_ROWS
+
+
+def finish(server: fork_server.Server, work: fork_server.Work) -> None:
+    server.start(work)
+    assert server.status() == 0
+
+
+def killed_until_done(server: fork_server.Server, work: fork_server.Work, draw: random.Random, longest: float) -> int:
+    """Kill at random moments until a run comes through; how many were killed at work."""
+    kills = 0
+    while server.killed(work, draw.uniform(0, longest)):
+        kills += 1
+        assert work.computed() <= TEXTS + kills * fork_server.SHARD_ROWS  # each kill loses one shard at the most
+        assert kills < 100
+    return kills
+
+
+@pytest.mark.parametrize(("real", "least"), [(False, 15), (True, 3)], ids=["fake", "decoder"])
+def test_a_killed_run_ends_like_one_that_was_not(
+    server: fork_server.Server, work: Callable[..., fork_server.Work], real: bool, least: int
+) -> None:
+    whole = work("whole", real=real)
+    finish(server, work("warm", real=real))
+    started = time.monotonic()
+    finish(server, whole)
+    longest = time.monotonic() - started
+    assert whole.computed() == TEXTS
+    wanted, draw, attempts = kept(whole), random.Random(11), 0
+    kills = halfway = 0  # halfway: a shard was lost and computed again
+    while kills < least or not halfway:
+        attempts += 1
+        assert attempts < 60
+        broken = work(f"broken{attempts}", real=real)
+        kills += killed_until_done(server, broken, draw, longest)
+        finish(server, broken)
+        assert kept(broken) == wanted
+        seconds_add_up(broken)
+        halfway += broken.computed() > TEXTS
+
+
+def test_two_processes_share_the_work(work: Callable[..., fork_server.Work], server: fork_server.Server) -> None:
+    one, two = work("one"), work("two")
+    two = dataclasses.replace(two, cache=one.cache, log=one.log)
+    with fork_server.server() as other:
+        server.start(one)
+        other.start(two)
+        assert (server.status(), other.status()) == (0, 0)
+    assert one.computed() == TEXTS  # each text once, by one of the two
+    assert kept(one) == kept(two)
+
+
+def documents(work: fork_server.Work) -> ShardStore:
+    """The finished store with the documents of a cell."""
+    stores = [ShardStore(plan.parent) for plan in Path(work.cache).rglob("plan.json")]
+    return max(stores, key=lambda store: store.load_or_create_plan(dict)["rows"])
+
+
+def test_a_damaged_shard_is_told_and_redone(
+    work: Callable[..., fork_server.Work], server: fork_server.Server, tmp_path: Path
+) -> None:
+    done = work("done")
+    finish(server, done)
+    wanted = kept(done)
+    store = documents(done)
+    file = store.folder / "shard-00003.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    shutil.rmtree(done.out)
+    finish(server, done)
+    assert kept(done) == wanted
+    assert done.computed() == TEXTS + fork_server.SHARD_ROWS
+
+
+# One store, in this process
+
+
+class Rows:
+    """Texts that are only counted."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.fingerprint = count, "rows"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self[row] for row in range(self.count))
+
+    def __getitem__(self, row: int) -> Any:
+        from retbench.corpora.rows import TextRow
+
+        return TextRow(f"d{row}", "", "word " * (1 + row % 7))
+
+
+class Counting(fork_server.HashEncoder):
+    """Token ids without a tokenizer, and a limit on the texts that fit into memory together."""
+
+    room = 1000
+
+    def tokenize(self, texts: Any, role: Any) -> TokenizedTexts:
+        rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts]
+        offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
+        return TokenizedTexts(np.concatenate(rows), offsets, 0, 0)
+
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return super().encode(batch)
+
+
+@pytest.fixture
+def job() -> EmbeddingJob:
+    return EmbeddingJob(Rows(20), ("text",), "document", 16, shard_rows=5)  # type: ignore[arg-type]
+
+
+def encoder(room: int = 1000) -> Callable[[], DenseEncoder]:
+    made = Counting(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    object.__setattr__(made, "room", room)
+    return lambda: made  # type: ignore[return-value]
+
+
+def matrix(job: EmbeddingJob, store: ShardStore, make: Callable[[], DenseEncoder]) -> np.ndarray:
+    found = np.zeros((len(job.texts), fork_server.WIDTH), dtype=np.float32)
+    for block in embed_texts(InProcessWorker(make), job, store, lambda *_: None):
+        found[block.rows] = block.vectors
+    return found
+
+
+def test_damage_in_an_unfinished_store_is_told_too(
+    job: EmbeddingJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
+    store = ShardStore(tmp_path / "broken")
+    blocks = embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None)
+    next(blocks), next(blocks)
+    blocks.close()
+    (store.folder / "shard-00001.safetensors").write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "retbench"):
+        assert np.array_equal(matrix(job, store, encoder()), whole)
+    assert [record.getMessage() for record in caplog.records] == ["shard 1 of broken is damaged: it is computed again"]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_told(job: EmbeddingJob, tmp_path: Path) -> None:
+    whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
+    halved = ShardStore(tmp_path / "halved")
+    assert np.array_equal(matrix(job, halved, encoder(room=2)), whole)
+    assert halved.compute_total_cost().split_batches > 0
+    assert ShardStore(tmp_path / "whole").compute_total_cost().split_batches == 0
+
+
+def test_one_text_that_does_not_fit_is_the_floor(job: EmbeddingJob, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="one document of 7 tokens does not fit into memory") as caught:
+        matrix(job, ShardStore(tmp_path / "store"), encoder(room=0))
+    assert "max_length" in caught.value.next_step
+
+
+# (problem, whether memory ran out)
+PROBLEMS = {
+    "cuda": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+    "cpu": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
+    "python": (MemoryError(), True),
+    "cuda itself": (
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        True,
+    ),
+    "cublas": (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    "a shape": (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), False),
+    "an index": (RuntimeError("index out of range in self"), False),
+    "cuda, but no memory": (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+}
+
+
+@pytest.mark.parametrize(("problem", "expected"), PROBLEMS.values(), ids=PROBLEMS)
+def test_only_a_lack_of_memory_splits_a_batch(
+    problem: Exception, expected: bool, job: EmbeddingJob, tmp_path: Path
+) -> None:
+    assert memory.is_out_of_memory(problem) is expected
+    calls = []
+
+    class Failing(Counting):
+        def encode(self, batch: TokenizedTexts) -> np.ndarray:
+            calls.append(len(batch))
+            raise problem
+
+    made = Failing(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    with pytest.raises(ResourceError if expected else type(problem)):
+        matrix(job, ShardStore(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
+    assert (len(calls) > 1) is expected
+
+
+@pytest.mark.parametrize(("longest", "budget"), [(100, 300), (3_000, 3_000), (9_000, 9_000)])
+def test_a_probe_without_room_leaves_long_texts_alone(
+    longest: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that holds 5,000 tokens of 1 MB each; the ceiling allows 20,000."""
+    monkeypatch.setattr(memory, "get_device", lambda: torch.device("cuda"))
+    held = {"max_memory_allocated": 0, "memory_reserved": 0, "memory_allocated": 0}
+    for name in held:
+        monkeypatch.setattr(torch.cuda, name, partial(held.get, name))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (375_000_000, 0))
+    for name in ("reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+    def run(count: int) -> None:
+        if count * longest > 5_000:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        held["max_memory_allocated"] = count * longest * 1_000_000
+
+    assert memory.compute_token_budget(run, longest, 20_000) == budget
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(
+    job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 20 * compute_row_bytes(fork_server.WIDTH, "fp32")
+    for free, fits in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
+        store = ShardStore(tmp_path / str(free))
+        if fits:
+            assert matrix(job, store, encoder()).any()
+        else:
+            with pytest.raises(ResourceError, match=r"GB free and this needs .* GB"):
+                matrix(job, store, encoder())
+            assert not list(store.folder.glob("shard-*"))
+
+
+def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
+    job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, store = matrix(job, ShardStore(tmp_path / "whole"), encoder()), ShardStore(tmp_path / "full")
+    fsync, room = os.fsync, iter(range(10))  # the plan, then two shards: file and folder, shard and note
+
+    def filling(handle: int) -> None:
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_store.os, "fsync", filling)
+        with pytest.raises(ResourceError, match="No space left on device") as caught:
+            matrix(job, store, encoder())
+    assert caught.value.next_step.endswith("then run the same command: 2 of 4 shards are kept")
+    assert not list(store.folder.glob("*.partial"))
+    assert np.array_equal(matrix(job, store, encoder()), whole)
+
+
+def test_what_a_killed_writer_left_is_swept(job: EmbeddingJob, tmp_path: Path) -> None:
+    store = ShardStore(tmp_path / "store")
+    store.folder.mkdir()
+    (store.folder / "shard-00000.safetensors.123.partial").write_bytes(b"half")
+    matrix(job, store, encoder())
+    assert not list(store.folder.glob("*.partial"))
+
+
+def test_a_plan_keeps_its_budget_and_threads(
+    job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, used = ShardStore(tmp_path / "store"), []
+    blocks = embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None)
+    next(blocks)
+    blocks.close()
+    plan = json.loads((store.folder / "plan.json").read_text())
+    assert (plan["budget"], plan["threads"]) == (16, torch.get_num_threads())
+    del plan["seal"]
+    (store.folder / "plan.json").write_text(json.dumps({**plan, "threads": 3}))
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    matrix(dataclasses.replace(job, budget=1000), store, encoder())
+    assert set(used) == {3}
+    assert store.load_or_create_plan(dict)["budget"] == 16
+
+
+def test_a_plan_for_other_tokens_is_refused(job: EmbeddingJob, tmp_path: Path) -> None:
+    store = ShardStore(tmp_path / "store")
+    next(embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None))
+    with pytest.raises(DataError, match="was planned for other tokens"):
+        matrix(dataclasses.replace(job, texts=Rows(21)), store, encoder())  # type: ignore[arg-type]
+
+
+def test_a_run_file_is_the_same_bytes_at_any_time(
+    work: Callable[..., fork_server.Work], server: fork_server.Server
+) -> None:
+    one, two = work("one"), work("two")
+    finish(server, one)
+    time.sleep(1.1)  # gzip would write the second down
+    finish(server, two)
+    assert kept(one) == kept(two)
+    assert gzip.decompress(kept(one)["run.trec.gz"]).decode().startswith("q0 Q0 d")

@@ -1,0 +1,215 @@
+"""Vectors equal a plain transformers computation of one text at a time, for a decoder and for an encoder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.cards import catalog
+from retbench.corpora.texts import Texts
+from retbench.encoders import shard_tasks
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.shard_tasks import InProcessWorker
+from retbench.engines import backbone
+from retbench.errors import DataError
+from retbench.store.shard_store import ShardStore
+from tests import tiny_models
+from tests.small_collection import DOCUMENTS
+
+LONG = " ".join(tiny_models.SENTENCES)
+TEXTS = [*tiny_models.SENTENCES[:9], LONG, "x"]
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build(tmp_path_factory.mktemp("decoder"))
+
+
+def other(folder: Path, kind: str, **config: Any) -> Path:
+    """A small random model of another kind."""
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    made: Any = AutoConfig.for_model(kind, vocab_size=tiny_models.VOCABULARY, **sizes, **config)
+    AutoModel.from_config(made).save_pretrained(folder)
+    tiny_models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
+    facts = {"query_limit": 64, "document_limit": 64, "dtype": "float32", **changes}
+    spec = EncoderSpec("weights", catalog.load_methods().find(method), "", **facts)
+    loaded = backbone.load_backbone(folder, spec.dtype, torch.device("cpu"))
+    return BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, spec.method))
+
+
+def plain(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
+    """One text, no padding, no code of ours."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    vector = (states[-1] if pooling == "last" else states.mean(0)).numpy()
+    return np.asarray(vector / np.linalg.norm(vector))
+
+
+@pytest.mark.parametrize("method", ["last", "mean", "promptreps"])
+def test_a_padded_batch_gives_the_vectors_of_single_texts(decoder: Path, method: str) -> None:
+    made = encoder(decoder, method)
+    tokens = made.tokenize(TEXTS, "document")
+    vectors = made.encode(tokens)
+    assert vectors.dtype == np.float32
+    for row in range(len(TEXTS)):
+        assert vectors[row] @ plain(decoder, tokens[row].tolist(), made.spec.method.pooling) > 0.99999
+
+
+GEMMA = {"num_key_value_heads": 1, "head_dim": 16}
+BOTH_WAYS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "mpnet": {},  # it has no fast kernel
+    "albert": {"embedding_size": 32},
+    "camembert": {},
+    "gemma3_text": {**GEMMA, "use_bidirectional_attention": True},
+}
+
+
+@pytest.mark.parametrize(("kind", "config"), BOTH_WAYS.items(), ids=BOTH_WAYS)
+def test_what_attends_in_both_directions_does_not_see_padding(
+    kind: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = other(tmp_path, kind, **config)
+    made = encoder(folder, "mean")
+    assert not made.backbone.causal
+    tokens = made.tokenize(TEXTS, "query")
+    vectors = made.encode(tokens)
+    for row in range(len(TEXTS)):
+        assert vectors[row] @ plain(folder, tokens[row].tolist(), "mean") > 0.99999
+
+
+def test_capped_scores_are_computed_step_by_step(tmp_path: Path) -> None:
+    folder = other(tmp_path, "gemma2", **GEMMA)
+    made = encoder(folder, "last")
+    assert (made.backbone.causal, made.kernel) == (True, "eager")
+    tokens = made.tokenize(TEXTS, "query")
+    for vector, row in zip(made.encode(tokens), range(len(TEXTS)), strict=True):
+        assert vector @ plain(folder, tokens[row].tolist(), "last") > 0.99999
+
+
+def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
+    from retbench.corpora.collection_cache import compile_collection
+    from retbench.corpora.rows import Judgment, RawCollection, TextRow
+
+    documents = [TextRow(f"{name}-{i}", title, text) for i in range(-(-rows // 20)) for name, title, text in DOCUMENTS]
+    raw = RawCollection(documents[:rows], [TextRow("q", "", "a query")], {"test": [Judgment("q", documents[0].id, 1)]})
+    compile_collection(raw, tmp_path / "compiled")
+    return Texts.open(tmp_path / "compiled" / "corpus.arrow", "print")
+
+
+def gathered(made: Any, job: EmbeddingJob, store: ShardStore) -> np.ndarray:
+    matrix = np.zeros((len(job.texts), made.dimension), dtype=np.float32)
+    for block in embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None):
+        matrix[block.rows] = block.vectors
+    return matrix
+
+
+def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
+    made, job, store = encoder(decoder, "mean"), None, ShardStore(tmp_path / "store")
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
+    first = gathered(made, job, store)
+
+    def never() -> BackboneEncoder:
+        raise AssertionError("the model was asked for")
+
+    again = [block for block in embed_texts(InProcessWorker(never), job, store, lambda *step: None)]
+    assert np.array_equal(np.concatenate([b.vectors for b in again]), first[np.concatenate([b.rows for b in again])])
+    assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
+
+
+def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Path) -> None:
+    made = encoder(decoder, "mean")
+    job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
+    whole = gathered(made, job, ShardStore(tmp_path / "whole"))
+    seen: list[int] = []
+    broken = ShardStore(tmp_path / "broken")
+    blocks = embed_texts(
+        InProcessWorker(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))
+    )
+    next(blocks), next(blocks)
+    blocks.close()
+    assert sum(seen) == 20
+    assert not broken.is_complete()
+    seen.clear()
+    resumed = np.zeros_like(whole)
+    for block in embed_texts(
+        InProcessWorker(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))
+    ):
+        resumed[block.rows] = block.vectors
+    assert sum(seen) == 20  # the two finished shards were read, not computed
+    assert np.array_equal(resumed, whole)
+
+
+def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
+    job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
+    begun = embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None)
+    next(begun)
+    begun.close()
+    assert store.plan(dict)["device"] == "cpu"
+    monkeypatch.setattr(shard_tasks.memory, "compute_token_budget", lambda run, longest, ceiling: ceiling)
+    monkeypatch.setattr(shard_tasks, "get_device", lambda: torch.device("cuda"))
+    with pytest.raises(DataError, match="started on cpu, and this run computes on cuda") as found:
+        gathered(made, job, store)
+    assert "RETBENCH_DEVICE=cpu" in found.value.next_step
+    monkeypatch.undo()
+    gathered(made, job, store)
+
+
+def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:
+    made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
+    first = gathered(made, job, store)
+    file = store.folder / "shard-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    assert np.array_equal(gathered(made, job, store), first)
+
+
+def test_a_vector_that_is_no_number_names_its_document(decoder: Path, tmp_path: Path) -> None:
+    made = encoder(decoder, "mean")
+    with torch.no_grad():
+        made.backbone.model.get_input_embeddings().weight.fill_(float("nan"))
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
+    with pytest.raises(DataError, match=r"vector of document '.*' is zero or not a number"):
+        gathered(made, job, ShardStore(tmp_path / "store"))
+
+
+def test_the_key_follows_every_fact(tmp_path: Path) -> None:
+    spec = EncoderSpec("weights", catalog.load_methods().find("promptreps"), "", 64, 64, "float32")
+    job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
+    base = job.compute_key(spec.describe_vectors("document"))
+    from dataclasses import replace
+
+    other_letter = replace(spec, method=replace(spec.method, document=spec.method.document.replace("one", "One")))
+    changes = {
+        "a letter of the prompt": job.compute_key(other_letter.describe_vectors("document")),
+        "the length": job.compute_key(replace(spec, document_limit=63).describe_vectors("document")),
+        "the dtype": job.compute_key(replace(spec, dtype="bfloat16").describe_vectors("document")),
+        "the weights": job.compute_key(replace(spec, weights="others").describe_vectors("document")),
+        "the field policy": replace(job, fields=("text",)).compute_key(spec.describe_vectors("document")),
+        "the role": replace(job, role="query").compute_key(spec.describe_vectors("query")),
+        "the texts": replace(job, texts=job.texts.take([1, 0])).compute_key(spec.describe_vectors("document")),
+    }
+    assert all(key != base for key in changes.values()), changes
+    queries_only = replace(spec, query_limit=1, method=replace(spec.method, query="{text}", title="renamed"))
+    assert job.compute_key(queries_only.describe_vectors("document")) == base
+    assert replace(job, budget=1).compute_key(spec.describe_vectors("document")) == base

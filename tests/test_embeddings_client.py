@@ -1,0 +1,205 @@
+"""The endpoint engine against a real server on this machine, well behaved and not; no key ever leaves the request."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retbench.cards import catalog
+from retbench.cards.engine import Engine, parse_engine
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.external_encoders import EndpointEncoder
+from retbench.engines.embeddings_client import EmbeddingsClient
+from retbench.engines.http_client import EndpointServer
+from retbench.errors import DataError, MissingError, ResourceError, UsageError
+from tests import local_server
+from tests.test_run import call, cells
+
+SECRET = "sk-do-not-tell"  # noqa: S105  # a test's own
+TEXTS = ["water boils", "tea leaves", "a bicycle", "", "naïve 世界"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.Server]:
+    with local_server.serving() as running:
+        monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
+        monkeypatch.setenv("RETBENCH_ENDPOINT_KEY", SECRET)
+        yield running
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    return []
+
+
+def made(waits: list[float], **options: Any) -> EmbeddingsClient:
+    return EmbeddingsClient(EndpointServer(Engine("endpoint", **options), sleep=waits.append), "some-model")
+
+
+def test_vectors_come_back_in_the_order_of_the_texts(server: local_server.Server, waits: list[float]) -> None:
+    found = made(waits, batch_size=2).embed_texts(TEXTS)
+    assert np.allclose(found, [local_server.vector(text) for text in TEXTS])
+    assert [len(body["input"]) for body in server.asked] == [2, 2, 1]
+    assert set(server.keys) == {f"Bearer {SECRET}"}
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "wait"),
+    [
+        (local_server.refusing(429, Retry_After="7"), 7.0),
+        (local_server.refusing(429), 0.5),
+        (local_server.refusing(500), 0.5),
+        (local_server.refusing(503, Retry_After="soon"), 0.5),
+        (local_server.half, 0.5),
+        (local_server.too_few, 0.5),
+        (lambda body: (200, {}, b"not json"), 0.5),
+        (lambda body: (200, {}, b"[]"), 0.5),
+    ],
+)
+def test_what_may_pass_is_tried_again(server: local_server.Server, waits: list[float], fault: Any, wait: float) -> None:
+    server.faults = [fault]
+    assert np.allclose(made(waits).embed_texts(TEXTS), [local_server.vector(text) for text in TEXTS])
+    assert waits == [wait]
+    assert len(server.asked) == 2
+
+
+def test_no_answer_in_time_is_tried_again(server: local_server.Server, waits: list[float]) -> None:
+    server.faults = [local_server.slow]
+    assert made(waits, timeout=1).embed_texts(["x"]).shape == (1, local_server.WIDTH)
+    assert waits == [0.5]
+
+
+def test_waiting_doubles_and_ends(server: local_server.Server, waits: list[float]) -> None:
+    server.faults = [local_server.refusing(500, f"broken, {SECRET}")] * 4
+    with pytest.raises(ResourceError, match="failed 4 times: the endpoint says 500: broken") as caught:
+        made(waits, max_attempts=4).embed_texts(TEXTS)
+    assert waits == [0.5, 1.0, 2.0]
+    assert SECRET not in str(caught.value.cause)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (local_server.refusing(401, f"bad key {SECRET}"), MissingError, r"says 401: bad key \*\*\*"),
+        (local_server.refusing(403), MissingError, "403"),
+        (local_server.refusing(400, "too long"), UsageError, "400: too long"),
+        (local_server.refusing(404), UsageError, "404"),
+    ],
+)
+def test_what_will_not_pass_stops_at_once(
+    server: local_server.Server, waits: list[float], fault: Any, error: type[Exception], message: str
+) -> None:
+    server.faults = [fault]
+    with pytest.raises(error, match=message):
+        made(waits).embed_texts(TEXTS)
+    assert len(server.asked) == 1
+
+
+def test_another_width_is_bad_data(server: local_server.Server, waits: list[float]) -> None:
+    endpoint = made(waits)
+    endpoint.embed_texts(["x"])
+    server.faults = [local_server.narrow]
+    with pytest.raises(DataError, match="width 12, not 24"):
+        endpoint.embed_texts(["x"])
+    server.faults = [local_server.narrow]
+    with pytest.raises(DataError, match="width 12, not 8"):
+        made(waits, dimensions=8).embed_texts(["x"])
+
+
+def test_a_rate_limit_is_kept(server: local_server.Server, waits: list[float]) -> None:
+    made(waits, requests_per_minute=60, batch_size=1).embed_texts(["x", "y", "z"])
+    assert len(waits) == 2
+    assert all(0.5 < wait <= 1 for wait in waits)
+
+
+def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
+    with pytest.raises(ResourceError, match="failed 2 times: no whole answer"):
+        made(waits, max_attempts=2).embed_texts(["x"])
+    monkeypatch.setenv("RETBENCH_ENDPOINT", "file:///etc/passwd")
+    with pytest.raises(UsageError, match="not a web address"):
+        made(waits).embed_texts(["x"])
+    monkeypatch.delenv("RETBENCH_ENDPOINT")
+    with pytest.raises(MissingError, match="no server is named"):
+        made(waits).embed_texts(["x"])
+
+
+def test_texts_are_cut_between_characters() -> None:
+    spec = EncoderSpec("w", catalog.find_method("as-published"), "", 1, 1, "float32", "endpoint")
+    tokens = EndpointEncoder(spec, EmbeddingsClient(EndpointServer(Engine("endpoint")), "m")).tokenize(
+        ["abcdef", "ab世", ""], "query"
+    )
+    assert [bytes(row.astype(np.uint8)).decode() for row in tokens] == ["abcd", "ab", " "]
+    assert (tokens.truncated, tokens.empty) == (2, 1)
+
+
+def test_a_run_over_a_server(server: local_server.Server, task: Path, out: Path, own_cache: Path) -> None:
+    line = (
+        "run",
+        "--model",
+        "openai/text-embedding",
+        "--engine",
+        "endpoint:batch_size=8",
+        "--task",
+        task,
+        "--out",
+        out,
+    )
+    (cell,) = cells(*line)
+    assert (cell["status"], cell["method"], cell["engine"]) == ("done", "as-published", "endpoint")
+    assert {body["model"] for body in server.asked} == {"openai/text-embedding"}
+    assert max(len(body["input"]) for body in server.asked) == 8
+    before = len(server.asked)
+    (again,) = cells(*line)
+    (other,) = cells(
+        *line, "--engine", "endpoint:model=another,dimensions=8", "--method", "as-published:query=q: {text}"
+    )
+    assert again["cached"]
+    assert not other["cached"]
+    assert other["settings_id"] != cell["settings_id"]
+    assert server.asked[before]["dimensions"] == 8
+    written = [file for folder in (out, own_cache) for file in folder.rglob("*") if file.is_file()]
+    assert len(written) > 10
+    for file in written:
+        content = file.read_bytes()
+        assert SECRET.encode() not in content, file
+        assert server.address.encode() not in content, file
+
+
+def test_a_dry_run_asks_no_server(server: local_server.Server, task: Path, out: Path) -> None:
+    answer = call("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--dry-run")
+    assert answer.exit_code == 0, answer.output
+    assert "how to brew a hot drink" in answer.output
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("method", ["mean", "promptreps", "as-published:layer=1"])
+def test_a_method_a_server_cannot_do_is_skipped(
+    server: local_server.Server, task: Path, out: Path, method: str
+) -> None:
+    (cell,) = cells("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--method", method)
+    assert cell["status"] == "skipped"
+    assert "engine endpoint does not give" in cell["error"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("endpiont", "no engine called"),
+        ("endpoint:tries=3", "renamed to 'max_attempts'"),
+        ("endpoint:max_attemps=3", "no option 'max_attemps'"),
+        ("vllm:max_attempts=3", "takes no options"),
+    ],
+)
+def test_a_wrong_engine_is_a_usage_error(word: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_engine(word)
+
+
+def test_patience_is_no_setting() -> None:
+    assert parse_engine("endpoint:max_attempts=9,model=m,timeout=3").settings_name == "endpoint:model=m"
+    assert json.dumps(parse_engine("transformers").settings_name) == '"transformers"'

@@ -1,0 +1,74 @@
+"""Two engines on one run: they agree, or the command fails."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sentence_transformers")
+
+from tests import local_server
+from tests.test_run import call, cells
+
+
+@pytest.fixture
+def run(model: Path, task: Path, out: Path) -> Path:
+    line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean", "--set", "dtype=float32")
+    (cell,) = cells(*line)
+    return Path(cell["record"])
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with local_server.serving() as running:
+        monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
+        yield
+
+
+def test_sentence_transformers_agrees(run: Path, model: Path) -> None:
+    answer = call("verify", run, "--against", "sentence-transformers", "--weights", model, "--json")
+    assert answer.exit_code == 0, answer.output
+    found: dict[str, Any] = json.loads(answer.stdout)
+    assert found["engines"] == ["transformers", "sentence-transformers"]
+    assert found["cosine_min"] > 0.99999
+    assert found["scores"][0] == found["scores"][1]
+    assert found["documents"] == 20
+
+
+def test_an_engine_that_does_other_things_fails(
+    run: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from retbench.engines.sentence_transformers_engine import SentenceTransformersModel
+
+    honest = SentenceTransformersModel.encode
+    monkeypatch.setattr(SentenceTransformersModel, "encode", lambda self, rows: honest(self, rows) + 0.5)
+    answer = call("verify", run, "--against", "sentence-transformers", "--weights", model)
+    assert answer.exit_code == 4
+    assert "they do NOT agree" in answer.output
+
+
+def test_other_weights_are_not_the_runs(run: Path, tmp_path: Path) -> None:
+    from tests import tiny_models
+
+    other = tiny_models.build(tmp_path / "other", intermediate_size=96)
+    answer = call("verify", run, "--against", "sentence-transformers", "--weights", other)
+    assert answer.exit_code == 4
+    assert "are not the weights of the run" in answer.output
+
+
+def test_words_have_no_vectors(task: Path, out: Path) -> None:
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = call("verify", cell["record"], "--against", "sentence-transformers")
+    assert answer.exit_code == 2
+    assert "has no vectors" in answer.output
+
+
+@pytest.mark.usefixtures("server")
+def test_a_server_of_another_width_is_told(run: Path, model: Path) -> None:
+    answer = call("verify", run, "--against", "endpoint", "--weights", model)
+    assert answer.exit_code == 4
+    assert "width" in answer.output

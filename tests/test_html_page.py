@@ -1,0 +1,187 @@
+"""The page in a real browser: sort, filter, tooltip, links, keyboard, narrow and dark, and no foreign script."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retbench.pipelines.report import build_report
+from retbench.reports.plots import write_plots
+from retbench.reports.specialisation_deltas import compute_deltas
+from retbench.reports.svg_charts import ScatterPoint, find_pareto_front
+from tests.finished_runs import NASTY, fail, finish
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here (apt-get install chromium)")
+SCORES = np.random.default_rng(2).uniform(0.2, 0.6, 30)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    models = {"base": 0.0, "coder": 0.2, NASTY: -0.1}
+    for number, (model, shift) in enumerate(models.items()):
+        card = {"parameters": 10**7 * (number + 1), "parent": "base" if model == "coder" else None}
+        for task in ("text", "code"):
+            cost = {"documents_per_second": 100.0 * (number + 1)}
+            finish(root, model, task, SCORES + shift, cost=cost, **card)
+    fail(root, "lost", "text", error=NASTY)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page_file(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    file.write_text(build_report(results).format("html"), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])  # CI runs as root
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """An open page, with all it complained about and all it asked the network for."""
+
+    def __init__(self, browser: Any, file: Path, **context: Any) -> None:
+        self.page = browser.new_context(**context).new_page()
+        self.page.set_default_timeout(5000)
+        self.noise: list[str] = []
+        self.page.on("console", lambda message: self.noise.append(message.text))
+        self.page.on("pageerror", lambda error: self.noise.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.noise.append(f"dialog {dialog.message}"))
+        self.page.on(
+            "request", lambda request: self.noise.append(request.url) if "file:" not in request.url[:5] else None
+        )
+        self.page.goto(file.as_uri())
+
+    def column(self, number: int) -> list[str]:
+        cells = self.page.query_selector_all(f"table.board tbody tr:not([hidden]) > :nth-child({number})")
+        return [cell.inner_text().strip() for cell in cells]
+
+
+@pytest.fixture
+def visit(browser: Any, page_file: Path) -> Iterator[Visit]:
+    opened = Visit(browser, page_file)
+    yield opened
+    assert [line for line in opened.noise if not line.startswith("data:")] == []
+    opened.page.context.close()
+
+
+@needs_browser
+def test_sorting_by_click_puts_missing_values_last(visit: Visit) -> None:
+    head = visit.page.get_by_role("button", name="text", exact=True)
+    head.click()
+    column = visit.column(7)
+    numbers = [float(text.rstrip("?*")) for text in column if text != "failed"]
+    assert numbers == sorted(numbers, reverse=True)
+    assert column[-1] == "failed"
+    head.click()
+    assert visit.column(7)[-1] == "failed"
+    assert visit.page.query_selector("th[aria-sort=ascending]")
+
+
+@needs_browser
+def test_filter_keeps_rows_with_all_words(visit: Visit) -> None:
+    visit.page.keyboard.press("/")
+    visit.page.keyboard.type("coder bm25")
+    assert [text.strip() for text in visit.column(3)] == ["coder"]
+    assert visit.page.inner_text("#shown") == "1 of 4 rows"
+
+
+@needs_browser
+def test_tooltip_by_mouse_and_by_keyboard(visit: Visit) -> None:
+    link = visit.page.locator("tr", has_text="coder").locator("td a").first
+    link.hover()
+    assert re.search(r"rank 1 of 3, letters a", visit.page.inner_text("#tip"))
+    visit.page.keyboard.press("Escape")
+    assert visit.page.locator("#tip").is_hidden()
+    link.focus()
+    assert visit.page.locator("#tip").is_visible()
+
+
+@needs_browser
+def test_a_number_leads_to_its_record(visit: Visit) -> None:
+    visit.page.locator("tr", has_text="coder").locator("td a").first.click()
+    record = visit.page.locator("details.record[open]")
+    record.wait_for()  # the page opens it when the browser reports the new fragment, a moment after the click
+    assert record.count() == 1
+    assert "retbench run --model coder" in record.inner_text()
+
+
+@needs_browser
+def test_one_picture_at_a_time(visit: Visit) -> None:
+    assert visit.page.locator("figure:visible").count() == 1
+    visit.page.select_option("select.cost", "documents_per_second")
+    assert visit.page.locator("figure:visible").get_attribute("data-cost") == "documents_per_second"
+
+
+@needs_browser
+def test_a_hostile_name_is_text(visit: Visit) -> None:
+    assert visit.page.locator("img").count() == 0
+    assert any("<img src=x onerror=alert(1)>" in text for text in visit.column(3))
+
+
+@needs_browser
+def test_an_injected_script_would_not_run(browser: Any, page_file: Path, tmp_path: Path) -> None:
+    """The second wall, tried by breaking the first."""
+    broken = tmp_path / "broken.html"
+    broken.write_text(page_file.read_text().replace("<main>", "<main><script>window.owned = 1</script>"))
+    opened = Visit(browser, broken)
+    assert opened.page.evaluate("window.owned === undefined")
+    assert "Content Security Policy" in opened.noise[0]
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_scrolls_the_table_and_not_the_page(browser: Any, page_file: Path, scheme: str) -> None:
+    opened = Visit(browser, page_file, viewport={"width": 360, "height": 700}, color_scheme=scheme)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+    background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_the_page_asks_nobody_for_anything(page_file: Path) -> None:
+    text = page_file.read_text()
+    assert re.findall(r"""(?:src|href)=["'](?!#|data:)|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", text) == []
+    assert "<img" not in text
+
+
+def test_specialisation_is_the_child_minus_its_parent(results: Path) -> None:
+    (board,) = build_report(results).boards
+    found = [one for one in compute_deltas(board) if one.child.model == "coder"]
+    assert [one.task for one in found] == [None, "code", "text"]
+    assert all(one.difference == pytest.approx(0.2) and one.p_value < 0.001 for one in found)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    points = [
+        ScatterPoint("a", 1, 10, ""),
+        ScatterPoint("b", 2, 9, ""),
+        ScatterPoint("c", 3, 20, ""),
+        ScatterPoint("d", 4, 20, ""),
+    ]
+    assert [point.label for point in find_pareto_front(points, higher_is_better=False)] == ["a", "c"]
+    assert [point.label for point in find_pareto_front(points, higher_is_better=True)] == ["d"]
+
+
+def test_plots_stand_alone(results: Path, tmp_path: Path) -> None:
+    files = write_plots(build_report(results).boards, tmp_path)
+    assert {file.suffix for file in files} == {".svg", ".png"}
+    from xml.etree import ElementTree
+
+    for file in files:
+        if file.suffix == ".svg":
+            ElementTree.fromstring(file.read_text())  # noqa: S314  # written two lines above
+        else:
+            assert file.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,505 @@
+"""Reranking by a language model: prompts, repairs, the tiny decoder against plain loops, servers that fail."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings
+from retbench.engines import http_client as network
+from retbench.engines.generator import GeneratedAnswer, TransformersGenerator
+from retbench.errors import DataError, UsageError
+from retbench.pipelines.runs import saved_run
+from retbench.rerankers.answer_cache import CachedGenerator
+from retbench.rerankers.candidates import Candidates, rerank_queries
+from retbench.rerankers.llm_prompts import (
+    PromptBuilder,
+    build_listwise_prompt,
+    build_order_pattern,
+    build_pointwise_prompt,
+    format_scores,
+    parse_order,
+)
+from retbench.rerankers.llm_rerankers import ListwiseLLMReranker, PointwiseLLMReranker
+from retbench.retrievers.ranking import Ranking
+from tests import local_server, small_collection, tiny_models
+from tests.test_run import call, cells
+
+DOCUMENTS = ("bread", "", "tea", "coffee", "cheese", "train", "ship")
+POOL = Candidates(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 2, 1, 0.5]))
+
+
+class Scripted:
+    """A generator with scripted answers; it counts words as tokens."""
+
+    name = "scripted"
+
+    def __init__(self, *answers: str, context: int = 10**6) -> None:
+        self.answers, self.prompts, self.context = list(answers), list[str](), context
+        self.patterns: list[str] = []
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "script"}
+
+    def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
+        self.prompts.append(prompt)
+        self.patterns.append(pattern)
+        return GeneratedAnswer(self.answers.pop(0), 0.0, len(prompt.split()), max_tokens)
+
+    def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
+        self.prompts += prompts
+        return [GeneratedAnswer("", float("tea" in prompt or "coffee" in prompt), 1, 0) for prompt in prompts]
+
+    def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        return [" ".join(text.split()[:max_tokens]) for text in texts]
+
+    def fits_context(self, prompt: str, max_tokens: int) -> bool:
+        return len(prompt.split()) + max_tokens <= self.context
+
+
+def desk(generator: Any, settings: PointwiseSettings, documents: Sequence[str] = DOCUMENTS) -> PromptBuilder:
+    return PromptBuilder(generator, settings, lambda row: documents[row], "BM25 score")
+
+
+def test_the_prompt_of_a_list_byte_for_byte() -> None:
+    assert build_listwise_prompt("why?", ["one", "two"], ["7.250", "0.500"], "BM25 score") == (
+        "Each passage is given with its BM25 score, which a first search gave it for the query.\n\n"
+        "Query: why?\n\n[1] one\nBM25 score: 7.250\n\n[2] two\nBM25 score: 0.500\n\n"
+        "Rank the 2 passages above by how well they answer the query, by their content and their scores. Answer only "
+        "with all 2 numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
+    )
+    assert build_listwise_prompt("why?", ["one"], [], "BM25 score") == (
+        "Query: why?\n\n[1] one\n\nRank the 1 passages above by how well they answer the query, by their content. "
+        "Answer only with all 1 numbers, the best passage first, in this form: [best] > [second] > ... > [worst]"
+    )
+    assert "score" not in build_pointwise_prompt("why?", "one", None, "BM25 score")
+    assert "Passage: one\nBM25 score: 7.000\n" in build_pointwise_prompt("why?", "one", "7.000", "BM25 score")
+
+
+def test_scores_are_written_as_asked() -> None:
+    draw = np.random.default_rng(0)
+    scores = np.array([12.0, 7.5, 2.0])
+    assert format_scores(scores, "none", draw) == []
+    assert format_scores(scores, "raw", draw) == ["12.000", "7.500", "2.000"]
+    assert format_scores(scores, "minmax", draw) == ["1.000", "0.550", "0.000"]
+    assert format_scores(scores, "percent", draw) == ["100.0", "55.0", "0.0"]
+    assert sorted(format_scores(scores, "shuffled", draw)) == ["12.000", "2.000", "7.500"]
+    assert format_scores(np.array([3.0, 3.0]), "minmax", draw) == ["1.000", "1.000"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "order", "strict"),
+    [
+        ("[2] > [3] > [1]", [1, 2, 0], True),
+        ("2 > 3 > 1", [1, 2, 0], True),
+        ("[2, 3, 1]", [1, 2, 0], True),
+        ("2, 3, 1.", [1, 2, 0], True),
+        ("<think>[1] is nice, 4 too</think>\n[2] > [3] > [1]\n", [1, 2, 0], True),
+        ("The order is [2] > [3] > [1]", [1, 2, 0], False),
+        ("[2] > [3]", [1, 2, 0], False),
+        ("[3] > [3] > [1]", [2, 0, 1], False),
+        ("[9] > [2] > [0]", [1, 0, 2], False),
+        ("[2] > [3] > [1] > [4]", [1, 2, 0], False),
+        ("I cannot help with that.", [0, 1, 2], False),
+        ("", [0, 1, 2], False),
+        ("<think>[2] > [3] > [1]", [1, 2, 0], False),
+    ],
+)
+def test_answers_are_read_strictly_and_repaired_by_rule(answer: str, order: list[int], strict: bool) -> None:
+    assert parse_order(answer, 3) == (order, strict)
+
+
+def test_only_vllm_is_given_the_form_of_a_list() -> None:
+    form = build_order_pattern(12)
+    assert re.fullmatch(form, " > ".join(f"[{number}]" for number in range(12, 0, -1)))
+    assert re.fullmatch(build_order_pattern(1), "[1]")
+    for wrong in ("[1] > [2]", " > ".join(["[13]"] * 12), " > ".join(["[0]"] * 12), "[1]" * 12):
+        assert not re.fullmatch(form, wrong)
+    for engine, forms in (("vllm", [build_order_pattern(7)]), ("transformers", [""]), ("endpoint", [""])):
+        generator = Scripted("[1]")
+        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(engine=engine, window=0)), settings).rerank(
+            POOL
+        )  # type: ignore[arg-type]
+        assert generator.patterns == forms
+
+
+def test_an_answer_held_to_a_form_is_kept_apart() -> None:
+    kept = CachedGenerator(Scripted("free", "held"))
+    assert [kept.generate("a", 5).text, kept.generate("a", 5, "x").text, kept.generate("a", 5).text] == [
+        "free",
+        "held",
+        "free",
+    ]
+
+
+def test_windows_climb_and_repairs_are_counted() -> None:
+    generator = Scripted("[3] > [1] > [2]", "nothing to say", "[2] > [1] > [3]")
+    lists = ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=3, step=2)), settings)
+    order, scores = lists.rerank(POOL)
+    # positions 4 5 6 -> 6 4 5, then 2 3 6 as they are, then 0 1 2 -> 1 0 2
+    assert order.tolist() == [1, 0, 2, 3, 6, 4, 5]
+    assert np.all(np.diff(scores) < 0)
+    facts = lists.collect_statistics()
+    assert (facts["requests"], facts["repaired"], facts["unanswered"]) == (3, 1, 1)
+    assert facts["repair_rate"] == pytest.approx(1 / 3, abs=1e-4)
+    assert lists.sample()["answer"] == "[3] > [1] > [2]"
+
+
+def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_at_once() -> None:
+    generator = Scripted("2 > 1 > 3")
+    settings = ListwiseSettings(scores="raw")
+    order, _ = ListwiseLLMReranker(desk(generator, settings), settings).rerank(POOL.take(slice(0, 3)))
+    assert order.tolist() == [1, 0, 2]
+    assert "[2] \nBM25 score: 7.250" in generator.prompts[0]
+
+
+def test_the_controls_are_drawn_once_for_each_query() -> None:
+    def prompt(**changes: Any) -> str:
+        generator = Scripted("nothing")
+        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=0, **changes)), settings).rerank(POOL)
+        return generator.prompts[0]
+
+    assert prompt(order="shuffled") == prompt(order="shuffled") != prompt(order="shuffled", seed=2)
+    lines = [line[4:] for line in prompt(order="shuffled").split("\n") if line.startswith("[")]
+    assert sorted(lines) == sorted(DOCUMENTS)
+    assert lines != list(DOCUMENTS)
+    raw, control = prompt(scores="raw").split("\n"), prompt(scores="shuffled").split("\n")
+    assert sorted(raw) == sorted(control)
+    assert raw != control
+
+
+def test_an_order_shown_shuffled_comes_back_as_positions() -> None:
+    settings = ListwiseSettings(window=0, order="shuffled")
+    asked = desk(Scripted("no", "no"), settings)
+    order, _ = ListwiseLLMReranker(asked, settings).rerank(POOL)
+    shown, documents, _ = asked.arrange_candidates(POOL)
+    assert order.tolist() == shown.tolist()  # an answer that says nothing keeps the order it was shown
+    assert documents == [DOCUMENTS[place] for place in shown]
+
+
+def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
+    documents = ["word " * 200] * 4
+    settings = ListwiseSettings(cut=150, written=10)
+    generator = Scripted("[4] > [3] > [2] > [1]", context=300)
+    lists = ListwiseLLMReranker(desk(generator, settings, documents), settings)
+    lists.rerank(Candidates(0, "q", np.arange(4), np.zeros(4)))
+    (prompt,) = generator.prompts
+    assert 280 < len(prompt.split()) + 10 <= 300
+    assert len({line.count("word") for line in prompt.split("\n") if line.startswith("[")}) == 1
+    assert lists.collect_statistics()["prompts_cut"] == 1
+    with pytest.raises(UsageError, match="is longer than the context"):
+        ListwiseLLMReranker(desk(Scripted(context=40), settings, documents), settings).rerank(
+            Candidates(0, "q", np.arange(4), np.zeros(4))
+        )
+
+
+def test_pointwise_is_by_the_odds_and_ties_keep_their_order() -> None:
+    points = PointwiseLLMReranker(desk(Scripted(), PointwiseSettings()))
+    order, odds = points.rerank(POOL)
+    assert order.tolist() == [2, 3, 0, 1, 4, 5, 6]
+    assert odds.tolist() == [1, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_score_that_is_no_number_is_told_with_its_document() -> None:
+    class Lost(PointwiseLLMReranker):
+        def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
+            return np.array([1, 0, 2]), np.array([0.3, np.nan, 0.1])
+
+    found = Ranking([np.array([8, 5, 6])], [np.array([3.0, 2.0, 1.0])])
+    with pytest.raises(DataError, match=r"row 8 for query 'tea\?' is NaN or infinite"):
+        rerank_queries(found, ["tea?"], Lost(desk(Scripted(), PointwiseSettings())), lambda: None)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
+
+
+@pytest.fixture
+def local(model: Path) -> TransformersGenerator:
+    return TransformersGenerator("tiny", model, "w", "float32", 2048, torch.device("cpu"))
+
+
+PROMPT = (
+    "<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n<|im_start|>user\n{0}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+
+def test_writing_is_the_likeliest_token_again_and_again(model: Path, local: TransformersGenerator) -> None:
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    ids = tokenizer(PROMPT.format("Rank them."), return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    with torch.inference_mode():
+        while ids.shape[1] < start + 12 and ids[0, -1] != tokenizer.eos_token_id:
+            ids = torch.cat((ids, plain(ids).logits[:, -1:].argmax(-1)), dim=1)
+    found = local.generate("Rank them.", 12)
+    assert found.text == tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert (found.prompt_tokens, found.answer_tokens) == (start, ids.shape[1] - start)
+
+
+def test_odds_are_the_logits_of_the_next_token(model: Path, local: TransformersGenerator) -> None:
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    prompts = ["Is it tea?", "Does the sun warm the sea? " * 9]
+    words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
+    first_tokens = [{tokenizer(word)["input_ids"][0] for word in some} for some in words]
+    assert first_tokens[0] & first_tokens[1]  # the space, which says neither
+    for prompt, answer in zip(prompts, local.score_yes_no(prompts), strict=True):
+        ids = tokenizer(PROMPT.format(prompt), return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            chance = plain(ids).logits[0, -1].float().softmax(-1)
+        yes, no = (
+            float(chance[sorted(one)].sum())
+            for one in (first_tokens[0] - first_tokens[1], first_tokens[1] - first_tokens[0])
+        )
+        assert answer.log_odds == pytest.approx(math.log(yes / no), abs=1e-4)
+        assert answer.prompt_tokens == ids.shape[1]
+
+
+def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
+    asked = Scripted("one", "two")
+    kept = CachedGenerator(asked)
+    assert [kept.generate("a", 5).text, kept.generate("b", 5).text, kept.generate("a", 5).text] == ["one", "two", "one"]
+    assert (len(asked.prompts), kept.cache_hits) == (2, 1)
+    assert [answer.log_odds for answer in kept.score_yes_no(["tea", "x"])] == [1.0, 0.0]
+    assert [answer.log_odds for answer in CachedGenerator(asked).score_yes_no(["x", "tea", "coffee"])] == [
+        0.0,
+        1.0,
+        1.0,
+    ]
+    assert asked.prompts == ["a", "b", "tea", "x", "coffee"]
+    for file in kept.folder.rglob("*.json"):
+        file.write_bytes(b"{")  # damaged: asked again
+    asked.answers = ["three"]
+    assert kept.generate("a", 5).text == "three"
+
+
+def backwards(body: dict[str, Any]) -> str:
+    count = body["messages"][0]["content"].count("\nBM25 score:")
+    return " > ".join(f"[{number}]" for number in range(count, 0, -1))
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.Server]:
+    monkeypatch.setattr(network, "FIRST_WAIT", 0.0)
+    with local_server.serving() as running:
+        monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
+        running.good = local_server.talking(backwards)
+        yield running
+
+
+LISTWISE = "listwise:engine=endpoint,model=some-model,scores=raw"
+
+
+def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
+    run = saved_run.load_run(Path(cell["record"]))
+    return run.ranking.to_document_ids(run.collection)
+
+
+def facts(cell: dict[str, Any]) -> dict[str, Any]:
+    record = json.loads((Path(cell["record"]) / "record.json").read_text())
+    found: dict[str, Any] = record["cost"]["rerank"][-1]
+    return found
+
+
+def test_a_server_reranks_a_run(
+    server: local_server.Server, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (task.parent / "retbench.toml").write_text(
+        'currency = "EUR"\n[rates.some-model]\nread = 1000.0\nwritten = 10000.0\n'
+    )
+    monkeypatch.chdir(task.parent)
+    plain, listed = cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    for query, found in ranked(plain).items():
+        assert ranked(listed)[query] == found[::-1]
+    count = len(server.asked)
+    assert count == sum(len(found) > 1 for found in ranked(plain).values())
+    assert server.asked[0]["temperature"] == 0
+    assert "max_tokens" not in server.asked[0]
+    told = facts(listed)
+    assert (told["requests"], told["read"], told["written"], told["repair_rate"]) == (count, 100 * count, 10 * count, 0)
+    assert (told["price"], told["currency"]) == (pytest.approx(count * 0.2), "EUR")
+    (folder,) = out.glob("custom/pantry/bm25/" + listed["settings_id"])
+    assert server.address not in (folder / "record.json").read_text()
+    sample = json.loads((folder / "sample.json").read_text())
+    assert "BM25 score: " in sample["prompt"]
+    assert sample["answer"].startswith("[")
+
+
+def test_a_server_that_dies_in_the_middle_keeps_the_finished_queries(
+    server: local_server.Server, task: Path, out: Path
+) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    server.faults = [server.good, *[local_server.refusing(500, "overloaded")] * 6]
+    answer = call(*line, "--json")
+    plain, failed = json.loads(answer.stdout)
+    assert (plain["status"], failed["status"], answer.exit_code) == ("done", "failed", 1)
+    assert "failed 6 times" in failed["error"]
+    assert "listwise" in call("report", out).output
+    asked = len(server.asked)
+    _, listed = cells(*line)
+    told = facts(listed)
+    assert (told["found_again"], len(server.asked) - asked) == (1, told["requests"] - 1)
+    assert not list(out.rglob("*.failed.json"))
+
+
+def test_a_chain_of_rerankers_killed_in_the_middle_pays_for_nothing_twice(
+    server: local_server.Server, task: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while each of the two rerankers waits for an answer; the third start ends as if nothing had happened."""
+    out, cache = tmp_path / "killed", tmp_path / "cache"
+    chain = ("--rerank", LISTWISE, "--rerank", LISTWISE.replace("raw", "none"))
+    words = ["run", "--model", "bm25", "--task", str(task), *chain, "--out", str(out)]
+    place = {**os.environ, "RETBENCH_CACHE": str(cache), "RETBENCH_ENDPOINT": server.address}
+
+    def waiting(reached: threading.Event, gone: threading.Event) -> Callable[[dict[str, Any]], local_server.Answer]:
+        def wait(body: dict[str, Any]) -> local_server.Answer:
+            reached.set()
+            gone.wait(600)
+            return 500, {}, b"the client is gone"
+
+        return wait
+
+    for answered in (1, 2):  # the second time two more answers are given: the first reranker ends, the next one begins
+        reached, gone = threading.Event(), threading.Event()
+        server.faults = [*[server.good] * answered, waiting(reached, gone)]
+        process = subprocess.Popen([sys.executable, "-m", "retbench", "-q", *words], env=place)
+        assert reached.wait(600)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        gone.set()
+    assert "BM25 score" not in server.asked[-1]["messages"][0]["content"]  # it was the second reranker's
+    server.faults = []
+    ended = subprocess.run(
+        [sys.executable, "-m", "retbench", *words, "--json"], env=place, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    whole = json.loads(ended.stdout)
+    assert [len(cell["rerank"]) for cell in whole] == [0, 1, 2]
+    prompts = [json.dumps(body, sort_keys=True) for body in server.asked]
+    lost = 2  # each kill lost the one answer that had not come yet
+    assert len(prompts) - len(set(prompts)) == lost
+    undisturbed = cells(*words[:-1], tmp_path / "whole")
+    assert [ranked(cell) for cell in whole] == [ranked(cell) for cell in undisturbed]
+
+
+def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_asks_nothing(
+    server: local_server.Server, task: Path, out: Path
+) -> None:
+    chain = ("--rerank", LISTWISE, "--rerank", "pointwise:engine=endpoint,model=some-model", "--rerank", "ql")
+    line = ("run", "--model", "bm25", "--task", task, "--out", out, *chain)
+    (plan,) = cells(*line, "--dry-run")
+    listed, pointed, likely = plan["rerank"]
+    assert "has not been run" in listed["candidates"]
+    assert small_collection.DOCUMENTS[0][2][:20] in listed["prompt"]
+    assert "Answer only with yes or no" in pointed["prompt"]
+    assert "prompt" not in likely
+    assert server.asked == []
+    cells(*line[:9])
+    (plan,) = cells(*line, "--dry-run")
+    assert plan["rerank"][0]["candidates"] == "the run on disk"
+    assert plan["rerank"][0]["prompt"] == server.asked[0]["messages"][0]["content"]
+    shown = call(*line, "--dry-run").output
+    assert "listwise:engine=endpoint" in shown
+    assert "passages above by how well" in shown
+
+
+@pytest.mark.parametrize("said", ["I would rather not.", "", None, "[1] [1] [1] 77"])
+def test_nonsense_keeps_the_order_and_is_counted(
+    server: local_server.Server, task: Path, out: Path, said: str | None
+) -> None:
+    server.good = local_server.talking(lambda body: said)
+    plain, listed = cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    assert ranked(plain) == ranked(listed)
+    assert facts(listed)["repair_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "code"),
+    [
+        (local_server.refusing(401), "says 401", 3),
+        (local_server.refusing(400, "too long"), "says 400: too long", 2),
+        (lambda body: (200, {}, b"not json"), "failed 6 times", 5),
+        (lambda body: (200, {}, b'{"choices": []}'), "failed 6 times", 5),
+        (local_server.half, "failed 6 times", 5),
+    ],
+)
+def test_a_server_that_misbehaves_is_named(
+    server: local_server.Server, task: Path, out: Path, fault: Any, words: str, code: int
+) -> None:
+    server.good = (
+        fault if fault is not local_server.half else lambda body: local_server.half({"input": ["x"], "model": "m"})
+    )
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = call("rerank", cell["settings_id"], "--with", LISTWISE, "--out", out)
+    assert (answer.exit_code, words in answer.output) == (code, True), answer.output
+
+
+def test_odds_from_a_server_need_its_log_probabilities(server: local_server.Server, task: Path, out: Path) -> None:
+    def likely(body: dict[str, Any]) -> local_server.Answer:
+        tea = "tea" in body["messages"][0]["content"].lower()
+        tokens = [{"token": " Yes", "logprob": -0.1 if tea else -9999.0}, {"token": "no", "logprob": -2.0}]
+        choice = {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": tokens}]}}
+        return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    word = "pointwise:engine=endpoint,model=some-model"
+    refused = call("rerank", cell["settings_id"], "--with", word, "--out", out)
+    assert (refused.exit_code, "no log-probabilities" in refused.output) == (2, True)
+    server.good = likely
+    _, pointed = cells("rerank", cell["settings_id"], "--with", word, "--out", out)
+    assert ranked(pointed)["q1"][0] == "tea"
+
+
+@pytest.mark.parametrize(
+    ("word", "words", "code"),
+    [
+        ("listwise", "bm25 is not a language model", 2),
+        ("listwise:model=bm25", "bm25 is a lexical model and cannot generate", 2),
+        ("listwise:engine=endpoint", "needs the name of a model", 2),
+        ("listwise:engine=endpoint,model=x", "no server is named", 3),
+        ("listwise:scores=logits", "is not allowed", 2),
+        ("listwise:window=1", "cannot move a document up", 2),
+        ("pointwise:cut=0", "cut=0 must be at least 1", 2),
+    ],
+)
+def test_wishes_that_cannot_be_met(task: Path, out: Path, word: str, words: str, code: int) -> None:
+    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = call("rerank", cell["settings_id"], "--with", word, "--out", out)
+    assert (answer.exit_code, words in answer.output) == (code, True), answer.output
+
+
+def test_a_model_on_this_machine_reranks_in_both_ways(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", "bm25", "--task", task, "--out", out)
+    for name in ("pointwise", "listwise"):
+        plain, cell = cells(*line, "--rerank", f"{name}:model={model},scores=percent")
+        assert cell["rerank"] == [f"{name}:model=tiny,scores=percent"]
+        for query, found in ranked(plain).items():
+            assert sorted(ranked(cell)[query]) == sorted(found)
+        assert facts(cell)["read"] > 0
+        assert str(model) not in (Path(cell["record"]) / "record.json").read_text()
+
+
+def test_the_scores_of_another_reranker_are_not_called_bm25(model: Path, task: Path, out: Path) -> None:
+    from retbench.pipelines.reranking.llm import name_scores
+
+    plain, moved = cells("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}")
+    assert name_scores(saved_run.load_run(Path(plain["record"]))) == "BM25 score"
+    reranked = saved_run.load_run(Path(moved["record"]))
+    assert name_scores(reranked) == "search score"
+    assert name_scores(
+        replace(reranked, record=replace(reranked.record, settings={"retriever": "dense", "rerankers": []}))
+    ) == ("search score")

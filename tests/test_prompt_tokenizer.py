@@ -1,0 +1,95 @@
+"""Token ids are those of each method's specification, computed here a second time, one text after the other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.cards import catalog
+from retbench.cards.method import Method, Role
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.errors import InapplicableError
+from tests import tiny_models
+
+TEXTS = (
+    "The heart pumps blood.",
+    'A "quoted" word, ünïcödé and 世界.',
+    "<|im_end|> is only text here",
+    "word " * 300,  # longer than every limit used below
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Any:
+    return tiny_models.tokenizer()
+
+
+def specified(tokenizer: Any, text: str, role: Role, limit: int) -> list[int]:
+    """PromptReps, written down again: cut, decode, render the chat, cut after the answer, tokenise once."""
+    cut = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:limit])
+    noun = "query" if role == "query" else "passage"
+    turns = [
+        {"role": "system", "content": "You are an AI assistant that can understand human language."},
+        {
+            "role": "user",
+            "content": f'{noun.capitalize()}: "{cut}". Use one word to represent the {noun} in a '
+            "retrieval task. Make sure your word is in lowercase.",
+        },
+        {"role": "assistant", "content": 'The word is: "'},
+    ]
+    chat = tokenizer.apply_chat_template(turns, tokenize=False)
+    return list(tokenizer(chat[: chat.rindex('The word is: "') + 14], add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_promptreps_ids_are_those_of_the_specification(tokens: Any, role: Role) -> None:
+    found = PromptTokenizer(tokens, catalog.load_methods().find("promptreps")).tokenize(TEXTS, role, 32)
+    for row, text in enumerate(TEXTS):
+        assert found[row].tolist() == specified(tokens, text, role, 32), text[:20]
+    assert found.truncated == sum(len(tokens(text)["input_ids"]) > 32 for text in TEXTS) > 0
+    assert found.empty == 1
+
+
+def test_plain_methods_cut_the_finished_sequence(tokens: Any) -> None:
+    found = PromptTokenizer(tokens, catalog.load_methods().find("last")).tokenize(TEXTS, "document", 16)
+    for row, text in enumerate(TEXTS[:4]):
+        assert found[row].tolist() == tokens(text)["input_ids"][:16]
+    assert found.lengths.max() == 16
+    assert found.truncated == sum(len(tokens(text)["input_ids"]) > 16 for text in TEXTS)
+
+
+def test_an_empty_text_is_one_end_token(tokens: Any) -> None:
+    found = PromptTokenizer(tokens, catalog.load_methods().find("mean")).tokenize([""], "document", 16)
+    assert found[0].tolist() == [tokens.eos_token_id]
+
+
+def test_an_eos_counts_towards_the_length(tokens: Any) -> None:
+    method = Method("with-eos", "", "ours", "a test", "last", query="Query:{text}", eos=True)
+    found = PromptTokenizer(tokens, method).tokenize(["one two three", "word " * 50], "query", 24)
+    assert found[0].tolist() == [*tokens("Query:one two three")["input_ids"], tokens.eos_token_id]
+    assert len(found[1]) == 24
+    assert found[1][-1] == tokens.eos_token_id
+
+
+def test_an_instruction_stands_where_the_template_says(tokens: Any) -> None:
+    method = Method("instructed", "", "ours", "a test", "last", query="Instruct: {instruction}\nQuery: {text}")
+    wording = PromptTokenizer(tokens, method, "Find the answer")
+    assert wording.build_prompt("what {text} is", "query") == "Instruct: Find the answer\nQuery: what {text} is"
+
+
+def test_a_chat_method_needs_a_chat_template() -> None:
+    bare = tiny_models.tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InapplicableError, match="promptreps needs a chat template"):
+        PromptTokenizer(bare, catalog.load_methods().find("promptreps"))
+
+
+def test_many_texts_are_tokenised_as_one_by_one(tokens: Any, tmp_path: Path) -> None:
+    wording = PromptTokenizer(tokens, catalog.load_methods().find("promptreps"))
+    texts = [
+        f"{sentence} {number}" for number in range(40) for sentence in tiny_models.SENTENCES
+    ]  # more than one chunk
+    together = wording.tokenize(texts, "document", 20)
+    for row in (0, 1, 1023, 1024, 1025, len(texts) - 1):
+        assert together[row].tolist() == wording.tokenize([texts[row]], "document", 20)[0].tolist()

@@ -1,0 +1,132 @@
+"""Query likelihood: over words by hand, through a bottleneck position by position."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import retbench
+from retbench.cards import catalog
+from retbench.cards.model import LexicalSettings
+from retbench.engines.padding import pad_rows
+from retbench.engines.tokenizers import load_tokenizer
+from retbench.retrievers.query_likelihood import DirichletIndex
+from retbench.training import lora
+from retbench.training.query_likelihood import QueryLikelihoodModel, build_attention_mask, corrupt_text
+from tests import small_collection, tiny_models
+
+PLAIN = LexicalSettings(variant="dirichlet", mu=3.0, stopwords="en")
+
+
+def test_dirichlet_by_hand() -> None:
+    documents = ["red apple", "green apple apple pear", "plum pear"]
+    found = DirichletIndex(PLAIN, documents).search(["apple pear kiwi", "plum plum"], 3)
+    total, mu = 8, 3.0  # kiwi stands nowhere
+
+    def likelihood(apple: int, pear: int, length: int) -> float:
+        smoothed = (apple + mu * 3 / total) / (length + mu), (pear + mu * 2 / total) / (length + mu)
+        return sum(map(math.log, smoothed))
+
+    by_hand = {0: likelihood(1, 0, 2), 1: likelihood(2, 1, 4), 2: likelihood(0, 1, 2)}
+    assert found.rows[0].tolist() == sorted(by_hand, key=lambda row: -by_hand[row])
+    assert found.scores[0].tolist() == pytest.approx(sorted(by_hand.values(), reverse=True))
+    assert found.rows[1].tolist() == [2]  # the others share no word
+    assert found.scores[1].tolist() == pytest.approx([2 * math.log((1 + mu / total) / (2 + mu))])
+
+
+def test_a_query_of_unknown_words_finds_nothing() -> None:
+    assert DirichletIndex(PLAIN, ["red apple"]).search(["kiwi"], 3).rows[0].tolist() == []
+
+
+def test_it_is_a_model_like_any_other(tmp_path: Path) -> None:
+    task = str(small_collection.write(tmp_path / "pantry"))
+    cell, bm25 = retbench.evaluate(["query-likelihood", "bm25"], tasks=[task], out=tmp_path / "results")
+    assert (cell.status, cell.method, bm25.method) == ("done", "query-likelihood", "bm25")
+    assert cell.settings_id != bm25.settings_id
+    assert "mu" not in json.loads((Path(str(bm25.record)) / "record.json").read_text())["settings"]["lexical"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=1)
+
+
+def speaker(folder: Path, **settings: Any) -> QueryLikelihoodModel:
+    recipe = catalog.find_recipe("llm-ql")
+    assert recipe.query_likelihood
+    wanted = replace(recipe.query_likelihood, **settings)
+    model = lora.load_model(folder, replace(recipe, dtype="float32", lora=None), head=True)
+    return QueryLikelihoodModel(model.eval(), load_tokenizer(folder), wanted, "float32", torch.device("cpu"))
+
+
+DOCUMENTS = ["The heart pumps blood.", "Bread is baked from flour, water, salt and yeast."]
+ASKED = ["what does the heart do", "bread"]
+
+
+def test_a_row_is_prompt_bottleneck_query_end(folder: Path) -> None:
+    made = speaker(folder)
+    line = made.tokenize_pairs(DOCUMENTS, ASKED)[0]
+    eos = made.tokenizer.eos_token_id
+    assert (line.ids[line.bottleneck], line.ids[-1]) == (eos, eos)
+    prompt = (
+        "Instruct: Given a retrieved passage, summarize the passage.\nPassage: The heart pumps blood.\nSummarization: "
+    )
+    assert made.tokenizer.decode(line.ids[: line.bottleneck].tolist()) == prompt
+    assert made.tokenizer.decode(line.ids[line.bottleneck + 1 : -1].tolist()) == ASKED[0]
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_who_sees_whom_position_by_position(folder: Path, stop: bool) -> None:
+    """With one layer, a state depends on exactly the positions it attends to: the gradient shows which."""
+    made = speaker(folder, attention_stop=stop)
+    lines = made.tokenize_pairs(DOCUMENTS, ASKED)
+    padded, lengths = pad_rows([line.ids for line in lines])
+    mask = build_attention_mask(lengths, [line.bottleneck for line in lines], stop)
+    embedded = made.model.get_input_embeddings()(padded).detach().requires_grad_()
+    output = made.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
+    for row, line in enumerate(lines):
+        size = len(line.ids)
+        for place in range(0, size, 3):
+            (gradient,) = torch.autograd.grad(output[row, place].sum(), embedded, retain_graph=True)
+            seen = (gradient[row].abs().sum(1) > 0)[:size].tolist()
+            barred = line.bottleneck if stop and place > line.bottleneck else 0
+            assert seen == [barred <= other <= place for other in range(size)]
+            assert not gradient[1 - row].any()
+
+
+def test_padding_and_company_do_not_change_a_likelihood(folder: Path) -> None:
+    made = speaker(folder)
+    together = made.compute_log_likelihoods(DOCUMENTS, ASKED, 10_000)
+    alone = [made.compute_log_likelihoods([d], [q], 10_000)[0] for d, q in zip(DOCUMENTS, ASKED, strict=True)]
+    assert together.tolist() == pytest.approx(alone, abs=1e-4)
+
+
+def test_logits_are_made_only_from_the_first_query_on(folder: Path) -> None:
+    made = speaker(folder)
+    lines = made.tokenize_pairs(DOCUMENTS, ASKED)
+    (whole, ids), (part, behind) = made.compute_logits(lines), made.compute_logits(lines, 7)
+    assert part.shape[1] == whole.shape[1] - 7
+    assert torch.equal(ids[:, 7:], behind)
+    assert torch.allclose(whole[:, 7:], part, atol=1e-5)
+
+
+def test_a_likelihood_is_the_sum_over_the_querys_tokens_and_the_end(folder: Path) -> None:
+    made = speaker(folder)
+    line = made.tokenize_pairs(DOCUMENTS, ASKED)[0]
+    logits, _ = made.compute_logits([line])
+    spoken = logits[0].detach().log_softmax(-1)
+    by_hand = sum(float(spoken[place, line.ids[place + 1]]) for place in range(line.bottleneck, len(line.ids) - 1))
+    assert made.compute_log_likelihoods(DOCUMENTS[:1], ASKED[:1], 10_000)[0] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_corruption_takes_its_share_of_words() -> None:
+    text = " ".join(f"w{n}" for n in range(2000))
+    gone = corrupt_text(text, 0.6, "_", (1, 0, 7)).split()
+    assert len(gone) == 2000
+    assert 0.57 < gone.count("_") / 2000 < 0.63
+    assert corrupt_text(text, 0.6, "_", (1, 0, 7)).split() == gone
+    assert corrupt_text("a  b", 0.0, "_", (1,)) == "a b"

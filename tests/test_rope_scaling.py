@@ -1,0 +1,117 @@
+"""Stretched rotary positions: what is typed, what the model then does, and where it is written down."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+import retbench
+from retbench.cards import rope_scaling
+from retbench.engines import backbone, rotary_positions
+from retbench.engines.backbone import Backbone
+from retbench.errors import UsageError
+from tests import small_collection, tiny_models
+
+CPU = torch.device("cpu")
+WINDOW = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=WINDOW)
+
+
+def rows(*lengths: int) -> list[np.ndarray]:
+    draw = np.random.default_rng(2)
+    return [draw.integers(0, 90, length).astype(np.int32) for length in lengths]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("linear:2", "linear:2"), ("yarn:4.0", "yarn:4"), ("dynamic", "dynamic:1")]
+)
+def test_a_setting_is_written_in_one_way(word: str, meant: str) -> None:
+    assert rope_scaling.parse_rope_scaling(word).setting == meant
+
+
+@pytest.mark.parametrize(
+    "word", ["linear", "linear:1", "yarn:x", "yarn:-2", "linear:inf", "dynamic:0.5", "lineal:2", ""]
+)
+def test_what_stretches_nothing_is_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="rope="):
+        rope_scaling.parse_rope_scaling(word)
+
+
+def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:
+    plain, halved = (backbone.load_backbone(folder, "float32", CPU, word).model for word in (None, "linear:2"))
+    assert torch.allclose(halved.rotary_emb.inv_freq, plain.rotary_emb.inv_freq / 2)
+    stretched = backbone.load_backbone(folder, "float32", CPU, "yarn:4").model
+    slow, fast = stretched.rotary_emb.inv_freq[-1], stretched.rotary_emb.inv_freq[0]
+    assert torch.allclose(slow, plain.rotary_emb.inv_freq[-1] / 4)
+    assert torch.allclose(fast, plain.rotary_emb.inv_freq[0])
+    assert stretched.config.rope_parameters["original_max_position_embeddings"] == WINDOW
+
+
+def test_dynamic_changes_nothing_within_the_window_and_something_beyond(folder: Path) -> None:
+    plain, dynamic = (backbone.load_backbone(folder, "float32", CPU, word) for word in (None, "dynamic"))
+    for length, same in ((WINDOW, True), (WINDOW + 30, False)):
+        one, other = (loaded.compute_states(rows(length)).flat for loaded in (plain, dynamic))
+        assert torch.allclose(one, other, atol=1e-5) is same
+
+
+def another(family: str) -> Backbone:
+    """A model that transformers computes, with a rope that follows the length."""
+    torch.manual_seed(1)
+    sizes: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": WINDOW}
+    config = AutoConfig.for_model(family, **sizes, **heads, pad_token_id=0)
+    rotary_positions.apply_rope_scaling(config, "dynamic:2")
+    return Backbone(AutoModel.from_config(config).eval(), None, True, "float32", CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma"])
+def test_a_text_is_turned_by_its_own_length_whatever_stands_beside_it(family: str) -> None:
+    model, texts = another(family), rows(90, 70, 70, 30, 3)
+    assert model.kernel == ("blocks" if family == "qwen2" else "sdpa")
+    together = model.compute_states(texts)
+    for number in np.random.default_rng(0).permutation(len(texts)):
+        alone = model.compute_states([texts[number]]).flat
+        own = together.flat[together.offsets[number] : together.offsets[number + 1]]
+        torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_without_one_plain_rope_is_refused(folder: Path) -> None:
+    for family in ("bert", "gemma3_text"):
+        with pytest.raises(UsageError, match="rotary positions"):
+            rotary_positions.apply_rope_scaling(AutoConfig.for_model(family), "linear:2")
+    config = AutoConfig.from_pretrained(folder)
+    rotary_positions.apply_rope_scaling(config, "linear:2")
+    with pytest.raises(UsageError, match="stretched already"):
+        rotary_positions.apply_rope_scaling(config, "linear:2")
+
+
+def test_the_setting_is_in_the_record_and_in_the_settings_id(folder: Path, tmp_path: Path) -> None:
+    pantry = str(small_collection.write(tmp_path / "pantry"))
+    found = {}
+    for word in (None, "linear:4", "linear:4.0", "yarn:4"):
+        overrides = {"rope": word} if word else {}
+        (cell,) = retbench.evaluate(
+            [str(folder)], tasks=[pantry], methods=["mean"], out=tmp_path / "r", overrides=overrides
+        )
+        assert cell.status == "done", cell.error
+        found[word] = cell
+    assert found["linear:4.0"].cached
+    assert len({cell.settings_id for cell in found.values()}) == 3
+    told = [json.loads((Path(str(cell.record)) / "record.json").read_text()) for cell in found.values()]
+    assert [one["settings"]["encoder"].get("rope") for one in told] == [None, "linear:4", "linear:4", "yarn:4"]
+    assert found["linear:4"].scores != found[None].scores or found["yarn:4"].scores != found[None].scores
+
+
+def test_another_engine_is_not_told(folder: Path, tmp_path: Path) -> None:
+    pantry = str(small_collection.write(tmp_path / "pantry"))
+    (cell,) = retbench.evaluate([str(folder)], tasks=[pantry], methods=["mean"], out=tmp_path / "r",
+                                overrides={"rope": "linear:2"}, engine="sentence-transformers")  # fmt: skip
+    assert (cell.status, "how to stretch positions" in str(cell.error)) == ("skipped", True)

@@ -1,0 +1,107 @@
+"""sentence-transformers as an engine: our ids, its modules, the same vectors; no chat template in the way."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sentence_transformers")
+
+from retbench.cards import catalog
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.external_encoders import TokenIdEncoder
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.engines import backbone, fingerprints, sentence_transformers_engine
+from retbench.engines.tokenizers import load_tokenizer
+from retbench.errors import DataError, UsageError
+from tests import tiny_models
+from tests.test_run import call, cells
+
+CPU = torch.device("cpu")
+
+
+def pair(folder: Path, name: str) -> tuple[BackboneEncoder, TokenIdEncoder]:
+    method = catalog.find_method(name)
+    spec = EncoderSpec("weights", method, "", 64, 64, "float32")
+    loaded = backbone.load_backbone(folder, "float32", CPU)
+    wording = PromptTokenizer(loaded.tokenizer, method)
+    theirs = sentence_transformers_engine.load_sentence_transformers_model(folder, "float32", CPU, method.pooling)
+    return BackboneEncoder(spec, loaded, wording), TokenIdEncoder(spec, theirs, wording)
+
+
+@pytest.mark.parametrize("name", ["last", "mean", "first", "weighted", "promptreps", "eos"])
+def test_both_engines_agree(model: Path, name: str) -> None:
+    ours, theirs = pair(model, name)
+    tokens = ours.tokenize(tiny_models.SENTENCES, "query")
+    one, other = ours.encode(tokens), theirs.encode(tokens)
+    assert (one * other).sum(1).min() > 0.99999
+    assert theirs.dimension == ours.dimension
+
+
+def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sentence_transformers
+
+    honest = sentence_transformers.SentenceTransformer
+
+    def careless(folder: str, processor_kwargs: Any, **options: Any) -> Any:
+        return honest(folder, **options)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", careless)
+    with pytest.raises(DataError, match=r"reads .*user"):
+        sentence_transformers_engine.load_sentence_transformers_model(model, "float32", CPU, "last")
+
+
+def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+    bare = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
+    torch.manual_seed(1)
+    parts = [bare[0], Pooling(tiny_models.WIDTH, pooling_mode="mean"), Dense(tiny_models.WIDTH, 16), Normalize()]
+    published = SentenceTransformer(modules=parts)
+    published.save(str(tmp_path / "published"))
+    loaded = sentence_transformers_engine.load_sentence_transformers_model(
+        tmp_path / "published", "float32", CPU, "model"
+    )
+    wording = PromptTokenizer(load_tokenizer(model), catalog.find_method("as-published"))
+    tokens = wording.tokenize(tiny_models.SENTENCES[:4], "query", 64)
+    wanted = published.encode(list(tiny_models.SENTENCES[:4]))
+    assert loaded.dimension == 16
+    assert np.allclose(loaded.encode(list(tokens)), wanted, atol=1e-5)
+
+
+def test_other_modules_behind_one_backbone_are_other_vectors(model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+
+    bare = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
+    known = {fingerprints.compute_modules_fingerprint(model)}
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        parts = [bare[0], Pooling(tiny_models.WIDTH, pooling_mode="mean"), Dense(tiny_models.WIDTH, 16)]
+        SentenceTransformer(modules=parts).save(str(tmp_path / str(seed)))
+        known.add(fingerprints.compute_modules_fingerprint(tmp_path / str(seed)))
+    assert len(known) == 3
+
+
+def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:
+    with pytest.raises(UsageError, match=r"no modules\.json"):
+        sentence_transformers_engine.load_sentence_transformers_model(model, "float32", CPU, "model")
+
+
+def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean")
+    (ours,), (theirs,) = cells(*line), cells(*line, "--engine", "sentence-transformers")
+    assert (ours["engine"], theirs["engine"]) == ("transformers", "sentence-transformers")
+    assert ours["settings_id"] != theirs["settings_id"]
+    assert theirs["scores"] == pytest.approx(ours["scores"])
+    skipped = call(*line, "--engine", "sentence-transformers", "--method", "echo")
+    assert "pooling over part of the tokens" in skipped.output
+
+
+def test_our_engine_has_no_pooling_of_the_models_own(model: Path, task: Path, out: Path) -> None:
+    (cell,) = cells("run", "--model", model, "--task", task, "--out", out, "--method", "as-published")
+    assert cell["status"] == "skipped"

@@ -1,0 +1,154 @@
+"""PromptReps' sparse half against the whole language model, the inverted index and the fusion against plain loops."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.cards import catalog
+from retbench.cards.method import Role
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.sparse_encoder import TERMS_PER_TEXT, SparseEncoder, split_rows
+from retbench.engines import backbone, lm_head
+from retbench.errors import UsageError
+from retbench.retrievers.inverted_index import InvertedIndex
+from retbench.retrievers.ranking import Ranking
+from retbench.retrievers.score_fusion import fuse_rankings
+from tests import plain_transformers, tiny_models
+from tests.test_run import call, cells
+
+TEXTS = ("The heart pumps blood through the Arteries, the heart!", "def add(a, b): return a + b", "of the and", "")
+
+
+def encoder(folder: Path) -> SparseEncoder:
+    method = catalog.find_method("promptreps-sparse")
+    loaded = backbone.load_backbone(folder, "float32", torch.device("cpu"))
+    spec = EncoderSpec("weights", method, "", 64, 64, "float32")
+    return SparseEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method), lm_head.load_lm_head(folder, loaded))
+
+
+def specified(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int, float]]:
+    """PromptReps' own way, one text: the whole language model, the words' ids, log(1 + relu), 100, rounded."""
+    import re
+
+    from bm25s.stopwords import STOPWORDS_EN
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    read = plain_transformers.METHODS["promptreps"](tokenizer, text, role, 64)
+    with torch.no_grad():
+        output = whole(torch.tensor([read.ids]), output_hidden_states=True)
+    weights = torch.log(1 + torch.relu(output.logits[0, -1]))
+    words = [word for word in re.findall(r"\w+", text.lower()) if word not in STOPWORDS_EN]
+    ids = {i for word in words for i in tokenizer.encode(word, add_special_tokens=False)}
+    kept = ids or set(weights.topk(10).indices.tolist())
+    impacts = {i: float(np.rint(100 * weights[i].item())) for i in kept}
+    state = output.hidden_states[-1][0, -1]
+    return (state / state.norm()).numpy(), {i: impact for i, impact in impacts.items() if impact}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_terms_are_those_of_the_whole_language_model(tmp_path: Path, role: Role, tied: bool) -> None:
+    folder = tiny_models.build(tmp_path / "lm", tie_word_embeddings=tied)
+    made = encoder(folder)
+    rows = made.encode(made.tokenize(TEXTS, role))
+    assert rows.shape == (len(TEXTS), made.dimension)
+    found = split_rows(rows)
+    for row, text in enumerate(TEXTS):
+        state, impacts = specified(folder, text, role)
+        assert found.dense[row] @ state > 0.99999
+        weights = dict(zip(found.terms[row].tolist(), found.weights[row].tolist(), strict=True))
+        assert {i: weight for i, weight in weights.items() if weight} == impacts, text
+
+
+def test_only_the_heaviest_terms_are_kept(tmp_path: Path) -> None:
+    made = encoder(tiny_models.build(tmp_path / "lm"))
+    row = made._select_terms(torch.arange(tiny_models.VOCABULARY).float(), np.arange(200))
+    assert row[:TERMS_PER_TEXT].tolist() == list(range(199, 199 - TERMS_PER_TEXT, -1))
+    assert row[TERMS_PER_TEXT] == 19900
+
+
+def test_weights_without_a_head_say_so(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_models.build(tmp_path / "lm", tie_word_embeddings=False)
+    kept = {key: value for key, value in load_file(folder / "model.safetensors").items() if "lm_head" not in key}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match="no language-model head"):
+        encoder(folder)
+
+
+def test_a_cap_bends_the_logits() -> None:
+    made = lm_head.LMHead(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
+    wanted = 3 * torch.tanh(torch.tensor([[2.0, 6.0]]) / 3)
+    assert torch.allclose(made.compute_logits(torch.tensor([[2.0, 5.0]])), wanted)
+
+
+def test_the_inverted_index_is_a_plain_product() -> None:
+    draw = np.random.default_rng(3)
+    matrix = draw.integers(0, 4, (60, 30)) * (draw.random((60, 30)) < 0.3)
+    asked = draw.integers(0, 4, (5, 30)) * (draw.random((5, 30)) < 0.3)
+    asked[4] = 0
+
+    def packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.tile(np.arange(30), (len(rows), 1)), rows.astype(np.float32)
+
+    index = InvertedIndex()
+    order = draw.permutation(60)
+    for block in np.array_split(order, 4):
+        index.add_documents(block, *packed(matrix[block]))
+    found = index.search(*packed(asked), 7)
+    for query, scores in enumerate(asked @ matrix.T):
+        wanted = sorted((row for row in range(60) if scores[row]), key=lambda row: (-scores[row], row))[:7]
+        assert found.rows[query].tolist() == wanted
+        assert found.scores[query].tolist() == scores[wanted].tolist()
+
+
+def test_fusion_is_min_max_and_a_mean() -> None:
+    one = Ranking([np.array([4, 2, 9]), np.array([1])], [np.array([3.0, 2.0, 1.0]), np.array([5.0])])
+    other = Ranking([np.array([2, 7]), np.array([], dtype=int)], [np.array([40.0, 30.0]), np.array([])])
+    found = fuse_rankings(one, other, 3)
+    assert found.rows[0].tolist() == [2, 4, 7]  # 0.25 + 0.5, 0.5, 0; 9 has 0 too and comes later
+    assert found.scores[0].tolist() == [0.75, 0.5, 0.0]
+    assert found.rows[1].tolist() == [1]
+
+
+def test_sparse_and_hybrid_share_one_forward_pass(model: Path, task: Path, out: Path, own_cache: Path) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out)
+    found = cells(*line, "--method", "promptreps-sparse", "--method", "promptreps-hybrid", "--method", "promptreps")
+    assert [cell["status"] for cell in found] == ["done"] * 3
+    assert len({cell["settings_id"] for cell in found}) == 3
+    assert (
+        len(list((own_cache / "embeddings").rglob("manifest.json"))) == 4
+    )  # queries and documents, with terms and without
+
+
+def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=tiny_models.VOCABULARY, tie_word_embeddings=False, **sizes)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tiny_models.tokenizer().save_pretrained(tmp_path / "bert")
+    answer = call("run", "--model", tmp_path / "bert", "--task", task, "--method", "promptreps-sparse", "--out", out)
+    assert answer.exit_code == 2
+    assert "no language-model head" in answer.output
+
+
+@pytest.mark.parametrize("change", ["vector_dtype=fp16", "dimensions=8"])
+def test_rows_with_terms_are_not_made_smaller(model: Path, task: Path, out: Path, change: str) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
+    (cell,) = cells(*line, "--set", change)
+    assert cell["status"] == "skipped"
+    assert "stores terms" in cell["error"]
+
+
+def test_rows_with_terms_are_not_reranked_as_vectors(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
+    _, reranked = cells(*line, "--rerank", "rocchio")
+    assert reranked["status"] == "skipped"
+    assert "has no dense vectors" in reranked["error"]

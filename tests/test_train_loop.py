@@ -1,0 +1,249 @@
+"""Training: the loss, its gradient in passes and in processes, the order of the data, rates, checkpoints."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retbench.cards import catalog
+from retbench.cards.method import Method
+from retbench.cards.recipe import BatchSettings, ContrastiveSettings, LoraSettings, OptimizerSettings, Recipe
+from retbench.cards.task import LengthLimits
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.engines.tokenizers import load_tokenizer
+from retbench.errors import DataError
+from retbench.training import lora as lora_module
+from retbench.training.contrastive_batches import BatchSampler, ContrastiveBatch, LabelledBatchSource
+from retbench.training.gradient_caching import backward_batch
+from retbench.training.losses import contrastive_loss
+from retbench.training.train_forward import TrainableEncoder, split_into_passes
+from retbench.training.train_loop import compute_learning_rate
+from retbench.training.training_set import TrainingQuery, TrainingSet, read_training_file
+from tests import tiny_models
+
+METHOD = Method("m", "t", "ours", "s", "mean", query="Query: {text}", eos=True)
+RECIPE = Recipe(
+    "r", "t", "ours", "s", "contrastive", METHOD, lengths=LengthLimits(16, 24),
+    contrastive=ContrastiveSettings(temperature=0.1, hard_negatives=2), batch=BatchSettings(4, 8, max_tokens=60), lora=LoraSettings(4, 8, 0.0),
+    optimizer=OptimizerSettings(learning_rate=1e-2), save_steps=2,
+)  # fmt: skip
+
+
+def pairs(count: int = 16) -> TrainingSet:
+    half = len(tiny_models.SENTENCES) // 2
+    queries = [
+        TrainingQuery(tiny_models.SENTENCES[n], (half + n,), ((half + n + 1) % 32, (half + n + 3) % 32))
+        for n in range(count)
+    ]
+    return TrainingSet("sentences", queries, tiny_models.SENTENCES, "f")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def trainee(folder: Path, recipe: Recipe = RECIPE) -> TrainableEncoder:
+    model = lora_module.prepare_for_training(lora_module.load_model(folder, recipe), recipe)
+    with torch.no_grad():  # adapters start at zero, and a gradient that is zero would prove nothing
+        for number, weight in enumerate(lora_module.get_trainable_weights(model).values()):
+            weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+    return TrainableEncoder(
+        model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, torch.device("cpu")
+    )
+
+
+def gradients(made: TrainableEncoder) -> dict[str, torch.Tensor]:
+    return {n: w.grad.clone() for n, w in lora_module.get_trainable_weights(made.model).items() if w.grad is not None}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_gradient_caching_changes_nothing(folder: Path, dropout: float, weights: str) -> None:
+    lora = LoraSettings(4, 8, dropout) if weights == "lora" else None
+    contrast = ContrastiveSettings(0.1, 2, symmetric=True, matryoshka_dimensions=(16, 32))
+    recipe = replace(RECIPE, lora=lora, contrast=contrast)
+    group = LabelledBatchSource(pairs(), recipe.contrastive, 1).build_batch(np.arange(6), 0)
+    found = []
+    for caching in (False, True):
+        made = trainee(folder, replace(recipe, batch=BatchSettings(4, 8, max_tokens=60, gradient_caching=caching)))
+        assert len(list(split_into_passes(made.tokenize(group.queries, group.passages).lengths, 60))) > 3
+        value, _ = backward_batch(made, group, 0.5, (1, 2))
+        found.append((value, gradients(made)))
+    (plain, one), (cached, other) = found
+    assert cached == pytest.approx(plain, abs=1e-6)
+    assert one.keys() == other.keys()
+    assert max(float(g.abs().max()) for g in one.values()) > 1e-3
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-5)
+
+
+def test_passes_of_a_token_budget_give_the_gradient_of_one_batch(folder: Path) -> None:
+    group = LabelledBatchSource(pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
+    found = []
+    for tokens in (60, 100_000):
+        made = trainee(folder, replace(RECIPE, batch=BatchSettings(4, 8, tokens)))
+        found.append((backward_batch(made, group, 1.0, (0,))[0], gradients(made)))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    for name in found[0][1]:
+        torch.testing.assert_close(found[0][1][name], found[1][1][name], atol=1e-5, rtol=1e-4)
+
+
+def group_of(relevant: Any, owner: Any, teacher: Any = None) -> ContrastiveBatch:
+    return ContrastiveBatch([], [], np.array(owner), np.array(relevant, dtype=bool), teacher)
+
+
+def test_the_loss_by_hand() -> None:
+    queries = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    passages = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    group = group_of([[1, 0, 0], [0, 1, 1]], [0, 1, 0])
+    r = math.sqrt(0.5)
+    first = -math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(2 * r)))
+    strict = ContrastiveSettings(temperature=0.5, mask_known_positives=False)
+    assert float(contrastive_loss(queries, passages, group, strict)) == pytest.approx(
+        first, abs=1e-6
+    )  # the second is the same
+    spared = -math.log(math.exp(2) / (math.exp(2) + 1))  # passage 2 is known to answer query 1
+    kind = ContrastiveSettings(temperature=0.5)
+    assert float(contrastive_loss(queries, passages, group, kind)) == pytest.approx((first + spared) / 2, abs=1e-6)
+    both = ContrastiveSettings(temperature=0.5, symmetric=True)
+    assert float(contrastive_loss(queries, passages, group, both)) == pytest.approx(
+        ((first + spared) / 2 + spared) / 2, abs=1e-6
+    )
+
+
+def test_distillation_follows_the_teacher_within_a_querys_own_passages() -> None:
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    passages = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    own = [[1, 0, 0, 0], [0, 1, 0, 0]]
+    agree = group_of(own, [0, 1, 0, 1], np.array([2.0, 2.0, 0.0, 0.0]))
+    all_of_it = ContrastiveSettings(temperature=0.5, distillation_weight=1.0)
+    assert float(contrastive_loss(queries, passages, agree, all_of_it)) == pytest.approx(0, abs=1e-6)
+    differ = group_of(own, [0, 1, 0, 1], np.array([0.0, 0.0, 0.0, 0.0]))
+    soft = math.exp(2) / (math.exp(2) + 1)
+    by_hand = 0.5 * math.log(0.5 / soft) + 0.5 * math.log(0.5 / (1 - soft))
+    assert float(contrastive_loss(queries, passages, differ, all_of_it)) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_every_query_comes_once_an_epoch_and_the_order_is_the_seeds() -> None:
+    order = BatchSampler(20, BatchSettings(2, 4), seed=5)
+    assert order.steps_per_epoch == 5
+    epochs = [[row for step in range(5) for rows in order.sample_rows(5 * e + step)[1] for row in rows] for e in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    assert epochs[0] != epochs[1]
+    assert [g.tolist() for g in order.sample_rows(3)[1]] == [
+        g.tolist() for g in BatchSampler(20, BatchSettings(2, 4), 5).sample_rows(3)[1]
+    ]
+    assert BatchSampler(3, BatchSettings(4, 4), 5).sample_rows(0)[0] == 0  # a set smaller than one contrast
+    assert [len(rows) for rows in BatchSampler(3, BatchSettings(2, 4), 5).sample_rows(0)[1]] == [
+        2
+    ]  # no contrast of one is left over
+
+
+def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:
+    group = LabelledBatchSource(pairs(), ContrastiveSettings(hard_negatives=3), 1).build_batch(np.array([4, 7]), 2)
+    assert group.queries == [tiny_models.SENTENCES[4], tiny_models.SENTENCES[7]]
+    assert group.passages[:2] == [tiny_models.SENTENCES[20], tiny_models.SENTENCES[23]]
+    assert group.owner.tolist() == [0, 1, 0, 0, 0, 1, 1, 1]
+    assert set(group.passages[2:5]) <= {tiny_models.SENTENCES[21], tiny_models.SENTENCES[23]}
+    assert group.relevant[1].tolist() == [p == tiny_models.SENTENCES[23] for p in group.passages]
+
+
+def test_the_studys_warm_up_is_logarithmic() -> None:
+    study = OptimizerSettings(learning_rate=1e-4, warmup_type="logarithmic", warmup_steps=100)
+    assert compute_learning_rate(study, 0, 3836) == 0
+    assert compute_learning_rate(study, 9, 3836) == pytest.approx(1e-4 * math.log(10) / math.log(100))
+    assert compute_learning_rate(study, 100, 3836) == pytest.approx(1e-4)
+    assert compute_learning_rate(study, 1968, 3836) == pytest.approx(1e-4 * (3836 - 1968) / 3736)
+    linear = OptimizerSettings(learning_rate=1.0, warmup_ratio=0.1, lr_scheduler_type="cosine")
+    assert [compute_learning_rate(linear, step, 100) for step in (5, 10, 55)] == pytest.approx([0.5, 1.0, 0.5])
+
+
+def jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_a_jsonl_file_is_a_training_set(tmp_path: Path) -> None:
+    tevatron = {"query": "c", "positive_passages": [{"title": "T", "text": "d"}], "negative_passages": []}
+    ours = {"query": "a", "positives": ["x"], "negatives": ["y", "x2"], "scores": [1, 0, 0.5]}
+    made = read_training_file(jsonl(tmp_path / "own.jsonl", ours, tevatron))
+    assert (made.name, list(made.passages)) == ("own", ["x", "y", "x2", "T d"])
+    assert made.queries == [TrainingQuery("a", (0,), (1, 2), (1.0, 0.0, 0.5)), TrainingQuery("c", (3,))]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ('{"query": "a"', "2: not JSON"),
+        ('["a"]', "2: not an object"),
+        ({"query": "a", "negatives": ["x"]}, "2: the query has no positive"),
+        ({"query": " ", "positives": ["x"]}, "2: the query is empty"),
+        ({"query": "a", "positives": [" "]}, "2: a positive is empty"),
+        ({"query": "a", "positives": "x"}, "2: positives is not a list"),
+        ({"query": "a", "positives": ["x"], "scores": [1, 2]}, "2: 2 scores for 1 passages"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: object, cause: str) -> None:
+    with pytest.raises(DataError, match=cause):
+        read_training_file(jsonl(tmp_path / "own.jsonl", {"query": "a", "positives": ["x"]}, line))
+
+
+def test_one_pair_is_nothing_to_contrast() -> None:
+    with pytest.raises(DataError, match="nothing to contrast"):
+        LabelledBatchSource(pairs(1), ContrastiveSettings(), 1)
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in catalog.load_recipes()])
+def test_shipped_recipes_are_whole(name: str) -> None:
+    recipe = catalog.find_recipe(name)
+    assert recipe.method.get_template("query").count("{text}") == 1
+    assert recipe.method.get_template("document").count("{text}") == 1
+
+
+def test_the_two_tevatron_recipes_differ_in_a_space_and_the_warm_up() -> None:
+    study, repllama = catalog.find_recipe("specialized-llms"), catalog.find_recipe("repllama")
+    assert (study.method.query, study.method.document) == ("Query:{text}", "Passage:{text}")
+    assert (repllama.method.query, repllama.method.document) == ("Query: {text}", "Passage: {text}")
+    assert (study.optimizer.warmup_type, repllama.optimizer.warmup_type) == ("logarithmic", "linear")
+    assert (study.batch, study.lengths, study.lora, study.contrastive) == (
+        repllama.batch, repllama.lengths, repllama.lora, repllama.contrastive,
+    )  # fmt: skip
+
+
+def test_a_misspelt_field_of_a_recipe_is_named_with_the_closest(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "recipes" / "quick.toml").read_text().replace("rate = ", "rates = ")
+    file = tmp_path / "own.toml"
+    file.write_text(text)
+    with pytest.raises(DataError, match=r"own.toml:\d+: optimiser.rates: unknown field") as caught:
+        catalog.find_recipe(str(file))
+    assert "did you mean rate" in caught.value.next_step
+
+
+def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
+    group = LabelledBatchSource(pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
+    found = []
+    for recompute in (False, True):
+        made = trainee(folder, replace(RECIPE, recompute=recompute, lora=LoraSettings(4, 8, 0.2)))
+        found.append((backward_batch(made, group, 1.0, (0,))[0], gradients(made)))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    assert found[0][1].keys() == found[1][1].keys() != set()
+    for name in found[0][1]:
+        torch.testing.assert_close(found[0][1][name], found[1][1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_in_bfloat16_what_is_frozen_is_small_and_what_moves_is_not(folder: Path) -> None:
+    recipe = replace(RECIPE, dtype="bfloat16")
+    made = trainee(folder, recipe)
+    assert {weight.dtype for weight in lora_module.get_trainable_weights(made.model).values()} == {torch.float32}
+    frozen = {weight.dtype for weight in made.model.parameters() if not weight.requires_grad}
+    assert frozen == {torch.bfloat16}
+    group = LabelledBatchSource(pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
+    rough, exact = (backward_batch(one, group, 1.0, (0,))[0] for one in (made, trainee(folder)))
+    assert rough == pytest.approx(exact, abs=0.1)
+    assert {g.dtype for g in gradients(made).values()} == {torch.float32}

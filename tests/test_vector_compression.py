@@ -1,0 +1,107 @@
+"""Smaller vectors: the first dimensions alone, fewer bytes on disk; and embeddings shared by splits and tasks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from retbench.cli.main import app
+from retbench.errors import UsageError
+from retbench.retrievers.dense_retriever import truncate_dimensions
+from retbench.store.embedding_cache import list_cached_embeddings
+from retbench.store.shard_store import ShardStore, VectorBlock
+from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_row_bytes, decode_vectors
+from tests import small_collection
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+def cell(*words: object) -> dict[str, Any]:
+    answer = call(*words, "--json")
+    assert answer.exit_code == 0, answer.output
+    (found,) = json.loads(answer.stdout)
+    return dict(found)
+
+
+def unit(seed: int, rows: int = 9, width: int = 24) -> np.ndarray:
+    drawn = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(("form", "least"), [("fp32", 1 - 1e-6), ("fp16", 0.999999), ("int8", 0.9998)])
+@given(seed=st.integers(0, 999))
+def test_what_was_stored_points_where_it_did(form: VectorDtype, least: float, seed: int) -> None:
+    vectors = unit(seed)
+    again = decode_vectors(VECTOR_FORMATS[form].encode(vectors))
+    assert again.dtype == np.float32
+    assert (vectors * again).sum(axis=1).min() > least
+    assert np.allclose(np.linalg.norm(again, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", VECTOR_FORMATS)
+def test_a_block_is_the_same_when_written_and_when_read(form: VectorDtype, tmp_path: Path) -> None:
+    store = ShardStore(tmp_path, form)
+    written = store.write_shard(0, VectorBlock(np.arange(9), unit(1)), tokens=1, seconds=0.0)
+    read = store.read_shard(0)
+    assert read
+    assert np.array_equal(read.vectors, written.vectors)
+    stored = (tmp_path / "shard-00000.safetensors").stat().st_size
+    assert 0 < stored - 9 * compute_row_bytes(24, form) < 300  # the rest is the file's own head
+
+
+def test_the_first_dimensions_at_length_one() -> None:
+    assert np.allclose(truncate_dimensions(np.array([[3, 4, 12]], dtype=np.float32), 2), [[0.6, 0.8]])
+    assert np.isfinite(truncate_dimensions(np.array([[0, 0, 1]], dtype=np.float32), 2)).all()
+    with pytest.raises(UsageError, match="the vectors have 3"):
+        truncate_dimensions(np.ones((1, 3), dtype=np.float32), 4)
+
+
+def test_a_cut_embeds_nothing_again_and_another_form_does(model: Path, tmp_path: Path) -> None:
+    line = ("run", "--model", model, "--task", small_collection.write(tmp_path / "pantry"), "--method", "mean")
+    line = (*line, "--out", tmp_path / "out")
+    whole = cell(*line)
+    stores = {stored.folder for stored in list_cached_embeddings()}
+    cut = cell(*line, "--set", "dimensions=8")
+    assert {stored.folder for stored in list_cached_embeddings()} == stores
+    assert cut["settings_id"] != whole["settings_id"]
+    half = cell(*line, "--set", "vector_dtype=int8")
+    assert len(list(list_cached_embeddings())) == 2 * len(stores)
+    assert half["settings_id"] not in (whole["settings_id"], cut["settings_id"])
+    settings = json.loads((Path(cut["record"]) / "record.json").read_text())["settings"]
+    assert settings["encoder"]["dimensions"] == 8
+    assert "dimensions" not in json.loads((Path(whole["record"]) / "record.json").read_text())["settings"]["encoder"]
+
+
+WRONG = {
+    "another form": ("vector_dtype=fp8", "did you mean"),
+    "too many": ("dimensions=9999", "give that many or fewer"),
+    "none": ("dimensions=0", "1 or more"),
+}
+
+
+@pytest.mark.parametrize(("setting", "hint"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_is_a_usage_error(model: Path, tmp_path: Path, setting: str, hint: str) -> None:
+    task = small_collection.write(tmp_path / "pantry")
+    answer = call(
+        "run", "--model", model, "--task", task, "--method", "mean", "--set", setting, "--out", tmp_path / "o"
+    )
+    assert answer.exit_code == 2
+    assert hint in answer.output
+
+
+def test_splits_and_tasks_share_the_documents(model: Path, tmp_path: Path) -> None:
+    one, other = small_collection.write(tmp_path / "pantry"), small_collection.write(tmp_path / "another")
+    line = ("run", "--model", model, "--method", "mean", "--out", tmp_path / "out")
+    cell(*line, "--task", one)
+    cell(*line, "--task", one, "--set", "split=train")
+    cell(*line, "--task", other)
+    documents = [stored for stored in list_cached_embeddings() if stored.rows == len(small_collection.DOCUMENTS)]
+    assert len(documents) == 1
+    assert documents[0].used_by == ("another (mean)", "pantry (mean)")

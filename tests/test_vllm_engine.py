@@ -1,0 +1,105 @@
+"""vLLM for real, on a CPU, in an environment of its own (`make test-vllm`); elsewhere it is not there: skipped."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from retbench.cards import catalog
+from retbench.cards.engine import Engine
+from retbench.cards.method import Method
+from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.external_encoders import TokenIdEncoder
+from retbench.encoders.postprocessing import normalize_vectors
+from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.engines import backbone, vllm_engine, weights
+from retbench.engines.embeddings_client import EmbeddingsClient
+from retbench.engines.http_client import EndpointServer
+from retbench.errors import UsageError
+from tests import tiny_models
+from tests.test_run import call, cells
+from tests.vllm_server import serving
+
+CPU = torch.device("cpu")
+SMALL = "smollm2-135m-instruct-q4"
+
+
+def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> float:
+    spec = EncoderSpec("weights", method, "", 128, 128, "float32")
+    ours = backbone.load_backbone(folder, "float32", CPU).with_method(method.attention, method.layer)
+    wording = PromptTokenizer(ours.tokenizer, method)
+    theirs = TokenIdEncoder(
+        spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), wording
+    )
+    tokens = wording.tokenize(texts, "document", 128)
+    one, other = BackboneEncoder(spec, ours, wording).encode(tokens), theirs.encode(tokens)
+    return float((one * other).sum(1).min())
+
+
+@pytest.mark.parametrize("word", ["last", "mean", "eos", "promptreps", "mean:attention=bidirectional"])
+def test_both_engines_agree(model: Path, word: str) -> None:
+    assert smallest_cosine(model, catalog.find_method(word), tiny_models.SENTENCES) > 0.9999
+
+
+@pytest.mark.usefixtures("users_weights")
+@pytest.mark.parametrize("word", ["mean", "promptreps", "mean:attention=bidirectional"])
+def test_both_engines_agree_on_a_real_model(word: str) -> None:
+    folder = weights.obtain_weights(catalog.find_model_card(SMALL)).folder
+    assert smallest_cosine(folder, catalog.find_method(word), tiny_models.SENTENCES[:12]) > 0.9999
+
+
+def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> None:
+    line = ("run", "--model", model, "--task", task, "--out", out, "--method", "last", "--set", "dtype=float32")
+    (ours,), (theirs,) = cells(*line), cells(*line, "--engine", "vllm")
+    assert theirs["scores"] == pytest.approx(ours["scores"])
+    assert theirs["settings_id"] != ours["settings_id"]
+    answer = call("verify", ours["record"], "--against", "vllm", "--weights", model, "--json")
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    assert found["engines"] == ["transformers", "vllm"]
+    assert found["cosine_min"] > 0.9999
+
+
+@pytest.mark.usefixtures("users_weights")
+def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
+    line = ("run", "--model", SMALL, "--task", "stdlib-text", "--sample", 10, "--method", "promptreps", "--out", out)
+    (cell,) = cells(*line, "--set", "dtype=float32")
+    answer = call("verify", cell["record"], "--against", "vllm", "--json")
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    assert found["documents"] == 200
+    assert found["cosine_min"] > found["tolerance"]["cosine"] == 0.9999
+    assert abs(found["scores"][0] - found["scores"][1]) <= 0.005
+
+
+def test_a_text_longer_than_the_model_has_positions_for_is_told(model: Path) -> None:
+    loaded = vllm_engine.load_vllm_model(model, "float32", "last", "own", 4096)
+    assert loaded.encode([np.arange(512) % tiny_models.VOCABULARY]).shape == (1, tiny_models.WIDTH)
+    with pytest.raises(UsageError, match=r"513 tokens is longer than vLLM takes for this model \(512\)"):
+        loaded.encode([np.arange(513) % tiny_models.VOCABULARY])
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with serving(model, "tiny", 256, log, "--runner", "pooling", "--convert", "embed") as address:
+        yield address
+
+
+def test_the_endpoint_engine_against_vllm_serve(model: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETBENCH_ENDPOINT", served)
+    texts = list(tiny_models.SENTENCES[:10])
+    found = normalize_vectors(
+        EmbeddingsClient(EndpointServer(Engine("endpoint", batch_size=4)), "tiny").embed_texts(texts)
+    )
+    ours = backbone.load_backbone(model, "float32", CPU)
+    spec = EncoderSpec("weights", catalog.find_method("last"), "", 128, 128, "float32")
+    made = BackboneEncoder(spec, ours, PromptTokenizer(ours.tokenizer, spec.method))
+    assert (found * made.encode(made.tokenize(texts, "query"))).sum(1).min() > 0.9999
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)

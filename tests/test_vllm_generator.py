@@ -1,0 +1,148 @@
+"""vLLM as a generator, for real (`make test-vllm`): greedy text, lists held to a form, odds of yes, and its server."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from retbench.cards import catalog
+from retbench.cards.engine import Engine
+from retbench.engines import weights
+from retbench.engines.chat_client import ChatClient
+from retbench.engines.generator import TransformersGenerator
+from retbench.engines.http_client import EndpointServer
+from retbench.engines.vllm_generator import VllmGenerator
+from retbench.rerankers.llm_prompts import (
+    build_listwise_prompt,
+    build_order_pattern,
+    build_pointwise_prompt,
+    parse_order,
+)
+from tests import tiny_models
+from tests.test_run import cells
+from tests.test_vllm_engine import SMALL
+from tests.vllm_server import serving
+
+CONTEXT = 1024
+SHOWN = tiny_models.SENTENCES[:5]
+ASKED = [build_pointwise_prompt("what warms the sea?", text, None, "") for text in tiny_models.SENTENCES[20:28]]
+PROMPTS = [
+    "What is the capital of France?",
+    build_listwise_prompt("what is good for the heart?", SHOWN, [], ""),
+    ASKED[0],
+]
+
+
+def pair(folder: Path) -> tuple[TransformersGenerator, VllmGenerator]:
+    ours = TransformersGenerator("small", folder, "weights", "float32", CONTEXT, torch.device("cpu"))
+    return ours, VllmGenerator("small", folder, "weights", "float32", CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersGenerator, VllmGenerator]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RETBENCH_CACHE")  # the user's own: weights are fetched once
+        return pair(weights.obtain_weights(catalog.find_model_card(SMALL)).folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def random(model: Path) -> tuple[TransformersGenerator, VllmGenerator]:
+    return pair(model)
+
+
+@pytest.fixture(params=["random", "real"])
+def both(request: pytest.FixtureRequest) -> tuple[TransformersGenerator, VllmGenerator]:
+    found: tuple[TransformersGenerator, VllmGenerator] = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_that_of_transformers(both: tuple[TransformersGenerator, VllmGenerator], prompt: str) -> None:
+    ours, theirs = (one.generate(prompt, 24) for one in both)
+    assert theirs == ours
+
+
+def test_odds_are_those_of_transformers(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
+    ours, theirs = (one.score_yes_no(ASKED) for one in both)
+    assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=1e-3)
+    assert [one.prompt_tokens for one in theirs] == [one.prompt_tokens for one in ours]
+    assert len({round(one.log_odds, 3) for one in theirs}) > len(ASKED) // 2  # and it is not one figure for all
+
+
+def test_a_list_is_held_to_its_form(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
+    form = build_order_pattern(len(SHOWN))
+    answer = both[1].generate(PROMPTS[1], 60, form)
+    assert re.fullmatch(form, answer.text)
+    assert len(re.findall(r"\d+", answer.text)) == len(SHOWN)
+    assert not re.fullmatch(form, both[1].generate(PROMPTS[1], 60).text)  # it would not have come by itself
+    assert sorted(parse_order(answer.text, len(SHOWN))[0]) == list(range(len(SHOWN)))
+
+
+def test_what_does_not_fit_is_known_before(random: tuple[TransformersGenerator, VllmGenerator]) -> None:
+    _, theirs = random
+    prompt = "word " * 400
+    read = len(theirs.tokenize_prompt(prompt))
+    assert theirs.fits_context(prompt, CONTEXT - read)
+    assert not theirs.fits_context(prompt, CONTEXT - read + 1)
+
+
+@pytest.mark.parametrize("word", ["listwise:engine=vllm,scores=raw", "pointwise:engine=vllm"])
+def test_a_run_is_reranked(model: Path, task: Path, out: Path, word: str) -> None:
+    asked = f"{word},model={model}"
+    found = cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
+    record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
+    (facts,) = record["cost"]["rerank"]
+    assert facts["requests"] > 0
+    assert facts["read"] > 0
+    assert facts.get("unanswered", 0) == 0
+    again = cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
+    assert again[-1]["cached"]
+
+
+@pytest.fixture(scope="module")
+def chat(
+    real: tuple[TransformersGenerator, VllmGenerator], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ChatClient]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with (
+        serving(real[0].folder, "smollm2", CONTEXT, log) as address,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RETBENCH_ENDPOINT", address)
+        yield ChatClient("smollm2", EndpointServer(Engine("endpoint")), "here")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_server_writes_what_we_write(
+    real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient, prompt: str
+) -> None:
+    ours, theirs = real[0].generate(prompt, 24), chat.generate(prompt, 24)
+    assert theirs == ours
+
+
+def test_a_servers_odds_are_ours(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient) -> None:
+    ours, theirs = real[0].score_yes_no(ASKED), chat.score_yes_no(ASKED)
+    assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=0.1)
+
+
+def test_a_server_reranks_a_run(
+    chat: ChatClient,
+    task: Path,
+    out: Path,
+) -> None:
+    word = f"listwise:engine=endpoint,model={chat.name},written=60"
+    found: list[dict[str, Any]] = cells("run", "--model", "bm25", "--task", task, "--rerank", word, "--out", out)
+    record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
+    assert record["cost"]["rerank"][0]["requests"] > 0
+    assert 0 <= record["cost"]["rerank"][0]["repair_rate"] <= 1

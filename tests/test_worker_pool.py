@@ -1,0 +1,300 @@
+"""Many devices: worker processes give the bits of one, and what a dead one leaves goes to the others."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retbench.cards import catalog
+from retbench.cards.compute_target import LocalTarget, RayTarget, parse_compute_target
+from retbench.cards.engine import Engine
+from retbench.cards.study import Stage, Study
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.encoders.shard_tasks import EncoderProfile, OnBatch
+from retbench.engines import device
+from retbench.engines.fingerprints import compute_folder_fingerprint
+from retbench.engines.weights import obtain_weights
+from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError, UsageError
+from retbench.pipelines.evaluation import evaluate
+from retbench.pipelines.evaluation.request import EvaluationRequest
+from retbench.pipelines.models import local_workers, worker_pool
+from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.models.worker_pool import LostWorkerError, WorkerPool, WorkItem, WorkResult
+from retbench.pipelines.reranking.base import ModelResolver
+from retbench.pipelines.studies import run as run_module
+from retbench.records.phase_timer import GetPeakThroughput, NoProgress
+from retbench.retrievers.dense_retriever import DenseRetriever
+from retbench.store.shard_store import ShardStore, VectorBlock
+from tests import small_collection
+
+ROWS = 40
+QUIET = ("peak_memory_mb", "seconds", "workers")
+
+
+def test_the_words_of_devices() -> None:
+    assert (parse_compute_target("1"), parse_compute_target("8"), parse_compute_target("all")) == (
+        LocalTarget(1),
+        LocalTarget(8),
+        LocalTarget(0),
+    )
+    wanted = parse_compute_target("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
+    assert wanted == RayTarget("s3://bucket/place", "ray://head:10001", 4)
+    for word, told in {
+        "0": "no compute target '0'",
+        "gpu": "no compute target",
+        "²": "no compute target",
+        "ray": "a store that all",
+    }.items():
+        with pytest.raises(UsageError, match=told):
+            parse_compute_target(word)
+
+
+def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(local_workers, "get_device", lambda: torch.device("cuda"))
+    monkeypatch.setenv(local_workers.VISIBLE_DEVICES, "2,GPU-7,5")
+    assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["2", "GPU-7", "5"]
+    assert [seat.gpu for seat in local_workers.list_device_slots(2)] == ["2", "GPU-7"]
+    with pytest.raises(UsageError, match="shows 3 GPUs"):
+        local_workers.list_device_slots(4)
+    monkeypatch.delenv(local_workers.VISIBLE_DEVICES)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["0", "1"]
+
+
+def test_a_cpu_is_one_device_whose_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_workers.memory, "get_thread_count", lambda: 8)
+    assert device.get_device().type == "cpu"
+    assert [seat.threads for seat in local_workers.list_device_slots(0)] == [8]
+    assert [seat.threads for seat in local_workers.list_device_slots(3)] == [2, 2, 2]
+    assert [seat.threads for seat in local_workers.list_device_slots(9)] == [1] * 9
+    with local_workers.open_worker_pool("1") as alone, local_workers.open_worker_pool("all") as every:
+        assert alone is every is None
+
+
+# The team, with workers that are threads: death, problems, progress
+
+
+class Rows:
+    """Texts of a collection that is none."""
+
+    fingerprint = "rows"
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, row: int) -> Any:
+        return type("Row", (), {"id": f"d{row}", "title": "", "text": "x " * (1 + row % 7)})
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[row] for row in range(ROWS))
+
+
+@dataclass
+class Player:
+    """A worker that computes row numbers, and may die over its n-th order, or come back."""
+
+    dies_at: int = -1
+    comes_back: bool = False
+    answer: Exception | None = None
+    waits_for: Event | None = None  # before its first shard is done
+    died: Event = field(default_factory=Event)
+    orders: list[int] = field(default_factory=list)
+
+    def ask(self, order: WorkItem, tell: OnBatch) -> WorkResult | Exception:
+        if isinstance(order.task, TokenizedTexts):
+            return WorkResult(EncoderProfile("none", 2, 16, 1), 5.0)
+        self.orders.append(order.task.shard)
+        if self.waits_for:
+            self.waits_for.wait()
+        tell(order.task.batch_sizes[0], 1)
+        if len(self.orders) - 1 == self.dies_at:
+            self.died.set()
+            raise LostWorkerError("worker x ended with exit code -9")
+        if self.answer:
+            return self.answer
+        assert order.sink
+        vectors = np.stack([np.cos(order.task.rows), np.sin(order.task.rows)], axis=1).astype(np.float32)
+        order.sink.write_shard(order.task.shard, VectorBlock(order.task.rows, vectors), 1, 0.5)
+        tell(len(order.task.rows) - order.task.batch_sizes[0], 1)
+        return WorkResult(None, 7.0)
+
+    def revived(self) -> bool:
+        return self.comes_back
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass
+class Counted(worker_pool.PooledEncoder):
+    """The team's side, with words in place of tokens."""
+
+    def prepare(self, texts: Any, role: Any) -> TokenizedTexts:
+        rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts]
+        return TokenizedTexts(np.concatenate(rows), np.concatenate(([0], np.cumsum([len(row) for row in rows]))), 0, 0)
+
+
+def played(folder: Path, *players: Player, told: Callable[..., None] = lambda *_: None) -> list[VectorBlock]:
+    job = EmbeddingJob(Rows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
+    with WorkerPool([partial(lambda one: one, player) for player in players], "cpu", 1) as team:
+        shared = Counted(team, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
+        return list(embed_texts(shared, job, ShardStore(folder), told))
+
+
+def complete(blocks: list[VectorBlock]) -> bool:
+    return sorted(int(row) for block in blocks for row in block.rows) == list(range(ROWS))
+
+
+def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[tuple[int, int]] = []
+    mortal = Player(dies_at=1)
+    steady = Player(waits_for=mortal.died)
+    blocks = played(tmp_path / "s", mortal, steady, told=lambda done, total, *_: seen.append((done, total)))
+    assert complete(blocks)
+    assert len(mortal.orders) == 2
+    assert mortal.orders[1] in steady.orders
+    assert "exit code -9: what it was at goes to the others" in caplog.text
+    assert sum(done for done, _ in seen) == ROWS  # what came to nothing is not counted
+    assert {total for _, total in seen} == {ROWS}
+    assert ShardStore(tmp_path / "s").read_manifest() == {"peak_memory_mb": 7.0, "workers": 2}
+
+
+def test_shards_come_in_order_whoever_made_them(tmp_path: Path) -> None:
+    one = played(tmp_path / "one", Player())
+    other = played(tmp_path / "other", Player(), Player())
+    for left, right in zip(one, other, strict=True):
+        np.testing.assert_array_equal(left.rows, right.rows)
+        np.testing.assert_array_equal(left.vectors, right.vectors)
+
+
+def test_without_workers_the_run_stops_and_keeps_its_shards(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="no worker is left") as caught:
+        played(tmp_path / "s", Player(dies_at=2), Player(dies_at=2))
+    assert "finished shards are kept" in caught.value.next_step
+    assert len(list((tmp_path / "s").glob("shard-*.json"))) == 4
+    again = Player()
+    assert complete(played(tmp_path / "s", again))
+    assert len(again.orders) == ROWS // 4 - 4
+
+
+def test_a_worker_that_comes_back_goes_on(tmp_path: Path) -> None:
+    only = Player(dies_at=3, comes_back=True)
+    assert complete(played(tmp_path / "s", only))
+    assert len(only.orders) == ROWS // 4 + 1
+
+
+# (what a worker answers, what the user reads)
+PROBLEMS = {
+    "a bad vector": (BadVectorError(6), DataError, "the vector of document 'd6' is zero or not a number"),
+    "no room": (ShardNotWrittenError("s could not be written", ""), ResourceError, "s could not be written"),
+    "expected": (ResourceError("one document of 7 tokens", "smaller"), ResourceError, "one document of 7 tokens"),
+    "a bug": (RuntimeError("in a worker:\nTraceback"), RuntimeError, "in a worker:\nTraceback"),
+}
+
+
+@pytest.mark.parametrize(("answer", "kind", "words"), PROBLEMS.values(), ids=PROBLEMS)
+def test_a_workers_problem_is_the_users(answer: Exception, kind: type[Exception], words: str, tmp_path: Path) -> None:
+    with pytest.raises(kind, match=words):
+        played(tmp_path / "s", Player(answer=answer), Player())
+
+
+def test_a_worker_tells_a_bug_with_its_traceback() -> None:
+    found = worker_pool.WorkerState(1).run(WorkItem(None, None, None))  # type: ignore[arg-type]
+    assert isinstance(found, RuntimeError)
+    assert "AttributeError" in str(found)
+
+
+# Processes, for real
+
+
+def kept(results: Path) -> dict[str, Any]:
+    """What a run leaves, and must leave whoever computed it."""
+    (file,) = results.rglob("record.json")
+    record = json.loads(file.read_text())
+    texts = {role: {k: v for k, v in about.items() if k not in QUIET} for role, about in record["texts"].items()}
+    files = {name: (file.parent / name).read_bytes() for name in ("per_query.parquet", "run.trec.gz")}
+    return {"scores": record["scores"], "id": record["settings_id"], "texts": texts, **files}
+
+
+def run(
+    model: Path, task: Path, out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any
+) -> dict[str, Any]:
+    monkeypatch.setenv("RETBENCH_CACHE", str(cache))
+    (cell,) = evaluate.evaluate(EvaluationRequest((str(model),), (str(task),), ("mean",), out=out, **asked))
+    assert cell.error is None
+    return kept(out)
+
+
+class Killing(NoProgress):
+    """Progress that kills the first worker process at the first document, with most shards still to come."""
+
+    def __init__(self) -> None:
+        self.phase, self.killed = "", 0
+
+    def begin(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
+        self.phase = phase
+
+    def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
+        if "documents" in self.phase and tokens and not self.killed:
+            child = multiprocessing.active_children()[0]
+            self.killed = child.pid or 0
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("retbench.pipelines.models.search.Dense", partial(DenseRetriever, shard_rows=2))
+    task = small_collection.write(tmp_path / "small")
+    alone = run(model, task, tmp_path / "one", tmp_path / "c1", monkeypatch)
+    show = Killing()
+    both = run(model, task, tmp_path / "two", tmp_path / "c2", monkeypatch, devices="2", show=show)
+    assert both == alone
+    assert show.killed
+    assert "exit code -9: what it was at goes to the others" in caplog.text
+    manifests = [json.loads(file.read_text()) for file in (tmp_path / "c2" / "embeddings").rglob("manifest.json")]
+    assert [facts["workers"] for facts in manifests] == [2, 2]
+    found = run(model, task, tmp_path / "three", tmp_path / "c2", monkeypatch, devices="2")  # needs no worker
+    assert found == alone
+
+
+def test_a_server_shares_its_work_itself(model: Path, tmp_path: Path) -> None:
+    candidate = ResolvedModel(catalog.find_model_card(str(model)), None, Engine("endpoint"))
+    with pytest.raises(UsageError, match="endpoint shares its work out itself"):
+        worker_pool.attach_worker_pool(candidate, WorkerPool([Player], "cpu", 1))
+
+
+def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(run_module, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
+    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write(tmp_path / "small")),))
+    assert list(run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
+    assert asked == ["all"]
+
+
+def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
+    with WorkerPool([Player], "cpu", 1) as team:
+        found = ModelResolver(lambda _: None, partial(worker_pool.attach_worker_pool, team=team)).resolve(str(model))
+        assert found.create_workers is not None
+    assert ModelResolver(lambda _: None).resolve(str(model)).create_workers is None
+
+
+def test_other_weights_on_a_workers_machine_are_refused(model: Path) -> None:
+    card = catalog.find_model_card(str(model))
+    local = obtain_weights(card)
+    assert worker_pool.WorkerModel(card, local, Engine(), compute_folder_fingerprint(model)).resolve().weights == local
+    with pytest.raises(DataError, match="are not those of this machine"):
+        worker_pool.WorkerModel(card, local, Engine(), "another").resolve()
