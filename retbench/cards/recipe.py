@@ -114,7 +114,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA adapters (library peft). `target_modules` are names of linear layers; `all-linear` means all in the blocks."""
+    """LoRA adapters (library peft). `target_modules` names linear layers; `all-linear` means all of the blocks."""
 
     r: int = 32
     lora_alpha: int = 64

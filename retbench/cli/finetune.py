@@ -1,4 +1,4 @@
-"""retbench finetune: a recipe, a model and data become a model that `run` knows by name."""
+"""retbench finetune: train a model by a recipe; `run` then finds it by name."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from retbench.cli.command import (
 )
 from retbench.errors import UsageError
 
-RECIPES = {"contrastive": "repllama", "llm2ir": "llm2ir", "llm-ql": "llm-ql", "e2rank": "e2rank"}
+LOG_INTERVAL_SECONDS = 15
 
 
 @cli_command
@@ -31,85 +31,84 @@ def finetune(
     objective: Annotated[
         str | None, typer.Option(help="Without a recipe: contrastive, llm2ir, llm-ql, e2rank, adaptor.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What the new model is called.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Its folder; by default one in the cache.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    name: Annotated[str | None, typer.Option(help="The name of the new model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the new model; by default one in the cache.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE of the recipe, such as optimiser.rate=1e-4; split; report_to."),
+        typer.Option("--set", help="KEY=VALUE of the recipe, such as optimizer.learning_rate=1e-4; split; report_to."),
     ] = None,
     eval_task: Annotated[
-        str | None, typer.Option(help="Scored on the way, the best is kept: TASK or TASK:split=dev,sample=100.")
+        str | None,
+        typer.Option(
+            help="Evaluate on this task during training; keep the best checkpoint. TASK or TASK:split=dev,sample=100."
+        ),
     ] = None,
     export: Annotated[str | None, typer.Option(help="Also write another format: sentence-transformers.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train even on an evaluated split; the card says so.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train even on a split that is evaluated; the model card notes it.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan after a short measurement.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model by a recipe; the result is a model like any other."""
-    from retbench.cards import catalog
-    from retbench.cards.recipe import apply_recipe_options
+    """Train a model by a recipe; use the result by its name, as any other model."""
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import format_command_line
-    from retbench.pipelines.finetuning import train_encoder as story
+    from retbench.pipelines.finetuning import choose_recipe
     from retbench.training.training_data import TrainingRequest
 
-    if objective is not None and objective not in (*RECIPES, "adaptor"):
-        raise UsageError(f"there is no objective {objective!r}", f"known: {', '.join(RECIPES)}, adaptor")
     if export not in (None, "sentence-transformers"):
         raise UsageError(f"there is no export {export!r}", "known: sentence-transformers")
-    wanted = parse_assignments(set_, "optimiser.rate=1e-4")
-    split, trackers = wanted.pop("split", "train"), tuple(filter(None, wanted.pop("report_to", "").split("+")))
-    show: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status, "report": Line()}
-    if objective == "adaptor":
-        told = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task, "--set report_to": trackers}
-        if lost := next((name for name, given in told.items() if given), None):
-            raise UsageError(f"an adaptor takes no {lost}", "leave it out: it trains for minutes, and validates itself")
-        unused = catalog.find_recipe(RECIPES["contrastive"])  # it is a backbone's; an adaptor's stands beside it
-        plain = TrainingRequest(
-            dataset, model, unused, name, out, split, resume=resume, force=force, command=format_command_line(), **show
-        )
-        _say(_adapted(plain, recipe, wanted), as_json)
+    changes = parse_assignments(set_, "optimizer.learning_rate=1e-4")
+    split, trackers = changes.pop("split", "train"), tuple(filter(None, changes.pop("report_to", "").split("+")))
+    encoder_options = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task, "--set report_to": trackers}
+    choose_recipe.check_objective(objective, encoder_options)
+    show: dict[str, Any] = (
+        {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status, "report": MetricsLine()}
+    )
+    request = TrainingRequest(dataset, model, name, out, split, eval_task, export, trackers, resume, force,
+                              command=format_command_line(), **show)  # fmt: skip
+    if objective == choose_recipe.ADAPTOR:
+        _print_facts(_finetune_adaptor(request, recipe, changes), as_json)
         return
-    chosen = apply_recipe_options(catalog.find_recipe(recipe or RECIPES[objective or "contrastive"]), wanted)
-    if objective and chosen.objective != objective:
-        raise UsageError(
-            f"recipe {chosen.name} has objective {chosen.objective}, not {objective}", "name one of the two"
-        )
-    wish = TrainingRequest(dataset, model, chosen, name, out, split, eval_task, export, trackers, resume, force,
-                command=format_command_line(), **show)  # fmt: skip
-    silent = os.environ.get("RANK", "0") != "0"  # one of torchrun's processes talks for all
-    if dry_run and silent:
-        return
-    facts = story.estimate_training_plan(wish) if dry_run else story.summarize_training(story.finetune(wish))
-    if not silent:
-        _say(facts, as_json)
+    facts = _finetune_encoder(request, recipe, objective, changes, dry_run)
+    if facts:
+        _print_facts(facts, as_json)
 
 
-def _say(facts: dict[str, Any], as_json: bool) -> None:
+def _finetune_encoder(
+    request: Any, recipe_name: str | None, objective: str | None, changes: dict[str, str], dry_run: bool
+) -> dict[str, Any]:
+    """The facts to print; none in all processes of torchrun but the first."""
+    from retbench.pipelines.finetuning import choose_recipe, train_encoder
+
+    recipe = choose_recipe.choose_encoder_recipe(recipe_name, objective, changes)
+    is_first_process = os.environ.get("RANK", "0") == "0"
+    if dry_run:
+        return train_encoder.estimate_plan(request, recipe) if is_first_process else {}
+    card = train_encoder.finetune_encoder(request, recipe)
+    return train_encoder.summarize_training(card) if is_first_process else {}
+
+
+def _finetune_adaptor(request: Any, file: str | None, changes: dict[str, str]) -> dict[str, Any]:
+    from retbench.pipelines.finetuning import choose_recipe, train_adaptor
+
+    recipe = choose_recipe.choose_adaptor_recipe(file, changes)
+    return train_adaptor.summarize_adaptor(train_adaptor.finetune_adaptor(request, recipe))
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     print_json(facts) if as_json else print_result("\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
-def _adapted(wish: Any, file: str | None, wanted: dict[str, str]) -> dict[str, Any]:
-    """The objective that trains no backbone: its recipe is its own."""
-    from retbench.cards import options, toml_parser
-    from retbench.cards.adaptor_recipe import AdaptorRecipe
-    from retbench.pipelines.finetuning import train_adaptor
-
-    if file and not Path(file).is_file():
-        raise UsageError(f"there is no adaptor's recipe at {file}", "name a TOML file, or leave --recipe out")
-    written = toml_parser.load_card(AdaptorRecipe, Path(file)) if file else AdaptorRecipe()
-    return train_adaptor.train_adaptor(wish, options.apply_options(written, wanted))
-
-
-class Line:
-    """One line that lives: loss, speed, memory, time left; in a log, one every fifteen seconds."""
+class MetricsLine:
+    """Shows loss, speed, memory and time left: one updated line on a terminal, a line every 15 seconds in a log."""
 
     def __init__(self) -> None:
-        self.told = 0.0
+        self.last_printed = 0.0
 
     def __call__(self, facts: dict[str, Any]) -> None:
-        """Show the newest facts."""
+        """Show the newest metrics."""
         if "score" in facts:
             print_status(f"  step {facts['step']:,}: score {100 * facts['score']:.2f}")
             return
@@ -118,9 +117,10 @@ class Line:
             f"{facts['tokens_per_second']:,.0f} tokens/s  {facts['memory_mb']:,.0f} MB  "
             f"{facts['seconds_left'] / 60:.1f} min left"
         )
+        is_last = facts["step"] == facts["steps"]
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if facts["step"] == facts["steps"] else ""))
+            sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if is_last else ""))
             sys.stderr.flush()
-        elif time.monotonic() - self.told > 15 or facts["step"] == facts["steps"]:
-            self.told = time.monotonic()
+        elif time.monotonic() - self.last_printed > LOG_INTERVAL_SECONDS or is_last:
+            self.last_printed = time.monotonic()
             print_status(text)

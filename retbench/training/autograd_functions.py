@@ -1,8 +1,8 @@
-"""The steps of a decoder with gradients written out: layers with their adapters, norm, rotary turn, gate, attention.
+"""The operations of a decoder with hand-written gradients: linear with LoRA, norm, rotary positions, gate, attention.
 
-torch would make the same numbers, but keep a tensor of every small operation and fill it again on the way back; on a
-CPU that takes longer than the matrix products. Here a step keeps its inputs and what is dear to make again. What stands
-frozen (weights, norms, biases) is given no gradient.
+torch's autograd gives the same numbers, but keeps a tensor of every small operation; on a CPU that takes longer than
+the matrix products. Here an operation keeps its inputs and what is expensive to compute again. Frozen weights, norms
+and biases get no gradient.
 """
 
 from collections.abc import Iterator
@@ -15,25 +15,25 @@ from torch.nn import functional
 
 from retbench.engines.packed_decoder import PackedRows, apply_rms_norm, apply_rotary
 
-MAX_BLOCK_SCORES = 1 << 20  # attention scores held at a time
-CHUNK_VALUES = 1 << 16  # values of an elementwise step at a time: more leaves the cache
+MAX_BLOCK_SCORES = 1 << 20  # attention scores in memory at a time
+CHUNK_VALUES = 1 << 16  # values of an elementwise operation at a time: more do not fit the CPU cache
 
-AttentionBlock = tuple[slice, int, int]  # tokens, rows, tokens a row
+AttentionBlock = tuple[slice, int, int]  # token span, number of rows, tokens per row
 OptionalTensors = tuple[Tensor | None, ...]
 
 
 def lora_linear(states: Tensor, *modules: Any) -> tuple[Tensor, ...]:
-    """Layers that read the same states, each with its adapter where it has one."""
+    """Linear layers of the same states, each with its LoRA adapter if it has one."""
     tensors: list[Tensor | None] = []
     for module in modules:
         base = getattr(module, "base_layer", module)
         tensors += [base.weight, base.bias, *_get_adapter(module)]
-    found: tuple[Tensor, ...] = _LoraLinearFunction.apply(states, *tensors)  # type: ignore[no-untyped-call]  # untyped in torch
-    return found
+    outputs: tuple[Tensor, ...] = _LoraLinearFunction.apply(states, *tensors)  # type: ignore[no-untyped-call]  # untyped in torch
+    return outputs
 
 
 def _get_adapter(module: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Both halves, the second one times the scale."""
+    """The two matrices of a LoRA adapter, the second one scaled."""
     if not hasattr(module, "lora_A"):
         return None, None
     (name,) = module.active_adapters
@@ -41,58 +41,58 @@ def _get_adapter(module: Any) -> tuple[Tensor | None, Tensor | None]:
 
 
 def rms_norm(states: Tensor, module: Any) -> Tensor:
-    """The root-mean-square norm over the last axis, by a frozen module."""
-    found: Tensor = _RMSNormFunction.apply(states, module)  # type: ignore[no-untyped-call]  # untyped in torch
-    return found
+    """The root-mean-square norm over the last axis, with the frozen weight of a module."""
+    output: Tensor = _RMSNormFunction.apply(states, module)  # type: ignore[no-untyped-call]  # untyped in torch
+    return output
 
 
 def rotate_positions(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions."""
-    found: Tensor = _RotaryFunction.apply(heads, cos, sin)  # type: ignore[no-untyped-call]  # untyped in torch
-    return found
+    rotated: Tensor = _RotaryFunction.apply(heads, cos, sin)  # type: ignore[no-untyped-call]  # untyped in torch
+    return rotated
 
 
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """The inside of the MLP: silu(gate) x up."""
-    found: Tensor = _SiluGateFunction.apply(gate, up)  # type: ignore[no-untyped-call]  # untyped in torch
-    return found
+    """The gate of the MLP: silu(gate) x up."""
+    output: Tensor = _SiluGateFunction.apply(gate, up)  # type: ignore[no-untyped-call]  # untyped in torch
+    return output
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: PackedRows, scale: float) -> Tensor:
-    """Causal attention inside each row, [token, head, dimension]."""
-    found: Tensor = _CausalAttentionFunction.apply(queries, keys, values, packed, scale)  # type: ignore[no-untyped-call]  # untyped in torch
-    return found
+    """Causal attention within each row, [token, head, dimension]."""
+    output: Tensor = _CausalAttentionFunction.apply(queries, keys, values, packed, scale)  # type: ignore[no-untyped-call]  # untyped in torch
+    return output
 
 
 class _LoraLinearFunction(Function):
-    """x, then weight, bias, and both halves of the adapter, of each layer."""
+    """Takes x, then weight, bias and the two adapter matrices of each layer."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        found: list[Tensor] = []
-        kept: list[Tensor | None] = [x]
+        outputs: list[Tensor] = []
+        saved: list[Tensor | None] = [x]
         for weight, bias, down, up in _group_by_layer(tensors):
             out, low = functional.linear(x, weight, bias), None
             if down is not None:
                 low = x @ down.to(x.dtype).T
                 out.addmm_(low, up.to(x.dtype).T)
-            found.append(out)
-            kept += [weight, down, up, low]
-        ctx.save_for_backward(*kept)
-        return tuple(found)
+            outputs.append(out)
+            saved += [weight, down, up, low]
+        ctx.save_for_backward(*saved)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> OptionalTensors:
-        x, *kept = ctx.saved_tensors
-        back, found = None, []
-        for gradient, (weight, down, up, low) in zip(gradients, _group_by_layer(kept), strict=True):
-            back = gradient @ weight if back is None else back.addmm_(gradient, weight)
-            found += [None, None, None, None]
+        x, *saved = ctx.saved_tensors
+        input_gradient, parameter_gradients = None, []
+        for gradient, (weight, down, up, low) in zip(gradients, _group_by_layer(saved), strict=True):
+            input_gradient = gradient @ weight if input_gradient is None else input_gradient.addmm_(gradient, weight)
+            parameter_gradients += [None, None, None, None]
             if down is not None:
-                lower = gradient @ up.to(x.dtype)
-                back.addmm_(lower, down.to(x.dtype))
-                found[-2:] = [(lower.T @ x).to(down.dtype), (gradient.T @ low).to(up.dtype)]
-        return back, *found
+                low_gradient = gradient @ up.to(x.dtype)
+                input_gradient.addmm_(low_gradient, down.to(x.dtype))
+                parameter_gradients[-2:] = [(low_gradient.T @ x).to(down.dtype), (gradient.T @ low).to(up.dtype)]
+        return input_gradient, *parameter_gradients
 
 
 def _group_by_layer(tensors: Any) -> Iterator[tuple[Any, ...]]:
@@ -108,18 +108,18 @@ class _RMSNormFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> OptionalTensors:
-        (x,), back, width = ctx.saved_tensors, torch.empty_like(gradient), gradient.shape[-1]
+        (x,), input_gradient, width = ctx.saved_tensors, torch.empty_like(gradient), gradient.shape[-1]
         weight, epsilon = ctx.module.weight.float(), ctx.module.variance_epsilon
-        for part, arriving, place in _iterate_chunks(x, gradient, back):
-            wide, slope = part.float(), arriving.float() * weight
-            scale = wide.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-            along = (slope * wide).sum(-1, keepdim=True).mul_(scale.square()).div_(width)
-            place.copy_(slope.addcmul_(wide, along, value=-1).mul_(scale))
-        return back, None
+        for part, output_gradient, destination in _iterate_chunks(x, gradient, input_gradient):
+            states, scaled_gradient = part.float(), output_gradient.float() * weight
+            scale = states.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+            projection = (scaled_gradient * states).sum(-1, keepdim=True).mul_(scale.square()).div_(width)
+            destination.copy_(scaled_gradient.addcmul_(states, projection, value=-1).mul_(scale))
+        return input_gradient, None
 
 
 class _RotaryFunction(Function):
-    """Back, the same turn the other way."""
+    """Its backward is the rotation by the opposite angle."""
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -145,46 +145,46 @@ class _SiluGateFunction(Function):
 
 
 class _CausalAttentionFunction(Function):
-    """What every token looked at is made again on the way back; the keys that are kept have the scale in them."""
+    """The backward computes the attention probabilities again; the saved keys include the scale."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, packed: PackedRows, scale: float) -> Tensor:
-        found, shared, keys = torch.empty_like(queries), keys.shape[1], keys * scale
+        output, key_heads, keys = torch.empty_like(queries), keys.shape[1], keys * scale
         for block in _iterate_blocks(packed, queries.shape[1]):
-            q, k, v = (_split_heads(part, block, shared) for part in (queries, keys, values))
-            _merge_heads(found, torch.bmm(_attention_probabilities(q, k, block), v), block, shared)
-        ctx.save_for_backward(queries, keys, values, found)
+            q, k, v = (_split_heads(part, block, key_heads) for part in (queries, keys, values))
+            _merge_heads(output, torch.bmm(_attention_probabilities(q, k, block), v), block, key_heads)
+        ctx.save_for_backward(queries, keys, values, output)
         ctx.packed, ctx.scale = packed, scale
-        return found
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> OptionalTensors:
-        queries, keys, values, found = ctx.saved_tensors
-        to_q, to_k, to_v = (torch.empty_like(part) for part in (queries, keys, values))
-        mean, shared = (gradient * found).sum(-1, keepdim=True), keys.shape[1]
+        queries, keys, values, output = ctx.saved_tensors
+        query_gradient, key_gradient, value_gradient = (torch.empty_like(part) for part in (queries, keys, values))
+        row_means, key_heads = (gradient * output).sum(-1, keepdim=True), keys.shape[1]
         for block in _iterate_blocks(ctx.packed, queries.shape[1]):
-            q, k, v, slope, level = (
-                _split_heads(part, block, shared) for part in (queries, keys, values, gradient, mean)
+            q, k, v, output_gradient, row_mean = (
+                _split_heads(part, block, key_heads) for part in (queries, keys, values, gradient, row_means)
             )
-            looks = _attention_probabilities(q, k, block)
-            _merge_heads(to_v, torch.bmm(looks.transpose(1, 2), slope), block, shared)
-            scores = torch.bmm(slope, v.transpose(1, 2)).sub_(level).mul_(looks)
-            _merge_heads(to_q, torch.bmm(scores, k), block, shared)
-            _merge_heads(to_k, torch.bmm(scores.transpose(1, 2), q), block, shared)
-        return to_q, to_k.mul_(ctx.scale), to_v, None, None
+            probabilities = _attention_probabilities(q, k, block)
+            _merge_heads(value_gradient, torch.bmm(probabilities.transpose(1, 2), output_gradient), block, key_heads)
+            scores = torch.bmm(output_gradient, v.transpose(1, 2)).sub_(row_mean).mul_(probabilities)
+            _merge_heads(query_gradient, torch.bmm(scores, k), block, key_heads)
+            _merge_heads(key_gradient, torch.bmm(scores.transpose(1, 2), q), block, key_heads)
+        return query_gradient, key_gradient.mul_(ctx.scale), value_gradient, None, None
 
 
 def _attention_probabilities(queries: Tensor, keys: Tensor, block: AttentionBlock) -> Tensor:
-    """How much each token looks at each one of its row, [row and key head, heads that share the key x token, token]."""
+    """Attention probabilities within each row, [row and key head, heads that share the key x token, token]."""
     length = block[2]
     scores = torch.bmm(queries, keys.transpose(1, 2))
-    to_come = torch.full((length, length), -torch.inf, dtype=scores.dtype).triu_(1)
-    scores.view(len(queries), -1, length, length).add_(to_come)
+    future_mask = torch.full((length, length), -torch.inf, dtype=scores.dtype).triu_(1)
+    scores.view(len(queries), -1, length, length).add_(future_mask)
     return torch.softmax(scores, dim=-1)
 
 
 def _iterate_blocks(packed: PackedRows, heads: int) -> Iterator[AttentionBlock]:
-    """Rows of one length, as many at a time as their scores allow."""
+    """Rows of equal length, as many at a time as MAX_BLOCK_SCORES allows."""
     for first, rows, length in packed.runs:
         at_once = max(1, MAX_BLOCK_SCORES // (heads * length * length))
         for row in range(0, rows, at_once):
@@ -192,18 +192,18 @@ def _iterate_blocks(packed: PackedRows, heads: int) -> Iterator[AttentionBlock]:
             yield slice(first + row * length, first + (row + count) * length), count, length
 
 
-def _split_heads(heads: Tensor, block: AttentionBlock, shared: int) -> Tensor:
+def _split_heads(heads: Tensor, block: AttentionBlock, key_heads: int) -> Tensor:
     """A block's [token, head, dimension] as [row and key head, heads that share the key x token, dimension]."""
     span, count, length = block
-    split = heads[span].view(count, length, shared, -1, heads.shape[-1]).permute(0, 2, 3, 1, 4)
-    return split.reshape(count * shared, -1, heads.shape[-1])
+    split = heads[span].view(count, length, key_heads, -1, heads.shape[-1]).permute(0, 2, 3, 1, 4)
+    return split.reshape(count * key_heads, -1, heads.shape[-1])
 
 
-def _merge_heads(heads: Tensor, found: Tensor, block: AttentionBlock, shared: int) -> None:
-    """The way back, into its place."""
+def _merge_heads(heads: Tensor, split_heads: Tensor, block: AttentionBlock, key_heads: int) -> None:
+    """The inverse of `_split_heads`: write a block's split to their positions in `heads`."""
     span, count, length = block
-    split = found.view(count, shared, -1, length, heads.shape[-1]).permute(0, 3, 1, 2, 4)
-    heads[span].view(split.shape).copy_(split)
+    values = split_heads.view(count, key_heads, -1, length, heads.shape[-1]).permute(0, 3, 1, 2, 4)
+    heads[span].view(values.shape).copy_(values)
 
 
 def _iterate_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

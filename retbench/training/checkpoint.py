@@ -1,11 +1,11 @@
-"""Checkpoints: the trained weights, the optimiser and the step, each there completely or not at all.
+"""Checkpoints: trained weights, optimizer state and progress, always complete.
 
     checkpoint-00000050/state.safetensors   trained weights and both moments of AdamW
     checkpoint-00000050/state.json          step, seconds so far, the best evaluation, the checksum of the tensors
 
-A folder is written under a temporary name, flushed and renamed; only then the one before it is removed. Dropout and
-data follow from seed and step, so this is all a resumed run needs, and one whose checkpoint is damaged starts at its
-beginning and still ends the same.
+A folder is written under a temporary name, flushed and renamed; only then the previous one is removed. Dropout and data
+follow from seed and step, so a resumed training needs nothing else. If a checkpoint is damaged, training starts from
+the beginning and gives the same result.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ STATE_FILE, PROGRESS_FILE = "state.safetensors", "state.json"
 
 @dataclass
 class TrainingProgress:
-    """How far a run is."""
+    """How far a training is. The field names are stored in checkpoints and model cards."""
 
     step: int = 0
     seconds: float = 0.0
@@ -41,7 +41,7 @@ class TrainingProgress:
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:
-    """Write a checkpoint; a full disk leaves the one before untouched."""
+    """Write a checkpoint; if the disk is full, the previous one stays."""
     final = folder / f"checkpoint-{progress.step:08d}"
     work = final.with_suffix(".partial")
     try:
@@ -51,13 +51,13 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], progress: Tr
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
         flush_to_disk(folder)
-    except (OSError, SafetensorError) as problem:  # safetensors has its own word for a full disk
+    except (OSError, SafetensorError) as problem:  # safetensors raises its own error on a full disk
         shutil.rmtree(work, ignore_errors=True)
         if not isinstance(problem, OSError) and not convert_to_resource_error(problem):
             raise
         raise ResourceError(
             f"{final} could not be written: {getattr(problem, 'strerror', None) or problem}",
-            "make room and add --resume: the checkpoint before it is kept",
+            "free disk space and add --resume: the previous checkpoint is kept",
         ) from problem
     for old in list_checkpoints(folder)[:-1]:
         shutil.rmtree(old)
@@ -72,11 +72,11 @@ def _write_files(folder: Path, tensors: dict[str, torch.Tensor], progress: Train
 
 
 def collect_state(
-    weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer | None = None
+    weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, torch.Tensor]:
-    """Trained weights and the optimiser's moments, put together where they are shared out: every process must ask."""
+    """Trained weights and the optimizer's moments, gathered if they are sharded; every process must call this."""
     tensors = {f"weight:{name}": gather_tensor(weight.detach()).contiguous() for name, weight in weights.items()}
-    moments = optimiser.state if optimiser else {}
+    moments = optimizer.state if optimizer else {}
     for name, weight in weights.items():
         for moment, value in moments.get(weight, {}).items():
             tensors[f"{moment}:{name}"] = gather_tensor(value).contiguous()
@@ -84,24 +84,26 @@ def collect_state(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints, oldest first."""
+    """The complete checkpoints, oldest first."""
     return sorted(path for path in folder.glob("checkpoint-*") if path.suffix != ".partial")
 
 
 def load_checkpoint(
-    folder: Path, weights: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer
+    folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> TrainingProgress:
-    """Take up the last checkpoint; without one, a run starts at its beginning."""
-    found = [(place, progress) for place in list_checkpoints(folder) if (progress := _read_progress(place))]
-    if not found:
+    """Restore the last undamaged checkpoint; without one, progress is zero."""
+    checkpoints = [(path, progress) for path in list_checkpoints(folder) if (progress := _read_progress(path))]
+    if not checkpoints:
         return TrainingProgress()
-    place, progress = found[-1]
-    tensors = load_file(place / STATE_FILE)
+    path, progress = checkpoints[-1]
+    tensors = load_file(path / STATE_FILE)
     restore_weights(tensors, weights)
     for name, weight in weights.items():
         moments = {key.split(":", 1)[0]: value for key, value in tensors.items() if key.endswith(f":{name}")}
         moments.pop("weight")
-        optimiser.state[weight] = {key: v if key == "step" else shard_like(v, weight) for key, v in moments.items()}
+        optimizer.state[weight] = {
+            key: value if key == "step" else shard_like(value, weight) for key, value in moments.items()
+        }
     return progress
 
 
@@ -110,38 +112,38 @@ def _hash_file(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _read_progress(place: Path) -> TrainingProgress | None:
-    """How far a checkpoint is; one that changed on the disk since is told and removed."""
+def _read_progress(checkpoint: Path) -> TrainingProgress | None:
+    """The progress of a checkpoint; a damaged one is removed with a warning."""
     try:
-        facts = json.loads((place / PROGRESS_FILE).read_text())
+        facts = json.loads((checkpoint / PROGRESS_FILE).read_text())
         checksum = facts.pop("sha256", None)  # the first checkpoints had none
-        if checksum in (None, _hash_file(place / STATE_FILE)):
+        if checksum in (None, _hash_file(checkpoint / STATE_FILE)):
             return TrainingProgress(**facts)
     except (OSError, ValueError, TypeError, AttributeError):
         pass
-    log.warning("%s is damaged: training goes on from before it", place.name)
-    shutil.rmtree(place)
+    log.warning("%s is damaged: training continues from an earlier checkpoint or from the start", checkpoint.name)
+    shutil.rmtree(checkpoint)
     return None
 
 
 def restore_weights(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Parameter]) -> None:
-    """Give the weights the values of a checkpoint."""
-    named = {key.removeprefix("weight:") for key in tensors if key.startswith("weight:")}
-    if named != set(weights):
-        raise DataError("the checkpoint holds other weights than this run trains", "use another --out")
+    """Copy the values of a checkpoint into the weights."""
+    saved_names = {key.removeprefix("weight:") for key in tensors if key.startswith("weight:")}
+    if saved_names != set(weights):
+        raise DataError("the checkpoint has other weights than this training", "use another --out")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(shard_like(tensors[f"weight:{name}"], weight))
 
 
 def save_best_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """The weights of the best evaluation so far."""
+    """Write the weights of the best evaluation so far."""
     work = folder / "best.partial"
     save_file(tensors, work)
     work.rename(folder / "best.safetensors")
 
 
 def restore_best_weights(folder: Path, weights: dict[str, nn.Parameter]) -> None:
-    """Go back to the best evaluation, if there was any."""
+    """Restore the weights of the best evaluation, if there was one."""
     if (folder / "best.safetensors").exists():
         restore_weights(load_file(folder / "best.safetensors"), weights)

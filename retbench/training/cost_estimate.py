@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from retbench.cards.recipe import Recipe
 from retbench.engines.device import get_device
-from retbench.engines.memory import peak_mb
+from retbench.engines.memory import get_peak_memory_mb
 from retbench.errors import ResourceError
 from retbench.training import distributed
 from retbench.training.contrastive_batches import BatchSampler
@@ -92,7 +92,9 @@ def estimate_training(objective: ContrastiveObjective) -> TrainingEstimate:
     steps = count_steps(sampler, recipe)
     if recipe.max_minutes:
         steps = max(1, min(steps, int(recipe.max_minutes * 60 * speed / tokens_per_step)))
-    return TrainingEstimate(len(objective.source), sampler.steps_per_epoch, steps, tokens_per_step, speed, peak_mb())
+    return TrainingEstimate(
+        len(objective.source), sampler.steps_per_epoch, steps, tokens_per_step, speed, get_peak_memory_mb()
+    )
 
 
 def count_steps(sampler: BatchSampler, recipe: Recipe) -> int:

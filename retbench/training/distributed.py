@@ -1,4 +1,4 @@
-"""Many processes as one: torchrun starts them, gloo or nccl joins them; alone, nothing is joined."""
+"""Several training processes, started by torchrun and connected by gloo or nccl. One process alone connects nothing."""
 
 import os
 from collections.abc import Iterable
@@ -6,56 +6,56 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
-from torch import distributed as joined
+from torch import distributed as torch_distributed
 from torch.distributed.tensor import DTensor
 
 from retbench.engines.device import get_device
 
 COLLECTIVE_TIMEOUT = timedelta(
     days=1
-)  # while one process scores or writes, the others wait; torch gives up after ten minutes
+)  # others wait while one process evaluates or writes; torch's default is ten minutes
 
 
 def join_processes() -> None:
-    """Join the processes torchrun started, if it did."""
-    if "WORLD_SIZE" in os.environ and not joined.is_initialized():
+    """Connect to the other processes, if torchrun started any."""
+    if "WORLD_SIZE" in os.environ and not torch_distributed.is_initialized():
         cuda = get_device().type == "cuda"
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        joined.init_process_group("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        torch_distributed.init_process_group("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def leave_processes() -> None:
-    """Part again."""
-    if joined.is_initialized():
-        joined.destroy_process_group()
+    """Disconnect from the other processes."""
+    if torch_distributed.is_initialized():
+        torch_distributed.destroy_process_group()
 
 
 def get_rank() -> int:
-    """Which one this is; 0 writes files and talks."""
-    return joined.get_rank() if joined.is_initialized() else 0
+    """The number of this process; process 0 writes files and prints."""
+    return torch_distributed.get_rank() if torch_distributed.is_initialized() else 0
 
 
 def get_world_size() -> int:
-    """How many there are."""
-    return joined.get_world_size() if joined.is_initialized() else 1
+    """The number of processes."""
+    return torch_distributed.get_world_size() if torch_distributed.is_initialized() else 1
 
 
 def wait_for_all() -> None:
-    """Until everybody is here."""
+    """Wait until all processes are here."""
     if get_world_size() > 1:
-        joined.barrier()
+        torch_distributed.barrier()
 
 
-def gather_vectors(vectors: Tensor, own: list[int], rows: int) -> Tensor:
-    """Everybody's vectors in the group's order; only one's own carry gradients."""
+def gather_vectors(vectors: Tensor, own_rows: list[int], rows: int) -> Tensor:
+    """The vectors of all processes in the batch's order; only this process's own have gradients."""
     if get_world_size() == 1:
         return vectors
-    places = torch.tensor(own, device=vectors.device)
-    everything = torch.zeros((rows, vectors.shape[1]), dtype=vectors.dtype, device=vectors.device)
-    everything[places] = vectors.detach()
-    joined.all_reduce(everything)
-    return everything.index_copy(0, places, vectors)
+    own_index = torch.tensor(own_rows, device=vectors.device)
+    all_vectors = torch.zeros((rows, vectors.shape[1]), dtype=vectors.dtype, device=vectors.device)
+    all_vectors[own_index] = vectors.detach()
+    torch_distributed.all_reduce(all_vectors)
+    return all_vectors.index_copy(0, own_index, vectors)
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
@@ -65,16 +65,18 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        if isinstance(parameter, DTensor):  # shared out: FSDP has added its gradient up, and divided
+        if isinstance(parameter, DTensor):  # sharded: FSDP has already averaged its gradient
             parameter.grad.mul_(get_world_size())
         else:
-            joined.all_reduce(parameter.grad)
+            torch_distributed.all_reduce(parameter.grad)
 
 
 def sum_over_processes(number: float) -> float:
-    """A number summed over all processes."""
+    """The sum of a number over all processes."""
     if get_world_size() == 1:
         return number
-    value = torch.tensor(number, dtype=torch.float64, device="cuda" if joined.get_backend() == "nccl" else "cpu")
-    joined.all_reduce(value)
+    value = torch.tensor(
+        number, dtype=torch.float64, device="cuda" if torch_distributed.get_backend() == "nccl" else "cpu"
+    )
+    torch_distributed.all_reduce(value)
     return float(value)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.encoders.encoder_spec import compute_length_limits
-from retbench.records.phase_timer import Show
-from retbench.scoring.metrics import mean_scores, score_run
+from retbench.records.phase_timer import ProgressListener
+from retbench.scoring.metrics import compute_mean_scores, score_run
 from retbench.training import distributed, fsdp
 from retbench.training.in_training_search import rank_passages
 from retbench.training.train_forward import TrainableEncoder
@@ -21,7 +21,7 @@ class TrainingEvaluator:
     card: TaskCard
     collection: Collection
     max_length: int | None
-    show: Show
+    show: ProgressListener
 
     def __call__(self) -> float:
         """The score now. One process computes it for all, unless the weights are sharded."""
@@ -38,4 +38,4 @@ class TrainingEvaluator:
         ranking = found.filter_and_cut(self.collection, self.card.same_id == "drop", self.card.depth)
         document_ids = ranking.to_document_ids(self.collection)
         per_query = score_run(document_ids, self.collection.judgments, self.card.depth, self.card.relevant_from)
-        return mean_scores(per_query)[self.card.metric]
+        return compute_mean_scores(per_query)[self.card.metric]

@@ -1,4 +1,4 @@
-"""Metrics to whatever the user has (tensorboard, wandb, trackio, ...), through transformers' own callbacks."""
+"""Send metrics to experiment trackers (tensorboard, wandb, trackio, ...), by the callbacks of transformers."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,7 +11,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def add_trackers(names: tuple[str, ...], folder: Path, run: str, report: Report) -> Report:
-    """The report, and the same facts to every tracker named; they begin, and write, with the first of them."""
+    """A report that also sends its facts to the named trackers; they start with the first facts."""
     if not names:
         return report
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -21,20 +21,20 @@ def add_trackers(names: tuple[str, ...], folder: Path, run: str, report: Report)
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
 
     @cache
-    def begin() -> None:
+    def start_trackers() -> None:
         for callback in callbacks:
             callback.on_train_begin(settings, state, control)
 
-    def told(facts: dict[str, Any]) -> None:
+    def report_and_track(facts: dict[str, Any]) -> None:
         report(facts)
-        begin()
+        start_trackers()
         state.global_step = facts["step"]
         for callback in callbacks:
             callback.on_log(settings, state, control, logs=dict(facts))
             if facts["step"] == facts.get("steps"):
                 callback.on_train_end(settings, state, control)
 
-    return told
+    return report_and_track
 
 
 def _load_callback(name: str) -> Any:
@@ -46,4 +46,4 @@ def _load_callback(name: str) -> Any:
     try:
         return known[name]()
     except (RuntimeError, ImportError) as problem:
-        raise MissingError(f"the tracker {name} is not here: {problem}", f"install {name}") from problem
+        raise MissingError(f"the tracker {name} is not installed: {problem}", f"install {name}") from problem

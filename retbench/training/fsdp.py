@@ -1,7 +1,7 @@
-"""Weights shared out over processes (torch's FSDP2): each holds a part of weights, gradients and moments.
+"""Sharded training (torch's FSDP2): each process holds a part of weights, gradients and optimizer moments.
 
-A block is put together when it computes and taken apart again, by all processes at once. So every process must run as
-many passes as every other one, one at a time; who has fewer texts runs a pass that counts for nothing.
+All processes gather a block together when it computes. So they must all run the same number of passes, one at a time; a
+process with fewer texts runs extra passes that add nothing.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from retbench.training import distributed
 
 
 def shard_model(model: nn.Module) -> nn.Module:
-    """Share a model's weights out, block by block; alone, nothing is shared."""
+    """Shard a model's weights block by block; one process alone shards nothing."""
     if distributed.get_world_size() == 1:
         return model
     from torch.distributed.device_mesh import init_device_mesh
@@ -30,32 +30,32 @@ def shard_model(model: nn.Module) -> nn.Module:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether processes hold parts of this model."""
+    """Whether the weights of this model are sharded."""
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """A tensor put together from its parts; every process must ask."""
+    """The full tensor; every process must call this."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full
 
 
 def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
-    """This process's part of a whole tensor, where the weight has parts."""
+    """This process's part of a full tensor, if the weight is sharded."""
     if not isinstance(weight, DTensor):
         return tensor.to(weight.device)
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements)
 
 
 def gather_state(model: nn.Module) -> dict[str, Any] | None:
-    """All weights put together for saving; none where the model holds them itself. Every process must ask."""
+    """All weights for saving, or None if the model is not sharded; every process must call this."""
     if not is_sharded(model):
         return None
     return {name: gather_tensor(value.detach()).cpu() for name, value in model.state_dict().items()}
 
 
 def count_max_passes(count: int) -> int:
-    """The largest number of passes any process has."""
+    """The largest number of passes of any process."""
     if distributed.get_world_size() == 1:
         return count
     value = torch.tensor(count, device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")

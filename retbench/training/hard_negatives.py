@@ -1,13 +1,13 @@
-"""Negatives: what a retriever ranks high for a query and nobody calls relevant.
+"""Hard negatives: passages that a retriever ranks high for a query but that are not relevant to it.
 
-A mined file is jsonl: the first line says how and from what it was mined, every other line is one query of the set, in
-order, with the rows of its negatives. It is used again only with the same queries and passages.
+A mined file is jsonl. Its first line describes how and from what it was mined; every other line is one query of the
+set, in order, with the rows of its negatives. It is used again only with the same queries and passages.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,73 +21,79 @@ from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import write_file_atomically
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
-SCORE_DEPTH = (
-    1000  # how far a positive is looked for when a margin needs its score; one beyond counts as the thousandth
-)
+SCORE_DEPTH = 1000  # ranks that are searched for a positive's score; one below counts as the score at this rank
+MINE_AGAIN = "leave mining.file out to mine again"
 
 Ranker = Callable[[list[str], int], Ranking]
 
 
-def build_bm25_ranker(training: TrainingSet) -> Ranker:
+def build_bm25_ranker(training_set: TrainingSet) -> Ranker:
     """BM25 over the set's passages."""
-    index = BM25Index(LexicalSettings(), training.passages)
-    return index.search
+    return BM25Index(LexicalSettings(), training_set.passages).search
 
 
-def mine_hard_negatives(training: TrainingSet, mining: MiningSettings, ranker: Ranker, miner: str) -> TrainingSet:
-    """The set with negatives from a ranking in place of its own."""
-    most = max(len(query.positives) for query in training.queries)
-    depth = SCORE_DEPTH if mining.max_score_ratio is not None else mining.rank_to + most
-    found = ranker([query.text for query in training.queries], min(depth, len(training.passages)))
-    rows = [
-        _select_negatives(query, *pair, mining)
-        for query, pair in zip(training.queries, zip(found.rows, found.scores, strict=True), strict=True)
+def mine_hard_negatives(training_set: TrainingSet, settings: MiningSettings, ranker: Ranker, miner: str) -> TrainingSet:
+    """The set with mined negatives in place of its own."""
+    queries, passages = training_set.queries, training_set.passages
+    most_positives = max(len(query.positives) for query in queries)
+    depth = SCORE_DEPTH if settings.max_score_ratio is not None else settings.rank_to + most_positives
+    ranking = ranker([query.text for query in queries], min(depth, len(passages)))
+    negatives = [
+        _select_negatives(query, rows, scores, settings)
+        for query, rows, scores in zip(queries, ranking.rows, ranking.scores, strict=True)
     ]
-    kept = [replace(query, negatives=own, scores=None) for query, own in zip(training.queries, rows, strict=True)]
-    return training.with_queries(
-        kept, negatives={"miner": miner, **_describe_settings(mining), "mined": sum(map(len, rows))}
-    )
+    mined_queries = [replace(q, negatives=rows, scores=None) for q, rows in zip(queries, negatives, strict=True)]
+    facts = {"miner": miner, **_describe_settings(settings), "mined": sum(map(len, negatives))}
+    return training_set.with_queries(mined_queries, negatives=facts)
 
 
-def _describe_settings(mining: MiningSettings) -> dict[str, Any]:
-    return {key: value for key, value in asdict(mining).items() if key != "file" and value is not None}
+def _describe_settings(settings: MiningSettings) -> dict[str, Any]:
+    """The settings as plans, mined files and model cards store them; these keys are older than the recipe's."""
+    ratio = {} if settings.max_score_ratio is None else {"margin": settings.max_score_ratio}
+    ranks = {"first": settings.rank_from, "last": settings.rank_to}
+    return {"source": settings.source, **ranks, **ratio, "keep": settings.negatives_per_query}
 
 
 def _select_negatives(
-    query: TrainingQuery, rows: np.ndarray, scores: np.ndarray, mining: MiningSettings
+    query: TrainingQuery, rows: np.ndarray, scores: np.ndarray, settings: MiningSettings
 ) -> tuple[int, ...]:
     relevant = np.isin(rows, query.positives)
-    rank = np.cumsum(~relevant)  # places among what is not relevant, from 1
-    wanted = ~relevant & (rank >= mining.rank_from) & (rank <= mining.rank_to)
-    if mining.max_score_ratio is not None and len(scores):
-        best = scores[relevant].max() if relevant.any() else scores[-1]
-        wanted &= scores <= mining.max_score_ratio * best
-    return tuple(int(row) for row in rows[wanted][: mining.negatives_per_query])
+    rank = np.cumsum(~relevant)  # from 1, counted without the positives
+    selected = ~relevant & (rank >= settings.rank_from) & (rank <= settings.rank_to)
+    if settings.max_score_ratio is not None and len(scores):
+        best_positive = scores[relevant].max() if relevant.any() else scores[-1]
+        selected &= scores <= settings.max_score_ratio * best_positive
+    return tuple(int(row) for row in rows[selected][: settings.negatives_per_query])
 
 
-def write_hard_negatives(training: TrainingSet, file: Path) -> None:
-    """Keep mined negatives for another run."""
-    head = {"set": training.name, "content": _fingerprint(training), "negatives": training.facts["negatives"]}
-    lines = [head, *({"query": q.text, "negatives": q.negatives} for q in training.queries)]
+def write_hard_negatives(training_set: TrainingSet, file: Path) -> None:
+    """Write a mined file for this and other trainings."""
+    description = {
+        "set": training_set.name,
+        "content": _fingerprint(training_set),
+        "negatives": training_set.facts["negatives"],
+    }
+    lines = [description, *({"query": query.text, "negatives": query.negatives} for query in training_set.queries)]
     write_file_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
-def read_hard_negatives(training: TrainingSet, file: Path) -> TrainingSet:
+def read_hard_negatives(training_set: TrainingSet, file: Path) -> TrainingSet:
     """The set with the negatives of a mined file."""
     if not file.is_file():
-        raise MissingError(f"there is no mined file at {file}", "mine anew: leave mining.file out")
+        raise MissingError(f"there is no file of mined negatives at {file}", MINE_AGAIN)
     try:
-        head, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        content, negatives = head["content"], [tuple(map(int, line["negatives"])) for line in lines]
+        description, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        content, negatives = description["content"], [tuple(map(int, line["negatives"])) for line in lines]
     except (ValueError, KeyError, TypeError) as problem:
-        raise DataError(f"{file} is no mined file: {problem}", "mine anew: leave mining.file out") from problem
-    if content != _fingerprint(training) or len(negatives) != len(training.queries):
-        raise DataError(f"{file} was mined for other queries or passages", "mine anew: leave mining.file out")
-    queries = [replace(q, negatives=own, scores=None) for q, own in zip(training.queries, negatives, strict=True)]
-    return training.with_queries(queries, negatives=head["negatives"])
+        raise DataError(f"{file} is not a file of mined negatives: {problem}", MINE_AGAIN) from problem
+    if content != _fingerprint(training_set) or len(negatives) != len(training_set.queries):
+        raise DataError(f"{file} was mined for other queries or passages", MINE_AGAIN)
+    pairs = zip(training_set.queries, negatives, strict=True)
+    queries = [replace(query, negatives=rows, scores=None) for query, rows in pairs]
+    return training_set.with_queries(queries, negatives=description["negatives"])
 
 
-def _fingerprint(training: TrainingSet) -> str:
-    """A digest of what row numbers refer to."""
-    queries = hashlib.sha256(json.dumps([q.text for q in training.queries]).encode()).hexdigest()
-    return hashlib.sha256(f"{training.fingerprint} {queries}".encode()).hexdigest()
+def _fingerprint(training_set: TrainingSet) -> str:
+    """A digest of the queries and passages that row numbers refer to."""
+    queries = hashlib.sha256(json.dumps([query.text for query in training_set.queries]).encode()).hexdigest()
+    return hashlib.sha256(f"{training_set.fingerprint} {queries}".encode()).hexdigest()

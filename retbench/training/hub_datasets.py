@@ -1,4 +1,4 @@
-"""Hub sets that are no task: training data somebody published for everybody to use."""
+"""Training datasets of the Hugging Face hub that are not tasks."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,24 +21,24 @@ HUB_SETS = {
 }
 
 OFFLINE_HINT = (
-    "run it on a connected machine, bring the datasets cache, or give a folder in MS MARCO's own layout "
+    "run it on a machine with a network, copy its datasets cache here, or give a folder in MS MARCO's own layout "
     "(collection.tsv, queries.train.tsv, qrels.train.tsv)"
 )
 
 
 def load_hub_training_set(name: str) -> TrainingSet:
-    """A set by its name; what `datasets` has cached needs no network."""
+    """Load a hub dataset by its short name; a cached one needs no network."""
     source = HUB_SETS[name]
     try:
         import datasets
     except ImportError as problem:
-        step = "pip install 'retbench[train]', or give a folder or a jsonl file"
-        raise MissingError(f"{source.repo} needs the package datasets", step) from problem
+        next_step = "pip install 'retbench[train]', or give a folder or a jsonl file"
+        raise MissingError(f"{source.repo} needs the package datasets", next_step) from problem
     try:
         rows = datasets.load_dataset(source.repo, split=source.split)
     except RetbenchError:
         raise
-    except Exception as problem:  # datasets has no family of errors; every one means: not here
+    except Exception as problem:  # datasets has no common error class; any error means the data is not here
         raise hub_errors.build_hub_error(source.repo, problem, OFFLINE_HINT, kind="datasets/") from problem
     return parse_training_rows(name, _number_rows(source.repo, rows))
 

@@ -1,4 +1,4 @@
-"""Search with a model in training: for mining before the first step, and for scores on the way."""
+"""Search with a model in training: to mine hard negatives before the first step, and to evaluate during training."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,46 +6,55 @@ import numpy as np
 import torch
 
 from retbench.cards.method import Role
-from retbench.retrievers.exact_search import search
+from retbench.retrievers.exact_search import search_exactly
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
+from retbench.training.hard_negatives import Ranker
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
 
-TEXTS_PER_CHUNK = 1024  # texts tokenised at a time
+TEXTS_PER_CHUNK = 1024  # texts tokenized at a time
 
 Advance = Callable[[int, int], None]
 
 
+def build_ranker(
+    encoder: TrainableEncoder, passages: Sequence[str], length_limits: tuple[int, int], advance: Advance
+) -> Ranker:
+    """A ranker of `passages` by the model's current weights."""
+    return lambda queries, k: rank_passages(encoder, queries, passages, k, length_limits, advance)
+
+
 def rank_passages(
-    trainee: TrainableEncoder,
+    encoder: TrainableEncoder,
     queries: Sequence[str],
     passages: Sequence[str],
     k: int,
-    limits: tuple[int, int],
+    length_limits: tuple[int, int],
     advance: Advance,
 ) -> Ranking:
-    """The k best passages of every query, by the weights as they are now; limits are those of the two sides."""
-    asked = np.concatenate(
-        [block.vectors for block in iterate_embeddings(trainee, queries, "query", limits[0], advance)]
-    )
-    return search(asked, iterate_embeddings(trainee, passages, "document", limits[1], advance), k)
+    """The k best passages of every query by the current weights; the limits are those of queries and passages."""
+    query_limit, passage_limit = length_limits
+    query_blocks = iterate_embeddings(encoder, queries, "query", query_limit, advance)
+    query_vectors = np.concatenate([block.vectors for block in query_blocks])
+    return search_exactly(query_vectors, iterate_embeddings(encoder, passages, "document", passage_limit, advance), k)
 
 
 @torch.no_grad()
 def iterate_embeddings(
-    trainee: TrainableEncoder, texts: Sequence[str], role: Role, limit: int, advance: Advance
+    encoder: TrainableEncoder, texts: Sequence[str], role: Role, limit: int, advance: Advance
 ) -> Iterator[VectorBlock]:
     """Unit vectors of all texts, in order, block by block."""
-    was_training = trainee.model.training
-    trainee.model.eval()
+    was_training = encoder.model.training
+    encoder.model.eval()
     for start in range(0, len(texts), TEXTS_PER_CHUNK):
-        tokens = trainee.prompt_tokenizer.tokenize(texts[start : start + TEXTS_PER_CHUNK], role, limit)
+        tokens = encoder.prompt_tokenizer.tokenize(texts[start : start + TEXTS_PER_CHUNK], role, limit)
         vectors: np.ndarray | None = None
-        for part in split_into_passes(tokens.lengths, trainee.recipe.batch.max_tokens):
-            found = torch.nn.functional.normalize(trainee.encode(tokens.select(part), 0), dim=1).cpu().numpy()
-            vectors = np.empty((len(tokens), found.shape[1]), np.float32) if vectors is None else vectors
-            vectors[part] = found
-            advance(len(part), len(texts))
+        for rows in split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens):
+            states = encoder.encode(tokens.select(rows), 0)
+            unit_vectors = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
+            vectors = np.empty((len(tokens), unit_vectors.shape[1]), np.float32) if vectors is None else vectors
+            vectors[rows] = unit_vectors
+            advance(len(rows), len(texts))
         if vectors is not None:
             yield VectorBlock(np.arange(start, start + len(vectors)), vectors)
-    trainee.model.train(was_training)
+    encoder.model.train(was_training)

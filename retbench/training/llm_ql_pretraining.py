@@ -11,8 +11,8 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.recipe import QueryLikelihoodTraining, Recipe
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.engines import backbone
 from retbench.engines.device import get_device
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.training import distributed, lora, save_model, step_plan
 from retbench.training.cost_estimate import check_memory, count_steps
 from retbench.training.query_likelihood import QueryLikelihoodModel, QueryLikelihoodObjective
@@ -52,7 +52,7 @@ def pretrain_query_likelihood(
 
 def _load_language_model(folder: Path, recipe: Recipe, settings: QueryLikelihoodTraining) -> QueryLikelihoodModel:
     model = lora.prepare_for_training(lora.load_model(folder, recipe, head=True).to(get_device()), recipe)
-    return QueryLikelihoodModel(model, backbone.tokenizer(folder), settings, recipe.dtype, get_device())
+    return QueryLikelihoodModel(model, load_tokenizer(folder), settings, recipe.dtype, get_device())
 
 
 def _run_loop(

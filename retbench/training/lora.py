@@ -1,4 +1,4 @@
-"""What of a model is trained: low-rank adapters beside frozen weights (library peft), or every weight."""
+"""LoRA adapters beside frozen weights (library peft), or full training of all weights: load, prepare, save."""
 
 import warnings
 from pathlib import Path
@@ -11,27 +11,31 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.recipe import LoraSettings, Recipe
 from retbench.engines.adapters import import_peft
-from retbench.engines.backbone import attention
-from retbench.engines.memory import keep_pages
+from retbench.engines.backbone import choose_attention_kernel
+from retbench.engines.memory import keep_freed_pages
 from retbench.errors import DataError
 
 
 def load_model(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
-    """A model to be trained: frozen weights in the recipe's dtype, or all of them in float32."""
-    keep_pages()
+    """Load the model to train: frozen weights in the recipe's dtype, or all of them in float32."""
+    keep_freed_pages()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    kind = AutoModelForCausalLM if head else AutoModel
+    model_class = AutoModelForCausalLM if head else AutoModel
     dtype = getattr(torch, recipe.dtype) if recipe.lora and not head else torch.float32
-    loaded: nn.Module = kind.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention(folder), use_safetensors=True, trust_remote_code=False
+    model: nn.Module = model_class.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=choose_attention_kernel(folder),
+        use_safetensors=True,
+        trust_remote_code=False,
     )
-    return loaded
+    return model
 
 
 def prepare_for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The model ready to be trained; what moves is float32 whatever the rest is."""
-    torch.manual_seed(recipe.seed)  # adapters start from random numbers
+    """Add adapters and gradient checkpointing; trained weights are float32 in any case."""
+    torch.manual_seed(recipe.seed)  # for the random start of adapters
     if recipe.lora:
         model = _add_adapters(model, recipe.lora)
     if recipe.gradient_checkpointing:
@@ -45,35 +49,36 @@ def prepare_for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
 def _add_adapters(model: Any, settings: LoraSettings) -> nn.Module:
     peft = import_peft()
     targets: Any = "all-linear" if settings.target_modules == ("all-linear",) else list(settings.target_modules)
-    wanted = peft.LoraConfig(
+    config = peft.LoraConfig(
         r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=targets
     )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
-            adapted: nn.Module = peft.get_peft_model(model, wanted)
+            adapted: nn.Module = peft.get_peft_model(model, config)
     except ValueError as problem:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         raise DataError(
-            f"no layer is called {' or '.join(settings.target_modules)}", f"name some of: {', '.join(sorted(linear))}"
+            f"the model has no linear layer named {' or '.join(settings.target_modules)}",
+            f"name some of: {', '.join(sorted(linear))}",
         ) from problem
     return adapted
 
 
 def get_trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that move, by name."""
+    """The weights that are trained, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def save_trained_weights(model: Any, folder: Path, parent: str, state: dict[str, Any] | None = None) -> None:
-    """Write what was trained: adapters in peft's own format, naming their parent's card; or the whole model.
+    """Write the adapters in peft's format, with the name of their parent, or the whole model.
 
-    `state` holds the weights where the processes had shared them out.
+    `state` holds the weights of a sharded model.
     """
-    wanted: dict[str, Any] = {} if state is None else {"state_dict": state}
+    options: dict[str, Any] = {} if state is None else {"state_dict": state}
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = parent
-        model.save_pretrained(folder, save_embedding_layers=False, **wanted)  # else peft asks the hub about the parent
+        model.save_pretrained(folder, save_embedding_layers=False, **options)  # else peft asks the hub about the parent
         (folder / "README.md").unlink(missing_ok=True)  # peft writes an empty form
     else:
-        model.save_pretrained(folder, max_shard_size="1TB", **wanted)
+        model.save_pretrained(folder, max_shard_size="1TB", **options)

@@ -1,4 +1,4 @@
-"""The contrastive loss over one group's vectors, in float32."""
+"""The losses of one contrastive batch, computed from its vectors in float32."""
 
 import numpy as np
 import torch
@@ -10,53 +10,50 @@ from retbench.training.contrastive_batches import ContrastiveBatch
 
 
 def contrastive_loss(
-    queries: Tensor, passages: Tensor, group: ContrastiveBatch, contrast: ContrastiveSettings
+    queries: Tensor, passages: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings
 ) -> Tensor:
-    """The mean over the group's queries; with shorter widths, the mean over all widths."""
-    widths = [queries.shape[1], *contrast.matryoshka_dimensions]
-    parts = [_loss_at_width(queries[:, :width], passages[:, :width], group, contrast) for width in widths]
-    return torch.stack(parts).mean()
+    """The mean over the batch's queries; with Matryoshka dimensions, the mean over all widths."""
+    widths = [queries.shape[1], *settings.matryoshka_dimensions]
+    losses = [_loss_at_width(queries[:, :width], passages[:, :width], batch, settings) for width in widths]
+    return torch.stack(losses).mean()
 
 
-def ranknet_loss(lists: Tensor, passages: Tensor, group: ContrastiveBatch, temperature: float) -> Tensor:
-    """How the prompts' vectors order their queries' own passages against the teacher: logistic, a mean over pairs."""
+def ranknet_loss(lists: Tensor, passages: Tensor, batch: ContrastiveBatch, temperature: float) -> Tensor:
+    """RankNet: how the list vectors order their queries' own passages, against the teacher; a mean over pairs."""
     cosine = functional.normalize(lists, dim=1) @ functional.normalize(passages, dim=1).T / temperature
-    owner, teacher = (
-        torch.from_numpy(np.asarray(one)).to(cosine.device) for one in (group.owner, group.teacher_scores)
-    )
-    own = cosine[owner, torch.arange(len(owner), device=cosine.device)]
-    above = (owner[:, None] == owner[None, :]) & (teacher[:, None] > teacher[None, :])
-    if not bool(above.any()):
-        return cosine.sum() * 0  # a teacher who prefers nothing
-    return functional.softplus(own[None, :] - own[:, None])[above].mean()
+    owner, teacher = (torch.from_numpy(np.asarray(a)).to(cosine.device) for a in (batch.owner, batch.teacher_scores))
+    scores = cosine[owner, torch.arange(len(owner), device=cosine.device)]
+    preferred = (owner[:, None] == owner[None, :]) & (teacher[:, None] > teacher[None, :])
+    if not bool(preferred.any()):
+        return cosine.sum() * 0  # the teacher scores all passages alike
+    return functional.softplus(scores[None, :] - scores[:, None])[preferred].mean()
 
 
-def _loss_at_width(queries: Tensor, passages: Tensor, group: ContrastiveBatch, contrast: ContrastiveSettings) -> Tensor:
+def _loss_at_width(queries: Tensor, passages: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
     cosine = functional.normalize(queries, dim=1) @ functional.normalize(passages, dim=1).T
-    scores, target = cosine / contrast.temperature, torch.arange(len(queries), device=queries.device)
-    if contrast.mask_known_positives:
-        known = torch.from_numpy(group.relevant).to(scores.device)
-        own = torch.zeros_like(known)
-        own[target, target] = True
-        scores = scores.masked_fill(known & ~own, -torch.inf)
-    value = functional.cross_entropy(scores, target)
-    if contrast.symmetric:
-        value = (value + functional.cross_entropy(scores[:, : len(queries)].T, target)) / 2
-    if contrast.distillation_weight and group.teacher_scores is not None:
-        value = (1 - contrast.distillation_weight) * value + contrast.distillation_weight * _distillation_loss(
-            cosine, group, contrast
-        )
-    return value
+    scores, target = cosine / settings.temperature, torch.arange(len(queries), device=queries.device)
+    if settings.mask_known_positives:
+        known_positives = torch.from_numpy(batch.relevant).to(scores.device)
+        own_positives = torch.zeros_like(known_positives)
+        own_positives[target, target] = True
+        scores = scores.masked_fill(known_positives & ~own_positives, -torch.inf)
+    loss = functional.cross_entropy(scores, target)
+    if settings.symmetric:
+        loss = (loss + functional.cross_entropy(scores[:, : len(queries)].T, target)) / 2
+    if settings.distillation_weight and batch.teacher_scores is not None:
+        weight = settings.distillation_weight
+        loss = (1 - weight) * loss + weight * _distillation_loss(cosine, batch, settings)
+    return loss
 
 
-def _distillation_loss(cosine: Tensor, group: ContrastiveBatch, contrast: ContrastiveSettings) -> Tensor:
-    """How far the scores of a query's own passages are from the teacher's, as a Kullback-Leibler divergence."""
+def _distillation_loss(cosine: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
+    """The Kullback-Leibler divergence of a query's scores of its own passages from the teacher's."""
     own = (
-        torch.from_numpy(group.owner).to(cosine.device)[None, :]
+        torch.from_numpy(batch.owner).to(cosine.device)[None, :]
         == torch.arange(len(cosine), device=cosine.device)[:, None]
     )
-    teacher = torch.from_numpy(group.teacher_scores).to(cosine).expand_as(cosine)
-    wanted = teacher.masked_fill(~own, -torch.inf).log_softmax(1)
-    found = (cosine / contrast.temperature).masked_fill(~own, -torch.inf).log_softmax(1)
-    difference = (wanted - found).masked_fill(~own, 0.0)
-    return (wanted.exp() * difference).sum(1).mean()
+    teacher_scores = torch.from_numpy(batch.teacher_scores).to(cosine).expand_as(cosine)
+    teacher = teacher_scores.masked_fill(~own, -torch.inf).log_softmax(1)
+    student = (cosine / settings.temperature).masked_fill(~own, -torch.inf).log_softmax(1)
+    difference = (teacher - student).masked_fill(~own, 0.0)
+    return (teacher.exp() * difference).sum(1).mean()

@@ -1,7 +1,8 @@
-"""A training pass on a CPU for decoders of the Llama shape with adapters: what `engines/decoder.py` is to scoring.
+"""A forward pass without padding, for training LoRA adapters of Llama-like decoders on a CPU.
 
-Rows lie one after the other, so every product and every norm is over real tokens only. transformers' own layers would
-pad, and peft's would copy every input in float32; `slopes.py` has what is called here, with gradients that keep little.
+It is the counterpart of `engines/packed_decoder.py` with gradients. Rows are concatenated, so all computation is on
+real tokens; transformers' layers would pad, and peft's would copy every input in float32. `autograd_functions.py` has
+the operations, whose backward keeps few tensors.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from retbench.engines.packed_decoder import PackedRows, supports_packed_decoding, compute_position_rotations
+from retbench.engines.packed_decoder import PackedRows, compute_position_rotations, supports_packed_decoding
 from retbench.training import fsdp
-from retbench.training.autograd_functions import causal_attention, silu_gate, lora_linear, rms_norm, rotate_positions
+from retbench.training.autograd_functions import causal_attention, lora_linear, rms_norm, rotate_positions, silu_gate
 
 
 def supports_model(model: Any) -> bool:
-    """Whether this pass computes the model: adapters that drop nothing, beside frozen weights that are all here."""
-    if not hasattr(model, "peft_config") or any(one.lora_dropout for one in model.peft_config.values()):
+    """Whether this pass can run the model: adapters without dropout, and weights that are not sharded."""
+    if not hasattr(model, "peft_config") or any(config.lora_dropout for config in model.peft_config.values()):
         return False
     if fsdp.is_sharded(model):
         return False
@@ -25,7 +26,7 @@ def supports_model(model: Any) -> bool:
 
 
 def compute_states(model: Any, rows: Sequence[np.ndarray]) -> Tensor:
-    """The last layer's states of all rows, one after the other, with gradients for the adapters."""
+    """The last layer's states of all rows, concatenated, with gradients for the adapters."""
     decoder, packed = model.get_base_model(), PackedRows(rows)
     hidden: Tensor = decoder.embed_tokens(packed.ids)
     cos, sin = compute_position_rotations(decoder.rotary_emb, packed, hidden)
@@ -40,8 +41,9 @@ def _run_attention(module: Any, hidden: Tensor, packed: PackedRows, cos: Tensor,
     queries, keys, values = (part.view(len(hidden), -1, int(module.head_dim)) for part in flat)
     if hasattr(module, "q_norm"):
         queries, keys = rms_norm(queries, module.q_norm), rms_norm(keys, module.k_norm)
-    found = causal_attention(rotate_positions(queries, cos, sin), rotate_positions(keys, cos, sin), values, packed, module.scaling)
-    return lora_linear(found.flatten(1), module.o_proj)[0]
+    queries, keys = rotate_positions(queries, cos, sin), rotate_positions(keys, cos, sin)
+    states = causal_attention(queries, keys, values, packed, module.scaling)
+    return lora_linear(states.flatten(1), module.o_proj)[0]
 
 
 def _run_mlp(module: Any, hidden: Tensor) -> Tensor:

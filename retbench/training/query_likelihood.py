@@ -1,9 +1,9 @@
-"""Stage 1 of llm-ql: a model learns to say the query after one token that stands for the document.
+"""Stage 1 of llm-ql: a model is trained to predict the query from one token that stands for the document.
 
 A row is the document's prompt, the bottleneck (the tokenizer's end-of-sequence token), the query, and an
-end-of-sequence token again. With Attention Stop nothing after the bottleneck sees anything before it: all a query
-token knows of the document has gone through that one position. With Input Corruption most words of the document are
-replaced, so that it cannot be copied. The loss is that of a plain language model over the whole row.
+end-of-sequence token. With Attention Stop no position after the bottleneck attends to one before it, so the query
+depends on the document through that one position only. With Input Corruption most words of the document are replaced,
+so that it cannot be copied. The loss is that of a language model over the whole row.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from retbench.training.training_set import TrainingSet
 
 @dataclass(frozen=True)
 class QueryLikelihoodRow:
-    """The ids of one row, and where its bottleneck stands."""
+    """The token ids of one row, and the position of its bottleneck."""
 
     ids: np.ndarray
     bottleneck: int
@@ -36,7 +36,7 @@ class QueryLikelihoodRow:
 
 @dataclass(frozen=True)
 class QueryLikelihoodModel:
-    """A whole language model and the words of stage 1."""
+    """A language model with its head, and the settings of stage 1."""
 
     model: nn.Module
     tokenizer: Any
@@ -46,22 +46,24 @@ class QueryLikelihoodModel:
 
     def __post_init__(self) -> None:
         if self.tokenizer.eos_token_id is None:
-            raise UsageError("the tokenizer has no end-of-sequence token to be the bottleneck", "use another model")
+            raise UsageError(
+                "the tokenizer has no end-of-sequence token, which is needed as bottleneck", "use another model"
+            )
 
     def tokenize_pairs(self, documents: Sequence[str], queries: Sequence[str]) -> list[QueryLikelihoodRow]:
-        """Pairs as rows; the document is cut before it enters the template, so that the prompt stays whole."""
-        words = ("llm-ql stage 1", "reconstructed", "arXiv 2504.05216", "last")
-        first = Method("llm-ql-1", *words, document=self.settings.document, eos=True, cut="text")  # type: ignore[arg-type]  # two of the words are literals
-        second = Method("llm-ql-1", *words, eos=True, special_tokens=False)  # type: ignore[arg-type]  # the same
+        """Pairs as rows; documents are cut before they are put into the template, so the prompt stays complete."""
+        description = ("llm-ql stage 1", "reconstructed", "arXiv 2504.05216", "last")
+        document_method = Method("llm-ql-1", *description, document=self.settings.document, eos=True, cut="text")  # type: ignore[arg-type]  # two of the words are literals
+        query_method = Method("llm-ql-1", *description, eos=True, special_tokens=False)  # type: ignore[arg-type]  # the same
         lengths = self.settings.lengths
-        heads = PromptTokenizer(self.tokenizer, first).tokenize(documents, "document", lengths.document)
-        tails = PromptTokenizer(self.tokenizer, second).tokenize(queries, "query", lengths.query)
+        heads = PromptTokenizer(self.tokenizer, document_method).tokenize(documents, "document", lengths.document)
+        tails = PromptTokenizer(self.tokenizer, query_method).tokenize(queries, "query", lengths.query)
         return [QueryLikelihoodRow(np.append(heads[n], tails[n]), len(heads[n]) - 1) for n in range(len(heads))]
 
-    def compute_logits(self, lines: Sequence[QueryLikelihoodRow], first: int = 0) -> tuple[Tensor, Tensor]:
+    def compute_logits(self, rows: Sequence[QueryLikelihoodRow], first: int = 0) -> tuple[Tensor, Tensor]:
         """The logits of padded rows from a position on, and the rows' ids from there."""
-        padded, lengths = pad_rows([line.ids for line in lines])
-        mask = build_attention_mask(lengths, [line.bottleneck for line in lines], self.settings.attention_stop)
+        padded, lengths = pad_rows([row.ids for row in rows])
+        mask = build_attention_mask(lengths, [row.bottleneck for row in rows], self.settings.attention_stop)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             output = self.model(
                 input_ids=padded.to(self.device), attention_mask=mask.to(self.device), use_cache=False,
@@ -70,37 +72,38 @@ class QueryLikelihoodModel:
         return output.float(), padded[:, first:].to(self.device)
 
     @torch.no_grad()
-    def compute_log_likelihoods(self, documents: Sequence[str], queries: Sequence[str], budget: int) -> np.ndarray:
+    def compute_log_likelihoods(self, documents: Sequence[str], queries: Sequence[str], max_tokens: int) -> np.ndarray:
         """log P(query | document) of every pair: the sum over the query's tokens and the final end of sequence."""
-        lines = self.tokenize_pairs(documents, queries)
-        found = np.empty(len(lines))
-        for part in split_into_passes(np.array([len(line.ids) for line in lines]), budget):
-            rows = [lines[int(row)] for row in part]
-            first = min(line.bottleneck for line in rows)  # logits of documents would be most of the memory
-            spoken = -_compute_token_losses(*self.compute_logits(rows, first))
-            for place, (row, line) in enumerate(zip(part, rows, strict=True)):
-                found[row] = float(spoken[place, line.bottleneck - first : len(line.ids) - 1 - first].sum())
-        return found
+        rows = self.tokenize_pairs(documents, queries)
+        log_likelihoods = np.empty(len(rows))
+        for pass_rows in split_into_passes(np.array([len(row.ids) for row in rows]), max_tokens):
+            batch = [rows[int(index)] for index in pass_rows]
+            first = min(row.bottleneck for row in batch)  # the logits of documents would need most of the memory
+            token_scores = -_compute_token_losses(*self.compute_logits(batch, first))
+            for place, (index, row) in enumerate(zip(pass_rows, batch, strict=True)):
+                query_scores = token_scores[place, row.bottleneck - first : len(row.ids) - 1 - first]
+                log_likelihoods[index] = float(query_scores.sum())
+        return log_likelihoods
 
 
 def build_attention_mask(lengths: Tensor, bottlenecks: Sequence[int], stop: bool) -> Tensor:
-    """Who sees whom, [row, 1, from, to]: what is later is never seen, nor padding (but by itself, to stay a number)."""
+    """The causal mask, [row, 1, from, to]. A padding position attends to itself, or its softmax would be NaN."""
     size = int(lengths.max())
-    later = torch.ones(size, size, dtype=torch.bool).tril()
-    allowed = later.repeat(len(lengths), 1, 1)
-    for row, (length, place) in enumerate(zip(lengths.tolist(), bottlenecks, strict=True)):
+    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    allowed = causal.repeat(len(lengths), 1, 1)
+    for row, (length, bottleneck) in enumerate(zip(lengths.tolist(), bottlenecks, strict=True)):
         if stop:
-            allowed[row, place + 1 :, :place] = False
+            allowed[row, bottleneck + 1 :, :bottleneck] = False
         allowed[row, :, length:] = False
     allowed |= torch.eye(size, dtype=torch.bool)
     return allowed[:, None]
 
 
-def corrupt_text(text: str, share: float, blank: str, seed: tuple[int, ...]) -> str:
-    """The text with a share of its words replaced, each by its own throw."""
+def corrupt_text(text: str, ratio: float, mask_word: str, seed: tuple[int, ...]) -> str:
+    """The text with about `ratio` of its words replaced; each word is drawn independently."""
     words = text.split()
-    drop = np.random.default_rng(seed).random(len(words)) < share
-    return " ".join(blank if gone else word for word, gone in zip(words, drop, strict=True))
+    masked = np.random.default_rng(seed).random(len(words)) < ratio
+    return " ".join(mask_word if is_masked else word for word, is_masked in zip(words, masked, strict=True))
 
 
 def _compute_token_losses(logits: Tensor, ids: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ def _compute_token_losses(logits: Tensor, ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class QueryLikelihoodObjective:
-    """The updates of stage 1."""
+    """The gradient of stage 1. The train loop calls `backward` once a step."""
 
     language_model: QueryLikelihoodModel
     training_set: TrainingSet
@@ -122,37 +125,41 @@ class QueryLikelihoodObjective:
         return BatchSampler(len(self.training_set.queries), self.language_model.settings.batch, self.seed)
 
     def sample_pairs(self, step: int) -> tuple[list[str], list[str]]:
-        """Corrupted documents and their queries."""
-        epoch, groups = self.sampler.sample_rows(step)
+        """The corrupted documents of a step, and their queries."""
+        epoch, batches = self.sampler.sample_rows(step)
         documents, queries, settings = [], [], self.language_model.settings
-        for row in np.concatenate(groups).tolist():
+        for row in np.concatenate(batches).tolist():
             query, seed = self.training_set.queries[row], (self.seed, epoch, row)
-            chosen = query.positives[int(np.random.default_rng(seed).integers(len(query.positives)))]
-            documents.append(
-                corrupt_text(self.training_set.passages[chosen], settings.corruption_ratio, settings.mask_word, seed)
-            )
+            positive = query.positives[int(np.random.default_rng(seed).integers(len(query.positives)))]
+            document = self.training_set.passages[positive]
+            documents.append(corrupt_text(document, settings.corruption_ratio, settings.mask_word, seed))
             queries.append(query.text)
         return documents, queries
 
     def backward(self, step: int) -> tuple[float, int]:
-        """Add one update's gradient, every token of it weighing the same, whoever ran it."""
-        lines = self.language_model.tokenize_pairs(*self.sample_pairs(step))
-        everything = sum(len(line.ids) - 1 for line in lines)
-        own = lines[distributed.get_rank() :: distributed.get_world_size()]
-        total = 0.0
-        for part in split_into_passes(
-            np.array([len(line.ids) for line in own]), self.language_model.settings.batch.max_tokens
-        ):
-            rows = [own[int(row)] for row in part]
-            logits, ids = self.language_model.compute_logits(rows)
-            lengths = torch.tensor([len(line.ids) for line in rows], device=ids.device)
-            real = torch.arange(1, ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
-            value = _compute_token_losses(logits, ids)[real].sum() / everything
-            if torch.isfinite(value):
-                value.backward()  # type: ignore[no-untyped-call]  # untyped in torch
-            total += float(value.detach())
-        return distributed.sum_over_processes(total), sum(len(line.ids) for line in own)
+        """Add the gradient of one step; every token has the same weight, whichever process runs it."""
+        rows = self.language_model.tokenize_pairs(*self.sample_pairs(step))
+        predicted_tokens = sum(len(row.ids) - 1 for row in rows)
+        own_rows = rows[distributed.get_rank() :: distributed.get_world_size()]
+        lengths, max_tokens = (
+            np.array([len(row.ids) for row in own_rows]),
+            self.language_model.settings.batch.max_tokens,
+        )
+        total_loss = 0.0
+        for pass_rows in split_into_passes(lengths, max_tokens):
+            loss = self._compute_loss([own_rows[int(index)] for index in pass_rows]) / predicted_tokens
+            if torch.isfinite(loss):
+                loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            total_loss += float(loss.detach())
+        return distributed.sum_over_processes(total_loss), sum(len(row.ids) for row in own_rows)
+
+    def _compute_loss(self, rows: list[QueryLikelihoodRow]) -> Tensor:
+        """The summed loss of all real tokens of one pass."""
+        logits, ids = self.language_model.compute_logits(rows)
+        lengths = torch.tensor([len(row.ids) for row in rows], device=ids.device)
+        is_token = torch.arange(1, ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
+        return _compute_token_losses(logits, ids)[is_token].sum()
 
     def get_first_query(self, step: int) -> str:
-        """How the first query of an update begins."""
+        """The beginning of a step's first query, for error messages."""
         return self.sample_pairs(step)[1][0][:80]

@@ -1,4 +1,7 @@
-"""Pairs without labels, for llm2ir: two crops of one text, and a crop of what BM25 finds as a negative."""
+"""Training pairs without labels, for llm2ir: two crops of one text are a query and its positive.
+
+Hard negatives are crops of other texts that BM25 ranks high for the query.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from retbench.training.contrastive_batches import ContrastiveBatch
 
 @dataclass(frozen=True)
 class CropBatchSource:
-    """Groups of crops. Texts too short for a crop that says something are left out; `texts` holds the rest."""
+    """Batches of crops. `texts` are those that are long enough for two crops."""
 
     texts: Sequence[str]
     tokenizer: Any
@@ -26,42 +29,43 @@ class CropBatchSource:
 
     @staticmethod
     def build(
-        texts: Iterable[str], tokenizer: Any, crops: CropSettings, contrast: ContrastiveSettings, seed: int
+        texts: Iterable[str], tokenizer: Any, crops: CropSettings, settings: ContrastiveSettings, seed: int
     ) -> "CropBatchSource":
-        """Texts of at least two of the shortest crops."""
-        kept = list(dict.fromkeys(text for text in texts if len(_tokenize(tokenizer, text)) >= 2 * crops.min_tokens))
-        if len(kept) < 2:
-            raise DataError("fewer than two texts are long enough to be cropped", "use a larger corpus")
-        index = BM25Index(LexicalSettings(), kept) if contrast.hard_negatives else None
-        return CropBatchSource(kept, tokenizer, crops, contrast, seed, index)
+        """Keep the texts of at least twice `min_tokens`, and index them for hard negatives."""
+        minimum = 2 * crops.min_tokens
+        long_texts = list(dict.fromkeys(text for text in texts if len(_tokenize(tokenizer, text)) >= minimum))
+        if len(long_texts) < 2:
+            raise DataError(f"fewer than two texts have {minimum} tokens, which crops need", "use a larger corpus")
+        index = BM25Index(LexicalSettings(), long_texts) if settings.hard_negatives else None
+        return CropBatchSource(long_texts, tokenizer, crops, settings, seed, index)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def build_batch(self, rows: np.ndarray, epoch: int) -> ContrastiveBatch:
-        """Two crops of every text, and the crops of its negatives."""
-        draws = [np.random.default_rng((self.seed, epoch, int(row))) for row in rows]
-        queries = [self._draw_crop(int(row), draw) for row, draw in zip(rows, draws, strict=True)]
-        positives = [self._draw_crop(int(row), draw) for row, draw in zip(rows, draws, strict=True)]
+        """Two crops of every text, and the crops of its hard negatives."""
+        generators = [np.random.default_rng((self.seed, epoch, int(row))) for row in rows]
+        queries = [self._draw_crop(int(row), generator) for row, generator in zip(rows, generators, strict=True)]
+        positives = [self._draw_crop(int(row), generator) for row, generator in zip(rows, generators, strict=True)]
         picks = [(owner, row) for owner, hits in enumerate(self._find_negatives(queries, rows)) for row in hits]
-        negatives = [self._draw_crop(row, draws[owner]) for owner, row in picks]
+        negatives = [self._draw_crop(row, generators[owner]) for owner, row in picks]
         sources = np.array([*map(int, rows), *(row for _, row in picks)])
-        owner = np.array([*range(len(rows)), *(owner for owner, _ in picks)])
-        return ContrastiveBatch(queries, positives + negatives, owner, sources[None, :] == rows[:, None])
+        owners = np.array([*range(len(rows)), *(owner for owner, _ in picks)])
+        return ContrastiveBatch(queries, positives + negatives, owners, sources[None, :] == rows[:, None])
 
     def _find_negatives(self, crops: list[str], rows: np.ndarray) -> list[list[int]]:
-        """The best hits of a crop in other texts."""
+        """The texts that BM25 ranks highest for a crop, without the crop's own text."""
         if self.index is None:
             return [[] for _ in crops]
-        found = self.index.search(crops, self.settings.hard_negatives + 1).rows
-        others = [[int(hit) for hit in hits if hit != row] for hits, row in zip(found, rows, strict=True)]
+        ranked_rows = self.index.search(crops, self.settings.hard_negatives + 1).rows
+        others = [[int(hit) for hit in hits if hit != row] for hits, row in zip(ranked_rows, rows, strict=True)]
         return [hits[: self.settings.hard_negatives] for hits in others]
 
-    def _draw_crop(self, row: int, draw: np.random.Generator) -> str:
+    def _draw_crop(self, row: int, generator: np.random.Generator) -> str:
         ids = _tokenize(self.tokenizer, self.texts[row])
-        share = draw.uniform(self.crops.min_ratio, self.crops.max_ratio)
-        length = min(len(ids), max(self.crops.min_tokens, round(share * len(ids))))
-        start = int(draw.integers(len(ids) - length + 1))
+        ratio = generator.uniform(self.crops.min_ratio, self.crops.max_ratio)
+        length = min(len(ids), max(self.crops.min_tokens, round(ratio * len(ids))))
+        start = int(generator.integers(len(ids) - length + 1))
         return str(self.tokenizer.decode(ids[start : start + length])).strip()
 
 

@@ -1,8 +1,8 @@
-"""A trained model as a folder for the library sentence-transformers: the same vectors, or a refusal that says why.
+"""Export a trained model as a folder for the library sentence-transformers, with the same vectors, or refuse.
 
-What that library would do by itself is taken out of its way: a tokenizer with a chat template would be asked to wrap
-every text in a chat, and it appends no end-of-sequence token. So the folder's tokenizer has no template, and appends
-the token where the method does. The ids are compared before the folder is handed over.
+That library wraps every text in a chat if the tokenizer has a chat template, and it appends no end-of-sequence token.
+So the exported tokenizer has no chat template, and appends the token where the method does. The token ids are compared
+before the export is complete.
 """
 
 import json
@@ -21,16 +21,16 @@ MAX_SEQ_LENGTH = 512
 PROBE_TEXTS = ("A short one.", "def add(a, b):\n    return a + b", "ein längerer Text, mit Umlauten " * 60, "x")
 
 
-def export_sentence_transformers(source: Path, wording: PromptTokenizer, width: int, folder: Path) -> Path:
+def export_sentence_transformers(source: Path, prompt_tokenizer: PromptTokenizer, width: int, folder: Path) -> Path:
     """Write `folder` from the plain Hugging Face folder `source`, all or nothing."""
-    method, work = wording.method, folder.with_name(f"{folder.name}.partial")
+    method, work = prompt_tokenizer.method, folder.with_name(f"{folder.name}.partial")
     prefixes = get_prefixes(method)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     for file in (*source.glob("*.safetensors"), source / "config.json"):
         shutil.copyfile(file, work / file.name)
     _build_tokenizer(source, method).save_pretrained(work)
-    _check_token_ids(work, wording, prefixes)
+    _check_token_ids(work, prompt_tokenizer, prefixes)
     _write_modules(work, POOLING_MODES[method.pooling], width)
     prompts = {"prompts": prefixes, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     _write_json(work / "config_sentence_transformers.json", prompts)
@@ -40,7 +40,7 @@ def export_sentence_transformers(source: Path, wording: PromptTokenizer, width: 
 
 
 def get_prefixes(method: Method) -> dict[str, str]:
-    """What stands before a query and before a document; a method that is more than that is refused."""
+    """The text before a query and before a document; a method that needs more than prefixes is refused."""
     return {role: _get_prefix(method, role) for role in ("query", "document")}
 
 
@@ -50,7 +50,7 @@ def _get_prefix(method: Method, role: Any) -> str:
     simple = plain and method.layer is None and method.attention == "own"
     if method.chat or not template.endswith("{text}") or not simple:
         raise UsageError(
-            f"method {method.name} is more than a prefix and a pooling, which is all sentence-transformers can be told",
+            f"method {method.name} cannot be exported: sentence-transformers supports only prefixes and pooling",
             "export a model trained with a plain method, such as those of the recipes repllama and quick",
         )
     return template.removesuffix("{text}")
@@ -64,22 +64,22 @@ def _build_tokenizer(source: Path, method: Method) -> Any:
 
         eos = str(tokenizer.eos_token)
         end = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)])
-        before = tokenizer.backend_tokenizer.post_processor
-        tokenizer.backend_tokenizer.post_processor = Sequence([before, end]) if before else end
+        present = tokenizer.backend_tokenizer.post_processor
+        tokenizer.backend_tokenizer.post_processor = Sequence([present, end]) if present else end
     return tokenizer
 
 
-def _check_token_ids(folder: Path, wording: PromptTokenizer, prefixes: dict[str, str]) -> None:
-    """The folder's own tokenizer must give the ids the model was trained on."""
+def _check_token_ids(folder: Path, prompt_tokenizer: PromptTokenizer, prefixes: dict[str, str]) -> None:
+    """Check that the exported tokenizer gives the token ids that the model was trained with."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for role, prefix in prefixes.items():
-        theirs = tokenizer([prefix + text for text in PROBE_TEXTS], truncation=True, max_length=MAX_SEQ_LENGTH)[
+        exported_ids = tokenizer([prefix + text for text in PROBE_TEXTS], truncation=True, max_length=MAX_SEQ_LENGTH)[
             "input_ids"
         ]
-        ours = wording.tokenize(PROBE_TEXTS, role, MAX_SEQ_LENGTH)  # type: ignore[arg-type]  # the keys are the two roles
-        if [list(map(int, ours[row])) for row in range(len(PROBE_TEXTS))] != theirs:
+        tokens = prompt_tokenizer.tokenize(PROBE_TEXTS, role, MAX_SEQ_LENGTH)  # type: ignore[arg-type]  # the keys are the two roles
+        if [list(map(int, tokens[row])) for row in range(len(PROBE_TEXTS))] != exported_ids:
             raise DataError(
-                f"the exported tokenizer gives other ids than method {wording.method.name}",
+                f"the exported tokenizer gives other token ids than method {prompt_tokenizer.method.name}",
                 "use the model with retbench",
             )
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from retbench.cards.recipe import Recipe
 from retbench.errors import DataError, MissingError
-from retbench.records.load_run import read_run, scored_run
-from retbench.records.results_folder import RECORD, unworded
-from retbench.records.scored_run import raw_scores
+from retbench.records.load_run import read_scored_trec_run, read_trec_run
+from retbench.records.results_folder import RECORD_FILE, decode_id
+from retbench.records.scored_run import read_raw_scores
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
 JUDGMENTS, GIVEN = "judgments", "given"
@@ -27,7 +27,9 @@ def add_teacher_scores(training_set: TrainingSet, recipe: Recipe, say: Callable[
     if recipe.teacher == JUDGMENTS:
         return add_scores_from_judgments(training_set)
     run = Path(recipe.teacher).expanduser()
-    scored_set = add_scores_from_run(training_set, _read_scored_ranking(run), run.name, recipe.mining.negatives_per_query)
+    scored_set = add_scores_from_run(
+        training_set, _read_scored_ranking(run), run.name, recipe.mining.negatives_per_query
+    )
     dropped = scored_set.facts["teacher"]["queries_without_teacher"]
     say(
         f"teacher {run.name}: scores for {len(scored_set.queries):,} queries; "
@@ -100,8 +102,10 @@ def _read_scored_ranking(path: Path) -> ScoredRanking:
     """A record's folder with its raw scores, or a TREC run file."""
     if not path.exists():
         raise MissingError(f"there is no run at {path}", "name a run's folder, a TREC run file, or judgments")
-    if not (path / RECORD).is_file():
-        return scored_run(path)
-    scores = raw_scores(path)
-    ranking = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(path / "run.trec.gz").items()}
+    if not (path / RECORD_FILE).is_file():
+        return read_scored_trec_run(path)
+    scores = read_raw_scores(path)
+    ranking = {
+        decode_id(query): list(map(decode_id, ids)) for query, ids in read_trec_run(path / "run.trec.gz").items()
+    }
     return {query: list(zip(ids, scores[query], strict=True)) for query, ids in ranking.items()}

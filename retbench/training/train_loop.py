@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from retbench.cards.recipe import OptimizerSettings
-from retbench.engines.memory import peak_mb
+from retbench.engines.memory import get_peak_memory_mb
 from retbench.errors import DataError
 from retbench.store.shard_store import write_file_atomically
 from retbench.training import checkpoint, distributed
@@ -129,9 +129,10 @@ class TrainLoop:
         self.progress.seconds += seconds
         self.progress.tokens += tokens
         seconds_left = self.progress.seconds / self.progress.step * (schedule.steps - step - 1)
+        memory_mb = round(get_peak_memory_mb(), 1)
         self._log_metrics({"step": step + 1, "steps": schedule.steps, "loss": loss, "rate": learning_rate,
                            "norm": norm, "tokens": tokens, "tokens_per_second": round(tokens / seconds, 1),
-                           "memory_mb": round(peak_mb(), 1), "seconds_left": round(seconds_left, 1)})  # fmt: skip
+                           "memory_mb": memory_mb, "seconds_left": round(seconds_left, 1)})  # fmt: skip
 
     def _check_finite(self, value: float, step: int) -> None:
         if not math.isfinite(value):

@@ -10,7 +10,7 @@ from retbench.cards.recipe import MiningSettings
 from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import MissingError, UsageError
-from retbench.records.phase_timer import Show, Silent
+from retbench.records.phase_timer import NoProgress, ProgressListener
 from retbench.training import msmarco_triples
 from retbench.training.hub_datasets import HUB_SETS, load_hub_training_set
 from retbench.training.training_set import TrainingSet, build_training_set, read_training_file
@@ -35,7 +35,7 @@ class TrainingRequest:
     report_to: tuple[str, ...] = ()
     resume: bool = False
     force: bool = False
-    show: Show = field(default_factory=Silent)
+    show: ProgressListener = field(default_factory=NoProgress)
     say: Callable[[str], None] = lambda _: None
     report: Callable[[dict[str, Any]], None] = lambda _: None
     command: str = "retbench.finetune(...)"

@@ -14,9 +14,10 @@ from retbench.cards.recipe import Recipe
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone, model_folders, weights
-from retbench.engines.device import device
+from retbench.engines.device import get_device
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, UsageError
-from retbench.records.phase_timer import Meter, Silent
+from retbench.records.phase_timer import NoProgress, PhaseTimer
 from retbench.training import (
     checkpoint,
     distributed,
@@ -69,7 +70,7 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
     """Train a model and register it by name; with --resume a finished folder is used as it is."""
     distributed.join_processes()
     if distributed.get_rank():
-        request = replace(request, show=Silent(), say=lambda _: None)
+        request = replace(request, show=NoProgress(), say=lambda _: None)
     try:
         name, folder = _choose_name_and_folder(request, recipe)
         trackers = request.report_to if not distributed.get_rank() else ()
@@ -139,11 +140,11 @@ def load_parent(request: TrainingRequest, recipe: Recipe, card: ModelCard) -> Pa
 
 def load_encoder(folder: Path, recipe: Recipe) -> TrainableEncoder:
     """The model in memory, with adapters where the recipe has them, sharded where it asks for that."""
-    prompt_tokenizer = PromptTokenizer(backbone.tokenizer(folder), recipe.method, recipe.method.instruction)
-    model = lora.prepare_for_training(lora.load_model(folder, recipe).to(device()), recipe)
+    prompt_tokenizer = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
+    model = lora.prepare_for_training(lora.load_model(folder, recipe).to(get_device()), recipe)
     if recipe.sharding == "fsdp":
         model = fsdp.shard_model(model)
-    return TrainableEncoder(model, prompt_tokenizer, recipe, backbone.is_causal(folder), device())
+    return TrainableEncoder(model, prompt_tokenizer, recipe, backbone.is_causal(folder), get_device())
 
 
 def build_labelled_source(training_set: TrainingSet, encoder: TrainableEncoder) -> BatchSource:
@@ -179,7 +180,7 @@ def add_hard_negatives(
         return hard_negatives.read_hard_negatives(training_set, file)
     if settings.source == "given" or not recipe.contrastive.hard_negatives:
         return training_set
-    with Meter(request.show).phase(f"mine negatives by {settings.source}", "texts") as advance:
+    with PhaseTimer(request.show).time_phase(f"mine negatives by {settings.source}", "texts") as advance:
         if settings.source == "bm25":
             ranker, miner = hard_negatives.build_bm25_ranker(training_set), "bm25"
         else:
@@ -208,9 +209,7 @@ def run_training(job: TrainingJob, steps: int) -> TrainLoop:
     recipe, trainable = job.recipe, lora.get_trainable_weights(job.encoder.model)
     schedule = TrainSchedule(steps, recipe.optimizer, recipe.save_steps, recipe.eval_steps)
     evaluator = _build_evaluator(job)
-    loop = TrainLoop(
-        job.encoder.model, trainable, schedule, job.objective, job.folder, job.request.report, evaluator
-    )
+    loop = TrainLoop(job.encoder.model, trainable, schedule, job.objective, job.folder, job.request.report, evaluator)
     loop.resume()
     count = sum(weight.numel() for weight in trainable.values())
     job.request.say(f"training {count:,} weights in {steps:,} steps, from step {loop.progress.step}")
@@ -251,7 +250,7 @@ def _register_and_export(request: TrainingRequest, recipe: Recipe, folder: Path)
         save_model.register_model(card, folder)
         if request.export and not (folder / request.export).exists():
             local = weights.obtain_weights(card, on_message=request.say)
-            tokenizer = PromptTokenizer(backbone.tokenizer(local.folder), recipe.method, recipe.method.instruction)
+            tokenizer = PromptTokenizer(load_tokenizer(local.folder), recipe.method, recipe.method.instruction)
             width = model_folders.read_shape(local.folder)["width"]
             sentence_transformers_export.export_sentence_transformers(
                 local.folder, tokenizer, width, folder / request.export
