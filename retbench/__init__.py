@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+    from retbench.cards.model import ModelCard
     from retbench.pipelines.mteb_bridge.search_model import MtebSearchModel
     from retbench.records.cell import Cell
     from retbench.reports.comparison import Comparison
 
-__all__ = ["as_mteb", "compare", "evaluate", "load_results"]
+__all__ = ["as_mteb", "compare", "evaluate", "finetune", "load_results"]
 
 
 def evaluate(
@@ -45,9 +46,9 @@ def evaluate(
         cells = retbench.evaluate(
             ["bm25", "minilm-l6"], tasks=["scifact"], sample=100, overrides={"max_length": 256}
         )
-        for cell in cells:list_finished_cells
+        for cell in cells:
             print(cell.model, cell.task, cell.main_score, cell.record)
-list_finished_cells
+
     Args:
         models: Card names, hub ids, folders or GGUF files.
         tasks: Task cards or BEIR folders.
@@ -85,6 +86,65 @@ list_finished_cells
     return list(pipeline.evaluate(request))
 
 
+def finetune(
+    dataset: str | Path,
+    model: str,
+    *,
+    recipe: str | Path | None = None,
+    objective: str | None = None,
+    overrides: Mapping[str, str | int | float | bool] | None = None,
+    split: str = "train",
+    name: str | None = None,
+    out: str | Path | None = None,
+    eval_task: str | None = None,
+    export: str | None = None,
+    report_to: str | Sequence[str] = (),
+    resume: bool = False,
+    force: bool = False,
+    log_status: Callable[[str], None] | None = None,
+    log_metrics: Callable[[dict[str, Any]], None] | None = None,
+) -> "ModelCard":
+    """Train a model, as `retbench finetune` does, and return its card.
+
+        card = retbench.finetune(
+            "stdlib-code", "smollm2-135m-instruct", recipe="quick", overrides={"optimizer.learning_rate": 1e-4}
+        )
+        retbench.evaluate(card.name, tasks="stdlib-code")
+
+    Args:
+        dataset: A task with a train split, a BEIR folder, a jsonl file, or msmarco.
+        model: The model to train: a card name, a hub id or a folder.
+        recipe: A recipe name or a TOML file.
+        objective: Without a recipe: contrastive, llm2ir, llm-ql, e2rank or adaptor.
+        overrides: Recipe fields to change, by dotted name.
+        split: The split of the dataset.
+        name: The name of the new model.
+        out: Its folder; by default one in the cache.
+        eval_task: Evaluate on this task during training and keep the best checkpoint.
+        export: Also write another format: "sentence-transformers".
+        report_to: Experiment trackers, such as tensorboard.
+        resume: Continue an interrupted training.
+        force: Train even on a split that is evaluated; the model card notes it.
+        log_status: Called with each status line; by default there is no output.
+        log_metrics: Called with the loss, speed and other metrics of the newest step.
+    """
+    from retbench.cards.toml_writer import format_toml_value
+    from retbench.pipelines.finetuning import choose_recipe, train_adaptor, train_encoder
+    from retbench.training.training_data import TrainingRequest
+
+    trackers = _to_tuple(report_to)
+    choose_recipe.check_objective(objective, {"export": export, "eval_task": eval_task, "report_to": trackers})
+    changes = {k: v if isinstance(v, str) else format_toml_value(v) for k, v in (overrides or {}).items()}
+    request = TrainingRequest(
+        str(dataset), model, name, Path(out) if out else None, split, eval_task, export, trackers, resume, force,
+        say=log_status or _ignore_status, report=log_metrics or _ignore_metrics,
+    )  # fmt: skip
+    recipe_name = str(recipe) if recipe else None
+    if objective == choose_recipe.ADAPTOR:
+        return train_adaptor.finetune_adaptor(request, choose_recipe.choose_adaptor_recipe(recipe_name, changes))
+    return train_encoder.finetune_encoder(request, choose_recipe.choose_encoder_recipe(recipe_name, objective, changes))
+
+
 def load_results(results: str | Path = "results") -> "pd.DataFrame":
     """Load every finished cell of a results folder into one table, with a column per metric.
 
@@ -100,9 +160,9 @@ def load_results(results: str | Path = "results") -> "pd.DataFrame":
 
     import pandas as pd
 
-    from retbench.pipelines.report import finished
+    from retbench.pipelines.report import list_finished_cells
 
-    cells, problems = finished(Path(results))
+    cells, problems = list_finished_cells(Path(results))
     for problem in problems:
         logging.getLogger(__name__).warning("%s: it is left out", problem.cause)
     return pd.DataFrame([{**cell, **cell.pop("scores")} for cell in cells])
@@ -152,3 +212,7 @@ def _to_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
 
 def _ignore_status(_: str) -> None:
     """Print no status lines."""
+
+
+def _ignore_metrics(_: dict[str, Any]) -> None:
+    """Print no metrics."""

@@ -26,13 +26,13 @@ def _offline(monkeypatch: Patch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
 
 
-def found(what: str) -> DoctorCheck:
+def find_check(what: str) -> DoctorCheck:
     (check,) = [one for one in run_checks() if one.what == what]
     return check
 
 
-def trouble(what: str) -> DoctorCheck:
-    check = found(what)
+def find_failed_check(what: str) -> DoctorCheck:
+    check = find_check(what)
     assert not check.ok
     assert check.next_step
     return check
@@ -102,14 +102,14 @@ def test_a_missing_extra(monkeypatch: Patch) -> None:
         return "1" if name == "vllm" else version(name)
 
     monkeypatch.setattr(metadata, "version", lacking)
-    check = trouble("extras")
+    check = find_failed_check("extras")
     assert "verify lacks beir" in check.finding
     assert "verify" in check.next_step.partition("'retbench[")[2].partition("]'")[0].split(",")
     monkeypatch.setattr(metadata, "version", lambda _: "1")
-    assert found("extras").ok
+    assert find_check("extras").ok
 
 
-def kept(cache: Path, name: str, tokenizer: str) -> Path:
+def write_cached_weights(cache: Path, name: str, tokenizer: str) -> Path:
     """Weights in the cache, as far as the doctor looks at them."""
     folder = cache / "weights" / name
     folder.mkdir(parents=True)
@@ -121,48 +121,48 @@ def kept(cache: Path, name: str, tokenizer: str) -> Path:
 
 
 def test_a_tokenizer_that_cannot_pad(own_cache: Path) -> None:
-    kept(own_cache, "has", '{"pad_token": "<pad>"}')
-    folder = kept(own_cache, "org%2Fhas-not", '{"eos_token": "</s>", "pad_token": null}')
+    write_cached_weights(own_cache, "has", '{"pad_token": "<pad>"}')
+    folder = write_cached_weights(own_cache, "org%2Fhas-not", '{"eos_token": "</s>", "pad_token": null}')
     assert [check.what for check in run_checks() if check.what.startswith("tokenizer")] == ["tokenizer org/has-not"]
-    check = trouble("tokenizer org/has-not")
+    check = find_failed_check("tokenizer org/has-not")
     assert check.finding == "no padding token"
     assert "--weights" in check.next_step
     (folder / "special_tokens_map.json").write_text('{"pad_token": "</s>"}')
     assert not [check for check in run_checks() if check.what.startswith("tokenizer")]
-    kept(own_cache, "broken", "{")
-    assert "not valid JSON" in trouble("tokenizer broken").finding
+    write_cached_weights(own_cache, "broken", "{")
+    assert "not valid JSON" in find_failed_check("tokenizer broken").finding
 
 
 @pytest.mark.parametrize("place", ["weights/org%2Fhalf.partial", "collections/half-1a2b.3c4d.partial"])
 def test_a_cache_that_is_half_full(place: str, own_cache: Path) -> None:
-    assert found("downloads").ok
+    assert find_check("downloads").ok
     (own_cache / place).mkdir(parents=True)
-    check = trouble("downloads")
+    check = find_failed_check("downloads")
     assert "half" in check.finding
     assert "retbench fetch" in check.next_step
 
 
 def test_weights_that_lost_a_file(own_cache: Path) -> None:
-    (kept(own_cache, "lost", "{}") / "tokenizer_config.json").unlink()
-    check = trouble("downloads")
-    assert "tokenizer_config.json is missing or cut short" in check.finding
+    (write_cached_weights(own_cache, "lost", "{}") / "tokenizer_config.json").unlink()
+    check = find_failed_check("downloads")
+    assert "tokenizer_config.json is missing or truncated" in check.finding
     assert "fetch it again" in check.next_step
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: Patch) -> None:
-    assert found("hub").ok
+    assert find_check("hub").ok
     monkeypatch.delenv("HF_HUB_OFFLINE")
     with socket.socket() as bound:  # bound, but nobody listens
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{bound.getsockname()[1]}")
-        check = trouble("hub")
+        check = find_failed_check("hub")
     assert "does not respond" in check.finding
     assert "HTTPS_PROXY" in check.next_step
     monkeypatch.setenv("HF_ENDPOINT", "no address")
-    assert not found("hub").ok
-    with local_server.serving() as server:
+    assert not find_check("hub").ok
+    with local_server.start_server() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
-        assert found("hub").ok
+        assert find_check("hub").ok
 
 
 def test_what_answers_but_not_in_http_is_no_hub(monkeypatch: Patch) -> None:
@@ -177,7 +177,7 @@ def test_what_answers_but_not_in_http_is_no_hub(monkeypatch: Patch) -> None:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
         thread = Thread(target=answer, args=(listening,), daemon=True)
         thread.start()
-        check = trouble("hub")
+        check = find_failed_check("hub")
         thread.join()
     assert "SSH-2.0" in check.finding
 
@@ -185,8 +185,8 @@ def test_what_answers_but_not_in_http_is_no_hub(monkeypatch: Patch) -> None:
 def test_a_disk_that_is_short(monkeypatch: Patch) -> None:
     for free, ok in ((doctor.MIN_FREE_GB * 1e9 + 1, True), (doctor.MIN_FREE_GB * 1e9 - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined]
-        assert found("cache").ok is ok
-    assert "free disk space" in trouble("cache").next_step
+        assert find_check("cache").ok is ok
+    assert "free disk space" in find_failed_check("cache").next_step
 
 
 # (cpu.max of a container, threads of torch, cores, whether that is right); None: no container
@@ -208,7 +208,7 @@ def test_more_threads_than_cores(
     monkeypatch.setattr(doctor, "CPU_QUOTA_FILE", tmp_path / "cpu.max")
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    check = found("threads")
+    check = find_check("threads")
     assert check.ok is ok
     assert f"{threads} of {cores} cores" in check.finding
     assert f"OMP_NUM_THREADS to {cores}" in check.next_step
@@ -227,7 +227,7 @@ def test_a_card_folder_that_would_be_passed_over(
 ) -> None:
     make(tmp_path / "own")
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "own"))
-    assert said in trouble("card folders").finding
+    assert said in find_failed_check("card folders").finding
 
 
 def test_a_card_that_cannot_be_read(monkeypatch: Patch, tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
@@ -235,5 +235,5 @@ def test_a_card_that_cannot_be_read(monkeypatch: Patch, tmp_path: Path, fresh_ca
     (tmp_path / "model_cards" / "mine.toml").write_text("name = 3")
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path))
     fresh_catalog()
-    check = trouble("cards")
+    check = find_failed_check("cards")
     assert "mine.toml:1" in check.finding

@@ -130,7 +130,7 @@ def test_an_adapter_names_its_parent() -> None:
     assert len(adapters) == 5
     assert all(card.parent for card in adapters)
     for card in adapters:
-        with pytest.raises(MissingError, match="holds an adapter, not whole weights") as caught:
+        with pytest.raises(MissingError, match="has an adapter, not the weights of a model") as caught:
             weights.obtain_weights(card)
         assert str(card.parent) in caught.value.next_step
 
@@ -186,6 +186,6 @@ def test_every_released_size_of_a_line_has_a_card(line: str) -> None:
 
 @pytest.mark.parametrize("name", THE_EIGHT.values())
 def test_the_eight_say_what_they_end_a_text_with(name: str) -> None:
-    ends = [note for note in catalog.find_model_card(name).notes if "config ends texts with" in note]
+    ends = [note for note in catalog.find_model_card(name).notes if "The end-of-sequence token in its config is" in note]
     assert len(ends) == 1
     assert re.search(r"15164[35]", ends[0])

@@ -1,1 +1,1 @@
-"""Cards: TOML files that say what a model, a task, a suite or a method is."""
+"""Cards: TOML files that describe models, tasks, suites, methods, recipes and studies."""

@@ -139,7 +139,7 @@ def find_recipe(argument: str) -> Recipe:
     if not argument.endswith(".toml"):
         return load_recipes().find(argument)
     if not Path(argument).expanduser().is_file():
-        raise MissingError(f"there is no recipe at {argument}", "name a TOML file, or one of `retbench list recipes`")
+        raise MissingError(f"there is no recipe at {argument}", "give a TOML file, or one of `retbench list recipes`")
     return load_recipe(Path(argument).expanduser())
 
 
@@ -158,7 +158,7 @@ def find_study(argument: str) -> Study:
     if not argument.endswith(".toml"):
         return load_studies().find(argument)
     if not Path(argument).expanduser().is_file():
-        raise MissingError(f"there is no plan at {argument}", "name a TOML file, or one of `retbench study list`")
+        raise MissingError(f"there is no study plan at {argument}", "give a TOML file, or one of `retbench study list`")
     return toml_parser.load_card(Study, Path(argument).expanduser())
 
 
@@ -179,7 +179,7 @@ def find_model_card(argument: str) -> ModelCard:
 
 def _find_model_at(path: Path) -> ModelCard:
     if not path.exists():
-        raise MissingError(f"there is no model at {path}", "name a Hugging Face folder or a GGUF file")
+        raise MissingError(f"there is no model at {path}", "give a Hugging Face folder or a GGUF file")
     if (path / CARD_FILE).is_file():
         return _load_model_card(path / CARD_FILE)
     layout = "folder" if path.is_dir() else "gguf"
@@ -197,6 +197,6 @@ def find_task_card(argument: str) -> TaskCard:
     path = Path(argument).expanduser()
     if not path.is_dir():
         raise MissingError(
-            f"there is no collection at {path}", "name a folder with corpus.jsonl, queries.jsonl, qrels/"
+            f"there is no collection at {path}", "give a folder with corpus.jsonl, queries.jsonl, qrels/"
         )
     return TaskCard(name=path.resolve().name.lower(), source=SourceSpec(kind="folder", path=str(path)))

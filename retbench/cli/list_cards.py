@@ -4,11 +4,15 @@ import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retbench.cli.command import AsJson, cli_command, print_json, print_skipped
+
+if TYPE_CHECKING:
+    from retbench.cards.model import ModelCard
+    from retbench.cards.task import TaskCard
 
 
 class ListKind(StrEnum):
@@ -84,7 +88,7 @@ def _load_rows(kind: ListKind) -> list[dict[str, Any]]:
     return [asdict(recipe) for recipe in catalog.load_recipes()]
 
 
-def _build_task_row(card: Any) -> dict[str, Any]:
+def _build_task_row(card: "TaskCard") -> dict[str, Any]:
     """Build the row of a task: its card, its cached state, and the actual counts if it is cached."""
     from retbench.corpora.cache_status import get_cache_status
 
@@ -101,7 +105,7 @@ def _build_task_row(card: Any) -> dict[str, Any]:
     return {**asdict(card), **counts, **cache_state, "source": source}
 
 
-def _format_weights_source(card: Any) -> str:
+def _format_weights_source(card: "ModelCard") -> str:
     weights = card.weights
     if weights is None:
         return "none needed"

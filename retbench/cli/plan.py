@@ -2,11 +2,14 @@
 
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from retbench.cli.command import AsJson, cli_command, parse_overrides, print_json, print_result
+
+if TYPE_CHECKING:
+    from retbench.pipelines.estimate_cost import CostEstimate
 
 Repeated = list[str] | None
 
@@ -54,7 +57,7 @@ def plan(
     _print_table(estimates)
 
 
-def _print_table(estimates: list[Any]) -> None:
+def _print_table(estimates: "list[CostEstimate]") -> None:
     from rich.console import Console
     from rich.table import Table
 

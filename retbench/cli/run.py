@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from retbench.cli.command import (
     print_status,
 )
 from retbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from retbench.records.cell import Cell, ExpectedScoreCheck
 
 Repeated = list[str] | None
 
@@ -82,7 +85,7 @@ def run(
         cells = list(dry_run_module.dry_run(request))
         print_json(cells) if as_json else print_result(dry_run_module.format_plan(cells))
         return 0
-    done: list[Any] = []
+    done: list[Cell] = []
     for cell in evaluate.evaluate(request):
         if not done or cell.error is None or cell.error != done[-1].error:  # print a repeated error once
             print_status(format_cell(cell))
@@ -90,27 +93,27 @@ def run(
             print_status(_format_expected_score(expected))
         done.append(cell)
     if as_json:
-        print_json([cell.json() for cell in done])
+        print_json([cell.to_json() for cell in done])
     else:
         print_cells(done)
     return compute_exit_code(done)
 
 
-def format_cell(cell: Any) -> str:
+def format_cell(cell: "Cell") -> str:
     """Format one finished cell."""
     name = " · ".join((cell.model, cell.method, cell.task, *cell.rerank))
     if cell.status != "done":
         return f"{name}: {cell.status}"
-    return f"{name}: {100 * cell.main_score:.2f}" + (" (already done, read from disk)" if cell.cached else "")
+    return f"{name}: {100 * (cell.main_score or 0):.2f}" + (" (already done, read from disk)" if cell.cached else "")
 
 
-def _format_expected_score(expected: Any) -> str:
-    verdict = "" if expected.met else f": differs by more than {100 * expected.tolerance:g}"
+def _format_expected_score(expected: "ExpectedScoreCheck") -> str:
+    verdict = "" if expected.is_met else f": differs by more than {100 * expected.tolerance:g}"
     scores = f"expected {100 * expected.score:.2f}, got {100 * expected.got:.2f}"
     return f"  {expected.metric}: {scores}{verdict} ({expected.source})"
 
 
-def print_cells(cells: list[Any]) -> None:
+def print_cells(cells: "list[Cell]") -> None:
     """Print a table of all finished cells, then the errors."""
     from rich.console import Console
     from rich.table import Table
@@ -133,13 +136,13 @@ def print_cells(cells: list[Any]) -> None:
     _print_problems([cell for cell in cells if cell.status != "done"])
 
 
-def _print_problems(cells: list[Any]) -> None:
+def _print_problems(cells: "list[Cell]") -> None:
     """Print each error once, with the cells that have it."""
     from retbench.errors import RetbenchError
 
     causes: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
-        causes.setdefault((cell.error, cell.next_step), []).append(
+        causes.setdefault((cell.error or "", cell.next_step or ""), []).append(
             f"{cell.model}/{'+'.join((cell.method, *cell.rerank))}/{cell.task} {cell.status}"
         )
     for (cause, step), names in causes.items():

@@ -27,6 +27,7 @@ from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.engines.memory import release_freed_pages, reset_peak_memory
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.models.search import build_dense_retriever
 from retbench.records import machine
 from retbench.records.phase_timer import PhaseTimer
@@ -115,7 +116,7 @@ def _load_vectors(request: TrainingRequest, parent: ModelCard, recipe: AdaptorRe
         raise UsageError(
             f"{parent.name} has no vectors of its own to adapt", "name a model with a dense method, not an adaptor"
         )
-    spec = model.build_encoder_spec(method, card, {"max_length": recipe.max_length} if recipe.max_length else {})
+    spec = model.build_encoder_spec(method, card, Overrides(max_length=recipe.max_length))
     timer = PhaseTimer(request.show)
     release_freed_pages()
     reset_peak_memory()  # the peak of this embedding is stored for the cells that will read the vectors
