@@ -1,1 +1,1 @@
-"""Encoders: texts in, unit vectors out, by a method."""
+"""Encoders: turn texts into normalized vectors, as a method defines."""

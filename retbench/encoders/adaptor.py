@@ -1,7 +1,7 @@
-"""The adaptor of Search-Adaptor (arXiv 2310.08750): a small net that moves any stored vector a little.
+"""The adaptor of Search-Adaptor (arXiv 2310.08750): a small network that adds a correction to each stored vector.
 
-A vector v becomes v + W2 relu(W1 v + b1) + b2, put to length one; queries and documents share it. With one layer it is
-a plain linear map, v + W1 v + b1. It needs no model: it is applied to vectors as they are read.
+A vector v becomes v + W2 relu(W1 v + b1) + b2, normalized; queries and documents share it. With one layer it is linear:
+v + W1 v + b1. It needs no language model: it is applied to stored vectors when they are read.
 """
 
 from dataclasses import dataclass
@@ -19,26 +19,28 @@ ADAPTOR_FILE = "adaptor.safetensors"
 
 @dataclass(frozen=True)
 class Adaptor:
-    """The tensors of the net, in float32: `first.*`, and `last.*` where it has two layers."""
+    """The float32 tensors of the network: `first.*`, and `last.*` if it has two layers."""
 
     tensors: dict[str, np.ndarray]
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors moved, at length one again."""
+        """Apply the adaptor. The result has length one."""
         width = self.tensors["first.weight"].shape[1]
         if vectors.shape[1] != width:
-            raise DataError(f"an adaptor for vectors of width {width} met width {vectors.shape[1]}", "train it again")
-        added = vectors @ self.tensors["first.weight"].T + self.tensors["first.bias"]
+            raise DataError(
+                f"the adaptor was trained for vectors of width {width}, but the vectors have width {vectors.shape[1]}",
+                "train the adaptor again",
+            )
+        correction = vectors @ self.tensors["first.weight"].T + self.tensors["first.bias"]
         if "last.weight" in self.tensors:
-            added = np.maximum(added, 0) @ self.tensors["last.weight"].T + self.tensors["last.bias"]
-        moved = vectors + added
-        return normalize_vectors(moved)
+            correction = np.maximum(correction, 0) @ self.tensors["last.weight"].T + self.tensors["last.bias"]
+        return normalize_vectors(vectors + correction)
 
 
 def load_adaptor(file: Path, checksum: str) -> Adaptor:
-    """Read an adaptor that is what its card says."""
+    """Load an adaptor and verify its checksum."""
     if not file.is_file():
-        raise MissingError(f"there is no adaptor at {file}", "bring its folder back, or train it again")
+        raise MissingError(f"no adaptor at {file}", "restore its folder, or train it again")
     if cached_sha256(file) != checksum:
-        raise DataError(f"{file} is not the adaptor its card describes", "bring its folder back, or train it again")
+        raise DataError(f"the checksum of {file} differs from the model card", "restore its folder, or train it again")
     return Adaptor(tensors_of(file.read_bytes()))

@@ -1,4 +1,4 @@
-"""The dense encoder: texts in, unit vectors out."""
+"""The dense encoder: turns texts into normalized vectors."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import torch
 
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.pooling import POOLINGS, narrowed
+from retbench.encoders.pooling import POOLINGS, drop_leading_tokens
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.backbone import Backbone
 
 
 class DenseEncoder(Protocol):
-    """What search and training code against; nothing wider."""
+    """The interface of all encoders that search uses."""
 
     @property
     def spec(self) -> EncoderSpec:
-        """Everything that decides a vector."""
+        """All settings that determine a vector."""
         ...
 
     @property
@@ -29,15 +29,15 @@ class DenseEncoder(Protocol):
 
     @property
     def kernel(self) -> str:
-        """What computes attention, for the record."""
+        """The attention kernel, for the record."""
         ...
 
     def peak_throughput(self) -> float | None:
-        """Tokens a second that the matrix products alone would allow; none where they are not ours to time."""
+        """Tokens per second if only the matrix products took time; None if it cannot be measured."""
         ...
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, cut to the role's limit."""
+        """Texts as token ids, truncated to the limit of the role."""
         ...
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
@@ -47,7 +47,7 @@ class DenseEncoder(Protocol):
 
 @dataclass(frozen=True)
 class BackboneEncoder:
-    """Our own engine behind the protocol."""
+    """An encoder with a backbone in this process: engine `transformers`."""
 
     spec: EncoderSpec
     backbone: Backbone
@@ -60,23 +60,23 @@ class BackboneEncoder:
 
     @property
     def kernel(self) -> str:
-        """What computes attention, for the record."""
+        """The attention kernel, for the record."""
         return self.backbone.kernel
 
     def peak_throughput(self) -> float | None:
-        """Tokens a second that the matrix products alone would allow."""
-        return self.backbone.reach()
+        """Tokens per second if only the matrix products took time."""
+        return self.backbone.peak_throughput()
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, cut to the role's limit."""
+        """Texts as token ids, truncated to the limit of the role."""
         return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """One batch of token ids as float32 vectors of length one."""
-        return np.asarray(torch.nn.functional.normalize(self._pool_states(batch), dim=1).cpu().numpy())
+        """Encode one batch of token ids as float32 vectors of length one."""
+        pooled = self._pool(batch, *self.backbone.compute_states(list(batch)))
+        return np.asarray(torch.nn.functional.normalize(pooled, dim=1).cpu().numpy())
 
-    def _pool_states(self, batch: TokenizedTexts) -> torch.Tensor:
-        flat, offsets = self.backbone.states(list(batch))
+    def _pool(self, batch: TokenizedTexts, flat: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         if batch.pooling_starts is not None:
-            flat, offsets = narrowed(flat, offsets, torch.from_numpy(batch.pooling_starts).to(flat.device))
+            flat, offsets = drop_leading_tokens(flat, offsets, torch.from_numpy(batch.pooling_starts).to(flat.device))
         return POOLINGS[self.spec.method.pooling](flat, offsets)

@@ -1,4 +1,4 @@
-"""An encoder before it is loaded: everything that decides a vector, so that finished work is found without torch."""
+"""The specification of an encoder: all settings that determine a vector. It needs no torch and no loaded model."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -8,10 +8,10 @@ from retbench.cards.model import Dtype
 from retbench.cards.task import TaskCard
 from retbench.store.vector_formats import VectorDtype
 
-# what a method says beside its stored vectors; `instruction` is in the encoder, where the task's own may replace it
+# Method fields that do not change stored vectors. `instruction` is a field of EncoderSpec: a task may replace it.
 METHOD_FIELDS_AFTER_STORE = ("name", "instruction", "post", "components", "kind")
 
-# settings of an encoder that are told only where they are used, so that no older key changes
+# Fields that are left out of keys while they have their default, so that adding a field changes no existing key.
 SPEC_DEFAULTS = {
     "adaptor": None,
     "dimensions": None,
@@ -20,12 +20,12 @@ SPEC_DEFAULTS = {
     "code": None,
     "modules": None,
 }
-SPEC_FIELDS_AFTER_STORE = ("adaptor", "dimensions")
+SPEC_FIELDS_AFTER_STORE = ("adaptor", "dimensions")  # applied when stored vectors are read
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Weights, method, limits and dtype of one encoder."""
+    """Weights, method, length limits and dtype of one encoder."""
 
     weights: str
     method: Method
@@ -34,43 +34,48 @@ class EncoderSpec:
     document_limit: int
     dtype: Dtype
     engine: str = "transformers"
-    adaptor: str | None = None  # the digest of what changes stored vectors; the vectors themselves are its parent's
-    dimensions: int | None = None  # compared by the first so many alone; stored whole
-    vector_dtype: VectorDtype = "fp32"  # of stored vectors
-    rope: str | None = None  # how rotary positions are stretched (cards/rope.py)
-    code: str | None = None  # the digest of code beside the weights that was trusted to run (engines/code.py)
-    modules: str | None = None  # of what a published embedder runs behind its backbone, where its own pooling is used
+    adaptor: str | None = None  # checksum; the stored vectors are those of the parent model
+    dimensions: int | None = None  # only the first n are compared; all are stored
+    vector_dtype: VectorDtype = "fp32"  # format of stored vectors
+    rope: str | None = None  # RoPE scaling (cards/rope_scaling.py)
+    code: str | None = None  # digest of the trusted remote code (engines/remote_code.py)
+    modules: str | None = None  # fingerprint of the sentence-transformers modules, if their pooling is used
 
     def get_limit(self, role: Role) -> int:
-        """The most tokens a text may have on one side."""
+        """The maximum number of tokens of a query or a document."""
         return self.query_limit if role == "query" else self.document_limit
 
     def describe(self) -> dict[str, Any]:
-        """The facts, for the key and the record."""
+        """All settings, for the settings-id and the record."""
         facts = {**asdict(self), "method": describe_method(self.method)}
         return {key: value for key, value in facts.items() if SPEC_DEFAULTS.get(key, key) != value}
 
     def describe_vectors(self, role: Role) -> dict[str, Any]:
-        """What decides a vector on one side: a query does not depend on the limit or template of documents."""
+        """The settings that determine the vectors of one role. The limit and template of the other role do not."""
         other = "document" if role == "query" else "query"
         method = {
             key: value
             for key, value in describe_method(self.method).items()
             if key not in (other, *METHOD_FIELDS_AFTER_STORE)
         }
-        kept = {
+        spec_fields = {
             key: value
             for key, value in self.describe().items()
             if key not in (f"{other}_limit", *SPEC_FIELDS_AFTER_STORE)
         }
         if self.method.kind != "dense":
-            method["terms"] = True  # sparse and hybrid read the same rows
-        asked = "{instruction}" in self.method.get_template(role)
-        return {**kept, "method": method, "instruction": self.instruction if asked else "", "role": role}
+            method["terms"] = True  # sparse and hybrid use the same stored rows
+        uses_instruction = "{instruction}" in self.method.get_template(role)
+        return {
+            **spec_fields,
+            "method": method,
+            "instruction": self.instruction if uses_instruction else "",
+            "role": role,
+        }
 
 
 def describe_method(method: Method) -> dict[str, Any]:
-    """A method's facts; what is left at its default is not told, so that a new field changes no old key."""
+    """The fields of a method that differ from their default, so that a new field changes no existing key."""
     values = {field.name: (getattr(method, field.name), field.default) for field in fields(method)}
     return {
         key: value for key, (value, default) in values.items() if key not in DESCRIPTIVE_FIELDS and value != default
@@ -78,7 +83,7 @@ def describe_method(method: Method) -> dict[str, Any]:
 
 
 def compute_length_limits(task: TaskCard, max_length: int | None, context_length: int | None) -> tuple[int, int]:
-    """The smaller of the task's length and the model's, for queries and for documents; 0 in the task is no limit."""
-    own = max_length or context_length or 512
+    """Limits for queries and documents: the smaller one of task and model. 0 in the task means no limit."""
+    model_limit = max_length or context_length or 512
     lengths = (task.lengths.query, task.lengths.document)
-    return (min(lengths[0] or own, own), min(lengths[1] or own, own))
+    return (min(lengths[0] or model_limit, model_limit), min(lengths[1] or model_limit, model_limit))

@@ -1,7 +1,7 @@
-"""Encoders over engines that are not ours: those that take our token ids, and those that take text.
+"""Encoders with an external engine: sentence-transformers and vLLM take our token ids, an endpoint takes text.
 
-A server of embeddings reads text and keeps its tokenizer to itself. Its "ids" here are the UTF-8 bytes of the text, so
-that plan, store and resume work as for any other encoder; a limit of n tokens is one of 4n bytes.
+The tokenizer of an embedding server is not known here. Its "token ids" are the UTF-8 bytes of the text, so that batch
+plan, shard store and resume work as for other encoders. A limit of n tokens becomes 4n bytes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ BYTES_PER_TOKEN = 4
 
 
 class TokenIdEngine(Protocol):
-    """What takes token ids."""
+    """An engine that encodes token ids."""
 
     @property
     def dimension(self) -> int:
@@ -28,13 +28,13 @@ class TokenIdEngine(Protocol):
         ...
 
     def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """One vector a row of token ids."""
+        """One vector per row of token ids."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenIdEncoder:
-    """Our wording, somebody else's forward pass and pooling."""
+    """Our prompts and token ids, with the forward pass and pooling of an external engine."""
 
     spec: EncoderSpec
     engine: TokenIdEngine
@@ -47,14 +47,14 @@ class TokenIdEncoder:
 
     @property
     def kernel(self) -> str:
-        """What computes attention, for the record."""
+        """The attention kernel, for the record."""
         return f"{self.spec.engine}'s own"
 
     def peak_throughput(self) -> None:
-        """Its matrix products are not ours to time."""
+        """Not known: the engine computes its matrix products itself."""
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, cut to the role's limit."""
+        """Texts as token ids, truncated to the limit of the role."""
         return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
@@ -64,7 +64,7 @@ class TokenIdEncoder:
 
 @dataclass(frozen=True)
 class EndpointEncoder:
-    """A server of embeddings."""
+    """An embedding server behind an endpoint."""
 
     spec: EncoderSpec
     client: EmbeddingsClient
@@ -76,23 +76,23 @@ class EndpointEncoder:
 
     @property
     def kernel(self) -> str:
-        """What computes attention, for the record."""
+        """The attention kernel, for the record."""
         return "the server's own"
 
     def peak_throughput(self) -> None:
-        """Its matrix products are not ours to time."""
+        """Not known: the engine computes its matrix products itself."""
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as UTF-8, cut to the role's limit between two characters."""
-        limit, truncated, empty, pieces = BYTES_PER_TOKEN * self.spec.get_limit(role), 0, 0, []
+        """Texts as UTF-8 bytes, truncated to the limit of the role at a character boundary."""
+        limit, truncated, empty, rows = BYTES_PER_TOKEN * self.spec.get_limit(role), 0, 0, []
         for text in texts:
             empty += not text.strip()
-            whole = fill_template(self.spec.method, text, role, self.spec.instruction).encode()
-            truncated += len(whole) > limit
-            kept = whole[:limit].decode(errors="ignore").encode() or b" "
-            pieces.append(np.frombuffer(kept, dtype=np.uint8).astype(np.int32))
-        offsets = np.concatenate(([0], np.cumsum([len(piece) for piece in pieces])))
-        return TokenizedTexts(np.concatenate(pieces), offsets, truncated, empty)
+            encoded = fill_template(self.spec.method, text, role, self.spec.instruction).encode()
+            truncated += len(encoded) > limit
+            shortened = encoded[:limit].decode(errors="ignore").encode() or b" "
+            rows.append(np.frombuffer(shortened, dtype=np.uint8).astype(np.int32))
+        offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
+        return TokenizedTexts(np.concatenate(rows), offsets, truncated, empty)
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch of texts as float32 vectors of length one."""

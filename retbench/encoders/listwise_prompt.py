@@ -1,9 +1,9 @@
-"""A list as one text (E2Rank, arXiv 2510.22733): some documents and the query, as a prompt that an encoder reads once.
+"""The listwise prompt of E2Rank (arXiv 2510.22733): some documents and the query in one text, encoded in one pass.
 
-The bytes are those of the authors' code at c72cc0a: `ASKED` of src/eval.py, one instruction for every collection, as
-their listwise mode never changes it; `TAUGHT` of src/data.py, whose default instruction and last line are others. Both
-are one user turn with generation prompt, thinking disabled, no end-of-sequence token behind it. A model without a chat
-template reads the same text as a query of its own method.
+The templates are byte for byte those of the authors' code at c72cc0a: `EVALUATION_TEMPLATE` from src/eval.py, with one
+instruction for all collections; `TRAINING_TEMPLATE` from src/data.py, whose default instruction and last line differ.
+Both are one user turn with generation prompt, thinking disabled, without an end-of-sequence token. A model without a
+chat template encodes the same text as a query of its method.
 """
 
 from collections.abc import Sequence
@@ -27,37 +27,37 @@ NO_LIMIT = 1 << 30
 
 def build_listwise_prompt(query: str, documents: Sequence[str], template: str = EVALUATION_TEMPLATE) -> str:
     """The prompt for one query."""
-    listed = "\n".join(f"[{number}] {document}" for number, document in enumerate(documents, start=1))
-    return template.format(documents=listed, query=query)
+    numbered = "\n".join(f"[{number}] {document}" for number, document in enumerate(documents, start=1))
+    return template.format(documents=numbered, query=query)
 
 
 def take_first_words(document: str, max_words: int) -> str:
-    """The document's first words, one space between them."""
+    """The first words of a document, separated by single spaces."""
     return " ".join(document.split()[:max_words])
 
 
 @dataclass(frozen=True)
 class ListwisePromptTokenizer:
-    """From a prompt's text to token ids within a limit."""
+    """Turns a listwise prompt into token ids; `limit` is the maximum for callers that build the prompt."""
 
     prompt_tokenizer: PromptTokenizer
     chat: bool
     limit: int = NO_LIMIT
 
     def tokenize(self, prompt: str) -> TokenizedTexts:
-        """Token ids of the whole prompt, however many."""
+        """Token ids of the whole prompt, without truncation."""
         if not self.chat:
             return self.prompt_tokenizer.tokenize([prompt], "query", NO_LIMIT)
-        spoken = self.prompt_tokenizer.tokenizer
-        turn = [{"role": "user", "content": prompt}]
-        asked = spoken.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        ids = np.array(spoken(str(asked), add_special_tokens=False)["input_ids"], dtype=np.int32)
+        tokenizer = self.prompt_tokenizer.tokenizer
+        turns = [{"role": "user", "content": prompt}]
+        chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        ids = np.array(tokenizer(str(chat), add_special_tokens=False)["input_ids"], dtype=np.int32)
         return TokenizedTexts(ids, np.array([0, len(ids)]), 0, 0)
 
     def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
-        """Each text's first tokens, as the bytes they stand for."""
+        """The first tokens of each text, as the original characters."""
         return truncate_texts(self.prompt_tokenizer.tokenizer, texts, max_tokens)
 
-    def count_tokens(self, one: str) -> int:
-        """Tokens of a text alone."""
-        return len(self.prompt_tokenizer.tokenizer(one, add_special_tokens=False)["input_ids"])
+    def count_tokens(self, text: str) -> int:
+        """The number of tokens of a text, without special tokens."""
+        return len(self.prompt_tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,10 +1,11 @@
-"""Post-processing: what all vectors of a corpus have in common is taken out, and the rest is put to length one again.
+"""Post-processing of vectors: remove what all vectors of a corpus have in common, then normalize again.
 
-The states of an untrained decoder point nearly the same way; their mean and their few main directions say nothing about
-a text. Fitted on the documents alone, in one pass over the stored vectors, never on queries or judgments.
+The states of a decoder without retrieval training are nearly parallel. Their mean and first principal components carry
+no information about a text. Both are computed from the document vectors alone, in one pass, never from queries or
+judgments.
 
     centre    minus the mean
-    drop-top  minus the mean, without the main directions (All-but-the-Top, Mu and Viswanath 2018: a hundredth of them)
+    drop-top  minus the mean and the first principal components (All-but-the-Top, Mu and Viswanath 2018: 1% of them)
     whiten    minus the mean, every direction scaled to variance one (BERT-whitening, Su et al. 2021)
 """
 
@@ -17,11 +18,11 @@ from retbench.cards.method import Method
 from retbench.errors import UsageError
 from retbench.store.shard_store import VectorBlock
 
-NOISE_FLOOR = 1e-6  # of the largest variance: a direction below it has no variance of its own
+NOISE_FLOOR = 1e-6  # relative to the largest variance; a component below it is numerical noise
 
 
 def normalize_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one; a zero stays zero and is found by whoever stores it."""
+    """Rows scaled to length one. A zero row stays zero; the check before storing reports it."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray((vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32))
 
@@ -35,7 +36,7 @@ class Moments:
 
     @staticmethod
     def compute(blocks: Iterable[VectorBlock]) -> "Moments":
-        """One pass in float64, block by block."""
+        """Compute both in one pass in float64, block by block."""
         count, total, products = 0, np.zeros(1), np.zeros((1, 1))
         for block in blocks:
             vectors = block.vectors.astype(np.float64)
@@ -45,29 +46,27 @@ class Moments:
 
 
 def fit_postprocessing(method: Method, blocks: Iterable[VectorBlock]) -> Callable[[np.ndarray], np.ndarray]:
-    """The change that a method's `post` makes to any vector, learned from the corpus."""
+    """Fit the post-processing of a method on the corpus vectors, and return it as a function."""
     moments = Moments.compute(blocks)
-    change = _compute_matrix(method, moments.covariance) if method.post != "centre" else None
+    matrix = _compute_matrix(method, moments.covariance) if method.post != "centre" else None
 
-    def after(vectors: np.ndarray) -> np.ndarray:
-        moved = vectors - moments.mean
-        if change is not None:
-            moved = moved @ change
-        return normalize_vectors(moved)
+    def postprocess(vectors: np.ndarray) -> np.ndarray:
+        centred = vectors - moments.mean
+        return normalize_vectors(centred if matrix is None else centred @ matrix)
 
-    return after
+    return postprocess
 
 
 def _compute_matrix(method: Method, covariance: np.ndarray) -> np.ndarray:
     variances, directions = np.linalg.eigh(covariance)
     variances, directions = variances[::-1], directions[:, ::-1]
-    real = int((variances > NOISE_FLOOR * variances[0]).sum())
-    wanted = method.components or (max(1, len(variances) // 100) if method.post == "drop-top" else real)
-    if wanted > real:
+    rank = int((variances > NOISE_FLOOR * variances[0]).sum())
+    count = method.components or (max(1, len(variances) // 100) if method.post == "drop-top" else rank)
+    if count > rank:
         raise UsageError(
-            f"{method.name} asks for {wanted} components and the corpus has {real}", f"give components={real} or fewer"
+            f"{method.name} uses {count} components, but the corpus has only {rank}", f"give components={rank} or fewer"
         )
-    main = directions[:, :wanted]
+    components = directions[:, :count]
     if method.post == "drop-top":
-        return np.asarray(np.eye(len(variances)) - main @ main.T)
-    return np.asarray(main / np.sqrt(variances[:wanted]))
+        return np.asarray(np.eye(len(variances)) - components @ components.T)
+    return np.asarray(components / np.sqrt(variances[:count]))

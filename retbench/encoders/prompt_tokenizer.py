@@ -1,7 +1,7 @@
-"""Wording: the one way from a text to the token ids a backbone reads, for evaluation and for training.
+"""The prompt tokenizer: turns a text into the token ids of a backbone, for evaluation and for training alike.
 
-The method's template is filled, a chat is rendered to one string and cut directly after the method's answer, and the
-string is tokenised once: joining pieces that were tokenised apart gives other ids for most texts.
+It fills the method's prompt template, renders a chat to one string that ends after the method's answer, and tokenizes
+the string once. Tokenizing the parts separately and joining the ids would give other ids for most texts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,8 +27,8 @@ TEXTS_PER_CHUNK = 1024
 class TokenizedTexts:
     """Token ids of many texts, one after the other: text i is `flat[offsets[i]:offsets[i + 1]]`.
 
-    `starts` says, where a method does not pool the whole sequence, which token of each text is the first that counts;
-    `words` holds, for a sparse method, the ids of each text's own words.
+    `truncated` and `empty` count texts. `pooling_starts` is the first pooled token of each text, for methods that pool
+    only a part. `word_ids` are the token ids of the words of each text, for sparse methods.
     """
 
     flat: np.ndarray
@@ -40,7 +40,7 @@ class TokenizedTexts:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text."""
+        """The number of tokens of each text."""
         return np.diff(self.offsets)
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class TokenizedTexts:
         return (self[row] for row in range(len(self)))
 
     def select(self, rows: np.ndarray) -> "TokenizedTexts":
-        """These rows alone, in this order: a batch."""
+        """The given rows in the given order, as a batch."""
         offsets = np.concatenate(([0], np.cumsum(self.lengths[rows])))
         flat = np.concatenate([self[int(row)] for row in rows])
         starts = None if self.pooling_starts is None else self.pooling_starts[rows]
@@ -63,34 +63,35 @@ class TokenizedTexts:
 
 
 def fill_template(method: Method, text: str, role: Role, instruction: str) -> str:
-    """The method's template around one text."""
+    """The method's template with instruction and text filled in."""
     return method.get_template(role).replace("{instruction}", instruction).replace("{text}", text)
 
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """A method bound to a tokenizer; `instruction` is the task's."""
+    """A tokenizer with a method's prompt template; `instruction` is that of the task."""
 
     tokenizer: "PreTrainedTokenizerBase"
     method: Method
     instruction: str = ""
 
     def __post_init__(self) -> None:
-        lacks = [
-            what
-            for what, wanted, had in (
+        missing = [
+            name
+            for name, is_needed, value in (
                 ("a chat template", self.method.chat, self.tokenizer.chat_template),
                 ("an end-of-sequence token", self.method.eos, self.tokenizer.eos_token),
             )
-            if wanted and not had
+            if is_needed and not value
         ]
-        if lacks:
+        if missing:
             raise InapplicableError(
-                f"method {self.method.name} needs {lacks[0]} and this model has none", "use --method last or mean"
+                f"method {self.method.name} needs {missing[0]}, which this model does not have",
+                "use --method last or mean",
             )
 
     def build_prompt(self, text: str, role: Role) -> str:
-        """The exact string for one text (already cut, where the method cuts texts)."""
+        """The exact prompt for one text (already truncated, if the method truncates texts)."""
         user = fill_template(self.method, text, role, self.instruction)
         if not self.method.chat:
             return user
@@ -100,25 +101,25 @@ class PromptTokenizer:
         return chat[: chat.rindex(self.method.answer) + len(self.method.answer)]
 
     def tokenize(self, texts: Iterable[str], role: Role, limit: int) -> TokenizedTexts:
-        """Token ids for every text; texts longer than `limit` tokens are cut and counted."""
+        """Token ids of all texts. Texts longer than `limit` tokens are truncated and counted."""
         starts: list[int] = []
         words: list[np.ndarray] = []
-        vocabulary = WordTokenizer(self.tokenizer)
+        word_tokenizer = WordTokenizer(self.tokenizer)
         truncated = empty = 0
         iterator = iter(texts)
         with TokenIdBuffer() as ids:
             while chunk := list(islice(iterator, TEXTS_PER_CHUNK)):
                 empty += sum(not text.strip() for text in chunk)
-                within = None if self.method.cut == "text" else limit
-                cut = 0
-                if within is None:
-                    chunk, cut = self._truncate_texts(chunk, limit)
+                prompt_limit = None if self.method.cut == "text" else limit
+                cut_texts = 0
+                if prompt_limit is None:
+                    chunk, cut_texts = self._truncate_texts(chunk, limit)
                 prompts = [self.build_prompt(text, role) for text in chunk]
-                encoded, also_cut = self._encode_prompts(prompts, within)
+                encoded, cut_prompts = self._encode_prompts(prompts, prompt_limit)
                 ids.append(list(map(self._append_eos, encoded["input_ids"])))
                 starts.extend(self._find_text_starts(encoded, prompts, chunk, role))
-                words.extend(vocabulary.tokenize_words(chunk) if self.method.kind != "dense" else [])
-                truncated += cut + also_cut
+                words.extend(word_tokenizer.tokenize_words(chunk) if self.method.kind != "dense" else [])
+                truncated += cut_texts + cut_prompts
             return TokenizedTexts(
                 ids.read_all(),
                 ids.compute_offsets(),
@@ -129,30 +130,33 @@ class PromptTokenizer:
             )
 
     def _truncate_texts(self, texts: list[str], limit: int) -> tuple[list[str], int]:
-        """Texts as the tokenizer gives them back after their first `limit` ids."""
+        """The first `limit` tokens of each text, decoded again, and the number of truncated texts."""
         encoded = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=limit)
-        cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-        return self.tokenizer.batch_decode(encoded["input_ids"], clean_up_tokenization_spaces=False), cut
+        truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        return self.tokenizer.batch_decode(encoded["input_ids"], clean_up_tokenization_spaces=False), truncated
 
     def _encode_prompts(self, prompts: list[str], limit: int | None) -> "tuple[BatchEncoding, int]":
-        room = None if limit is None else limit - self.method.eos
+        max_length = None if limit is None else limit - self.method.eos
         encoded = self.tokenizer(
-            prompts, add_special_tokens=self.method.special_tokens, truncation=room is not None, max_length=room
+            prompts,
+            add_special_tokens=self.method.special_tokens,
+            truncation=max_length is not None,
+            max_length=max_length,
         )
         return encoded, sum(bool(encoding.overflowing) for encoding in encoded.encodings)
 
     def _append_eos(self, ids: list[int]) -> list[int]:
         eos = self.tokenizer.eos_token_id
         tail = [eos] if self.method.eos else []
-        # an empty text still needs one token to have a vector: the end-of-sequence, or padding where there is none
+        # an empty text needs one token to have a vector: end-of-sequence, or padding if the model has none
         return (ids + tail) or [eos if eos is not None else self.tokenizer.pad_token_id]
 
     def _find_text_starts(
         self, encoded: "BatchEncoding", prompts: list[str], texts: list[str], role: Role
     ) -> Iterator[int]:
-        """Where the last copy of each text begins, in tokens; 0 where it is empty or was cut off."""
+        """The token at which the last copy of each text starts; 0 if the text is empty or was truncated away."""
         if self.method.span == "all":
             return
-        after = len(self.method.get_template(role).rpartition("{text}")[2])
+        suffix_length = len(self.method.get_template(role).rpartition("{text}")[2])
         for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            yield encoded.char_to_token(row, len(prompt) - after - len(text)) or 0 if text else 0
+            yield encoded.char_to_token(row, len(prompt) - suffix_length - len(text)) or 0 if text else 0

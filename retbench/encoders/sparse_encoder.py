@@ -1,8 +1,8 @@
-"""The sparse half of PromptReps: the logits behind the last state, at the text's own words, become term weights.
+"""The sparse encoder of PromptReps: the logits of the last state, at the words of the text, become term weights.
 
-A weight is log(1 + relu(logit)) x 100, rounded; the 128 heaviest are kept; a text without words keeps the 10 heaviest
-of the whole vocabulary. Dense vector and terms come out of one forward pass, so they are stored as one row: the vector,
-then 128 term ids, then their weights (0 is no term). `parts` takes such rows apart.
+A weight is log(1 + relu(logit)) x 100, rounded. The 128 largest weights are kept; for a text without words, the 10
+largest of the whole vocabulary. One forward pass gives the dense vector and the terms, so they are stored as one row:
+the vector, 128 term ids, and their weights (0 means no term). `split_rows` splits such rows.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ WEIGHT_SCALE = 100
 
 
 class SplitRows(NamedTuple):
-    """Rows taken apart: unit vectors, term ids, term weights."""
+    """The parts of stored rows: normalized vectors, term ids, term weights."""
 
     dense: np.ndarray
     terms: np.ndarray
@@ -29,14 +29,14 @@ class SplitRows(NamedTuple):
 
 
 def split_rows(rows: np.ndarray) -> SplitRows:
-    """What `LexicalEncoder` put together; ids are exact in float32 up to 16 million."""
+    """Split the rows of `SparseEncoder`. Term ids are exact in float32 up to 16 million."""
     dense, terms, weights = np.split(rows, [-2 * TERMS_PER_TEXT, -TERMS_PER_TEXT], axis=1)
     return SplitRows(dense, terms.astype(np.int64), weights)
 
 
 @dataclass(frozen=True)
 class SparseEncoder(BackboneEncoder):
-    """A backbone with its language-model head."""
+    """A backbone with its language-model head. Encodes dense vector and terms in one row."""
 
     lm_head: LMHead
 
@@ -46,17 +46,17 @@ class SparseEncoder(BackboneEncoder):
         return self.backbone.dimension + 2 * TERMS_PER_TEXT
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """One batch as rows of vector, term ids and term weights."""
-        states = self._pool_states(batch)
+        """One batch as rows of dense vector, term ids and term weights."""
+        states = self._pool(batch, *self.backbone.compute_states(list(batch)))
         weights = self.lm_head.compute_logits(states).relu().log1p()
         terms = [self._select_terms(row, words) for row, words in zip(weights, batch.word_ids or [], strict=True)]
         dense = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
         return np.concatenate([dense, np.stack(terms)], axis=1)
 
     def _select_terms(self, weights: torch.Tensor, words: np.ndarray) -> np.ndarray:
-        among = torch.from_numpy(words).to(weights.device) if len(words) else torch.arange(len(weights))
-        best = weights[among].topk(min(len(words), TERMS_PER_TEXT) or TERMS_WITHOUT_WORDS)
+        candidates = torch.from_numpy(words).to(weights.device) if len(words) else torch.arange(len(weights))
+        top = weights[candidates].topk(min(len(words), TERMS_PER_TEXT) or TERMS_WITHOUT_WORDS)
         row = np.zeros(2 * TERMS_PER_TEXT, dtype=np.float32)
-        row[: len(best.indices)] = among[best.indices.to(among.device)].cpu().numpy()
-        row[TERMS_PER_TEXT : TERMS_PER_TEXT + len(best.values)] = (best.values * WEIGHT_SCALE).round().cpu().numpy()
+        row[: len(top.indices)] = candidates[top.indices.to(candidates.device)].cpu().numpy()
+        row[TERMS_PER_TEXT : TERMS_PER_TEXT + len(top.values)] = (top.values * WEIGHT_SCALE).round().cpu().numpy()
         return row

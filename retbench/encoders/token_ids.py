@@ -1,6 +1,6 @@
-"""Token ids of a whole corpus: in memory while they are few, else in a file without a name, read where they are needed.
+"""A buffer for the token ids of a whole corpus: in memory while small, else in an anonymous memory-mapped file.
 
-Half a billion ids are two gigabytes, and a shard needs a few thousandths of them.
+Half a billion ids take two gigabytes, and a shard needs only a small part of them.
 """
 
 import mmap
@@ -11,13 +11,13 @@ from typing import IO
 
 import numpy as np
 
-from retbench.cards.user_config import cache_folder
+from retbench.cards.user_config import get_cache_folder
 
-MAX_BYTES_IN_MEMORY = 1 << 24  # bytes
+MAX_BYTES_IN_MEMORY = 1 << 24
 
 
 class TokenIdBuffer:
-    """Ids gathered chunk by chunk, `with` whom: the file closes behind its mapping."""
+    """Token ids, appended chunk by chunk. A context manager: leaving it closes the file; the mapping stays valid."""
 
     def __init__(self) -> None:
         self.lengths: list[np.ndarray] = []
@@ -32,7 +32,7 @@ class TokenIdBuffer:
             self.file.close()
 
     def append(self, texts: list[list[int]]) -> None:
-        """The ids of some more texts."""
+        """Append the ids of some texts."""
         self.lengths.append(np.fromiter(map(len, texts), np.int64, len(texts)))
         self.parts.append(np.fromiter(chain.from_iterable(texts), np.int32, int(self.lengths[-1].sum())))
         if sum(part.nbytes for part in self.parts) > MAX_BYTES_IN_MEMORY:
@@ -46,13 +46,13 @@ class TokenIdBuffer:
         return np.frombuffer(mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.int32)
 
     def compute_offsets(self) -> np.ndarray:
-        """Where each text begins, and the end."""
+        """The start of each text, and the end of the last one."""
         return np.concatenate(([0], np.cumsum(concatenate(self.lengths, np.int64))))
 
     def _write_to_file(self) -> None:
         if self.file is None:
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            self.file = tempfile.TemporaryFile(dir=cache_folder())  # noqa: SIM115  # __exit__ closes it
+            get_cache_folder().mkdir(parents=True, exist_ok=True)
+            self.file = tempfile.TemporaryFile(dir=get_cache_folder())  # noqa: SIM115  # __exit__ closes it
         for part in self.parts:
             self.file.write(part.tobytes())
         self.file.flush()
@@ -60,19 +60,19 @@ class TokenIdBuffer:
 
 
 def concatenate(parts: Iterable[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
-    """All parts as one array, which may be empty."""
+    """All parts as one array, also if there are none."""
     return np.concatenate([np.empty(0, dtype=dtype), *parts])
 
 
 def release_pages(flat: np.ndarray) -> None:
-    """Give the pages that were just read back; they stay in the file."""
-    mapped = find_mapped_file(flat)
-    if mapped and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+    """Release the memory pages of a mapped file; they can be read again."""
+    mapped_file = find_mapped_file(flat)
+    if mapped_file and hasattr(mmap, "MADV_DONTNEED"):
+        mapped_file.madvise(mmap.MADV_DONTNEED)
 
 
 def find_mapped_file(flat: np.ndarray) -> mmap.mmap | None:
-    """The file these ids lie in, if they do."""
+    """The memory-mapped file behind an array, or None."""
     view = flat.base
-    found = view.obj if isinstance(view, memoryview) else view
-    return found if isinstance(found, mmap.mmap) else None
+    owner = view.obj if isinstance(view, memoryview) else view
+    return owner if isinstance(owner, mmap.mmap) else None

@@ -1,4 +1,4 @@
-"""What a model reads: one text under every method, as the exact string and token ids, before anything is run."""
+"""A preview of tokenization: the exact string and token ids of one text under each method, without running a model."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +7,15 @@ from retbench.cards import catalog
 from retbench.cards.method import Method, Role
 from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.engines import backbone, weights
+from retbench.engines import weights
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import InapplicableError
 
 ROLES: tuple[Role, ...] = ("query", "document")
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """What tells one family's tokenizer from another's: special tokens, and the words its chat template adds."""
+    """What differs between tokenizer families: special tokens and the text that the chat template adds."""
     special = {
         kind: {"text": getattr(tokenizer, f"{kind}_token"), "id": getattr(tokenizer, f"{kind}_token_id")}
         for kind in ("bos", "eos", "pad")
@@ -28,9 +29,9 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
 
 
 def preview_tokenization(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
-    """The tokenizer's facts, then one entry a method and role: what is read, its ids, and from which on is pooled."""
+    """First the tokenizer; then, for each method and role, the exact string, its ids and the first pooled token."""
     card = catalog.find_model_card(model)
-    tokenizer = backbone.tokenizer(weights.obtain_weights(card, path).folder)
+    tokenizer = load_tokenizer(weights.obtain_weights(card, path).folder)
     yield describe_tokenizer(tokenizer)
     for method in map(catalog.find_method, methods) if methods else catalog.load_methods():
         for role in ROLES:

@@ -1,1 +1,1 @@
-"""Engines: what runs a model, and where its weights come from."""
+"""Engines: run a model, and get its weights."""

@@ -1,4 +1,4 @@
-"""Adapters in peft's format: added into their parent's weights once, and from then on a folder like any other."""
+"""Adapters (LoRA) in the format of peft, merged once into their parent's weights. The result is a model folder."""
 
 import hashlib
 import logging
@@ -15,39 +15,40 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 
 def is_adapter_folder(path: Path) -> bool:
-    """Whether a folder holds an adapter alone."""
+    """Whether a folder holds an adapter without the weights of a model."""
     return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def read_parent_name(folder: Path) -> str:
-    """The model an adapter belongs to, by the name of its card or its hub id."""
+    """The parent model of an adapter: a card name or a hub id."""
     name = read_json_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not name or not (folder / ADAPTER_WEIGHTS).is_file():
         raise DataError(
-            f"{folder} is no whole adapter", f"it needs {ADAPTER_WEIGHTS}, and {ADAPTER_CONFIG} naming its parent"
+            f"{folder} is not a complete adapter",
+            f"it needs {ADAPTER_WEIGHTS}, and {ADAPTER_CONFIG} with `base_model_name_or_path`",
         )
     return str(name)
 
 
 def get_merged_folder(folder: Path) -> Path:
-    """Where its merged weights are kept."""
+    """The cache folder for the merged weights."""
     facts = "\n".join((cached_sha256(folder / ADAPTER_WEIGHTS), cached_sha256(folder / ADAPTER_CONFIG)))
     return weights_cache.get_weights_folder(hashlib.sha256(facts.encode()).hexdigest()[:16])
 
 
 def check_parent(folder: Path, fingerprint: str) -> None:
-    """Refuse to add an adapter to other weights than it was trained beside."""
-    told = read_json_object(folder / "training.json") if (folder / "training.json").exists() else {}
-    if told and told["parent_fingerprint"] != fingerprint:
+    """Check that the parent weights are those the adapter was trained with."""
+    training = read_json_object(folder / "training.json") if (folder / "training.json").exists() else {}
+    if training and training["parent_fingerprint"] != fingerprint:
         raise DataError(
-            f"{folder} was trained beside weights {told['parent_fingerprint'][:16]}, and those of {read_parent_name(folder)} "
-            f"here are {fingerprint[:16]}",
-            "fetch the parent's weights that it was trained beside",
+            f"{folder} was trained with weights {training['parent_fingerprint'][:16]}, but {read_parent_name(folder)} "
+            f"has weights {fingerprint[:16]} here",
+            "fetch the parent weights it was trained with",
         )
 
 
 def merge_adapter(parent_folder: Path, adapter: Path, folder: Path) -> None:
-    """Write parent plus adapter to `folder`; in float32, so that small changes are not rounded away."""
+    """Merge parent and adapter into `folder`; in float32, so that small changes are not lost by rounding."""
     import torch
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -55,20 +56,20 @@ def merge_adapter(parent_folder: Path, adapter: Path, folder: Path) -> None:
     peft = import_peft()
     transformers_logging.disable_progress_bar()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by old names
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
         model: Any = AutoModel.from_pretrained(
             parent_folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
         config = peft.PeftConfig.from_pretrained(adapter)
-        config.task_type = None  # whatever it was trained for, it is the backbone that is changed
+        config.task_type = None  # load it into the backbone, whatever task it was trained for
         model = peft.PeftModel.from_pretrained(model, adapter, config=config).merge_and_unload()
     model.save_pretrained(folder, max_shard_size="1TB")
-    spoken = adapter if (adapter / "tokenizer_config.json").exists() else parent_folder
-    AutoTokenizer.from_pretrained(spoken, trust_remote_code=False).save_pretrained(folder)
+    tokenizer_folder = adapter if (adapter / "tokenizer_config.json").exists() else parent_folder
+    AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False).save_pretrained(folder)
 
 
 def import_peft() -> Any:
-    """The package peft."""
+    """Import the package peft."""
     try:
         import peft
     except ImportError as problem:

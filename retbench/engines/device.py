@@ -1,4 +1,4 @@
-"""The device to compute on, and whether it multiplies bfloat16 fast."""
+"""The compute device, and the dtype that is fast on it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,36 +15,36 @@ SMALL_MODEL_PARAMETERS = 200_000_000
 
 
 def get_device() -> torch.device:
-    """RETBENCH_DEVICE or `device` in retbench.toml; else CUDA where there is one."""
+    """RETBENCH_DEVICE, or `device` in retbench.toml, or CUDA if available, or the CPU."""
     return torch.device(load_user_config().device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @cache
 def has_fast_bf16() -> bool:
-    """True where bfloat16 is computed by the hardware itself."""
+    """Whether the hardware computes in bfloat16."""
     if get_device().type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if get_device().type == "mps":
         return True
-    cpu = Path("/proc/cpuinfo")
-    words = set(cpu.read_text().split()) if cpu.exists() else set()
-    return bool(words & FAST_BF16_FLAGS)
+    cpu_info = Path("/proc/cpuinfo")
+    flags = set(cpu_info.read_text().split()) if cpu_info.exists() else set()
+    return bool(flags & FAST_BF16_FLAGS)
 
 
 def choose_dtype(card: ModelCard, causal: bool) -> Dtype:
-    """The card's dtype; else float32 for small encoders and bfloat16 for decoders, where that is fast."""
+    """The dtype of the card, or float32 for small encoders, or bfloat16. Slow bfloat16 becomes float32."""
     small_encoder = not causal and (card.parameters or 0) < SMALL_MODEL_PARAMETERS
-    wanted: Dtype = card.dtype or ("float32" if small_encoder else "bfloat16")
-    return "float32" if wanted == "bfloat16" and not has_fast_bf16() else wanted
+    dtype: Dtype = card.dtype or ("float32" if small_encoder else "bfloat16")
+    return "float32" if dtype == "bfloat16" and not has_fast_bf16() else dtype
 
 
 @contextmanager
-def true_float32() -> Iterator[None]:
-    """Products in float32 are products in float32 meanwhile, whatever the machine's owner set: no TF32 on CUDA."""
-    products = torch.backends.cuda.matmul
-    before = products.fp32_precision
-    products.fp32_precision = "ieee"
+def disable_tf32() -> Iterator[None]:
+    """Compute float32 products in full precision on CUDA, even if TF32 is enabled globally."""
+    matmul = torch.backends.cuda.matmul
+    previous = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        products.fp32_precision = before
+        matmul.fp32_precision = previous

@@ -1,6 +1,6 @@
-"""Any server with OpenAI's /v1/embeddings: texts in, vectors out. How it is reached is in `server.py`.
+"""A client for servers with OpenAI's /v1/embeddings: sends texts, returns vectors. `http_client.py` sends the requests.
 
-A vector of another width than the first stops the run at once.
+All vectors must have the width of the first one; another width stops the run.
 """
 
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ from retbench.errors import DataError
 
 @dataclass
 class EmbeddingsClient:
-    """One model behind one server."""
+    """One embedding model of one server."""
 
     server: EndpointServer
     model: str
     width: int | None = None
 
     def get_dimension(self) -> int:
-        """Width of a vector, which only the server knows."""
+        """Width of a vector. If it is not configured, one text is embedded to find out."""
         return self.server.engine.dimensions or self.width or self.embed_texts(["width"]).shape[1]
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """The server's vectors in the order of the texts."""
-        size = self.server.engine.texts
-        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
-        return np.concatenate([self._embed_batch(part) for part in parts])
+        """The vectors in the order of the texts."""
+        size = self.server.engine.batch_size
+        batches = [texts[start : start + size] for start in range(0, len(texts), size)]
+        return np.concatenate([self._embed_batch(batch) for batch in batches])
 
     def _embed_batch(self, texts: list[str]) -> np.ndarray:
         body: dict[str, Any] = {"model": self.model, "input": texts, "encoding_format": "float"}
@@ -41,14 +41,16 @@ class EmbeddingsClient:
     def _parse_vectors(self, content: bytes, texts: list[str]) -> np.ndarray:
         try:
             rows = {row["index"]: row["embedding"] for row in parse_json(content)["data"]}
-            vectors = np.array([rows[place] for place in range(len(texts))], dtype=np.float32)
+            vectors = np.array([rows[index] for index in range(len(texts))], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as problem:
-            raise TransientError(f"an answer without {len(texts)} vectors of one width ({problem!r:.80})") from None
+            raise TransientError(
+                f"the server did not send {len(texts)} vectors of one width ({problem!r:.80})"
+            ) from None
         self.width = self.width or vectors.shape[1]
         width = self.server.engine.dimensions or self.width
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise DataError(
-                f"the endpoint gave vectors of width {vectors.shape[1]}, not {width}",
-                "the server changed its model, or cannot cut vectors: leave `dimensions` out, or ask another",
+                f"the endpoint sent vectors of width {vectors.shape[1]}, not {width}",
+                "the server changed its model or cannot shorten vectors: leave `dimensions` out, or use another server",
             )
         return vectors

@@ -1,4 +1,4 @@
-"""Fingerprints: what weights are, wherever they lie."""
+"""Fingerprints identify weights by content, not by name or location."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from retbench.cards.checksums import cached_sha256
 from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 
-# What decides the vectors: weights, tokenizer, chat template (and config.json, which is read, not hashed as it lies).
+# The files that determine vectors: weights, tokenizer, chat template. config.json is hashed by content, see below.
 IDENTITY_PATTERNS = (
     "*.safetensors",
     "tokenizer*",
@@ -22,27 +22,29 @@ IDENTITY_PATTERNS = (
     "chat_template*",
 )
 
-# Who wrote the config and from where: the same model, saved again, is still the same model.
+# Config keys that change when the same model is saved again; they are left out.
 PROVENANCE_KEYS = ("transformers_version", "_name_or_path")
 
 
 def compute_folder_fingerprint(folder: Path) -> str:
-    """The fingerprint of a Hugging Face folder; its name, its place and the version that wrote it do not matter."""
-    sums = {file.name: cached_sha256(file) for pattern in IDENTITY_PATTERNS for file in folder.glob(pattern)}
+    """The fingerprint of a Hugging Face folder. Name, location and the version that saved it have no influence."""
+    checksums = {file.name: cached_sha256(file) for pattern in IDENTITY_PATTERNS for file in folder.glob(pattern)}
     config = {
         key: value for key, value in read_json_object(folder / "config.json").items() if key not in PROVENANCE_KEYS
     }
-    sums["config.json"] = hashlib.sha256(_encode_canonical_json(config)).hexdigest()
-    return hashlib.sha256(_encode_canonical_json(sums)).hexdigest()
+    checksums["config.json"] = hashlib.sha256(_encode_canonical_json(config)).hexdigest()
+    return hashlib.sha256(_encode_canonical_json(checksums)).hexdigest()
 
 
 def compute_modules_fingerprint(folder: Path) -> str:
-    """The fingerprint of what sentence-transformers runs behind the backbone: its modules, with configs and weights."""
-    named = folder / "modules.json"
-    places = [module.get("path") for module in parse_json(named.read_text())] if named.is_file() else []
-    files = [file for place in places if place for file in (folder / place).iterdir() if file.is_file()]
-    sums = {file.relative_to(folder).as_posix(): cached_sha256(file) for file in (named, *files) if file.is_file()}
-    return hashlib.sha256(_encode_canonical_json(sums)).hexdigest()
+    """The fingerprint of the sentence-transformers modules: configs and weights of what follows the backbone."""
+    modules_file = folder / "modules.json"
+    paths = [module.get("path") for module in parse_json(modules_file.read_text())] if modules_file.is_file() else []
+    files = [file for path in paths if path for file in (folder / path).iterdir() if file.is_file()]
+    checksums = {
+        file.relative_to(folder).as_posix(): cached_sha256(file) for file in (modules_file, *files) if file.is_file()
+    }
+    return hashlib.sha256(_encode_canonical_json(checksums)).hexdigest()
 
 
 def _encode_canonical_json(value: object) -> bytes:
@@ -50,7 +52,7 @@ def _encode_canonical_json(value: object) -> bytes:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """Read a JSON file that holds an object."""
     try:
         value = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as problem:

@@ -1,7 +1,7 @@
-"""The generator: a language model that answers a prompt, or says how much rather yes than no; greedy, never sampled.
+"""Generators: a language model that answers a prompt, or scores yes against no. Decoding is greedy, without sampling.
 
-Three run it behind one protocol: transformers (here), vLLM (`vllm_writer.py`) and a server (`chat.py`). The first two
-read the same token ids, which are made here.
+Three engines implement the protocol: transformers (here), vLLM (`vllm_generator.py`) and a chat server
+(`chat_client.py`). The first two use the same token ids, made by `GeneratorBase`.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, lm_head
-from retbench.engines.tokenizers import truncate_texts
+from retbench.engines.tokenizers import load_tokenizer, truncate_texts
 from retbench.errors import UsageError
 
 YES_SPELLINGS, NO_SPELLINGS = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
-PROMPTS_PER_BATCH = 8  # prompts at once
+PROMPTS_PER_BATCH = 8
 
 
 class GeneratedAnswer(NamedTuple):
-    """What came back: a text, or the log-odds of yes against no; and the tokens it took."""
+    """The answer of a model: a text, or the log-odds of yes against no; and its token counts."""
 
     text: str
     log_odds: float
@@ -34,40 +34,40 @@ class GeneratedAnswer(NamedTuple):
 
 
 class Generator(Protocol):
-    """What rerankers code against; nothing wider."""
+    """The interface of all generators that rerankers use."""
 
     @property
     def name(self) -> str:
-        """The model's name."""
+        """The name of the model."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What decides an answer, besides the prompt."""
+        """The settings that determine an answer, besides the prompt."""
         ...
 
     def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
-        """The answer to one prompt, of at most so many tokens.
+        """The answer to one prompt, with at most `max_tokens` tokens.
 
-        `form` is a regular expression; an engine that can hold an answer to it does, the others only know the prompt.
+        `pattern` is a regular expression for the answer. Engines that cannot enforce it ignore it.
         """
         ...
 
     def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
-        """For every prompt, how much rather yes than no."""
+        """For each prompt, the log-odds of yes against no."""
         ...
 
     def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
-        """Each text's first tokens."""
+        """The first tokens of each text."""
         ...
 
     def fits_context(self, prompt: str, max_tokens: int) -> bool:
-        """Whether prompt and answer fit into the context."""
+        """Whether prompt and answer fit into the context length."""
         ...
 
 
 @dataclass(frozen=True)
 class GeneratorBase:
-    """A language model that lies here, as far as its tokenizer goes: prompts as token ids, texts cut by tokens."""
+    """What generators with local weights share: the tokenizer, prompts as token ids, and the context length."""
 
     name: str
     folder: Path
@@ -77,56 +77,58 @@ class GeneratorBase:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The folder's tokenizer."""
-        return backbone.tokenizer(self.folder)
+        """The tokenizer of the folder."""
+        return load_tokenizer(self.folder)
 
     def tokenize_prompt(self, prompt: str) -> list[int]:
-        """A prompt as one user turn where there is a chat template, tokenised once."""
+        """Token ids of a prompt; as one user turn if the model has a chat template."""
         if self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": prompt}]
+            turns = [{"role": "user", "content": prompt}]
             chat = self.tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
             return list(self.tokenizer(str(chat), add_special_tokens=False)["input_ids"])
         return list(self.tokenizer(f"{prompt}\n")["input_ids"])
 
     def find_yes_no_tokens(self) -> tuple[list[int], list[int]]:
-        """The first token of every spelling of yes, and of no; one that begins both says neither."""
+        """The first tokens of all spellings of yes and of no, without those that both have."""
         yes, no = (
             {self.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words}
             for words in (YES_SPELLINGS, NO_SPELLINGS)
         )
         if not (yes - no and no - yes):
-            raise UsageError(f"yes and no begin with the same token of {self.name}", "use listwise, or another model")
+            raise UsageError(
+                f"yes and no start with the same token in {self.name}", "use --rerank listwise, or another model"
+            )
         return sorted(yes - no), sorted(no - yes)
 
     def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:
-        """Each text's first tokens, as the bytes they stand for."""
+        """The first tokens of each text, as the original characters."""
         return truncate_texts(self.tokenizer, texts, max_tokens)
 
     def fits_context(self, prompt: str, max_tokens: int) -> bool:
-        """Whether prompt and answer fit into the context."""
+        """Whether prompt and answer fit into the context length."""
         return len(self.tokenize_prompt(prompt)) + max_tokens <= self.context_length
 
 
 @dataclass(frozen=True)
 class TransformersGenerator(GeneratorBase):
-    """Run by transformers."""
+    """A generator that runs in transformers."""
 
     device: torch.device
 
     def describe(self) -> dict[str, Any]:
-        """Weights and precision."""
+        """Engine, weights and dtype."""
         return {"engine": "transformers", "weights": self.weights, "dtype": self.dtype}
 
     @cached_property
     def causal_model(self) -> PreTrainedModel:
-        """The model with its head, for writing."""
+        """The whole causal language model, for generation."""
         transformers_logging.disable_progress_bar()
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.folder,
             dtype=getattr(torch, self.dtype),
-            attn_implementation=backbone.attention(self.folder),
+            attn_implementation=backbone.choose_attention_kernel(self.folder),
             trust_remote_code=False,
             use_safetensors=True,
         )
@@ -135,27 +137,28 @@ class TransformersGenerator(GeneratorBase):
 
     @cached_property
     def backbone_and_head(self) -> tuple[backbone.Backbone, lm_head.LMHead]:
-        """Backbone and head apart: the odds need one state a prompt."""
-        loaded = backbone.load(self.folder, self.dtype, self.device)
-        return loaded, lm_head.load_lm_head(self.folder, loaded)
+        """Backbone and language-model head, loaded separately: yes/no scores need the logits of one state only."""
+        loaded_backbone = backbone.load_backbone(self.folder, self.dtype, self.device)
+        return loaded_backbone, lm_head.load_lm_head(self.folder, loaded_backbone)
 
     @torch.inference_mode()
     def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
-        """The likeliest token, again and again; a repetition penalty of the folder's own is off."""
+        """Greedy decoding; sampling and repetition settings of the folder are ignored."""
         ids = torch.tensor([self.tokenize_prompt(prompt)], device=self.device)
         model: Any = self.causal_model
-        end = self.tokenizer.eos_token_id
-        found = model.generate(
+        output = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, num_beams=1,
             temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
-            pad_token_id=self.tokenizer.pad_token_id or end,
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
         )  # fmt: skip
-        new = found[0, ids.shape[1] :]
-        return GeneratedAnswer(str(self.tokenizer.decode(new, skip_special_tokens=True)), 0.0, ids.shape[1], len(new))
+        new_ids = output[0, ids.shape[1] :]
+        return GeneratedAnswer(
+            str(self.tokenizer.decode(new_ids, skip_special_tokens=True)), 0.0, ids.shape[1], len(new_ids)
+        )
 
     def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
-        """From the logits behind the last token: every spelling of yes against every spelling of no."""
-        loaded, top = self.backbone_and_head
+        """From the logits of the last token: all spellings of yes against all spellings of no."""
+        loaded_backbone, head = self.backbone_and_head
         yes, no = self.find_yes_no_tokens()
         answers = []
         for start in range(0, len(prompts), PROMPTS_PER_BATCH):
@@ -163,8 +166,8 @@ class TransformersGenerator(GeneratorBase):
                 np.array(self.tokenize_prompt(prompt), dtype=np.int64)
                 for prompt in prompts[start : start + PROMPTS_PER_BATCH]
             ]
-            flat, offsets = loaded.states(rows)
-            logits = top.compute_logits(flat[offsets[1:] - 1])
+            flat, offsets = loaded_backbone.compute_states(rows)
+            logits = head.compute_logits(flat[offsets[1:] - 1])
             values = logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)
             answers += [GeneratedAnswer("", float(value), len(row), 0) for value, row in zip(values, rows, strict=True)]
         return answers

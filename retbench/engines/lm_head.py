@@ -1,7 +1,7 @@
-"""The language-model head alone: from a state to the logits of the next token.
+"""The language-model head: from a state to the logits of the next token.
 
-A backbone is loaded without it, because dense retrieval never asks. It is the input embedding where the config ties the
-two, else a matrix of its own among the weights.
+A backbone is loaded without it, because dense retrieval does not need it. It is the input embedding if the config ties
+the two, else a separate matrix in the weights.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from torch import Tensor
 from retbench.engines.backbone import Backbone
 from retbench.errors import UsageError
 
-HEAD_NAMES = ("lm_head", "embed_out")  # what architectures call it; the second is GPT-NeoX
+HEAD_NAMES = ("lm_head", "embed_out")  # the names in different architectures; the second is GPT-NeoX
 
 
 @dataclass(frozen=True)
 class LMHead:
-    """Logits = weight x state (+ bias), bent by a cap where the model has one (Gemma 2)."""
+    """Logits = weight x state (+ bias), with soft-capping if the model has it (Gemma 2)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -27,26 +27,26 @@ class LMHead:
 
     @torch.inference_mode()
     def compute_logits(self, states: Tensor) -> Tensor:
-        """One row of logits, in float32, for each row of states."""
-        found = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias).float()
-        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
+        """Logits in float32, one row per state."""
+        logits = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 def load_lm_head(folder: Path, backbone: Backbone) -> LMHead:
-    """The head that belongs to a loaded backbone."""
+    """Load the head of a loaded backbone."""
     config = backbone.model.config
     weight = _read_head_tensor(folder, "weight")
     if weight is None:
         if not (config.tie_word_embeddings or config.get_text_config().tie_word_embeddings):
             raise UsageError(
-                f"the weights at {folder.name} have no language-model head, and this method needs its logits",
-                "use a dense method, or weights of the whole language model",
+                f"the weights at {folder.name} have no language-model head, but this method needs its logits",
+                "use a dense method, or weights with the head",
             )
         weight = backbone.model.get_parameter(_find_input_embedding_name(backbone))
     bias = _read_head_tensor(folder, "bias")
-    place = {"device": backbone.device, "dtype": getattr(torch, backbone.dtype)}
-    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
-    return LMHead(weight.detach().to(**place), None if bias is None else bias.to(**place), cap)
+    options = {"device": backbone.device, "dtype": getattr(torch, backbone.dtype)}
+    softcap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    return LMHead(weight.detach().to(**options), None if bias is None else bias.to(**options), softcap)
 
 
 def _find_input_embedding_name(backbone: Backbone) -> str:
@@ -55,11 +55,11 @@ def _find_input_embedding_name(backbone: Backbone) -> str:
 
 
 def _read_head_tensor(folder: Path, part: str) -> Tensor | None:
-    wanted = tuple(f"{name}.{part}" for name in HEAD_NAMES)
+    key_endings = tuple(f"{name}.{part}" for name in HEAD_NAMES)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as stored:
-            for key in stored.keys():  # noqa: SIM118  # not a dict: it has no iterator
-                if key.endswith(wanted):
+            for key in stored.keys():  # noqa: SIM118  # no dict: it cannot be iterated
+                if key.endswith(key_endings):
                     tensor: Tensor = stored.get_tensor(key)
                     return tensor
     return None

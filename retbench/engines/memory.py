@@ -1,4 +1,4 @@
-"""Memory: its peak since the last reset, how many tokens fit into it, and what it looks like when it ran out."""
+"""Memory: peak use since the last reset, how many tokens fit, and the errors that mean out of memory."""
 
 import ctypes
 import os
@@ -12,26 +12,26 @@ import torch
 from retbench.engines.device import get_device
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-KEPT_FREE = 0.2  # of the GPU's memory: fragments, and what others start
-PROBES = (1, 3)  # rows of the longest length; the difference is what two of them need
-LACKS = (  # the words of torch's CPU allocator, of CUDA itself and of its libraries
+FREE_SHARE = 0.2  # of the GPU's memory, for fragmentation and other processes
+PROBE_ROWS = (1, 3)  # texts of the longest length; the difference is the memory of two texts
+OUT_OF_MEMORY_MESSAGES = (  # of torch's CPU allocator, of CUDA and its libraries
     "can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )  # fmt: skip
-KERNELS = "128"  # many batches' worth; its own 1,024 would take a gigabyte in the end
+MAX_ONEDNN_KERNELS = "128"  # enough for many batches; the default of 1,024 can take a gigabyte
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
-def reset_peak() -> None:
-    """Start a new high-water mark (on Linux and on CUDA; elsewhere the mark is the process's since its start)."""
+def reset_peak_memory() -> None:
+    """Reset the peak (on Linux and on CUDA; elsewhere the peak is that since the start of the process)."""
     if get_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if CLEAR.exists():
         CLEAR.write_text("5")
 
 
-def peak_mb() -> float:
-    """The high-water mark in megabytes, of the memory that computes."""
+def get_peak_memory_mb() -> float:
+    """Peak memory in megabytes: of the GPU if it computes, else of the process."""
     if get_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     if STATUS.exists():
@@ -41,12 +41,12 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def keep_pages() -> None:
-    """Ask glibc to keep large freed blocks; else each forward pass would fault its temporaries in again.
+def keep_freed_pages() -> None:
+    """Make glibc keep large freed blocks; else each forward pass causes page faults for its temporary tensors.
 
-    And oneDNN to keep fewer kernels: it compiles one for every shape, and texts come in ever new ones.
+    Also limit the kernel cache of oneDNN, which compiles one kernel per shape, because texts have many lengths.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", MAX_ONEDNN_KERNELS)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # musl has none
@@ -54,58 +54,60 @@ def keep_pages() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def free_pages() -> None:
-    """Give back what `keep_pages` had kept: between two cells, so that many small ones take no more than one."""
+def release_freed_pages() -> None:
+    """Return the blocks kept by `keep_freed_pages` to the system; called between two cells."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):
             libc.malloc_trim(0)
 
 
-def threads() -> int:
-    """The threads that compute on the CPU."""
+def get_thread_count() -> int:
+    """The number of threads that compute on the CPU."""
     return torch.get_num_threads()
 
 
-def use_threads(count: int) -> None:
-    """Compute with as many threads as a plan began with: another number sums in another order."""
+def set_thread_count(count: int) -> None:
+    """Set the number of threads to that of a batch plan: another number would sum in another order."""
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
 
 
-def token_budget(run: Callable[[int], object], longest: int, ceiling: int) -> int:
-    """Padded tokens a batch may hold: the ceiling, or what a probe at the longest length says will fit.
+def compute_token_budget(run: Callable[[int], object], longest: int, ceiling: int) -> int:
+    """The maximum number of padded tokens per batch: the ceiling, or less if a probe shows that less fits.
 
-    `run` computes a batch of so many texts of the longest length.
-    On a CPU the ceiling is set by its caches and is far from what its memory holds, so nothing is probed. Where the
-    ceiling or the memory has no room for the probe, texts of the longest length run alone.
+    `run` computes a batch of the given number of texts of the longest length. On a CPU the ceiling depends on its
+    caches and is far below its memory, so there is no probe. If the probe exceeds ceiling or memory, the longest texts
+    run alone.
     """
     if get_device().type != "cuda":
         return ceiling
-    if PROBES[1] * longest > ceiling:
+    if PROBE_ROWS[1] * longest > ceiling:
         return longest
     peaks = []
-    for count in PROBES:
+    for count in PROBE_ROWS:
         torch.cuda.reset_peak_memory_stats()
         try:
             run(count)
         except RuntimeError as problem:
-            if count == 1 or not ran_out(problem):
+            if count == 1 or not is_out_of_memory(problem):
                 raise
-            release()
+            release_gpu_cache()
             return longest
         peaks.append(torch.cuda.max_memory_allocated())
-    per_token = max(1.0, (peaks[1] - peaks[0]) / ((PROBES[1] - PROBES[0]) * longest))
+    per_token = max(1.0, (peaks[1] - peaks[0]) / ((PROBE_ROWS[1] - PROBE_ROWS[0]) * longest))
     free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return max(longest, min(ceiling, int(free * (1 - KEPT_FREE) / per_token)))
+    return max(longest, min(ceiling, int(free * (1 - FREE_SHARE) / per_token)))
 
 
-def ran_out(problem: BaseException) -> bool:
-    """True for a real lack of memory and for nothing else."""
-    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(words in str(problem) for words in LACKS)
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error means that memory ran out."""
+    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(
+        message in str(problem) for message in OUT_OF_MEMORY_MESSAGES
+    )
 
 
-def release() -> None:
-    """Give the GPU's cached blocks back, so that a smaller batch finds room."""
+def release_gpu_cache() -> None:
+    """Release the GPU's cached blocks, so that a smaller batch fits."""
     if get_device().type == "cuda":
         torch.cuda.empty_cache()

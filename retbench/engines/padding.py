@@ -1,4 +1,4 @@
-"""Rows of token ids as one rectangle, padded on the right."""
+"""Rows of token ids as one tensor, padded on the right."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 class PaddedRows(NamedTuple):
-    """The ids of row i are `ids[i, :lengths[i]]`; zeros follow."""
+    """The ids of row i are `ids[i, :lengths[i]]`; the rest is zero."""
 
     ids: Tensor
     lengths: Tensor
 
     @property
     def token_mask(self) -> Tensor:
-        """Where a token stands, and not padding."""
+        """True for tokens, False for padding."""
         return torch.arange(self.ids.shape[1])[None, :] < self.lengths[:, None]
 
 
 def pad_rows(rows: Sequence[np.ndarray]) -> PaddedRows:
-    """Rows padded to the longest."""
+    """Pad rows to the length of the longest."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros((len(rows), int(lengths.max())), dtype=torch.long)
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The most a forward pass can reach: the matrix products of its layers alone, timed on the device that runs it."""
+"""Peak throughput: the upper bound for a forward pass, from timing only its matrix products on the same device."""
 
 import time
 from collections import Counter
@@ -7,41 +7,43 @@ from typing import Any
 import torch
 from torch import nn
 
-TOKENS, MORE = 2048, 8192  # read at once while timing, on a GPU more: it must be full
-LAYERS = 4  # products in a row
-TIMES = 5  # the best one counts: what else runs on the machine only slows
+CPU_TOKENS, GPU_TOKENS = 2048, 8192  # per product; a GPU needs more to be fully used
+PRODUCTS_PER_TIMING = 4  # consecutive products
+REPETITIONS = 5  # the fastest one counts, because other processes only slow it down
 
 Shape = tuple[int, int]
 
 
-def shapes(model: Any) -> Counter[Shape]:
-    """How many linear layers there are of each shape."""
+def count_linear_shapes(model: Any) -> Counter[Shape]:
+    """The number of linear layers per shape."""
     return Counter((m.weight.shape[0], m.weight.shape[1]) for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def tokens_per_second(model: Any, dtype: torch.dtype, device: torch.device, tokens: int | None = None) -> float:
-    """The pace at which nothing but these products would read tokens."""
-    tokens = tokens or (TOKENS if device.type == "cpu" else MORE)
-    seconds = sum(count * _seconds(shape, tokens, dtype, device) for shape, count in shapes(model).items())
+def measure_peak_throughput(model: Any, dtype: torch.dtype, device: torch.device, tokens: int | None = None) -> float:
+    """Tokens per second if only the products of the linear layers took time."""
+    tokens = tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
+    seconds = sum(
+        count * _time_product(shape, tokens, dtype, device) for shape, count in count_linear_shapes(model).items()
+    )
     return tokens / seconds
 
 
-def _seconds(shape: Shape, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
-    """One product, timed as a forward pass runs it: many in a row, each with weights of its own."""
+def _time_product(shape: Shape, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of one product. As in a forward pass, several run in a row, each with its own weights."""
     states = torch.randn(tokens, shape[1], device=device, dtype=dtype)
-    weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(LAYERS)]
-    taken = []
-    for _ in range(TIMES + 1):
-        _wait(device)
+    weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(PRODUCTS_PER_TIMING)]
+    timings = []
+    for _ in range(REPETITIONS + 1):
+        _synchronize(device)
         started = time.perf_counter()
         for weight in weights:
             nn.functional.linear(states, weight)
-        _wait(device)
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:]) / LAYERS  # the first one prepares
+        _synchronize(device)
+        timings.append(time.perf_counter() - started)
+    return min(timings[1:]) / PRODUCTS_PER_TIMING  # the first one is a warm-up
 
 
-def _wait(device: torch.device) -> None:
-    """A device is waited for once a row of products, not once each: its queue never runs dry between them."""
+def _synchronize(device: torch.device) -> None:
+    """Wait for the device. Done once per row of products, so that its queue is never empty between them."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

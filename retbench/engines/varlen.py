@@ -1,8 +1,8 @@
-"""Texts packed without padding through transformers' own models, where a GPU has a kernel that keeps them apart.
+"""Packed batches without padding for models of transformers, on GPUs with a variable-length attention kernel.
 
-The rows of a batch lie one after the other as one long row, positions begin anew with each, and attention is computed
-by a kernel that is told where each text ends. transformers calls it under a name registered here; what every layer must
-know of the batch lies in a context variable, so that no model has to pass it on.
+The rows of a batch are concatenated to one long row. Positions restart for each text, and the attention kernel gets the
+offsets of the texts. The kernel is registered with transformers under a name. The offsets are in a context variable, so
+that the models do not have to pass them on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,118 +17,136 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-NAME = "retbench_varlen"
-FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "olmo2", "gpt_neox", "bert"}
-ROPES = {"default", "linear", "llama3", "yarn"}  # whose angles follow the position alone
-WIDEST, STEP = 256, 8  # of a head, for the kernel
+ATTENTION_NAME = "retbench_varlen"
+SUPPORTED_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "olmo2", "gpt_neox", "bert"}
+SUPPORTED_ROPES = {"default", "linear", "llama3", "yarn"}  # whose angles depend only on the position
+MAX_HEAD_WIDTH, HEAD_WIDTH_STEP = 256, 8  # of an attention head, as the kernel requires
 
 
 @dataclass
-class Batch:
-    """Text i is `[ends[i]:ends[i + 1]]` of the packed row."""
+class PackedBatch:
+    """The offsets of a packed batch: text i is `[offsets[i]:offsets[i + 1]]` of the packed row."""
 
-    ends: Tensor  # int32, on the device
-    longest: int
+    offsets: Tensor  # int32, on the device
+    max_length: int
     causal: bool
-    layers: int = field(default=0, init=False)  # that asked for attention
+    attended_layers: int = field(default=0, init=False)  # number of layers that called the kernel
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Batch, float], Tensor]  # tokens x heads x width each, and the scale
-CURRENT: ContextVar[Batch] = ContextVar("the batch that is being read")
+AttentionKernel = Callable[
+    [Tensor, Tensor, Tensor, PackedBatch, float], Tensor
+]  # queries, keys, values (tokens x heads x width), batch, scale
+CURRENT_BATCH: ContextVar[PackedBatch] = ContextVar("current packed batch")
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, batch: Batch, scale: float) -> Tensor:
-    """PyTorch's own flash attention over texts of any lengths; heads may share keys."""
+def run_flash_attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
+    """PyTorch's flash attention over texts of different lengths. Supports grouped-query attention."""
     attended: Tensor = torch.ops.aten._flash_attention_forward(
-        query, key, value, batch.ends, batch.ends, batch.longest, batch.longest, 0.0, batch.causal, False, scale=scale
+        query,
+        key,
+        value,
+        batch.offsets,
+        batch.offsets,
+        batch.max_length,
+        batch.max_length,
+        0.0,
+        batch.causal,
+        False,
+        scale=scale,
     )[0]
     return attended
 
 
 @cache
-def available(device: torch.device, dtype: torch.dtype, width: int) -> Kernel | None:
-    """The kernel, where it runs with this precision and heads of this width: it is tried once."""
-    short = dtype in (torch.bfloat16, torch.float16)
-    if device.type != "cuda" or not short or width > WIDEST or width % STEP:
+def find_kernel(device: torch.device, dtype: torch.dtype, width: int) -> AttentionKernel | None:
+    """The kernel if it runs with this device, dtype and head width, else None. It is tried once."""
+    is_half_precision = dtype in (torch.bfloat16, torch.float16)
+    if device.type != "cuda" or not is_half_precision or width > MAX_HEAD_WIDTH or width % HEAD_WIDTH_STEP:
         return None
-    tried = Batch(torch.tensor([0, 1, 3], dtype=torch.int32, device=device), 2, causal=True)
+    probe = PackedBatch(torch.tensor([0, 1, 3], dtype=torch.int32, device=device), 2, causal=True)
     heads = [torch.zeros(3, count, width, dtype=dtype, device=device) for count in (2, 1, 1)]
     try:
         with torch.inference_mode():
-            flash(heads[0], heads[1], heads[2], tried, 1.0)
+            run_flash_attention(heads[0], heads[1], heads[2], probe, 1.0)
             torch.cuda.synchronize(device)
-    except (RuntimeError, TypeError, AttributeError):  # too old a GPU, or a torch whose kernel is another
+    except (RuntimeError, TypeError, AttributeError):  # the GPU is too old, or torch has another kernel
         return None
-    return flash
+    return run_flash_attention
 
 
-def kernel(model: Any) -> Kernel | None:
-    """What computes packed attention for this model; none where padded rows are right."""
+def find_model_kernel(model: Any) -> AttentionKernel | None:
+    """The kernel for packed batches of this model, or None if its rows must be padded."""
     config = model.config
-    if config.model_type not in FAMILIES or config._attn_implementation != "sdpa" or not _plain(model):
+    if (
+        config.model_type not in SUPPORTED_FAMILIES
+        or config._attn_implementation != "sdpa"
+        or not _has_fixed_positions(model)
+    ):
         return None
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return available(model.device, model.dtype, int(width))
+    return find_kernel(model.device, model.dtype, int(width))
 
 
-def _plain(model: Any) -> bool:
-    """Whether positions are angles that no other text changes, or are looked up, and scores have no cap."""
-    told = [part.rope_type for part in model.modules() if hasattr(part, "rope_type")]
-    kinds = {kind for one in told for kind in (one.values() if isinstance(one, dict) else [one])}
-    return kinds <= ROPES and not getattr(model.config, "attn_logit_softcapping", None)
+def _has_fixed_positions(model: Any) -> bool:
+    """Whether positions do not depend on other texts, and attention scores are not soft-capped."""
+    rope_types = [part.rope_type for part in model.modules() if hasattr(part, "rope_type")]
+    kinds = {kind for entry in rope_types for kind in (entry.values() if isinstance(entry, dict) else [entry])}
+    return kinds <= SUPPORTED_ROPES and not getattr(model.config, "attn_logit_softcapping", None)
 
 
-def fits(model: Any, rows: Sequence[np.ndarray]) -> bool:
-    """Whether every layer sees the whole of every text: the kernel is told of no window."""
+def fits_attention_window(model: Any, rows: Sequence[np.ndarray]) -> bool:
+    """Whether all texts fit into the attention window of the model: the kernel supports no window."""
     config = model.config
     kinds = getattr(config, "layer_types", None)
     window = None if kinds and "sliding_attention" not in kinds else getattr(config, "sliding_window", None)
     return window is None or max(map(len, rows)) <= window
 
 
-def run(model: Any, rows: Sequence[np.ndarray], causal: bool, **wanted: Any) -> Any:
-    """The model's output for the packed rows."""
-    here = model.device
-    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(here)
-    positions = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows]))[None].to(here)
-    ends = torch.tensor(np.cumsum([0, *map(len, rows)]), dtype=torch.int32).to(here)
-    batch = Batch(ends, max(map(len, rows)), causal)
-    with _reading(model, batch):
-        output = model(input_ids=ids, position_ids=positions, **wanted)
-    if batch.layers != model.config.num_hidden_layers:
-        raise RuntimeError(f"{batch.layers} of {model.config.num_hidden_layers} layers kept the packed texts apart")
+def run_packed(model: Any, rows: Sequence[np.ndarray], causal: bool, **options: Any) -> Any:
+    """Run the model on the packed rows."""
+    device = model.device
+    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(device)
+    positions = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows]))[None].to(device)
+    ends = torch.tensor(np.cumsum([0, *map(len, rows)]), dtype=torch.int32).to(device)
+    batch = PackedBatch(ends, max(map(len, rows)), causal)
+    with _use_packed_attention(model, batch):
+        output = model(input_ids=ids, position_ids=positions, **options)
+    if batch.attended_layers != model.config.num_hidden_layers:
+        raise RuntimeError(
+            f"{batch.attended_layers} of {model.config.num_hidden_layers} layers used the kernel for packed batches"
+        )
     return output
 
 
 @contextmanager
-def _reading(model: Any, batch: Batch) -> Iterator[None]:
-    """The model's attention is ours meanwhile."""
-    usual, token = model.config._attn_implementation, CURRENT.set(batch)
-    model.config._attn_implementation = NAME
+def _use_packed_attention(model: Any, batch: PackedBatch) -> Iterator[None]:
+    """Use the packed attention kernel for this model and batch."""
+    previous, token = model.config._attn_implementation, CURRENT_BATCH.set(batch)
+    model.config._attn_implementation = ATTENTION_NAME
     try:
         yield
     finally:
-        model.config._attn_implementation = usual
-        CURRENT.reset(token)
+        model.config._attn_implementation = previous
+        CURRENT_BATCH.reset(token)
 
 
-def attend(
+def compute_packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, scaling: float | None = None, **__: Any
 ) -> tuple[Tensor, None]:
-    """Attention as transformers asks for it: 1 x heads x tokens x width in, 1 x tokens x heads x width out."""
-    batch = CURRENT.get()
-    batch.layers += 1
+    """Attention as transformers calls it: from 1 x heads x tokens x width to 1 x tokens x heads x width."""
+    batch = CURRENT_BATCH.get()
+    batch.attended_layers += 1
     packed = [part[0].transpose(0, 1) for part in (query, key, value)]
-    compute = available(query.device, query.dtype, query.shape[-1])
-    if compute is None:
-        raise RuntimeError(f"no kernel for packed texts with heads of {query.shape[-1]} in {query.dtype}")
+    kernel = find_kernel(query.device, query.dtype, query.shape[-1])
+    if kernel is None:
+        raise RuntimeError(f"no attention kernel for packed batches with heads of {query.shape[-1]} in {query.dtype}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return compute(packed[0], packed[1], packed[2], batch, scale)[None], None
+    return kernel(packed[0], packed[1], packed[2], batch, scale)[None], None
 
 
-def no_mask(*_: Any, **__: Any) -> None:
-    """The kernel needs none."""
+def build_no_mask(*_: Any, **__: Any) -> None:
+    """Returns None: the kernel needs no mask."""
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, no_mask)
+AttentionInterface.register(ATTENTION_NAME, compute_packed_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, build_no_mask)

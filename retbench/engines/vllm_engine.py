@@ -1,4 +1,4 @@
-"""vLLM as an engine (extra `vllm`), in this process, with token ids that are ours: here its pooling runner."""
+"""vLLM as an engine (extra `vllm`), in this process and with our token ids: start-up and the pooling runner."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from retbench.engines.fingerprints import read_json_object
 from retbench.errors import MissingError, UsageError
 
 ENVIRONMENT_DEFAULTS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # another process costs a minute to start and gains nothing here
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a separate process takes a minute to start and has no advantage here
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
@@ -25,37 +25,37 @@ POOLING_TYPES: dict[Pooling, str] = {"last": "LAST", "mean": "MEAN"}
 
 @dataclass(frozen=True)
 class VllmModel:
-    """A loaded pooling engine."""
+    """A model in vLLM's pooling runner."""
 
     engine: Any
     dimension: int
-    max_length: int  # tokens of a row
+    max_length: int  # of a row, in tokens
 
     def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """One vector a row of token ids."""
-        if (most := max(map(len, rows))) > self.max_length:
+        """One vector per row of token ids."""
+        if (longest := max(map(len, rows))) > self.max_length:
             raise UsageError(
-                f"a text of {most} tokens is longer than vLLM takes for this model ({self.max_length})",
-                f"give --set max_length={self.max_length} or less, and room for the method's template",
+                f"a text has {longest} tokens, but vLLM allows {self.max_length} for this model",
+                f"give --set max_length={self.max_length} or less; the method's template also needs tokens",
             )
         prompts = [{"prompt_token_ids": row.tolist()} for row in rows]
-        found = self.engine.embed(prompts, use_tqdm=False)
-        return np.array([one.outputs.embedding for one in found], dtype=np.float32)
+        outputs = self.engine.embed(prompts, use_tqdm=False)
+        return np.array([output.outputs.embedding for output in outputs], dtype=np.float32)
 
 
 @contextmanager
 def _hide_llvmlite() -> Iterator[None]:
-    """On a CPU vLLM looks into every loaded module and stumbles over one of llvmlite, which bm25s brings by numba."""
-    hidden = sys.modules.pop("llvmlite.binding.ffi", None)
+    """Hide a module of llvmlite (bm25s loads it through numba): on a CPU, vLLM inspects all modules and fails on it."""
+    module = sys.modules.pop("llvmlite.binding.ffi", None)
     try:
         yield
     finally:
-        if hidden:
-            sys.modules["llvmlite.binding.ffi"] = hidden
+        if module:
+            sys.modules["llvmlite.binding.ffi"] = module
 
 
 def import_vllm() -> Any:
-    """The package, with its own chatter off."""
+    """Import the package vllm, with its messages and statistics off."""
     for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
@@ -69,26 +69,33 @@ def import_vllm() -> Any:
     return vllm
 
 
-def start_engine(folder: Path, dtype: Dtype, max_length: int, **wanted: Any) -> Any:
-    """Its engine for a folder, in this process, for sequences up to `longest` tokens."""
-    theirs = import_vllm()
+def start_engine(folder: Path, dtype: Dtype, max_length: int, **options: Any) -> Any:
+    """Start vLLM for a folder, in this process, for sequences of up to `max_length` tokens."""
+    vllm = import_vllm()
     with _hide_llvmlite():
-        return theirs.LLM(model=str(folder), dtype=dtype, max_model_len=max_length, **wanted)
+        return vllm.LLM(model=str(folder), dtype=dtype, max_model_len=max_length, **options)
 
 
 def load_vllm_model(folder: Path, dtype: Dtype, pooling: Pooling, attention: Attention, max_length: int) -> VllmModel:
-    """A folder behind vLLM's pooling runner, for texts up to `longest` tokens or as many as the model has positions."""
+    """Load a folder in vLLM's pooling runner, for texts of up to `max_length` tokens or the model's own maximum."""
     max_length = min(max_length, _read_max_positions(folder) or max_length)
-    wanted: dict[str, Any] = {"hf_overrides": {"is_causal": False}} if attention == "bidirectional" else {}
+    options: dict[str, Any] = {"hf_overrides": {"is_causal": False}} if attention == "bidirectional" else {}
     pooler = import_vllm().config.PoolerConfig(pooling_type=POOLING_TYPES[pooling])
     engine = start_engine(
-        folder, dtype, max_length, runner="pooling", convert="embed", enforce_eager=True, pooler_config=pooler, **wanted
+        folder,
+        dtype,
+        max_length,
+        runner="pooling",
+        convert="embed",
+        enforce_eager=True,
+        pooler_config=pooler,
+        **options,
     )
     return VllmModel(engine, int(engine.llm_engine.model_config.get_hidden_size()), max_length)
 
 
 def _read_max_positions(folder: Path) -> int | None:
-    """How many positions the weights were made for; vLLM refuses to be asked for more."""
+    """The maximum number of positions of the model; vLLM refuses a larger value."""
     config = read_json_object(folder / "config.json")
-    found: int | None = config.get("text_config", config).get("max_position_embeddings")
-    return found
+    max_positions: int | None = config.get("text_config", config).get("max_position_embeddings")
+    return max_positions

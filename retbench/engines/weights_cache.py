@@ -1,7 +1,7 @@
-"""The cache of weights: finished folders under `<cache>/weights`, and nothing half-made that looks finished.
+"""The cache of weights: complete folders under `<cache>/weights`.
 
-A folder is put together in a `.partial` sibling, its manifest is written last, and then it is renamed; so a manifest
-means complete. What an interrupted fetch leaves in `.partial` counts for nothing, but spares the next one its bytes.
+A folder is assembled in a `.partial` sibling, its manifest is written last, and then it is renamed. So a manifest means
+complete. The files an interrupted fetch leaves in `.partial` are reused by the next fetch.
 """
 
 import json
@@ -25,7 +25,7 @@ OnMessage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PreparedWeights:
-    """A folder ready to be kept: where it was put together, and what it is made from."""
+    """An assembled folder, ready to go into the cache, and its source."""
 
     folder: Path
     source: str
@@ -37,7 +37,7 @@ class PreparedWeights:
 
 @dataclass(frozen=True)
 class WeightsManifest:
-    """What a finished folder says about itself; `files` are the names and sizes that make it whole."""
+    """The manifest of a complete folder; `files` has the name and size of each file."""
 
     source: str
     fingerprint: str
@@ -48,12 +48,12 @@ class WeightsManifest:
 
 
 def get_weights_folder(name: str) -> Path:
-    """The folder that keeps the weights of this name."""
-    return user_config.cache_folder() / "weights" / quote(name, safe="")
+    """The cache folder for the weights of this name."""
+    return user_config.get_cache_folder() / "weights" / quote(name, safe="")
 
 
 def read_manifest(folder: Path) -> WeightsManifest | None:
-    """The manifest of a finished folder; None when there is none, an error when files have been lost since."""
+    """The manifest of a complete folder, or None. Raises an error if files are missing or truncated."""
     file = folder / MANIFEST
     if not file.exists():
         return None
@@ -61,53 +61,59 @@ def read_manifest(folder: Path) -> WeightsManifest | None:
         manifest = WeightsManifest(**parse_json(file.read_text(encoding="utf-8")))
         sizes = list(manifest.files.items())
     except (ValueError, TypeError, AttributeError) as problem:
-        raise DataError(f"{file} is not a manifest: {problem}", f"delete {folder} and fetch it again") from problem
+        raise DataError(
+            f"{file} is not a valid manifest: {problem}", f"delete {folder} and fetch it again"
+        ) from problem
     for name, size in sizes:
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise DataError(f"{folder / name} is missing or cut short", f"delete {folder} and fetch it again")
+            raise DataError(f"{folder / name} is missing or truncated", f"delete {folder} and fetch it again")
     return manifest
 
 
 def get_or_create(
-    folder: Path, wanted: Callable[[WeightsManifest], bool], make: Callable[[Path], PreparedWeights]
+    folder: Path, is_valid: Callable[[WeightsManifest], bool], create: Callable[[Path], PreparedWeights]
 ) -> WeightsManifest:
-    """The finished `folder`: the one that is there when it is the `wanted` one, else what `make` builds.
+    """The manifest of the cached folder if `is_valid`, else of a new one that `create` assembles.
 
-    One process builds; others that want the same wait for it.
+    One process creates the folder; others that need the same wait for it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         manifest = read_manifest(folder)
-        if manifest and wanted(manifest):
+        if manifest and is_valid(manifest):
             return manifest
         work = folder.with_name(f"{folder.name}.partial")
         try:
-            manifest = _publish(make(work), folder)
+            manifest = _publish(create(work), folder)
         except DataError:
-            shutil.rmtree(work, ignore_errors=True)  # an interrupted fetch goes on from here, a wrong one starts over
+            shutil.rmtree(
+                work, ignore_errors=True
+            )  # wrong files must not be reused, unlike those of an interrupted fetch
             raise
         shutil.rmtree(work)
         return manifest
 
 
 def create_empty_folder(folder: Path) -> Path:
-    """The folder, with nothing in it of an earlier try."""
+    """Create the folder; an existing one is emptied."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     return folder
 
 
-def _publish(made: PreparedWeights, folder: Path) -> WeightsManifest:
-    files = [file for file in sorted(made.folder.rglob("*")) if file.is_file()]
-    sizes = {str(file.relative_to(made.folder)): file.stat().st_size for file in files}
-    manifest = WeightsManifest(made.source, made.fingerprint, made.sha256, made.revision, made.label, sizes)
-    (made.folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-    for file in (*files, made.folder / MANIFEST):
-        file.chmod(0o644)  # safetensors are written for their owner alone, and a cache is often shared
+def _publish(prepared: PreparedWeights, folder: Path) -> WeightsManifest:
+    files = [file for file in sorted(prepared.folder.rglob("*")) if file.is_file()]
+    sizes = {str(file.relative_to(prepared.folder)): file.stat().st_size for file in files}
+    manifest = WeightsManifest(
+        prepared.source, prepared.fingerprint, prepared.sha256, prepared.revision, prepared.label, sizes
+    )
+    (prepared.folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    for file in (*files, prepared.folder / MANIFEST):
+        file.chmod(0o644)  # safetensors files are only readable by the owner, but a cache is often shared
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     if folder.exists():
         shutil.rmtree(folder)
-    made.folder.rename(folder)
+    prepared.folder.rename(folder)
     return manifest

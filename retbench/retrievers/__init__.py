@@ -1,1 +1,1 @@
-"""Retrievers: a collection in, a ranking out."""
+"""Retrievers: search a collection and return a ranking."""

@@ -1,4 +1,4 @@
-"""BM25 by the library bm25s: the baseline every dense retriever has to beat.
+"""BM25 with the library bm25s: the baseline for dense retrievers.
 
 A document without any of the query's words is not retrieved; equal scores are ordered by document row.
 """
@@ -13,10 +13,10 @@ from retbench.retrievers.stemmed_terms import TermExtractor
 
 
 class BM25Index:
-    """An index over the texts of one corpus."""
+    """A BM25 index of one corpus."""
 
     def __init__(self, settings: LexicalSettings, documents: Iterable[str]) -> None:
-        import bm25s  # not needed by dense runs
+        import bm25s  # imported here because dense runs do not need it
 
         self.terms = TermExtractor(settings)
         self.index = bm25s.BM25(method=settings.variant, k1=settings.k1, b=settings.b)
@@ -26,14 +26,14 @@ class BM25Index:
         """The k best documents of every query."""
         rows, scores = [], []
         for values in self._score_queries(queries):
-            found = select_top_k(values, k)
-            found = found[values[found] > 0]
-            rows.append(found)
-            scores.append(values[found])
+            top_rows = select_top_k(values, k)
+            top_rows = top_rows[values[top_rows] > 0]
+            rows.append(top_rows)
+            scores.append(values[top_rows])
         return Ranking(rows, scores)
 
     def _score_queries(self, queries: Iterable[str]) -> Iterator[np.ndarray]:
         for words in self.terms(queries):
             known = [word for word in words if word in self.index.vocab_dict]
-            nothing = np.zeros(self.index.scores["num_docs"], dtype=np.float32)
-            yield self.index.get_scores(known) if known else nothing
+            no_scores = np.zeros(self.index.scores["num_docs"], dtype=np.float32)
+            yield self.index.get_scores(known) if known else no_scores

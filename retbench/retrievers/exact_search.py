@@ -1,250 +1,267 @@
-"""Exact search: blocks of vectors stream past, each query keeps its k best.
+"""Exact search: blocks of document vectors are read one after the other, and each query keeps its top k.
 
-The products are made twice. A rough pass over everything, in bfloat16 where the machine multiplies that fast, only says
-which documents *could* be among the k best: its error has a bound, and whatever the bound does not exclude is a
-candidate. The candidates, a few hundred a query, are scored again in float32, one pair at a time, always summed in the
-same order. So neither the rough pass nor the size of a tile changes a score or the order, which is by (-score, row).
+Scores are computed twice. A rough pass over all documents, in bfloat16 if the hardware is fast in it, finds candidates:
+the documents that could be in the top k, given a bound on the rounding error. The candidates, a few hundred per query,
+are scored again in float32, each pair separately and summed in a fixed order. So neither the rough pass nor the tile
+size changes a score or the order, which is by (-score, row).
 
-The bound. For a query q and a document d, rounded to q' and d', Cauchy and Schwarz give
+The bound. For a query q and a document d, rounded to q' and d', the Cauchy-Schwarz inequality gives
 
     |q'd' - qd| <= |q' - q| |d'| + |q| |d' - d| <= (|q' - q| (1 + u) + |q| u) |d|
 
-where |q' - q| is measured and u = 2^-8 is the most by which bfloat16 changes a number, as a share of it. (To measure
-|d' - d| as well takes longer than the candidates it spares.) Sums of n products in float32 add at most n 2^-24 |q| |d|
-each. If L is a lower bound on the k-th best score, from k documents already seen, a document whose rough score lies
-below L by more than its bound is out.
+where |q' - q| is measured, and u = 2^-8 is the maximum relative error of bfloat16. (Measuring |d' - d| too would take
+more time than it saves.) A sum of n products in float32 adds an error of at most n 2^-24 |q| |d|. If L is a lower bound
+of the k-th best score, from k documents already seen, a document is excluded if its rough score is below L by more than
+the bound.
 
-Memory is bounded by a tile of queries, by a window of documents and by k; never by queries times documents. Tensors
-stay on the device until the final ids.
+Memory depends on the tile of queries, the window of documents and k, never on queries times documents. Tensors stay on
+the device until the final result.
 """
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from retbench.engines.device import get_device, has_fast_bf16, true_float32
-from retbench.engines.memory import keep_pages, ran_out, release
+from retbench.engines.device import disable_tf32, get_device, has_fast_bf16
+from retbench.engines.memory import is_out_of_memory, keep_freed_pages, release_gpu_cache
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
 
 QUERY_TILE = 512
 DOCUMENT_TILE = 2048
-WIDER = 8  # tiles on a GPU, which small products leave idle
-WINDOW_ROWS, WINDOW_BYTES = 1 << 15, 1 << 28  # of documents whose candidates are found before any is scored again
-GROUP = 8  # documents of which only the best rough score is looked at first
-PAIRS = 1 << 16  # scored at once where the device has no kernel for it
-FEW = 32  # queries: rounding every document for so few does not pay
-CROWDED = 0.2  # of a window: so many candidates cost more than a pass in float32, whose bound is far smaller
-LOWEST = torch.finfo(torch.bfloat16).min / 2  # above minus infinity, which marks a place without a document
-EMPTY = torch.iinfo(torch.int64).min  # below every key
+GPU_TILE_FACTOR = 8  # larger tiles on a GPU: small products do not use it fully
+WINDOW_ROWS, WINDOW_BYTES = 1 << 15, 1 << 28  # documents of one rough pass
+GROUP_SIZE = 8  # documents per group; first only the best rough score of a group is checked
+PAIRS_PER_PRODUCT = 1 << 16  # candidates scored at once on a device without a kernel for it
+MIN_QUERIES_FOR_ROUNDING = 32  # with fewer queries, rounding all documents takes longer than it saves
+# Share of a window. With more candidates, a rough pass in float32 is faster, because its bound is far smaller.
+MAX_CANDIDATE_SHARE = 0.2
+LOWEST_SCORE = torch.finfo(torch.bfloat16).min / 2  # above minus infinity, which marks padding
+EMPTY_KEY = torch.iinfo(torch.int64).min  # below all keys
 
 
-def search(queries: np.ndarray, blocks: Iterable[VectorBlock], k: int) -> Ranking:
-    """The k best documents of every query over all blocks."""
-    keep_pages()
-    here = get_device() if get_device().type == "cuda" else torch.device("cpu")
-    dtype = torch.bfloat16 if has_fast_bf16() and len(queries) >= FEW else torch.float32
-    tile = QUERY_TILE * _wider(here)
-    starts = range(0, len(queries), tile)
-    tops = [Top(torch.from_numpy(queries[at : at + tile]).to(here), k) for at in starts]
-    for window in _windows(blocks, here, dtype):
-        tops = [part for top in tops for part in _added(top, window)]
-    found = [top.sorted() for top in tops]
-    return Ranking([r for rows, _ in found for r in rows], [s for _, scores in found for s in scores])
+def search_exactly(queries: np.ndarray, blocks: Iterable[VectorBlock], k: int) -> Ranking:
+    """Return the k best documents of every query over all blocks."""
+    search = ExactSearch(queries, k)
+    for block in blocks:
+        search.add_block(block)
+    return search.finish()
 
 
-def _wider(here: torch.device) -> int:
-    return WIDER if here.type == "cuda" else 1
+class ExactSearch:
+    """Exact search over blocks of documents that arrive one after the other."""
+
+    def __init__(self, queries: np.ndarray, k: int) -> None:
+        keep_freed_pages()
+        self.device = get_device() if get_device().type == "cuda" else torch.device("cpu")
+        rounds = has_fast_bf16() and len(queries) >= MIN_QUERIES_FOR_ROUNDING
+        self.dtype = torch.bfloat16 if rounds else torch.float32
+        tile = QUERY_TILE * _get_tile_factor(self.device)
+        starts = range(0, len(queries), tile)
+        self.tops = [RunningTopK(torch.from_numpy(queries[at : at + tile]).to(self.device), k) for at in starts]
+        self.rows: list[torch.Tensor] = []  # of the incomplete window
+        self.parts: list[torch.Tensor] = []
+
+    def add_block(self, block: VectorBlock) -> None:
+        """Collect documents into windows, and score each window when it is full."""
+        size = max(1, min(WINDOW_ROWS, WINDOW_BYTES // max(1, block.vectors[:1].nbytes)))
+        for start in range(0, len(block.rows), size):
+            if sum(map(len, self.rows)) + len(block.rows[start : start + size]) > size:
+                self._score_window()
+            self.rows.append(torch.from_numpy(block.rows[start : start + size]).to(self.device))
+            self.parts.append(torch.from_numpy(block.vectors[start : start + size]).to(self.device).contiguous())
+
+    def _score_window(self) -> None:
+        if self.rows:
+            window = DocumentWindow.build(self.rows, self.parts, self.dtype)
+            self.rows, self.parts = [], []
+            self.tops = [part for top in self.tops for part in _add_window(top, window)]
+
+    def finish(self) -> Ranking:
+        """Score the last window and return the ranking."""
+        self._score_window()
+        results = [top.sort_results() for top in self.tops]
+        return Ranking([r for rows, _ in results for r in rows], [s for _, scores in results for s in scores])
 
 
-def _added(top: "Top", window: "Window") -> list["Top"]:
-    """A tile of queries after a window; where memory runs out, its halves."""
+def _get_tile_factor(device: torch.device) -> int:
+    return GPU_TILE_FACTOR if device.type == "cuda" else 1
+
+
+def _add_window(top: "RunningTopK", window: "DocumentWindow") -> list["RunningTopK"]:
+    """Add a window to a tile of queries. If memory runs out, split the tile in halves."""
     try:
-        top.add(window)
+        top.add_window(window)
         return [top]
     except RuntimeError as problem:
-        if len(top.queries) == 1 or not ran_out(problem):
+        if len(top.queries) == 1 or not is_out_of_memory(problem):
             raise
-    release()
-    return [part for half in top.halves() for part in _added(half, window)]
+    release_gpu_cache()
+    return [part for half in top.split_in_halves() for part in _add_window(half, window)]
 
 
 @dataclass(frozen=True)
-class Window:
-    """Some documents as they are, block by block, and as the rough pass takes them: one tile after the other."""
+class DocumentWindow:
+    """Some documents: the original blocks in float32, and the rounded tiles for the rough pass."""
 
     rows: torch.Tensor
     parts: list[torch.Tensor]
-    tiles: torch.Tensor  # tiles x documents x width; what is missing in the last one is zero
-    length: torch.Tensor  # of the longest vector
+    tiles: torch.Tensor  # tiles x documents x width; the last one is padded with zeros
+    max_norm: torch.Tensor  # the largest vector norm
 
     @staticmethod
-    def of(rows: list[torch.Tensor], parts: list[torch.Tensor], dtype: torch.dtype) -> "Window":
+    def build(rows: list[torch.Tensor], parts: list[torch.Tensor], dtype: torch.dtype) -> "DocumentWindow":
         """Round the vectors once for all queries."""
         count, width = sum(map(len, rows)), parts[0].shape[1]
-        tile = min(DOCUMENT_TILE * _wider(parts[0].device), math.ceil(count / GROUP) * GROUP)
+        tile = min(DOCUMENT_TILE * _get_tile_factor(parts[0].device), math.ceil(count / GROUP_SIZE) * GROUP_SIZE)
         tiles = torch.empty((math.ceil(count / tile), tile, width), dtype=dtype, device=parts[0].device)
-        flat, start, lengths = tiles.view(-1, width), 0, []
+        flat, start, norms = tiles.view(-1, width), 0, []
         for part in parts:
             flat[start : start + len(part)] = part
             start += len(part)
-            lengths.append(torch.linalg.vector_norm(part, dim=1).amax())
+            norms.append(torch.linalg.vector_norm(part, dim=1).amax())
         flat[start:] = 0
-        return Window(torch.cat(rows), parts, tiles, torch.stack(lengths).amax())
+        return DocumentWindow(torch.cat(rows), parts, tiles, torch.stack(norms).amax())
 
-    def precise(self) -> "Window":
-        """The same in float32."""
-        return Window.of([self.rows], self.parts, torch.float32)
-
-
-def _windows(blocks: Iterable[VectorBlock], here: torch.device, dtype: torch.dtype) -> Iterator[Window]:
-    rows: list[torch.Tensor] = []
-    parts: list[torch.Tensor] = []
-    for block in blocks:
-        size = max(1, min(WINDOW_ROWS, WINDOW_BYTES // max(1, block.vectors[:1].nbytes)))
-        for start in range(0, len(block.rows), size):
-            if sum(map(len, rows)) + len(block.rows[start : start + size]) > size:
-                yield Window.of(rows, parts, dtype)
-                rows, parts = [], []
-            rows.append(torch.from_numpy(block.rows[start : start + size]).to(here))
-            parts.append(torch.from_numpy(block.vectors[start : start + size]).to(here).contiguous())
-    if rows:
-        yield Window.of(rows, parts, dtype)
+    def to_float32(self) -> "DocumentWindow":
+        """The same documents with tiles in float32."""
+        return DocumentWindow.build([self.rows], self.parts, torch.float32)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Candidates: their queries in rising order, and their places in the window."""
+class CandidatePairs:
+    """Candidate pairs: query numbers in ascending order, and positions of documents in the window."""
 
     queries: torch.Tensor
     places: torch.Tensor
 
 
-class Top:
-    """The running best of one tile of queries, as keys that sort by (-score, row)."""
+class RunningTopK:
+    """The current top k of one tile of queries, as integer keys that sort by (-score, row)."""
 
     def __init__(self, queries: torch.Tensor, k: int) -> None:
         self.k, self.queries = k, queries.contiguous()
-        self.lengths = torch.linalg.vector_norm(queries, dim=1, keepdim=True)
+        self.norms = torch.linalg.vector_norm(queries, dim=1, keepdim=True)
         self.keys = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
-        self.group = max(1, min(GROUP, DOCUMENT_TILE // (2 * k)))
+        self.group = max(1, min(GROUP_SIZE, DOCUMENT_TILE // (2 * k)))
 
-    def halves(self) -> "tuple[Top, Top]":
-        """Its queries as two tiles."""
+    def split_in_halves(self) -> "tuple[RunningTopK, RunningTopK]":
+        """Two tiles with half of the queries each."""
         middle = len(self.queries) // 2
-        parts = (Top(self.queries[:middle], self.k), Top(self.queries[middle:], self.k))
+        parts = (RunningTopK(self.queries[:middle], self.k), RunningTopK(self.queries[middle:], self.k))
         parts[0].keys, parts[1].keys = self.keys[:middle], self.keys[middle:]
         return parts
 
-    @true_float32()
-    def add(self, window: Window) -> None:
-        """Let a window of documents compete with the best so far."""
-        pairs = self._candidates(window)
-        usual = len(self.queries) * max(CROWDED * len(window.rows), 4 * self.k)
-        if window.tiles.dtype != torch.float32 and len(pairs.queries) > usual:
-            pairs = self._candidates(window.precise())
-        keys = _key(_scores(self.queries, window, pairs), window.rows[pairs.places])
-        self.keys = _largest(torch.cat((self.keys, self._lines(pairs, keys)), dim=1), self.k)
+    @disable_tf32()
+    def add_window(self, window: DocumentWindow) -> None:
+        """Update the top k with a window of documents."""
+        pairs = self._find_candidates(window)
+        max_pairs = len(self.queries) * max(MAX_CANDIDATE_SHARE * len(window.rows), 4 * self.k)
+        if window.tiles.dtype != torch.float32 and len(pairs.queries) > max_pairs:
+            pairs = self._find_candidates(window.to_float32())
+        keys = _encode_keys(_compute_scores(self.queries, window, pairs), window.rows[pairs.places])
+        self.keys = _select_largest(torch.cat((self.keys, self._arrange_by_query(pairs, keys)), dim=1), self.k)
 
-    def _candidates(self, window: Window) -> Pairs:
-        """What the rough pass cannot exclude; only groups whose best reaches the least are looked into."""
-        bound = self._bound(window)
-        scores, best = self._rough(window)
-        least = (self._least(_below(best) - bound)[:, None] - bound).to(best.dtype)  # rounding keeps the order
-        query, column = (best >= least).nonzero(as_tuple=True)
+    def _find_candidates(self, window: DocumentWindow) -> CandidatePairs:
+        """The pairs that the rough pass cannot exclude. Only groups whose best score reaches the threshold are read."""
+        bound = self._compute_error_bound(window)
+        scores, best = self._compute_rough_scores(window)
+        thresholds = self._compute_thresholds(_compute_lower_bounds(best) - bound)[:, None] - bound
+        thresholds = thresholds.to(best.dtype)  # rounding keeps the order
+        query, column = (best >= thresholds).nonzero(as_tuple=True)
         _, queries, size, groups = scores.shape
         tile, group = column // groups, column % groups
         member = torch.arange(size, device=group.device) * groups
         start = (tile * queries + query) * size * groups + group
-        which, chosen = (torch.take(scores, start[:, None] + member) >= least[query]).nonzero(as_tuple=True)
-        return Pairs(query[which], (tile * size * groups + group)[which] + member[chosen])
+        which, chosen = (torch.take(scores, start[:, None] + member) >= thresholds[query]).nonzero(as_tuple=True)
+        return CandidatePairs(query[which], (tile * size * groups + group)[which] + member[chosen])
 
-    def _rough(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
-        """All rough scores, as tiles x queries x members x groups, and by query the best of each group."""
-        (tiles, size, _), many = window.tiles.shape, len(self.queries)
+    def _compute_rough_scores(self, window: DocumentWindow) -> tuple[torch.Tensor, torch.Tensor]:
+        """All rough scores (tiles x queries x members x groups), and for each query the best score of each group."""
+        (tiles, size, _), query_count = window.tiles.shape, len(self.queries)
         queries = self.queries.to(window.tiles.dtype)
         group = self.group if size % self.group == 0 else 1
-        shape = (tiles, many, size)
-        gpu = queries.is_cuda and queries.dtype == torch.bfloat16
-        scores = queries.new_empty(shape, dtype=torch.float32 if gpu else queries.dtype)
-        best = scores.new_empty((many, tiles, size // group))
+        shape = (tiles, query_count, size)
+        is_gpu_bf16 = queries.is_cuda and queries.dtype == torch.bfloat16
+        scores = queries.new_empty(shape, dtype=torch.float32 if is_gpu_bf16 else queries.dtype)
+        best = scores.new_empty((query_count, tiles, size // group))
         for number, documents in enumerate(window.tiles):
-            if gpu:  # else partial sums may be rounded to bfloat16
+            if is_gpu_bf16:  # without out_dtype, partial sums may be rounded to bfloat16
                 scores[number] = torch.mm(queries, documents.T, out_dtype=torch.float32)
             else:
                 torch.mm(queries, documents.T, out=scores[number])
             if number == tiles - 1:
                 scores[number, :, len(window.rows) - number * size :] = -torch.inf
-            best[:, number] = scores[number].view(many, group, -1).amax(dim=1)
-        return scores.view(tiles, many, group, -1), best.view(many, -1)
+            best[:, number] = scores[number].view(query_count, group, -1).amax(dim=1)
+        return scores.view(tiles, query_count, group, -1), best.view(query_count, -1)
 
-    def _least(self, lower: torch.Tensor) -> torch.Tensor:
-        """For each query a score that the k-th best reaches; the lowest before k documents were seen.
+    def _compute_thresholds(self, lower: torch.Tensor) -> torch.Tensor:
+        """For each query a lower bound of the k-th best score; LOWEST_SCORE if fewer than k documents were seen.
 
-        `lower` holds what some documents of the window reach at least, each document once.
+        `lower` has lower bounds of the scores of some documents of the window, each document at most once.
         """
-        reached = _largest(torch.cat((_score(self.keys), lower), dim=1), self.k)
-        if reached.shape[1] < self.k:
-            return torch.full((len(reached),), LOWEST, device=reached.device)
-        return reached.amin(dim=1).clamp(min=LOWEST)
+        largest = _select_largest(torch.cat((_decode_scores(self.keys), lower), dim=1), self.k)
+        if largest.shape[1] < self.k:
+            return torch.full((len(largest),), LOWEST_SCORE, device=largest.device)
+        return largest.amin(dim=1).clamp(min=LOWEST_SCORE)
 
-    def _bound(self, window: Window) -> torch.Tensor:
-        """How far a rough score may lie from the float32 score, by query."""
+    def _compute_error_bound(self, window: DocumentWindow) -> torch.Tensor:
+        """The maximum difference between rough score and float32 score, per query."""
         u = 2.0**-8
-        off = 2.0**-23 * (self.queries.shape[1] + 8) * self.lengths  # two sums, and the sums of the lengths
+        error = 2.0**-23 * (self.queries.shape[1] + 8) * self.norms  # two sums, and the sums of the norms
         if window.tiles.dtype != torch.float32:
             rounding = torch.linalg.vector_norm(self.queries - self.queries.bfloat16().float(), dim=1, keepdim=True)
-            off = off + (rounding * (1 + u) + self.lengths * u) * (1 + 2.0**-16)
-        return torch.as_tensor(off * window.length)
+            error = error + (rounding * (1 + u) + self.norms * u) * (1 + 2.0**-16)
+        return torch.as_tensor(error * window.max_norm)
 
-    def _lines(self, pairs: Pairs, keys: torch.Tensor) -> torch.Tensor:
-        """One key a pair, as a line a query."""
+    def _arrange_by_query(self, pairs: CandidatePairs, keys: torch.Tensor) -> torch.Tensor:
+        """The keys of all pairs as a matrix with one line per query, padded with EMPTY_KEY."""
         counts = torch.bincount(pairs.queries, minlength=len(self.queries))
         column = torch.arange(len(keys), device=keys.device) - (counts.cumsum(0) - counts)[pairs.queries]
-        lines = torch.full((len(counts), int(counts.max())), EMPTY, device=keys.device)
+        lines = torch.full((len(counts), int(counts.max())), EMPTY_KEY, device=keys.device)
         lines[pairs.queries, column] = keys
         return lines
 
-    def sorted(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Rows and scores of each query by (-score, row)."""
+    def sort_results(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The rows and scores of each query, sorted by (-score, row)."""
         keys = self.keys.sort(dim=1, descending=True).values
-        return list(_row(keys).cpu().numpy()), list(_score(keys).cpu().numpy())
+        return list(_decode_rows(keys).cpu().numpy()), list(_decode_scores(keys).cpu().numpy())
 
 
-def _below(scores: torch.Tensor) -> torch.Tensor:
-    """The least number that was rounded to each score."""
-    wide = scores.float()
-    return wide if scores.dtype == torch.float32 else wide - wide.abs() * 2.0**-8
+def _compute_lower_bounds(scores: torch.Tensor) -> torch.Tensor:
+    """The smallest number that rounds to each score."""
+    scores32 = scores.float()
+    return scores32 if scores.dtype == torch.float32 else scores32 - scores32.abs() * 2.0**-8
 
 
-def _scores(queries: torch.Tensor, window: Window, pairs: Pairs) -> torch.Tensor:
-    """The candidates' scores in float32: each pair is summed by itself, so its score depends on nothing else."""
+def _compute_scores(queries: torch.Tensor, window: DocumentWindow, pairs: CandidatePairs) -> torch.Tensor:
+    """The scores of the candidates in float32. Each pair is summed separately, so its score depends on nothing else."""
     scores, start = torch.empty(len(pairs.places), device=queries.device), 0
-    products = sampled if queries.device.type == "cpu" else gathered
-    order = _order(pairs.places)  # document after document: each is read once, the queries stay in the cache
-    places, owners = pairs.places[order], pairs.queries[order]
+    multiply = multiply_sampled if queries.device.type == "cpu" else multiply_gathered
+    order = _argsort(pairs.places)  # by document: each document is read once, and the queries stay in the cache
+    places, query_numbers = pairs.places[order], pairs.queries[order]
     for part in window.parts:
         ends = torch.tensor([start, start + len(part)], device=places.device)
         first, last = torch.searchsorted(places, ends).tolist()
-        scores[order[first:last]] = products(part, queries, places[first:last] - start, owners[first:last])
+        scores[order[first:last]] = multiply(part, queries, places[first:last] - start, query_numbers[first:last])
         start += len(part)
     return scores
 
 
-def gathered(
-    documents: torch.Tensor, queries: torch.Tensor, places: torch.Tensor, owners: torch.Tensor
+def multiply_gathered(
+    documents: torch.Tensor, queries: torch.Tensor, places: torch.Tensor, query_numbers: torch.Tensor
 ) -> torch.Tensor:
-    """The products of some pairs, on any device."""
-    pairs = zip(torch.split(places, PAIRS), torch.split(owners, PAIRS), strict=True)
-    return torch.cat([_folded(documents[place] * queries[owner]) for place, owner in pairs])
+    """The dot products of some pairs, on any device."""
+    pairs = zip(torch.split(places, PAIRS_PER_PRODUCT), torch.split(query_numbers, PAIRS_PER_PRODUCT), strict=True)
+    return torch.cat([_sum_by_halves(documents[place] * queries[numbers]) for place, numbers in pairs])
 
 
-def _folded(products: torch.Tensor) -> torch.Tensor:
-    """Sums of lines, half upon half; a kernel's own sum goes another way for another number of lines."""
+def _sum_by_halves(products: torch.Tensor) -> torch.Tensor:
+    """Sum each line by adding halves. The order of a library kernel would depend on the number of lines."""
     while (width := products.shape[1]) > 1:
         half = (width + 1) // 2
         products[:, : width - half] += products[:, half:]
@@ -252,45 +269,49 @@ def _folded(products: torch.Tensor) -> torch.Tensor:
     return products[:, 0]
 
 
-def sampled(documents: torch.Tensor, queries: torch.Tensor, places: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
-    """The same where torch has a kernel for it; the pairs are in the order of the documents."""
+def multiply_sampled(
+    documents: torch.Tensor, queries: torch.Tensor, places: torch.Tensor, query_numbers: torch.Tensor
+) -> torch.Tensor:
+    """The same with torch's kernel for sampled products. The pairs must be in the order of the documents."""
     ends = torch.bincount(places, minlength=len(documents)).cumsum(0)
     shape, zeros = (len(documents), len(queries)), torch.zeros(len(places))
-    with warnings.catch_warnings():  # that compressed rows are new in torch
+    with warnings.catch_warnings():  # torch warns that sparse CSR is in beta
         warnings.filterwarnings("ignore", message="Sparse CSR")
-        wanted = torch.sparse_csr_tensor(
-            torch.nn.functional.pad(ends, (1, 0)), owners, zeros, shape, check_invariants=False
+        pattern = torch.sparse_csr_tensor(
+            torch.nn.functional.pad(ends, (1, 0)), query_numbers, zeros, shape, check_invariants=False
         )
-    found: torch.Tensor = torch.sparse.sampled_addmm(wanted, documents, queries.T, beta=0.0)
-    return found.values()
+    products: torch.Tensor = torch.sparse.sampled_addmm(pattern, documents, queries.T, beta=0.0)
+    return products.values()
 
 
-def _order(places: torch.Tensor) -> torch.Tensor:
+def _argsort(places: torch.Tensor) -> torch.Tensor:
     if places.device.type != "cpu":
         return places.argsort()
     return torch.from_numpy(places.numpy().argsort())
 
 
-def _largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of each line, in any order."""
+def _select_largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest values of each line, in any order."""
     if values.shape[1] <= k:
         return values
     if values.device.type != "cpu":
         return values.topk(k, dim=1, sorted=False).values
-    places = values.shape[1] - k  # numpy's selection is several times as fast as torch's on a CPU
-    return torch.from_numpy(np.partition(values.numpy(), places, axis=1)[:, places:].copy())  # a view would keep all
+    position = values.shape[1] - k  # on a CPU, numpy's selection is several times faster
+    return torch.from_numpy(
+        np.partition(values.numpy(), position, axis=1)[:, position:].copy()
+    )  # a view would keep the whole array
 
 
-def _key(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """One whole number whose order is by (score, -row): a float's bits, made to sort as its value, above the row's."""
-    bits = (scores + 0.0).view(torch.int32)  # minus zero is zero
+def _encode_keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Integer keys that sort by (score, -row): the bits of the score, made sortable, above those of the row."""
+    bits = (scores + 0.0).view(torch.int32)  # turns minus zero into zero
     return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0xFFFFFFFF - rows)
 
 
-def _score(keys: torch.Tensor) -> torch.Tensor:
+def _decode_scores(keys: torch.Tensor) -> torch.Tensor:
     bits = (keys >> 32).int()
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
 
 
-def _row(keys: torch.Tensor) -> torch.Tensor:
+def _decode_rows(keys: torch.Tensor) -> torch.Tensor:
     return 0xFFFFFFFF - (keys & 0xFFFFFFFF)

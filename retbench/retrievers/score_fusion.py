@@ -1,7 +1,7 @@
-"""Two rankings into one: scores are put between 0 and 1 for each query, then averaged.
+"""Score fusion of two rankings: scores are scaled to 0..1 per query, then averaged.
 
-As ranx's min-max and weighted sum, which PromptReps' hybrid.py calls: a document that one side did not retrieve has 0
-there; where one side found nothing at all, the other's order stands.
+The same as min-max normalization and weighted sum of ranx, which PromptReps' hybrid.py uses: a document gets 0 from a
+ranking that does not have it. If one ranking is empty, the order of the other is kept.
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ from retbench.retrievers.ranking import Ranking, select_top_k
 MIN_RANGE = 1e-9
 
 
-def fuse_rankings(one: Ranking, other: Ranking, k: int) -> Ranking:
-    """The k best of both, equally weighted."""
-    pairs = [_fuse_query(*four, k) for four in zip(one.rows, one.scores, other.rows, other.scores, strict=True)]
+def fuse_rankings(first: Ranking, second: Ranking, k: int) -> Ranking:
+    """The top k of both rankings, with equal weights."""
+    pairs = [_fuse_query(*query, k) for query in zip(first.rows, first.scores, second.rows, second.scores, strict=True)]
     return Ranking([rows for rows, _ in pairs], [scores for _, scores in pairs])
 
 
@@ -22,10 +22,10 @@ def _fuse_query(
 ) -> tuple[np.ndarray, np.ndarray]:
     union = np.union1d(rows, other_rows).astype(np.int64)
     total = np.zeros(len(union))
-    for found, values in ((rows, scores), (other_rows, other_scores)):
-        total[np.searchsorted(union, found)] += _scale_min_max(values) / 2
-    chosen = select_top_k(total, k)
-    return union[chosen], total[chosen]
+    for ranked_rows, values in ((rows, scores), (other_rows, other_scores)):
+        total[np.searchsorted(union, ranked_rows)] += _scale_min_max(values) / 2
+    top = select_top_k(total, k)
+    return union[top], total[top]
 
 
 def _scale_min_max(scores: np.ndarray) -> np.ndarray:

@@ -1,24 +1,24 @@
-"""The words that lexical retrievers count: without stop words, and stemmed."""
+"""The terms of lexical retrievers: stemmed words without stop words."""
 
 import logging
 from collections.abc import Iterable
 
 from retbench.cards.model import LexicalSettings
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it narrates every step
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step
 
 
 class TermExtractor:
-    """A text's words, by the settings of a card."""
+    """Extracts the terms of texts, with the settings of a model card."""
 
     def __init__(self, settings: LexicalSettings) -> None:
-        import Stemmer  # not needed by dense runs
+        import Stemmer  # imported here because dense runs do not need it
 
         self.stopwords = settings.stopwords
         self.stemmer = Stemmer.Stemmer(settings.stemmer)
 
     def __call__(self, texts: Iterable[str]) -> list[list[str]]:
-        """The words of every text, in its order."""
+        """The terms of every text, in order."""
         import bm25s
 
         words: list[list[str]] = bm25s.tokenize(

@@ -1,1 +1,1 @@
-"""Embeddings on disk: what names them, how they are written so that none is lost, how a run resumes."""
+"""Embeddings on disk: their keys, the shards that hold them, and how an interrupted run resumes."""

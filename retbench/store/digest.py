@@ -1,4 +1,4 @@
-"""What makes two sets of vectors the same: one digest over everything that may change a vector, and nothing else."""
+"""Digests of settings. Two settings with the same content get the same digest, whatever the order of their keys."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def to_canonical_json(facts: Any) -> str:
-    """One JSON text for one set of facts, whatever the order they were collected in."""
+    """JSON with sorted keys and no spaces: equal facts give equal text."""
     return json.dumps(facts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 

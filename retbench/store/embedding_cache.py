@@ -1,4 +1,4 @@
-"""The shelf: every store of embeddings in the cache, what it costs on disk and which cells use it."""
+"""The embedding cache: its shard stores, their size on disk and the cells that use them."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
-from retbench.cards.user_config import cache_folder, encode_path_part
+from retbench.cards.user_config import get_cache_folder, encode_path_part
 from retbench.store.shard_store import LOCK, USED_BY, ShardStore
 from retbench.store.vector_formats import VectorDtype
 
 
 class CachedEmbeddings(NamedTuple):
-    """One store as `retbench cache list` shows it."""
+    """One cached store as `retbench cache list` shows it."""
 
     folder: Path
     model: str
@@ -30,17 +30,17 @@ class CachedEmbeddings(NamedTuple):
 
 
 def open_store(model: str, key: str, vector_dtype: VectorDtype = "fp32") -> ShardStore:
-    """Where the vectors of one key lie."""
-    return ShardStore(cache_folder() / "embeddings" / encode_path_part(model) / key[:32], vector_dtype)
+    """The shard store for the vectors of one key."""
+    return ShardStore(get_cache_folder() / "embeddings" / encode_path_part(model) / key[:32], vector_dtype)
 
 
 def list_cached_embeddings() -> list[CachedEmbeddings]:
-    """Every store, the largest first."""
+    """All stores, largest first."""
     return sorted(_find_cached_embeddings(), key=lambda stored: (-stored.bytes, stored.folder))
 
 
 def _find_cached_embeddings() -> Iterator[CachedEmbeddings]:
-    for folder in (cache_folder() / "embeddings").glob("*/*/"):
+    for folder in (get_cache_folder() / "embeddings").glob("*/*/"):
         store, users = ShardStore(folder), folder / USED_BY
         yield CachedEmbeddings(
             folder,
@@ -53,7 +53,7 @@ def _find_cached_embeddings() -> Iterator[CachedEmbeddings]:
 
 
 def remove_embeddings(embeddings: CachedEmbeddings) -> bool:
-    """Take a store off the shelf; one that a process is working on stays."""
+    """Delete a store. Returns False, and keeps it, when another process holds its lock."""
     try:
         with FileLock(embeddings.folder / LOCK, timeout=0):
             shutil.rmtree(embeddings.folder)

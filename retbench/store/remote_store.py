@@ -1,10 +1,10 @@
-"""The depot: shards on storage that many machines reach, a folder or an object store, through fsspec.
+"""Shards on shared storage (a folder or an object store), read and written through fsspec.
 
     <address>/embeddings/<model>/<key>/   the files of a store, under their own names
     <address>/results/...                 records, as in a results folder
 
-A worker puts a finished shard there, its note last; whoever fetches it looks at the checksum in that note. So a copy
-that was cut short does not count, and two workers that made the same shard do no harm.
+A worker uploads a finished shard and then its metadata. A reader checks the shard against the checksum in the
+metadata. So an incomplete upload is not used, and two workers may safely upload the same shard.
 """
 
 import json
@@ -23,7 +23,7 @@ from retbench.store.vector_formats import VectorDtype
 
 @dataclass(frozen=True)
 class RemoteStorage:
-    """One address."""
+    """Shared storage at one address."""
 
     address: str
 
@@ -32,33 +32,33 @@ class RemoteStorage:
         import fsspec
 
         with self._translate_errors():
-            found: tuple[Any, str] = fsspec.core.url_to_fs(self.address)
-        return found
+            filesystem: tuple[Any, str] = fsspec.core.url_to_fs(self.address)
+        return filesystem
 
     def open_shard_store(self, store: ShardStore) -> "RemoteShardStore":
-        """The place of a store's files."""
+        """The remote copy of a local store."""
         return RemoteShardStore(self, f"embeddings/{store.folder.parent.name}/{store.folder.name}", store.vector_dtype)
 
     def write_file(self, name: str, content: bytes) -> None:
         """Write a file."""
-        system, root = self._filesystem
-        place = f"{root}/{name}"
+        filesystem, root = self._filesystem
+        path = f"{root}/{name}"
         with self._translate_errors():
-            system.makedirs(place.rpartition("/")[0], exist_ok=True)
-            system.pipe_file(place, content)
+            filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+            filesystem.pipe_file(path, content)
 
     def read_file(self, name: str) -> bytes | None:
-        """A file's bytes; none where it is not there."""
-        system, root = self._filesystem
+        """The bytes of a file, or None if it does not exist."""
+        filesystem, root = self._filesystem
         with self._translate_errors():
             try:
-                content: bytes = system.cat_file(f"{root}/{name}")
+                content: bytes = filesystem.cat_file(f"{root}/{name}")
             except FileNotFoundError:
                 return None
         return content
 
     def upload_run(self, run: Path, results: Path) -> None:
-        """Copy a finished run, its record last."""
+        """Copy a finished run. The record goes last: a run with a record is complete."""
         for file in sorted(filter(Path.is_file, run.iterdir()), key=lambda path: path.name == "record.json"):
             self.write_file(f"results/{run.relative_to(results).as_posix()}/{file.name}", file.read_bytes())
 
@@ -76,42 +76,42 @@ class RemoteStorage:
 
 @dataclass(frozen=True)
 class RemoteShardStore:
-    """The files of one store in a depot."""
+    """The remote copy of one shard store."""
 
     storage: RemoteStorage
     name: str
     vector_dtype: VectorDtype
 
     def sync_plan(self, store: ShardStore) -> None:
-        """One plan for all: the depot's where this machine has none yet, else this machine's."""
+        """Make local and remote plan the same: download the plan if there is none here, else upload it."""
         name = f"{self.name}/{PLAN}"
-        there = json.loads(self.storage.read_file(name) or b"null")
+        remote_plan = json.loads(self.storage.read_file(name) or b"null")
         if not store.has_plan():
-            if there:
-                store.load_or_create_plan(lambda: there)
+            if remote_plan:
+                store.load_or_create_plan(lambda: remote_plan)
             return
-        here = store.load_or_create_plan(dict)
-        if there is None:
-            self.storage.write_file(name, json.dumps(here, indent=1).encode())
-        elif there != here:
+        local_plan = store.load_or_create_plan(dict)
+        if remote_plan is None:
+            self.storage.write_file(name, json.dumps(local_plan, indent=1).encode())
+        elif remote_plan != local_plan:
             raise DataError(
-                f"{self.storage.address} holds the same vectors under another plan",
-                f"remove {store.folder} to go on with that plan, or give another store=",
+                f"{self.storage.address} has these vectors with a different batch plan than {store.folder}",
+                f"remove {store.folder} to use the remote plan, or give another store=",
             )
 
     def write_shard(
         self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0
     ) -> VectorBlock:
-        """Store one finished shard, as a store does."""
+        """Upload one finished shard. Returns the block as it will be read."""
         with TemporaryDirectory() as folder:
             store = ShardStore(Path(folder), self.vector_dtype)
-            kept = store.write_shard(shard, block, tokens, seconds, split_batches)
+            stored_block = store.write_shard(shard, block, tokens, seconds, split_batches)
             for file in store.get_shard_files(shard):
                 self.storage.write_file(f"{self.name}/{file.name}", file.read_bytes())
-        return kept
+        return stored_block
 
     def download_shard(self, shard: int, store: ShardStore) -> VectorBlock | None:
-        """Copy a finished shard into the store; none where it is not there, or damaged."""
+        """Copy a finished shard into the local store. Returns None if it is missing or damaged."""
         for file in store.get_shard_files(shard):
             content = self.storage.read_file(f"{self.name}/{file.name}")
             if content is None:

@@ -1,11 +1,11 @@
-"""Shards: a few thousand vectors a file, each there completely or not at all.
+"""A shard store: the vectors of one key in files of a few thousand rows. A file is complete or absent.
 
     plan.json               how the texts were cut into shards and batches; fixed at the first start, reused on resume
     shard-00000.safetensors row numbers and their vectors, in float32 or fewer bytes
-    shard-00000.json        its checksum, tokens, seconds; written after the shard, which does not count without it
-    lock                    held by the process at work
-    manifest.json           written last: every shard is there
-    used-by/                one empty file for each cell that asked for these vectors
+    shard-00000.json        metadata: checksum, tokens, seconds; written after the shard, which is ignored without it
+    lock                    held by the process that writes
+    manifest.json           written last: all shards are complete
+    used-by/                one empty file for each cell that uses these vectors
 
 Every file is written under a temporary name, flushed to the disk and renamed.
 """
@@ -29,14 +29,13 @@ from retbench.errors import ResourceError
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, decode_vectors
 
 LOCK, PLAN, MANIFEST, USED_BY = "lock", "plan.json", "manifest.json", "used-by"
-CHECKSUM_KEY = "seal"  # of a note: the checksum of everything else in it
-
+CHECKSUM_KEY = "seal"  # key of the checksum over all other entries of a metadata file
 
 log = logging.getLogger(__name__)
 
 
 class VectorBlock(NamedTuple):
-    """Some rows and their vectors."""
+    """Row numbers and their vectors."""
 
     rows: np.ndarray
     vectors: np.ndarray
@@ -44,15 +43,15 @@ class VectorBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardCost:
-    """What it took to compute some shards."""
+    """What it cost to compute one or more shards."""
 
     tokens: int
     seconds: float
-    split_batches: int  # batches that ran out of memory and were run in halves
+    split_batches: int  # batches that ran out of memory and were run again in halves
 
 
 def write_file_atomically(file: Path, content: bytes) -> None:
-    """Write a file that is either complete or not there."""
+    """Write a file so that it is either complete or absent, even after a crash."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as out:
@@ -65,24 +64,24 @@ def write_file_atomically(file: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise ResourceError(
             f"{file} could not be written: {problem.strerror}",
-            "make room (retbench doctor shows the disk), then run the same command: what is finished is kept",
+            "free disk space (retbench doctor shows it), then run the same command: finished work is kept",
         ) from problem
 
 
 def _read_metadata(file: Path) -> dict[str, Any]:
-    """The object in a note; one that is damaged or not there says nothing."""
+    """The object in a metadata file; empty if the file is missing or damaged."""
     try:
         facts = json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     if not isinstance(facts, dict):
         return {}
-    seal = facts.pop(CHECKSUM_KEY, None)  # the first stores had none
-    return facts if seal in (None, _compute_checksum(facts)) else {}
+    checksum = facts.pop(CHECKSUM_KEY, None)  # stores of early versions have none
+    return facts if checksum in (None, _compute_checksum(facts)) else {}
 
 
 def _encode_with_checksum(facts: dict[str, Any]) -> bytes:
-    """A note with a checksum of its own, so that one changed digit is seen."""
+    """Metadata with a checksum over itself, so that a single changed digit is detected."""
     return json.dumps({**facts, CHECKSUM_KEY: _compute_checksum(facts)}, indent=1).encode()
 
 
@@ -91,7 +90,7 @@ def _compute_checksum(facts: dict[str, Any]) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Make what was written survive a power cut; of a rename it is the folder: a name is the folder's content."""
+    """Flush a file or folder, so that it survives a power cut. After a rename, flush the folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -101,54 +100,54 @@ def flush_to_disk(path: Path) -> None:
 
 @dataclass(frozen=True)
 class ShardStore:
-    """The vectors of one key."""
+    """The shards of one embedding key."""
 
     folder: Path
     vector_dtype: VectorDtype = "fp32"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Two processes with the same key would do the same work: the second waits, then finds it done."""
+        """Hold the store's lock. A second process with the same key waits, then finds the work done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / LOCK):
-            for orphan in self.folder.glob("*.partial"):  # of a process that was killed while it wrote
-                orphan.unlink()
+            for partial in self.folder.glob("*.partial"):  # left by a process that was killed while writing
+                partial.unlink()
             yield
 
     def record_use(self, cell: str) -> None:
-        """Remember who asked for these vectors."""
+        """Record that a cell uses these vectors."""
         (self.folder / USED_BY).mkdir(parents=True, exist_ok=True)
         (self.folder / USED_BY / encode_path_part(cell)).touch()
 
     def has_plan(self) -> bool:
-        """True when a first start fixed the plan."""
+        """Whether a valid plan is stored."""
         return bool(_read_metadata(self.folder / PLAN))
 
     def is_complete(self) -> bool:
-        """True when every shard was written."""
+        """Whether all shards are written."""
         return bool(_read_metadata(self.folder / MANIFEST))
 
-    def load_or_create_plan(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The plan fixed at the first start; without it no shard can be placed, so all of them go with a lost one."""
+    def load_or_create_plan(self, create: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The stored plan, or a new one. Without its plan a shard is useless, so a lost plan deletes all shards."""
         file = self.folder / PLAN
         if not self.has_plan():
             self._delete_shards()
-            write_file_atomically(file, _encode_with_checksum(make()))
+            write_file_atomically(file, _encode_with_checksum(create()))
         return _read_metadata(file)
 
     def _delete_shards(self) -> None:
-        left = [path for path in (self.folder / MANIFEST, *self.folder.glob("shard-*")) if path.exists()]
-        if left:
-            log.warning("the plan of %s is lost or damaged: its vectors are computed again", self.folder.name[:12])
-        for path in left:
+        paths = [path for path in (self.folder / MANIFEST, *self.folder.glob("shard-*")) if path.exists()]
+        if paths:
+            log.warning("the plan of %s is missing or damaged: its vectors are computed again", self.folder.name[:12])
+        for path in paths:
             path.unlink()
 
     def has_shard(self, shard: int) -> bool:
-        """True when the shard was written; its checksum is looked at when it is read."""
+        """Whether the shard was written. Its checksum is only verified by `read_shard`."""
         return self._get_metadata_path(shard).exists() and self._get_shard_path(shard).exists()
 
     def read_shard(self, shard: int) -> VectorBlock | None:
-        """A finished shard; none where it is missing or damaged, and damage is told."""
+        """A finished shard, or None if it is missing or damaged. Damage is logged."""
         if not self._get_metadata_path(shard).exists():
             return None
         content = self._get_shard_path(shard).read_bytes() if self._get_shard_path(shard).exists() else b""
@@ -162,29 +161,31 @@ class ShardStore:
     def write_shard(
         self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0
     ) -> VectorBlock:
-        """Store one finished shard and what it took; the block as it will be read from now on."""
+        """Store one finished shard and its cost. Returns the block as it will be read (formats may lose precision)."""
         tensors = {"rows": block.rows.astype(np.int64), **VECTOR_FORMATS[self.vector_dtype].encode(block.vectors)}
         content = save(tensors)
-        note = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(ShardCost(tokens, seconds, split_batches))}
+        metadata = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(ShardCost(tokens, seconds, split_batches))}
         write_file_atomically(self._get_shard_path(shard), content)
-        write_file_atomically(self._get_metadata_path(shard), _encode_with_checksum(note))
+        write_file_atomically(self._get_metadata_path(shard), _encode_with_checksum(metadata))
         return VectorBlock(block.rows, decode_vectors(tensors))
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
-        """Say that nothing is missing, and what it took."""
+        """Mark the store as complete; `facts` go into the manifest."""
         write_file_atomically(self.folder / MANIFEST, _encode_with_checksum(facts))
 
     def read_manifest(self) -> dict[str, Any]:
-        """What `finish` was told."""
+        """The facts given to `write_manifest`; empty if the store is not complete."""
         return _read_metadata(self.folder / MANIFEST)
 
     def compute_total_cost(self) -> ShardCost:
-        """What the stored shards took together, over all the runs that made them."""
-        notes = [note for file in sorted(self.folder.glob("shard-*.json")) if (note := _read_metadata(file))]
-        return ShardCost(*(sum(note.get(key, 0) for note in notes) for key in ("tokens", "seconds", "split_batches")))
+        """The summed cost of all stored shards, over all runs that computed them."""
+        entries = [entry for file in sorted(self.folder.glob("shard-*.json")) if (entry := _read_metadata(file))]
+        return ShardCost(
+            *(sum(entry.get(key, 0) for entry in entries) for key in ("tokens", "seconds", "split_batches"))
+        )
 
     def get_shard_files(self, shard: int) -> tuple[Path, Path]:
-        """A shard's files, in the order they are written."""
+        """The files of a shard, in the order they are written."""
         return self._get_shard_path(shard), self._get_metadata_path(shard)
 
     def _get_shard_path(self, shard: int) -> Path:

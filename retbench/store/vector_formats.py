@@ -1,4 +1,4 @@
-"""Vectors in fewer bytes: half precision, or a byte a number with one scale a vector. Reading gives float32 again."""
+"""Storage formats of vectors: float32, float16, or int8 with one scale per vector. Reading gives float32."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ Tensors = dict[str, np.ndarray]
 
 
 class VectorFormat(NamedTuple):
-    """How vectors are written, and what one number and one vector cost beside their row number."""
+    """How vectors are encoded, and the bytes that one number and one vector take."""
 
     encode: Callable[[np.ndarray], Tensors]
     bytes_per_number: int
@@ -30,13 +30,13 @@ VECTOR_FORMATS: dict[VectorDtype, VectorFormat] = {
 
 
 def compute_row_bytes(dimension: int, vector_dtype: VectorDtype) -> int:
-    """What one row costs on disk: its number and its vector."""
-    form = VECTOR_FORMATS[vector_dtype]
-    return np.dtype(np.int64).itemsize + dimension * form.bytes_per_number + form.bytes_per_vector
+    """Bytes of one row on disk: its row number and its vector."""
+    vector_format = VECTOR_FORMATS[vector_dtype]
+    return np.dtype(np.int64).itemsize + dimension * vector_format.bytes_per_number + vector_format.bytes_per_vector
 
 
 def decode_vectors(tensors: Tensors) -> np.ndarray:
-    """What was written, as float32; what lost precision is brought back to length one."""
+    """Stored vectors as float32; those of a lossy format are normalized again."""
     vectors = tensors["vectors"]
     if vectors.dtype == np.float32:
         return vectors
