@@ -20,19 +20,19 @@ from retbench.records.load_run import read_trec_run
 from retbench.records.results_folder import ResultsFolder
 from retbench.scoring.significance import compute_paired_p_value
 from tests import small_collection
-from tests.finished_runs import METRIC, finish
+from tests.finished_runs import METRIC, write_finished_run
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """BM25 on the small collection at two depths."""
-    folder = small_collection.write(tmp_path / "small")
+    folder = small_collection.write_folder(tmp_path / "small")
     for depth in (10, 12):
         retbench.evaluate(["bm25"], tasks=[str(folder)], out=tmp_path / "r", overrides={"depth": depth})
     return tmp_path / "r"
 
 
-def _runs(results: Path) -> list[Path]:
+def _list_runs(results: Path) -> list[Path]:
     return [
         run.folder
         for run in sorted(ResultsFolder(results).scan_runs().runs, key=lambda run: run.record.settings["depth"])
@@ -40,8 +40,8 @@ def _runs(results: Path) -> list[Path]:
 
 
 def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:
-    a = finish(tmp_path, "a", "t", [0.9, 0.5, 0.5, 0.1, 0.8])
-    b = finish(tmp_path, "b", "t", [0.1, 0.5, 0.4, 0.2, 0.3], settings={"depth": 10})
+    a = write_finished_run(tmp_path, "a", "t", [0.9, 0.5, 0.5, 0.1, 0.8])
+    b = write_finished_run(tmp_path, "b", "t", [0.1, 0.5, 0.4, 0.2, 0.3], settings={"depth": 10})
     found = retbench.compare(a, b)
     assert [one.name for one in found.settings] == ["model", "settings.lexical.name", "settings.depth"]
     assert found.test is not None
@@ -54,21 +54,24 @@ def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path)
 
 def test_one_letter_of_a_prompt_is_shown_with_its_bytes(tmp_path: Path) -> None:
     method = {"query": "Query:{text}"}
-    a = finish(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": method}})
-    b = finish(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": {"query": "Query: {text}"}}})
+    a = write_finished_run(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": method}})
+    b = write_finished_run(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": {"query": "Query: {text}"}}})
     (one,) = compare_runs(str(a), str(b)).settings
     assert (one.name, one.a, one.b) == ("settings.encoder.method.query", "'Query:{text}'", "'Query: {text}'")
 
 
 def test_other_documents_are_not_tested(tmp_path: Path) -> None:
-    a, b = finish(tmp_path, "a", "t", [0.5] * 3), finish(tmp_path, "b", "t", [0.4] * 3, fingerprint="another")
+    a, b = (
+        write_finished_run(tmp_path, "a", "t", [0.5] * 3),
+        write_finished_run(tmp_path, "b", "t", [0.4] * 3, fingerprint="another"),
+    )
     found = compare_runs(str(a), str(b))
     assert found.test is None
     assert "fingerprint" in found.remarks[0]
 
 
 def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
-    run = _runs(results)[1]
+    run = _list_runs(results)[1]
     lines = gzip.decompress((run / "run.trec.gz").read_bytes()).decode().splitlines()
     rows = [line.split() for line in lines]
     worse = [" ".join([row[0], row[1], row[2], str(99 - int(row[3])), *row[4:]]) for row in rows]  # upside down
@@ -82,7 +85,7 @@ def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
 
 
 def test_our_own_run_as_a_foreign_one_gives_the_same_scores(results: Path, tmp_path: Path) -> None:
-    deep = _runs(results)[1]
+    deep = _list_runs(results)[1]
     (tmp_path / "foreign.trec").write_bytes(gzip.decompress((deep / "run.trec.gz").read_bytes()))
     found = compare_runs(str(tmp_path / "foreign.trec"), str(deep))
     assert found.test is not None
@@ -93,7 +96,7 @@ def test_our_own_run_as_a_foreign_one_gives_the_same_scores(results: Path, tmp_p
 @pytest.fixture
 def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]) -> str:
     """A task whose queries are documents, too, and may not find themselves."""
-    folder = small_collection.write(tmp_path / "twins")
+    folder = small_collection.write_folder(tmp_path / "twins")
     with (folder / "corpus.jsonl").open("a") as corpus:
         corpus.writelines(
             json.dumps({"_id": name, "title": "", "text": text}) + "\n" for name, text in small_collection.QUERIES
@@ -123,11 +126,11 @@ def test_a_foreign_run_is_scored_by_the_rules_of_the_task(
 
 def test_a_run_that_found_nothing_scores_nothing(results: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.trec").write_text("")
-    assert compare_runs(str(tmp_path / "empty.trec"), str(_runs(results)[0])).scores[METRIC][0] == 0
+    assert compare_runs(str(tmp_path / "empty.trec"), str(_list_runs(results)[0])).scores[METRIC][0] == 0
 
 
 def test_two_foreign_runs_need_a_task(results: Path, tmp_path: Path) -> None:
-    run = str(_runs(results)[1] / "run.trec.gz")
+    run = str(_list_runs(results)[1] / "run.trec.gz")
     with pytest.raises(UsageError, match="judgments"):
         compare_runs(run, run)
     found = compare_runs(run, run, task=str(tmp_path / "small"))
@@ -140,20 +143,20 @@ def test_an_mteb_result_has_means_only(results: Path, tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     scores = [{"hf_subset": "default", "ndcg_at_10": 0.5, "main_score": 0.5, "languages": ["eng-Latn"]}]
     file.write_text(json.dumps({"task_name": "Small", "dataset_revision": "abc", "scores": {"test": scores}}))
-    found = compare_runs(str(_runs(results)[1]), str(file))
+    found = compare_runs(str(_list_runs(results)[1]), str(file))
     assert found.b == "org/model on small (mteb result)"
     assert found.scores[METRIC][1] == 0.5
     assert "only mean scores" in found.remarks[0]
     file.write_text("{}")
     with pytest.raises(DataError, match="mteb"):
-        compare_runs(str(_runs(results)[1]), str(file))
+        compare_runs(str(_list_runs(results)[1]), str(file))
 
 
 def test_of_an_mteb_file_with_several_subsets_one_is_chosen(results: Path, tmp_path: Path) -> None:
     file = tmp_path / "Small.json"
     scores = [{"hf_subset": name, "ndcg_at_10": score} for name, score in (("default", 0.5), ("go", 0.25))]
     file.write_text(json.dumps({"task_name": "Small", "scores": {"test": scores}}))
-    run = str(_runs(results)[1])
+    run = str(_list_runs(results)[1])
     assert compare_runs(run, str(file)).scores[METRIC][1] == 0.5
     assert compare_runs(run, str(file), task="small-go").scores[METRIC][1] == 0.25
     with pytest.raises(UsageError, match="holds small, small-go, and not other"):
@@ -169,7 +172,7 @@ def test_a_foreign_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
 
 
 def test_inspect_shows_the_worst_queries_and_where_the_relevant_stood(results: Path) -> None:
-    deep = _runs(results)[1]
+    deep = _list_runs(results)[1]
     found = inspect_run(str(deep))
     scores = [answer.score for answer in found.answers]
     assert scores == sorted(scores)
@@ -182,11 +185,11 @@ def test_inspect_shows_the_worst_queries_and_where_the_relevant_stood(results: P
 
 
 def test_a_run_is_found_by_the_beginning_of_its_settings_id(results: Path) -> None:
-    deep = _runs(results)[1]
+    deep = _list_runs(results)[1]
     runner = CliRunner()
     out = runner.invoke(app, ["inspect", deep.name[:6], "--results", str(results), "--json"])
     assert json.loads(out.stdout)["depth"] == 12
     out = runner.invoke(app, ["compare", deep.name, deep.name, "--results", str(results)])
     assert out.exit_code == 0
-    assert "every stated setting is the same" in out.stdout
+    assert "All recorded settings are equal." in out.stdout
     assert runner.invoke(app, ["inspect", "zzz", "--results", str(results)]).exit_code == 2

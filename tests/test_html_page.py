@@ -13,7 +13,7 @@ from retbench.pipelines.report import build_report
 from retbench.reports.plots import write_plots
 from retbench.reports.specialisation_deltas import compute_deltas
 from retbench.reports.svg_charts import ScatterPoint, find_pareto_front
-from tests.finished_runs import NASTY, fail, finish
+from tests.finished_runs import HOSTILE_NAME, write_failed_run, write_finished_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here (apt-get install chromium)")
@@ -23,13 +23,13 @@ SCORES = np.random.default_rng(2).uniform(0.2, 0.6, 30)
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("results")
-    models = {"base": 0.0, "coder": 0.2, NASTY: -0.1}
+    models = {"base": 0.0, "coder": 0.2, HOSTILE_NAME: -0.1}
     for number, (model, shift) in enumerate(models.items()):
         card = {"parameters": 10**7 * (number + 1), "parent": "base" if model == "coder" else None}
         for task in ("text", "code"):
             cost = {"documents_per_second": 100.0 * (number + 1)}
-            finish(root, model, task, SCORES + shift, cost=cost, **card)
-    fail(root, "lost", "text", error=NASTY)
+            write_finished_run(root, model, task, SCORES + shift, cost=cost, **card)
+    write_failed_run(root, "lost", "text", error=HOSTILE_NAME)
     return root
 
 

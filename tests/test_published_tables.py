@@ -19,7 +19,7 @@ from retbench.pipelines.report import build_report
 from retbench.records.cell import Cell
 from retbench.records.mteb_results import read_mteb_results_below
 from retbench.reports.published_tables import load_published_rows, load_shipped_tables, read_table
-from tests.finished_runs import finish
+from tests.finished_runs import write_finished_run
 
 
 def test_every_shipped_column_is_a_task_or_a_group_of_ours() -> None:
@@ -46,7 +46,7 @@ def test_every_shipped_figure_is_a_score() -> None:
 
 
 def test_published_rows_are_marked_and_never_ranked(tmp_path: Path) -> None:
-    finish(tmp_path, "m", "scifact", [0.5] * 4)
+    write_finished_run(tmp_path, "m", "scifact", [0.5] * 4)
     assert build_report(tmp_path).boards[0].published_rows == []
     text = build_report(tmp_path, reference=True).format("markdown")
     assert "| – | – | E5-Mistral-7B† | published: mteb-beir | 76.42 |" in text
@@ -58,23 +58,23 @@ def test_published_rows_are_marked_and_never_ranked(tmp_path: Path) -> None:
 
 
 def test_another_metric_a_sample_or_a_protocol_keeps_them_out(tmp_path: Path) -> None:
-    finish(tmp_path / "a", "m", "scifact", [0.5] * 4, settings={"sample": 4})
-    finish(tmp_path / "b", "m", "scifact", [0.5] * 4, settings={"protocol": "study"})
-    finish(tmp_path / "c", "m", "msmarco-dev", [0.5] * 4)  # published by another metric
+    write_finished_run(tmp_path / "a", "m", "scifact", [0.5] * 4, settings={"sample": 4})
+    write_finished_run(tmp_path / "b", "m", "scifact", [0.5] * 4, settings={"protocol": "study"})
+    write_finished_run(tmp_path / "c", "m", "msmarco-dev", [0.5] * 4)  # published by another metric
     for folder in "abc":
         assert build_report(tmp_path / folder, reference=True).boards[0].published_rows == []
 
 
 def test_a_group_column_takes_the_published_mean(tmp_path: Path) -> None:
     for forum in ("android", "english"):
-        finish(tmp_path, "m", f"cqadupstack-{forum}", [0.5] * 4, suite="beir")
-    finish(tmp_path, "m", "scifact", [0.7] * 4, suite="beir")
+        write_finished_run(tmp_path, "m", f"cqadupstack-{forum}", [0.5] * 4, suite="beir")
+    write_finished_run(tmp_path, "m", "scifact", [0.7] * 4, suite="beir")
     text = build_report(tmp_path, table_names=("mteb-beir",)).format("markdown")
     head = next(line for line in text.splitlines() if line.startswith("| rank"))
     assert "| cqadupstack | scifact |" in head
     assert "| 60.00 | 50.00? | 70.00? |" in text
     assert f"| {(46.00 + 76.42) / 2:.2f} | 46.00 | 76.42 |" in text
-    assert "The average is over 2 of the 15 entries of beir." in text
+    assert "The average covers 2 of the 15 entries of beir." in text
 
 
 def test_a_row_of_the_wrong_length_is_named(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_row_of_the_wrong_length_is_named(tmp_path: Path) -> None:
 
 
 def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: Path) -> None:
-    finish(tmp_path / "r", "m", "scifact", [0.5] * 4)
+    write_finished_run(tmp_path / "r", "m", "scifact", [0.5] * 4)
     folder = tmp_path / "org__model" / "rev"
     folder.mkdir(parents=True)
     for name, score in (("SciFact", 0.61), ("NFCorpus", 0.33)):
@@ -99,7 +99,7 @@ def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: P
     )
 
 
-def _result(folder: Path, name: str, score: float, metric: str = "ndcg_at_10") -> Path:
+def _write_mteb_result(folder: Path, name: str, score: float, metric: str = "ndcg_at_10") -> Path:
     """An mteb result file; `folder` is results/<org>__<model>/<revision>."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
@@ -107,7 +107,7 @@ def _result(folder: Path, name: str, score: float, metric: str = "ndcg_at_10") -
     return file
 
 
-def _imported(results: Path) -> dict[str, tuple[float, ...]]:
+def _read_imported(results: Path) -> dict[str, tuple[float, ...]]:
     tables = [read_table(file) for file in sorted((results / "references").glob("*.toml"))]
     assert len({table.name for table in tables}) == len(tables)
     return {model: scores for table in tables for model, scores in table.rows.items()}
@@ -115,35 +115,38 @@ def _imported(results: Path) -> dict[str, tuple[float, ...]]:
 
 def test_an_experiment_is_a_row_of_its_own(tmp_path: Path) -> None:
     revision = tmp_path / "m" / "org__model" / "rev"
-    _result(revision, "SciFact", 0.6)
-    _result(revision / "experiments" / "max_length_4", "SciFact", 0.2)
+    _write_mteb_result(revision, "SciFact", 0.6)
+    _write_mteb_result(revision / "experiments" / "max_length_4", "SciFact", 0.2)
     import_results(tmp_path / "m", tmp_path / "r")
-    assert _imported(tmp_path / "r") == {"org/model": (0.6,), "org/model (max_length_4)": (0.2,)}
+    assert _read_imported(tmp_path / "r") == {"org/model": (0.6,), "org/model (max_length_4)": (0.2,)}
 
 
 def test_names_that_differ_by_a_sign_are_two_tables(tmp_path: Path) -> None:
     for model, task, score in (("e5_base", "SciFact", 0.6), ("e5-base", "NFCorpus", 0.3), ("e5-base", "SciFact", 0.5)):
-        import_results(_result(tmp_path / f"org__{model}" / "rev", task, score), tmp_path / "r")
-    assert _imported(tmp_path / "r") == {"org/e5_base": (0.6,), "org/e5-base": (0.3, 0.5)}
+        import_results(_write_mteb_result(tmp_path / f"org__{model}" / "rev", task, score), tmp_path / "r")
+    assert _read_imported(tmp_path / "r") == {"org/e5_base": (0.6,), "org/e5-base": (0.3, 0.5)}
 
 
 def test_two_scores_of_one_model_on_one_task_are_refused(tmp_path: Path) -> None:
-    files = [_result(tmp_path / "m" / "org__model" / rev, "SciFact", score) for rev, score in (("a", 0.6), ("b", 0.7))]
+    files = [
+        _write_mteb_result(tmp_path / "m" / "org__model" / rev, "SciFact", score)
+        for rev, score in (("a", 0.6), ("b", 0.7))
+    ]
     with pytest.raises(UsageError, match=r"org/model has two scores on scifact: 0.6 and 0.7"):
         import_results(tmp_path / "m", tmp_path / "r")
     import_results(files[0], tmp_path / "r")
     import_results(files[0], tmp_path / "r")  # the same again is no news
     with pytest.raises(UsageError, match=r"org/model has two scores"):
         import_results(files[1], tmp_path / "r")
-    assert _imported(tmp_path / "r") == {"org/model": (0.6,)}
+    assert _read_imported(tmp_path / "r") == {"org/model": (0.6,)}
 
 
 def test_only_what_a_board_could_show_is_imported(tmp_path: Path) -> None:
-    similarity = _result(tmp_path / "m" / "org__model" / "rev", "STS12", 0.7, "cosine_spearman")
+    similarity = _write_mteb_result(tmp_path / "m" / "org__model" / "rev", "STS12", 0.7, "cosine_spearman")
     with pytest.raises(MissingError, match="has no scores of retrieval tasks"):
         import_results(similarity, tmp_path / "r")
-    assert _imported(tmp_path / "r") == {}
-    _result(similarity.parent, "SciFact", 0.6)
+    assert _read_imported(tmp_path / "r") == {}
+    _write_mteb_result(similarity.parent, "SciFact", 0.6)
     (members,) = import_results(tmp_path / "m", tmp_path / "r").values()
     assert [one.task for one in members] == ["scifact"]
 
@@ -165,21 +168,21 @@ def test_every_subset_and_every_known_split_of_an_mteb_file_is_read(tmp_path: Pa
     }  # fmt: skip
 
 
-def _cell(model: str = "minilm-l6", method: str = "mean", sample: int | None = None) -> Cell:
+def _build_cell(model: str = "minilm-l6", method: str = "mean", sample: int | None = None) -> Cell:
     return Cell(model, method, "scifact", "beir", "test", "done", sample=sample, scores={"ndcg_at_10": 0.6451})
 
 
 def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> None:
     model = catalog.find_model_card("minilm-l6")
     request, task = EvaluationRequest(("minilm-l6",), ("scifact",)), catalog.find_task_card("scifact")
-    (found,) = find_expected_scores(_cell(), model, task, request)
+    (found,) = find_expected_scores(_build_cell(), model, task, request)
     assert (found.metric, found.is_met) == ("ndcg_at_10", True)
-    assert find_expected_scores(_cell(sample=10), model, task, request) == ()
-    assert find_expected_scores(_cell(method="last"), model, task, request) == ()
-    assert find_expected_scores(_cell(), model, replace(task, fields=("text",)), request) == ()
+    assert find_expected_scores(_build_cell(sample=10), model, task, request) == ()
+    assert find_expected_scores(_build_cell(method="last"), model, task, request) == ()
+    assert find_expected_scores(_build_cell(), model, replace(task, fields=("text",)), request) == ()
     assert (
         find_expected_scores(
-            _cell(), model, task, EvaluationRequest(("minilm-l6",), ("scifact",), overrides={"max_length": 64})
+            _build_cell(), model, task, EvaluationRequest(("minilm-l6",), ("scifact",), overrides={"max_length": 64})
         )
         == ()
     )
@@ -188,6 +191,6 @@ def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> Non
 def test_a_model_card_may_know_its_score_too() -> None:
     model = ModelCard("mine", reference=(PublishedScore("scifact", "ndcg_at_10", 0.9, "a paper", 0.01),))
     (found,) = find_expected_scores(
-        _cell("mine"), model, catalog.find_task_card("scifact"), EvaluationRequest(("mine",), ("scifact",))
+        _build_cell("mine"), model, catalog.find_task_card("scifact"), EvaluationRequest(("mine",), ("scifact",))
     )
     assert (found.score, found.is_met) == (0.9, False)

@@ -24,7 +24,7 @@ from retbench.records.scored_run import DamagedRecordError, load_scored_run, rea
 from retbench.reports.formats import escape_latex, format_csv_value
 from retbench.reports.suite_average import compute_suite_mean
 from retbench.reports.table_cells import TableCell, build_table
-from tests.finished_runs import METRIC, NASTY, fail, finish
+from tests.finished_runs import HOSTILE_NAME, METRIC, write_failed_run, write_finished_run
 
 GENERATOR = np.random.default_rng(1)
 GOOD = GENERATOR.uniform(0.6, 0.9, 40)
@@ -32,12 +32,12 @@ SAME = GOOD + GENERATOR.normal(0, 0.01, 40)
 BAD = GOOD - 0.3
 
 
-def _cli(*words: object) -> tuple[int, str, str]:
+def _run_command(*words: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["-q", *map(str, words)])
     return result.exit_code, result.stdout, result.stderr
 
 
-def _rows(root: Path) -> list[tuple[int, str, str]]:
+def _list_board_rows(root: Path) -> list[tuple[int, str, str]]:
     (board,) = build_report(root).boards
     places = [(row, board.get_rank(row, board.ranked_by)) for row in board.rows]
     return [(place.rank, place.letters, row.model) for row, place in places if place]
@@ -45,14 +45,14 @@ def _rows(root: Path) -> list[tuple[int, str, str]]:
 
 def test_rank_counts_the_rows_that_are_significantly_better(tmp_path: Path) -> None:
     for model, scores in (("good", GOOD), ("same", SAME), ("bad", BAD)):
-        finish(tmp_path, model, "t", scores)
-    assert sorted(_rows(tmp_path)) == [(1, "a", "good"), (1, "a", "same"), (3, "b", "bad")]
+        write_finished_run(tmp_path, model, "t", scores)
+    assert sorted(_list_board_rows(tmp_path)) == [(1, "a", "good"), (1, "a", "same"), (3, "b", "bad")]
 
 
 def test_the_average_is_ranked_over_the_queries_of_all_tasks(tmp_path: Path) -> None:
     for model, shift in (("good", 0.0), ("bad", 0.2)):
-        finish(tmp_path, model, "one", GOOD - shift)
-        finish(tmp_path, model, "two", BAD[:20] - shift)
+        write_finished_run(tmp_path, model, "one", GOOD - shift)
+        write_finished_run(tmp_path, model, "two", BAD[:20] - shift)
     (board,) = build_report(tmp_path).boards
     assert [row.model for row in board.rows] == ["good", "bad"]
     assert board.compute_average(board.rows[0]) == pytest.approx((GOOD.mean() + BAD[:20].mean()) / 2)
@@ -65,7 +65,7 @@ def test_the_average_is_ranked_over_the_queries_of_all_tasks(tmp_path: Path) -> 
 def test_six_tasks_are_also_ranked_over_tasks(tmp_path: Path) -> None:
     for model, shift in (("good", 0.0), ("bad", 0.2)):
         for task in "abcdef":
-            finish(tmp_path, model, task, GOOD - shift)
+            write_finished_run(tmp_path, model, task, GOOD - shift)
     (board,) = build_report(tmp_path).boards
     assert [place.rank_over_tasks for row in board.rows if (place := board.get_rank(row, None))] == [1, 2]
 
@@ -76,69 +76,69 @@ def test_a_group_counts_once_in_the_average() -> None:
 
 
 def test_no_average_over_missing_cells_and_failures_are_told(tmp_path: Path) -> None:
-    finish(tmp_path, "whole", "one", GOOD)
-    finish(tmp_path, "whole", "two", GOOD)
-    finish(tmp_path, "half", "one", BAD)
-    fail(tmp_path, "half", "two", error="out of memory")
-    fail(tmp_path, "never", "one", method="-")
+    write_finished_run(tmp_path, "whole", "one", GOOD)
+    write_finished_run(tmp_path, "whole", "two", GOOD)
+    write_finished_run(tmp_path, "half", "one", BAD)
+    write_failed_run(tmp_path, "half", "two", error="out of memory")
+    write_failed_run(tmp_path, "never", "one", method="-")
     text = build_report(tmp_path).format("markdown")
     assert "| – | – | half | bm25 | – |" in text
     assert "failed: half on two: out of memory." in text
     assert "never" in text
-    assert "no average over missing cells" in text
+    assert "A row with missing cells has no average." in text
 
 
 def test_a_success_takes_the_note_of_the_failure_away(tmp_path: Path) -> None:
-    fail(tmp_path, "m", "t")
-    fail(tmp_path, "m", "t", method="-")
-    finish(tmp_path, "m", "t", GOOD)
+    write_failed_run(tmp_path, "m", "t")
+    write_failed_run(tmp_path, "m", "t", method="-")
+    write_finished_run(tmp_path, "m", "t", GOOD)
     assert ResultsFolder(tmp_path).scan_runs().failures == []
 
 
 def test_other_documents_make_another_block_and_the_difference_is_named(tmp_path: Path) -> None:
-    finish(tmp_path, "a", "t", GOOD)
-    finish(tmp_path, "b", "t", GOOD, fingerprint="another", created="2026-02-01")
-    finish(tmp_path, "c", "t", GOOD, settings={"split": "train"})
+    write_finished_run(tmp_path, "a", "t", GOOD)
+    write_finished_run(tmp_path, "b", "t", GOOD, fingerprint="another", created="2026-02-01")
+    write_finished_run(tmp_path, "c", "t", GOOD, settings={"split": "train"})
     boards = build_report(tmp_path).boards
     assert [[row.model for row in board.rows] for board in boards] == [["a"], ["b"], ["c"]]
     assert [board.differing_rules for board in boards] == [(), ("collection of t",), ("split",)]
-    assert "Not comparable with the first block of mine: another collection of t." in build_report(tmp_path).format(
-        "markdown"
-    )
+    assert "Not comparable with the first leaderboard of mine: different collection of t." in build_report(
+        tmp_path
+    ).format("markdown")
 
 
 def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: Path) -> None:
-    finish(tmp_path, "old", "t", GOOD)
-    finish(tmp_path, "new", "t", BAD, settings={"excluded": "keep", "relevant_from": 1})
-    assert len(_rows(tmp_path)) == 2
-    finish(tmp_path, "other", "t", BAD, settings={"relevant_from": 2}, created="2027")
+    write_finished_run(tmp_path, "old", "t", GOOD)
+    write_finished_run(tmp_path, "new", "t", BAD, settings={"excluded": "keep", "relevant_from": 1})
+    assert len(_list_board_rows(tmp_path)) == 2
+    write_finished_run(tmp_path, "other", "t", BAD, settings={"relevant_from": 2}, created="2027")
     assert [board.differing_rules for board in build_report(tmp_path).boards] == [(), ("relevant_from of t",)]
 
 
 def test_of_two_runs_of_a_cell_the_newer_counts_and_the_board_says_so(tmp_path: Path) -> None:
-    finish(tmp_path, "m", "t", BAD, settings={"excluded": "keep"}, created="2027")
-    finish(tmp_path, "m", "t", GOOD, created="2026")
+    write_finished_run(tmp_path, "m", "t", BAD, settings={"excluded": "keep"}, created="2027")
+    write_finished_run(tmp_path, "m", "t", GOOD, created="2026")
     (board,) = build_report(tmp_path).boards
     assert board.rows[0].get_score("t") == pytest.approx(BAD.mean())
-    assert "Older runs left out, because the same cell was run again: 1." in build_report(tmp_path).format("markdown")
+    assert "Older runs of the same cells, not shown: 1." in build_report(tmp_path).format("markdown")
 
 
 def test_two_settings_of_one_model_are_two_rows_with_the_setting_in_the_name(tmp_path: Path) -> None:
-    finish(tmp_path, "m", "t", GOOD)
-    finish(tmp_path, "m", "t", BAD, settings={"depth": 10})
+    write_finished_run(tmp_path, "m", "t", GOOD)
+    write_finished_run(tmp_path, "m", "t", BAD, settings={"depth": 10})
     (board,) = build_report(tmp_path).boards
     assert [row.label for row in board.rows] == ["bm25 (depth 100)", "bm25 (depth 10)"]
 
 
 def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
-    finish(tmp_path, "a", "t", GOOD)
-    finish(tmp_path, "b", "t", BAD)
-    assert len(_rows(tmp_path)) == 2
+    write_finished_run(tmp_path, "a", "t", GOOD)
+    write_finished_run(tmp_path, "b", "t", BAD)
+    assert len(_list_board_rows(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(("sets", "mark"), [(None, "?"), ((), ""), (("t",), "*")])
 def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...] | None, mark: str) -> None:
-    finish(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
+    write_finished_run(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
     (board,) = build_report(tmp_path).boards
     assert [cell.mark for cell in build_table(board).lines[0].cells if cell.task == "t"] == [mark]
 
@@ -152,16 +152,16 @@ def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...
     ],
 )  # fmt: skip
 def test_a_variant_of_a_collection_is_the_collection(tmp_path: Path, learned: str, task: str, mark: str) -> None:
-    finish(tmp_path, "m", task, [0.5] * 4, training_sets=(learned,))
+    write_finished_run(tmp_path, "m", task, [0.5] * 4, training_sets=(learned,))
     (board,) = build_report(tmp_path).boards
     assert [cell.mark for cell in build_table(board).lines[0].cells if cell.task == task] == [mark]
 
 
 def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
     for task in ("one", "two"):
-        finish(tmp_path, "a", task, GOOD, suite="custom")
-        finish(tmp_path, "b", task, BAD, suite="custom")
-    fail(tmp_path, "c", "two", suite="custom")
+        write_finished_run(tmp_path, "a", task, GOOD, suite="custom")
+        write_finished_run(tmp_path, "b", task, BAD, suite="custom")
+    write_failed_run(tmp_path, "c", "two", suite="custom")
     text = build_report(tmp_path).format("markdown")
     assert "average" not in text
     first, second = build_report(tmp_path).boards
@@ -181,11 +181,11 @@ def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: P
             {"name": "quick", "seed": seed}, "f", {"fingerprint": "d"}, {}, {}, "retbench finetune"
         )
 
-    finish(tmp_path, "plain", "t", GOOD)
-    finish(tmp_path, "one", "t", GOOD, training=trained(1))
+    write_finished_run(tmp_path, "plain", "t", GOOD)
+    write_finished_run(tmp_path, "one", "t", GOOD, training=trained(1))
     assert "| one‡ |" in build_report(tmp_path).format("markdown")
     assert "plain‡" not in build_report(tmp_path).format("markdown")
-    finish(tmp_path, "two", "t", GOOD, training=trained(2))
+    write_finished_run(tmp_path, "two", "t", GOOD, training=trained(2))
     assert "‡" not in build_report(tmp_path).format("markdown")
 
 
@@ -193,9 +193,9 @@ def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None
     for seed, scores in ((1, [0.2] * 4), (2, [0.4] * 4), (3, [0.9] * 4)):
         recipe = {"name": "quick", "seed": seed}
         training = TrainingProvenance(recipe, "f", {"set": "s", "fingerprint": "d"}, {}, {}, "retbench finetune")
-        finish(tmp_path, f"m{seed}", "t", scores, training=training, parent="p")
+        write_finished_run(tmp_path, f"m{seed}", "t", scores, training=training, parent="p")
     other = TrainingProvenance({"name": "quick", "seed": 1}, "f", {"set": "another"}, {}, {}, "retbench finetune")
-    finish(tmp_path, "m4", "t", [0.1] * 4, training=other, parent="p")
+    write_finished_run(tmp_path, "m4", "t", [0.1] * 4, training=other, parent="p")
     text = build_report(tmp_path).format("markdown")
     assert "| trained | method | seeds | t |" in text
     assert "| p on s by quick | bm25 | 3 | 50.00 (20.00–90.00) |" in text
@@ -205,7 +205,7 @@ def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None
 
 
 def test_price_needs_a_rate_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish(tmp_path / "r", "m", "t", GOOD)
+    write_finished_run(tmp_path / "r", "m", "t", GOOD)
     monkeypatch.chdir(tmp_path)
     assert "price" not in build_report(tmp_path / "r").format("markdown")
     (tmp_path / "retbench.toml").write_text('[prices]\n"a processor" = 0.36\n')
@@ -216,13 +216,15 @@ def test_price_needs_a_rate_for_the_machine(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_cannot_be_read_is_named_and_skipped_with_exit_1(tmp_path: Path) -> None:
-    good, half, edited, odd = (finish(tmp_path, name, "t", GOOD) for name in ("good", "half", "edited", "odd"))
+    good, half, edited, odd = (
+        write_finished_run(tmp_path, name, "t", GOOD) for name in ("good", "half", "edited", "odd")
+    )
     (half / "record.json").write_text("{")
     facts = json.loads((edited / "record.json").read_text())
     facts["scores"][METRIC] = 0.99
     (edited / "record.json").write_text(json.dumps(facts))
     (odd / "per_query.parquet").write_bytes(b"PAR1")
-    code, out, err = _cli("report", tmp_path)
+    code, out, err = _run_command("report", tmp_path)
     assert code == 1
     assert "| good |" in out
     assert "edited" not in out
@@ -233,7 +235,7 @@ def test_what_cannot_be_read_is_named_and_skipped_with_exit_1(tmp_path: Path) ->
 def test_a_length_that_asks_for_more_memory_than_there_is_is_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = finish(tmp_path, "good", "t", GOOD)
+    folder = write_finished_run(tmp_path, "good", "t", GOOD)
 
     def greedy(*_: object, **__: object) -> None:
         raise pa.ArrowMemoryError("malloc of size 33277066880 failed")
@@ -246,11 +248,11 @@ def test_a_length_that_asks_for_more_memory_than_there_is_is_damage(
 
 
 def test_a_list_of_results_names_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    finish(tmp_path, "good", "t", GOOD)
-    lost = finish(tmp_path, "lost", "t", GOOD)
+    write_finished_run(tmp_path, "good", "t", GOOD)
+    lost = write_finished_run(tmp_path, "lost", "t", GOOD)
     (lost / "record.json").write_text("{")
     for words in ((), ("--json",)):
-        code, out, err = _cli("list", "results", "--results", tmp_path, *words)
+        code, out, err = _run_command("list", "results", "--results", tmp_path, *words)
         assert (code, "good" in out, "lost" in out, str(lost) in err) == (1, True, False, True)
     with caplog.at_level("WARNING", "retbench"):
         assert list(retbench.load_results(tmp_path)["model"]) == ["good"]
@@ -258,7 +260,7 @@ def test_a_list_of_results_names_what_it_leaves_out(tmp_path: Path, caplog: pyte
 
 
 def test_edited_settings_are_noticed(tmp_path: Path) -> None:
-    folder = finish(tmp_path, "m", "t", GOOD)
+    folder = write_finished_run(tmp_path, "m", "t", GOOD)
     facts = json.loads((folder / "record.json").read_text())
     facts["settings"]["depth"] = 7
     (folder / "record.json").write_text(json.dumps(facts))
@@ -267,7 +269,7 @@ def test_edited_settings_are_noticed(tmp_path: Path) -> None:
 
 
 def test_an_older_record_is_migrated(tmp_path: Path) -> None:
-    folder = finish(tmp_path, "m", "t", GOOD)
+    folder = write_finished_run(tmp_path, "m", "t", GOOD)
     today = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**today, "schema": 1, "failures": []}))
     assert read_record(folder / "record.json").schema == SCHEMA
@@ -275,7 +277,7 @@ def test_an_older_record_is_migrated(tmp_path: Path) -> None:
 
 
 def test_a_record_of_the_future_is_refused(tmp_path: Path) -> None:
-    folder = finish(tmp_path, "m", "t", GOOD)
+    folder = write_finished_run(tmp_path, "m", "t", GOOD)
     today = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**today, "schema": SCHEMA + 1}))
     with pytest.raises(DataError, match=r"has schema \d"):
@@ -285,14 +287,14 @@ def test_a_record_of_the_future_is_refused(tmp_path: Path) -> None:
 def test_an_empty_folder_says_how_to_begin(tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         build_report(tmp_path)
-    assert _cli("report", tmp_path)[0] == 3
+    assert _run_command("report", tmp_path)[0] == 3
 
 
 # --- formats
 
 
 def test_a_hostile_name_breaks_no_table(tmp_path: Path) -> None:
-    finish(tmp_path, NASTY, "t", GOOD)
+    write_finished_run(tmp_path, HOSTILE_NAME, "t", GOOD)
     made = build_report(tmp_path)
     table = [line for line in made.format("markdown").splitlines() if line.startswith("|")]
     assert len(table) == 3
@@ -302,7 +304,7 @@ def test_a_hostile_name_breaks_no_table(tmp_path: Path) -> None:
     assert body.endswith("\\\\")
     assert body.replace("\\&", "").count("&") == len(build_table(made.boards[0]).heads) - 1
     rows = list(csv.DictReader(io.StringIO(made.format("csv"))))
-    assert rows[0]["model"] == NASTY
+    assert rows[0]["model"] == HOSTILE_NAME
 
 
 def test_latex_escapes_every_special_character() -> None:
@@ -314,10 +316,10 @@ def test_a_formula_does_not_run_in_a_spreadsheet() -> None:
 
 
 def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
-    finish(tmp_path, "good", "t", GOOD)
-    finish(tmp_path, "bad", "t", BAD)
-    fail(tmp_path, "lost", "t")
-    code, out, _ = _cli("report", tmp_path, "--json")
+    write_finished_run(tmp_path, "good", "t", GOOD)
+    write_finished_run(tmp_path, "bad", "t", BAD)
+    write_failed_run(tmp_path, "lost", "t")
+    code, out, _ = _run_command("report", tmp_path, "--json")
     cells = json.loads(out)
     assert code == 0
     assert [(c["model"], c["task"], c["status"]) for c in cells] == [
@@ -329,9 +331,9 @@ def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
 
 
 def test_report_can_be_written_to_a_file(tmp_path: Path) -> None:
-    finish(tmp_path / "r", "m", "t", GOOD)
-    assert _cli("report", tmp_path / "r", "--format", "latex", "--out", tmp_path / "t.tex")[0] == 0
-    assert _cli("report", tmp_path / "r", "--out", tmp_path / "not" / "t.md")[0] == 2
+    write_finished_run(tmp_path / "r", "m", "t", GOOD)
+    assert _run_command("report", tmp_path / "r", "--format", "latex", "--out", tmp_path / "t.tex")[0] == 0
+    assert _run_command("report", tmp_path / "r", "--out", tmp_path / "not" / "t.md")[0] == 2
     assert "\\begin{tabular}" in (tmp_path / "t.tex").read_text()
 
 
@@ -349,7 +351,7 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
 
 
 def test_reports_start_without_torch(tmp_path: Path) -> None:
-    folder = finish(tmp_path, "m", "t", GOOD)
+    folder = write_finished_run(tmp_path, "m", "t", GOOD)
     code = LIGHT.format(r=tmp_path, a=folder)
     call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert call.returncode == 0, call.stderr

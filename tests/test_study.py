@@ -42,14 +42,14 @@ options = {{ recipe = "quick" }}
 """
 
 
-def _cli(*words: object) -> tuple[int, str, str]:
+def _run_command(*words: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["-q", *map(str, words)])
     return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture
 def plan_file(tmp_path: Path) -> Path:
-    folder = small_collection.write(tmp_path / "small")
+    folder = small_collection.write_folder(tmp_path / "small")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "corpus.jsonl").write_text("not json")
     file = tmp_path / "little.toml"
@@ -81,7 +81,7 @@ def test_the_study_of_specialised_models_has_the_eight_and_bm25() -> None:
 
 def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    code, shown, _ = _cli("study", "run", plan_file, "--out", out)
+    code, shown, _ = _run_command("study", "run", plan_file, "--out", out)
     assert code == 1  # one cell is done, one collection is broken
     assert "words: 1 of 3 done\n  ✓✗–  bm25 · bm25" in shown
     assert "needs the task ./nowhere" in shown
@@ -100,7 +100,7 @@ def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_
     assert [state.status for state in story.list_statuses(plan, out)] == ["done", "failed", "skipped", "skipped"]
     shutil.rmtree(ResultsFolder(out).list_record_files()[0].parent)
     assert [state.status for state in story.list_statuses(plan, out)] == ["open", "failed", "skipped", "skipped"]
-    _, shown, _ = _cli("study", "status", plan_file, "--out", out, "--json")
+    _, shown, _ = _run_command("study", "status", plan_file, "--out", out, "--json")
     assert [slot["status"] for slot in json.loads(shown)] == ["open", "failed", "skipped", "skipped"]
 
 
@@ -112,7 +112,7 @@ def test_two_machines_share_a_study_by_copying_folders(plan_file: Path, tmp_path
 
 
 def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: Path) -> None:
-    folder = small_collection.write(tmp_path / "small")
+    folder = small_collection.write_folder(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     depth = Stage("refused", ("bm25",), tasks=(str(folder),), set={"depth": "ten"})
     cells = list(run_module.run_study(Study("s", "s", (depth, fine)), tmp_path / "r"))
@@ -133,7 +133,7 @@ def test_a_method_is_run_however_the_plan_writes_it() -> None:
 
 
 def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_path: Path) -> None:
-    folder = small_collection.write(tmp_path / "small")
+    folder = small_collection.write_folder(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     stages = [replace(fine, name=key, options={key: value}) for key, value in {"devices": "2", "sample": 10}.items()]
     cells = list(run_module.run_study(Study("s", "s", (*stages, fine)), tmp_path / "r"))
@@ -143,7 +143,7 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
 
 @pytest.mark.parametrize("change", [{"sample": 1}, {"set": {"depth": 20}}, {"options": {"rerank": ["ql"]}}])
 def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Path, change: dict[str, Any]) -> None:
-    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write(tmp_path / "small")),), sample=2)
+    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / "small")),), sample=2)
     plan, edited, out = Study("s", "s", (stage,)), Study("s", "s", (replace(stage, **change),)), tmp_path / "r"
     list(run_module.run_study(plan, out))
     assert [state.status for state in story.list_statuses(edited, out)] == ["open"]
@@ -153,7 +153,7 @@ def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Pa
 
 
 def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) -> None:
-    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write(tmp_path / "small")),))
+    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / "small")),))
     plan, out = Study("s", "s", (stage,)), tmp_path / "r"
     list(run_module.run_study(plan, out))
     (note,) = (out / "studies").rglob("*.json")
@@ -164,11 +164,11 @@ def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) ->
 
 
 def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
-    one, two = (str(small_collection.write(tmp_path / place / "small")) for place in "ab")
+    one, two = (str(small_collection.write_folder(tmp_path / place / "small")) for place in "ab")
     plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
     assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r")] == ["skipped", "done"]
     first, second = story.list_statuses(plan, tmp_path / "r")
-    assert (first.status, second.reason) == ("done", f"needs another name for {two}: {one} is small too")
+    assert (first.status, second.reason) == ("done", f"needs another name for {two}: {one} is also called small")
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"{", b"\xff\xfe"])
@@ -177,15 +177,15 @@ def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes
     note = next(list_study_cells(plan, plan.stages[0])).get_note_path(tmp_path)
     note.parent.mkdir(parents=True)
     note.write_bytes(content)
-    with pytest.raises(DataError, match="is not a study's note"):
+    with pytest.raises(DataError, match="is not a valid note of a study"):
         story.list_statuses(plan, tmp_path)
 
 
 def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
-    folder, model = small_collection.write(tmp_path / "small"), tiny_models.build(tmp_path / "tiny")
-    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=2"]}
+    folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=2"]}
     stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
     plan = Study("s", "s", (stage,))
     (cell,) = run_module.run_study(plan, tmp_path / "r")
@@ -199,23 +199,23 @@ def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
     folder, model, run = (
-        small_collection.write(tmp_path / "small"),
-        tiny_models.build(tmp_path / "tiny"),
+        small_collection.write_folder(tmp_path / "small"),
+        tiny_models.build_model(tmp_path / "tiny"),
         tmp_path / "first.trec",
     )
     run.write_text("q4 Q0 owl 1 2.0 x\nq4 Q0 bee 2 1.0 x\nq5 Q0 compass 1 2.0 x\nq5 Q0 lens 2 1.0 x\n")
-    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1", f"teacher={run}"]}
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=1", f"teacher={run}"]}
     stage = Stage("taught", (str(model),), "finetune", tasks=(str(folder),), options=options)
     (cell,) = run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r")
     assert cell.status == "done", cell.error
-    other = replace(stage, options={**options, "set": ["optimiser.max_steps=1", f"teacher={run}.gz"]})
+    other = replace(stage, options={**options, "set": ["optimizer.max_steps=1", f"teacher={run}.gz"]})
     (cell,) = run_module.run_study(Study("s", "s", (other,)), tmp_path / "r")
     assert "another teacher" in (cell.error or "")
 
 
 def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
-    folder, model = small_collection.write(tmp_path / "small"), tiny_models.build(tmp_path / "tiny")
-    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimiser.max_steps=1"], "seeds": [1, 2]}
+    folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=1"], "seeds": [1, 2]}
     zero = Stage("zero", (str(model),), tasks=(str(folder),), set={"max_length": 8})
     stage = Stage(
         "trained", (str(model),), "finetune", tasks=(str(folder),), options=options, beside=("zero",), set=zero.set
@@ -233,20 +233,20 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
     zeroth, chapter = story.build_stage_reports(plan, out)
     assert [len(one.report.boards[0].rows) for one in (zeroth, chapter)] == [1, 3]
     assert "| tiny on small by quick | mean | 2 |" in format_study_markdown(plan, [("t", chapter.report.boards, ())])
-    other = replace(stage, options={**options, "set": ["optimiser.max_steps=2"]})
+    other = replace(stage, options={**options, "set": ["optimizer.max_steps=2"]})
     lost = list(run_module.run_study(Study("s", "s", (other,)), out))
     assert [cell.status for cell in lost] == ["failed", "failed"]
-    assert "another optimiser" in (lost[0].error or "")
+    assert "different optimizer" in (lost[0].error or "")
     (chapter,) = story.build_stage_reports(Study("s", "s", (other,)), out)
     assert "Failed: " in chapter.missing[0]
 
 
 def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
-    folder = small_collection.write(tmp_path / "small")
+    folder = small_collection.write_folder(tmp_path / "small")
     stage = Stage("more", ("bm25",), tasks=(str(folder),), optional=True)
     plan = Study("s", "s", (stage,))
     (cell,) = run_module.run_study(plan, tmp_path / "r")
-    assert (cell.status, cell.error) == ("skipped", "run when asked for: --stage more")
+    assert (cell.status, cell.error) == ("skipped", "optional stage, run it with --stage more")
     assert [one["status"] for one in run_module.estimate_study(plan, tmp_path / "r")] == ["skipped"]
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["skipped"]
     assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r", "more")] == ["done"]
@@ -256,9 +256,9 @@ def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
 def test_an_adaptor_stage_learns_from_each_task_for_that_task(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
-    folders = [small_collection.write(tmp_path / name) for name in ("one", "two")]
-    model = tiny_models.build(tmp_path / "tiny")
-    options = {"objective": "adaptor", "set": ["iterations=2", "alpha=[0.1]", "beta=[0.0]"]}
+    folders = [small_collection.write_folder(tmp_path / name) for name in ("one", "two")]
+    model = tiny_models.build_model(tmp_path / "tiny")
+    options = {"objective": "adaptor", "set": ["max_steps=2", "alpha=[0.1]", "beta=[0.0]"]}
     stage = Stage("moved", (str(model),), "finetune", tasks=tuple(map(str, folders)), options=options)
     plan = Study("s", "s", (stage,))
     costs = list(run_module.estimate_study(plan, tmp_path / "r"))
@@ -283,11 +283,11 @@ def test_a_recipe_that_is_not_there_is_needed() -> None:
 def test_one_stage_can_be_run_alone(plan_file: Path, tmp_path: Path) -> None:
     plan = catalog.find_study(str(plan_file))
     assert [cell.status for cell in run_module.run_study(plan, tmp_path, "later")] == ["skipped"]
-    assert _cli("study", "run", plan_file, "--out", tmp_path, "--stage", "nope")[0] == 2
+    assert _run_command("study", "run", plan_file, "--out", tmp_path, "--stage", "nope")[0] == 2
 
 
 def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Path) -> None:
-    code, shown, _ = _cli("study", "run", plan_file, "--out", tmp_path / "r", "--dry-run")
+    code, shown, _ = _run_command("study", "run", plan_file, "--out", tmp_path / "r", "--dry-run")
     assert code == 0
     assert "4 cells: 1 open, 1 not here, 2 skipped" in shown
     assert not (tmp_path / "r").exists()
@@ -296,31 +296,31 @@ def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Pa
 def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     list(run_module.run_study(catalog.find_study(str(plan_file)), out))
-    code, text, _ = _cli("study", "report", plan_file, "--results", out)
+    code, text, _ = _run_command("study", "report", plan_file, "--results", out)
     assert code == 0
     assert text.startswith("# A little &lt;b&gt;study&lt;/b&gt;\n\n1. Is BM25 BM25?\n\n# words")
     assert "| 1 | a | bm25 | bm25 |" in text
     assert "Skipped: needs \\`retbench teach\\`." in text
-    _, tables, _ = _cli("study", "report", plan_file, "--results", out, "--format", "latex")
+    _, tables, _ = _run_command("study", "report", plan_file, "--results", out, "--format", "latex")
     assert "\\begin{tabular}" in tables
-    assert _cli("study", "report", plan_file, "--results", out, "--out", tmp_path / "s.md")[0] == 0
+    assert _run_command("study", "report", plan_file, "--results", out, "--out", tmp_path / "s.md")[0] == 0
     assert (tmp_path / "s.md").read_text() == text
-    assert _cli("study", "report", plan_file, "--results", out, "--out", tmp_path / "not" / "s.md")[0] == 2
+    assert _run_command("study", "report", plan_file, "--results", out, "--out", tmp_path / "not" / "s.md")[0] == 2
 
 
 def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_collection.write(tmp_path / "small")
+    small_collection.write_folder(tmp_path / "small")
     monkeypatch.chdir(tmp_path)
-    assert _cli("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 0
-    assert _cli("study", "run", "./mine.toml")[0] == 0
-    assert _cli("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 2
-    assert _cli("study", "new", "other", "--model", "bm25")[0] == 2
+    assert _run_command("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 0
+    assert _run_command("study", "run", "./mine.toml")[0] == 0
+    assert _run_command("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 2
+    assert _run_command("study", "new", "other", "--model", "bm25")[0] == 2
 
 
 def test_a_new_plan_has_its_title_and_says_where_it_lies(tmp_path: Path) -> None:
     file, words = tmp_path / "p.toml", ("study", "new", "mine", "--model", "bm25", "--task", "scifact")
-    code, shown, _ = _cli(*words, "--title", "A plan \U0001f600", "--out", file)
+    code, shown, _ = _run_command(*words, "--title", "A plan \U0001f600", "--out", file)
     assert (code, catalog.find_study(str(file)).title) == (0, "A plan \U0001f600")
     assert f"retbench study run {file} --dry-run" in shown
-    code, _, told = _cli(*words, "--out", tmp_path / "not" / "there.toml")
+    code, _, told = _run_command(*words, "--out", tmp_path / "not" / "there.toml")
     assert (code, told.splitlines()[0]) == (2, f"error: there is no folder {tmp_path / 'not'}")

@@ -1,11 +1,11 @@
-"""The study: a plan of models, methods and tasks in stages, with its questions and the published tables beside it.
+"""The study: a plan of models, methods and tasks in stages, with its questions and published tables to compare with.
 
-A stage names a verb of retbench and what the verb takes. A stage whose verb, option, method or card is not there is
-told as skipped, with what it needs; the rest of the study runs.
+A stage has a verb of retbench and the verb's options. If its verb, option, method or card does not exist, the stage
+is skipped with a reason, and the rest of the study runs.
 
-A stage of `finetune` trains each model once and scores what came out: on `options.dataset`, or, where there is none,
-on the train split of each task for that task alone; by `options.recipe`, or an adaptor with `objective = "adaptor"`;
-with every seed of `options.seeds`.
+A stage with the verb `finetune` trains each model and evaluates the result. It trains on `options.dataset`; without
+one, it trains one model per task on that task's train split. The recipe is `options.recipe`, or an adaptor with
+`objective = "adaptor"`. It trains once for every seed in `options.seeds`.
 """
 
 from dataclasses import dataclass, field
@@ -25,19 +25,19 @@ class Stage:
     methods: tuple[str, ...] = ()
     sample: int | None = None
     set: dict[str, Any] = field(default_factory=dict)
-    beside: tuple[str, ...] = ()  # stages whose rows stand in this one's tables too
-    optional: bool = False  # run only when the stage is named
-    options: dict[str, Any] = field(default_factory=dict)  # what else the verb takes, by its own names
+    beside: tuple[str, ...] = ()  # other stages whose rows are shown in this stage's tables
+    optional: bool = False  # run only with --stage
+    options: dict[str, Any] = field(default_factory=dict)  # other options of the verb
 
     @property
     def trains_per_task(self) -> bool:
-        """Whether each task has a model of its own, trained on its own train split."""
+        """Whether one model is trained per task, on the task's train split."""
         return self.verb == "finetune" and "dataset" not in self.options
 
 
 @dataclass(frozen=True)
 class Study:
-    """A plan. `references` are published tables (`retbench report --table`) its own tables stand beside."""
+    """A plan. Its report shows the published tables in `references` (`retbench report --table`) for comparison."""
 
     name: str
     title: str
@@ -45,4 +45,4 @@ class Study:
     paper: str | None = None
     questions: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
-    departures: tuple[str, ...] = ()  # where the plan is not what the paper did
+    departures: tuple[str, ...] = ()  # differences from the paper

@@ -10,7 +10,7 @@ from retbench.cli.command import AsJson, cli_command, print_result, print_skippe
 
 
 class ReportFormat(StrEnum):
-    """What a report can be written as."""
+    """The formats of a report."""
 
     markdown = "markdown"
     html = "html"
@@ -22,37 +22,46 @@ class ReportFormat(StrEnum):
 @cli_command
 def report(
     results: Annotated[Path, typer.Argument(help="The results folder.")] = Path("results"),
-    format_: Annotated[ReportFormat, typer.Option("--format", help="How to write it.")] = ReportFormat.markdown,
-    out: Annotated[Path | None, typer.Option(help="A file to write to; stdout otherwise.")] = None,
-    reference: Annotated[bool, typer.Option("--reference", help="Put published rows beside ours, marked.")] = False,
+    format_: Annotated[ReportFormat, typer.Option("--format", help="The output format.")] = ReportFormat.markdown,
+    out: Annotated[Path | None, typer.Option(help="The output file (default: stdout).")] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Show published rows beside measured rows, marked.")
+    ] = False,
     table: Annotated[
-        list[str] | None, typer.Option(help="Only this published table; implies --reference; may be repeated.")
+        list[str] | None, typer.Option(help="Show only this published table; implies --reference; may be repeated.")
     ] = None,
-    plots: Annotated[Path | None, typer.Option(help="A folder for the plots: SVG, and PNG with the extra.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="A folder for plots: SVG, and PNG if retbench[plots] is installed.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Print the leaderboard: quality with ranks and intervals beside speed, memory, size and price."""
+    """Print the leaderboard: scores with ranks and confidence intervals, speed, memory, size and price."""
     import json
 
-    from retbench.pipelines import report as story
+    from retbench.pipelines.report import build_report
 
-    board_report = story.build_report(results, reference, tuple(table or ()))
+    board_report = build_report(results, reference, tuple(table or ()))
     report_format = ReportFormat.json if as_json else format_
-    text = json.dumps(board_report.list_cells(), indent=1, ensure_ascii=False) if report_format is ReportFormat.json else board_report.format(report_format.value)
+    text = (
+        json.dumps(board_report.list_cells(), indent=1, ensure_ascii=False)
+        if report_format is ReportFormat.json
+        else board_report.format(report_format.value)
+    )
     if out is None:
         print_result(text)
     else:
         write_result(out, text)
         print_status(f"written to {out}")
     if plots:
-        _write_plots(board_report.blocks, plots)
+        _write_plots(board_report.boards, plots)
     return print_skipped(board_report.problems)
 
 
-def _write_plots(blocks: list[Any], folder: Path) -> None:
+def _write_plots(boards: list[Any], folder: Path) -> None:
     from retbench.reports.plots import can_write_png, write_plots
 
-    files = write_plots(blocks, folder)
+    files = write_plots(boards, folder)
     print_status(
-        f"{len(files)} plots written to {folder}" + ("" if can_write_png() else "; PNG too: pip install 'retbench[plots]'")
+        f"{len(files)} plots written to {folder}"
+        + ("" if can_write_png() else "; for PNG: pip install 'retbench[plots]'")
     )

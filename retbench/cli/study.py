@@ -1,9 +1,9 @@
-"""retbench study: a whole plan in one command."""
+"""retbench study: runs a study, a plan of many cells, and reports it."""
 
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,15 @@ from retbench.cli.command import (
 )
 from retbench.errors import UsageError
 
-app = typer.Typer(help="A plan of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from retbench.pipelines.studies.cells import StudyCell
+    from retbench.pipelines.studies.status import StudyCellStatus
+
+app = typer.Typer(
+    help="Studies, plans of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True
+)
 Name = Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")]
 Out = Annotated[Path, typer.Option(help="The results folder.")]
 OnlyStage = Annotated[str | None, typer.Option(help="Only this stage.")]
@@ -28,7 +36,7 @@ STATUS_GLYPHS = {"done": "✓", "failed": "✗", "skipped": "–", "open": "·"}
 
 
 class StudyReportFormat(StrEnum):
-    """What a study's report can be written as."""
+    """The formats of a study's report."""
 
     markdown = "markdown"
     latex = "latex"
@@ -42,7 +50,12 @@ def list_studies(as_json: AsJson = False) -> None:
     from retbench.cards import catalog
 
     rows = [
-        {"name": study.name, "title": study.title, "paper": study.paper, "stages": [stage.name for stage in study.stages]}
+        {
+            "name": study.name,
+            "title": study.title,
+            "paper": study.paper,
+            "stages": [stage.name for stage in study.stages],
+        }
         for study in catalog.load_studies()
     ]
     print_json(rows) if as_json else print_result("\n".join(f"{row['name']:<20} {row['title']}" for row in rows))
@@ -54,34 +67,33 @@ def run(
     name: Name,
     out: Out = Path("results"),
     stage: OnlyStage = None,
-    devices: Annotated[str, typer.Option("--devices", "--on", help="As in retbench run.")] = "1",
+    devices: Annotated[str, typer.Option("--devices", "--on", help="Devices, as in retbench run.")] = "1",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show cells, tokens, hours and disk; run nothing.")
+        bool, typer.Option("--dry-run", help="Print cells, tokens, hours and disk without running.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Run a study, cell by cell; what is finished is found on disk, what failed is tried again."""
+    """Run a study cell by cell. Finished cells are reused, failed cells are tried again."""
     from retbench.cards import catalog
     from retbench.cli.progress import ProgressDisplay
-    from retbench.pipelines.studies import run as run_module
+    from retbench.pipelines.studies.run import estimate_study, run_study
     from retbench.pipelines.studies.status import list_statuses
     from retbench.records.cell import compute_exit_code
 
     study = catalog.find_study(name)
     if dry_run:
-        estimates = list(run_module.estimate_study(study, out, stage))
+        estimates = list(estimate_study(study, out, stage))
         print_json(estimates) if as_json else print_result(_format_estimates(estimates))
         return 0
     show: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status}
     results = []
-    for result in run_module.run_study(study, out, stage, devices=devices, **show):
+    for result in run_study(study, out, stage, devices=devices, **show):
         if result.status != "skipped":
-            print_status(
-                f"{result.model} · {result.method} · {result.task}: {result.error or f'{100 * (result.main_score or 0):.2f}'}"
-            )
+            outcome = result.error or f"{100 * (result.main_score or 0):.2f}"
+            print_status(f"{result.model} · {result.method} · {result.task}: {outcome}")
         results.append(result)
     if as_json:
-        print_json([cell.json() for cell in results])
+        print_json([result.to_json() for result in results])
     else:
         print_result(_format_status_grid(list_statuses(study, out)))
     return compute_exit_code(results)
@@ -92,23 +104,21 @@ def run(
 def status(
     name: Name,
     out: Out = Path("results"),
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until nothing is open.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until no cell is open.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show which cells are done, failed, skipped or open."""
-    from dataclasses import asdict
-
     from retbench.cards import catalog
-    from retbench.pipelines.studies import status as story
+    from retbench.pipelines.studies.status import list_statuses
 
     study = catalog.find_study(name)
-    statuses = story.list_statuses(study, out)
+    statuses = list_statuses(study, out)
     if as_json:
         facts = ("status", "score", "reason", "record")
-        print_json([{**asdict(status.cell), **{key: getattr(status, key) for key in facts}} for status in statuses])
+        print_json([{**status.cell.to_json(), **{key: getattr(status, key) for key in facts}} for status in statuses])
         return
     if watch:
-        _watch_status(lambda: story.list_statuses(study, out))
+        _watch_status(lambda: list_statuses(study, out))
     else:
         print_result(_format_status_grid(statuses))
 
@@ -118,10 +128,12 @@ def status(
 def report(
     name: Name,
     results: Out = Path("results"),
-    format_: Annotated[StudyReportFormat, typer.Option("--format", help="How to write it.")] = StudyReportFormat.markdown,
-    out: Annotated[Path | None, typer.Option(help="A file to write to; stdout otherwise.")] = None,
+    format_: Annotated[
+        StudyReportFormat, typer.Option("--format", help="The output format.")
+    ] = StudyReportFormat.markdown,
+    out: Annotated[Path | None, typer.Option(help="The output file (default: stdout).")] = None,
 ) -> int:
-    """Print the study's own tables, one board a stage, beside the published ones it names."""
+    """Print the study's leaderboards, one per stage, beside the published tables it names."""
     from retbench.cards import catalog
     from retbench.pipelines.studies.status import build_stage_reports
     from retbench.reports.html_page import build_page
@@ -129,9 +141,16 @@ def report(
 
     study = catalog.find_study(name)
     stage_reports = build_stage_reports(study, results)
-    stages = [(stage_report.stage.title or stage_report.stage.name, stage_report.report.blocks, stage_report.missing) for stage_report in stage_reports]
+    stages = [
+        (stage_report.stage.title or stage_report.stage.name, stage_report.report.boards, stage_report.missing)
+        for stage_report in stage_reports
+    ]
     formatters = {StudyReportFormat.markdown: format_study_markdown, StudyReportFormat.latex: format_study_latex}
-    text = formatters[format_](study, stages) if format_ in formatters else build_page([b for _, blocks, _ in stages for b in blocks])
+    text = (
+        formatters[format_](study, stages)
+        if format_ in formatters
+        else build_page([b for _, boards, _ in stages for b in boards])
+    )
     if out:
         write_result(out, text)
         print_status(f"written to {out}")
@@ -149,18 +168,18 @@ def new(
     suite: Annotated[Many, typer.Option(help="A suite; may be repeated.")] = None,
     task: Annotated[Many, typer.Option(help="A task; may be repeated.")] = None,
     method: Annotated[Many, typer.Option(help="A method; may be repeated.")] = None,
-    sample: Annotated[int | None, typer.Option(help="Only N test queries a task.")] = None,
-    title: Annotated[str | None, typer.Option(help="One line about it.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; NAME.toml by default.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Use only N test queries per task.")] = None,
+    title: Annotated[str | None, typer.Option(help="A title of one line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file (default: NAME.toml).")] = None,
 ) -> None:
-    """Write a plan with one stage; `retbench study run FILE` runs it."""
+    """Write a study with one stage; run it with `retbench study run FILE`."""
     from retbench.cards.toml_writer import format_toml_value
 
     if not suite and not task:
-        raise UsageError("nothing to run on", "name a --suite or a --task (retbench list suites)")
+        raise UsageError("the study has no task", "add --suite or --task (see: retbench list suites)")
     file = out or Path(f"{name}.toml")
     if file.exists():
-        raise UsageError(f"{file} is there already", "name another --out")
+        raise UsageError(f"{file} already exists", "choose another file with --out")
     card_lists = {"models": model, "suites": suite, "tasks": task, "methods": method}
     lines = [
         f"name = {format_toml_value(name)}",
@@ -175,27 +194,29 @@ def new(
     print_result(f"{file} written; next: retbench study run {file} --dry-run")
 
 
-def _format_status_grid(statuses: list[Any]) -> str:
-    """Models down, tasks across, one glyph a cell; then each reason once."""
+def _format_status_grid(statuses: "list[StudyCellStatus]") -> str:
+    """A row per model, a symbol per cell; then each reason once."""
     lines: list[str] = []
-    for stage in dict.fromkeys(status.slot.stage for status in statuses):
-        stage_statuses = [state for state in statuses if state.slot.stage == stage]
+    for stage in dict.fromkeys(status.cell.stage for status in statuses):
+        stage_statuses = [status for status in statuses if status.cell.stage == stage]
         rows: dict[str, list[str]] = {}
-        for state in stage_statuses:
-            rows.setdefault(_format_row_name(state.slot), []).append(STATUS_GLYPHS[state.status])
-        done = sum(state.status == "done" for state in stage_statuses)
+        for status in stage_statuses:
+            rows.setdefault(_format_row_name(status.cell), []).append(STATUS_GLYPHS[status.status])
+        done = sum(status.status == "done" for status in stage_statuses)
         lines += [f"{stage}: {done} of {len(stage_statuses)} done"]
         lines += [f"  {''.join(glyphs)}  {row}" for row, glyphs in rows.items()]
-        lines += [f"  {reason}" for reason in dict.fromkeys(state.reason for state in stage_statuses if state.reason)]
+        lines += [
+            f"  {reason}" for reason in dict.fromkeys(status.reason for status in stage_statuses if status.reason)
+        ]
     return "\n".join([*lines, "  ".join(f"{glyph} {word}" for word, glyph in STATUS_GLYPHS.items())])
 
 
-def _format_row_name(cell: Any) -> str:
+def _format_row_name(cell: "StudyCell") -> str:
     seed = "" if cell.seed is None else f" · seed {cell.seed}"
     return f"{cell.model} · {cell.method}{seed}"
 
 
-def _watch_status(list_statuses: Any) -> None:
+def _watch_status(list_statuses: "Callable[[], list[StudyCellStatus]]") -> None:
     from rich.live import Live
     from rich.text import Text
 
@@ -210,17 +231,20 @@ def _watch_status(list_statuses: Any) -> None:
 
 def _format_estimates(estimates: list[dict[str, Any]]) -> str:
     lines = [_format_estimate_line(estimate) for estimate in estimates]
-    trainings = [one for one in estimates if "training" in one]
-    cells = [one for one in estimates if "training" not in one]
+    trainings = [estimate for estimate in estimates if "training" in estimate]
+    cells = [estimate for estimate in estimates if "training" not in estimate]
     counts = {
-        status: sum(one["status"] == status for one in cells) for status in ("open", "done", "not here", "skipped")
+        status: sum(estimate["status"] == status for estimate in cells)
+        for status in ("open", "done", "not here", "skipped")
     }
     lines.append(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
     if trainings:
-        lines.append(f"{len(trainings)} trainings: {sum(one['status'] == 'open' for one in trainings)} open")
-    open_estimates = [one for one in estimates if one["status"] == "open"]
-    totals = {key: sum(one.get(key, 0) for one in open_estimates) for key in ("tokens", "seconds", "disk_bytes")}
-    hours = f"{totals['seconds'] / 3600:.1f} hours here"
+        lines.append(f"{len(trainings)} trainings: {sum(estimate['status'] == 'open' for estimate in trainings)} open")
+    open_estimates = [estimate for estimate in estimates if estimate["status"] == "open"]
+    totals = {
+        key: sum(estimate.get(key, 0) for estimate in open_estimates) for key in ("tokens", "seconds", "disk_bytes")
+    }
+    hours = f"{totals['seconds'] / 3600:.1f} hours on this machine"
     lines.append(
         f"open and measurable: {totals['tokens']:,} tokens, {hours}, {totals['disk_bytes'] / 1e9:.1f} GB on disk"
     )
@@ -230,7 +254,9 @@ def _format_estimates(estimates: list[dict[str, Any]]) -> str:
 def _format_estimate_line(estimate: dict[str, Any]) -> str:
     seed = "" if estimate["seed"] is None else f" · seed {estimate['seed']}"
     subject = (
-        f"train {estimate['training']}" if "training" in estimate else f"{estimate['model']} · {estimate['method']}{seed} · {estimate['task']}"
+        f"train {estimate['training']}"
+        if "training" in estimate
+        else f"{estimate['model']} · {estimate['method']}{seed} · {estimate['task']}"
     )
     facts = [estimate["status"]]
     if "tokens" in estimate:

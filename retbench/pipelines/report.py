@@ -1,112 +1,123 @@
-"""The report story: runs from disk become boards, and a board becomes text or a page."""
+"""Builds the report of a results folder: leaderboards as text, JSON or an HTML page."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retbench.errors import DataError, MissingError
-from retbench.records.cell import of_record
-from retbench.records.results_folder import Ledger, Scan
-from retbench.reports.formats import FORMATS
-from retbench.reports.html_page import page
-from retbench.reports.leaderboard import Block, Row, blocks
-from retbench.reports.published_tables import published
-from retbench.reports.table_cells import COSTS
+from retbench.records.cell import build_cell
+from retbench.records.results_folder import ResultsFolder, ResultsScan
+from retbench.reports.formats import FORMATTERS
+from retbench.reports.html_page import build_page
+from retbench.reports.leaderboard import Leaderboard, LeaderboardRow, build_leaderboards
+from retbench.reports.published_tables import load_published_rows
+from retbench.reports.table_cells import COST_COLUMNS
 
-IMPORTED = "references"  # the folder below a results folder where `retbench import` puts tables
+IMPORTED_TABLES_FOLDER = "references"  # the folder in a results folder where `retbench import` writes tables
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a results folder has to say."""
+    """The scanned runs of a results folder and their leaderboards."""
 
-    scan: Scan
-    blocks: list[Block]
+    scan: ResultsScan
+    boards: list[Leaderboard]
 
     @property
     def problems(self) -> list[DataError]:
-        """What could not be read and was left out."""
+        """Errors of records that could not be read; these records are left out."""
         return self.scan.problems
 
-    def text(self, form: str) -> str:
-        """The board in one of the FORMATS, or as a page."""
-        return page(self.blocks) if form == "html" else FORMATS[form](self.blocks)
+    def format(self, format_name: str) -> str:
+        """The leaderboards in one of FORMATTERS, or as an HTML page."""
+        return build_page(self.boards) if format_name == "html" else FORMATTERS[format_name](self.boards)
 
-    def cells(self) -> list[dict[str, Any]]:
-        """Every cell, then every suite average (`task` is null there), then published rows."""
-        cells = [of_record(run.record, str(run.folder), cached=True).json() for run in self.scan.runs]
+    def list_cells(self) -> list[dict[str, Any]]:
+        """All cells, then all suite averages (their `task` is null), then published rows."""
+        cells = [build_cell(run.record, str(run.folder), cached=True).to_json() for run in self.scan.runs]
         by_record = {cell["record"]: cell for cell in cells}
         averages: list[dict[str, Any]] = []
-        for block in self.blocks:
-            for row in block.rows:
+        for board in self.boards:
+            for row in board.rows:
                 for task, run in row.runs.items():
-                    by_record[str(run.folder)] |= _standing(block, row, task)
-                averages.append(_average(block, row))
-        return [*cells, *map(_failed, self.scan.failures), *averages, *_published(self.blocks)]
+                    by_record[str(run.folder)] |= _build_rank_facts(board, row, task)
+                averages.append(_build_average_row(board, row))
+        return [*cells, *map(_build_failed_cell, self.scan.failures), *averages, *_build_published_cells(self.boards)]
 
 
-def report(results: Path, reference: bool = False, only: tuple[str, ...] = ()) -> Report:
-    """The boards of a results folder; `only` names the published tables to put beside them."""
-    scan = Ledger(results).scan()
+def build_report(results: Path, reference: bool = False, table_names: tuple[str, ...] = ()) -> Report:
+    """Build the leaderboards of a results folder; `table_names` selects published tables to show beside them."""
+    scan = ResultsFolder(results).scan_runs()
     if not scan.runs:
-        raise _nothing(results, scan)
-    rows = published(results / IMPORTED, only=only) if reference or only else []
-    return Report(scan, blocks(scan.runs, scan.failures, rows))
+        raise _explain_no_runs(results, scan)
+    published_rows = (
+        load_published_rows(results / IMPORTED_TABLES_FOLDER, only=table_names) if reference or table_names else []
+    )
+    return Report(scan, build_leaderboards(scan.runs, scan.failures, published_rows))
 
 
-def finished(results: Path) -> tuple[list[dict[str, Any]], list[DataError]]:
-    """Every finished cell, without boards and tests; and what could not be read and is missing."""
-    scan = Ledger(results).scan()
+def list_finished_cells(results: Path) -> tuple[list[dict[str, Any]], list[DataError]]:
+    """All finished cells without leaderboards and tests, and the errors of records that could not be read."""
+    scan = ResultsFolder(results).scan_runs()
     if not scan.runs:
-        raise _nothing(results, scan)
-    return [of_record(run.record, str(run.folder), cached=True).json() for run in scan.runs], scan.problems
+        raise _explain_no_runs(results, scan)
+    return [build_cell(run.record, str(run.folder), cached=True).to_json() for run in scan.runs], scan.problems
 
 
-def _nothing(results: Path, scan: Scan) -> MissingError:
+def _explain_no_runs(results: Path, scan: ResultsScan) -> MissingError:
     for problem in scan.problems:
         raise problem
     if scan.failures:
-        lost = scan.failures[0]
-        return MissingError(f"{results} holds only failed cells, the first: {lost.error}", lost.next_step)
-    return MissingError(f"{results} holds no finished run", "make one: retbench run --model bm25 --suite stdlib")
+        failure = scan.failures[0]
+        return MissingError(
+            f"{results} contains only failed cells. The first error: {failure.error}", failure.next_step
+        )
+    return MissingError(
+        f"{results} contains no finished run", "run an evaluation first: retbench run --model bm25 --suite stdlib"
+    )
 
 
-def _standing(block: Block, row: Row, task: str | None) -> dict[str, Any]:
-    place = block.place(row, task)
-    if place is None:
+def _build_rank_facts(board: Leaderboard, row: LeaderboardRow, task: str | None) -> dict[str, Any]:
+    row_rank = board.get_rank(row, task)
+    if row_rank is None:
         return {}
-    facts = {"rank": place.rank, "letters": place.letters, "interval": list(place.interval), "rivals": place.rivals}
-    return facts if place.over_tasks is None else {**facts, "rank_over_tasks": place.over_tasks}
+    facts = {
+        "rank": row_rank.rank,
+        "letters": row_rank.letters,
+        "interval": list(row_rank.interval),
+        "rivals": row_rank.ranked_rows,
+    }
+    return facts if row_rank.rank_over_tasks is None else {**facts, "rank_over_tasks": row_rank.rank_over_tasks}
 
 
-def _average(block: Block, row: Row) -> dict[str, Any]:
+def _build_average_row(board: Leaderboard, row: LeaderboardRow) -> dict[str, Any]:
     facts = {
         "model": row.model,
         "method": row.label,
-        "suite": block.suite,
+        "suite": board.suite,
         "task": None,
         "status": "done",
-        **block.terms,
+        **board.shared_settings,
     }
-    score = block.average(row)
+    score = board.compute_average(row)
     if score is None:
         facts["status"] = "incomplete"
-    costs = {name: value for name, (_, measure, _) in COSTS.items() if (value := measure(row)) is not None}
-    standing = _standing(block, row, block.goal)
-    return {**facts, "main_score": score, "tasks": block.tasks, **standing, **costs}
+    costs = {name: value for name, (_, measure, _) in COST_COLUMNS.items() if (value := measure(row)) is not None}
+    rank_facts = _build_rank_facts(board, row, board.ranked_by)
+    return {**facts, "main_score": score, "tasks": board.tasks, **rank_facts, **costs}
 
 
-def _failed(failure: Any) -> dict[str, Any]:
+def _build_failed_cell(failure: Any) -> dict[str, Any]:
     names = ("model", "method", "task", "suite", "split", "sample", "rerank", "status", "error", "next_step")
     return {name: getattr(failure, name) for name in names}
 
 
-def _published(made: list[Block]) -> list[dict[str, Any]]:
-    rows = {(one.table.name, one.model): (block, one) for block in made for one in block.references}
+def _build_published_cells(boards: list[Leaderboard]) -> list[dict[str, Any]]:
+    rows = {(row.table.name, row.model): (board, row) for board in boards for row in board.published_rows}
     return [
-        {"model": one.model, "method": "published", "suite": block.suite, "task": task, "status": "published",
+        {"model": one.model, "method": "published", "suite": board.suite, "task": task, "status": "published",
          "main_score": one.scores[task], "source": one.table.source, "caveat": one.table.caveat}
-        for block, one in rows.values()
-        for task in block.tasks
+        for board, one in rows.values()
+        for task in board.tasks
         if task in one.scores
     ]  # fmt: skip

@@ -1,1 +1,1 @@
-"""Reports: boards from records; no torch, no network."""
+"""Reports: leaderboards built from records, without torch and without a network."""

@@ -1,7 +1,6 @@
-"""Two runs side by side: first everything in which they differ, then whether their scores do.
+"""The comparison of two runs: the settings that differ, the scores, and a significance test.
 
-A difference in a setting is shown as it is written, with quotes around text, because a space at the end of a prompt
-is a difference too.
+Settings are printed with quotes around text, so that a space at the end of a prompt is visible.
 """
 
 from collections.abc import Mapping
@@ -13,21 +12,21 @@ from numpy.typing import NDArray
 
 from retbench.records.record import Record
 from retbench.scoring.significance import (
-    Interval,
-    Wins,
-    bootstrap_interval,
-    detectable,
-    effect_size,
-    paired_test,
-    wins,
+    ConfidenceInterval,
+    WinCounts,
+    compute_bootstrap_interval,
+    compute_detectable_difference,
+    compute_effect_size,
+    compute_paired_p_value,
+    count_wins,
 )
 
-UNSTATED = "not stated"
+NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One setting in which two sides differ."""
+class SettingDifference:
+    """One setting that differs between two runs."""
 
     name: str
     a: str
@@ -35,22 +34,22 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Test:
-    """The main metric, query by query: A minus B."""
+class PairedTest:
+    """The significance test of the main metric per query: A minus B."""
 
     metric: str
     queries: int
     difference: float
-    interval: Interval
+    interval: ConfidenceInterval
     p_value: float
     effect: float
     detectable: float | None
-    wins: Wins
+    wins: WinCounts
 
 
 @dataclass(frozen=True)
-class Moved:
-    """One query that one side answers better; texts where the collection is at hand."""
+class QueryChange:
+    """One query whose score differs; with its text and top documents if the collection is available."""
 
     query: str
     a: float
@@ -62,88 +61,94 @@ class Moved:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `retbench compare` says."""
+    """The result of `retbench compare`."""
 
     a: str
     b: str
     task: str
-    settings: list[Setting]
+    settings: list[SettingDifference]
     scores: dict[str, tuple[float, float]]
-    test: Test | None
-    moved: list[Moved]
+    test: PairedTest | None
+    moved: list[QueryChange]
     remarks: list[str]
 
 
-def facts(record: Record) -> dict[str, str]:
-    """Everything a record states that may explain a difference, by dotted name."""
+def flatten_record(record: Record) -> dict[str, str]:
+    """All fields of a record that may explain a difference, by dotted name."""
     machine = dict(record.machine)
-    texts = {role: side.get("truncated") for role, side in record.texts.items()}
-    named = {"model": record.model, "method": record.method, "task": record.task, "settings": record.settings}
-    return _flat({**named, "texts truncated": texts, "collection": record.collection, "machine": machine}, "")
+    truncated = {role: side.get("truncated") for role, side in record.texts.items()}
+    stated = {"model": record.model, "method": record.method, "task": record.task, "settings": record.settings}
+    return _flatten({**stated, "texts truncated": truncated, "collection": record.collection, "machine": machine}, "")
 
 
-def _flat(value: Any, name: str) -> dict[str, str]:
+def _flatten(value: Any, name: str) -> dict[str, str]:
     if isinstance(value, Mapping):
-        inner = [_flat(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()]
-        return {key: text for found in inner for key, text in found.items()}
+        parts = [_flatten(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()]
+        return {key: text for part in parts for key, text in part.items()}
     return {name: repr(value)}
 
 
-def differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[Setting]:
-    """Every name whose value is not the same on both sides."""
+def list_setting_differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[SettingDifference]:
+    """All settings whose values differ."""
     names = dict.fromkeys([*a, *b])
-    pairs = [Setting(name, a.get(name, UNSTATED), b.get(name, UNSTATED)) for name in names]
-    return [pair for pair in pairs if pair.a != pair.b]
+    differences = [SettingDifference(name, a.get(name, NOT_STATED), b.get(name, NOT_STATED)) for name in names]
+    return [difference for difference in differences if difference.a != difference.b]
 
 
-def tested(metric: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> Test:
-    """The test of two columns over the same queries."""
-    gap = a - b
-    return Test(
-        metric, len(a), float(gap.mean()), bootstrap_interval(gap), paired_test(a, b), effect_size(a, b),
-        detectable(a, b), wins(a, b),
-    )  # fmt: skip
+def compute_paired_test(metric: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> PairedTest:
+    """Test the difference between two runs' scores on the same queries."""
+    differences = a - b
+    return PairedTest(
+        metric,
+        len(a),
+        float(differences.mean()),
+        compute_bootstrap_interval(differences),
+        compute_paired_p_value(a, b),
+        compute_effect_size(a, b),
+        compute_detectable_difference(a, b),
+        count_wins(a, b),
+    )
 
 
-def text(comparison: Comparison) -> str:
-    """The comparison for a reader."""
+def format_comparison(comparison: Comparison) -> str:
+    """The comparison as text."""
     lines = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
-    lines += [*_settings(comparison.settings), "", f"{'score':<16}{'A':>8}{'B':>8}{'A - B':>8}"]
+    lines += [*_format_settings(comparison.settings), "", f"{'score':<16}{'A':>8}{'B':>8}{'A - B':>8}"]
     for metric, (a, b) in comparison.scores.items():
         lines.append(f"{metric:<16}{100 * a:>8.2f}{100 * b:>8.2f}{100 * (a - b):>+8.2f}")
     if comparison.test:
-        lines += ["", *_test(comparison.test)]
-    for moved in comparison.moved:
-        lines += ["", *_moved(moved)]
+        lines += ["", *_format_test(comparison.test)]
+    for change in comparison.moved:
+        lines += ["", *_format_query_change(change)]
     return "\n".join([*lines, *([""] if comparison.remarks else []), *comparison.remarks])
 
 
-def _settings(settings: list[Setting]) -> list[str]:
+def _format_settings(settings: list[SettingDifference]) -> list[str]:
     if not settings:
-        return ["every stated setting is the same"]
+        return ["All recorded settings are equal."]
     lines = [f"{len(settings)} settings differ:"]
-    for one in settings:
-        lines += [f"  {one.name}", f"    A {one.a}", f"    B {one.b}"]
+    for setting in settings:
+        lines += [f"  {setting.name}", f"    A {setting.a}", f"    B {setting.b}"]
     return lines
 
 
-def _test(test: Test) -> list[str]:
+def _format_test(test: PairedTest) -> list[str]:
     low, high = test.interval
     return [
         f"{test.metric} over {test.queries:,} queries: A - B = {100 * test.difference:+.2f} "
         f"(95% interval {100 * low:+.2f} to {100 * high:+.2f}), p = {test.p_value:.4f}, effect size {test.effect:+.2f}",
         f"A wins {test.wins.wins:,}, ties {test.wins.ties:,}, loses {test.wins.losses:,}",
-        *([] if test.detectable is None else [_reach(test.detectable)]),
+        *([] if test.detectable is None else [_format_detectable_difference(test.detectable)]),
     ]
 
 
-def _reach(detectable: float) -> str:
-    return f"so many queries would show a difference of {100 * detectable:.2f} in four of five cases (at 0.05)"
+def _format_detectable_difference(detectable: float) -> str:
+    return f"with this many queries a difference of {100 * detectable:.2f} is detected in 80% of cases (alpha 0.05)"
 
 
-def _moved(moved: Moved) -> list[str]:
-    lines = [f"query {moved.query}: A {100 * moved.a:.1f}, B {100 * moved.b:.1f}"]
-    if moved.text is not None:
-        lines.append(f"  {moved.text}")
-    lines += [f"  A {number}. {line}" for number, line in enumerate(moved.top_a, start=1)]
-    return lines + [f"  B {number}. {line}" for number, line in enumerate(moved.top_b, start=1)]
+def _format_query_change(change: QueryChange) -> list[str]:
+    lines = [f"query {change.query}: A {100 * change.a:.1f}, B {100 * change.b:.1f}"]
+    if change.text is not None:
+        lines.append(f"  {change.text}")
+    lines += [f"  A {number}. {line}" for number, line in enumerate(change.top_a, start=1)]
+    return lines + [f"  B {number}. {line}" for number, line in enumerate(change.top_b, start=1)]

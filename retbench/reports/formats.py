@@ -1,4 +1,4 @@
-"""The board as markdown, LaTeX and CSV. Names come from strangers: each format escapes them in its own way."""
+"""Leaderboards as markdown, LaTeX and CSV. Names are untrusted input, so each format escapes them."""
 
 import csv
 import io
@@ -6,104 +6,133 @@ import re
 from collections.abc import Callable
 from itertools import chain
 
-from retbench.reports.leaderboard import Block
-from retbench.reports.table_cells import SPREAD, Cell, Grid, Line, grid, over_seeds
+from retbench.reports.leaderboard import Leaderboard
+from retbench.reports.table_cells import (
+    SEED_RANGE_NOTE,
+    LeaderboardTable,
+    TableCell,
+    TableLine,
+    build_seed_table,
+    build_table,
+)
 
-LEFT = ("model", "method", "letters")
-
-
-def markdown(blocks: list[Block]) -> str:
-    """All blocks, one table each."""
-    return "\n".join(_markdown(block.title, grid(block)) + _seeds_markdown(block) for block in blocks)
-
-
-def _markdown(title: str, table: Grid) -> str:
-    aligned = "|".join("---" if head in LEFT else "---:" for head in table.heads)
-    lines = [f"## {plain(title)}", "", "| " + " | ".join(map(plain, table.heads)) + " |", f"|{aligned}|"]
-    lines += ["| " + " | ".join(plain(cell.text + cell.mark) for cell in line.cells) + " |" for line in table.lines]
-    return "\n".join([*lines, "", *(f"- {plain(remark)}" for remark in table.remarks), ""])
+LEFT_ALIGNED_HEADS = ("model", "method", "letters")
 
 
-def _seeds_markdown(block: Block) -> str:
-    heads, rows = over_seeds(block)
+def format_markdown(boards: list[Leaderboard]) -> str:
+    """All leaderboards as markdown, one table each."""
+    return "\n".join(
+        _format_markdown_table(board.title, build_table(board)) + _format_markdown_seeds(board) for board in boards
+    )
+
+
+def _format_markdown_table(title: str, table: LeaderboardTable) -> str:
+    alignment = "|".join("---" if head in LEFT_ALIGNED_HEADS else "---:" for head in table.heads)
+    lines = [
+        f"## {escape_markdown(title)}",
+        "",
+        "| " + " | ".join(map(escape_markdown, table.heads)) + " |",
+        f"|{alignment}|",
+    ]
+    lines += [
+        "| " + " | ".join(escape_markdown(cell.text + cell.mark) for cell in line.cells) + " |" for line in table.lines
+    ]
+    return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in table.notes), ""])
+
+
+def _format_markdown_seeds(board: Leaderboard) -> str:
+    heads, rows = build_seed_table(board)
     if not rows:
         return ""
-    lines = ["| " + " | ".join(map(plain, row)) + " |" for row in (heads, *rows)]
-    aligned = "|---|---|" + "---:|" * (len(heads) - 2)
-    return "\n".join(["", lines[0], aligned, *lines[1:], "", f"- {SPREAD}", ""])
+    lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (heads, *rows)]
+    alignment = "|---|---|" + "---:|" * (len(heads) - 2)
+    return "\n".join(["", lines[0], alignment, *lines[1:], "", f"- {SEED_RANGE_NOTE}", ""])
 
 
-def plain(text: str) -> str:
-    """Text that cannot break a markdown table or carry markup."""
-    flat = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
-    flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\|`*_\[\]])", r"\\\1", flat)
+def escape_markdown(text: str) -> str:
+    """Escape text so that it cannot break a markdown table or add markup."""
+    printable = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+    printable = printable.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`*_\[\]])", r"\\\1", printable)
 
 
-def latex(blocks: list[Block]) -> str:
-    """All blocks as booktabs tables."""
-    tables = [table for block in blocks for table in (_latex(block.title, grid(block)), _seeds_latex(block)) if table]
+def format_latex(boards: list[Leaderboard]) -> str:
+    """All leaderboards as LaTeX booktabs tables."""
+    tables = [
+        table
+        for board in boards
+        for table in (_format_latex_table(board.title, build_table(board)), _format_latex_seeds(board))
+        if table
+    ]
     return "\n\n".join(["% needs \\usepackage{booktabs}", *tables]) + "\n"
 
 
-def _latex(title: str, table: Grid) -> str:
-    columns = "".join("l" if head in LEFT else "r" for head in table.heads)
-    ours = [_latex_line(line) for line in table.lines if line.row]
-    theirs = [_latex_line(line) for line in table.lines if line.published]
-    body = [*ours, *(["\\midrule"] if ours and theirs else []), *theirs]
+def _format_latex_table(title: str, table: LeaderboardTable) -> str:
+    columns = "".join("l" if head in LEFT_ALIGNED_HEADS else "r" for head in table.heads)
+    measured_lines = [_format_latex_line(line) for line in table.lines if line.row]
+    published_lines = [_format_latex_line(line) for line in table.lines if line.published]
+    body = [*measured_lines, *(["\\midrule"] if measured_lines and published_lines else []), *published_lines]
     lines = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    lines += [" & ".join(map(tex, table.heads)) + " \\\\", "\\midrule", *body, "\\bottomrule", "\\end{tabular}"]
-    remarks = " ".join(map(tex, table.remarks))
-    return "\n".join([*lines, f"\\caption{{{tex(title)}. {remarks}}}", "\\end{table}"])
+    lines += [
+        " & ".join(map(escape_latex, table.heads)) + " \\\\",
+        "\\midrule",
+        *body,
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    notes = " ".join(map(escape_latex, table.notes))
+    return "\n".join([*lines, f"\\caption{{{escape_latex(title)}. {notes}}}", "\\end{table}"])
 
 
-def _seeds_latex(block: Block) -> str:
-    heads, rows = over_seeds(block)
+def _format_latex_seeds(board: Leaderboard) -> str:
+    heads, rows = build_seed_table(board)
     if not rows:
         return ""
-    lines = [" & ".join(map(tex, row)) + " \\\\" for row in (heads, *rows)]
+    lines = [" & ".join(map(escape_latex, row)) + " \\\\" for row in (heads, *rows)]
     columns = "ll" + "r" * (len(heads) - 2)
     table = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule"]
-    return "\n".join([*table, *lines[1:], "\\bottomrule", "\\end{tabular}", f"\\caption{{{SPREAD}}}", "\\end{table}"])
+    return "\n".join(
+        [*table, *lines[1:], "\\bottomrule", "\\end{tabular}", f"\\caption{{{SEED_RANGE_NOTE}}}", "\\end{table}"]
+    )
 
 
-def _latex_line(line: Line) -> str:
-    return " & ".join(tex(cell.text + cell.mark) for cell in line.cells) + " \\\\"
+def _format_latex_line(line: TableLine) -> str:
+    return " & ".join(escape_latex(cell.text + cell.mark) for cell in line.cells) + " \\\\"
 
 
-TEX = {
+LATEX_ESCAPES = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "×": r"$\times$",
     "†": r"\textdagger{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
     **{char: f"\\{char}" for char in "&%$#_{}"},
 }  # fmt: skip
 
 
-def tex(text: str) -> str:
-    """Text that cannot break a LaTeX table or carry a command."""
-    return "".join(TEX.get(char, char if char.isprintable() else " ") for char in text)
+def escape_latex(text: str) -> str:
+    """Escape text so that it cannot break a LaTeX table or add a command."""
+    return "".join(LATEX_ESCAPES.get(char, char if char.isprintable() else " ") for char in text)
 
 
-def comma_separated(blocks: list[Block]) -> str:
-    """All blocks under one head, a row a line: scores times 100, `COLUMN seen` beside each task."""
-    tables = [(block, grid(block, members=True)) for block in blocks]
-    scores = {task: None for block, _ in tables for task in block.tasks}
-    names = dict.fromkeys(chain.from_iterable(table.heads for _, table in tables))
-    extra = [f"{task} seen" for task in scores]
+def format_csv(boards: list[Leaderboard]) -> str:
+    """All leaderboards as one CSV table: scores times 100, and a column `TASK seen` per task."""
+    tables = [(board, build_table(board, with_members=True)) for board in boards]
+    scores = {task: None for board, _ in tables for task in board.tasks}
+    heads = dict.fromkeys(chain.from_iterable(table.heads for _, table in tables))
+    exposure_columns = [f"{task} seen" for task in scores]
     file = io.StringIO()
-    writer = csv.DictWriter(file, ["suite", "block", *names, *extra, "published"], lineterminator="\n")
+    writer = csv.DictWriter(file, ["suite", "block", *heads, *exposure_columns, "published"], lineterminator="\n")
     writer.writeheader()
-    for number, (block, table) in enumerate(tables, start=1):
+    for number, (board, table) in enumerate(tables, start=1):
         for line in table.lines:
-            facts = {head: spreadsheet(cell) for head, cell in zip(table.heads, line.cells, strict=True)}
+            facts = {head: format_csv_value(cell) for head, cell in zip(table.heads, line.cells, strict=True)}
             if line.row:
-                facts |= {f"{task} seen": line.row.seen(task) for task in line.row.runs}
+                facts |= {f"{task} seen": line.row.get_training_exposure(task) for task in line.row.runs}
             source = line.published.table.source if line.published else ""
-            writer.writerow({"suite": block.suite, "block": number, **facts, "published": source})
+            writer.writerow({"suite": board.suite, "block": number, **facts, "published": source})
     return file.getvalue()
 
 
-def spreadsheet(cell: Cell) -> str:
-    """A value as a CSV field; a name that a spreadsheet would run as a formula is quoted."""
+def format_csv_value(cell: TableCell) -> str:
+    """A value as a CSV field; a name that a spreadsheet would run as a formula gets a leading quote."""
     if cell.value is None:
         return "" if cell.text == "–" else cell.text
     if isinstance(cell.value, float):
@@ -112,4 +141,8 @@ def spreadsheet(cell: Cell) -> str:
     return f"'{text}" if text[:1] in "=+-@\t\r" and text else text
 
 
-FORMATS: dict[str, Callable[[list[Block]], str]] = {"markdown": markdown, "latex": latex, "csv": comma_separated}
+FORMATTERS: dict[str, Callable[[list[Leaderboard]], str]] = {
+    "markdown": format_markdown,
+    "latex": format_latex,
+    "csv": format_csv,
+}

@@ -1,8 +1,8 @@
-"""The board: runs become blocks of rows that may be compared.
+"""Leaderboards: groups finished runs into tables whose rows are comparable.
 
-Two runs of a task share a block only if they were scored on the same documents, queries and judgments under one
-protocol; otherwise they stand in two blocks, and the later one names what sets it apart from the first. An average is
-given only over a full row.
+Two runs of a task share a leaderboard only if they have the same documents, queries, judgments and protocol.
+Otherwise they are in two leaderboards, and the later one names the rules that differ from the first. A row has an
+average only if it has a run for every task.
 """
 
 from collections import defaultdict
@@ -12,231 +12,265 @@ from statistics import fmean
 from typing import Any
 
 from retbench.cards import catalog
-from retbench.records.cell import seen
+from retbench.records.cell import classify_training_exposure
 from retbench.records.failure import ANY_METHOD, Failure
-from retbench.records.scored_run import Kept
-from retbench.reports.published_tables import Published
-from retbench.reports.ranks import Place, places
-from retbench.reports.suite_average import entries, tree_mean
+from retbench.records.scored_run import ScoredRun
+from retbench.reports.published_tables import PublishedRow
+from retbench.reports.ranks import RowRank, compute_row_ranks
+from retbench.reports.suite_average import compute_suite_mean, group_tasks
 from retbench.store.digest import to_canonical_json
 
-CONTESTANT = ("encoder", "lexical", "retriever", "engine", "run", "rerankers", "depth")
-SHARED = ("split", "sample", "protocol")  # rules that hold for all tasks of a block
-NO_SUITE = "custom"  # a user's own folders: nothing says that they belong together, so each has a block of its own
-USUAL = {"excluded": "keep", "relevant_from": 1}  # rules that older records do not state
+MODEL_SETTINGS = ("encoder", "lexical", "retriever", "engine", "run", "rerankers", "depth")
+SHARED_RULES = ("split", "sample", "protocol")  # rules shared by all tasks of a leaderboard
+CUSTOM_SUITE = "custom"  # a user's own folders may be unrelated, so each has its own leaderboard
+DEFAULT_RULES = {"excluded": "keep", "relevant_from": 1}  # values for older records without these fields
 
 
 @dataclass
-class Row:
-    """One model with one method: its runs by task, and what failed."""
+class LeaderboardRow:
+    """One model with one method: its runs and its failures, by task."""
 
     model: str
     method: str
-    note: str  # the settings that tell it from another row of the same model and method
-    runs: dict[str, Kept] = field(default_factory=dict)
+    settings_note: str  # the settings that distinguish rows of the same model and method
+    runs: dict[str, ScoredRun] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The method, with what sets it apart."""
-        return f"{self.method} ({self.note})" if self.note else self.method
+        """The method, followed by the distinguishing settings."""
+        return f"{self.method} ({self.settings_note})" if self.settings_note else self.method
 
-    def score(self, task: str) -> float | None:
+    def get_score(self, task: str) -> float | None:
         """The task's main score."""
         return self.runs[task].score if task in self.runs else None
 
-    def seen(self, task: str) -> str:
+    def get_training_exposure(self, task: str) -> str:
         """Whether the model was trained on the task's collection."""
-        sets = self.card.get("training_sets")
-        known = {"name": task} if task not in self.runs else self.runs[task].record.cards["task"]
-        return seen(tuple(sets) if sets is not None else None, known)
+        training_sets = self.model_card.get("training_sets")
+        task_card = {"name": task} if task not in self.runs else self.runs[task].record.cards["task"]
+        return classify_training_exposure(tuple(training_sets) if training_sets is not None else None, task_card)
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The model card as it was when the row was made; empty where nothing was finished."""
+    def model_card(self) -> dict[str, Any]:
+        """The model card as stored in the record; empty if the row has no finished run."""
         return next((run.record.cards["model"] for run in self.runs.values()), {})
 
-    def cost(self, name: str) -> list[float]:
-        """One cost figure over the row's records, where it was measured."""
+    def list_costs(self, name: str) -> list[float]:
+        """The values of one cost in the row's records, without the records that did not measure it."""
         costs = [run.record.cost for run in self.runs.values()]
         return [cost[name] for cost in costs if cost.get(name) is not None]
 
 
 @dataclass(frozen=True)
-class Block:
-    """Rows that may be compared, best first."""
+class Leaderboard:
+    """Comparable rows, best first."""
 
     suite: str
-    terms: dict[str, str]  # what all runs here share
-    apart: tuple[str, ...]  # the terms in which it differs from the suite's first block
+    shared_settings: dict[str, str]  # the settings that all its runs share
+    differing_rules: tuple[str, ...]  # how it differs from the suite's first leaderboard
     metric: str
     tasks: list[str]
-    rows: list[Row]
-    places: list[dict[str | None, Place]]  # by row, then by task; None is the average
-    references: list[Published]
-    older: int  # runs left out because a newer one fills the same cell
+    rows: list[LeaderboardRow]
+    ranks: list[dict[str | None, RowRank]]  # by row, then by task; None is the average
+    published_rows: list[PublishedRow]
+    superseded_runs: int  # number of runs replaced by a newer run of the same cell
 
     @property
     def title(self) -> str:
-        """The suite; of folders that belong to none, the folder."""
-        return f"{self.suite}: {', '.join(self.tasks)}" if self.suite == NO_SUITE else self.suite
+        """The suite's name; for a user's own folder also the task's name."""
+        return f"{self.suite}: {', '.join(self.tasks)}" if self.suite == CUSTOM_SUITE else self.suite
 
     @property
-    def goal(self) -> str | None:
-        """What rows are ranked by: the average, or the only task."""
+    def ranked_by(self) -> str | None:
+        """The column that rows are ranked by: the only task, or None for the average."""
         return self.tasks[0] if len(self.tasks) == 1 else None
 
-    def average(self, row: Row) -> float | None:
-        """The suite's mean, groups averaged first; none while a task is missing."""
-        return _average(self.suite, self.tasks, row)
+    def compute_average(self, row: LeaderboardRow) -> float | None:
+        """The suite's mean, with groups averaged first; None while a task is missing."""
+        return _compute_average(self.suite, self.tasks, row)
 
     @property
     def entries(self) -> dict[str, tuple[str, ...]]:
-        """What the average is made of: tasks, and groups with their members."""
-        return entries(self.suite, self.tasks)
+        """The entries of the average: tasks, and groups with their member tasks."""
+        return group_tasks(self.suite, self.tasks)
 
-    def score(self, row: Row, goal: str | None) -> float | None:
-        """The main score of a task, the mean of a group, or the average (none)."""
-        if goal is None:
-            return self.average(row)
-        scores = [score for task in self.entries.get(goal, (goal,)) if (score := row.score(task)) is not None]
-        return fmean(scores) if len(scores) == len(self.entries.get(goal, (goal,))) else None
+    def compute_score(self, row: LeaderboardRow, column: str | None) -> float | None:
+        """The main score of a task, the mean of a group, or the average (column None)."""
+        if column is None:
+            return self.compute_average(row)
+        scores = [score for task in self.entries.get(column, (column,)) if (score := row.get_score(task)) is not None]
+        return fmean(scores) if len(scores) == len(self.entries.get(column, (column,))) else None
 
-    def place(self, row: Row, task: str | None) -> Place | None:
-        """Where a row stands on a task or on average."""
-        return self.places[self.rows.index(row)].get(task)
+    def get_rank(self, row: LeaderboardRow, task: str | None) -> RowRank | None:
+        """The rank of a row on a task, or on average (task None)."""
+        return self.ranks[self.rows.index(row)].get(task)
 
 
-def blocks(runs: list[Kept], failures: list[Failure], published: list[Published]) -> list[Block]:
-    """Every block, in the order of suites; what failed stands in every block it may belong to."""
-    contests: dict[tuple[str, ...], list[Kept]] = defaultdict(list)
-    edition = _editions(runs)
+def build_leaderboards(
+    runs: list[ScoredRun], failures: list[Failure], published: list[PublishedRow]
+) -> list[Leaderboard]:
+    """All leaderboards, ordered by suite; a failure is listed in every leaderboard it may belong to."""
+    groups: dict[tuple[str, ...], list[ScoredRun]] = defaultdict(list)
+    get_edition = _number_editions(runs)
     for run in runs:
-        contests[(*_contest(run.record.settings, run.record.suite, run.record.task), edition(run))].append(run)
-    made: list[Block] = []
-    for key, members in sorted(contests.items()):
-        first = next((block for block in made if block.suite == key[0] and key[1] in ("", *block.tasks)), None)
-        lost = [
-            f
-            for f in failures
-            if _contest({"split": f.split, "sample": f.sample, "protocol": f.protocol}, f.suite, f.task) == key[:5]
+        groups[(*_build_group_key(run.record.settings, run.record.suite, run.record.task), get_edition(run))].append(
+            run
+        )
+    boards: list[Leaderboard] = []
+    for key, members in sorted(groups.items()):
+        first = next((board for board in boards if board.suite == key[0] and key[1] in ("", *board.tasks)), None)
+        group_failures = [
+            failure
+            for failure in failures
+            if _build_group_key(
+                {"split": failure.split, "sample": failure.sample, "protocol": failure.protocol},
+                failure.suite,
+                failure.task,
+            )
+            == key[:5]
         ]
-        made.append(_block(key, members, lost, published, first))
-    return made
+        boards.append(_build_leaderboard(key, members, group_failures, published, first))
+    return boards
 
 
-def _contest(settings: dict[str, Any], suite: str, task: str) -> tuple[str, str, str, str, str]:
-    own = task if suite == NO_SUITE else ""
-    return (suite, own, settings["split"], str(settings["sample"] or "all"), settings["protocol"])
+def _build_group_key(settings: dict[str, Any], suite: str, task: str) -> tuple[str, str, str, str, str]:
+    custom_task = task if suite == CUSTOM_SUITE else ""
+    return (suite, custom_task, settings["split"], str(settings["sample"] or "all"), settings["protocol"])
 
 
-def rules(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that belong to the contest and not to the contestant: they must be equal within a block."""
-    return {**USUAL, **{name: value for name, value in settings.items() if name not in CONTESTANT}}
+def get_scoring_rules(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the task and not of the model; they are equal for all runs of a task in one leaderboard."""
+    return {**DEFAULT_RULES, **{name: value for name, value in settings.items() if name not in MODEL_SETTINGS}}
 
 
-def _editions(runs: list[Kept]) -> Callable[[Kept], str]:
-    """Which edition of its task a run was scored on: numbered by age, so that what was run together stays together."""
-    known: dict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
+def _number_editions(runs: list[ScoredRun]) -> Callable[[ScoredRun], str]:
+    """Number the editions of each task (its data and rules) by age, so that runs of one time stay together."""
+    editions: dict[tuple[str, ...], list[tuple[Any, ...]]] = defaultdict(list)
 
-    def content(run: Kept) -> tuple[Any, ...]:
-        return (run.metric, to_canonical_json(rules(run.record.settings)))
+    def build_rules_key(run: ScoredRun) -> tuple[Any, ...]:
+        return (run.metric, to_canonical_json(get_scoring_rules(run.record.settings)))
 
-    def contest(run: Kept) -> tuple[str, ...]:
-        return (*_contest(run.record.settings, run.record.suite, run.record.task), run.record.task)
+    def build_task_key(run: ScoredRun) -> tuple[str, ...]:
+        return (*_build_group_key(run.record.settings, run.record.suite, run.record.task), run.record.task)
 
     for run in sorted(runs, key=lambda run: run.record.created):
-        if content(run) not in known[contest(run)]:
-            known[contest(run)].append(content(run))
-    return lambda run: f"{known[contest(run)].index(content(run)):04}"
+        if build_rules_key(run) not in editions[build_task_key(run)]:
+            editions[build_task_key(run)].append(build_rules_key(run))
+    return lambda run: f"{editions[build_task_key(run)].index(build_rules_key(run)):04}"
 
 
-def _block(
-    key: tuple[str, ...], runs: list[Kept], failures: list[Failure], published: list[Published], first: Block | None
-) -> Block:
+def _build_leaderboard(
+    key: tuple[str, ...],
+    runs: list[ScoredRun],
+    failures: list[Failure],
+    published: list[PublishedRow],
+    first: Leaderboard | None,
+) -> Leaderboard:
     suite, _, _, sample, protocol, _ = key
-    tasks = sorted({run.record.task for run in runs} | {f.task for f in failures}, key=lambda task: _order(suite, task))
-    terms = _terms(key, runs)
-    apart = _apart(runs, [run for row in first.rows for run in row.runs.values()]) if first else ()
+    tasks = sorted(
+        {run.record.task for run in runs} | {failure.task for failure in failures},
+        key=lambda task: _get_task_order(suite, task),
+    )
+    shared_settings = _collect_shared_settings(key, runs)
+    differing_rules = (
+        _list_differing_rules(runs, [run for row in first.rows for run in row.runs.values()]) if first else ()
+    )
     metric = ", ".join(sorted({run.metric for run in runs}))
-    rows = _rows(runs, failures)
-    rows.sort(key=lambda row: (-(_average(suite, tasks, row) or -1), row.model, row.label))
+    rows = _build_rows(runs, failures)
+    rows.sort(key=lambda row: (-(_compute_average(suite, tasks, row) or -1), row.model, row.label))
     metrics = {run.record.task: run.metric for run in runs}
-    beside = [fit for one in published if sample == "all" and (fit := one.beside(suite, metrics, protocol))]
-    older = len(runs) - sum(len(row.runs) for row in rows)
-    standings = places([row.runs for row in rows], tasks, suite)
-    return Block(suite, terms, apart, metric, tasks, rows, standings, beside, older)
+    published_rows = [
+        comparable_row
+        for published_row in published
+        if sample == "all" and (comparable_row := published_row.select_comparable(suite, metrics, protocol))
+    ]
+    superseded_runs = len(runs) - sum(len(row.runs) for row in rows)
+    ranks = compute_row_ranks([row.runs for row in rows], tasks, suite)
+    return Leaderboard(
+        suite, shared_settings, differing_rules, metric, tasks, rows, ranks, published_rows, superseded_runs
+    )
 
 
-def _apart(runs: list[Kept], others: list[Kept]) -> tuple[str, ...]:
-    """The rules in which two blocks differ; a rule of single tasks is followed by their names."""
-    found: dict[str, list[str]] = {}
+def _list_differing_rules(runs: list[ScoredRun], others: list[ScoredRun]) -> tuple[str, ...]:
+    """The rules that differ between two leaderboards; a rule of single tasks is followed by the tasks' names."""
+    tasks_by_rule: dict[str, list[str]] = {}
     for run in runs:
-        own = {**rules(run.record.settings), "metric": run.metric}
+        rules = {**get_scoring_rules(run.record.settings), "metric": run.metric}
         for other in others:
-            theirs = {**rules(other.record.settings), "metric": other.metric}
-            common = own if other.record.task == run.record.task else SHARED
-            for name in common:
-                if own.get(name) != theirs.get(name) and run.record.task not in found.setdefault(name, []):
-                    found[name].append(run.record.task)
-    return tuple(name if name in SHARED else f"{name} of {', '.join(tasks)}" for name, tasks in found.items() if tasks)
+            other_rules = {**get_scoring_rules(other.record.settings), "metric": other.metric}
+            comparable_rules = rules if other.record.task == run.record.task else SHARED_RULES
+            for name in comparable_rules:
+                if rules.get(name) != other_rules.get(name) and run.record.task not in tasks_by_rule.setdefault(
+                    name, []
+                ):
+                    tasks_by_rule[name].append(run.record.task)
+    return tuple(
+        name if name in SHARED_RULES else f"{name} of {', '.join(tasks)}"
+        for name, tasks in tasks_by_rule.items()
+        if tasks
+    )
 
 
-def _terms(key: tuple[str, ...], runs: list[Kept]) -> dict[str, str]:
+def _collect_shared_settings(key: tuple[str, ...], runs: list[ScoredRun]) -> dict[str, str]:
     _, _, split, sample, protocol, _ = key
-    terms = {"split": split, "queries": sample if sample == "all" else f"sample of {sample}", "protocol": protocol}
+    shared_settings = {
+        "split": split,
+        "queries": sample if sample == "all" else f"sample of {sample}",
+        "protocol": protocol,
+    }
     for run in sorted(runs, key=lambda run: run.record.task):
-        terms[run.record.task] = f"{run.record.collection['fingerprint'][:12]} ({_rules(run)})"
-    return terms
+        shared_settings[run.record.task] = f"{run.record.collection['fingerprint'][:12]} ({_describe_rules(run)})"
+    return shared_settings
 
 
-def _rules(run: Kept) -> str:
-    """The rules of a task that are not the usual ones, in words."""
+def _describe_rules(run: ScoredRun) -> str:
+    """The fields, the metric, and the rules of a task that are not the default."""
     settings = run.record.settings
-    dropped = [name for name in ("same_id", "excluded") if settings.get(name) == "drop"]
+    dropped_rules = [name for name in ("same_id", "excluded") if settings.get(name) == "drop"]
     grade = settings.get("relevant_from", 1)
-    words = ["+".join(settings["fields"]), run.metric, *(f"{name} dropped" for name in dropped)]
+    words = ["+".join(settings["fields"]), run.metric, *(f"{name} dropped" for name in dropped_rules)]
     return ", ".join([*words, f"relevant from grade {grade}"] if grade != 1 else words)
 
 
-def _average(suite: str, tasks: list[str], row: Row) -> float | None:
-    known = {task: run.score for task, run in row.runs.items()}
-    return tree_mean(suite, known) if len(known) == len(tasks) else None
+def _compute_average(suite: str, tasks: list[str], row: LeaderboardRow) -> float | None:
+    scores = {task: run.score for task, run in row.runs.items()}
+    return compute_suite_mean(suite, scores) if len(scores) == len(tasks) else None
 
 
-def _order(suite: str, task: str) -> tuple[int, str]:
+def _get_task_order(suite: str, task: str) -> tuple[int, str]:
     members = catalog.load_suites().find(suite).expand_tasks() if suite in catalog.load_suites() else ()
     return (members.index(task) if task in members else len(members), task)
 
 
-def _rows(runs: list[Kept], failures: list[Failure]) -> list[Row]:
-    """One row a variant of a model and method; failures join the rows of their model, or make one."""
-    variants: dict[tuple[str, str], dict[str, Row]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: run.record.created):  # of two runs of a cell the newer one counts
-        record, note = run.record, _note(run.record.settings)
-        method = staged(record.method, (one["rerank"] for one in record.settings["rerankers"]))
-        row = variants[record.model, method].setdefault(note, Row(record.model, method, note))
+def _build_rows(runs: list[ScoredRun], failures: list[Failure]) -> list[LeaderboardRow]:
+    """One row per variant of a model and method; failures join the rows of their model, or get a new row."""
+    variants: dict[tuple[str, str], dict[str, LeaderboardRow]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: run.record.created):  # the newer run of a cell replaces the older
+        record, note = run.record, _describe_settings(run.record.settings)
+        method = format_method_label(record.method, (reranker["rerank"] for reranker in record.settings["rerankers"]))
+        row = variants[record.model, method].setdefault(note, LeaderboardRow(record.model, method, note))
         row.runs[record.task] = run
     for failure in failures:
-        method = staged(failure.method, failure.rerank)
+        method = format_method_label(failure.method, failure.rerank)
         names = [name for name in variants if name[0] == failure.model and method in (name[1], ANY_METHOD)]
         for name in names or [(failure.model, method)]:
-            for row in variants[name].values() or [variants[name].setdefault("", Row(*name, ""))]:
+            for row in variants[name].values() or [variants[name].setdefault("", LeaderboardRow(*name, ""))]:
                 if failure.task not in row.runs:
                     row.failures[failure.task] = failure
     for notes in variants.values():
         if len(notes) == 1:
-            next(iter(notes.values())).note = ""
+            next(iter(notes.values())).settings_note = ""
     return [row for notes in variants.values() for row in notes.values()]
 
 
-def staged(method: str, rerankers: Iterable[str]) -> str:
-    """A method and the rerankers after it."""
+def format_method_label(method: str, rerankers: Iterable[str]) -> str:
+    """The method's name, followed by its rerankers."""
     return " + ".join((method, *rerankers))
 
 
-def _note(settings: dict[str, Any]) -> str:
-    """The settings two rows of one model and method can differ in, within a block."""
+def _describe_settings(settings: dict[str, Any]) -> str:
+    """The settings that may differ between rows of one model and method in one leaderboard."""
     encoder = settings["encoder"]
     parts = [f"depth {settings['depth']}"]
     if "run" in settings:

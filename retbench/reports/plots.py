@@ -1,35 +1,35 @@
-"""Plots for papers: every scatter of the page as an SVG file, and as PNG where the extra `plots` is installed."""
+"""Plots for papers: every scatter chart as an SVG file, and as PNG if the extra `plots` is installed."""
 
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from retbench.reports.leaderboard import Block
-from retbench.reports.svg_charts import scatters, standalone
+from retbench.reports.leaderboard import Leaderboard
+from retbench.reports.svg_charts import draw_cost_scatters, to_standalone_svg
 
 PNG_SCALE = 3  # 720 points wide become 2160 pixels, enough for print
 
 
-def plots(blocks: list[Block], folder: Path) -> list[Path]:
-    """Write all plots of all blocks; returns the files."""
+def write_plots(boards: list[Leaderboard], folder: Path) -> list[Path]:
+    """Write the charts of all leaderboards; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    for number, block in enumerate(blocks, start=1):
-        for cost, picture in scatters(block).items():
-            file = folder / f"{number}-{re.sub(r'[^a-z0-9]+', '-', block.title.lower())}-{cost}.svg"
-            file.write_text(standalone(picture), encoding="utf-8")
-            written.append(file)
-            if can_png():
-                written.append(_png(file))
-    return written
+    files: list[Path] = []
+    for number, board in enumerate(boards, start=1):
+        for cost, chart in draw_cost_scatters(board).items():
+            file = folder / f"{number}-{re.sub(r'[^a-z0-9]+', '-', board.title.lower())}-{cost}.svg"
+            file.write_text(to_standalone_svg(chart), encoding="utf-8")
+            files.append(file)
+            if can_write_png():
+                files.append(_write_png(file))
+    return files
 
 
-def can_png() -> bool:
-    """Whether PNG can be written here."""
+def can_write_png() -> bool:
+    """Whether the package for writing PNG is installed."""
     return find_spec("resvg_py") is not None
 
 
-def _png(file: Path) -> Path:
+def _write_png(file: Path) -> Path:
     from resvg_py import svg_to_bytes
 
     target = file.with_suffix(".png")

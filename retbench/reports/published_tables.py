@@ -1,7 +1,7 @@
-"""Published numbers beside ours: tables in `references/*.toml`, figures only, each with its source and its caveat.
+"""Published scores: tables in `references/*.toml`, each with its source and its caveat.
 
-A published row stands beside our rows of the same tasks, metric and protocol. Nobody checked that its texts, its
-prompt and its search were ours, so it is marked, never ranked and never tested.
+A published row is shown beside measured rows with the same tasks, metric and protocol. Its texts, prompt and search
+may differ from ours, so it is marked and never ranked or tested.
 """
 
 import functools
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from retbench.cards import toml_parser
 from retbench.errors import UsageError, suggest_names
-from retbench.reports.suite_average import entries, tree_mean
+from retbench.reports.suite_average import compute_suite_mean, group_tasks
 
-FOLDER = Path(__file__).parent / "references"
+TABLES_FOLDER = Path(__file__).parent / "references"
 
 
 @dataclass(frozen=True)
-class Table:
-    """One table as a file holds it: a row is a list of scores in the order of `tasks`, nan where none was given.
+class PublishedTable:
+    """One table file: a row is a list of scores in the order of `tasks`, nan for a missing score.
 
-    A column may be a task or a group of a suite; `averages` are means of the whole `suite` that came without columns.
+    A column is a task or a group of a suite; `averages` are means of the whole `suite`, published without columns.
     """
 
     name: str
@@ -32,77 +32,79 @@ class Table:
     averages: dict[str, float] = field(default_factory=dict)
     suite: str | None = None
     metric: str = "ndcg_at_10"
-    metrics: dict[str, str] = field(default_factory=dict)  # where a task has another one
+    metrics: dict[str, str] = field(default_factory=dict)  # for tasks with a different metric
     caveat: str | None = None
     protocol: str = "standard"
-    scale: float = 100.0  # the figures are printed times this
+    scale: float = 100.0  # the file's scores are multiplied by this
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRow:
     """One row of a table; scores 0 to 1, by task or group."""
 
     model: str
-    table: Table
+    table: PublishedTable
     scores: dict[str, float]
-    mean: float | None = None  # of the whole suite, where only that was published
+    suite_mean: float | None = None  # of the whole suite, if only the mean was published
 
-    def beside(self, suite: str, metrics: Mapping[str, str], protocol: str) -> "Published | None":
-        """What of it may stand beside our scores of these tasks; none if nothing may."""
+    def select_comparable(self, suite: str, metrics: Mapping[str, str], protocol: str) -> "PublishedRow | None":
+        """The scores that are comparable with measured scores of these tasks; None if there are none."""
         if self.table.protocol != protocol:
             return None
-        groups = {name: metrics[members[0]] for name, members in entries(suite, metrics).items()}
-        known = {**metrics, **groups}
-        own = {name: self.table.metrics.get(name, self.table.metric) for name in self.scores}
-        scores = {name: score for name, score in self.scores.items() if known.get(name) == own[name]}
-        mean = self.mean if self.table.suite == suite and set(groups) == set(entries(suite)) else None
-        return Published(self.model, self.table, scores, mean) if scores or mean is not None else None
+        group_metrics = {name: metrics[members[0]] for name, members in group_tasks(suite, metrics).items()}
+        measured_metrics = {**metrics, **group_metrics}
+        published_metrics = {name: self.table.metrics.get(name, self.table.metric) for name in self.scores}
+        scores = {
+            name: score for name, score in self.scores.items() if measured_metrics.get(name) == published_metrics[name]
+        }
+        mean = self.suite_mean if self.table.suite == suite and set(group_metrics) == set(group_tasks(suite)) else None
+        return PublishedRow(self.model, self.table, scores, mean) if scores or mean is not None else None
 
-    def score(self, name: str, members: tuple[str, ...]) -> float | None:
-        """The score of a column: as published, or the mean of its members."""
+    def compute_score(self, name: str, members: tuple[str, ...]) -> float | None:
+        """The score of a column: as published, or the mean of its member tasks."""
         if name in self.scores or not all(member in self.scores for member in members):
             return self.scores.get(name)
         return math.fsum(self.scores[member] for member in members) / len(members)
 
-    def average(self, suite: str, tasks: list[str]) -> float | None:
-        """The mean over the suite's entries; none while one is missing."""
-        known = {name: self.score(name, members) for name, members in entries(suite, tasks).items()}
-        full = {name: score for name, score in known.items() if score is not None}
-        return tree_mean("", full) if len(full) == len(known) else self.mean
+    def compute_average(self, suite: str, tasks: list[str]) -> float | None:
+        """The mean over the suite's entries; the published mean, or None, if one is missing."""
+        scores = {name: self.compute_score(name, members) for name, members in group_tasks(suite, tasks).items()}
+        known_scores = {name: score for name, score in scores.items() if score is not None}
+        return compute_suite_mean("", known_scores) if len(known_scores) == len(scores) else self.suite_mean
 
 
-def published(*folders: Path, only: tuple[str, ...] = ()) -> list[Published]:
-    """Every published row, shipped or in the folders given; `only` names tables."""
-    tables = {table.name: table for table in shipped()}
-    tables |= {table.name: table for folder in folders for table in map(read, sorted(folder.glob("*.toml")))}
+def load_published_rows(*folders: Path, only: tuple[str, ...] = ()) -> list[PublishedRow]:
+    """All published rows, shipped or from the given folders; `only` selects tables by name."""
+    tables = {table.name: table for table in load_shipped_tables()}
+    tables |= {table.name: table for folder in folders for table in map(read_table, sorted(folder.glob("*.toml")))}
     for name in only:
         if name not in tables:
             raise UsageError(f"there is no published table called {name!r}", suggest_names(name, tables))
-    return [row for name in (only or tables) for row in _rows(tables[name])]
+    return [row for name in (only or tables) for row in _build_rows(tables[name])]
 
 
 @functools.cache
-def shipped() -> tuple[Table, ...]:
+def load_shipped_tables() -> tuple[PublishedTable, ...]:
     """The tables that come with retbench."""
-    return tuple(read(file) for file in sorted(FOLDER.glob("*.toml")))
+    return tuple(read_table(file) for file in sorted(TABLES_FOLDER.glob("*.toml")))
 
 
-def read(file: Path) -> Table:
-    """One table; a row of the wrong length is an error that names it."""
-    table = toml_parser.load_card(Table, file)
+def read_table(file: Path) -> PublishedTable:
+    """Read one table; a row of the wrong length raises an error that names the row."""
+    table = toml_parser.load_card(PublishedTable, file)
     for model, scores in table.rows.items():
         if len(scores) != len(table.tasks):
-            place = toml_parser.CardLocation(file, file.read_text(encoding="utf-8"), ("rows", model))
-            raise place.make_error(
-                f"{len(scores)} scores for {len(table.tasks)} tasks", "write nan for a score not known"
+            location = toml_parser.CardLocation(file, file.read_text(encoding="utf-8"), ("rows", model))
+            raise location.make_error(
+                f"{len(scores)} scores for {len(table.tasks)} tasks", "write nan for a missing score"
             )
     return table
 
 
-def _rows(table: Table) -> list[Published]:
-    found = []
+def _build_rows(table: PublishedTable) -> list[PublishedRow]:
+    rows = []
     for model, figures in table.rows.items():
         pairs = zip(table.tasks, figures, strict=True)
         scores = {task: figure / table.scale for task, figure in pairs if not math.isnan(figure)}
-        found.append(Published(model, table, scores))
-    return found + [Published(model, table, {}, mean / table.scale) for model, mean in table.averages.items()]
+        rows.append(PublishedRow(model, table, scores))
+    return rows + [PublishedRow(model, table, {}, mean / table.scale) for model, mean in table.averages.items()]

@@ -1,18 +1,19 @@
-"""Seeds: a trained model is one draw. Until its recipe was run with another seed, a difference may be the draw's."""
+"""Seed variation: groups trainings that differ only in their seed, and marks models trained with one seed."""
 
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from retbench.reports.leaderboard import Block, Row
+from retbench.cards.recipe_keys import translate_recipe
+from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.store.digest import to_canonical_json
 
-ONE_SEED = "‡"
+ONE_SEED_MARK = "‡"
 
 
 @dataclass(frozen=True)
-class Spread:
-    """One score over the seeds of a training."""
+class ScoreRange:
+    """Mean, lowest and highest score over the seeds of a training."""
 
     mean: float
     low: float
@@ -23,59 +24,67 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """A training that was run with several seeds: its rows, and mean and range of every score all of them have."""
+class SeedGroup:
+    """A training with several seeds: mean and range of every score that all its rows have."""
 
     name: str
     label: str
     seeds: int
-    spreads: dict[str | None, Spread]  # by task or group; None is the average
+    score_ranges: dict[str | None, ScoreRange]  # by task or group; None is the average
 
 
-def draws(block: Block) -> list[Draws]:
-    """Every training of a block with two seeds or more, best first."""
-    courses: dict[str, list[Row]] = {}
-    for row in block.rows:
-        if (course := _course(row)) is not None:
-            courses.setdefault(course, []).append(row)
-    return [_draws(block, rows) for rows in courses.values() if len({_seed(row) for row in rows}) > 1]
+def list_seed_groups(board: Leaderboard) -> list[SeedGroup]:
+    """All trainings of a leaderboard with two seeds or more, best first."""
+    rows_by_training: dict[str, list[LeaderboardRow]] = {}
+    for row in board.rows:
+        if (training_key := _build_training_key(row)) is not None:
+            rows_by_training.setdefault(training_key, []).append(row)
+    return [
+        _build_seed_group(board, rows)
+        for rows in rows_by_training.values()
+        if len({_get_seed(row) for row in rows}) > 1
+    ]
 
 
-def _draws(block: Block, rows: list[Row]) -> Draws:
-    goals: list[str | None] = [*([None] if block.goal is None else []), *block.entries]
-    spreads = {}
-    for goal in goals:
-        scores = [score for row in rows if (score := block.score(row, goal)) is not None]
+def _build_seed_group(board: Leaderboard, rows: list[LeaderboardRow]) -> SeedGroup:
+    columns: list[str | None] = [*([None] if board.ranked_by is None else []), *board.entries]
+    score_ranges = {}
+    for column in columns:
+        scores = [score for row in rows if (score := board.compute_score(row, column)) is not None]
         if len(scores) == len(rows):
-            spreads[goal] = Spread(fmean(scores), min(scores), max(scores))
-    training = _training(rows[0]) or {}
-    made = (
-        f"{rows[0].card.get('parent')} on {training['data'].get('set')} by {training['recipe'].get('name', 'adaptor')}"
+            score_ranges[column] = ScoreRange(fmean(scores), min(scores), max(scores))
+    training = _get_training(rows[0]) or {}
+    parent, recipe = rows[0].model_card.get("parent"), training["recipe"].get("name", "adaptor")
+    name = f"{parent} on {training['data'].get('set')} by {recipe}"
+    return SeedGroup(name, rows[0].label, len({_get_seed(row) for row in rows}), score_ranges)
+
+
+def has_one_seed(board: Leaderboard, row: LeaderboardRow) -> bool:
+    """Whether a row's model was trained here and no other row is the same training with another seed."""
+    training_key = _build_training_key(row)
+    return (
+        training_key is not None
+        and len({_get_seed(other) for other in board.rows if _build_training_key(other) == training_key}) < 2
     )
-    return Draws(made, rows[0].label, len({_seed(row) for row in rows}), spreads)
 
 
-def one_seed(block: Block, row: Row) -> bool:
-    """Whether a row's model was trained, and no other row of the block is the same training with another seed."""
-    own = _course(row)
-    return own is not None and len({_seed(other) for other in block.rows if _course(other) == own}) < 2
+def _get_training(row: LeaderboardRow) -> dict[str, Any] | None:
+    training: dict[str, Any] | None = row.model_card.get("training")
+    return training
 
 
-def _training(row: Row) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = row.card.get("training")
-    return found
-
-
-def _course(row: Row) -> str | None:
-    """Everything about a training but its seed."""
-    training = _training(row)
+def _build_training_key(row: LeaderboardRow) -> str | None:
+    """The identity of a training without its seed; None for a model without a training."""
+    training = _get_training(row)
     if training is None:
         return None
-    recipe = {key: value for key, value in training["recipe"].items() if key != "seed"}
+    recipe = {key: value for key, value in translate_recipe(training["recipe"]).items() if key != "seed"}
     data = training["data"]
-    return to_canonical_json([row.label, row.card.get("parent"), recipe, data.get("set"), data.get("fingerprint")])
+    return to_canonical_json(
+        [row.label, row.model_card.get("parent"), recipe, data.get("set"), data.get("fingerprint")]
+    )
 
 
-def _seed(row: Row) -> Any:
-    training = _training(row)
+def _get_seed(row: LeaderboardRow) -> Any:
+    training = _get_training(row)
     return training["recipe"].get("seed") if training else None

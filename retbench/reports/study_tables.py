@@ -1,79 +1,83 @@
-"""A study's own tables: what was asked, one board a stage, what specialisation did, and what was left out."""
+"""A study's report: its questions, the leaderboards and specialisation deltas per stage, and what is missing."""
 
 from retbench.cards.study import Study
-from retbench.reports.formats import latex, markdown, plain, tex
-from retbench.reports.leaderboard import Block
+from retbench.reports.formats import escape_latex, escape_markdown, format_latex, format_markdown
+from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.ranks import ALPHA
-from retbench.reports.specialisation_deltas import Delta, deltas
+from retbench.reports.specialisation_deltas import SpecialisationDelta, compute_deltas
 
-Found = list[tuple[str, list[Block], tuple[str, ...]]]  # a stage's title, its boards, and what was lost and why
+StageTables = list[tuple[str, list[Leaderboard], tuple[str, ...]]]  # title, leaderboards, missing cells with reasons
 
 
-def study_markdown(study: Study, found: Found) -> str:
+def format_study_markdown(study: Study, stages: StageTables) -> str:
     """The study as markdown."""
-    parts = [f"# {plain(study.title)}", *([plain(study.paper)] if study.paper else [])]
-    parts += ["\n".join(f"{n}. {plain(question)}" for n, question in enumerate(study.questions, start=1))]
-    for title, blocks, lost in found:
-        parts.append(f"# {plain(title)}")
-        parts += [markdown(blocks)] if blocks else [] if lost else ["Nothing run yet."]
-        parts += [f"{plain(one)}." for one in lost]
-        parts += [table for block in blocks if (table := _deltas_markdown(block))]
+    parts = [f"# {escape_markdown(study.title)}", *([escape_markdown(study.paper)] if study.paper else [])]
+    parts += ["\n".join(f"{n}. {escape_markdown(question)}" for n, question in enumerate(study.questions, start=1))]
+    for title, boards, missing in stages:
+        parts.append(f"# {escape_markdown(title)}")
+        parts += [format_markdown(boards)] if boards else [] if missing else ["No finished run yet."]
+        parts += [f"{escape_markdown(text)}." for text in missing]
+        parts += [table for board in boards if (table := _format_markdown_deltas(board))]
     if study.departures:
-        parts += ["# Where this is not the paper", "\n".join(f"- {plain(one)}" for one in study.departures)]
+        parts += ["# Differences from the paper", "\n".join(f"- {escape_markdown(text)}" for text in study.departures)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def study_latex(study: Study, found: Found) -> str:
-    """The study's tables as LaTeX, each under a comment that names its stage."""
-    parts = [f"% {tex(study.title)}"]
-    for title, blocks, lost in found:
-        parts.append("\n".join([f"% {tex(title)}", *(f"% {tex(one)}" for one in lost)]))
-        if blocks:
-            parts += [latex(blocks), *filter(None, map(_deltas_latex, blocks))]
+def format_study_latex(study: Study, stages: StageTables) -> str:
+    """The study's tables as LaTeX, each below a comment with its stage's title."""
+    parts = [f"% {escape_latex(study.title)}"]
+    for title, boards, missing in stages:
+        parts.append("\n".join([f"% {escape_latex(title)}", *(f"% {escape_latex(text)}" for text in missing)]))
+        if boards:
+            parts += [format_latex(boards), *filter(None, map(_format_latex_deltas, boards))]
     return "\n\n".join(parts) + "\n"
 
 
-def _pairs(block: Block) -> tuple[list[str | None], dict[tuple[str, str], dict[str | None, Delta]]]:
-    table: dict[tuple[str, str], dict[str | None, Delta]] = {}
-    for one in deltas(block):
-        table.setdefault((f"{one.child.model} − {one.parent.model}", one.child.label), {})[one.task] = one
-    goals = dict.fromkeys(goal for cells in table.values() for goal in cells)
-    return list(goals), table
+def _group_deltas_by_pair(
+    board: Leaderboard,
+) -> tuple[list[str | None], dict[tuple[str, str], dict[str | None, SpecialisationDelta]]]:
+    deltas_by_pair: dict[tuple[str, str], dict[str | None, SpecialisationDelta]] = {}
+    for delta in compute_deltas(board):
+        deltas_by_pair.setdefault((f"{delta.child.model} − {delta.parent.model}", delta.child.label), {})[
+            delta.task
+        ] = delta
+    columns = dict.fromkeys(column for cells in deltas_by_pair.values() for column in cells)
+    return list(columns), deltas_by_pair
 
 
-def _deltas_markdown(block: Block) -> str:
-    goals, table = _pairs(block)
-    if not table:
+def _format_markdown_deltas(board: Leaderboard) -> str:
+    columns, deltas_by_pair = _group_deltas_by_pair(board)
+    if not deltas_by_pair:
         return ""
-    heads = ["pair", "method", *(goal or "average" for goal in goals)]
-    lines = ["| " + " | ".join(map(plain, heads)) + " |", "|---|---|" + "---:|" * len(goals)]
-    for (pair, method), cells in table.items():
-        figures = [_markdown_figure(cells[goal]) if goal in cells else "–" for goal in goals]
-        lines.append("| " + " | ".join([plain(pair), plain(method), *figures]) + " |")
-    count = sum(map(len, table.values()))
-    remark = f"A model minus the model it was made from; bold: significant at {ALPHA} (Holm over {count} differences)."
-    return "\n".join([*lines, "", remark])
+    heads = ["pair", "method", *(column or "average" for column in columns)]
+    lines = ["| " + " | ".join(map(escape_markdown, heads)) + " |", "|---|---|" + "---:|" * len(columns)]
+    for (pair, method), cells in deltas_by_pair.items():
+        figures = [_format_markdown_delta(cells[column]) if column in cells else "–" for column in columns]
+        lines.append("| " + " | ".join([escape_markdown(pair), escape_markdown(method), *figures]) + " |")
+    count = sum(map(len, deltas_by_pair.values()))
+    note = f"Score of a model minus its parent's score; bold: significant at {ALPHA} (Holm over {count} differences)."
+    return "\n".join([*lines, "", note])
 
 
-def _markdown_figure(one: Delta) -> str:
-    figure = f"{100 * one.difference:+.2f}"
-    return f"**{figure}**" if one.p_value <= ALPHA else figure
+def _format_markdown_delta(delta: SpecialisationDelta) -> str:
+    figure = f"{100 * delta.difference:+.2f}"
+    return f"**{figure}**" if delta.p_value <= ALPHA else figure
 
 
-def _deltas_latex(block: Block) -> str:
-    goals, table = _pairs(block)
-    if not table:
+def _format_latex_deltas(board: Leaderboard) -> str:
+    columns, deltas_by_pair = _group_deltas_by_pair(board)
+    if not deltas_by_pair:
         return ""
-    heads = " & ".join(map(tex, ["pair", "method", *(goal or "average" for goal in goals)]))
-    lines = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{ll{'r' * len(goals)}}}", "\\toprule"]
+    heads = " & ".join(map(escape_latex, ["pair", "method", *(column or "average" for column in columns)]))
+    lines = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}", "\\toprule"]
     lines += [f"{heads} \\\\", "\\midrule"]
-    for (pair, method), cells in table.items():
-        figures = [_latex_figure(cells[goal]) if goal in cells else "--" for goal in goals]
-        lines.append(" & ".join([tex(pair), tex(method), *figures]) + " \\\\")
-    remark = f"A model minus the model it was made from; bold: significant at {ALPHA}, Holm's correction."
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{remark}}}", "\\end{table}"])
+    for (pair, method), cells in deltas_by_pair.items():
+        figures = [_format_latex_delta(cells[column]) if column in cells else "--" for column in columns]
+        lines.append(" & ".join([escape_latex(pair), escape_latex(method), *figures]) + " \\\\")
+    note = f"Score of a model minus its parent's score; bold: significant at {ALPHA}, Holm's correction."
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{note}}}", "\\end{table}"])
 
 
-def _latex_figure(one: Delta) -> str:
-    figure = f"{100 * one.difference:+.2f}"
-    return f"\\textbf{{{figure}}}" if one.p_value <= ALPHA else figure
+def _format_latex_delta(delta: SpecialisationDelta) -> str:
+    figure = f"{100 * delta.difference:+.2f}"
+    return f"\\textbf{{{figure}}}" if delta.p_value <= ALPHA else figure

@@ -1,4 +1,4 @@
-"""The grid: a block as plain columns and cells, once, for every format to print in its own way."""
+"""The leaderboard as a table of plain cells, built once and printed by every format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from statistics import fmean
 from typing import Any
 
 from retbench.cards.user_config import load_user_config
-from retbench.reports.leaderboard import Block, Row
-from retbench.reports.published_tables import Published
+from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
+from retbench.reports.published_tables import PublishedRow
 from retbench.reports.ranks import ALPHA
-from retbench.reports.seed_variation import ONE_SEED, draws, one_seed
-from retbench.reports.suite_average import entries
+from retbench.reports.seed_variation import ONE_SEED_MARK, has_one_seed, list_seed_groups
+from retbench.reports.suite_average import group_tasks
 
-NOTHING = "–"
-MARKS = {"seen": "*", "unknown": "?", "unseen": ""}
-PUBLISHED = "†"
+MISSING = "–"
+EXPOSURE_MARKS = {"seen": "*", "unknown": "?", "unseen": ""}
+PUBLISHED_MARK = "†"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell: what a reader sees and what a program sorts by."""
+class TableCell:
+    """One cell: the printed text, and the value that sorting uses."""
 
     text: str
     value: float | str | None
@@ -28,41 +28,41 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of the grid: a row of ours, or a published one."""
+class TableLine:
+    """One line of the table: a measured row or a published row."""
 
-    cells: list[Cell]
-    row: Row | None = None
-    published: Published | None = None
+    cells: list[TableCell]
+    row: LeaderboardRow | None = None
+    published: PublishedRow | None = None
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Heads, lines, and the remarks a reader needs to believe them."""
+class LeaderboardTable:
+    """Column heads, lines, and the notes below the table."""
 
     heads: list[str]
-    lines: list[Line]
-    remarks: list[str]
+    lines: list[TableLine]
+    notes: list[str]
 
 
-Cost = tuple[str, Callable[[Row], float | None], str]
+CostColumn = tuple[str, Callable[[LeaderboardRow], float | None], str]
 
 
-def _largest(name: str) -> Callable[[Row], float | None]:
-    return lambda row: max(row.cost(name), default=None)
+def _get_max_cost(name: str) -> Callable[[LeaderboardRow], float | None]:
+    return lambda row: max(row.list_costs(name), default=None)
 
 
-def _mean(name: str) -> Callable[[Row], float | None]:
-    return lambda row: fmean(values) if (values := row.cost(name)) else None
+def _get_mean_cost(name: str) -> Callable[[LeaderboardRow], float | None]:
+    return lambda row: fmean(values) if (values := row.list_costs(name)) else None
 
 
-def _parameters(row: Row) -> float | None:
-    largest = max(row.cost("parameters"), default=None)
+def _get_parameters_in_millions(row: LeaderboardRow) -> float | None:
+    largest = max(row.list_costs("parameters"), default=None)
     return None if largest is None else largest / 1e6
 
 
-def price(row: Row) -> float | None:
-    """What a million documents cost at the rates in retbench.toml; none where the machine has no rate."""
+def compute_price(row: LeaderboardRow) -> float | None:
+    """The price of a million documents at the rates in retbench.toml; None for a machine without a rate."""
     rates, costs = load_user_config().prices or {}, []
     for run in row.runs.values():
         machine, speed = run.record.machine, run.record.cost.get("documents_per_second")
@@ -73,170 +73,207 @@ def price(row: Row) -> float | None:
     return fmean(costs) if costs else None
 
 
-COSTS: dict[str, Cost] = {
-    "parameters": ("parameters (M)", _parameters, ",.0f"),
-    "weights": ("weights (MB)", _largest("weights_mb"), ",.0f"),
-    "tokens_per_second": ("tokens/s", _mean("tokens_per_second"), ",.0f"),
-    "documents_per_second": ("docs/s", _mean("documents_per_second"), ",.0f"),
-    "peak_memory": ("peak memory (MB)", _largest("peak_memory_mb"), ",.0f"),
-    "price": ("price per 1M docs", price, ",.2f"),
+COST_COLUMNS: dict[str, CostColumn] = {
+    "parameters": ("parameters (M)", _get_parameters_in_millions, ",.0f"),
+    "weights": ("weights (MB)", _get_max_cost("weights_mb"), ",.0f"),
+    "tokens_per_second": ("tokens/s", _get_mean_cost("tokens_per_second"), ",.0f"),
+    "documents_per_second": ("docs/s", _get_mean_cost("documents_per_second"), ",.0f"),
+    "peak_memory": ("peak memory (MB)", _get_max_cost("peak_memory_mb"), ",.0f"),
+    "price": ("price per 1M docs", compute_price, ",.2f"),
 }
 
 
-def costs(block: Block) -> dict[str, Cost]:
-    """The cost columns for which some row has a figure."""
-    return {name: cost for name, cost in COSTS.items() if any(cost[1](row) is not None for row in block.rows)}
+def select_cost_columns(board: Leaderboard) -> dict[str, CostColumn]:
+    """The cost columns for which at least one row has a value."""
+    return {name: cost for name, cost in COST_COLUMNS.items() if any(cost[1](row) is not None for row in board.rows)}
 
 
-def grid(block: Block, members: bool = False) -> Grid:
-    """A block as columns; a group of tasks is one column, followed by its members where they are asked for."""
-    shown = costs(block)
-    goals: list[str | None] = [None] if block.goal is None else []
-    for name, tasks in block.entries.items():
-        goals += [name, *tasks] if members and tasks != (name,) else [name]
+def build_table(board: Leaderboard, with_members: bool = False) -> LeaderboardTable:
+    """A leaderboard as a table; a group of tasks is one column, followed by its members with `with_members`."""
+    cost_columns = select_cost_columns(board)
+    columns: list[str | None] = [None] if board.ranked_by is None else []
+    for name, tasks in board.entries.items():
+        columns += [name, *tasks] if with_members and tasks != (name,) else [name]
     heads = [
         "rank",
         "letters",
         "model",
         "method",
-        *("average" if goal is None else goal for goal in goals),
+        *("average" if column is None else column for column in columns),
         "95% interval",
     ]
-    lines = [_line(block, row, goals, shown) for row in block.rows]
-    lines += [_published(block, one, goals, len(shown)) for one in block.references]
-    return Grid([*heads, *(title for title, _, _ in shown.values())], lines, _remarks(block))
-
-
-def _line(block: Block, row: Row, goals: list[str | None], shown: dict[str, Cost]) -> Line:
-    place = block.place(row, block.goal)
-    rank = Cell(str(place.rank), place.rank) if place else Cell(NOTHING, None)
-    letters = Cell(place.letters, place.letters) if place else Cell(NOTHING, None)
-    names = [Cell(row.model, row.model, ONE_SEED if one_seed(block, row) else ""), Cell(row.label, row.label)]
-    scores = [_score(block, row, goal) for goal in goals]
-    figures = []
-    for _, measure, form in shown.values():
-        value = measure(row)
-        figures.append(Cell(NOTHING if value is None else format(value, form), value))
-    return Line([rank, letters, *names, *scores, _interval(place), *figures], row)
-
-
-def _interval(place: Any) -> Cell:
-    if place is None:
-        return Cell(NOTHING, None)
-    low, high = place.interval
-    return Cell(f"{100 * low:.1f}–{100 * high:.1f}", f"{100 * low:.4f}–{100 * high:.4f}")
-
-
-def _score(block: Block, row: Row, goal: str | None) -> Cell:
-    score = block.score(row, goal)
-    if score is not None:
-        seen = {row.seen(task) for task in block.entries.get(goal, (goal,))} if goal else {"unseen"}
-        return Cell(f"{100 * score:.2f}", 100 * score, "".join(MARKS[one] for one in sorted(seen)), goal)
-    if goal in row.failures:
-        return Cell(row.failures[goal].status, None, task=goal)
-    return Cell(NOTHING, None, task=goal)
-
-
-def _published(block: Block, one: Published, goals: list[str | None], width: int) -> Line:
-    scores = [
-        one.average(block.suite, block.tasks) if goal is None else one.score(goal, block.entries.get(goal, (goal,)))
-        for goal in goals
+    lines = [_build_line(board, row, columns, cost_columns) for row in board.rows]
+    lines += [
+        _build_published_line(board, published_row, columns, len(cost_columns))
+        for published_row in board.published_rows
     ]
-    cells = [Cell(NOTHING if x is None else f"{100 * x:.2f}", None if x is None else 100 * x) for x in scores]
-    names = [Cell(one.model, one.model, PUBLISHED), Cell(f"published: {one.table.name}", one.table.name)]
-    nothing = Cell(NOTHING, None)
-    return Line([nothing, nothing, *names, *cells, nothing, *[nothing] * width], published=one)
+    return LeaderboardTable([*heads, *(title for title, _, _ in cost_columns.values())], lines, _build_notes(board))
 
 
-def _remarks(block: Block) -> list[str]:
-    """What the figures are, how they were tested, and what is not there."""
-    terms = "; ".join(f"{name} {value}" for name, value in block.terms.items())
-    remarks = [f"{block.metric} × 100. {terms}."]
-    if block.apart:
-        remarks.append(
-            f"Not comparable with the first block of {block.title}: another {', another '.join(block.apart)}."
+def _build_line(
+    board: Leaderboard, row: LeaderboardRow, columns: list[str | None], cost_columns: dict[str, CostColumn]
+) -> TableLine:
+    row_rank = board.get_rank(row, board.ranked_by)
+    rank = TableCell(str(row_rank.rank), row_rank.rank) if row_rank else TableCell(MISSING, None)
+    letters = TableCell(row_rank.letters, row_rank.letters) if row_rank else TableCell(MISSING, None)
+    names = [
+        TableCell(row.model, row.model, ONE_SEED_MARK if has_one_seed(board, row) else ""),
+        TableCell(row.label, row.label),
+    ]
+    scores = [_build_score_cell(board, row, column) for column in columns]
+    cost_cells = []
+    for _, measure, format_spec in cost_columns.values():
+        value = measure(row)
+        cost_cells.append(TableCell(MISSING if value is None else format(value, format_spec), value))
+    return TableLine([rank, letters, *names, *scores, _build_interval_cell(row_rank), *cost_cells], row)
+
+
+def _build_interval_cell(row_rank: Any) -> TableCell:
+    if row_rank is None:
+        return TableCell(MISSING, None)
+    low, high = row_rank.interval
+    return TableCell(f"{100 * low:.1f}–{100 * high:.1f}", f"{100 * low:.4f}–{100 * high:.4f}")
+
+
+def _build_score_cell(board: Leaderboard, row: LeaderboardRow, column: str | None) -> TableCell:
+    score = board.compute_score(row, column)
+    if score is not None:
+        exposures = (
+            {row.get_training_exposure(task) for task in board.entries.get(column, (column,))} if column else {"unseen"}
         )
-    if block.older:
-        remarks.append(f"Older runs left out, because the same cell was run again: {block.older}.")
-    remarks += [_family(block), *_partial(block), _fidelity(block), *_seeds(block), *_seen(block), *_failures(block)]
-    tables = {one.table.name: one.table for one in block.references}.values()
+        return TableCell(
+            f"{100 * score:.2f}",
+            100 * score,
+            "".join(EXPOSURE_MARKS[exposure] for exposure in sorted(exposures)),
+            column,
+        )
+    if column in row.failures:
+        return TableCell(row.failures[column].status, None, task=column)
+    return TableCell(MISSING, None, task=column)
+
+
+def _build_published_line(
+    board: Leaderboard, published_row: PublishedRow, columns: list[str | None], cost_count: int
+) -> TableLine:
+    scores = [
+        published_row.compute_average(board.suite, board.tasks)
+        if column is None
+        else published_row.compute_score(column, board.entries.get(column, (column,)))
+        for column in columns
+    ]
+    cells = [TableCell(MISSING if x is None else f"{100 * x:.2f}", None if x is None else 100 * x) for x in scores]
+    names = [
+        TableCell(published_row.model, published_row.model, PUBLISHED_MARK),
+        TableCell(f"published: {published_row.table.name}", published_row.table.name),
+    ]
+    missing = TableCell(MISSING, None)
+    return TableLine([missing, missing, *names, *cells, missing, *[missing] * cost_count], published=published_row)
+
+
+def _build_notes(board: Leaderboard) -> list[str]:
+    """The notes below the table: what the scores are, how they were tested, and what is missing."""
+    shared_settings = "; ".join(f"{name} {value}" for name, value in board.shared_settings.items())
+    notes = [f"{board.metric} × 100. {shared_settings}."]
+    if board.differing_rules:
+        rules = ", different ".join(board.differing_rules)
+        notes.append(f"Not comparable with the first leaderboard of {board.title}: different {rules}.")
+    if board.superseded_runs:
+        notes.append(f"Older runs of the same cells, not shown: {board.superseded_runs}.")
+    notes += [
+        _describe_tests(board),
+        *_describe_missing_entries(board),
+        _describe_fidelity(board),
+        *_describe_seeds(board),
+        *_describe_exposure(board),
+        *_describe_failures(board),
+    ]
+    tables = {row.table.name: row.table for row in board.published_rows}.values()
     for table in tables:
-        said = f"{table.title}; published figures, not ranked or tested. Source: {table.source}."
-        remarks.append(" ".join(filter(None, (f"{PUBLISHED} {table.name}: {said}", table.caveat))))
-    return [remark for remark in remarks if remark]
+        description = f"{table.title}; published figures, not ranked or tested. Source: {table.source}."
+        notes.append(" ".join(filter(None, (f"{PUBLISHED_MARK} {table.name}: {description}", table.caveat))))
+    return [note for note in notes if note]
 
 
-def _family(block: Block) -> str:
-    ranked = [place for row in block.rows if (place := block.place(row, block.goal))]
-    if len(ranked) < 2:
-        return "Fewer than two full rows: nothing to test."
-    queries = sum({t: len(run.values) for row in block.rows for t, run in row.runs.items()}.values())
-    pairs = len(ranked) * (len(ranked) - 1) // 2
+def _describe_tests(board: Leaderboard) -> str:
+    row_ranks = [row_rank for row in board.rows if (row_rank := board.get_rank(row, board.ranked_by))]
+    if len(row_ranks) < 2:
+        return "No significance test: fewer than two rows are complete."
+    queries = sum({t: len(run.values) for row in board.rows for t, run in row.runs.items()}.values())
+    pairs = len(row_ranks) * (len(row_ranks) - 1) // 2
     text = (
-        "rank = 1 + the rows significantly better; rows that share a letter do not differ. Paired randomisation test "
-        f"over {queries:,} queries, Holm's correction over {pairs} pairs, alpha {ALPHA}."
+        "rank = 1 + the number of significantly better rows. Rows that share a letter do not differ significantly. "
+        f"Paired randomisation test over {queries:,} queries, Holm's correction over {pairs} pairs, alpha {ALPHA}."
     )
-    if block.goal is None and ranked[0].over_tasks is None:
-        text += f" {len(block.tasks)} tasks are too few to test over tasks."
-    elif block.goal is None:
+    if board.ranked_by is None and row_ranks[0].rank_over_tasks is None:
+        text += f" {len(board.tasks)} tasks are too few for a test with tasks as units."
+    elif board.ranked_by is None:
         text += (
-            " Ranks over tasks as units, in this order: " + ", ".join(str(place.over_tasks) for place in ranked) + "."
+            " Ranks with tasks as units, in the order of the rows: "
+            + ", ".join(str(row_rank.rank_over_tasks) for row_rank in row_ranks)
+            + "."
         )
     return text
 
 
-def _partial(block: Block) -> list[str]:
-    whole = entries(block.suite)
-    if block.goal is not None or set(block.entries) == set(whole) or not whole:
+def _describe_missing_entries(board: Leaderboard) -> list[str]:
+    suite_entries = group_tasks(board.suite)
+    if board.ranked_by is not None or set(board.entries) == set(suite_entries) or not suite_entries:
         return []
-    return [f"The average is over {len(block.entries)} of the {len(whole)} entries of {block.suite}."]
+    return [f"The average covers {len(board.entries)} of the {len(suite_entries)} entries of {board.suite}."]
 
 
-def over_seeds(block: Block) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the trainings that were run with several seeds: mean and range."""
-    found = draws(block)
-    goals = list(dict.fromkeys(goal for one in found for goal in one.spreads))
-    heads = ["trained", "method", "seeds", *("average" if goal is None else goal for goal in goals)]
+def build_seed_table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the trainings with several seeds: mean and range of each score."""
+    seed_groups = list_seed_groups(board)
+    columns = list(dict.fromkeys(column for group in seed_groups for column in group.score_ranges))
+    heads = ["trained", "method", "seeds", *("average" if column is None else column for column in columns)]
     return heads, [
-        [one.name, one.label, str(one.seeds), *(str(one.spreads.get(goal, NOTHING)) for goal in goals)] for one in found
+        [group.name, group.label, str(group.seeds), *(str(group.score_ranges.get(name, MISSING)) for name in columns)]
+        for group in seed_groups
     ]
 
 
-SPREAD = "Over seeds: the mean, and from the lowest to the highest. A difference inside a range may be the draw's."
+SEED_RANGE_NOTE = "Over seeds: mean (lowest–highest). Differences within this range may be seed noise."
 
 
-def _fidelity(block: Block) -> str:
-    """How near each method is to its source, as the record's own card of it says."""
-    records = [run.record for row in block.rows for run in row.runs.values()]
-    kinds = {record.method: record.cards["method"]["fidelity"] for record in records if record.cards.get("method")}
-    told = [
+def _describe_fidelity(board: Leaderboard) -> str:
+    """How closely each method follows its source, from the method card in the record."""
+    records = [run.record for row in board.rows for run in row.runs.values()]
+    fidelity_by_method = {
+        record.method: record.cards["method"]["fidelity"] for record in records if record.cards.get("method")
+    }
+    descriptions = [
         f"{kind}: {', '.join(names)}"
         for kind in ("exact", "reconstructed", "ours")
-        if (names := sorted(name for name, own in kinds.items() if own == kind))
+        if (names := sorted(name for name, fidelity in fidelity_by_method.items() if fidelity == kind))
     ]
-    return f"Fidelity of the methods to their sources: {'; '.join(told)}." if told else ""
+    return f"Fidelity of the methods to their sources: {'; '.join(descriptions)}." if descriptions else ""
 
 
-def _seeds(block: Block) -> list[str]:
-    if not any(one_seed(block, row) for row in block.rows):
+def _describe_seeds(board: Leaderboard) -> list[str]:
+    if not any(has_one_seed(board, row) for row in board.rows):
         return []
-    return [f"{ONE_SEED} trained with one seed: a difference that is significant over queries may still be the seed's."]
+    return [
+        f"{ONE_SEED_MARK} trained with one seed: a difference that is significant over queries may still be seed noise."
+    ]
 
 
-def _seen(block: Block) -> list[str]:
-    kinds = {row.seen(task) for row in block.rows for task in row.runs}
-    texts = {
+def _describe_exposure(board: Leaderboard) -> list[str]:
+    exposures = {row.get_training_exposure(task) for row in board.rows for task in row.runs}
+    explanations = {
         "seen": "* the model was trained on this collection.",
-        "unknown": "? what the model was trained on is not known.",
+        "unknown": "? the model's training data is unknown.",
     }
-    return [text for kind, text in texts.items() if kind in kinds]
+    return [text for exposure, text in explanations.items() if exposure in exposures]
 
 
-def _failures(block: Block) -> list[str]:
-    causes: dict[tuple[str, str], list[str]] = {}
-    for row in block.rows:
+def _describe_failures(board: Leaderboard) -> list[str]:
+    cells_by_cause: dict[tuple[str, str], list[str]] = {}
+    for row in board.rows:
         for task, failure in row.failures.items():
-            causes.setdefault((failure.status, failure.error), []).append(f"{row.model} on {task}")
-    remarks = [f"{status}: {', '.join(cells)}: {error}." for (status, error), cells in causes.items()]
-    missing = sum(t not in row.runs and t not in row.failures for row in block.rows for t in block.tasks)
-    return [*remarks, f"{NOTHING} not run ({missing} cells); no average over missing cells."] if missing else remarks
+            cells_by_cause.setdefault((failure.status, failure.error), []).append(f"{row.model} on {task}")
+    notes = [f"{status}: {', '.join(cells)}: {error}." for (status, error), cells in cells_by_cause.items()]
+    missing = sum(t not in row.runs and t not in row.failures for row in board.rows for t in board.tasks)
+    return (
+        [*notes, f"{MISSING} not run ({missing} cells). A row with missing cells has no average."] if missing else notes
+    )

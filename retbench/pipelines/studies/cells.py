@@ -1,8 +1,8 @@
-"""Slots: the cells a study asks for, known before anything is fetched, and what stands in the way of each."""
+"""The cells of a study, listed before anything is fetched, each with what it needs but cannot find."""
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,10 @@ from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.study import Stage, Study
 from retbench.errors import RetbenchError
-from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.store.digest import compute_digest
 
-VERBS = {  # the verbs a stage can have, and the options each takes; sample and set are the stage's own
+VERB_OPTIONS = {  # the verbs of a stage and their options; sample and set are fields of the stage
     "run": {"rerank", "engine", "weights"},
     "finetune": {"dataset", "recipe", "objective", "set", "split", "seeds"},
 }
@@ -24,110 +24,123 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One cell of a study."""
+class StudyCell:
+    """One cell of a study: a model and a method, or a training, on one task."""
 
     study: str
     stage: str
     model: str
     method: str
     task: str
-    argument: str  # the task as the plan calls it: a name, an alias or a folder
-    needs: str | None = None  # what must be there first
+    argument: str  # the task as written in the study: a name, an alias or a folder
+    needs: str | None = None  # what is missing, as a message
     seed: int | None = None  # of a training
-    asked: str = ""  # the digest of what else the stage says: another sample is another measurement
+    settings_digest: str = ""  # digest of the stage's other settings: another sample is another measurement
 
-    def note(self, out: Path) -> Path:
-        """Where a results folder keeps what became of it."""
+    def get_note_path(self, out: Path) -> Path:
+        """The file in a results folder with this cell's status."""
         seed = [] if self.seed is None else [self.seed]
         name = compute_digest([self.stage, self.model, self.method, self.task, *seed])[:16]
         return out / "studies" / self.study / f"{name}.json"
 
+    def to_json(self) -> dict[str, Any]:
+        """The cell with the keys of stored notes and `--json`."""
+        facts = asdict(self)
+        return {**facts, "asked": facts.pop("settings_digest")}
 
-def slots(plan: Study, stage: Stage) -> Iterator[Slot]:
-    """The cells of a stage, in the order they are run: a whole seed before the next one."""
-    blocked, asked, tasks = _blocked(stage), _asked(stage), _tasks(stage)
+
+def list_study_cells(study: Study, stage: Stage) -> Iterator[StudyCell]:
+    """The cells of a stage in the order in which they run: all cells of a seed before the next seed."""
+    missing_features, tasks = _list_missing_features(stage), _resolve_tasks(stage)
+    settings_digest = _digest_stage_settings(stage)
+    method_word = "the method" if stage.verb == "run" else "the recipe"
     for seed, model in itertools.product(stage.options.get("seeds", (None,)), stage.models):
-        card, kind = _known(catalog.find_model_card, model), "the method" if stage.verb == "run" else "the recipe"
-        for method, found in _methods(stage, card):
-            for argument, name, lacks in tasks:
-                missing = [f"the model {model}"] * (card is None) + [f"{kind} {method}"] * (not found)
-                needs = blocked or missing + lacks
-                reason = f"needs {', '.join(needs)}" if needs else None
-                yield Slot(plan.name, stage.name, model, method, name, argument, reason, seed, asked)
+        card = _find_or_none(catalog.find_model_card, model)
+        for method, is_known in _resolve_stage_methods(stage, card):
+            for argument, name, missing_task in tasks:
+                missing_cards = [f"the model {model}"] * (card is None) + [f"{method_word} {method}"] * (not is_known)
+                missing = missing_features or missing_cards + missing_task
+                reason = f"needs {', '.join(missing)}" if missing else None
+                yield StudyCell(study.name, stage.name, model, method, name, argument, reason, seed, settings_digest)
 
 
-def unasked(stage: Stage, only: str | None) -> str | None:
-    """Why an optional stage is left out."""
-    return f"run when asked for: --stage {stage.name}" if stage.optional and only != stage.name else None
+def explain_optional_stage(stage: Stage, stage_name: str | None) -> str | None:
+    """Why an optional stage is skipped; None if it runs."""
+    return f"optional stage, run it with --stage {stage.name}" if stage.optional and stage_name != stage.name else None
 
 
-def _blocked(stage: Stage) -> list[str]:
-    """What the whole stage needs and this version does not have."""
-    if stage.verb not in VERBS:
+def _list_missing_features(stage: Stage) -> list[str]:
+    """The verb or options of a stage that this version of retbench does not have."""
+    if stage.verb not in VERB_OPTIONS:
         return [f"`retbench {stage.verb}`"]
-    known = VERBS[stage.verb]
+    options = VERB_OPTIONS[stage.verb]
     return [
-        f"an option {name!r} ({stage.verb} has {', '.join(sorted(known))})"
+        f"an option {name!r} ({stage.verb} has {', '.join(sorted(options))})"
         for name in stage.options
-        if name not in known
+        if name not in options
     ]
 
 
-def _asked(stage: Stage) -> str:
-    """What decides a cell's score beside the slot itself; a seed more changes no other seed's."""
+def _digest_stage_settings(stage: Stage) -> str:
+    """Hash the stage's settings that change a score; seeds are left out, so that a new seed keeps the others valid."""
     options = {name: value for name, value in stage.options.items() if name != "seeds"}
     return compute_digest([stage.sample, stage.set, options])[:12]
 
 
-def _tasks(stage: Stage) -> list[tuple[str, str, list[str]]]:
-    """Every task of a stage, each once: what the plan calls it, its name and what it lacks.
+def _resolve_tasks(stage: Stage) -> list[tuple[str, str, list[str]]]:
+    """The tasks of a stage without duplicates: as written in the study, the task's name, and what is missing.
 
-    Records and trained models are kept by the task's name, so a second task of one name would be taken for the first.
+    Records and trained models are stored by the task's name, so two different tasks of one name would be mixed up.
     """
     arguments: list[str] = []
     for suite_name in stage.suites:
-        suite = _known(catalog.load_suites().find, suite_name)
+        suite = _find_or_none(catalog.load_suites().find, suite_name)
         arguments += suite.expand_tasks() if suite else [suite_name]
-    owner: dict[str, str] = {}
+    argument_by_name: dict[str, str] = {}
     tasks = []
     for argument in dict.fromkeys([*arguments, *stage.tasks]):
-        card = _known(catalog.find_task_card, argument)
-        name = card.name if card else argument  # what no card knows keeps the name it was given
-        first = owner.setdefault(name, argument)
-        lacks = [f"the task {argument}"] * (card is None)
-        lacks += [f"another name for {argument}: {first} is {name} too"] * (first != argument)
-        tasks.append((argument, name, lacks))
+        card = _find_or_none(catalog.find_task_card, argument)
+        name = card.name if card else argument  # a task without a card keeps the name from the study
+        first_argument = argument_by_name.setdefault(name, argument)
+        missing = [f"the task {argument}"] * (card is None)
+        missing += [f"another name for {argument}: {first_argument} is also called {name}"] * (
+            first_argument != argument
+        )
+        tasks.append((argument, name, missing))
     return tasks
 
 
-def _methods(stage: Stage, card: ModelCard | None) -> list[tuple[str, bool]]:
-    """The methods of a model by name, and whether each is known; those of `finetune` come with its recipe."""
+def _resolve_stage_methods(stage: Stage, card: ModelCard | None) -> list[tuple[str, bool]]:
+    """The names of a model's methods, and whether each exists; for `finetune` the name of the recipe."""
     if stage.options.get("objective") == ADAPTOR:
         return [(ADAPTOR, True)]
     if stage.verb != "run":
         recipe = str(stage.options.get("recipe", stage.verb))
-        return [(recipe, stage.verb not in VERBS or _known(catalog.find_recipe, recipe) is not None)]
+        return [(recipe, stage.verb not in VERB_OPTIONS or _find_or_none(catalog.find_recipe, recipe) is not None)]
     if card is None:
         return [(name, True) for name in stage.methods or ("-",)]
-    wanted = {name: _known(catalog.find_method, name) for name in stage.methods}
-    found: list[Method] = [method for method in wanted.values() if method]
-    usable = resolve_methods(card, found) if found or not wanted else []
-    return [(method.name, True) for method in usable] + [(name, False) for name, one in wanted.items() if not one]
+    methods_by_name = {name: _find_or_none(catalog.find_method, name) for name in stage.methods}
+    known_methods: list[Method] = [method for method in methods_by_name.values() if method]
+    model_methods = resolve_methods(card, known_methods) if known_methods or not methods_by_name else []
+    return [(method.name, True) for method in model_methods] + [
+        (name, False) for name, method in methods_by_name.items() if not method
+    ]
 
 
-def _known(find: Callable[[str], T], name: str) -> T | None:
+def _find_or_none(find: Callable[[str], T], name: str) -> T | None:
     try:
         return find(name)
     except RetbenchError:
         return None
 
 
-def request(stage: Stage, model: str, method: str, tasks: tuple[str, ...], **rest: Any) -> Request:
-    """A model's row of slots as the request it stands for."""
-    cards = [_known(catalog.find_method, name) for name in stage.methods]
-    methods = (method,) if method in [card.name for card in cards if card] else ()  # a lexical model's is no card's
+def build_request(stage: Stage, model: str, method: str, tasks: tuple[str, ...], **rest: Any) -> EvaluationRequest:
+    """The evaluation request for the cells of one model and method."""
+    cards = [_find_or_none(catalog.find_method, name) for name in stage.methods]
+    methods = (
+        (method,) if method in [card.name for card in cards if card] else ()
+    )  # a lexical model's method has no card
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in stage.options.items()
     }
-    return Request((model,), tasks, methods, sample=stage.sample, overrides=stage.set, **options, **rest)
+    return EvaluationRequest((model,), tasks, methods, sample=stage.sample, overrides=stage.set, **options, **rest)

@@ -1,127 +1,134 @@
-"""The study story: a plan is run cell by cell, each kept in the results folder and noted as the study's own.
+"""Runs a study cell by cell; stores each cell in the results folder with a note of its status.
 
-A finished cell is found on disk, so an interrupted study goes on where it stopped; a failed one fills its place with
-the reason and is tried again the next time.
+Finished cells are found on disk, so an interrupted study resumes. A failed cell is stored with its reason and tried
+again in the next run.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from retbench.cards.study import Stage, Study
 from retbench.errors import RetbenchError, UsageError
-from retbench.pipelines.evaluation import dry_run as estimate
+from retbench.pipelines.evaluation.dry_run import dry_run
 from retbench.pipelines.evaluation.evaluate import evaluate
-from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.studies import training
-from retbench.pipelines.studies.cells import Slot, request, slots, unasked
+from retbench.pipelines.studies.cells import StudyCell, build_request, explain_optional_stage, list_study_cells
 from retbench.pipelines.studies.status import write_note
 from retbench.records.cell import Cell
 
-NEXT = "the stage runs once that is there; the others do now"
-KNOWN = ("documents", "queries", "tokens", "seconds", "disk_bytes")
+NEXT_STEP = "add what is missing and run the study again; other stages run now"
+COST_KEYS = ("documents", "queries", "tokens", "seconds", "disk_bytes")
 
 
-def run(plan: Study, out: Path, only: str | None = None, **show: Any) -> Iterator[Cell]:
-    """Every cell of the plan as soon as it is known."""
-    for stage in chosen(plan, only):
-        command = f"retbench study run {plan.name} --stage {stage.name}"
-        for row in _rows(plan, stage):
-            lost = {slot: reason for slot in row if (reason := slot.needs or unasked(stage, only))}
-            yield from (_skipped(slot, reason) for slot, reason in lost.items())
-            ready = {slot.task: slot for slot in row if slot not in lost}
-            for cell in _cells(plan, stage, ready, out=out, command=command, **show):
-                write_note(ready[cell.task], cell, out)
-                yield cell
+def run_study(study: Study, out: Path, stage_name: str | None = None, **show: Any) -> Iterator[Cell]:
+    """Run all cells of a study, or of one stage; yield each result when it is ready."""
+    for stage in select_stages(study, stage_name):
+        command = f"retbench study run {study.name} --stage {stage.name}"
+        for cells in _group_cells(study, stage):
+            skipped = {
+                cell: reason for cell in cells if (reason := cell.needs or explain_optional_stage(stage, stage_name))
+            }
+            yield from (_build_skipped_result(cell, reason) for cell, reason in skipped.items())
+            ready = {cell.task: cell for cell in cells if cell not in skipped}
+            for result in _run_cells(study, stage, ready, out=out, command=command, **show):
+                write_note(ready[result.task], result, out)
+                yield result
 
 
-def _cells(plan: Study, stage: Stage, ready: dict[str, Slot], **rest: Any) -> Iterator[Cell]:
-    """A row's cells; a request that is refused as a whole fails them all, and the study goes on."""
+def _run_cells(study: Study, stage: Stage, ready: dict[str, StudyCell], **rest: Any) -> Iterator[Cell]:
+    """Run the cells of one model; if the whole request fails, all its cells fail and the study continues."""
     if not ready:
         return
-    one, tasks = next(iter(ready.values())), tuple(slot.argument for slot in ready.values())
+    first_cell, tasks = next(iter(ready.values())), tuple(cell.argument for cell in ready.values())
     try:
         if stage.verb == "finetune":
-            shown = {key: value for key, value in rest.items() if key not in ("out", "devices")}
-            model = training.trained(plan, stage, one, **shown)
-            yield from evaluate(Request((model,), tasks, sample=stage.sample, overrides=stage.set, **rest))
+            training_options = {key: value for key, value in rest.items() if key not in ("out", "devices")}
+            model = training.train_model(study, stage, first_cell, **training_options)
+            yield from evaluate(EvaluationRequest((model,), tasks, sample=stage.sample, overrides=stage.set, **rest))
         else:
-            yield from evaluate(request(stage, one.model, one.method, tasks, **rest))
+            yield from evaluate(build_request(stage, first_cell.model, first_cell.method, tasks, **rest))
     except RetbenchError as error:
         facts: dict[str, Any] = {"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code}
-        yield from (Cell(one.model, one.method, task, "-", "-", "failed", **facts) for task in ready)
+        yield from (Cell(first_cell.model, first_cell.method, task, "-", "-", "failed", **facts) for task in ready)
 
 
-def _rows(plan: Study, stage: Stage) -> Iterator[list[Slot]]:
-    """The slots of one model, method and seed at a time, so that the model is opened once."""
+def _group_cells(study: Study, stage: Stage) -> Iterator[list[StudyCell]]:
+    """Group the cells by model, method and seed, so that each model is loaded once."""
 
-    def row(slot: Slot) -> tuple[Any, ...]:
-        return (slot.seed, slot.model, slot.method, slot.argument if stage.by_task else None)
+    def build_group_key(cell: StudyCell) -> tuple[Any, ...]:
+        return (cell.seed, cell.model, cell.method, cell.argument if stage.trains_per_task else None)
 
-    for _, found in itertools.groupby(slots(plan, stage), key=row):
-        yield list(found)
-
-
-def chosen(plan: Study, only: str | None) -> tuple[Stage, ...]:
-    """All stages, or the one named."""
-    found = tuple(stage for stage in plan.stages if only in (None, stage.name))
-    if not found:
-        names = ", ".join(stage.name for stage in plan.stages)
-        raise UsageError(f"{plan.name} has no stage {only!r}", f"its stages: {names}")
-    return found
+    for _, cells in itertools.groupby(list_study_cells(study, stage), key=build_group_key):
+        yield list(cells)
 
 
-def _skipped(slot: Slot, reason: str) -> Cell:
-    return Cell(slot.model, slot.method, slot.task, "-", "-", "skipped", error=reason, next_step=NEXT)
+def select_stages(study: Study, stage_name: str | None) -> tuple[Stage, ...]:
+    """All stages, or only the named one."""
+    stages = tuple(stage for stage in study.stages if stage_name in (None, stage.name))
+    if not stages:
+        names = ", ".join(stage.name for stage in study.stages)
+        raise UsageError(f"{study.name} has no stage {stage_name!r}", f"choose one of its stages: {names}")
+    return stages
 
 
-def forecast(plan: Study, out: Path, only: str | None = None) -> Iterator[dict[str, Any]]:
-    """What every slot, and every training before it, would cost where the data and the weights are here."""
-    for stage in chosen(plan, only):
-        known: dict[str, Any] = {}
-        for row in _rows(plan, stage):
-            lost = {slot: reason for slot in row if (reason := slot.needs or unasked(stage, only))}
-            yield from ({**asdict(slot), "status": "skipped", "reason": reason} for slot, reason in lost.items())
-            ready = [slot for slot in row if slot not in lost]
-            if ready and stage.verb == "run":
-                yield from _costs(ready, partial(_asked, stage, out))
-            elif ready:
-                yield from _trained(plan, stage, ready, out, known)
+def _build_skipped_result(cell: StudyCell, reason: str) -> Cell:
+    return Cell(cell.model, cell.method, cell.task, "-", "-", "skipped", error=reason, next_step=NEXT_STEP)
 
 
-def _asked(stage: Stage, out: Path, row: list[Slot]) -> list[dict[str, Any]]:
-    tasks = tuple(slot.argument for slot in row)
-    return list(estimate.dry_run(request(stage, row[0].model, row[0].method, tasks, out=out)))
+def estimate_study(study: Study, out: Path, stage_name: str | None = None) -> Iterator[dict[str, Any]]:
+    """Estimate the cost of every cell and training whose data and weights are on this machine."""
+    for stage in select_stages(study, stage_name):
+        measured_costs: dict[str, Any] = {}
+        for cells in _group_cells(study, stage):
+            skipped = {
+                cell: reason for cell in cells if (reason := cell.needs or explain_optional_stage(stage, stage_name))
+            }
+            yield from ({**cell.to_json(), "status": "skipped", "reason": reason} for cell, reason in skipped.items())
+            runnable = [cell for cell in cells if cell not in skipped]
+            if runnable and stage.verb == "run":
+                yield from _estimate_cells(runnable, partial(_dry_run_cells, stage, out))
+            elif runnable:
+                yield from _estimate_training_and_cells(study, stage, runnable, out, measured_costs)
 
 
-def _trained(plan: Study, stage: Stage, row: list[Slot], out: Path, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A training and its cells; other seeds cost the same and are not measured again."""
+def _dry_run_cells(stage: Stage, out: Path, cells: list[StudyCell]) -> list[dict[str, Any]]:
+    tasks = tuple(cell.argument for cell in cells)
+    return list(dry_run(build_request(stage, cells[0].model, cells[0].method, tasks, out=out)))
+
+
+def _estimate_training_and_cells(
+    study: Study, stage: Stage, cells: list[StudyCell], out: Path, measured_costs: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Estimate a training and its cells; other seeds cost the same and are measured once."""
     try:
-        cost = training.cost(plan, stage, row, known)
+        cost = training.estimate_training(study, stage, cells, measured_costs)
     except RetbenchError as error:
-        yield from ({**asdict(slot), "status": "not here", "reason": error.cause} for slot in row)
+        yield from ({**cell.to_json(), "status": "not here", "reason": error.cause} for cell in cells)
         return
     yield cost
-    key = f"{row[0].model} {cost['status']} {row[0].seed if cost['status'] == 'done' else ''} {row[0].argument}"
-    if key not in known:
-        known[key] = _costs(row, partial(training.scored, plan, stage, out=out))
-    yield from ({**cell, "seed": slot.seed} for slot, cell in zip(row, known[key], strict=True))
+    key = f"{cells[0].model} {cost['status']} {cells[0].seed if cost['status'] == 'done' else ''} {cells[0].argument}"
+    if key not in measured_costs:
+        measured_costs[key] = _estimate_cells(cells, partial(training.dry_run_cells, study, stage, out=out))
+    yield from ({**estimate, "seed": cell.seed} for cell, estimate in zip(cells, measured_costs[key], strict=True))
 
 
-def _costs(row: list[Slot], dry_run: Callable[[list[Slot]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Slot by slot; together where all is here, so that the model is opened and timed only once."""
+def _estimate_cells(
+    cells: list[StudyCell], run_estimate: Callable[[list[StudyCell]], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Estimate all cells together, so that the model is timed once; one by one if something is not on this machine."""
     try:
-        cells = dry_run(row)
+        estimates = run_estimate(cells)
     except RetbenchError as error:
-        if len(row) == 1:
-            return [{**asdict(row[0]), "status": "not here", "reason": error.cause}]
-        return [cost for slot in row for cost in _costs([slot], dry_run)]
-    return [_cost(slot, cell) for slot, cell in zip(row, cells, strict=True)]
+        if len(cells) == 1:
+            return [{**cells[0].to_json(), "status": "not here", "reason": error.cause}]
+        return [cost for cell in cells for cost in _estimate_cells([cell], run_estimate)]
+    return [_build_estimate(cell, estimate) for cell, estimate in zip(cells, estimates, strict=True)]
 
 
-def _cost(slot: Slot, cell: dict[str, Any]) -> dict[str, Any]:
-    known = {key: cell[key] for key in KNOWN if key in cell}
-    return {**asdict(slot), "status": "done" if cell["cached"] else "open", **known}
+def _build_estimate(cell: StudyCell, estimate: dict[str, Any]) -> dict[str, Any]:
+    costs = {key: estimate[key] for key in COST_KEYS if key in estimate}
+    return {**cell.to_json(), "status": "done" if estimate["cached"] else "open", **costs}

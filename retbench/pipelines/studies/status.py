@@ -1,114 +1,126 @@
-"""What became of a study: the notes its run left beside the results, and its own tables made from them.
+"""The status of a study's cells, read from the notes of its runs, and the study's report.
 
-The notes lie in `studies/<name>/` below the results folder, one file a cell, so two machines may share a study and
-their folders be merged by copying.
+The notes are in `studies/<name>/` in the results folder, one file per cell. So two machines can share a study, and
+their folders can be merged by copying.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retbench.cards.study import Stage, Study
 from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
-from retbench.pipelines.report import IMPORTED, Report
-from retbench.pipelines.studies.cells import Slot, slots, unasked
+from retbench.pipelines.report import IMPORTED_TABLES_FOLDER, Report
+from retbench.pipelines.studies.cells import StudyCell, explain_optional_stage, list_study_cells
 from retbench.records.cell import Cell
-from retbench.records.results_folder import RECORD, Scan, read
-from retbench.records.scored_run import Kept, kept
-from retbench.reports.leaderboard import blocks
-from retbench.reports.published_tables import published
+from retbench.records.results_folder import RECORD_FILE, ResultsScan, read_record
+from retbench.records.scored_run import ScoredRun, load_scored_run
+from retbench.reports.leaderboard import build_leaderboards
+from retbench.reports.published_tables import load_published_rows
 from retbench.store.shard_store import write_file_atomically
 
 
 @dataclass(frozen=True)
-class State:
-    """What became of a slot: done, failed, skipped or open."""
+class StudyCellStatus:
+    """The status of a cell: done, failed, skipped or open."""
 
-    slot: Slot
+    cell: StudyCell
     status: str
     score: float | None = None
     reason: str | None = None
     record: str | None = None  # relative to the results folder
 
 
-def write_note(slot: Slot, cell: Cell, out: Path) -> None:
-    """Remember what became of a slot."""
-    place = Path(cell.record).relative_to(out).as_posix() if cell.record else None
-    file = slot.note(out)
+def write_note(cell: StudyCell, result: Cell, out: Path) -> None:
+    """Write a cell's status to its note."""
+    record_path = Path(result.record).relative_to(out).as_posix() if result.record else None
+    file = cell.get_note_path(out)
     file.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"slot": asdict(slot), "status": cell.status, "record": place, "reason": cell.error}
-    write_file_atomically(file, json.dumps({**facts, "score": cell.main_score}, indent=1, ensure_ascii=False).encode())
+    facts = {"slot": cell.to_json(), "status": result.status, "record": record_path, "reason": result.error}
+    write_file_atomically(
+        file, json.dumps({**facts, "score": result.main_score}, indent=1, ensure_ascii=False).encode()
+    )
 
 
-def states(plan: Study, out: Path) -> list[State]:
-    """Every slot and what became of it, from the notes alone."""
-    found = [slot for stage in plan.stages for slot in slots(plan, stage)]
-    left = {stage.name: unasked(stage, None) for stage in plan.stages}
+def list_statuses(study: Study, out: Path) -> list[StudyCellStatus]:
+    """The status of every cell, from the notes alone."""
+    cells = [cell for stage in study.stages for cell in list_study_cells(study, stage)]
+    optional_reasons = {stage.name: explain_optional_stage(stage, None) for stage in study.stages}
     return [
-        State(slot, "skipped", reason=slot.needs) if slot.needs else _state(slot, out, left[slot.stage])
-        for slot in found
+        StudyCellStatus(cell, "skipped", reason=cell.needs)
+        if cell.needs
+        else _read_status(cell, out, optional_reasons[cell.stage])
+        for cell in cells
     ]
 
 
-def _state(slot: Slot, out: Path, left: str | None) -> State:
-    file, waiting = slot.note(out), State(slot, "skipped" if left else "open", reason=left)
+def _read_status(cell: StudyCell, out: Path, optional_reason: str | None) -> StudyCellStatus:
+    file = cell.get_note_path(out)
+    not_run = StudyCellStatus(cell, "skipped" if optional_reason else "open", reason=optional_reason)
     if not file.is_file():
-        return waiting
+        return not_run
     try:
         facts = parse_json(file.read_text(encoding="utf-8"))
-        state = State(slot, facts["status"], facts["score"], facts["reason"], facts["record"])
-        other = asdict(slot) | facts["slot"] != asdict(slot)  # of an earlier edition of the plan
+        status = StudyCellStatus(cell, facts["status"], facts["score"], facts["reason"], facts["record"])
+        is_outdated = cell.to_json() | facts["slot"] != cell.to_json()  # the study has changed since
     except (ValueError, TypeError, KeyError) as problem:
-        raise DataError(f"{file} is not a study's note", "remove it and run the study again") from problem
-    gone = state.record is not None and not (out / state.record / RECORD).is_file()
-    return waiting if gone or other else state
+        raise DataError(f"{file} is not a valid note of a study", "remove it and run the study again") from problem
+    is_record_missing = status.record is not None and not (out / status.record / RECORD_FILE).is_file()
+    return not_run if is_record_missing or is_outdated else status
 
 
 @dataclass(frozen=True)
-class Chapter:
+class StageReport:
     """One stage of a study's report."""
 
     stage: Stage
     report: Report
-    lost: tuple[str, ...]  # what was skipped or failed, and why
+    missing: tuple[str, ...]  # skipped and failed cells, with reasons
 
 
-def chapters(plan: Study, out: Path) -> list[Chapter]:
-    """The study's own runs, stage by stage, beside other stages' rows and the published tables it names."""
-    found = states(plan, out)
-    rows = published(out / IMPORTED, only=plan.references) if plan.references else []
-    made = []
-    for stage in plan.stages:
-        scan = Scan()
-        shown = (stage.name, *stage.beside)
-        places = {state.record: state.slot for state in found if state.slot.stage in shown and state.record}
-        for place, slot in sorted(places.items()):
+def build_stage_reports(study: Study, out: Path) -> list[StageReport]:
+    """The study's runs by stage, beside the rows of the stages in `beside` and the published tables it names."""
+    statuses = list_statuses(study, out)
+    published_rows = (
+        load_published_rows(out / IMPORTED_TABLES_FOLDER, only=study.references) if study.references else []
+    )
+    stage_reports = []
+    for stage in study.stages:
+        scan = ResultsScan()
+        shown_stages = (stage.name, *stage.beside)
+        cells_by_record = {
+            status.record: status.cell for status in statuses if status.cell.stage in shown_stages and status.record
+        }
+        for record_path, cell in sorted(cells_by_record.items()):
             try:
-                scan.runs.append(_together(plan, slot, _kept(out / place)))
+                scan.runs.append(_give_task_models_one_name(study, cell, _load_run(out / record_path)))
             except DataError as problem:
                 scan.problems.append(problem)
-        lost = tuple(dict.fromkeys(_lost(state) for state in found if state.slot.stage == stage.name and state.reason))
-        made.append(Chapter(stage, Report(scan, blocks(scan.runs, [], rows)), lost))
-    return made
+        missing_cells = [status for status in statuses if status.cell.stage == stage.name and status.reason]
+        missing = tuple(dict.fromkeys(map(_describe_missing_cell, missing_cells)))
+        stage_reports.append(
+            StageReport(stage, Report(scan, build_leaderboards(scan.runs, [], published_rows)), missing)
+        )
+    return stage_reports
 
 
-def _lost(state: State) -> str:
-    """A skipped cell's reason says all; a failed one is named."""
-    if state.status == "skipped":
-        return f"Skipped: {state.reason}"
-    return f"Failed: {state.slot.model} · {state.slot.method} on {state.slot.task}: {state.reason}"
+def _describe_missing_cell(status: StudyCellStatus) -> str:
+    """The reason of a skipped cell; the name and the reason of a failed cell."""
+    if status.status == "skipped":
+        return f"Skipped: {status.reason}"
+    return f"Failed: {status.cell.model} · {status.cell.method} on {status.cell.task}: {status.reason}"
 
 
-def _together(plan: Study, slot: Slot, run: Kept) -> Kept:
-    """The models that a stage trains task by task bear one name here, so that they are one row."""
-    stage = next(stage for stage in plan.stages if stage.name == slot.stage)
-    if not stage.by_task:
+def _give_task_models_one_name(study: Study, cell: StudyCell, run: ScoredRun) -> ScoredRun:
+    """Give the models that a stage trains per task one name, so that they share a row."""
+    stage = next(stage for stage in study.stages if stage.name == cell.stage)
+    if not stage.trains_per_task:
         return run
-    seed = "" if slot.seed is None else f", seed {slot.seed}"
-    called = f"{run.record.cards['model']['parent']} ({stage.name}{seed})"
-    return replace(run, record=replace(run.record, model=called))
+    seed = "" if cell.seed is None else f", seed {cell.seed}"
+    name = f"{run.record.cards['model']['parent']} ({stage.name}{seed})"
+    return replace(run, record=replace(run.record, model=name))
 
 
-def _kept(folder: Path) -> Kept:
-    return kept(folder, read(folder / RECORD))
+def _load_run(folder: Path) -> ScoredRun:
+    return load_scored_run(folder, read_record(folder / RECORD_FILE))

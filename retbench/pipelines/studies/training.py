@@ -1,109 +1,113 @@
-"""What a stage of a study trains: one model a row, found again where it is finished, gone on with where it is not."""
+"""Trains the models of a study's stage; finished trainings are reused, interrupted ones resume."""
 
 import json
 from dataclasses import asdict
 from typing import Any
 
-from retbench.cards import catalog, options
-from retbench.cards.adaptor_recipe import AdaptorRecipe
+from retbench.cards import catalog
+from retbench.cards.adaptor_recipe import AdaptorRecipe, apply_adaptor_options
 from retbench.cards.recipe import Recipe, apply_recipe_options, describe_recipe
+from retbench.cards.recipe_keys import translate_recipe
 from retbench.cards.study import Stage, Study
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError
-from retbench.pipelines.evaluation import dry_run as estimate
-from retbench.pipelines.evaluation.request import Request
-from retbench.pipelines.studies.cells import ADAPTOR, Slot
-
-STANDING = "repllama"  # a wish names a backbone's recipe; an adaptor's stands beside it and this one is not read
+from retbench.pipelines.evaluation.dry_run import dry_run
+from retbench.pipelines.evaluation.request import EvaluationRequest
+from retbench.pipelines.studies.cells import ADAPTOR, StudyCell
 
 
-def name(plan: Study, stage: Stage, slot: Slot) -> str:
-    """What the model of a slot is called."""
-    parts = [catalog.find_model_card(slot.model).name, plan.name, stage.name]
-    parts += [slot.task] * stage.by_task + ([f"seed{slot.seed}"] if slot.seed is not None else [])
+def format_model_name(study: Study, stage: Stage, cell: StudyCell) -> str:
+    """The name of the model that is trained for a cell."""
+    parts = [catalog.find_model_card(cell.model).name, study.name, stage.name]
+    parts += [cell.task] * stage.trains_per_task + ([f"seed{cell.seed}"] if cell.seed is not None else [])
     return "-".join(encode_path_part(part) for part in parts).lower()
 
 
-def recipe(stage: Stage, slot: Slot) -> Recipe | AdaptorRecipe:
-    """The recipe with the stage's changes and the slot's seed."""
+def build_recipe(stage: Stage, cell: StudyCell) -> Recipe | AdaptorRecipe:
+    """The recipe with the stage's changes and the cell's seed."""
     changes = dict(word.split("=", 1) for word in stage.options.get("set", ()))
-    changes |= {"seed": str(slot.seed)} if slot.seed is not None else {}
+    changes |= {"seed": str(cell.seed)} if cell.seed is not None else {}
     if stage.options.get("objective") == ADAPTOR:
-        return options.apply_options(AdaptorRecipe(), changes)
+        return apply_adaptor_options(AdaptorRecipe(), changes)
     return apply_recipe_options(catalog.find_recipe(stage.options["recipe"]), changes)
 
 
-def trained(plan: Study, stage: Stage, slot: Slot, **show: Any) -> str:
-    """The name of the model a slot is scored with, trained now if it was not."""
-    from retbench.pipelines.finetuning import train_adaptor
-    from retbench.pipelines.finetuning import train_encoder as story
+def train_model(study: Study, stage: Stage, cell: StudyCell, **show: Any) -> str:
+    """Train a cell's model if it is not finished; return its name."""
+    from retbench.pipelines.finetuning import train_adaptor, train_encoder
 
-    wish, wanted = _wish(plan, stage, slot, **show), recipe(stage, slot)
-    if isinstance(wanted, AdaptorRecipe):
-        train_adaptor.train_adaptor(wish, wanted)
+    request, recipe = _build_training_request(study, stage, cell, **show), build_recipe(stage, cell)
+    if isinstance(recipe, AdaptorRecipe):
+        train_adaptor.finetune_adaptor(request, recipe)
     else:
-        story.finetune(wish)
-    _need_recipe(wish.name or "", wanted)
-    return wish.name or ""
+        train_encoder.finetune_encoder(request, recipe)
+    _require_same_recipe(request.name or "", recipe)
+    return request.name or ""
 
 
-def _wish(plan: Study, stage: Stage, slot: Slot, **show: Any) -> Any:
+def _build_training_request(study: Study, stage: Stage, cell: StudyCell, **show: Any) -> Any:
     from retbench.training.training_data import TrainingRequest
 
-    wanted = recipe(stage, slot)
-    plain = catalog.find_recipe(STANDING) if isinstance(wanted, AdaptorRecipe) else wanted
-    dataset, split = stage.options.get("dataset", slot.argument), stage.options.get("split", "train")
-    return TrainingRequest(dataset, slot.model, plain, name(plan, stage, slot), split=split, resume=True, **show)
+    dataset, split = stage.options.get("dataset", cell.argument), stage.options.get("split", "train")
+    name = format_model_name(study, stage, cell)
+    return TrainingRequest(dataset, cell.model, name, split=split, resume=True, **show)
 
 
-def _need_recipe(model: str, wanted: Recipe | AdaptorRecipe) -> None:
-    """Refuse a finished model that an earlier edition of the plan trained; fields newer than its card do not count."""
+def _require_same_recipe(model: str, recipe: Recipe | AdaptorRecipe) -> None:
+    """Raise an error if the finished model was trained with another recipe; fields missing in its card are ignored."""
     training = catalog.find_model_card(model).training
-    learned = _plain(training.recipe if training else {})
-    asked = _plain(describe_recipe(wanted) if isinstance(wanted, Recipe) else asdict(wanted))
-    other = [field for field in learned if learned[field] != asked.get(field)]
-    if other:
+    trained_fields = _to_card_form(translate_recipe(training.recipe) if training else {})
+    study_fields = _to_card_form(describe_recipe(recipe) if isinstance(recipe, Recipe) else asdict(recipe))
+    differing = [field for field in trained_fields if trained_fields[field] != study_fields.get(field)]
+    if differing:
         raise DataError(
-            f"{model} was trained with another {', '.join(other)} than the plan asks for",
-            "remove its folder (retbench show model NAME says where), and run the study again",
+            f"{model} was trained with a different {', '.join(differing)} than the study states",
+            "remove its folder (retbench show model NAME prints it) and run the study again",
         )
 
 
-def _plain(recipe: dict[str, Any]) -> dict[str, Any]:
-    """As a card holds it: lists for tuples, and nothing where nothing was said."""
-    plain: dict[str, Any] = json.loads(json.dumps(recipe), object_hook=_said)
+def _to_card_form(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe as a card stores it: tuples become lists, None is left out."""
+    plain: dict[str, Any] = json.loads(json.dumps(recipe), object_hook=_drop_missing)
     return plain
 
 
-def _said(table: dict[str, Any]) -> dict[str, Any]:
+def _drop_missing(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None}
 
 
-def cost(plan: Study, stage: Stage, row: list[Slot], known: dict[str, Any]) -> dict[str, Any]:
-    """Tokens, seconds and disk of a row's training; measured once for all seeds, which `known` remembers."""
-    from retbench.pipelines.finetuning import train_encoder as story
+def estimate_training(
+    study: Study, stage: Stage, cells: list[StudyCell], measured_costs: dict[str, Any]
+) -> dict[str, Any]:
+    """Tokens, seconds and disk of a training; measured once for all seeds and stored in `measured_costs`."""
+    from retbench.pipelines.finetuning import train_encoder
 
-    slot, called = row[0], name(plan, stage, row[0])
-    facts = {**asdict(slot), "task": "-", "training": called}
-    if called in catalog.load_model_cards():
+    cell, model_name = cells[0], format_model_name(study, stage, cells[0])
+    facts = {**cell.to_json(), "task": "-", "training": model_name}
+    if model_name in catalog.load_model_cards():
         return {**facts, "status": "done"}
-    if stage.options.get("objective") == ADAPTOR:
-        return {**facts, "status": "open", "reason": "minutes, once its vectors are stored"}
-    key = f"{slot.model} {stage.options.get('dataset', slot.argument)}"
-    if key not in known:
-        plan_ = story.estimate_training_plan(_wish(plan, stage, slot))
-        known[key] = {"tokens": plan_["tokens"], "seconds": 60 * plan_["minutes"], "disk_bytes": plan_["disk_bytes"]}
-    return {**facts, "status": "open", **known[key]}
+    recipe = build_recipe(stage, cell)
+    if isinstance(recipe, AdaptorRecipe):
+        return {**facts, "status": "open", "reason": "minutes, after its embeddings are stored"}
+    key = f"{cell.model} {stage.options.get('dataset', cell.argument)}"
+    if key not in measured_costs:
+        estimate = train_encoder.estimate_plan(_build_training_request(study, stage, cell), recipe)
+        measured_costs[key] = {
+            "tokens": estimate["tokens"],
+            "seconds": 60 * estimate["minutes"],
+            "disk_bytes": estimate["disk_bytes"],
+        }
+    return {**facts, "status": "open", **measured_costs[key]}
 
 
-def scored(plan: Study, stage: Stage, row: list[Slot], **rest: Any) -> list[dict[str, Any]]:
-    """The dry run of a row's cells: by the trained model if it is there, else as its parent would be scored."""
-    tasks, called = tuple(slot.argument for slot in row), name(plan, stage, row[0])
-    if called in catalog.load_model_cards():
-        return list(estimate.dry_run(Request((called,), tasks, sample=stage.sample, overrides=stage.set, **rest)))
-    wanted = recipe(stage, row[0])
+def dry_run_cells(study: Study, stage: Stage, cells: list[StudyCell], **rest: Any) -> list[dict[str, Any]]:
+    """Estimate the cost of a group of cells: with the trained model if it exists, else with its parent model."""
+    tasks, model_name = tuple(cell.argument for cell in cells), format_model_name(study, stage, cells[0])
+    if model_name in catalog.load_model_cards():
+        return list(dry_run(EvaluationRequest((model_name,), tasks, sample=stage.sample, overrides=stage.set, **rest)))
+    recipe = build_recipe(stage, cells[0])
     methods = (
-        (wanted.method.name,) if isinstance(wanted, Recipe) and wanted.method.name in catalog.load_methods() else ()
+        (recipe.method.name,) if isinstance(recipe, Recipe) and recipe.method.name in catalog.load_methods() else ()
     )
-    request = Request((row[0].model,), tasks, methods, sample=stage.sample, overrides=stage.set, **rest)
-    return [{**cell, "cached": False} for cell in estimate.dry_run(request)]
+    request = EvaluationRequest((cells[0].model,), tasks, methods, sample=stage.sample, overrides=stage.set, **rest)
+    return [{**estimate, "cached": False} for estimate in dry_run(request)]
