@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 from retbench.cards import catalog
-from retbench.cards.user_config import cache_folder
+from retbench.cards.user_config import get_cache_folder
 from tests import small_collection
 
 for name in [name for name in os.environ if name.startswith("RETBENCH_") and name != "RETBENCH_SHARED"]:
@@ -72,7 +72,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are fetched once, into the user's own cache; what a test embeds is its own."""
     monkeypatch.delenv("RETBENCH_CACHE")
-    users = cache_folder() / "weights"
+    users = get_cache_folder() / "weights"
     users.mkdir(parents=True, exist_ok=True)
     (own_cache / "weights").symlink_to(users)
     monkeypatch.setenv("RETBENCH_CACHE", str(own_cache))
@@ -90,12 +90,12 @@ def real_work(users_weights: None) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny_models  # torch: not every interpreter of the matrix has it
 
-    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny")
+    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    return small_collection.write(tmp_path / "pantry")
+    return small_collection.write_folder(tmp_path / "pantry")
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from retbench.records.results_folder import ResultsFolder, RunFiles
 from retbench.store.digest import compute_digest
 
 METRIC = "ndcg_at_10"
-NASTY = "<img src=x onerror=alert(1)>|`&\\_^~{}$%#\"'*[x](y)\n=cmd"
+HOSTILE_NAME = "<img src=x onerror=alert(1)>|`&\\_^~{}$%#\"'*[x](y)\n=cmd"
 
 
-def finish(
+def write_finished_run(
     root: Path,
     model: str,
     task: str,
@@ -62,7 +62,7 @@ def finish(
     return ResultsFolder(root).write_run(record, RunFiles(rankings, raw, per_query, {"query": {"text": "?"}}))
 
 
-def fail(
+def write_failed_run(
     root: Path, model: str, task: str, *, method: str = "bm25", suite: str = "mine", error: str = "no weights"
 ) -> None:
     """One cell that failed."""

@@ -57,25 +57,25 @@ class HashEncoder:
 
 
 @dataclass(frozen=True)
-class Watched:
+class LoggingEncoder:
     """Another encoder, slower, that writes a line for every text it computes."""
 
-    inner: DenseEncoder
+    encoder: DenseEncoder
     log: Path
     delay: float
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.encoder, name)
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         time.sleep(self.delay)
         with self.log.open("a") as out:
             out.write("x\n" * len(batch))
-        return self.inner.encode(batch)
+        return self.encoder.encode(batch)
 
 
 @dataclass(frozen=True)
-class Work:
+class CellRun:
     """One cell to be run."""
 
     model: str
@@ -86,24 +86,24 @@ class Work:
     real: bool = False
     delay: float = 0.004
 
-    def computed(self) -> int:
+    def count_computed_texts(self) -> int:
         return len(Path(self.log).read_text()) // 2 if Path(self.log).exists() else 0
 
-    def install(self) -> None:
+    def install_encoder(self) -> None:
         """Put the encoder that costs nothing, or the watched one, in the place of every encoder; small shards."""
         os.environ["RETBENCH_CACHE"] = self.cache
         load = model_module.ResolvedModel.load_encoder
 
-        def encoder(self_: model_module.ResolvedModel, spec: EncoderSpec) -> Watched:
+        def encoder(self_: model_module.ResolvedModel, spec: EncoderSpec) -> LoggingEncoder:
             inner = load(self_, spec) if self.real else HashEncoder(spec, self_.build_prompt_tokenizer(spec))
-            return Watched(inner, Path(self.log), self.delay)  # type: ignore[arg-type]
+            return LoggingEncoder(inner, Path(self.log), self.delay)  # type: ignore[arg-type]
 
         model_module.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
         search.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
         dense_retriever.TOKEN_BUDGETS["cpu"] = 64
 
     def run(self) -> int:
-        self.install()
+        self.install_encoder()
         (cell,) = evaluate.evaluate(EvaluationRequest((self.model,), (self.task,), ("mean",), out=Path(self.out)))
         if cell.error:
             sys.stderr.write(f"{cell.error}\n{cell.next_step}\n")
@@ -111,45 +111,45 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Server:
+class ForkServer:
     """The side of the tests: start work in a fork, kill it, ask how it ended."""
 
     process: subprocess.Popen[str]
 
-    def start(self, work: Work) -> int:
+    def start(self, work: CellRun) -> int:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(asdict(work)) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def status(self) -> int:
+    def wait_for_exit(self) -> int:
         """The exit code; a signal is negative."""
         assert self.process.stdout
         return int(self.process.stdout.readline())
 
-    def killed(self, work: Work, seconds: float) -> bool:
+    def start_and_kill(self, work: CellRun, seconds: float) -> bool:
         """Start, wait, kill; whether it was still at work."""
         pid = self.start(work)
         time.sleep(seconds)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        return self.status() == -signal.SIGKILL
+        return self.wait_for_exit() == -signal.SIGKILL
 
 
 @contextmanager
-def server(module: str = "tests.fork_server") -> Iterator[Server]:
+def start_fork_server(module: str = "tests.fork_server") -> Iterator[ForkServer]:
     command = [sys.executable, "-m", module]
     root = Path(__file__).parent.parent
     with subprocess.Popen(
         command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        yield Server(process)
+        yield ForkServer(process)
         assert process.stdin
         process.stdin.close()
 
 
-def serve(kind: type[Work] = Work) -> None:
+def serve_forks(kind: type[CellRun] = CellRun) -> None:
     """One fork a line: its number, then how it ended."""
     for module in (
         "pandas",
@@ -177,4 +177,4 @@ def serve(kind: type[Work] = Work) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve_forks()

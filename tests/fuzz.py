@@ -104,7 +104,7 @@ def _collection(name: str, packed: bool, file: Path) -> None:
 
 @cache
 def _plain_collection() -> Path:
-    return small_collection.write(_place("small"))
+    return small_collection.write_folder(_place("small"))
 
 
 def _of_collection(name: str, packed: bool) -> list[bytes]:
@@ -166,8 +166,8 @@ def _pins(file: Path) -> None:
 
 def _notes(file: Path) -> None:
     """Notes of checksums: whatever they say, the checksum is right."""
-    user_config.cache_folder().mkdir(parents=True, exist_ok=True)
-    shutil.copy(file, user_config.cache_folder() / "checksums.json")
+    user_config.get_cache_folder().mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, user_config.get_cache_folder() / "checksums.json")
     assert checksums.cached_sha256(_big()) == _right()
 
 
@@ -225,7 +225,7 @@ MTEB = {
 }  # fmt: skip
 VECTORS = {"data": [{"index": 0, "embedding": [0.5, 1.0]}, {"index": 1, "embedding": [1, 0]}]}
 FAILURE = Failure("m", "mean", "t", "s", "test", "standard", None, "failed", "cause", "step", 4, "run")
-HOME = b"""cache = "x"
+USER_CONFIG = b"""cache = "x"
 cards = ["y"]
 device = "cpu"
 prices = {"H200" = 3.5}
@@ -255,7 +255,7 @@ TARGETS = (
     _toml(Recipe, "recipes/*.toml"),
     _toml(Study, "studies/*.toml"),
     _toml(Method, "retbench/**/methods/*.toml"),
-    Target("retbench.toml", lambda: [HOME], lambda file: toml_parser.load_card(user_config.UserConfig, file)),
+    Target("retbench.toml", lambda: [USER_CONFIG], lambda file: toml_parser.load_card(user_config.UserConfig, file)),
     Target("run.trec", lambda: [RUN], read_scored_trec_run),
     Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], read_scored_trec_run),
     Target("mteb.json", _json(MTEB), read_mteb_results_below),

@@ -13,7 +13,7 @@ from retbench.corpora.hub_snapshots import DatasetSnapshot
 REVISION = "a" * 40
 
 
-def write(folder: Path, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
+def write_repository(folder: Path, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
     """A repository: each configuration has one split, given as (split, rows)."""
     lines = ["---", "configs:"]
     for name, (split, rows) in configs.items():
@@ -25,15 +25,17 @@ def write(folder: Path, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]
     return folder
 
 
-def fetched(repo: str, revision: str, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
+def write_fetched_repository(
+    repo: str, revision: str, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]
+) -> Path:
     """A repository as a finished fetch leaves it in the cache."""
-    folder = write(DatasetSnapshot(repo, revision).folder, configs)
+    folder = write_repository(DatasetSnapshot(repo, revision).folder, configs)
     assert folder.name == encode_path_part(revision)
     folder.with_name(f"{folder.name}.json").write_text('{"files": {}, "fingerprint": ""}')
     return folder
 
 
-def retrieval(
+def build_retrieval_configs(
     documents: Iterable[tuple[str, str, str]],
     queries: Iterable[tuple[str, str]],
     judgments: Iterable[tuple[str, str, int]],
@@ -51,7 +53,7 @@ def retrieval(
     }
 
 
-def hub_files(folder: Path) -> dict[str, tuple[int, str]]:
+def list_hub_files(folder: Path) -> dict[str, tuple[int, str]]:
     """Names, sizes and git's own checksums, as the hub lists them."""
     listed = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
@@ -61,6 +63,6 @@ def hub_files(folder: Path) -> dict[str, tuple[int, str]]:
     return listed
 
 
-def source(**fields: Any) -> SourceSpec:
+def build_source(**fields: Any) -> SourceSpec:
     """A hub source at the pinned revision of these tests."""
     return SourceSpec("hub", revision=REVISION, **fields)

@@ -15,7 +15,7 @@ WIDTH = 24
 Answer = tuple[int, dict[str, str], bytes]
 
 
-def vector(text: str, width: int = WIDTH) -> list[float]:
+def embed_text(text: str, width: int = WIDTH) -> list[float]:
     """A vector that shares directions with every text that shares a word."""
     total = np.zeros(WIDTH)
     for word in text.lower().split() or [""]:
@@ -24,15 +24,15 @@ def vector(text: str, width: int = WIDTH) -> list[float]:
     return [float(value) for value in total[:width]]
 
 
-def good(body: dict[str, Any]) -> Answer:
+def answer_embeddings(body: dict[str, Any]) -> Answer:
     rows = [
-        {"object": "embedding", "index": place, "embedding": vector(text, body.get("dimensions", WIDTH))}
+        {"object": "embedding", "index": place, "embedding": embed_text(text, body.get("dimensions", WIDTH))}
         for place, text in enumerate(body["input"])
     ]
     return 200, {}, json.dumps({"object": "list", "model": body["model"], "data": rows[::-1]}).encode()
 
 
-def talking(say: Callable[[dict[str, Any]], str | None]) -> Callable[[dict[str, Any]], Answer]:
+def answer_chat(say: Callable[[dict[str, Any]], str | None]) -> Callable[[dict[str, Any]], Answer]:
     """A chat server: what it says to a request."""
 
     def answer(body: dict[str, Any]) -> Answer:
@@ -43,50 +43,50 @@ def talking(say: Callable[[dict[str, Any]], str | None]) -> Callable[[dict[str, 
     return answer
 
 
-def refusing(status: int, words: str = "no", **headers: str) -> Callable[[dict[str, Any]], Answer]:
+def answer_with_error(status: int, words: str = "no", **headers: str) -> Callable[[dict[str, Any]], Answer]:
     return lambda body: (status, {key.replace("_", "-"): value for key, value in headers.items()}, words.encode())
 
 
-def half(body: dict[str, Any]) -> Answer:
+def answer_half(body: dict[str, Any]) -> Answer:
     """Announces a whole answer and sends half of it."""
-    status, _, content = good(body)
+    status, _, content = answer_embeddings(body)
     return status, {"Content-Length": str(len(content))}, content[: len(content) // 2]
 
 
-def too_few(body: dict[str, Any]) -> Answer:
-    return good({**body, "input": body["input"][:-1]})
+def answer_too_few(body: dict[str, Any]) -> Answer:
+    return answer_embeddings({**body, "input": body["input"][:-1]})
 
 
-def narrow(body: dict[str, Any]) -> Answer:
-    return good({**body, "dimensions": WIDTH // 2})
+def answer_narrow(body: dict[str, Any]) -> Answer:
+    return answer_embeddings({**body, "dimensions": WIDTH // 2})
 
 
-def slow(body: dict[str, Any]) -> Answer:
+def answer_slowly(body: dict[str, Any]) -> Answer:
     time.sleep(1.5)
-    return good(body)
+    return answer_embeddings(body)
 
 
-class Server:
+class LocalServer:
     """What it was asked, and how it answers: `faults` are used up first."""
 
     def __init__(self) -> None:
         self.faults: list[Callable[[dict[str, Any]], Answer]] = []
-        self.good = good
-        self.asked: list[dict[str, Any]] = []
+        self.answer = answer_embeddings
+        self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.address = ""
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    state = Server()
+def start_server() -> Iterator[LocalServer]:
+    state = LocalServer()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state.asked.append(body)
+            state.requests.append(body)
             state.keys.append(self.headers.get("Authorization"))
-            status, headers, content = (state.faults.pop(0) if state.faults else state.good)(body)
+            status, headers, content = (state.faults.pop(0) if state.faults else state.answer)(body)
             self.send_response(status if self.path in ("/v1/embeddings", "/v1/chat/completions") else 404)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)

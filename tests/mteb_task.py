@@ -7,7 +7,7 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import open_collection
 
 
-def task(card: TaskCard, sample: int | None = None) -> Any:
+def build_task(card: TaskCard, sample: int | None = None) -> Any:
     """An mteb task over the card's collection, title and text as they lie in the folder."""
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -38,7 +38,7 @@ def task(card: TaskCard, sample: int | None = None) -> Any:
     return Folder()
 
 
-def scores(model: Any, mteb_task: Any, folder: Path) -> dict[str, float]:
+def compute_scores(model: Any, mteb_task: Any, folder: Path) -> dict[str, float]:
     """What mteb says about a model on a task; its result files lie in the folder afterwards."""
     import mteb
     from mteb.cache import ResultCache

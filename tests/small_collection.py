@@ -37,7 +37,7 @@ QUERIES = (
     ("q5", "an instrument that shows the north — « Kompaß »"),
     ("q6", "a question that nobody judged"),
 )
-TEST = (
+TEST_JUDGMENTS = (
     ("q1", "tea", 2),
     ("q1", "coffee", 2),
     ("q1", "kettle", 1),
@@ -46,15 +46,15 @@ TEST = (
     ("q3", "glacier", 1),
     ("q3", "river", 0),
 )
-TRAIN = (("q4", "owl", 1), ("q5", "compass", 1))
+TRAIN_JUDGMENTS = (("q4", "owl", 1), ("q5", "compass", 1))
 
 
 class Layout(NamedTuple):
     """How the same collection may be written."""
 
-    packed: bool = False
+    gzipped: bool = False
     newline: str = "\n"
-    mark: str = ""
+    byte_order_mark: str = ""
     header: bool = True
     columns: int = 3
     blank_lines: bool = False
@@ -64,32 +64,34 @@ class Layout(NamedTuple):
 PLAIN = Layout()
 
 
-def write(folder: Path, layout: Layout = PLAIN) -> Path:
+def write_folder(folder: Path, layout: Layout = PLAIN) -> Path:
     """The collection as a BEIR folder."""
     name = layout.id_field
-    _put(folder / "corpus.jsonl", [_json({name: i, "title": t, "text": x}) for i, t, x in DOCUMENTS], layout)
-    _put(folder / "queries.jsonl", [_json({name: i, "text": x}) for i, x in QUERIES], layout)
-    for split, judgments in (("train", TRAIN), ("test", TEST)):
+    _write_lines(folder / "corpus.jsonl", [_to_json({name: i, "title": t, "text": x}) for i, t, x in DOCUMENTS], layout)
+    _write_lines(folder / "queries.jsonl", [_to_json({name: i, "text": x}) for i, x in QUERIES], layout)
+    for split, judgments in (("train", TRAIN_JUDGMENTS), ("test", TEST_JUDGMENTS)):
         head = ["query-id", "corpus-id", "score"] if layout.columns == 3 else ["query", "iter", "document", "grade"]
         rows = [[q, *["0"] * (layout.columns - 3), d, str(grade)] for q, d, grade in judgments]
-        _put(folder / "qrels" / f"{split}.tsv", ["\t".join(row) for row in ([head] * layout.header + rows)], layout)
+        _write_lines(
+            folder / "qrels" / f"{split}.tsv", ["\t".join(row) for row in ([head] * layout.header + rows)], layout
+        )
     return folder
 
 
-def card(folder: Path, **fields: object) -> TaskCard:
+def build_card(folder: Path, **fields: object) -> TaskCard:
     """A task card for a folder."""
     return TaskCard(**{"name": "small", "source": SourceSpec(kind="folder", path=str(folder)), **fields})  # type: ignore[arg-type]
 
 
-def _json(row: dict[str, str]) -> str:
+def _to_json(row: dict[str, str]) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-def _put(file: Path, lines: list[str], layout: Layout) -> None:
+def _write_lines(file: Path, lines: list[str], layout: Layout) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     ending = layout.newline * (2 if layout.blank_lines else 1)
-    content = (layout.mark + "".join(line + ending for line in lines)).encode()
-    if layout.packed:
+    content = (layout.byte_order_mark + "".join(line + ending for line in lines)).encode()
+    if layout.gzipped:
         file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(content))
     else:
         file.write_bytes(content)

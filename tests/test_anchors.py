@@ -17,16 +17,16 @@ from retbench.engines import backbone, weights
 from retbench.engines.tokenizers import load_tokenizer
 from tests import plain_transformers
 from tests.test_methods import TEXTS as METHOD_TEXTS
-from tests.test_prompt_tokenizer import TEXTS, specified
-from tests.test_sparse_retrieval import encoder as lexical_encoder
-from tests.test_sparse_retrieval import specified as lexically_specified
+from tests.test_prompt_tokenizer import TEXTS, compute_specified_ids
+from tests.test_sparse_retrieval import compute_specified_terms as lexically_specified
+from tests.test_sparse_retrieval import load_encoder as lexical_encoder
 
 pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
 
 SHARED = Path(os.environ.get("RETBENCH_SHARED", "../shared"))
 
 
-def collection(name: str) -> str:
+def find_collection(name: str) -> str:
     folder = SHARED / "collections" / name
     if not folder.is_dir():
         if os.environ.get("RETBENCH_ANCHORS_REQUIRED"):
@@ -35,14 +35,14 @@ def collection(name: str) -> str:
     return str(folder)
 
 
-def score(model: str, name: str, out: Path, **options: Any) -> Any:
-    (cell,) = retbench.evaluate([model], tasks=[collection(name)], out=out, **options)
+def run_cell(model: str, name: str, out: Path, **options: Any) -> Any:
+    (cell,) = retbench.evaluate([model], tasks=[find_collection(name)], out=out, **options)
     assert cell.status == "done", cell.error
     return cell
 
 
 def test_minilm_on_scifact_is_the_published_result(tmp_path: Path) -> None:
-    scores = score("minilm-l6", "scifact", tmp_path).scores
+    scores = run_cell("minilm-l6", "scifact", tmp_path).scores
     assert scores["ndcg_at_10"] == pytest.approx(0.64508, abs=0.0005)
     assert scores["mrr_at_10"] == pytest.approx(0.60472, abs=0.0005)
 
@@ -52,7 +52,7 @@ def test_minilm_on_scifact_is_the_published_result(tmp_path: Path) -> None:
     [("scifact", 0.686), ("cranfield", 0.3648), ("cosqa", 0.3321), ("codetrans-java-cs", 0.9466)],
 )
 def test_bm25_is_where_bm25s_puts_it(name: str, expected: float, tmp_path: Path) -> None:
-    assert score("bm25", name, tmp_path).main_score == pytest.approx(expected, abs=0.01)
+    assert run_cell("bm25", name, tmp_path).main_score == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct-q4", "qwen2.5-coder-1.5b-instruct-q4"])
@@ -62,7 +62,7 @@ def test_promptreps_ids_on_real_tokenizers(name: str, role: Any) -> None:
     texts = [*TEXTS, "def add(a, b):\n\treturn a + b  # 1,000,000", "  two  spaces\n\n1 line"]
     found = PromptTokenizer(tokenizer, catalog.load_methods().find("promptreps")).tokenize(texts, role, 64)
     for row, text in enumerate(texts):
-        assert found[row].tolist() == specified(tokenizer, text, role, 64), text
+        assert found[row].tolist() == compute_specified_ids(tokenizer, text, role, 64), text
 
 
 def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None
             read = plain_transformers.METHODS[name](loaded.tokenizer, text, role, 64)
             assert tokens[row].tolist() == read.ids, text
             assert (
-                vectors[row] @ plain_transformers.vector(folder, read, name in plain_transformers.BIDIRECTIONAL)
+                vectors[row] @ plain_transformers.compute_vector(folder, read, name in plain_transformers.BIDIRECTIONAL)
                 > 0.9999
             ), text
 
@@ -96,7 +96,7 @@ def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None
 def test_leaks_between_train_and_test_are_found(name: str, leaked: int) -> None:
     from retbench.training.training_data import TrainingRequest, load_training_set
 
-    found = load_training_set(TrainingRequest(collection(name), "bm25", catalog.find_recipe("quick")))
+    found = load_training_set(TrainingRequest(find_collection(name), "bm25"))
     assert found.facts["leaked_texts"] == leaked
 
 

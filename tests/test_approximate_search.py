@@ -19,30 +19,30 @@ from tests import small_collection, tiny_models
 pytest.importorskip("faiss", reason="approximate search needs faiss: pip install 'retbench[ann]'")
 
 
-def unit(rows: int, seed: int, width: int = 16) -> np.ndarray:
+def draw_unit_vectors(rows: int, seed: int, width: int = 16) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-QUERIES, DOCUMENTS = unit(30, 1), unit(3000, 2)
+QUERIES, DOCUMENTS = draw_unit_vectors(30, 1), draw_unit_vectors(3000, 2)
 
 
-def blocks() -> list[VectorBlock]:
+def build_blocks() -> list[VectorBlock]:
     order = np.random.default_rng(3).permutation(len(DOCUMENTS))
     cuts = pairwise(range(0, 3001, 500))
     return [VectorBlock(order[start:end], DOCUMENTS[order[start:end]]) for start, end in cuts]
 
 
-def found(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
+def search_with(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
     wanted = ann_settings.parse_ann_settings(word)
     assert wanted
-    return approximate_search.search_approximately(wanted, QUERIES, blocks(), 10, len(DOCUMENTS))
+    return approximate_search.search_approximately(wanted, QUERIES, build_blocks(), 10, len(DOCUMENTS))
 
 
 @pytest.mark.parametrize("word", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
 def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
-    ranking, told = found(word)
-    truth = exact_search.search_exactly(QUERIES, blocks(), 10)
+    ranking, told = search_with(word)
+    truth = exact_search.search_exactly(QUERIES, build_blocks(), 10)
     assert told["recall"] >= 0.99
     for rows, scores, right in zip(ranking.rows, ranking.scores, truth.rows, strict=True):
         assert len(np.intersect1d(rows, right)) >= 9
@@ -51,8 +51,8 @@ def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
 
 
 def test_the_recall_told_is_that_of_the_ranking() -> None:
-    ranking, told = found("ivf:lists=50,probes=2")
-    truth = exact_search.search_exactly(QUERIES, blocks(), 10)
+    ranking, told = search_with("ivf:lists=50,probes=2")
+    truth = exact_search.search_exactly(QUERIES, build_blocks(), 10)
     shares = [len(np.intersect1d(*sides)) / 10 for sides in zip(ranking.rows, truth.rows, strict=True)]
     assert told == {
         "search": "ivf:lists=50,probes=2",
@@ -64,8 +64,8 @@ def test_the_recall_told_is_that_of_the_ranking() -> None:
 
 
 def test_a_sample_of_many_queries_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(approximate_search, "SAMPLE", 7)
-    assert found("ivf:lists=20,probes=20")[1]["sampled_queries"] == 7
+    monkeypatch.setattr(approximate_search, "RECALL_QUERIES", 7)
+    assert search_with("ivf:lists=20,probes=20")[1]["sampled_queries"] == 7
 
 
 def test_lists_that_hold_less_than_k_give_less() -> None:
@@ -104,12 +104,12 @@ def test_what_cannot_be_meant_is_refused(word: str) -> None:
 def test_without_faiss_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(MissingError) as problem:
-        found("hnsw")
+        search_with("hnsw")
     assert "retbench[ann]" in problem.value.next_step
 
 
 def test_a_run_records_the_search_and_its_recall(tmp_path: Path) -> None:
-    model, task = tiny_models.build(tmp_path / "tiny"), small_collection.write(tmp_path / "pantry")
+    model, task = tiny_models.build_model(tmp_path / "tiny"), small_collection.write_folder(tmp_path / "pantry")
     line = [
         "run",
         "--model",

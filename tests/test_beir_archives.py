@@ -21,12 +21,12 @@ from retbench.errors import DataError, MissingError
 from tests import small_collection
 
 
-def said(_: str) -> None:
+def ignore_status(_: str) -> None:
     """Fetching reports to nobody here."""
 
 
-def packed(tmp_path: Path, extra: dict[str, bytes] | None = None, top: str = "small/") -> bytes:
-    folder = small_collection.write(tmp_path / "plain")
+def build_archive(tmp_path: Path, extra: dict[str, bytes] | None = None, top: str = "small/") -> bytes:
+    folder = small_collection.write_folder(tmp_path / "plain")
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*.*")):
@@ -36,7 +36,7 @@ def packed(tmp_path: Path, extra: dict[str, bytes] | None = None, top: str = "sm
     return content.getvalue()
 
 
-def card(url: str, content: bytes, member: str = "small", **fields: Any) -> TaskCard:
+def build_card(url: str, content: bytes, member: str = "small", **fields: Any) -> TaskCard:
     source = SourceSpec("archive", url=url, md5=hashlib.md5(content, usedforsecurity=False).hexdigest(), member=member)
     return TaskCard("small-archive", replace(source, **fields))
 
@@ -44,13 +44,13 @@ def card(url: str, content: bytes, member: str = "small", **fields: Any) -> Task
 @pytest.fixture
 def local(tmp_path: Path) -> tuple[TaskCard, Path]:
     """A card whose archive lies at a file: address."""
-    content = packed(tmp_path)
+    content = build_archive(tmp_path)
     file = tmp_path / "small.zip"
     file.write_bytes(content)
-    return card(file.as_uri(), content), file
+    return build_card(file.as_uri(), content), file
 
 
-class Server(BaseHTTPRequestHandler):
+class ArchiveHandler(BaseHTTPRequestHandler):
     content = b""
     ranges: ClassVar[list[str | None]] = []
     cut_at: ClassVar[int | None] = None
@@ -72,19 +72,19 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[TaskCard, type[Server]]]:
+def served(tmp_path: Path) -> Iterator[tuple[TaskCard, type[ArchiveHandler]]]:
     """A card whose archive is served by http, and the server's own state."""
-    handler = type("Handler", (Server,), {"content": packed(tmp_path), "ranges": [], "cut_at": None})
+    handler = type("Handler", (ArchiveHandler,), {"content": build_archive(tmp_path), "ranges": [], "cut_at": None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield card(f"http://127.0.0.1:{server.server_port}/small.zip", handler.content), handler
+    yield build_card(f"http://127.0.0.1:{server.server_port}/small.zip", handler.content), handler
     server.shutdown()
     server.server_close()
 
 
 def test_an_archive_is_the_same_collection_as_its_folder(local: tuple[TaskCard, Path], tmp_path: Path) -> None:
-    fetched = fetch_collection(local[0], said)
-    assert fetched.fingerprint == open_collection(small_collection.card(tmp_path / "plain")).fingerprint
+    fetched = fetch_collection(local[0], ignore_status)
+    assert fetched.fingerprint == open_collection(small_collection.build_card(tmp_path / "plain")).fingerprint
     assert pins.read_pin("collections", "small-archive/test") == pins.Pin(str(local[0].source.md5), fetched.fingerprint)
 
 
@@ -95,14 +95,14 @@ def test_without_a_fetch_it_is_missing(local: tuple[TaskCard, Path]) -> None:
 
 
 def test_nothing_unpacked_is_left_behind(local: tuple[TaskCard, Path], own_cache: Path) -> None:
-    fetch_collection(local[0], said)
+    fetch_collection(local[0], ignore_status)
     assert not list(own_cache.rglob("*.partial"))
 
 
 def test_a_wrong_checksum_names_both_and_keeps_nothing(local: tuple[TaskCard, Path], own_cache: Path) -> None:
     wrong = replace(local[0], source=replace(local[0].source, md5="0" * 32))
     with pytest.raises(DataError) as caught:
-        fetch_collection(wrong, said)
+        fetch_collection(wrong, ignore_status)
     assert "0" * 32 in caught.value.cause
     assert str(local[0].source.md5) in caught.value.cause
     assert not list((own_cache / "collections" / "archives").glob("*.partial"))
@@ -110,45 +110,47 @@ def test_a_wrong_checksum_names_both_and_keeps_nothing(local: tuple[TaskCard, Pa
 
 def test_sha256_wins_over_md5(local: tuple[TaskCard, Path]) -> None:
     right = hashlib.sha256(local[1].read_bytes()).hexdigest()
-    assert fetch_collection(replace(local[0], source=replace(local[0].source, sha256=right, md5="0" * 32)), said)
+    assert fetch_collection(
+        replace(local[0], source=replace(local[0].source, sha256=right, md5="0" * 32)), ignore_status
+    )
 
 
-def test_a_broken_download_goes_on_where_it_stopped(served: tuple[TaskCard, type[Server]]) -> None:
+def test_a_broken_download_goes_on_where_it_stopped(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
     task, server = served
     server.cut_at = 700
     with pytest.raises(MissingError, match=r"could not be fetched: the download ended after 700 bytes") as caught:
-        fetch_collection(task, said)
+        fetch_collection(task, ignore_status)
     assert "the download resumes" in caught.value.next_step
     server.cut_at = None
-    assert len(fetch_collection(task, said).corpus) == len(small_collection.DOCUMENTS)
+    assert len(fetch_collection(task, ignore_status).corpus) == len(small_collection.DOCUMENTS)
     assert server.ranges == [None, "bytes=700-"]
 
 
 def test_a_download_that_was_whole_but_not_checked_is_not_repeated(
-    served: tuple[TaskCard, type[Server]], own_cache: Path
+    served: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path
 ) -> None:
     task, server = served
     partial = beir_archives.ZipArchive(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(server.content)
-    assert len(fetch_collection(task, said).corpus) == len(small_collection.DOCUMENTS)
+    assert len(fetch_collection(task, ignore_status).corpus) == len(small_collection.DOCUMENTS)
 
 
-def test_an_address_that_is_gone_is_missing(served: tuple[TaskCard, type[Server]]) -> None:
+def test_an_address_that_is_gone_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
     served[1].content = b""
     with pytest.raises(MissingError, match="could not be fetched"):
-        fetch_collection(served[0], said)
+        fetch_collection(served[0], ignore_status)
 
 
-def test_an_answer_that_is_no_http_is_missing(served: tuple[TaskCard, type[Server]]) -> None:
+def test_an_answer_that_is_no_http_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
     served[1].do_GET = lambda self: self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")  # type: ignore[method-assign]  # another server
     with pytest.raises(MissingError, match="could not be fetched"):
-        fetch_collection(served[0], said)
+        fetch_collection(served[0], ignore_status)
 
 
-def fetched(tmp_path: Path, content: bytes, member: str = "small") -> Any:
+def fetch_archive(tmp_path: Path, content: bytes, member: str = "small") -> Any:
     (tmp_path / "a.zip").write_bytes(content)
-    return fetch_collection(card((tmp_path / "a.zip").as_uri(), content, member), said)
+    return fetch_collection(build_card((tmp_path / "a.zip").as_uri(), content, member), ignore_status)
 
 
 def test_paths_that_climb_are_not_unpacked(tmp_path: Path, own_cache: Path) -> None:
@@ -156,42 +158,42 @@ def test_paths_that_climb_are_not_unpacked(tmp_path: Path, own_cache: Path) -> N
         "../escaped.jsonl": b"x", "/escaped.jsonl": b"x", "small/../../escaped.tsv": b"x",
         "small/qrels/../../../escaped.tsv": b"x", "small/readme.txt": b"x",
     }  # fmt: skip
-    assert len(fetched(tmp_path, packed(tmp_path, evil)).corpus) == len(small_collection.DOCUMENTS)
+    assert len(fetch_archive(tmp_path, build_archive(tmp_path, evil)).corpus) == len(small_collection.DOCUMENTS)
     assert not list(tmp_path.rglob("escaped*"))
     assert not list(own_cache.rglob("escaped*"))
 
 
 def test_the_right_folder_of_many_is_read(tmp_path: Path) -> None:
     other = {"many/other/corpus.jsonl": json.dumps({"_id": "x", "text": "other"}).encode()}
-    collection = fetched(tmp_path, packed(tmp_path, other, top="many/small/"), "many/small")
+    collection = fetch_archive(tmp_path, build_archive(tmp_path, other, top="many/small/"), "many/small")
     assert len(collection.corpus) == len(small_collection.DOCUMENTS)
 
 
 def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no collection 'elsewhere'"):
-        fetched(tmp_path, packed(tmp_path), "elsewhere")
+        fetch_archive(tmp_path, build_archive(tmp_path), "elsewhere")
 
 
 def test_a_bomb_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="times its size"):
-        fetched(tmp_path, packed(tmp_path, {"small/qrels/dev.tsv": b"0" * 20_000_000}))
+        fetch_archive(tmp_path, build_archive(tmp_path, {"small/qrels/dev.tsv": b"0" * 20_000_000}))
 
 
 def test_a_damaged_archive_is_an_error(tmp_path: Path) -> None:
-    content = bytearray(packed(tmp_path))
+    content = bytearray(build_archive(tmp_path))
     content[60:70] = b"\0" * 10
     with pytest.raises(DataError, match="is damaged"):
-        fetched(tmp_path, bytes(content))
+        fetch_archive(tmp_path, bytes(content))
 
 
 def test_what_is_no_archive_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is damaged"):
-        fetched(tmp_path, b"<html>not found</html>")
+        fetch_archive(tmp_path, b"<html>not found</html>")
 
 
 def test_repeated_judgments_of_a_published_collection_count_once(tmp_path: Path) -> None:
     again = {"small/qrels/again.tsv": b"query\tdoc\tscore\nq1\ttea\t1\nq1\ttea\t2\n"}
-    content = packed(tmp_path, again)
+    content = build_archive(tmp_path, again)
     (tmp_path / "a.zip").write_bytes(content)
-    task = replace(card((tmp_path / "a.zip").as_uri(), content), split="again")
-    assert fetch_collection(task, said).judgments == {"q1": {"tea": 2}}
+    task = replace(build_card((tmp_path / "a.zip").as_uri(), content), split="again")
+    assert fetch_collection(task, ignore_status).judgments == {"q1": {"tea": 2}}

@@ -23,19 +23,19 @@ from retbench.corpora.open_collection import fetch_collection, open_collection
 from retbench.errors import DataError, MissingError
 from retbench.pipelines import fetch as story
 from tests import small_collection
-from tests.hub_repositories import fetched, retrieval
+from tests.hub_repositories import build_retrieval_configs, write_fetched_repository
 
 
-def cached(task: str) -> None:
+def write_cached_dataset(task: str) -> None:
     source = catalog.find_task_card(task).source
-    fetched(
+    write_fetched_repository(
         str(source.repo),
         str(source.revision),
-        retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST),
+        build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS),
     )
 
 
-def said(arguments: list[str], code: int = 0) -> str:
+def run_command(arguments: list[str], code: int = 0) -> str:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == code, done.output
     return done.output
@@ -45,7 +45,7 @@ def test_a_task_is_missing_then_fetched_then_cached() -> None:
     card = catalog.find_task_card("scifact")
     found = get_cache_status(card)
     assert (found.state, found.documents, found.queries, found.bytes) == ("missing", 5183, 300, 0)
-    cached("scifact")
+    write_cached_dataset("scifact")
     found = get_cache_status(card)
     assert (found.state, found.documents) == ("fetched", 5183)
     assert found.bytes > 0
@@ -56,16 +56,16 @@ def test_a_task_is_missing_then_fetched_then_cached() -> None:
 
 def test_other_kinds_have_states_of_their_own(tmp_path: Path) -> None:
     assert get_cache_status(catalog.find_task_card("stdlib-code")).state == "made here"
-    assert get_cache_status(small_collection.card(tmp_path)).state == "your folder"
+    assert get_cache_status(small_collection.build_card(tmp_path)).state == "your folder"
     assert get_cache_status(catalog.find_task_card("scifact-archive")).state == "missing"
     assert get_cache_status(catalog.find_task_card("loco-qmsum")).state == "missing"
 
 
 def test_fetch_list_counts_what_tasks_share_once() -> None:
-    cached("scifact")
+    write_cached_dataset("scifact")
     for name in ("scifact", "scifact-study"):
         open_collection(catalog.find_task_card(name))
-    rows = {row["name"]: row for row in json.loads(said(["fetch", "--list", "--json"]))}
+    rows = {row["name"]: row for row in json.loads(run_command(["fetch", "--list", "--json"]))}
     assert rows["beir"]["state"] == "1 of 26 available"
     assert "nfcorpus" in rows["beir"]["missing"]
     assert "scifact" not in rows["beir"]["missing"]
@@ -73,18 +73,18 @@ def test_fetch_list_counts_what_tasks_share_once() -> None:
 
 
 def test_fetch_list_of_names_tells_tasks_and_models() -> None:
-    told = said(["fetch", "--list", "msmarco", "scifact", "minilm-l6", "bm25"])
+    told = run_command(["fetch", "--list", "msmarco", "scifact", "minilm-l6", "bm25"])
     assert "msmarco-dev: missing, 0.0 MB, 8,841,823 documents, 6,980 queries" in told
     assert "minilm-l6: missing" in told
     assert "bm25: needs none" in told
 
 
 def test_fetch_without_a_name_says_what_it_takes() -> None:
-    assert "or --list" in said(["fetch"], 2)
-    assert "there is no model, task or suite called 'beer'" in said(["fetch", "beer"], 2)
+    assert "or --list" in run_command(["fetch"], 2)
+    assert "there is no model, task or suite called 'beer'" in run_command(["fetch", "beer"], 2)
 
 
-def refusing(*names: str) -> Any:
+def refuse_fetch_of(*names: str) -> Any:
     fetch = open_collection_module.fetch_collection
 
     def refuse(card: Any, say: Any) -> Any:
@@ -96,8 +96,8 @@ def refusing(*names: str) -> Any:
 
 
 def test_one_that_cannot_be_had_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story.open_collection, "fetch_collection", refusing("stdlib-doc"))
-    told = said(["fetch", "stdlib"], 1)
+    monkeypatch.setattr(story.open_collection, "fetch_collection", refuse_fetch_of("stdlib-doc"))
+    told = run_command(["fetch", "stdlib"], 1)
     assert "stdlib-code:" in told
     assert "stdlib-text:" in told
     assert "stdlib-doc: not fetched" in told
@@ -106,24 +106,24 @@ def test_one_that_cannot_be_had_does_not_stop_the_others(monkeypatch: pytest.Mon
 
 
 def test_if_nothing_can_be_had_the_code_is_the_cause_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(story.open_collection, "fetch_collection", refusing("scifact"))
-    rows = json.loads(said(["fetch", "scifact", "--json"], 3))
+    monkeypatch.setattr(story.open_collection, "fetch_collection", refuse_fetch_of("scifact"))
+    rows = json.loads(run_command(["fetch", "scifact", "--json"], 3))
     assert rows[0]["exit_code"] == 3
 
 
 def test_list_tasks_shows_counts_and_state() -> None:
-    cached("scifact")
+    write_cached_dataset("scifact")
     open_collection(catalog.find_task_card("scifact"))
-    rows = {row["name"]: row for row in json.loads(said(["list", "tasks", "--json"]))}
+    rows = {row["name"]: row for row in json.loads(run_command(["list", "tasks", "--json"]))}
     assert (rows["scifact"]["documents"], rows["scifact"]["cached"]) == (len(small_collection.DOCUMENTS), True)
     assert (rows["nfcorpus"]["documents"], rows["nfcorpus"]["cached"]) == (3633, False)
-    told = said(["list", "tasks"])
+    told = run_command(["list", "tasks"])
     assert "documents" in told
     assert rows["scifact"]["size"] in told
 
 
 def test_show_task_tells_the_whole_protocol() -> None:
-    told = said(["show", "task", "cosqa"])
+    told = run_command(["show", "task", "cosqa"])
     for fact in (
         "revision: bc5efb7e9d437246ce393ed19d772e08e4a79535",
         "state: missing",
@@ -148,7 +148,7 @@ def test_the_protocol_names_every_rule() -> None:
     )
 
 
-def one_letter(file: Path) -> None:
+def change_one_letter(file: Path) -> None:
     """Another byte in the middle: same size, same time."""
     stat, content = file.stat(), bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -159,7 +159,7 @@ def one_letter(file: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "lost": Path.unlink,
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-8]),
-    "one letter": one_letter,
+    "one letter": change_one_letter,
 }
 
 
@@ -168,7 +168,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_a_stored_collection_that_changed_is_read_anew(
     name: str, spoil: Callable[[Path], object], own_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cached("scifact")
+    write_cached_dataset("scifact")
     right = open_collection(catalog.find_task_card("scifact"))
     file = next((own_cache / "collections").glob("SciFact-*")) / name
     spoil(file)
@@ -184,7 +184,7 @@ def test_a_stored_collection_that_changed_is_read_anew(
 def test_without_its_source_a_stored_collection_that_changed_is_exit_4(
     spoil: Callable[[Path], object], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached("scifact")
+    write_cached_dataset("scifact")
     open_collection(catalog.find_task_card("scifact"))
     file = next((own_cache / "collections").glob("SciFact-*/corpus.arrow"))
     right = checksums.compute_sha256(file)
@@ -207,7 +207,7 @@ def test_without_its_source_a_stored_collection_that_changed_is_exit_4(
 
 
 def test_a_collection_stored_before_checksums_is_read_anew(own_cache: Path) -> None:
-    cached("scifact")
+    write_cached_dataset("scifact")
     right = open_collection(catalog.find_task_card("scifact"))
     file = next((own_cache / "collections").glob("SciFact-*")) / MANIFEST
     old = json.loads(file.read_text())
@@ -219,7 +219,7 @@ def test_a_collection_stored_before_checksums_is_read_anew(own_cache: Path) -> N
 
 
 def test_an_untouched_collection_is_hashed_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cached("scifact")
+    write_cached_dataset("scifact")
     monkeypatch.setattr(checksums, "MIN_CACHED_BYTES", 1)
     open_collection(catalog.find_task_card("scifact"))
     for file in (own_cache / "collections").glob("SciFact-*/*.arrow"):

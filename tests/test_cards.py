@@ -18,7 +18,7 @@ TASK = 'name = "t"\n[source]\nkind = "folder"\n'
 KNOWN = 'model = "m"\nmetric = "ndcg_at_10"\nscore = 0.5\ntolerance = 0.01\nsource = "s"\n'
 
 # (card, line, field, what is said, what to do)
-WRONG = {
+WRONG_CARDS = {
     "unknown field": ('name = "t"\nsplti = "dev"\n[source]\nkind = "folder"\n', 2, "splti", "unknown field", "split"),
     "unknown field of a table": (TASK + 'subste = "x"\n', 4, "source.subste", "unknown field", "did you mean subset?"),
     "missing field": ('split = "dev"\n[source]\nkind = "folder"\n', 1, "name", "missing", "add `name`"),
@@ -55,18 +55,18 @@ WRONG = {
 }  # fmt: skip
 
 
-def written(folder: Path, text: str, name: str = "card.toml") -> Path:
+def write_card(folder: Path, text: str, name: str = "card.toml") -> Path:
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     return file
 
 
-@pytest.mark.parametrize(("text", "line", "field", "problem", "remedy"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("text", "line", "field", "problem", "remedy"), WRONG_CARDS.values(), ids=WRONG_CARDS)
 def test_a_complaint_names_file_line_and_field(
     tmp_path: Path, text: str, line: int, field: str, problem: str, remedy: str
 ) -> None:
-    file = written(tmp_path, text)
+    file = write_card(tmp_path, text)
     with pytest.raises(DataError) as caught:
         toml_parser.load_card(TaskCard, file)
     assert caught.value.cause.startswith(f"{file}:{line}: {field}: ")
@@ -75,7 +75,7 @@ def test_a_complaint_names_file_line_and_field(
 
 
 def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
-    file = written(tmp_path, 'name = "t"\nsplit = dev\n')
+    file = write_card(tmp_path, 'name = "t"\nsplit = dev\n')
     with pytest.raises(DataError, match=r"not valid TOML.*line 2") as caught:
         toml_parser.load_card(TaskCard, file)
     assert str(file) in caught.value.cause
@@ -91,14 +91,14 @@ def test_a_card_that_is_not_utf8(tmp_path: Path) -> None:
 
 def test_a_good_card_keeps_every_value(tmp_path: Path) -> None:
     text = f'name = "t"\naliases = ["u", "v"]\n[source]\nkind = "folder"\n[lengths]\nquery = 64\n[[expected]]\n{KNOWN}'
-    card = toml_parser.load_card(TaskCard, written(tmp_path, text.replace("0.5", "1")), suite="mine")
+    card = toml_parser.load_card(TaskCard, write_card(tmp_path, text.replace("0.5", "1")), suite="mine")
     assert (card.aliases, card.suite, card.lengths) == (("u", "v"), "mine", LengthLimits(64, 512))
     assert card.expected[0].score == 1.0
     assert isinstance(card.expected[0].score, float)
 
 
 def test_groups_of_a_suite_are_checked_too(tmp_path: Path) -> None:
-    file = written(tmp_path, 'name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\nh = ["c", 4]\n')
+    file = write_card(tmp_path, 'name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\nh = ["c", 4]\n')
     with pytest.raises(DataError, match=r":5: groups\.h\.2: expected str, found 4"):
         toml_parser.load_card(Suite, file)
     file.write_text('name = "s"\ntasks = ["g", "t"]\n[groups]\ng = ["a", "b"]\n')
@@ -119,7 +119,7 @@ def own_cards(
 
     def add(name: str, text: str) -> Path:
         fresh_catalog()
-        return written(tmp_path / "mine", text, name)
+        return write_card(tmp_path / "mine", text, name)
 
     return add
 
@@ -142,7 +142,7 @@ def test_names_and_aliases_are_found_in_any_case(own_cards: OwnCards) -> None:
 
 
 # (name and aliases of the second card): the first is `first`, alias `one`
-CLAIMS = {
+NAME_CONFLICTS = {
     "name and name": 'name = "first"',
     "name and alias": 'name = "one"',
     "alias and name": 'name = "second"\naliases = ["first"]',
@@ -151,7 +151,7 @@ CLAIMS = {
 }
 
 
-@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+@pytest.mark.parametrize("claim", NAME_CONFLICTS.values(), ids=NAME_CONFLICTS)
 def test_two_cards_with_one_name_are_both_named(own_cards: OwnCards, claim: str) -> None:
     first = own_cards("model_cards/a.toml", 'name = "first"\naliases = ["one"]\n')
     second = own_cards("model_cards/deeper/b.toml", claim)
@@ -302,20 +302,20 @@ def test_the_environment_wins_over_the_file(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if text is not None:
-        written(tmp_path, text, user_config.CONFIG_FILE)
+        write_card(tmp_path, text, user_config.CONFIG_FILE)
     assert user_config.load_user_config() == expected
 
 
 def test_retbench_toml_adds_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: object) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, 'cards = ["own"]\n', user_config.CONFIG_FILE)
-    written(tmp_path, 'name = "mine"\n', "own/model_cards/mine.toml")
+    write_card(tmp_path, 'cards = ["own"]\n', user_config.CONFIG_FILE)
+    write_card(tmp_path, 'name = "mine"\n', "own/model_cards/mine.toml")
     assert catalog.find_model_card("mine").name == "mine"
 
 
 def test_retbench_toml_is_checked_like_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, '\ncahce = "x"\n', user_config.CONFIG_FILE)
+    write_card(tmp_path, '\ncahce = "x"\n', user_config.CONFIG_FILE)
     with pytest.raises(DataError, match=r"retbench\.toml:2: cahce: unknown field") as caught:
         user_config.load_user_config()
     assert caught.value.next_step == "did you mean cache?"
@@ -332,12 +332,12 @@ def test_the_cache_is_named_or_lies_in_the_users_cache_home(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/users/me")
     monkeypatch.setenv("RETBENCH_CACHE", "~/c")
-    assert user_config.cache_folder() == Path("/users/me/c")
+    assert user_config.get_cache_folder() == Path("/users/me/c")
     monkeypatch.delenv("RETBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert user_config.cache_folder() == Path("/x/retbench")
+    assert user_config.get_cache_folder() == Path("/x/retbench")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert user_config.cache_folder() == Path("/users/me/.cache/retbench")
+    assert user_config.get_cache_folder() == Path("/users/me/.cache/retbench")
 
 
 @given(st.text())

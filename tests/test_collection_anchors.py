@@ -14,7 +14,7 @@ from retbench.cards.task import TaskCard
 from retbench.pipelines.checks.verify import verify_run
 from retbench.pipelines.models.model import ResolvedModel
 from tests import mteb_task, small_collection
-from tests.test_anchors import collection
+from tests.test_anchors import find_collection
 
 pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
 
@@ -26,7 +26,7 @@ def _libraries_may_warn() -> Iterator[None]:
         yield
 
 
-def agree(ours: dict[str, float], theirs: dict[str, float]) -> None:
+def assert_scores_agree(ours: dict[str, float], theirs: dict[str, float]) -> None:
     shared = ours.keys() & theirs.keys()
     assert {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"} <= shared
     for metric in shared:
@@ -36,15 +36,15 @@ def agree(ours: dict[str, float], theirs: dict[str, float]) -> None:
 @pytest.mark.parametrize("name", ["scifact", "cranfield", "cosqa", "codetrans-java-cs"])
 def test_bm25_through_mteb_is_bm25_through_retbench(name: str, tmp_path: Path) -> None:
     """mteb orders equal scores its own way, so it is held to what the referee says of our raw scores."""
-    folder = collection(name)
+    folder = find_collection(name)
     (cell,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
     found = verify_run(str(cell.record))
     assert found.unexplained == []
     assert all(verdict.agrees for verdict in found.checks if verdict.evaluator == "mteb" and not _missing(verdict))
-    card = small_collection.card(Path(folder), name=name)
-    theirs = mteb_task.scores(retbench.as_mteb("bm25"), mteb_task.task(card), tmp_path / "mteb")
+    card = small_collection.build_card(Path(folder), name=name)
+    theirs = mteb_task.compute_scores(retbench.as_mteb("bm25"), mteb_task.build_task(card), tmp_path / "mteb")
     ours = {v.metric: v.theirs for v in found.checks if v.evaluator == "mteb, raw scores"}
-    agree(ours, theirs)
+    assert_scores_agree(ours, theirs)
 
 
 def _missing(verdict: Any) -> bool:
@@ -74,9 +74,9 @@ class Encoder:
 
 
 def test_minilm_through_mtebs_own_search_is_minilm_through_ours(tmp_path: Path) -> None:
-    folder = collection("cranfield")
+    folder = find_collection("cranfield")
     (cell,) = retbench.evaluate(["minilm-l6"], tasks=[folder], out=tmp_path / "results", sample=25)
     assert cell.error is None
-    card = small_collection.card(Path(folder), name="cranfield")
-    theirs = mteb_task.scores(Encoder(card), mteb_task.task(card, sample=25), tmp_path / "mteb")
-    agree(cell.scores, theirs)
+    card = small_collection.build_card(Path(folder), name="cranfield")
+    theirs = mteb_task.compute_scores(Encoder(card), mteb_task.build_task(card, sample=25), tmp_path / "mteb")
+    assert_scores_agree(cell.scores, theirs)

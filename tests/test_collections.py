@@ -29,11 +29,11 @@ from tests.small_collection import Layout
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return small_collection.write(tmp_path / "small")
+    return small_collection.write_folder(tmp_path / "small")
 
 
-def opened(folder: Path, **fields: object) -> Collection:
-    return open_collection(small_collection.card(folder, **fields))
+def open_folder(folder: Path, **fields: object) -> Collection:
+    return open_collection(small_collection.build_card(folder, **fields))
 
 
 def replace_line(file: Path, number: int, line: str | bytes) -> None:
@@ -43,7 +43,7 @@ def replace_line(file: Path, number: int, line: str | bytes) -> None:
 
 
 def test_a_collection_is_what_was_written(folder: Path) -> None:
-    collection = opened(folder)
+    collection = open_folder(folder)
     assert [tuple(row[:3]) for row in collection.corpus] == list(small_collection.DOCUMENTS)
     assert [(row.id, row.text) for row in collection.queries] == list(small_collection.QUERIES[:3])
     assert collection.judgments["q1"] == {"tea": 2, "coffee": 2, "kettle": 1}
@@ -51,21 +51,21 @@ def test_a_collection_is_what_was_written(folder: Path) -> None:
 
 
 def test_queries_without_judgments_are_dropped_in_every_split(folder: Path) -> None:
-    assert opened(folder).queries.ids().to_pylist() == ["q1", "q2", "q3"]
-    assert opened(folder, split="train").queries.ids().to_pylist() == ["q4", "q5"]
-    assert set(opened(folder, split="train").judgments) == {"q4", "q5"}
+    assert open_folder(folder).queries.read_ids().to_pylist() == ["q1", "q2", "q3"]
+    assert open_folder(folder, split="train").queries.read_ids().to_pylist() == ["q4", "q5"]
+    assert set(open_folder(folder, split="train").judgments) == {"q4", "q5"}
 
 
 def test_an_empty_document_is_kept(folder: Path) -> None:
-    corpus = opened(folder).corpus
+    corpus = open_folder(folder).corpus
     assert corpus[19] == TextRow("untold", "", "")
     assert join_fields(corpus[19], ("title", "text")) == ""
 
 
 LAYOUTS = {
-    "gzipped": Layout(packed=True),
+    "gzipped": Layout(gzipped=True),
     "windows line ends": Layout(newline="\r\n"),
-    "byte order mark": Layout(mark="\ufeff"),
+    "byte order mark": Layout(byte_order_mark="\ufeff"),
     "no header": Layout(header=False),
     "four columns": Layout(columns=4),
     "four columns, no header": Layout(columns=4, header=False),
@@ -77,7 +77,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_same_collection_has_the_same_fingerprint(tmp_path: Path, folder: Path, layout: Layout) -> None:
-    plain, other = opened(folder), opened(small_collection.write(tmp_path / "other", layout))
+    plain, other = open_folder(folder), open_folder(small_collection.write_folder(tmp_path / "other", layout))
     assert other.fingerprint == plain.fingerprint
     assert other.judgments == plain.judgments
     assert list(other.corpus) == list(plain.corpus)
@@ -97,15 +97,15 @@ CHANGES = {
 
 @pytest.mark.parametrize(("file", "number", "line"), CHANGES.values(), ids=CHANGES)
 def test_any_change_changes_the_fingerprint(folder: Path, file: str, number: int, line: str) -> None:
-    before = opened(folder)
+    before = open_folder(folder)
     replace_line(folder / file, number, line)
-    after = opened(folder)
+    after = open_folder(folder)
     assert after.fingerprint != before.fingerprint
     assert (after.corpus.fingerprint != before.corpus.fingerprint) == file.startswith("corpus")
 
 
 def test_splits_have_fingerprints_of_their_own_and_share_the_corpus(folder: Path) -> None:
-    test, train = opened(folder), opened(folder, split="train")
+    test, train = open_folder(folder), open_folder(folder, split="train")
     assert test.fingerprint != train.fingerprint
     assert test.corpus.fingerprint == train.corpus.fingerprint
 
@@ -113,28 +113,28 @@ def test_splits_have_fingerprints_of_their_own_and_share_the_corpus(folder: Path
 def test_whole_numbers_are_read_as_their_decimal_text(folder: Path) -> None:
     replace_line(folder / "corpus.jsonl", 2, '{"_id": 7, "text": "Leave the leaves in hot water."}')
     replace_line(folder / "qrels/test.tsv", 2, "q1\t7\t2")
-    collection = opened(folder)
+    collection = open_folder(folder)
     assert collection.corpus[1].id == "7"
     assert collection.judgments["q1"]["7"] == 2
 
 
 def test_null_is_an_empty_title_and_other_fields_are_passed_over(folder: Path) -> None:
     replace_line(folder / "corpus.jsonl", 2, '{"_id": "tea", "title": null, "text": "x", "metadata": {"url": 3}}')
-    assert opened(folder).corpus[1] == TextRow("tea", "", "x")
+    assert open_folder(folder).corpus[1] == TextRow("tea", "", "x")
 
 
 def test_a_grade_stands_between_any_white_space(folder: Path) -> None:
     replace_line(folder / "qrels/test.tsv", 2, "q1\ttea\t\x1c2")
-    assert opened(folder).judgments["q1"]["tea"] == 2
+    assert open_folder(folder).judgments["q1"]["tea"] == 2
 
 
 def test_grades_may_be_negative(folder: Path) -> None:
     replace_line(folder / "qrels/test.tsv", 2, "q1\ttea\t-1")
-    assert opened(folder).judgments["q1"]["tea"] == -1
+    assert open_folder(folder).judgments["q1"]["tea"] == -1
 
 
 # (file, line, new content, what is said); every message also names the file and the line
-WRONG: dict[str, tuple[str, int, str | bytes, str]] = {
+WRONG_LINES: dict[str, tuple[str, int, str | bytes, str]] = {
     "not JSON": ("corpus.jsonl", 3, '{"_id": "tea", "text": "Leave', "not valid JSON"),
     "two objects": ("corpus.jsonl", 3, '{"_id": "a"} {"_id": "b"}', "not valid JSON"),
     "a number of 5000 digits": ("corpus.jsonl", 3, '{"_id": ' + "7" * 5000 + "}", "not valid JSON"),
@@ -174,11 +174,11 @@ WRONG: dict[str, tuple[str, int, str | bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize(("file", "number", "line", "problem"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("file", "number", "line", "problem"), WRONG_LINES.values(), ids=WRONG_LINES)
 def test_a_wrong_line_is_named(folder: Path, file: str, number: int, line: str | bytes, problem: str) -> None:
     replace_line(folder / file, number, line)
     with pytest.raises(DataError) as caught:
-        opened(folder)
+        open_folder(folder)
     assert caught.value.cause.startswith(f"{folder / file}:{number}: ")
     assert problem in caught.value.cause
     assert caught.value.next_step
@@ -186,16 +186,16 @@ def test_a_wrong_line_is_named(folder: Path, file: str, number: int, line: str |
 
 
 def test_a_wrong_line_of_a_gzipped_file_is_named(tmp_path: Path) -> None:
-    folder = small_collection.write(tmp_path / "small", Layout(packed=True))
+    folder = small_collection.write_folder(tmp_path / "small", Layout(gzipped=True))
     file = folder / "corpus.jsonl.gz"
     lines = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
     file.write_bytes(gzip.compress(b"".join([*lines[:4], b"oops\n", *lines[5:]])))
     with pytest.raises(DataError) as caught:
-        opened(folder)
+        open_folder(folder)
     assert caught.value.cause.startswith(f"{file}:5: not valid JSON")
 
 
-def repeat(file: str, line: int) -> Callable[[Path], None]:
+def repeat_line(file: str, line: int) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         lines = (folder / file).read_text().splitlines()
         (folder / file).write_text("\n".join([*lines, lines[line - 1]]) + "\n")
@@ -203,11 +203,11 @@ def repeat(file: str, line: int) -> Callable[[Path], None]:
     return spoil
 
 
-def put(file: str, content: bytes) -> Callable[[Path], None]:
+def write_content(file: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / file).write_bytes(content) and None
 
 
-def pack(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+def compress_file(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         content = gzip.compress((folder / file).read_bytes())
         (folder / file).unlink()
@@ -216,59 +216,59 @@ def pack(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return spoil
 
 
-def remove(file: str) -> Callable[[Path], None]:
+def remove_file(file: str) -> Callable[[Path], None]:
     return lambda folder: (folder / file).unlink()
 
 
 # (how the folder is spoilt, which error, what its cause says)
-SPOILT: dict[str, tuple[Callable[[Path], None], type[RetbenchError], str]] = {
-    "a document twice": (repeat("corpus.jsonl", 3), DataError, "document id 'coffee' is repeated (1 such ids)"),
-    "a query twice": (repeat("queries.jsonl", 2), DataError, "query id 'q2' is repeated"),
-    "a judgment twice": (repeat("qrels/test.tsv", 2), DataError, "query 'q1' has two judgments of document 'tea'"),
-    "no documents": (put("corpus.jsonl", b""), DataError, "the corpus is empty"),
-    "only blank lines": (put("corpus.jsonl", b"\n \r\n\n"), DataError, "the corpus is empty"),
-    "no queries": (put("queries.jsonl", b""), DataError, "the list of queries is empty"),
-    "no judgments": (put("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n"), DataError, "'test' has no judgments"),
-    "latin-1": (put("corpus.jsonl", '{"_id": "ß"}\n'.encode("latin-1")), DataError, "corpus.jsonl is not UTF-8"),
-    "gzip cut in the middle": (pack("corpus.jsonl", lambda b: b[: len(b) // 2]), DataError, ".gz is damaged"),
-    "gzip without its last bytes": (pack("corpus.jsonl", lambda b: b[:-4]), DataError, ".gz is damaged"),
+DAMAGED_FOLDERS: dict[str, tuple[Callable[[Path], None], type[RetbenchError], str]] = {
+    "a document twice": (repeat_line("corpus.jsonl", 3), DataError, "document id 'coffee' is repeated (1 such ids)"),
+    "a query twice": (repeat_line("queries.jsonl", 2), DataError, "query id 'q2' is repeated"),
+    "a judgment twice": (repeat_line("qrels/test.tsv", 2), DataError, "query 'q1' has two judgments of document 'tea'"),
+    "no documents": (write_content("corpus.jsonl", b""), DataError, "the corpus is empty"),
+    "only blank lines": (write_content("corpus.jsonl", b"\n \r\n\n"), DataError, "the corpus is empty"),
+    "no queries": (write_content("queries.jsonl", b""), DataError, "the list of queries is empty"),
+    "no judgments": (write_content("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n"), DataError, "'test' has no judgments"),
+    "latin-1": (write_content("corpus.jsonl", '{"_id": "ß"}\n'.encode("latin-1")), DataError, "corpus.jsonl is not UTF-8"),
+    "gzip cut in the middle": (compress_file("corpus.jsonl", lambda b: b[: len(b) // 2]), DataError, ".gz is damaged"),
+    "gzip without its last bytes": (compress_file("corpus.jsonl", lambda b: b[:-4]), DataError, ".gz is damaged"),
     "gzip with a wrong bit": (
-        pack("corpus.jsonl", lambda b: b[:-8] + bytes([b[-8] ^ 1]) + b[-7:]), DataError, ".gz is damaged"
+        compress_file("corpus.jsonl", lambda b: b[:-8] + bytes([b[-8] ^ 1]) + b[-7:]), DataError, ".gz is damaged"
     ),
     "gzip with a wrong block": (
-        pack("corpus.jsonl", lambda b: b[:10] + b"\xff" + b[11:]), DataError, ".gz is damaged"
+        compress_file("corpus.jsonl", lambda b: b[:10] + b"\xff" + b[11:]), DataError, ".gz is damaged"
     ),
-    "gzip that is none": (pack("qrels/test.tsv", lambda _: b"q1\ttea\t1\n"), DataError, ".gz is damaged"),
-    "corpus missing": (remove("corpus.jsonl"), MissingError, "has no corpus.jsonl"),
-    "queries missing": (remove("queries.jsonl"), MissingError, "has no queries.jsonl"),
+    "gzip that is none": (compress_file("qrels/test.tsv", lambda _: b"q1\ttea\t1\n"), DataError, ".gz is damaged"),
+    "corpus missing": (remove_file("corpus.jsonl"), MissingError, "has no corpus.jsonl"),
+    "queries missing": (remove_file("queries.jsonl"), MissingError, "has no queries.jsonl"),
     "judgments missing": (
         lambda folder: [f.unlink() for f in (folder / "qrels").iterdir()] and None, MissingError, "has no qrels/*.tsv"
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "error", "problem"), SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize(("spoil", "error", "problem"), DAMAGED_FOLDERS.values(), ids=DAMAGED_FOLDERS)
 def test_a_spoilt_folder_says_so(
     folder: Path, spoil: Callable[[Path], None], error: type[RetbenchError], problem: str
 ) -> None:
     spoil(folder)
     with pytest.raises(error) as caught:
-        opened(folder)
+        open_folder(folder)
     assert problem in caught.value.cause
     assert caught.value.next_step
 
 
 def test_an_unknown_split_offers_the_closest(folder: Path) -> None:
     with pytest.raises(UsageError, match="no split 'tets'") as caught:
-        opened(folder, split="tets")
+        open_folder(folder, split="tets")
     assert caught.value.next_step == "did you mean test?"
 
 
 def test_a_fingerprint_that_differs_from_the_card_names_both(folder: Path) -> None:
-    right = opened(folder).fingerprint
-    assert opened(folder, fingerprint=right).fingerprint == right
+    right = open_folder(folder).fingerprint
+    assert open_folder(folder, fingerprint=right).fingerprint == right
     with pytest.raises(DataError) as caught:
-        opened(folder, fingerprint="0" * 64)
+        open_folder(folder, fingerprint="0" * 64)
     assert right in caught.value.cause
     assert "0" * 64 in caught.value.cause
 
@@ -281,16 +281,16 @@ def test_a_source_that_is_not_at_hand_is_missing() -> None:
 # Once, completely, or not at all
 
 
-def finished(cache: Path) -> list[Path]:
+def list_finished_collections(cache: Path) -> list[Path]:
     return sorted((cache / "collections").glob(f"**/{MANIFEST}"))
 
 
 def test_the_second_opening_reads_no_source(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = opened(folder)
+    first = open_folder(folder)
     monkeypatch.setattr(beir_folder, "read_collection", None)
-    assert opened(folder).fingerprint == first.fingerprint
-    assert opened(folder, split="train").fingerprint
-    assert len(finished(own_cache)) == 1
+    assert open_folder(folder).fingerprint == first.fingerprint
+    assert open_folder(folder, split="train").fingerprint
+    assert len(list_finished_collections(own_cache)) == 1
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), DataError("x", "y")], ids=["interrupted", "bad source"])
@@ -307,10 +307,10 @@ def test_an_interrupted_reading_leaves_nothing_that_counts(
     with monkeypatch.context() as patch:
         patch.setattr(beir_folder, "read_collection", failing)
         with pytest.raises(type(fault)):
-            opened(folder)
+            open_folder(folder)
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
-    assert len(opened(folder).corpus) == len(small_collection.DOCUMENTS)
-    assert len(finished(own_cache)) == 1
+    assert len(open_folder(folder).corpus) == len(small_collection.DOCUMENTS)
+    assert len(list_finished_collections(own_cache)) == 1
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,19 +320,19 @@ def test_a_full_disk_says_so_and_leaves_nothing(folder: Path, own_cache: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(collection_cache, "_write_judgments", full)
         with pytest.raises(ResourceError, match="No space left on device"):
-            opened(folder)
+            open_folder(folder)
     assert [path for path in own_cache.rglob("*") if path.is_file()] == []
-    assert opened(folder).judgments
+    assert open_folder(folder).judgments
 
 
 def test_what_a_killed_process_left_is_never_opened(folder: Path, own_cache: Path) -> None:
-    right = opened(folder).fingerprint
-    (done,) = finished(own_cache)
+    right = open_folder(folder).fingerprint
+    (done,) = list_finished_collections(own_cache)
     done.parent.rename(done.parent.with_name(f"{done.parent.name}.1234abcd.partial"))  # killed before the last rename
-    assert opened(folder).fingerprint == right
+    assert open_folder(folder).fingerprint == right
     done.unlink()  # a removal that was interrupted
     (done.parent / "corpus.arrow").write_bytes(b"")
-    assert opened(folder).fingerprint == right
+    assert open_folder(folder).fingerprint == right
 
 
 def test_two_processes_may_finish_the_same_collection(tmp_path: Path, folder: Path) -> None:
@@ -347,7 +347,7 @@ def test_two_processes_may_finish_the_same_collection(tmp_path: Path, folder: Pa
 # Views and samples
 
 
-def numbered(folder: Path, queries: int, judged: int) -> Collection:
+def open_numbered_collection(folder: Path, queries: int, judged: int) -> Collection:
     """600 documents; every query judges some of its own."""
     documents = [TextRow(f"d{number}", "", f"document {number}") for number in range(600)]
     asked = [TextRow(f"q{number}", "", f"query {number}") for number in range(queries)]
@@ -358,7 +358,7 @@ def numbered(folder: Path, queries: int, judged: int) -> Collection:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Collection:
-    return numbered(tmp_path_factory.mktemp("large") / "collection", queries=11, judged=3)
+    return open_numbered_collection(tmp_path_factory.mktemp("large") / "collection", queries=11, judged=3)
 
 
 @pytest.mark.parametrize("size", range(1, 11))
@@ -375,7 +375,7 @@ def test_a_sample_keeps_what_its_queries_judge(large: Collection, size: int) -> 
 
 
 def test_a_sample_whose_queries_judge_more_than_its_share_has_no_distractors(tmp_path: Path) -> None:
-    sample = numbered(tmp_path / "judged", queries=5, judged=30).sample(2)
+    sample = open_numbered_collection(tmp_path / "judged", queries=5, judged=30).sample(2)
     judged = {document for grades in sample.judgments.values() for document in grades}
     assert len(judged) == 60
     assert {row.id for row in sample.corpus} == judged
@@ -401,7 +401,7 @@ def test_a_sample_that_would_be_everything_is_everything(large: Collection) -> N
 
 
 def test_a_card_is_opened_at_a_sample(folder: Path) -> None:
-    sample = open_collection(small_collection.card(folder), sample=2)
+    sample = open_collection(small_collection.build_card(folder), sample=2)
     assert len(sample.queries) == 2
     assert len(sample.corpus) == len(small_collection.DOCUMENTS)  # 40 would be allowed
 
@@ -410,7 +410,7 @@ def test_views_of_texts(large: Collection) -> None:
     texts = large.corpus
     view = texts.take([5, 3, 9])
     assert [row.id for row in view] == ["d5", "d3", "d9"]
-    assert (len(view), view[1].id, view.ids().to_pylist()) == (3, "d3", ["d5", "d3", "d9"])
+    assert (len(view), view[1].id, view.read_ids().to_pylist()) == (3, "d3", ["d5", "d3", "d9"])
     assert [row.id for row in view.take([2, 0])] == ["d9", "d5"]
     assert list(texts.take([])) == []
 
@@ -440,7 +440,7 @@ def test_texts_of_many_chunks_are_read_in_order(tmp_path: Path, monkeypatch: pyt
 
 
 # (title, text, fields, what a model reads)
-JOINED = [
+JOINED_FIELDS = [
     ("Tea", "Leaves.", ("title", "text"), "Tea Leaves."),
     ("Tea", "Leaves.", ("text",), "Leaves."),
     ("", "Leaves.", ("title", "text"), "Leaves."),
@@ -450,7 +450,7 @@ JOINED = [
 ]
 
 
-@pytest.mark.parametrize(("title", "text", "fields", "read"), JOINED)
+@pytest.mark.parametrize(("title", "text", "fields", "read"), JOINED_FIELDS)
 def test_fields_are_joined_by_one_space(title: str, text: str, fields: tuple[str, ...], read: str) -> None:
     assert join_fields(TextRow("d", title, text), fields) == read
 
@@ -478,7 +478,7 @@ def test_odd_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path
         queries.write('{"_id": "../q 7", "text": "a zebra"}\n')
     with (folder / "qrels/test.tsv").open("a") as judgments:
         judgments.write("../q 7\t../../escaped\t1\n../q 7\ttwo words\t1\n")
-    collection = opened(folder)
+    collection = open_folder(folder)
     assert {path.name for path in own_cache.rglob("*") if path.is_file()} == {
         MANIFEST, "corpus.arrow", "queries.arrow", "judgments-0.arrow", "judgments-1.arrow"
     }  # fmt: skip
@@ -505,7 +505,7 @@ def test_any_id_is_one_word_of_a_run(documents: list[str], tag: str) -> None:
 
 
 def test_a_run_comes_back_with_the_ids_of_its_collection(folder: Path, tmp_path: Path) -> None:
-    collection = opened(folder)
+    collection = open_folder(folder)
     wanted = {"q1": [row.id for row in collection.corpus][:2]}
     (tmp_path / "run.trec.gz").write_bytes(format_trec_run(wanted, "x"))
     assert read_rankings(tmp_path, collection) == wanted

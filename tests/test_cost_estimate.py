@@ -42,7 +42,7 @@ def test_peak_and_share_give_the_rate() -> None:
     assert found.cost is None
 
 
-WRONG: dict[str, Any] = {
+WRONG_ARGUMENTS: dict[str, Any] = {
     "no speed": lambda: estimate_cost.estimate_cost(CARD, CORPUS, estimate_cost.DeviceSpec(), {}),
     "no shape": lambda: estimate_cost.estimate_cost(
         ModelCard("bm25"), CORPUS, estimate_cost.DeviceSpec(tokens_per_second=1), {}
@@ -54,7 +54,7 @@ WRONG: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("ask", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("ask", WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
 def test_what_cannot_be_worked_out_is_said(ask: Any) -> None:
     with pytest.raises(UsageError) as problem:
         ask()

@@ -32,10 +32,10 @@ from tests import fork_server, tiny_models
 
 DOCUMENTS, QUERIES = 44, 6
 TEXTS = DOCUMENTS + QUERIES
-KEPT_FILES = ("per_query.parquet", "run.trec.gz")
+COMPARED_FILES = ("per_query.parquet", "run.trec.gz")
 
 
-def collection(folder: Path) -> Path:
+def write_collection(folder: Path) -> Path:
     """Documents of many lengths, every query with one that is right."""
     (folder / "qrels").mkdir(parents=True)
     draw = random.Random(5)
@@ -51,27 +51,27 @@ def collection(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return collection(tmp_path_factory.mktemp("tasks") / "killed")
+    return write_collection(tmp_path_factory.mktemp("tasks") / "killed")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[fork_server.Server]:
-    with fork_server.server() as started:
+def server() -> Iterator[fork_server.ForkServer]:
+    with fork_server.start_fork_server() as started:
         yield started
 
 
 @pytest.fixture
-def work(model: Path, task: Path, tmp_path: Path) -> Callable[..., fork_server.Work]:
-    def make(name: str, **changes: Any) -> fork_server.Work:
+def work(model: Path, task: Path, tmp_path: Path) -> Callable[..., fork_server.CellRun]:
+    def make(name: str, **changes: Any) -> fork_server.CellRun:
         cache = str(tmp_path / f"cache-{name}")
-        return fork_server.Work(
+        return fork_server.CellRun(
             str(model), str(task), str(tmp_path / name), cache, str(tmp_path / f"{name}.log"), **changes
         )
 
     return make
 
 
-def kept(work: fork_server.Work) -> dict[str, Any]:
+def read_results(work: fork_server.CellRun) -> dict[str, Any]:
     """What a finished run left, and must leave however often it was killed."""
     (record,) = Path(work.out).rglob("record.json")
     facts = json.loads(record.read_text())
@@ -79,11 +79,11 @@ def kept(work: fork_server.Work) -> dict[str, Any]:
         role: {key: value for key, value in about.items() if key not in ("seconds", "peak_memory_mb")}
         for role, about in facts["texts"].items()
     }
-    files = {name: (record.parent / name).read_bytes() for name in KEPT_FILES}
+    files = {name: (record.parent / name).read_bytes() for name in COMPARED_FILES}
     return {"scores": facts["scores"], "texts": texts, "settings": facts["settings_id"], **files}
 
 
-def seconds_add_up(work: fork_server.Work) -> None:
+def assert_seconds_add_up(work: fork_server.CellRun) -> None:
     """A phase took at least what the shards of it took, in whichever process they were computed."""
     (record,) = Path(work.out).rglob("record.json")
     facts = json.loads(record.read_text())
@@ -91,80 +91,84 @@ def seconds_add_up(work: fork_server.Work) -> None:
     assert facts["texts"]["document"]["seconds"] >= work.delay * DOCUMENTS / fork_server.SHARD_ROWS
 
 
-def finish(server: fork_server.Server, work: fork_server.Work) -> None:
+def run_to_end(server: fork_server.ForkServer, work: fork_server.CellRun) -> None:
     server.start(work)
-    assert server.status() == 0
+    assert server.wait_for_exit() == 0
 
 
-def killed_until_done(server: fork_server.Server, work: fork_server.Work, draw: random.Random, longest: float) -> int:
+def kill_until_finished(
+    server: fork_server.ForkServer, work: fork_server.CellRun, draw: random.Random, longest: float
+) -> int:
     """Kill at random moments until a run comes through; how many were killed at work."""
     kills = 0
-    while server.killed(work, draw.uniform(0, longest)):
+    while server.start_and_kill(work, draw.uniform(0, longest)):
         kills += 1
-        assert work.computed() <= TEXTS + kills * fork_server.SHARD_ROWS  # each kill loses one shard at the most
+        assert (
+            work.count_computed_texts() <= TEXTS + kills * fork_server.SHARD_ROWS
+        )  # each kill loses one shard at the most
         assert kills < 100
     return kills
 
 
 @pytest.mark.parametrize(("real", "least"), [(False, 15), (True, 3)], ids=["fake", "decoder"])
 def test_a_killed_run_ends_like_one_that_was_not(
-    server: fork_server.Server, work: Callable[..., fork_server.Work], real: bool, least: int
+    server: fork_server.ForkServer, work: Callable[..., fork_server.CellRun], real: bool, least: int
 ) -> None:
     whole = work("whole", real=real)
-    finish(server, work("warm", real=real))
+    run_to_end(server, work("warm", real=real))
     started = time.monotonic()
-    finish(server, whole)
+    run_to_end(server, whole)
     longest = time.monotonic() - started
-    assert whole.computed() == TEXTS
-    wanted, draw, attempts = kept(whole), random.Random(11), 0
+    assert whole.count_computed_texts() == TEXTS
+    wanted, draw, attempts = read_results(whole), random.Random(11), 0
     kills = halfway = 0  # halfway: a shard was lost and computed again
     while kills < least or not halfway:
         attempts += 1
         assert attempts < 60
         broken = work(f"broken{attempts}", real=real)
-        kills += killed_until_done(server, broken, draw, longest)
-        finish(server, broken)
-        assert kept(broken) == wanted
-        seconds_add_up(broken)
-        halfway += broken.computed() > TEXTS
+        kills += kill_until_finished(server, broken, draw, longest)
+        run_to_end(server, broken)
+        assert read_results(broken) == wanted
+        assert_seconds_add_up(broken)
+        halfway += broken.count_computed_texts() > TEXTS
 
 
-def test_two_processes_share_the_work(work: Callable[..., fork_server.Work], server: fork_server.Server) -> None:
+def test_two_processes_share_the_work(work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer) -> None:
     one, two = work("one"), work("two")
     two = dataclasses.replace(two, cache=one.cache, log=one.log)
-    with fork_server.server() as other:
+    with fork_server.start_fork_server() as other:
         server.start(one)
         other.start(two)
-        assert (server.status(), other.status()) == (0, 0)
-    assert one.computed() == TEXTS  # each text once, by one of the two
-    assert kept(one) == kept(two)
+        assert (server.wait_for_exit(), other.wait_for_exit()) == (0, 0)
+    assert one.count_computed_texts() == TEXTS  # each text once, by one of the two
+    assert read_results(one) == read_results(two)
 
 
-def documents(work: fork_server.Work) -> ShardStore:
+def open_document_store(work: fork_server.CellRun) -> ShardStore:
     """The finished store with the documents of a cell."""
     stores = [ShardStore(plan.parent) for plan in Path(work.cache).rglob("plan.json")]
     return max(stores, key=lambda store: store.load_or_create_plan(dict)["rows"])
 
 
 def test_a_damaged_shard_is_told_and_redone(
-    work: Callable[..., fork_server.Work], server: fork_server.Server, tmp_path: Path
+    work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer, tmp_path: Path
 ) -> None:
     done = work("done")
-    finish(server, done)
-    wanted = kept(done)
-    store = documents(done)
+    run_to_end(server, done)
+    wanted = read_results(done)
+    store = open_document_store(done)
     file = store.folder / "shard-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     shutil.rmtree(done.out)
-    finish(server, done)
-    assert kept(done) == wanted
-    assert done.computed() == TEXTS + fork_server.SHARD_ROWS
+    run_to_end(server, done)
+    assert read_results(done) == wanted
+    assert done.count_computed_texts() == TEXTS + fork_server.SHARD_ROWS
 
 
 # One store, in this process
 
 
-class Rows:
+class GeneratedRows:
     """Texts that are only counted."""
 
     def __init__(self, count: int) -> None:
@@ -182,7 +186,7 @@ class Rows:
         return TextRow(f"d{row}", "", "word " * (1 + row % 7))
 
 
-class Counting(fork_server.HashEncoder):
+class MemoryLimitedEncoder(fork_server.HashEncoder):
     """Token ids without a tokenizer, and a limit on the texts that fit into memory together."""
 
     room = 1000
@@ -200,16 +204,16 @@ class Counting(fork_server.HashEncoder):
 
 @pytest.fixture
 def job() -> EmbeddingJob:
-    return EmbeddingJob(Rows(20), ("text",), "document", 16, shard_rows=5)  # type: ignore[arg-type]
+    return EmbeddingJob(GeneratedRows(20), ("text",), "document", 16, shard_rows=5)  # type: ignore[arg-type]
 
 
-def encoder(room: int = 1000) -> Callable[[], DenseEncoder]:
-    made = Counting(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+def build_encoder_factory(room: int = 1000) -> Callable[[], DenseEncoder]:
+    made = MemoryLimitedEncoder(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
     object.__setattr__(made, "room", room)
     return lambda: made  # type: ignore[return-value]
 
 
-def matrix(job: EmbeddingJob, store: ShardStore, make: Callable[[], DenseEncoder]) -> np.ndarray:
+def embed_to_matrix(job: EmbeddingJob, store: ShardStore, make: Callable[[], DenseEncoder]) -> np.ndarray:
     found = np.zeros((len(job.texts), fork_server.WIDTH), dtype=np.float32)
     for block in embed_texts(InProcessWorker(make), job, store, lambda *_: None):
         found[block.rows] = block.vectors
@@ -219,28 +223,28 @@ def matrix(job: EmbeddingJob, store: ShardStore, make: Callable[[], DenseEncoder
 def test_damage_in_an_unfinished_store_is_told_too(
     job: EmbeddingJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
+    whole = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
     store = ShardStore(tmp_path / "broken")
-    blocks = embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None)
+    blocks = embed_texts(InProcessWorker(build_encoder_factory()), job, store, lambda *_: None)
     next(blocks), next(blocks)
     blocks.close()
     (store.folder / "shard-00001.safetensors").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "retbench"):
-        assert np.array_equal(matrix(job, store, encoder()), whole)
+        assert np.array_equal(embed_to_matrix(job, store, build_encoder_factory()), whole)
     assert [record.getMessage() for record in caplog.records] == ["shard 1 of broken is damaged: it is computed again"]
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_told(job: EmbeddingJob, tmp_path: Path) -> None:
-    whole = matrix(job, ShardStore(tmp_path / "whole"), encoder())
+    whole = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
     halved = ShardStore(tmp_path / "halved")
-    assert np.array_equal(matrix(job, halved, encoder(room=2)), whole)
+    assert np.array_equal(embed_to_matrix(job, halved, build_encoder_factory(room=2)), whole)
     assert halved.compute_total_cost().split_batches > 0
     assert ShardStore(tmp_path / "whole").compute_total_cost().split_batches == 0
 
 
 def test_one_text_that_does_not_fit_is_the_floor(job: EmbeddingJob, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="one document of 7 tokens does not fit into memory") as caught:
-        matrix(job, ShardStore(tmp_path / "store"), encoder(room=0))
+        embed_to_matrix(job, ShardStore(tmp_path / "store"), build_encoder_factory(room=0))
     assert "max_length" in caught.value.next_step
 
 
@@ -267,14 +271,14 @@ def test_only_a_lack_of_memory_splits_a_batch(
     assert memory.is_out_of_memory(problem) is expected
     calls = []
 
-    class Failing(Counting):
+    class Failing(MemoryLimitedEncoder):
         def encode(self, batch: TokenizedTexts) -> np.ndarray:
             calls.append(len(batch))
             raise problem
 
     made = Failing(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
     with pytest.raises(ResourceError if expected else type(problem)):
-        matrix(job, ShardStore(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
+        embed_to_matrix(job, ShardStore(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
     assert (len(calls) > 1) is expected
 
 
@@ -307,17 +311,20 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
         store = ShardStore(tmp_path / str(free))
         if fits:
-            assert matrix(job, store, encoder()).any()
+            assert embed_to_matrix(job, store, build_encoder_factory()).any()
         else:
             with pytest.raises(ResourceError, match=r"GB free and this needs .* GB"):
-                matrix(job, store, encoder())
+                embed_to_matrix(job, store, build_encoder_factory())
             assert not list(store.folder.glob("shard-*"))
 
 
 def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
     job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, store = matrix(job, ShardStore(tmp_path / "whole"), encoder()), ShardStore(tmp_path / "full")
+    whole, store = (
+        embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory()),
+        ShardStore(tmp_path / "full"),
+    )
     fsync, room = os.fsync, iter(range(10))  # the plan, then two shards: file and folder, shard and note
 
     def filling(handle: int) -> None:
@@ -328,17 +335,17 @@ def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
     with monkeypatch.context() as patch:
         patch.setattr(shard_store.os, "fsync", filling)
         with pytest.raises(ResourceError, match="No space left on device") as caught:
-            matrix(job, store, encoder())
+            embed_to_matrix(job, store, build_encoder_factory())
     assert caught.value.next_step.endswith("then run the same command: 2 of 4 shards are kept")
     assert not list(store.folder.glob("*.partial"))
-    assert np.array_equal(matrix(job, store, encoder()), whole)
+    assert np.array_equal(embed_to_matrix(job, store, build_encoder_factory()), whole)
 
 
 def test_what_a_killed_writer_left_is_swept(job: EmbeddingJob, tmp_path: Path) -> None:
     store = ShardStore(tmp_path / "store")
     store.folder.mkdir()
     (store.folder / "shard-00000.safetensors.123.partial").write_bytes(b"half")
-    matrix(job, store, encoder())
+    embed_to_matrix(job, store, build_encoder_factory())
     assert not list(store.folder.glob("*.partial"))
 
 
@@ -346,7 +353,7 @@ def test_a_plan_keeps_its_budget_and_threads(
     job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, used = ShardStore(tmp_path / "store"), []
-    blocks = embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None)
+    blocks = embed_texts(InProcessWorker(build_encoder_factory()), job, store, lambda *_: None)
     next(blocks)
     blocks.close()
     plan = json.loads((store.folder / "plan.json").read_text())
@@ -354,24 +361,24 @@ def test_a_plan_keeps_its_budget_and_threads(
     del plan["seal"]
     (store.folder / "plan.json").write_text(json.dumps({**plan, "threads": 3}))
     monkeypatch.setattr(torch, "set_num_threads", used.append)
-    matrix(dataclasses.replace(job, budget=1000), store, encoder())
+    embed_to_matrix(dataclasses.replace(job, budget=1000), store, build_encoder_factory())
     assert set(used) == {3}
     assert store.load_or_create_plan(dict)["budget"] == 16
 
 
 def test_a_plan_for_other_tokens_is_refused(job: EmbeddingJob, tmp_path: Path) -> None:
     store = ShardStore(tmp_path / "store")
-    next(embed_texts(InProcessWorker(encoder()), job, store, lambda *_: None))
+    next(embed_texts(InProcessWorker(build_encoder_factory()), job, store, lambda *_: None))
     with pytest.raises(DataError, match="was planned for other tokens"):
-        matrix(dataclasses.replace(job, texts=Rows(21)), store, encoder())  # type: ignore[arg-type]
+        embed_to_matrix(dataclasses.replace(job, texts=GeneratedRows(21)), store, build_encoder_factory())  # type: ignore[arg-type]
 
 
 def test_a_run_file_is_the_same_bytes_at_any_time(
-    work: Callable[..., fork_server.Work], server: fork_server.Server
+    work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer
 ) -> None:
     one, two = work("one"), work("two")
-    finish(server, one)
+    run_to_end(server, one)
     time.sleep(1.1)  # gzip would write the second down
-    finish(server, two)
-    assert kept(one) == kept(two)
-    assert gzip.decompress(kept(one)["run.trec.gz"]).decode().startswith("q0 Q0 d")
+    run_to_end(server, two)
+    assert read_results(one) == read_results(two)
+    assert gzip.decompress(read_results(one)["run.trec.gz"]).decode().startswith("q0 Q0 d")

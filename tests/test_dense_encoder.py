@@ -27,10 +27,10 @@ TEXTS = [*tiny_models.SENTENCES[:9], LONG, "x"]
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("decoder"))
+    return tiny_models.build_model(tmp_path_factory.mktemp("decoder"))
 
 
-def other(folder: Path, kind: str, **config: Any) -> Path:
+def build_other_model(folder: Path, kind: str, **config: Any) -> Path:
     """A small random model of another kind."""
     from transformers import AutoConfig, AutoModel
 
@@ -38,18 +38,18 @@ def other(folder: Path, kind: str, **config: Any) -> Path:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     made: Any = AutoConfig.for_model(kind, vocab_size=tiny_models.VOCABULARY, **sizes, **config)
     AutoModel.from_config(made).save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
+    tiny_models.build_tokenizer().save_pretrained(folder)
     return folder
 
 
-def encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
+def load_encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
     facts = {"query_limit": 64, "document_limit": 64, "dtype": "float32", **changes}
     spec = EncoderSpec("weights", catalog.load_methods().find(method), "", **facts)
     loaded = backbone.load_backbone(folder, spec.dtype, torch.device("cpu"))
     return BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, spec.method))
 
 
-def plain(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
+def compute_plain_vector(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
     """One text, no padding, no code of ours."""
     from transformers import AutoModel
 
@@ -62,16 +62,16 @@ def plain(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["last", "mean", "promptreps"])
 def test_a_padded_batch_gives_the_vectors_of_single_texts(decoder: Path, method: str) -> None:
-    made = encoder(decoder, method)
+    made = load_encoder(decoder, method)
     tokens = made.tokenize(TEXTS, "document")
     vectors = made.encode(tokens)
     assert vectors.dtype == np.float32
     for row in range(len(TEXTS)):
-        assert vectors[row] @ plain(decoder, tokens[row].tolist(), made.spec.method.pooling) > 0.99999
+        assert vectors[row] @ compute_plain_vector(decoder, tokens[row].tolist(), made.spec.method.pooling) > 0.99999
 
 
 GEMMA = {"num_key_value_heads": 1, "head_dim": 16}
-BOTH_WAYS: dict[str, dict[str, Any]] = {
+BIDIRECTIONAL_FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
     "mpnet": {},  # it has no fast kernel
     "albert": {"embedding_size": 32},
@@ -80,26 +80,26 @@ BOTH_WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "config"), BOTH_WAYS.items(), ids=BOTH_WAYS)
+@pytest.mark.parametrize(("kind", "config"), BIDIRECTIONAL_FAMILIES.items(), ids=BIDIRECTIONAL_FAMILIES)
 def test_what_attends_in_both_directions_does_not_see_padding(
     kind: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = other(tmp_path, kind, **config)
-    made = encoder(folder, "mean")
+    folder = build_other_model(tmp_path, kind, **config)
+    made = load_encoder(folder, "mean")
     assert not made.backbone.causal
     tokens = made.tokenize(TEXTS, "query")
     vectors = made.encode(tokens)
     for row in range(len(TEXTS)):
-        assert vectors[row] @ plain(folder, tokens[row].tolist(), "mean") > 0.99999
+        assert vectors[row] @ compute_plain_vector(folder, tokens[row].tolist(), "mean") > 0.99999
 
 
 def test_capped_scores_are_computed_step_by_step(tmp_path: Path) -> None:
-    folder = other(tmp_path, "gemma2", **GEMMA)
-    made = encoder(folder, "last")
+    folder = build_other_model(tmp_path, "gemma2", **GEMMA)
+    made = load_encoder(folder, "last")
     assert (made.backbone.causal, made.kernel) == (True, "eager")
     tokens = made.tokenize(TEXTS, "query")
     for vector, row in zip(made.encode(tokens), range(len(TEXTS)), strict=True):
-        assert vector @ plain(folder, tokens[row].tolist(), "last") > 0.99999
+        assert vector @ compute_plain_vector(folder, tokens[row].tolist(), "last") > 0.99999
 
 
 def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
@@ -112,7 +112,7 @@ def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
     return Texts.open(tmp_path / "compiled" / "corpus.arrow", "print")
 
 
-def gathered(made: Any, job: EmbeddingJob, store: ShardStore) -> np.ndarray:
+def embed_to_matrix(made: Any, job: EmbeddingJob, store: ShardStore) -> np.ndarray:
     matrix = np.zeros((len(job.texts), made.dimension), dtype=np.float32)
     for block in embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None):
         matrix[block.rows] = block.vectors
@@ -120,9 +120,9 @@ def gathered(made: Any, job: EmbeddingJob, store: ShardStore) -> np.ndarray:
 
 
 def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
-    made, job, store = encoder(decoder, "mean"), None, ShardStore(tmp_path / "store")
+    made, job, store = load_encoder(decoder, "mean"), None, ShardStore(tmp_path / "store")
     job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
-    first = gathered(made, job, store)
+    first = embed_to_matrix(made, job, store)
 
     def never() -> BackboneEncoder:
         raise AssertionError("the model was asked for")
@@ -133,9 +133,9 @@ def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Path) -> None:
-    made = encoder(decoder, "mean")
+    made = load_encoder(decoder, "mean")
     job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
-    whole = gathered(made, job, ShardStore(tmp_path / "whole"))
+    whole = embed_to_matrix(made, job, ShardStore(tmp_path / "whole"))
     seen: list[int] = []
     broken = ShardStore(tmp_path / "broken")
     blocks = embed_texts(
@@ -158,7 +158,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Pa
 def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
+    made, store = load_encoder(decoder, "mean"), ShardStore(tmp_path / "store")
     job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
     begun = embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None)
     next(begun)
@@ -167,30 +167,30 @@ def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
     monkeypatch.setattr(shard_tasks.memory, "compute_token_budget", lambda run, longest, ceiling: ceiling)
     monkeypatch.setattr(shard_tasks, "get_device", lambda: torch.device("cuda"))
     with pytest.raises(DataError, match="started on cpu, and this run computes on cuda") as found:
-        gathered(made, job, store)
+        embed_to_matrix(made, job, store)
     assert "RETBENCH_DEVICE=cpu" in found.value.next_step
     monkeypatch.undo()
-    gathered(made, job, store)
+    embed_to_matrix(made, job, store)
 
 
 def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:
-    made, store = encoder(decoder, "mean"), ShardStore(tmp_path / "store")
+    made, store = load_encoder(decoder, "mean"), ShardStore(tmp_path / "store")
     job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
-    first = gathered(made, job, store)
+    first = embed_to_matrix(made, job, store)
     file = store.folder / "shard-00000.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(bytes(content))
-    assert np.array_equal(gathered(made, job, store), first)
+    assert np.array_equal(embed_to_matrix(made, job, store), first)
 
 
 def test_a_vector_that_is_no_number_names_its_document(decoder: Path, tmp_path: Path) -> None:
-    made = encoder(decoder, "mean")
+    made = load_encoder(decoder, "mean")
     with torch.no_grad():
         made.backbone.model.get_input_embeddings().weight.fill_(float("nan"))
     job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
     with pytest.raises(DataError, match=r"vector of document '.*' is zero or not a number"):
-        gathered(made, job, ShardStore(tmp_path / "store"))
+        embed_to_matrix(made, job, ShardStore(tmp_path / "store"))
 
 
 def test_the_key_follows_every_fact(tmp_path: Path) -> None:

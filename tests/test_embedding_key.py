@@ -14,32 +14,32 @@ METHOD = Method("m", "a title", "ours", "here", "mean", query="q: {instruction} 
 SPEC = EncoderSpec("weights", METHOD, "find it", 32, 64, "float32")
 
 # field, another value; a method's own fields begin with "method."
-MOVES_BOTH: list[tuple[str, Any]] = [
+CHANGES_BOTH_KEYS: list[tuple[str, Any]] = [
     ("weights", "others"), ("dtype", "bfloat16"), ("engine", "vllm"), ("vector_dtype", "int8"), ("rope", "yarn:4"),
     ("code", "c0de"), ("method.pooling", "last"), ("method.special_tokens", False), ("method.eos", True),
     ("method.cut", "text"), ("method.attention", "bidirectional"), ("method.layer", 2), ("method.span", "text"),
 ]  # fmt: skip
-MOVES_QUERIES = [("query_limit", 31), ("method.query", "q:{instruction} {text}"), ("instruction", "find it!")]
-MOVES_DOCUMENTS = [("document_limit", 65), ("method.document", "d:{text}")]
-MOVES_NONE: list[tuple[str, Any]] = [
+CHANGES_QUERY_KEY = [("query_limit", 31), ("method.query", "q:{instruction} {text}"), ("instruction", "find it!")]
+CHANGES_DOCUMENT_KEY = [("document_limit", 65), ("method.document", "d:{text}")]
+CHANGES_NO_KEY: list[tuple[str, Any]] = [
     ("adaptor", "a"), ("dimensions", 8), ("method.name", "n"), ("method.title", "another"), ("method.source", "there"),
     ("method.fidelity", "exact"), ("method.paper", "1"), ("method.post", "centre"),
 ]  # fmt: skip
 
 
-def changed(spec: EncoderSpec, changes: dict[str, Any]) -> EncoderSpec:
+def apply_changes(spec: EncoderSpec, changes: dict[str, Any]) -> EncoderSpec:
     own = {name: value for name, value in changes.items() if "." not in name}
     inner = {name.removeprefix("method."): value for name, value in changes.items() if "." in name}
     return replace(spec, method=replace(spec.method, **inner), **own)
 
 
-def keys(spec: EncoderSpec) -> tuple[str, str]:
+def compute_keys(spec: EncoderSpec) -> tuple[str, str]:
     return compute_digest(spec.describe_vectors("query")), compute_digest(spec.describe_vectors("document"))
 
 
 @given(
-    st.sets(st.sampled_from(MOVES_BOTH)), st.sets(st.sampled_from(MOVES_QUERIES)),
-    st.sets(st.sampled_from(MOVES_DOCUMENTS)), st.sets(st.sampled_from(MOVES_NONE)),
+    st.sets(st.sampled_from(CHANGES_BOTH_KEYS)), st.sets(st.sampled_from(CHANGES_QUERY_KEY)),
+    st.sets(st.sampled_from(CHANGES_DOCUMENT_KEY)), st.sets(st.sampled_from(CHANGES_NO_KEY)),
 )  # fmt: skip
 def test_a_key_follows_what_moves_a_vector_and_nothing_else(
     both: set[tuple[str, Any]],
@@ -47,16 +47,18 @@ def test_a_key_follows_what_moves_a_vector_and_nothing_else(
     documents: set[tuple[str, Any]],
     neither: set[tuple[str, Any]],
 ) -> None:
-    found = keys(changed(SPEC, dict(both | queries | documents | neither)))
-    differs = tuple(one != other for one, other in zip(found, keys(SPEC), strict=True))
+    found = compute_keys(apply_changes(SPEC, dict(both | queries | documents | neither)))
+    differs = tuple(one != other for one, other in zip(found, compute_keys(SPEC), strict=True))
     assert differs == (bool(both | queries), bool(both | documents))
 
 
-moves = st.sets(st.sampled_from(MOVES_BOTH + MOVES_QUERIES + MOVES_DOCUMENTS))
+moves = st.sets(st.sampled_from(CHANGES_BOTH_KEYS + CHANGES_QUERY_KEY + CHANGES_DOCUMENT_KEY))
 
 
 @given(moves, moves)
 def test_two_sets_of_changes_share_a_key_only_where_they_are_one(
     one: set[tuple[str, Any]], other: set[tuple[str, Any]]
 ) -> None:
-    assert (keys(changed(SPEC, dict(one))) == keys(changed(SPEC, dict(other)))) == (one == other)
+    assert (compute_keys(apply_changes(SPEC, dict(one))) == compute_keys(apply_changes(SPEC, dict(other)))) == (
+        one == other
+    )

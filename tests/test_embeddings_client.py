@@ -16,15 +16,15 @@ from retbench.engines.embeddings_client import EmbeddingsClient
 from retbench.engines.http_client import EndpointServer
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
 from tests import local_server
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 SECRET = "sk-do-not-tell"  # noqa: S105  # a test's own
 TEXTS = ["water boils", "tea leaves", "a bicycle", "", "naïve 世界"]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.Server]:
-    with local_server.serving() as running:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.LocalServer]:
+    with local_server.start_server() as running:
         monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
         monkeypatch.setenv("RETBENCH_ENDPOINT_KEY", SECRET)
         yield running
@@ -35,14 +35,14 @@ def waits() -> list[float]:
     return []
 
 
-def made(waits: list[float], **options: Any) -> EmbeddingsClient:
+def build_client(waits: list[float], **options: Any) -> EmbeddingsClient:
     return EmbeddingsClient(EndpointServer(Engine("endpoint", **options), sleep=waits.append), "some-model")
 
 
-def test_vectors_come_back_in_the_order_of_the_texts(server: local_server.Server, waits: list[float]) -> None:
-    found = made(waits, batch_size=2).embed_texts(TEXTS)
-    assert np.allclose(found, [local_server.vector(text) for text in TEXTS])
-    assert [len(body["input"]) for body in server.asked] == [2, 2, 1]
+def test_vectors_come_back_in_the_order_of_the_texts(server: local_server.LocalServer, waits: list[float]) -> None:
+    found = build_client(waits, batch_size=2).embed_texts(TEXTS)
+    assert np.allclose(found, [local_server.embed_text(text) for text in TEXTS])
+    assert [len(body["input"]) for body in server.requests] == [2, 2, 1]
     assert set(server.keys) == {f"Bearer {SECRET}"}
     assert waits == []
 
@@ -50,33 +50,35 @@ def test_vectors_come_back_in_the_order_of_the_texts(server: local_server.Server
 @pytest.mark.parametrize(
     ("fault", "wait"),
     [
-        (local_server.refusing(429, Retry_After="7"), 7.0),
-        (local_server.refusing(429), 0.5),
-        (local_server.refusing(500), 0.5),
-        (local_server.refusing(503, Retry_After="soon"), 0.5),
-        (local_server.half, 0.5),
-        (local_server.too_few, 0.5),
+        (local_server.answer_with_error(429, Retry_After="7"), 7.0),
+        (local_server.answer_with_error(429), 0.5),
+        (local_server.answer_with_error(500), 0.5),
+        (local_server.answer_with_error(503, Retry_After="soon"), 0.5),
+        (local_server.answer_half, 0.5),
+        (local_server.answer_too_few, 0.5),
         (lambda body: (200, {}, b"not json"), 0.5),
         (lambda body: (200, {}, b"[]"), 0.5),
     ],
 )
-def test_what_may_pass_is_tried_again(server: local_server.Server, waits: list[float], fault: Any, wait: float) -> None:
+def test_what_may_pass_is_tried_again(
+    server: local_server.LocalServer, waits: list[float], fault: Any, wait: float
+) -> None:
     server.faults = [fault]
-    assert np.allclose(made(waits).embed_texts(TEXTS), [local_server.vector(text) for text in TEXTS])
+    assert np.allclose(build_client(waits).embed_texts(TEXTS), [local_server.embed_text(text) for text in TEXTS])
     assert waits == [wait]
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
 
 
-def test_no_answer_in_time_is_tried_again(server: local_server.Server, waits: list[float]) -> None:
-    server.faults = [local_server.slow]
-    assert made(waits, timeout=1).embed_texts(["x"]).shape == (1, local_server.WIDTH)
+def test_no_answer_in_time_is_tried_again(server: local_server.LocalServer, waits: list[float]) -> None:
+    server.faults = [local_server.answer_slowly]
+    assert build_client(waits, timeout=1).embed_texts(["x"]).shape == (1, local_server.WIDTH)
     assert waits == [0.5]
 
 
-def test_waiting_doubles_and_ends(server: local_server.Server, waits: list[float]) -> None:
-    server.faults = [local_server.refusing(500, f"broken, {SECRET}")] * 4
+def test_waiting_doubles_and_ends(server: local_server.LocalServer, waits: list[float]) -> None:
+    server.faults = [local_server.answer_with_error(500, f"broken, {SECRET}")] * 4
     with pytest.raises(ResourceError, match="failed 4 times: the endpoint says 500: broken") as caught:
-        made(waits, max_attempts=4).embed_texts(TEXTS)
+        build_client(waits, max_attempts=4).embed_texts(TEXTS)
     assert waits == [0.5, 1.0, 2.0]
     assert SECRET not in str(caught.value.cause)
 
@@ -84,34 +86,34 @@ def test_waiting_doubles_and_ends(server: local_server.Server, waits: list[float
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        (local_server.refusing(401, f"bad key {SECRET}"), MissingError, r"says 401: bad key \*\*\*"),
-        (local_server.refusing(403), MissingError, "403"),
-        (local_server.refusing(400, "too long"), UsageError, "400: too long"),
-        (local_server.refusing(404), UsageError, "404"),
+        (local_server.answer_with_error(401, f"bad key {SECRET}"), MissingError, r"says 401: bad key \*\*\*"),
+        (local_server.answer_with_error(403), MissingError, "403"),
+        (local_server.answer_with_error(400, "too long"), UsageError, "400: too long"),
+        (local_server.answer_with_error(404), UsageError, "404"),
     ],
 )
 def test_what_will_not_pass_stops_at_once(
-    server: local_server.Server, waits: list[float], fault: Any, error: type[Exception], message: str
+    server: local_server.LocalServer, waits: list[float], fault: Any, error: type[Exception], message: str
 ) -> None:
     server.faults = [fault]
     with pytest.raises(error, match=message):
-        made(waits).embed_texts(TEXTS)
-    assert len(server.asked) == 1
+        build_client(waits).embed_texts(TEXTS)
+    assert len(server.requests) == 1
 
 
-def test_another_width_is_bad_data(server: local_server.Server, waits: list[float]) -> None:
-    endpoint = made(waits)
+def test_another_width_is_bad_data(server: local_server.LocalServer, waits: list[float]) -> None:
+    endpoint = build_client(waits)
     endpoint.embed_texts(["x"])
-    server.faults = [local_server.narrow]
+    server.faults = [local_server.answer_narrow]
     with pytest.raises(DataError, match="width 12, not 24"):
         endpoint.embed_texts(["x"])
-    server.faults = [local_server.narrow]
+    server.faults = [local_server.answer_narrow]
     with pytest.raises(DataError, match="width 12, not 8"):
-        made(waits, dimensions=8).embed_texts(["x"])
+        build_client(waits, dimensions=8).embed_texts(["x"])
 
 
-def test_a_rate_limit_is_kept(server: local_server.Server, waits: list[float]) -> None:
-    made(waits, requests_per_minute=60, batch_size=1).embed_texts(["x", "y", "z"])
+def test_a_rate_limit_is_kept(server: local_server.LocalServer, waits: list[float]) -> None:
+    build_client(waits, requests_per_minute=60, batch_size=1).embed_texts(["x", "y", "z"])
     assert len(waits) == 2
     assert all(0.5 < wait <= 1 for wait in waits)
 
@@ -119,13 +121,13 @@ def test_a_rate_limit_is_kept(server: local_server.Server, waits: list[float]) -
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
     with pytest.raises(ResourceError, match="failed 2 times: no whole answer"):
-        made(waits, max_attempts=2).embed_texts(["x"])
+        build_client(waits, max_attempts=2).embed_texts(["x"])
     monkeypatch.setenv("RETBENCH_ENDPOINT", "file:///etc/passwd")
     with pytest.raises(UsageError, match="not a web address"):
-        made(waits).embed_texts(["x"])
+        build_client(waits).embed_texts(["x"])
     monkeypatch.delenv("RETBENCH_ENDPOINT")
     with pytest.raises(MissingError, match="no server is named"):
-        made(waits).embed_texts(["x"])
+        build_client(waits).embed_texts(["x"])
 
 
 def test_texts_are_cut_between_characters() -> None:
@@ -137,7 +139,7 @@ def test_texts_are_cut_between_characters() -> None:
     assert (tokens.truncated, tokens.empty) == (2, 1)
 
 
-def test_a_run_over_a_server(server: local_server.Server, task: Path, out: Path, own_cache: Path) -> None:
+def test_a_run_over_a_server(server: local_server.LocalServer, task: Path, out: Path, own_cache: Path) -> None:
     line = (
         "run",
         "--model",
@@ -149,19 +151,19 @@ def test_a_run_over_a_server(server: local_server.Server, task: Path, out: Path,
         "--out",
         out,
     )
-    (cell,) = cells(*line)
+    (cell,) = run_cells(*line)
     assert (cell["status"], cell["method"], cell["engine"]) == ("done", "as-published", "endpoint")
-    assert {body["model"] for body in server.asked} == {"openai/text-embedding"}
-    assert max(len(body["input"]) for body in server.asked) == 8
-    before = len(server.asked)
-    (again,) = cells(*line)
-    (other,) = cells(
+    assert {body["model"] for body in server.requests} == {"openai/text-embedding"}
+    assert max(len(body["input"]) for body in server.requests) == 8
+    before = len(server.requests)
+    (again,) = run_cells(*line)
+    (other,) = run_cells(
         *line, "--engine", "endpoint:model=another,dimensions=8", "--method", "as-published:query=q: {text}"
     )
     assert again["cached"]
     assert not other["cached"]
     assert other["settings_id"] != cell["settings_id"]
-    assert server.asked[before]["dimensions"] == 8
+    assert server.requests[before]["dimensions"] == 8
     written = [file for folder in (out, own_cache) for file in folder.rglob("*") if file.is_file()]
     assert len(written) > 10
     for file in written:
@@ -170,18 +172,20 @@ def test_a_run_over_a_server(server: local_server.Server, task: Path, out: Path,
         assert server.address.encode() not in content, file
 
 
-def test_a_dry_run_asks_no_server(server: local_server.Server, task: Path, out: Path) -> None:
-    answer = call("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--dry-run")
+def test_a_dry_run_asks_no_server(server: local_server.LocalServer, task: Path, out: Path) -> None:
+    answer = run_command("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--dry-run")
     assert answer.exit_code == 0, answer.output
     assert "how to brew a hot drink" in answer.output
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("method", ["mean", "promptreps", "as-published:layer=1"])
 def test_a_method_a_server_cannot_do_is_skipped(
-    server: local_server.Server, task: Path, out: Path, method: str
+    server: local_server.LocalServer, task: Path, out: Path, method: str
 ) -> None:
-    (cell,) = cells("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--method", method)
+    (cell,) = run_cells(
+        "run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--method", method
+    )
     assert cell["status"] == "skipped"
     assert "engine endpoint does not give" in cell["error"]
 

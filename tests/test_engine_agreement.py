@@ -10,25 +10,25 @@ import pytest
 pytest.importorskip("sentence_transformers")
 
 from tests import local_server
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 
 @pytest.fixture
 def run(model: Path, task: Path, out: Path) -> Path:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean", "--set", "dtype=float32")
-    (cell,) = cells(*line)
+    (cell,) = run_cells(*line)
     return Path(cell["record"])
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with local_server.serving() as running:
+    with local_server.start_server() as running:
         monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
         yield
 
 
 def test_sentence_transformers_agrees(run: Path, model: Path) -> None:
-    answer = call("verify", run, "--against", "sentence-transformers", "--weights", model, "--json")
+    answer = run_command("verify", run, "--against", "sentence-transformers", "--weights", model, "--json")
     assert answer.exit_code == 0, answer.output
     found: dict[str, Any] = json.loads(answer.stdout)
     assert found["engines"] == ["transformers", "sentence-transformers"]
@@ -46,7 +46,7 @@ def test_an_engine_that_does_other_things_fails(
 
     honest = SentenceTransformersModel.encode
     monkeypatch.setattr(SentenceTransformersModel, "encode", lambda self, rows: honest(self, rows) + 0.5)
-    answer = call("verify", run, "--against", "sentence-transformers", "--weights", model)
+    answer = run_command("verify", run, "--against", "sentence-transformers", "--weights", model)
     assert answer.exit_code == 4
     assert "they do NOT agree" in answer.output
 
@@ -54,21 +54,21 @@ def test_an_engine_that_does_other_things_fails(
 def test_other_weights_are_not_the_runs(run: Path, tmp_path: Path) -> None:
     from tests import tiny_models
 
-    other = tiny_models.build(tmp_path / "other", intermediate_size=96)
-    answer = call("verify", run, "--against", "sentence-transformers", "--weights", other)
+    other = tiny_models.build_model(tmp_path / "other", intermediate_size=96)
+    answer = run_command("verify", run, "--against", "sentence-transformers", "--weights", other)
     assert answer.exit_code == 4
     assert "are not the weights of the run" in answer.output
 
 
 def test_words_have_no_vectors(task: Path, out: Path) -> None:
-    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
-    answer = call("verify", cell["record"], "--against", "sentence-transformers")
+    (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = run_command("verify", cell["record"], "--against", "sentence-transformers")
     assert answer.exit_code == 2
     assert "has no vectors" in answer.output
 
 
 @pytest.mark.usefixtures("server")
 def test_a_server_of_another_width_is_told(run: Path, model: Path) -> None:
-    answer = call("verify", run, "--against", "endpoint", "--weights", model)
+    answer = run_command("verify", run, "--against", "endpoint", "--weights", model)
     assert answer.exit_code == 4
     assert "width" in answer.output

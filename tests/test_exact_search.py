@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def draw_case(draw: st.DrawFn) -> Case:
     width = draw(st.integers(1, 3))
     sizes = draw(st.tuples(st.integers(1, 7), st.integers(0, 30)))
     queries, documents = (
@@ -56,7 +56,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(queries, documents, blocks, draw(st.integers(1, 35)), draw(tiles), draw(tiles))
 
 
-def brute_force(queries: np.ndarray, documents: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+def search_by_brute_force(queries: np.ndarray, documents: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
     """Sort everything; nothing to get wrong."""
     found = []
     for query in queries:
@@ -65,20 +65,20 @@ def brute_force(queries: np.ndarray, documents: np.ndarray, k: int) -> list[list
     return found
 
 
-def hits(ranking: Ranking) -> list[list[tuple[int, float]]]:
+def list_hits(ranking: Ranking) -> list[list[tuple[int, float]]]:
     return [
         [(int(row), float(score)) for row, score in zip(rows, scores, strict=True)]
         for rows, scores in zip(ranking.rows, ranking.scores, strict=True)
     ]
 
 
-@given(cases())
+@given(draw_case())
 def test_exact_search_is_brute_force_whatever_the_tiles_and_blocks(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "QUERY_TILE", case.query_tile)
         patch.setattr(exact_search, "DOCUMENT_TILE", case.document_tile)
         found = exact_search.search_exactly(case.queries, case.blocks, case.k)
-    assert hits(found) == brute_force(case.queries, case.documents, case.k)
+    assert list_hits(found) == search_by_brute_force(case.queries, case.documents, case.k)
 
 
 def test_one_score_for_all_gives_the_first_rows() -> None:
@@ -90,7 +90,7 @@ def test_one_score_for_all_gives_the_first_rows() -> None:
 def test_a_corpus_smaller_than_k_is_ranked_whole() -> None:
     vectors = np.array([[1, 0], [0, 1]], dtype=np.float32)
     found = exact_search.search_exactly(vectors, [VectorBlock(np.array([1, 0]), vectors[::-1].copy())], 100)
-    assert hits(found) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
+    assert list_hits(found) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
 
 
 def test_blocks_from_the_store_are_searched(tmp_path: Path) -> None:
@@ -106,19 +106,19 @@ def test_scores_are_summed_in_float32() -> None:
     small_part = np.float32(2**-12)  # lost beside 1 in bfloat16 and in float16
     vectors = np.array([[1, small_part], [1, 0]], dtype=np.float32)
     found = exact_search.search_exactly(np.array([[1, 1]], dtype=np.float32), [VectorBlock(np.arange(2), vectors)], 2)
-    assert hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
+    assert list_hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
 
 
 # The rough pass decides nothing
 
 
-def unit(rows: int, width: int, seed: int, common: float = 0.0) -> np.ndarray:
+def draw_unit_vectors(rows: int, width: int, seed: int, common: float = 0.0) -> np.ndarray:
     """Random directions; with `common` all of them lie close to one, as the states of an untrained decoder do."""
     drawn = np.random.default_rng(seed).standard_normal((rows, width)) + common
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
-def blocks_of(vectors: np.ndarray, size: int) -> list[VectorBlock]:
+def split_into_blocks(vectors: np.ndarray, size: int) -> list[VectorBlock]:
     order = np.random.default_rng(0).permutation(len(vectors))
     return [VectorBlock(order[at : at + size], vectors[order[at : at + size]]) for at in range(0, len(vectors), size)]
 
@@ -131,18 +131,21 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranking]:
         monkeypatch.setattr(exact_search, "QUERY_TILE", 24)
         monkeypatch.setattr(exact_search, "DOCUMENT_TILE", 128)
         monkeypatch.setattr(exact_search, "WINDOW_ROWS", window)
-        return exact_search.search_exactly(queries, blocks_of(documents, 300), k)
+        return exact_search.search_exactly(queries, split_into_blocks(documents, 300), k)
 
     return search
 
 
 VECTORS = {
-    "random": (unit(40, 48, 1), unit(2000, 48, 2)),
-    "nearly one direction": (unit(40, 48, 1, 20.0), unit(2000, 48, 2, 20.0)),
-    "every document three times": (unit(40, 48, 1), np.repeat(unit(700, 48, 2), 3, axis=0)),
-    "of any length": (37 * unit(40, 48, 1), np.logspace(-3, 3, 2000, dtype=np.float32)[:, None] * unit(2000, 48, 2)),
-    "all alike": (unit(40, 48, 1), np.repeat(unit(1, 48, 2), 2000, axis=0)),
-    "zeros": (unit(40, 48, 1), np.zeros((2000, 48), dtype=np.float32)),
+    "random": (draw_unit_vectors(40, 48, 1), draw_unit_vectors(2000, 48, 2)),
+    "nearly one direction": (draw_unit_vectors(40, 48, 1, 20.0), draw_unit_vectors(2000, 48, 2, 20.0)),
+    "every document three times": (draw_unit_vectors(40, 48, 1), np.repeat(draw_unit_vectors(700, 48, 2), 3, axis=0)),
+    "of any length": (
+        37 * draw_unit_vectors(40, 48, 1),
+        np.logspace(-3, 3, 2000, dtype=np.float32)[:, None] * draw_unit_vectors(2000, 48, 2),
+    ),
+    "all alike": (draw_unit_vectors(40, 48, 1), np.repeat(draw_unit_vectors(1, 48, 2), 2000, axis=0)),
+    "zeros": (draw_unit_vectors(40, 48, 1), np.zeros((2000, 48), dtype=np.float32)),
 }
 
 
@@ -152,7 +155,7 @@ def test_bfloat16_and_tiles_change_neither_ids_nor_scores(
     searched: Callable[..., Ranking], queries: np.ndarray, documents: np.ndarray, k: int
 ) -> None:
     plain = searched(queries, documents, k, bf16=False, window=1 << 15)
-    assert hits(searched(queries, documents, k)) == hits(plain)
+    assert list_hits(searched(queries, documents, k)) == list_hits(plain)
     truth = queries.astype(np.float64) @ documents.astype(np.float64).T
     for query, (rows, scores) in enumerate(zip(plain.rows, plain.scores, strict=True)):
         slack = 1e-6 * np.linalg.norm(queries[query]) * np.linalg.norm(documents, axis=1).max()
@@ -196,7 +199,7 @@ def test_pairs_are_scored_alike_without_a_kernel_of_their_own(monkeypatch: pytes
         torch.testing.assert_close(products(documents, queries, places, owners).double(), expected, rtol=0, atol=1e-6)
 
 
-MANY = """
+MANY_QUERIES_PROGRAM = """
 import numpy as np
 from retbench.engines.memory import get_peak_memory_mb
 from retbench.retrievers.exact_search import search_exactly
@@ -215,11 +218,11 @@ print(get_peak_memory_mb() - before)
 
 
 def test_memory_does_not_grow_with_queries_times_documents() -> None:
-    ran = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", MANY_QUERIES_PROGRAM], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 300  # all scores at once are 800 MB
 
 
-LARGE = """
+LARGE_STORE_PROGRAM = """
 import os, sys
 import numpy as np
 from pathlib import Path
@@ -250,7 +253,9 @@ def test_between_two_windows_a_query_keeps_k_keys_and_nothing_behind_them() -> N
 
 
 def test_stored_vectors_are_streamed_and_never_held_together(tmp_path: Path) -> None:
-    ran = subprocess.run([sys.executable, "-c", LARGE, str(tmp_path)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", LARGE_STORE_PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) > 160e6
     assert float(ran.stdout) < 60
 
@@ -278,7 +283,7 @@ def test_bm25_by_hand() -> None:
 
 
 # (query, what is found in: 0 "The cats are running", 1 "a dog", 2 "The runner has a cat", 3 "", 4 "cat dog")
-ASKED = {
+BM25_QUERIES = {
     "words are stemmed": ("cat runs", {0, 2, 4}),
     "case does not matter": ("DOG", {1, 4}),
     "an unknown word beside a known one": ("zebra dog", {1, 4}),
@@ -290,7 +295,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize("variant", ["lucene", "atire"])
-@pytest.mark.parametrize(("query", "expected"), ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize(("query", "expected"), BM25_QUERIES.values(), ids=BM25_QUERIES)
 def test_bm25_finds_documents_with_a_word_of_the_query_and_no_other(
     query: str, expected: set[int], variant: str
 ) -> None:
@@ -307,7 +312,7 @@ def test_bm25_orders_ties_by_row() -> None:
 
 
 def test_bm25_on_the_small_collection(tmp_path: Path) -> None:
-    collection = open_collection(small_collection.card(small_collection.write(tmp_path / "small")))
+    collection = open_collection(small_collection.build_card(small_collection.write_folder(tmp_path / "small")))
     index = BM25Index(LexicalSettings(), (join_fields(row, ("title", "text")) for row in collection.corpus))
     named = index.search((row.text for row in collection.queries), 3).to_document_ids(collection)
     assert named["q2"][0] == "bicycle"
@@ -390,7 +395,7 @@ def test_search_has_no_tf32_and_leaves_the_setting_as_it_was(setting: bool, monk
         seen.append(products.fp32_precision)
         return rough(self, window)
 
-    monkeypatch.setattr(exact_search.RunningTopK, "_rough", spied)
+    monkeypatch.setattr(exact_search.RunningTopK, "_compute_rough_scores", spied)
     vectors = np.eye(3, dtype=np.float32)
     try:
         products.allow_tf32 = setting
@@ -414,6 +419,6 @@ def test_search_without_memory_goes_on_with_fewer_queries(monkeypatch: pytest.Mo
     blocks = [VectorBlock(np.arange(start, start + 20), vectors[start : start + 20]) for start in (0, 20)]
     monkeypatch.setattr(exact_search, "WINDOW_ROWS", 20)
     wanted = exact_search.search_exactly(vectors[:9], blocks, 5)
-    monkeypatch.setattr(exact_search.RunningTopK, "_rough", short)
-    assert hits(exact_search.search_exactly(vectors[:9], blocks, 5)) == hits(wanted)
+    monkeypatch.setattr(exact_search.RunningTopK, "_compute_rough_scores", short)
+    assert list_hits(exact_search.search_exactly(vectors[:9], blocks, 5)) == list_hits(wanted)
     assert sizes == [9, 4, 2, 2, 5, 2, 3, 2, 2, 2, 3]

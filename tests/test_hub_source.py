@@ -17,12 +17,19 @@ from retbench.corpora import hub_snapshots
 from retbench.corpora.open_collection import fetch_collection, open_collection, resolve_source
 from retbench.errors import DataError, MissingError
 from tests import small_collection
-from tests.hub_repositories import REVISION, fetched, hub_files, retrieval, source, write
+from tests.hub_repositories import (
+    REVISION,
+    build_retrieval_configs,
+    build_source,
+    list_hub_files,
+    write_fetched_repository,
+    write_repository,
+)
 
-SCIFACT = TaskCard("scifact", source(repo="mteb/scifact", mteb="SciFact"))
+SCIFACT = TaskCard("scifact", build_source(repo="mteb/scifact", mteb="SciFact"))
 
 
-def said(_: str) -> None:
+def ignore_status(_: str) -> None:
     """Fetching reports to nobody here."""
 
 
@@ -30,10 +37,12 @@ def said(_: str) -> None:
 
 
 def test_mteb_reads_the_same_collection_as_our_own_reader(tmp_path: Path) -> None:
-    fetched(
-        "mteb/scifact", REVISION, retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST)
+    write_fetched_repository(
+        "mteb/scifact",
+        REVISION,
+        build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS),
     )
-    ours = open_collection(small_collection.card(small_collection.write(tmp_path / "beir")))
+    ours = open_collection(small_collection.build_card(small_collection.write_folder(tmp_path / "beir")))
     theirs = open_collection(SCIFACT)
     assert list(theirs.corpus) == [row._replace(where="") for row in ours.corpus]
     assert (theirs.judgments, theirs.corpus.fingerprint) == (ours.judgments, ours.corpus.fingerprint)
@@ -41,25 +50,35 @@ def test_mteb_reads_the_same_collection_as_our_own_reader(tmp_path: Path) -> Non
 
 
 def test_a_repository_without_an_mteb_task_is_read_by_the_general_loader() -> None:
-    fetched("me/mine", REVISION, retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST))
-    assert len(open_collection(TaskCard("mine", source(repo="me/mine"))).corpus) == len(small_collection.DOCUMENTS)
+    write_fetched_repository(
+        "me/mine",
+        REVISION,
+        build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS),
+    )
+    assert len(open_collection(TaskCard("mine", build_source(repo="me/mine"))).corpus) == len(
+        small_collection.DOCUMENTS
+    )
 
 
 def test_the_first_split_does_not_hide_the_second() -> None:
-    fetched(
+    write_fetched_repository(
         "mteb/msmarco",
         REVISION,
-        retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST, split="dev"),
+        build_retrieval_configs(
+            small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, split="dev"
+        ),
     )
-    card = TaskCard("msmarco", source(repo="mteb/msmarco", mteb="MSMARCO"), split="dev")
+    card = TaskCard("msmarco", build_source(repo="mteb/msmarco", mteb="MSMARCO"), split="dev")
     assert len(open_collection(card).queries) == 3
     places = {resolve_source(replace(card, split=split)).compute_cache_key() for split in ("dev", "test")}
     assert len(places) == 2
 
 
 def test_cards_of_one_source_share_one_stored_collection(own_cache: Path) -> None:
-    fetched(
-        "mteb/scifact", REVISION, retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST)
+    write_fetched_repository(
+        "mteb/scifact",
+        REVISION,
+        build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS),
     )
     for name in ("scifact", "scifact-study"):
         open_collection(replace(SCIFACT, name=name))
@@ -67,8 +86,10 @@ def test_cards_of_one_source_share_one_stored_collection(own_cache: Path) -> Non
 
 
 def test_nothing_of_the_reading_is_left_behind(own_cache: Path) -> None:
-    fetched(
-        "mteb/scifact", REVISION, retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST)
+    write_fetched_repository(
+        "mteb/scifact",
+        REVISION,
+        build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS),
     )
     open_collection(SCIFACT)
     assert not list(own_cache.rglob("*.partial"))
@@ -76,16 +97,18 @@ def test_nothing_of_the_reading_is_left_behind(own_cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["COIRCodeSearchNetRetrieval", "CodeSearchNetCCRetrieval"])
 def test_a_language_of_codesearchnet(name: str) -> None:
-    rows = retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST, prefix="go-")
+    rows = build_retrieval_configs(
+        small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, prefix="go-"
+    )
     split, queries = rows["go-queries"]
     rows["go-queries"] = (split, [{**row, "partition": "train" if row["_id"] == "q3" else "test"} for row in queries])
-    fetched("CoIR-Retrieval/x", REVISION, rows)
-    collection = open_collection(TaskCard("go", source(repo="CoIR-Retrieval/x", mteb=name, subset="go")))
+    write_fetched_repository("CoIR-Retrieval/x", REVISION, rows)
+    collection = open_collection(TaskCard("go", build_source(repo="CoIR-Retrieval/x", mteb=name, subset="go")))
     assert [row.id for row in collection.queries] == ["q1", "q2"]
     assert len(collection.corpus) == len(small_collection.DOCUMENTS)
 
 
-def bright() -> dict[str, Any]:
+def write_bright_repository() -> dict[str, Any]:
     documents = [{"id": i, "content": f"{t} {x}"} for i, t, x in small_collection.DOCUMENTS]
     examples = [
         {"id": "q1", "query": "how to brew", "gold_ids": ["tea"], "excluded_ids": ["coffee", "kettle"]},
@@ -95,9 +118,9 @@ def bright() -> dict[str, Any]:
 
 
 def test_bright_forbids_documents_and_the_card_decides_whether_that_counts() -> None:
-    fetched("mteb/BRIGHT", REVISION, bright())
+    write_fetched_repository("mteb/BRIGHT", REVISION, write_bright_repository())
     card = TaskCard(
-        "bright", source(repo="mteb/BRIGHT", mteb="BrightLeetcodeRetrieval"), split="standard", excluded="drop"
+        "bright", build_source(repo="mteb/BRIGHT", mteb="BrightLeetcodeRetrieval"), split="standard", excluded="drop"
     )
     strict, free = open_collection(card), open_collection(replace(card, excluded="keep"))
     assert strict.excluded == {"q1": {"coffee", "kettle"}}
@@ -116,7 +139,7 @@ def test_a_length_of_longembed_is_a_split() -> None:
         lines += [f"  - split: {name}", f"    path: {name}.jsonl"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     folder.with_name(f"{folder.name}.json").write_text("{}")
-    card = TaskCard("needle", source(repo="dwzhu/LongEmbed", mteb="LEMBNeedleRetrieval"), split="test_512")
+    card = TaskCard("needle", build_source(repo="dwzhu/LongEmbed", mteb="LEMBNeedleRetrieval"), split="test_512")
     collection = open_collection(card)
     assert [row.id for row in collection.corpus] == ["d512"]
     assert collection.judgments == {"q512": {"d512": 1}}
@@ -126,16 +149,18 @@ def test_r2med_has_a_layout_of_its_own() -> None:
     tables = {
         "corpus": ("corpus", [{"id": i, "text": x or "-"} for i, _, x in small_collection.DOCUMENTS]),
         "query": ("query", [{"id": i, "text": x} for i, x in small_collection.QUERIES]),
-        "qrels": ("qrels", [{"q_id": q, "p_id": d, "score": grade} for q, d, grade in small_collection.TEST]),
+        "qrels": ("qrels", [{"q_id": q, "p_id": d, "score": grade} for q, d, grade in small_collection.TEST_JUDGMENTS]),
     }
-    fetched("R2MED/Biology", REVISION, tables)
-    collection = open_collection(TaskCard("bio", source(repo="R2MED/Biology", mteb="R2MEDBiologyRetrieval")))
+    write_fetched_repository("R2MED/Biology", REVISION, tables)
+    collection = open_collection(TaskCard("bio", build_source(repo="R2MED/Biology", mteb="R2MEDBiologyRetrieval")))
     assert (len(collection.corpus), len(collection.queries)) == (len(small_collection.DOCUMENTS), 3)
 
 
 def test_what_is_published_with_gaps_is_read_as_it_is(own_cache: Path) -> None:
-    judged = [*small_collection.TEST, ("q1", "lost", 1), ("nobody", "tea", 1)]
-    fetched("mteb/scifact", REVISION, retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, judged))
+    judged = [*small_collection.TEST_JUDGMENTS, ("q1", "lost", 1), ("nobody", "tea", 1)]
+    write_fetched_repository(
+        "mteb/scifact", REVISION, build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, judged)
+    )
     collection = open_collection(SCIFACT)
     assert collection.judgments["q1"]["lost"] == 1
     assert "nobody" not in collection.judgments
@@ -144,15 +169,15 @@ def test_what_is_published_with_gaps_is_read_as_it_is(own_cache: Path) -> None:
 
 
 def test_another_layout_than_the_loader_expects_is_an_error_that_says_so() -> None:
-    fetched("mteb/scifact", REVISION, {"other": ("test", [{"a": 1}])})
+    write_fetched_repository("mteb/scifact", REVISION, {"other": ("test", [{"a": 1}])})
     with pytest.raises(DataError, match="could not be read by mteb's loader SciFact"):
         open_collection(SCIFACT)
 
 
 def test_an_unknown_mteb_task_is_named() -> None:
-    fetched("mteb/scifact", REVISION, {"other": ("test", [{"a": 1}])})
+    write_fetched_repository("mteb/scifact", REVISION, {"other": ("test", [{"a": 1}])})
     with pytest.raises(DataError, match="SciFakt"):
-        open_collection(TaskCard("x", source(repo="mteb/scifact", mteb="SciFakt")))
+        open_collection(TaskCard("x", build_source(repo="mteb/scifact", mteb="SciFakt")))
 
 
 # LoCo, from two repositories
@@ -164,25 +189,25 @@ LOCO = TaskCard(
 )  # fmt: skip
 
 
-def loco(passage: str = "passage") -> None:
+def write_loco_repositories(passage: str = "passage") -> None:
     documents = [{"dataset": d, "pid": f"{d}_{n}", passage: "words"} for d in ("qmsum", "other") for n in range(3)]
     queries = [
         {"dataset": d, "qid": f"{d}_q", "query": "which?", "answer_pids": [f"{d}_1", f"{d}_1"]}
         for d in ("qmsum", "other")
     ]
-    fetched("h/Documents", REVISION, {"default": ("test", documents)})
-    fetched("h/Queries", REVISION, {"default": ("test", queries)})
+    write_fetched_repository("h/Documents", REVISION, {"default": ("test", documents)})
+    write_fetched_repository("h/Queries", REVISION, {"default": ("test", queries)})
 
 
 def test_a_loco_task_is_the_rows_of_its_name_in_both_repositories() -> None:
-    loco()
+    write_loco_repositories()
     collection = open_collection(LOCO)
     assert [row.id for row in collection.corpus] == ["qmsum_0", "qmsum_1", "qmsum_2"]
     assert collection.judgments == {"qmsum_q": {"qmsum_1": 1}}
 
 
 def test_a_loco_repository_whose_columns_changed_is_named() -> None:
-    loco(passage="body")
+    write_loco_repositories(passage="body")
     with pytest.raises(
         DataError, match=r"h/Documents has no column passage \(it has body, dataset, pid\)|has no column"
     ):
@@ -192,11 +217,11 @@ def test_a_loco_repository_whose_columns_changed_is_named() -> None:
 # Fetching
 
 
-class Hub:
+class FakeHub:
     """A hub of one machine: hands out a folder the way the library does."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.listed, self.asked = folder, hub_files(folder), 0
+        self.folder, self.listed, self.asked = folder, list_hub_files(folder), 0
 
     def dataset_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
         assert files_metadata
@@ -212,80 +237,86 @@ class Hub:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     import huggingface_hub
 
-    folder = write(
-        tmp_path / "hub", retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST)
+    folder = write_repository(
+        tmp_path / "hub",
+        build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS),
     )
     (folder / "loader.py").write_text("raise SystemExit")
-    served = Hub(folder)
+    served = FakeHub(folder)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: served)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", served.snapshot_download)
     return served
 
 
-def test_fetch_fills_the_cache_and_pins_what_came(hub: Hub) -> None:
-    collection = fetch_collection(SCIFACT, said)
+def test_fetch_fills_the_cache_and_pins_what_came(hub: FakeHub) -> None:
+    collection = fetch_collection(SCIFACT, ignore_status)
     pin = pins.read_pin("collections", "scifact/test")
     assert pin == pins.Pin(REVISION, collection.fingerprint)
     assert pins.read_pin("datasets", "mteb/scifact") is not None
 
 
-def test_a_finished_fetch_asks_the_hub_no_more(hub: Hub) -> None:
-    fetch_collection(SCIFACT, said)
-    fetch_collection(SCIFACT, said)
-    fetch_collection(replace(SCIFACT, name="scifact-study"), said)
+def test_a_finished_fetch_asks_the_hub_no_more(hub: FakeHub) -> None:
+    fetch_collection(SCIFACT, ignore_status)
+    fetch_collection(SCIFACT, ignore_status)
+    fetch_collection(replace(SCIFACT, name="scifact-study"), ignore_status)
     assert hub.asked == 1
 
 
-def test_without_a_revision_in_the_card_the_first_fetch_decides(hub: Hub) -> None:
+def test_without_a_revision_in_the_card_the_first_fetch_decides(hub: FakeHub) -> None:
     card = replace(SCIFACT, source=replace(SCIFACT.source, revision=None))
     with pytest.raises(MissingError, match="is not in the cache"):
         open_collection(card)
-    fetch_collection(card, said)
+    fetch_collection(card, ignore_status)
     assert resolve_source(card).revision == REVISION
     assert len(open_collection(card).queries) == 3
 
 
-def test_a_file_that_came_damaged_is_refused_and_fetched_anew(hub: Hub) -> None:
+def test_a_file_that_came_damaged_is_refused_and_fetched_anew(hub: FakeHub) -> None:
     right = hub.listed["corpus.jsonl"]
     hub.listed["corpus.jsonl"] = (right[0], "0" * 40)
     with pytest.raises(DataError, match=r"corpus\.jsonl of mteb/scifact is .* the hub lists"):
-        fetch_collection(SCIFACT, said)
+        fetch_collection(SCIFACT, ignore_status)
     with pytest.raises(MissingError, match="is not in the cache"):
         open_collection(SCIFACT)
     hub.listed["corpus.jsonl"] = right
-    assert len(fetch_collection(SCIFACT, said).corpus) == len(small_collection.DOCUMENTS)
+    assert len(fetch_collection(SCIFACT, ignore_status).corpus) == len(small_collection.DOCUMENTS)
 
 
-def test_a_truncated_file_is_refused(hub: Hub) -> None:
+def test_a_truncated_file_is_refused(hub: FakeHub) -> None:
     hub.listed["queries.jsonl"] = (hub.listed["queries.jsonl"][0] + 5, hub.listed["queries.jsonl"][1])
     with pytest.raises(DataError, match=r"queries\.jsonl of mteb/scifact is"):
-        fetch_collection(SCIFACT, said)
+        fetch_collection(SCIFACT, ignore_status)
 
 
-def test_a_file_that_did_not_arrive_is_missing(hub: Hub) -> None:
+def test_a_file_that_did_not_arrive_is_missing(hub: FakeHub) -> None:
     hub.listed["more.jsonl"] = (5, "0" * 40)
     with pytest.raises(MissingError, match=r"more\.jsonl of mteb/scifact was not downloaded"):
-        fetch_collection(SCIFACT, said)
+        fetch_collection(SCIFACT, ignore_status)
 
 
-def test_other_content_at_the_pinned_revision_is_exit_4_and_names_both(hub: Hub, own_cache: Path) -> None:
-    first = fetch_collection(SCIFACT, said).fingerprint
+def test_other_content_at_the_pinned_revision_is_exit_4_and_names_both(hub: FakeHub, own_cache: Path) -> None:
+    first = fetch_collection(SCIFACT, ignore_status).fingerprint
     shutil.rmtree(own_cache / "collections")
-    write(hub.folder, retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST[:-1]))
-    hub.listed = hub_files(hub.folder)
+    write_repository(
+        hub.folder,
+        build_retrieval_configs(
+            small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS[:-1]
+        ),
+    )
+    hub.listed = list_hub_files(hub.folder)
     with pytest.raises(DataError) as caught:
-        fetch_collection(SCIFACT, said)
+        fetch_collection(SCIFACT, ignore_status)
     assert caught.value.exit_code == 4
     shutil.rmtree(own_cache / "collections")
     pins.get_pins_file().write_text(f'[collections."scifact/test"]\nrevision = "{REVISION}"\nfingerprint = "{first}"\n')
     with pytest.raises(DataError, match=first):
-        fetch_collection(SCIFACT, said)
+        fetch_collection(SCIFACT, ignore_status)
 
 
-def test_a_gated_repository_is_two_lines_and_exit_3(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_repository_is_two_lines_and_exit_3(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import GatedRepoError
 
     def gated(*_: Any, **__: Any) -> Any:
@@ -293,16 +324,16 @@ def test_a_gated_repository_is_two_lines_and_exit_3(hub: Hub, monkeypatch: pytes
 
     monkeypatch.setattr(hub, "dataset_info", gated)
     with pytest.raises(MissingError) as caught:
-        fetch_collection(SCIFACT, said)
+        fetch_collection(SCIFACT, ignore_status)
     assert caught.value.exit_code == 3
     assert "gated" in caught.value.cause
     assert "https://huggingface.co/datasets/mteb/scifact" in caught.value.next_step
     assert "HF_TOKEN" in caught.value.next_step
 
 
-def test_the_token_is_stored_nowhere(hub: Hub, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_stored_nowhere(hub: FakeHub, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
-    fetch_collection(SCIFACT, said)
+    fetch_collection(SCIFACT, ignore_status)
     kept = [file for file in own_cache.rglob("*") if file.is_file() and b"hf_verysecret" in file.read_bytes()]
     assert kept == []
 
@@ -316,7 +347,7 @@ def test_a_machine_without_network_is_told_the_way_on(own_cache: Path, monkeypat
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Unreachable)
     with pytest.raises(MissingError, match="mteb/scifact could not be fetched: no route to host") as caught:
-        fetch_collection(SCIFACT, said)
+        fetch_collection(SCIFACT, ignore_status)
     assert "--task FOLDER" in caught.value.next_step
 
 
@@ -333,8 +364,10 @@ app(["run", "--model", "bm25", "--task", "scifact", "--out", sys.argv[1], "--jso
 
 def test_a_run_on_a_full_cache_opens_no_socket(tmp_path: Path) -> None:
     revision = "d56462d0e63a25450459c4f213e49ffdb866f7f9"
-    fetched(
-        "mteb/scifact", revision, retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST)
+    write_fetched_repository(
+        "mteb/scifact",
+        revision,
+        build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS),
     )
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE, str(tmp_path / "results")], capture_output=True, text=True, check=False

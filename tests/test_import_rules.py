@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cards.user_config import cache_folder
+from retbench.cards.user_config import get_cache_folder
 
 PACKAGE = Path(__file__).parent.parent / "retbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -187,6 +187,6 @@ def test_loopback_stays_open() -> None:
 
 
 def test_every_test_has_an_empty_cache_of_its_own(own_cache: Path) -> None:
-    assert cache_folder() == own_cache
+    assert get_cache_folder() == own_cache
     assert list(own_cache.iterdir()) == []
     assert "RETBENCH_CARDS" not in os.environ

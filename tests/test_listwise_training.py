@@ -21,19 +21,19 @@ from retbench.training.listwise_batches import ListwiseBatchSource
 from retbench.training.losses import ranknet_loss
 from retbench.training.training_set import TrainingQuery, TrainingSet, read_training_file
 from tests import small_collection, tiny_models
-from tests.test_run import call, cells
-from tests.test_train_loop import RECIPE, gradients, trainee
+from tests.test_run import run_cells, run_command
+from tests.test_train_loop import RECIPE, build_encoder, collect_gradients
 
-LISTS = ListwiseTraining(max_documents=4, weight=0.5, temperature=0.2, max_tokens=600)
-LISTED = replace(RECIPE, objective="e2rank", lists=LISTS, lora=None)
+LISTWISE_SETTINGS = ListwiseTraining(max_documents=4, weight=0.5, temperature=0.2, max_tokens=600)
+LISTWISE_RECIPE = replace(RECIPE, objective="e2rank", listwise=LISTWISE_SETTINGS, lora=None)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=1024)
+    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=1024)
 
 
-def taught() -> TrainingSet:
+def build_ranked_training_set() -> TrainingSet:
     """Six queries with five documents each, and a teacher who prefers the third."""
     queries = [
         TrainingQuery(tiny_models.SENTENCES[n], (n + 6,), tuple(range(n + 7, n + 11)), (0.2, 0.1, 0.9, 0.3, 0.0))
@@ -42,13 +42,13 @@ def taught() -> TrainingSet:
     return TrainingSet("sentences", queries, tiny_models.SENTENCES, "f")
 
 
-def ranked(folder: Path, lists: ListwiseTraining = LISTS) -> ListwiseBatchSource:
+def build_batch_source(folder: Path, lists: ListwiseTraining = LISTWISE_SETTINGS) -> ListwiseBatchSource:
     sheet = ListwisePromptTokenizer(PromptTokenizer(load_tokenizer(folder), RECIPE.method), chat=True)
-    return ListwiseBatchSource(taught(), lists, sheet, 24, seed=1)
+    return ListwiseBatchSource(build_ranked_training_set(), lists, sheet, 24, seed=1)
 
 
 def test_the_teachers_first_is_the_positive_and_the_list_is_drawn(folder: Path) -> None:
-    source = ranked(folder)
+    source = build_batch_source(folder)
     group = source.build_batch(np.arange(6), 0)
     assert group.passages[:6] == [tiny_models.SENTENCES[n + 8] for n in range(6)]
     assert (len(group.passages), len(group.list_prompts)) == (24, 6)
@@ -68,7 +68,7 @@ def test_the_teachers_first_is_the_positive_and_the_list_is_drawn(folder: Path) 
 
 
 def test_the_prompt_in_training_byte_for_byte(folder: Path) -> None:
-    source = replace(ranked(folder, replace(LISTS, documents=2)), document_limit=200)
+    source = replace(build_batch_source(folder, replace(LISTWISE_SETTINGS, documents=2)), document_limit=200)
     group = source.build_batch(np.array([0]), 0)
     one, two = sorted(group.passages, key=group.list_prompts[0].index)
     tokens = source.listwise_prompt.tokenize(group.list_prompts[0])
@@ -80,7 +80,7 @@ def test_the_prompt_in_training_byte_for_byte(folder: Path) -> None:
 
 
 def test_documents_of_a_long_list_share_its_length(folder: Path) -> None:
-    source = ranked(folder, replace(LISTS, length=256 + 4 * 5))
+    source = build_batch_source(folder, replace(LISTWISE_SETTINGS, length=256 + 4 * 5))
     shown = source.build_batch(np.array([0]), 0).list_prompts[0].partition("Documents:\n")[2].split("\n")[:4]
     assert all(1 <= source.listwise_prompt.count_tokens(line.partition("] ")[2]) <= 6 for line in shown)
 
@@ -99,44 +99,46 @@ def test_ranknet_by_hand() -> None:
 
 
 def test_one_gradient_however_it_is_cut(folder: Path) -> None:
-    group = ranked(folder).build_batch(np.arange(4), 0)
+    group = build_batch_source(folder).build_batch(np.arange(4), 0)
     found = []
     for tokens, caching in ((100_000, False), (300, False), (300, True)):
-        made = trainee(folder, replace(LISTED, batch=BatchSettings(4, 8, tokens, caching)))
-        found.append((backward_batch(made, group, 1.0, (0,))[0], gradients(made)))
+        made = build_encoder(folder, replace(LISTWISE_RECIPE, batch=BatchSettings(4, 8, tokens, caching)))
+        found.append((backward_batch(made, group, 1.0, (0,))[0], collect_gradients(made)))
     for value, other in found[1:]:
         assert value == pytest.approx(found[0][0], abs=1e-5)
         for name, gradient in found[0][1].items():
             torch.testing.assert_close(other[name], gradient, atol=1e-4, rtol=1e-3)
-    plain = trainee(folder, replace(LISTED, objective="contrastive", lists=None))
-    assert backward_batch(plain, replace(group, lists=()), 1.0, (0,))[0] < found[0][0]
+    plain = build_encoder(folder, replace(LISTWISE_RECIPE, objective="contrastive", listwise=None))
+    assert backward_batch(plain, replace(group, list_prompts=()), 1.0, (0,))[0] < found[0][0]
 
 
-def file(path: Path, *rows: object) -> Path:
+def write_jsonl(path: Path, *rows: object) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def test_a_file_of_permutations_is_read(tmp_path: Path) -> None:
     row = {"query": "a", "document": ["x", "y", "z"], "ranking": [3, 1, 2], "source": "msmarco"}
-    (query,) = (read := read_training_file(file(tmp_path / "own.jsonl", row))).queries
+    (query,) = (read := read_training_file(write_jsonl(tmp_path / "own.jsonl", row))).queries
     assert [read.passages[p] for p in (*query.positives, *query.negatives)] == ["z", "x", "y"]
     assert query.scores == (0.0, -1.0, -2.0)
-    with pytest.raises(DataError, match="no order of the documents"):
-        read_training_file(file(tmp_path / "bad.jsonl", {**row, "ranking": [1, 1, 2]}))
-    with pytest.raises(DataError, match="no order of the documents"):
-        read_training_file(file(tmp_path / "worse.jsonl", {**row, "ranking": None}))
+    with pytest.raises(DataError, match="does not rank every document once"):
+        read_training_file(write_jsonl(tmp_path / "bad.jsonl", {**row, "ranking": [1, 1, 2]}))
+    with pytest.raises(DataError, match="does not rank every document once"):
+        read_training_file(write_jsonl(tmp_path / "worse.jsonl", {**row, "ranking": None}))
 
 
 def test_a_query_with_one_document_is_nothing_to_rank(folder: Path) -> None:
-    lonely = replace(taught(), queries=[TrainingQuery("a", (1,)), *taught().queries])
+    lonely = replace(
+        build_ranked_training_set(), queries=[TrainingQuery("a", (1,)), *build_ranked_training_set().queries]
+    )
     with pytest.raises(DataError, match="1 queries of sentences have one document"):
-        replace(ranked(folder), training=lonely)
+        replace(build_batch_source(folder), training=lonely)
 
 
 def test_a_recipe_of_another_objective_has_no_lists() -> None:
-    with pytest.raises(DataError, match="belong to objective e2rank"):
-        replace(RECIPE, lists=LISTS)
+    with pytest.raises(DataError, match="need each other"):
+        replace(RECIPE, listwise=LISTWISE_SETTINGS)
     assert catalog.find_recipe("e2rank").listwise == ListwiseTraining()
 
 
@@ -150,12 +152,18 @@ def test_a_model_is_trained_and_reranks(folder: Path, tmp_path: Path) -> None:
         }
         for n, (_, _, text) in enumerate(small_collection.DOCUMENTS[:8])
     ]
-    data = file(tmp_path / "own.jsonl", *rows)
-    settings = ("dtype=float32", "recompute=false", "batch.update=4", "batch.contrast=2", "optimiser.max_steps=2")
+    data = write_jsonl(tmp_path / "own.jsonl", *rows)
+    settings = (
+        "dtype=float32",
+        "gradient_checkpointing=false",
+        "batch.train_batch_size=4",
+        "batch.contrastive_batch_size=2",
+        "optimizer.max_steps=2",
+    )
     line = ["finetune", data, "--model", folder, "--objective", "e2rank", "--name", "listed", "--json"]
-    answer = call(*line, *(word for setting in settings for word in ("--set", setting)))
+    answer = run_command(*line, *(word for setting in settings for word in ("--set", setting)))
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["steps"] == 2
-    task = small_collection.write(tmp_path / "pantry")
-    found = cells("run", "--model", "listed", "--task", task, "--rerank", "e2rank", "--out", tmp_path / "results")
+    task = small_collection.write_folder(tmp_path / "pantry")
+    found = run_cells("run", "--model", "listed", "--task", task, "--rerank", "e2rank", "--out", tmp_path / "results")
     assert [cell["method"] for cell in found] == ["e2rank", "e2rank"]

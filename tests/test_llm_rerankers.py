@@ -36,13 +36,13 @@ from retbench.rerankers.llm_prompts import (
 from retbench.rerankers.llm_rerankers import ListwiseLLMReranker, PointwiseLLMReranker
 from retbench.retrievers.ranking import Ranking
 from tests import local_server, small_collection, tiny_models
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 DOCUMENTS = ("bread", "", "tea", "coffee", "cheese", "train", "ship")
-POOL = Candidates(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 2, 1, 0.5]))
+CANDIDATES = Candidates(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 2, 1, 0.5]))
 
 
-class Scripted:
+class ScriptedGenerator:
     """A generator with scripted answers; it counts words as tokens."""
 
     name = "scripted"
@@ -70,7 +70,9 @@ class Scripted:
         return len(prompt.split()) + max_tokens <= self.context
 
 
-def desk(generator: Any, settings: PointwiseSettings, documents: Sequence[str] = DOCUMENTS) -> PromptBuilder:
+def build_prompt_builder(
+    generator: Any, settings: PointwiseSettings, documents: Sequence[str] = DOCUMENTS
+) -> PromptBuilder:
     return PromptBuilder(generator, settings, lambda row: documents[row], "BM25 score")
 
 
@@ -129,15 +131,15 @@ def test_only_vllm_is_given_the_form_of_a_list() -> None:
     for wrong in ("[1] > [2]", " > ".join(["[13]"] * 12), " > ".join(["[0]"] * 12), "[1]" * 12):
         assert not re.fullmatch(form, wrong)
     for engine, forms in (("vllm", [build_order_pattern(7)]), ("transformers", [""]), ("endpoint", [""])):
-        generator = Scripted("[1]")
-        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(engine=engine, window=0)), settings).rerank(
-            POOL
-        )  # type: ignore[arg-type]
+        generator = ScriptedGenerator("[1]")
+        ListwiseLLMReranker(
+            build_prompt_builder(generator, settings := ListwiseSettings(engine=engine, window=0)), settings
+        ).rerank(CANDIDATES)  # type: ignore[arg-type]
         assert generator.patterns == forms
 
 
 def test_an_answer_held_to_a_form_is_kept_apart() -> None:
-    kept = CachedGenerator(Scripted("free", "held"))
+    kept = CachedGenerator(ScriptedGenerator("free", "held"))
     assert [kept.generate("a", 5).text, kept.generate("a", 5, "x").text, kept.generate("a", 5).text] == [
         "free",
         "held",
@@ -146,9 +148,11 @@ def test_an_answer_held_to_a_form_is_kept_apart() -> None:
 
 
 def test_windows_climb_and_repairs_are_counted() -> None:
-    generator = Scripted("[3] > [1] > [2]", "nothing to say", "[2] > [1] > [3]")
-    lists = ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=3, step=2)), settings)
-    order, scores = lists.rerank(POOL)
+    generator = ScriptedGenerator("[3] > [1] > [2]", "nothing to say", "[2] > [1] > [3]")
+    lists = ListwiseLLMReranker(
+        build_prompt_builder(generator, settings := ListwiseSettings(window=3, step=2)), settings
+    )
+    order, scores = lists.rerank(CANDIDATES)
     # positions 4 5 6 -> 6 4 5, then 2 3 6 as they are, then 0 1 2 -> 1 0 2
     assert order.tolist() == [1, 0, 2, 3, 6, 4, 5]
     assert np.all(np.diff(scores) < 0)
@@ -159,17 +163,21 @@ def test_windows_climb_and_repairs_are_counted() -> None:
 
 
 def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_at_once() -> None:
-    generator = Scripted("2 > 1 > 3")
+    generator = ScriptedGenerator("2 > 1 > 3")
     settings = ListwiseSettings(scores="raw")
-    order, _ = ListwiseLLMReranker(desk(generator, settings), settings).rerank(POOL.take(slice(0, 3)))
+    order, _ = ListwiseLLMReranker(build_prompt_builder(generator, settings), settings).rerank(
+        CANDIDATES.take(slice(0, 3))
+    )
     assert order.tolist() == [1, 0, 2]
     assert "[2] \nBM25 score: 7.250" in generator.prompts[0]
 
 
 def test_the_controls_are_drawn_once_for_each_query() -> None:
     def prompt(**changes: Any) -> str:
-        generator = Scripted("nothing")
-        ListwiseLLMReranker(desk(generator, settings := ListwiseSettings(window=0, **changes)), settings).rerank(POOL)
+        generator = ScriptedGenerator("nothing")
+        ListwiseLLMReranker(
+            build_prompt_builder(generator, settings := ListwiseSettings(window=0, **changes)), settings
+        ).rerank(CANDIDATES)
         return generator.prompts[0]
 
     assert prompt(order="shuffled") == prompt(order="shuffled") != prompt(order="shuffled", seed=2)
@@ -183,9 +191,9 @@ def test_the_controls_are_drawn_once_for_each_query() -> None:
 
 def test_an_order_shown_shuffled_comes_back_as_positions() -> None:
     settings = ListwiseSettings(window=0, order="shuffled")
-    asked = desk(Scripted("no", "no"), settings)
-    order, _ = ListwiseLLMReranker(asked, settings).rerank(POOL)
-    shown, documents, _ = asked.arrange_candidates(POOL)
+    asked = build_prompt_builder(ScriptedGenerator("no", "no"), settings)
+    order, _ = ListwiseLLMReranker(asked, settings).rerank(CANDIDATES)
+    shown, documents, _ = asked.arrange_candidates(CANDIDATES)
     assert order.tolist() == shown.tolist()  # an answer that says nothing keeps the order it was shown
     assert documents == [DOCUMENTS[place] for place in shown]
 
@@ -193,22 +201,22 @@ def test_an_order_shown_shuffled_comes_back_as_positions() -> None:
 def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
     documents = ["word " * 200] * 4
     settings = ListwiseSettings(cut=150, written=10)
-    generator = Scripted("[4] > [3] > [2] > [1]", context=300)
-    lists = ListwiseLLMReranker(desk(generator, settings, documents), settings)
+    generator = ScriptedGenerator("[4] > [3] > [2] > [1]", context=300)
+    lists = ListwiseLLMReranker(build_prompt_builder(generator, settings, documents), settings)
     lists.rerank(Candidates(0, "q", np.arange(4), np.zeros(4)))
     (prompt,) = generator.prompts
     assert 280 < len(prompt.split()) + 10 <= 300
     assert len({line.count("word") for line in prompt.split("\n") if line.startswith("[")}) == 1
     assert lists.collect_statistics()["prompts_cut"] == 1
     with pytest.raises(UsageError, match="is longer than the context"):
-        ListwiseLLMReranker(desk(Scripted(context=40), settings, documents), settings).rerank(
+        ListwiseLLMReranker(build_prompt_builder(ScriptedGenerator(context=40), settings, documents), settings).rerank(
             Candidates(0, "q", np.arange(4), np.zeros(4))
         )
 
 
 def test_pointwise_is_by_the_odds_and_ties_keep_their_order() -> None:
-    points = PointwiseLLMReranker(desk(Scripted(), PointwiseSettings()))
-    order, odds = points.rerank(POOL)
+    points = PointwiseLLMReranker(build_prompt_builder(ScriptedGenerator(), PointwiseSettings()))
+    order, odds = points.rerank(CANDIDATES)
     assert order.tolist() == [2, 3, 0, 1, 4, 5, 6]
     assert odds.tolist() == [1, 1, 0, 0, 0, 0, 0]
 
@@ -220,12 +228,14 @@ def test_a_score_that_is_no_number_is_told_with_its_document() -> None:
 
     found = Ranking([np.array([8, 5, 6])], [np.array([3.0, 2.0, 1.0])])
     with pytest.raises(DataError, match=r"row 8 for query 'tea\?' is NaN or infinite"):
-        rerank_queries(found, ["tea?"], Lost(desk(Scripted(), PointwiseSettings())), lambda: None)
+        rerank_queries(
+            found, ["tea?"], Lost(build_prompt_builder(ScriptedGenerator(), PointwiseSettings())), lambda: None
+        )
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
+    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
 
 
 @pytest.fixture
@@ -270,7 +280,7 @@ def test_odds_are_the_logits_of_the_next_token(model: Path, local: TransformersG
 
 
 def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
-    asked = Scripted("one", "two")
+    asked = ScriptedGenerator("one", "two")
     kept = CachedGenerator(asked)
     assert [kept.generate("a", 5).text, kept.generate("b", 5).text, kept.generate("a", 5).text] == ["one", "two", "one"]
     assert (len(asked.prompts), kept.cache_hits) == (2, 1)
@@ -287,49 +297,49 @@ def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
     assert kept.generate("a", 5).text == "three"
 
 
-def backwards(body: dict[str, Any]) -> str:
+def answer_reversed(body: dict[str, Any]) -> str:
     count = body["messages"][0]["content"].count("\nBM25 score:")
     return " > ".join(f"[{number}]" for number in range(count, 0, -1))
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.LocalServer]:
     monkeypatch.setattr(network, "FIRST_WAIT", 0.0)
-    with local_server.serving() as running:
+    with local_server.start_server() as running:
         monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
-        running.good = local_server.talking(backwards)
+        running.answer = local_server.answer_chat(answer_reversed)
         yield running
 
 
 LISTWISE = "listwise:engine=endpoint,model=some-model,scores=raw"
 
 
-def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
+def read_ranking(cell: dict[str, Any]) -> dict[str, list[str]]:
     run = saved_run.load_run(Path(cell["record"]))
     return run.ranking.to_document_ids(run.collection)
 
 
-def facts(cell: dict[str, Any]) -> dict[str, Any]:
+def read_reranker_statistics(cell: dict[str, Any]) -> dict[str, Any]:
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     found: dict[str, Any] = record["cost"]["rerank"][-1]
     return found
 
 
 def test_a_server_reranks_a_run(
-    server: local_server.Server, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    server: local_server.LocalServer, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (task.parent / "retbench.toml").write_text(
         'currency = "EUR"\n[rates.some-model]\nread = 1000.0\nwritten = 10000.0\n'
     )
     monkeypatch.chdir(task.parent)
-    plain, listed = cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
-    for query, found in ranked(plain).items():
-        assert ranked(listed)[query] == found[::-1]
-    count = len(server.asked)
-    assert count == sum(len(found) > 1 for found in ranked(plain).values())
-    assert server.asked[0]["temperature"] == 0
-    assert "max_tokens" not in server.asked[0]
-    told = facts(listed)
+    plain, listed = run_cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    for query, found in read_ranking(plain).items():
+        assert read_ranking(listed)[query] == found[::-1]
+    count = len(server.requests)
+    assert count == sum(len(found) > 1 for found in read_ranking(plain).values())
+    assert server.requests[0]["temperature"] == 0
+    assert "max_tokens" not in server.requests[0]
+    told = read_reranker_statistics(listed)
     assert (told["requests"], told["read"], told["written"], told["repair_rate"]) == (count, 100 * count, 10 * count, 0)
     assert (told["price"], told["currency"]) == (pytest.approx(count * 0.2), "EUR")
     (folder,) = out.glob("custom/pantry/bm25/" + listed["settings_id"])
@@ -340,24 +350,24 @@ def test_a_server_reranks_a_run(
 
 
 def test_a_server_that_dies_in_the_middle_keeps_the_finished_queries(
-    server: local_server.Server, task: Path, out: Path
+    server: local_server.LocalServer, task: Path, out: Path
 ) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
-    server.faults = [server.good, *[local_server.refusing(500, "overloaded")] * 6]
-    answer = call(*line, "--json")
+    server.faults = [server.answer, *[local_server.answer_with_error(500, "overloaded")] * 6]
+    answer = run_command(*line, "--json")
     plain, failed = json.loads(answer.stdout)
     assert (plain["status"], failed["status"], answer.exit_code) == ("done", "failed", 1)
     assert "failed 6 times" in failed["error"]
-    assert "listwise" in call("report", out).output
-    asked = len(server.asked)
-    _, listed = cells(*line)
-    told = facts(listed)
-    assert (told["found_again"], len(server.asked) - asked) == (1, told["requests"] - 1)
+    assert "listwise" in run_command("report", out).output
+    asked = len(server.requests)
+    _, listed = run_cells(*line)
+    told = read_reranker_statistics(listed)
+    assert (told["found_again"], len(server.requests) - asked) == (1, told["requests"] - 1)
     assert not list(out.rglob("*.failed.json"))
 
 
 def test_a_chain_of_rerankers_killed_in_the_middle_pays_for_nothing_twice(
-    server: local_server.Server, task: Path, tmp_path: Path
+    server: local_server.LocalServer, task: Path, tmp_path: Path
 ) -> None:
     """SIGKILL while each of the two rerankers waits for an answer; the third start ends as if nothing had happened."""
     out, cache = tmp_path / "killed", tmp_path / "cache"
@@ -375,13 +385,13 @@ def test_a_chain_of_rerankers_killed_in_the_middle_pays_for_nothing_twice(
 
     for answered in (1, 2):  # the second time two more answers are given: the first reranker ends, the next one begins
         reached, gone = threading.Event(), threading.Event()
-        server.faults = [*[server.good] * answered, waiting(reached, gone)]
+        server.faults = [*[server.answer] * answered, waiting(reached, gone)]
         process = subprocess.Popen([sys.executable, "-m", "retbench", "-q", *words], env=place)
         assert reached.wait(600)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         gone.set()
-    assert "BM25 score" not in server.asked[-1]["messages"][0]["content"]  # it was the second reranker's
+    assert "BM25 score" not in server.requests[-1]["messages"][0]["content"]  # it was the second reranker's
     server.faults = []
     ended = subprocess.run(
         [sys.executable, "-m", "retbench", *words, "--json"], env=place, capture_output=True, check=False
@@ -389,79 +399,81 @@ def test_a_chain_of_rerankers_killed_in_the_middle_pays_for_nothing_twice(
     assert ended.returncode == 0, ended.stderr
     whole = json.loads(ended.stdout)
     assert [len(cell["rerank"]) for cell in whole] == [0, 1, 2]
-    prompts = [json.dumps(body, sort_keys=True) for body in server.asked]
+    prompts = [json.dumps(body, sort_keys=True) for body in server.requests]
     lost = 2  # each kill lost the one answer that had not come yet
     assert len(prompts) - len(set(prompts)) == lost
-    undisturbed = cells(*words[:-1], tmp_path / "whole")
-    assert [ranked(cell) for cell in whole] == [ranked(cell) for cell in undisturbed]
+    undisturbed = run_cells(*words[:-1], tmp_path / "whole")
+    assert [read_ranking(cell) for cell in whole] == [read_ranking(cell) for cell in undisturbed]
 
 
 def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_asks_nothing(
-    server: local_server.Server, task: Path, out: Path
+    server: local_server.LocalServer, task: Path, out: Path
 ) -> None:
     chain = ("--rerank", LISTWISE, "--rerank", "pointwise:engine=endpoint,model=some-model", "--rerank", "ql")
     line = ("run", "--model", "bm25", "--task", task, "--out", out, *chain)
-    (plan,) = cells(*line, "--dry-run")
+    (plan,) = run_cells(*line, "--dry-run")
     listed, pointed, likely = plan["rerank"]
     assert "has not been run" in listed["candidates"]
     assert small_collection.DOCUMENTS[0][2][:20] in listed["prompt"]
     assert "Answer only with yes or no" in pointed["prompt"]
     assert "prompt" not in likely
-    assert server.asked == []
-    cells(*line[:9])
-    (plan,) = cells(*line, "--dry-run")
+    assert server.requests == []
+    run_cells(*line[:9])
+    (plan,) = run_cells(*line, "--dry-run")
     assert plan["rerank"][0]["candidates"] == "the run on disk"
-    assert plan["rerank"][0]["prompt"] == server.asked[0]["messages"][0]["content"]
-    shown = call(*line, "--dry-run").output
+    assert plan["rerank"][0]["prompt"] == server.requests[0]["messages"][0]["content"]
+    shown = run_command(*line, "--dry-run").output
     assert "listwise:engine=endpoint" in shown
     assert "passages above by how well" in shown
 
 
 @pytest.mark.parametrize("said", ["I would rather not.", "", None, "[1] [1] [1] 77"])
 def test_nonsense_keeps_the_order_and_is_counted(
-    server: local_server.Server, task: Path, out: Path, said: str | None
+    server: local_server.LocalServer, task: Path, out: Path, said: str | None
 ) -> None:
-    server.good = local_server.talking(lambda body: said)
-    plain, listed = cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
-    assert ranked(plain) == ranked(listed)
-    assert facts(listed)["repair_rate"] == 1.0
+    server.answer = local_server.answer_chat(lambda body: said)
+    plain, listed = run_cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    assert read_ranking(plain) == read_ranking(listed)
+    assert read_reranker_statistics(listed)["repair_rate"] == 1.0
 
 
 @pytest.mark.parametrize(
     ("fault", "words", "code"),
     [
-        (local_server.refusing(401), "says 401", 3),
-        (local_server.refusing(400, "too long"), "says 400: too long", 2),
+        (local_server.answer_with_error(401), "says 401", 3),
+        (local_server.answer_with_error(400, "too long"), "says 400: too long", 2),
         (lambda body: (200, {}, b"not json"), "failed 6 times", 5),
         (lambda body: (200, {}, b'{"choices": []}'), "failed 6 times", 5),
-        (local_server.half, "failed 6 times", 5),
+        (local_server.answer_half, "failed 6 times", 5),
     ],
 )
 def test_a_server_that_misbehaves_is_named(
-    server: local_server.Server, task: Path, out: Path, fault: Any, words: str, code: int
+    server: local_server.LocalServer, task: Path, out: Path, fault: Any, words: str, code: int
 ) -> None:
-    server.good = (
-        fault if fault is not local_server.half else lambda body: local_server.half({"input": ["x"], "model": "m"})
+    server.answer = (
+        fault
+        if fault is not local_server.answer_half
+        else lambda body: local_server.answer_half({"input": ["x"], "model": "m"})
     )
-    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
-    answer = call("rerank", cell["settings_id"], "--with", LISTWISE, "--out", out)
+    (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = run_command("rerank", cell["settings_id"], "--with", LISTWISE, "--out", out)
     assert (answer.exit_code, words in answer.output) == (code, True), answer.output
 
 
-def test_odds_from_a_server_need_its_log_probabilities(server: local_server.Server, task: Path, out: Path) -> None:
+def test_odds_from_a_server_need_its_log_probabilities(server: local_server.LocalServer, task: Path, out: Path) -> None:
     def likely(body: dict[str, Any]) -> local_server.Answer:
         tea = "tea" in body["messages"][0]["content"].lower()
         tokens = [{"token": " Yes", "logprob": -0.1 if tea else -9999.0}, {"token": "no", "logprob": -2.0}]
         choice = {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": tokens}]}}
         return 200, {}, json.dumps({"choices": [choice]}).encode()
 
-    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     word = "pointwise:engine=endpoint,model=some-model"
-    refused = call("rerank", cell["settings_id"], "--with", word, "--out", out)
+    refused = run_command("rerank", cell["settings_id"], "--with", word, "--out", out)
     assert (refused.exit_code, "no log-probabilities" in refused.output) == (2, True)
-    server.good = likely
-    _, pointed = cells("rerank", cell["settings_id"], "--with", word, "--out", out)
-    assert ranked(pointed)["q1"][0] == "tea"
+    server.answer = likely
+    _, pointed = run_cells("rerank", cell["settings_id"], "--with", word, "--out", out)
+    assert read_ranking(pointed)["q1"][0] == "tea"
 
 
 @pytest.mark.parametrize(
@@ -477,26 +489,28 @@ def test_odds_from_a_server_need_its_log_probabilities(server: local_server.Serv
     ],
 )
 def test_wishes_that_cannot_be_met(task: Path, out: Path, word: str, words: str, code: int) -> None:
-    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
-    answer = call("rerank", cell["settings_id"], "--with", word, "--out", out)
+    (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
+    answer = run_command("rerank", cell["settings_id"], "--with", word, "--out", out)
     assert (answer.exit_code, words in answer.output) == (code, True), answer.output
 
 
 def test_a_model_on_this_machine_reranks_in_both_ways(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
     for name in ("pointwise", "listwise"):
-        plain, cell = cells(*line, "--rerank", f"{name}:model={model},scores=percent")
+        plain, cell = run_cells(*line, "--rerank", f"{name}:model={model},scores=percent")
         assert cell["rerank"] == [f"{name}:model=tiny,scores=percent"]
-        for query, found in ranked(plain).items():
-            assert sorted(ranked(cell)[query]) == sorted(found)
-        assert facts(cell)["read"] > 0
+        for query, found in read_ranking(plain).items():
+            assert sorted(read_ranking(cell)[query]) == sorted(found)
+        assert read_reranker_statistics(cell)["read"] > 0
         assert str(model) not in (Path(cell["record"]) / "record.json").read_text()
 
 
 def test_the_scores_of_another_reranker_are_not_called_bm25(model: Path, task: Path, out: Path) -> None:
     from retbench.pipelines.reranking.llm import name_scores
 
-    plain, moved = cells("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}")
+    plain, moved = run_cells(
+        "run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}"
+    )
     assert name_scores(saved_run.load_run(Path(plain["record"]))) == "BM25 score"
     reranked = saved_run.load_run(Path(moved["record"]))
     assert name_scores(reranked) == "search score"

@@ -8,7 +8,7 @@ import pytest
 from retbench.records import machine
 
 
-def torch(initialized: bool) -> Any:
+def build_fake_torch(initialized: bool) -> Any:
     cuda = SimpleNamespace(
         is_initialized=lambda: initialized, device_count=lambda: 2, current_device=lambda: 1,
         get_device_name=lambda number: ("NVIDIA A100", "NVIDIA H100")[number],
@@ -19,7 +19,7 @@ def torch(initialized: bool) -> Any:
 
 def test_a_gpu_that_computed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_told", lambda *command: command[0])
-    assert machine._gpu(torch(initialized=True)) == {
+    assert machine._gpu(build_fake_torch(initialized=True)) == {
         "gpu": "NVIDIA H100", "gpus": ["NVIDIA A100", "NVIDIA H100"], "cuda": "13.0", "driver": "nvidia-smi",
         "float32_matmul": "tf32",
     }  # fmt: skip
@@ -27,7 +27,7 @@ def test_a_gpu_that_computed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_that_did_not_is_not() -> None:
     assert machine._gpu(None) == {}
-    assert machine._gpu(torch(initialized=False)) == {}
+    assert machine._gpu(build_fake_torch(initialized=False)) == {}
     assert "gpu" not in machine.describe_machine()
 
 

@@ -13,7 +13,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from retbench.errors import DataError, InapplicableError, UsageError
 from tests import plain_transformers, small_collection, tiny_models
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 TEXTS = (
     "The heart pumps blood.",
@@ -27,7 +27,7 @@ LIMIT = 40
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("decoder"))
+    return tiny_models.build_model(tmp_path_factory.mktemp("decoder"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def loaded(decoder: Path) -> backbone.Backbone:
     return backbone.load_backbone(decoder, "float32", torch.device("cpu"))
 
 
-def encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
+def build_encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
     spec = EncoderSpec("weights", method, method.instruction, LIMIT, LIMIT, "float32")
     used = loaded.with_method(method.attention, method.layer)
     return BackboneEncoder(spec, used, PromptTokenizer(used.tokenizer, method, method.instruction))
@@ -46,28 +46,32 @@ def encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
 def test_ids_and_vectors_are_those_of_the_source(
     decoder: Path, loaded: backbone.Backbone, name: str, role: Role
 ) -> None:
-    made = encoder(loaded, catalog.find_method(name))
+    made = build_encoder(loaded, catalog.find_method(name))
     tokens = made.tokenize(TEXTS, role)
     vectors = made.encode(tokens)
     for row, text in enumerate(TEXTS):
         read = plain_transformers.METHODS[name](loaded.tokenizer, text, role, LIMIT)
         assert tokens[row].tolist() == read.ids, text
         assert (
-            vectors[row] @ plain_transformers.vector(decoder, read, name in plain_transformers.BIDIRECTIONAL) > 0.99999
+            vectors[row] @ plain_transformers.compute_vector(decoder, read, name in plain_transformers.BIDIRECTIONAL)
+            > 0.99999
         ), text
 
 
 @pytest.mark.parametrize("layer", [0, 1, -2])
 def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: backbone.Backbone, layer: int) -> None:
-    made = encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
+    made = build_encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
     vectors = made.encode(made.tokenize(TEXTS, "document"))
     for row, text in enumerate(TEXTS):
         read = plain_transformers.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
-        assert vectors[row] @ plain_transformers.vector(decoder, read, False, layer) > 0.99999
+        assert vectors[row] @ plain_transformers.compute_vector(decoder, read, False, layer) > 0.99999
 
 
 def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
-    causal, turned = encoder(loaded, catalog.find_method("mean")), encoder(loaded, catalog.find_method("llm2vec"))
+    causal, turned = (
+        build_encoder(loaded, catalog.find_method("mean")),
+        build_encoder(loaded, catalog.find_method("llm2vec")),
+    )
     tokens = causal.tokenize(TEXTS, "document")
     before = causal.encode(tokens)
     assert (turned.encode(tokens)[3] @ before[3]) < 0.9999
@@ -77,12 +81,12 @@ def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.B
 @pytest.mark.parametrize("name", ["echo", "llm2vec"])
 @pytest.mark.parametrize("text", ["", "   "])
 def test_an_empty_text_has_a_vector_under_every_span(loaded: backbone.Backbone, name: str, text: str) -> None:
-    made = encoder(loaded, catalog.find_method(name))
+    made = build_encoder(loaded, catalog.find_method(name))
     assert made.encode(made.tokenize([text], "document")).shape == (1, tiny_models.WIDTH)
 
 
 def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone) -> None:
-    made = encoder(loaded, catalog.find_method("echo"))
+    made = build_encoder(loaded, catalog.find_method("echo"))
     tokens, order = made.tokenize(TEXTS, "query"), torch.tensor([3, 0]).numpy()
     batch = tokens.select(order)
     assert [row.tolist() for row in batch] == [tokens[3].tolist(), tokens[0].tolist()]
@@ -117,11 +121,11 @@ def test_a_wrong_option_is_a_usage_error(word: str, message: str) -> None:
 
 def test_a_layer_the_model_lacks_is_a_usage_error(loaded: backbone.Backbone) -> None:
     with pytest.raises(UsageError, match="layer 3 of a model with 2"):
-        encoder(loaded, catalog.find_method("mean:layer=3"))
+        build_encoder(loaded, catalog.find_method("mean:layer=3"))
 
 
 def test_an_eos_method_needs_an_end_token() -> None:
-    bare = tiny_models.tokenizer()
+    bare = tiny_models.build_tokenizer()
     bare.eos_token = None
     with pytest.raises(InapplicableError, match="needs an end-of-sequence token"):
         PromptTokenizer(bare, catalog.find_method("eos"))
@@ -150,12 +154,12 @@ def test_every_preset_says_where_it_comes_from() -> None:
 
 
 def test_the_board_says_how_near_a_method_is_to_its_source(decoder: Path, tmp_path: Path) -> None:
-    task, out = small_collection.write(tmp_path / "pantry"), tmp_path / "results"
+    task, out = small_collection.write_folder(tmp_path / "pantry"), tmp_path / "results"
     line = ("run", "--model", decoder, "--task", task, "--out", out)
-    cells(*line, "--method", "promptreps", "--method", "echo", "--method", "mean:layer=1", "--method", "mean")
+    run_cells(*line, "--method", "promptreps", "--method", "echo", "--method", "mean:layer=1", "--method", "mean")
     assert (
         "Fidelity of the methods to their sources: exact: promptreps; reconstructed: echo; ours: mean, mean:layer=1."
-    ) in call("report", out).output
-    shown = call("show", "method", "mean").output
+    ) in run_command("report", out).output
+    shown = run_command("show", "method", "mean").output
     assert "layer: none" in shown
     assert "not known" not in shown

@@ -15,7 +15,7 @@ from retbench.cli.main import app
 from retbench.errors import UsageError
 from retbench.pipelines.mteb_bridge.export_results import export_results
 from tests import small_collection, tiny_models
-from tests.hub_repositories import fetched, retrieval
+from tests.hub_repositories import build_retrieval_configs, write_fetched_repository
 
 
 @pytest.fixture(autouse=True)
@@ -25,16 +25,18 @@ def _libraries_may_warn() -> Iterator[None]:
         yield
 
 
-def cached(task: str, **layout: Any) -> None:
+def write_cached_dataset(task: str, **layout: Any) -> None:
     source = catalog.find_task_card(task).source
-    rows = retrieval(small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST, **layout)
+    rows = build_retrieval_configs(
+        small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, **layout
+    )
     if source.subset:
         split, queries = rows[f"{source.subset}-queries"]
         rows[f"{source.subset}-queries"] = (split, [{**query, "partition": "test"} for query in queries])
-    fetched(str(source.repo), str(source.revision), rows)
+    write_fetched_repository(str(source.repo), str(source.revision), rows)
 
 
-def finished(tmp_path: Path, *tasks: str, **options: Any) -> list[str]:
+def run_tasks(tmp_path: Path, *tasks: str, **options: Any) -> list[str]:
     cells = retbench.evaluate(["bm25"], tasks=list(tasks), out=tmp_path / "results", **options)
     assert [cell.error for cell in cells] == [None] * len(tasks)
     return [str(cell.record) for cell in cells]
@@ -43,7 +45,7 @@ def finished(tmp_path: Path, *tasks: str, **options: Any) -> list[str]:
 def test_mteb_reads_what_was_exported(tmp_path: Path) -> None:
     from mteb.results import TaskResult
 
-    cached("scifact")
+    write_cached_dataset("scifact")
     (cell,) = retbench.evaluate(["bm25"], tasks=["scifact"], out=tmp_path / "results")
     (file,) = export_results([str(cell.record)], tmp_path / "mteb")
     result = TaskResult.from_disk(file)
@@ -54,8 +56,8 @@ def test_mteb_reads_what_was_exported(tmp_path: Path) -> None:
 
 
 def test_cuts_deeper_than_the_run_are_left_out(tmp_path: Path) -> None:
-    cached("scifact")
-    (file,) = export_results(finished(tmp_path, "scifact"), tmp_path / "mteb")
+    write_cached_dataset("scifact")
+    (file,) = export_results(run_tasks(tmp_path, "scifact"), tmp_path / "mteb")
     scores = json.loads(file.read_text())["scores"]["test"][0]
     assert "recall_at_100" in scores
     assert "recall_at_1000" not in scores
@@ -64,47 +66,47 @@ def test_cuts_deeper_than_the_run_are_left_out(tmp_path: Path) -> None:
 def test_the_languages_of_a_task_go_into_one_file(tmp_path: Path) -> None:
     rows: dict[str, Any] = {}
     for language in ("go", "ruby"):
-        own = retrieval(
-            small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST, prefix=f"{language}-"
+        own = build_retrieval_configs(
+            small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, prefix=f"{language}-"
         )
         split, queries = own[f"{language}-queries"]
         rows |= {**own, f"{language}-queries": (split, [{**query, "partition": "test"} for query in queries])}
     source = catalog.find_task_card("codesearchnet-go").source
-    fetched(str(source.repo), str(source.revision), rows)
-    (file,) = export_results(finished(tmp_path, "codesearchnet-go", "codesearchnet-ruby"), tmp_path / "mteb")
+    write_fetched_repository(str(source.repo), str(source.revision), rows)
+    (file,) = export_results(run_tasks(tmp_path, "codesearchnet-go", "codesearchnet-ruby"), tmp_path / "mteb")
     told = json.loads(file.read_text())["scores"]["test"]
     assert sorted(entry["hf_subset"] for entry in told) == ["go", "ruby"]
 
 
 def test_the_verb_names_the_files(tmp_path: Path) -> None:
-    cached("scifact")
-    (record,) = finished(tmp_path, "scifact")
+    write_cached_dataset("scifact")
+    (record,) = run_tasks(tmp_path, "scifact")
     done = CliRunner().invoke(app, ["export", record, "--out", str(tmp_path / "mteb"), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)[0]["file"].endswith("SciFact.json")
 
 
 def test_what_mteb_would_not_have_measured_is_refused(tmp_path: Path) -> None:
-    cached("scifact")
-    folder = small_collection.write(tmp_path / "small")
+    write_cached_dataset("scifact")
+    folder = small_collection.write_folder(tmp_path / "small")
     for record, reason in (
-        (finished(tmp_path, str(folder)), "is not a task of mteb"),
-        (finished(tmp_path, "scifact-study"), "does not have the protocol 'study'"),
-        (finished(tmp_path, "scifact", sample=2), "a sample of 2 queries"),
+        (run_tasks(tmp_path, str(folder)), "is not a task of mteb"),
+        (run_tasks(tmp_path, "scifact-study"), "does not have the protocol 'study'"),
+        (run_tasks(tmp_path, "scifact", sample=2), "a sample of 2 queries"),
     ):
         with pytest.raises(UsageError, match=reason):
             export_results(record, tmp_path / "mteb")
     *_, reranked = retbench.evaluate(["bm25"], tasks=["scifact"], rerank=("ql",), out=tmp_path / "results")
     with pytest.raises(UsageError, match="the run was reranked by ql"):
         export_results([str(reranked.record)], tmp_path / "mteb")
-    twice = finished(tmp_path, "scifact")
+    twice = run_tasks(tmp_path, "scifact")
     with pytest.raises(UsageError, match="two runs of scifact"):
         export_results(twice * 2, tmp_path / "mteb")
 
 
 def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
-    cached("scifact")
-    model = str(tiny_models.build(tmp_path / "tiny"))
+    write_cached_dataset("scifact")
+    model = str(tiny_models.build_model(tmp_path / "tiny"))
 
     def run(**overrides: Any) -> str:
         (cell,) = retbench.evaluate(

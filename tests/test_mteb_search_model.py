@@ -22,10 +22,10 @@ def _libraries_may_warn() -> Any:
 
 
 def test_mteb_gives_bm25_the_figures_of_our_own_run(tmp_path: Path) -> None:
-    folder = small_collection.write(tmp_path / "small")
+    folder = small_collection.write_folder(tmp_path / "small")
     (cell,) = retbench.evaluate(["bm25"], tasks=[str(folder)], out=tmp_path / "results")
-    theirs = mteb_task.scores(
-        retbench.as_mteb("bm25"), mteb_task.task(small_collection.card(folder)), tmp_path / "mteb"
+    theirs = mteb_task.compute_scores(
+        retbench.as_mteb("bm25"), mteb_task.build_task(small_collection.build_card(folder)), tmp_path / "mteb"
     )
     for metric, score in cell.scores.items():
         if metric in theirs:
@@ -34,8 +34,8 @@ def test_mteb_gives_bm25_the_figures_of_our_own_run(tmp_path: Path) -> None:
 
 
 def test_mtebs_result_files_name_the_model(tmp_path: Path) -> None:
-    card = small_collection.card(small_collection.write(tmp_path / "small"))
-    mteb_task.scores(retbench.as_mteb("bm25"), mteb_task.task(card), tmp_path / "mteb")
+    card = small_collection.build_card(small_collection.write_folder(tmp_path / "small"))
+    mteb_task.compute_scores(retbench.as_mteb("bm25"), mteb_task.build_task(card), tmp_path / "mteb")
     (result,) = (tmp_path / "mteb").rglob("Small.json")
     assert result.parent.parent.name == "retbench__bm25"
     assert json.loads((result.parent / "model_meta.json").read_text())["name"] == "retbench/bm25"
@@ -80,8 +80,10 @@ def test_a_model_is_filed_under_its_repository_and_another_method_is_an_experime
 
 def test_nothing_is_left_in_the_cache(tmp_path: Path, own_cache: Path) -> None:
     model = retbench.as_mteb("bm25")
-    mteb_task.scores(
-        model, mteb_task.task(small_collection.card(small_collection.write(tmp_path / "small"))), tmp_path / "mteb"
+    mteb_task.compute_scores(
+        model,
+        mteb_task.build_task(small_collection.build_card(small_collection.write_folder(tmp_path / "small"))),
+        tmp_path / "mteb",
     )
     del model
     assert not list((own_cache / "collections").glob("mteb.*"))

@@ -3,19 +3,19 @@
 import subprocess
 import sys
 
-LINES = """
+PROGRAM = """
 import sys
 for name in ("bm25s", "Stemmer", "gguf", "datasets", "faiss"):
     sys.modules[name] = None
 import retbench.cli.main
-import retbench.encoders.dense
+import retbench.encoders.dense_encoder
 import retbench.encoders.prompt_tokenizer
 import retbench.engines.weights
-import retbench.pipelines.evaluate
-import retbench.pipelines.finetune
-import retbench.retrievers.dense
+import retbench.pipelines.evaluation.evaluate
+import retbench.pipelines.finetuning.train_encoder
+import retbench.retrievers.dense_retriever
 """
 
 
 def test_the_dense_path_is_imported_without_them() -> None:
-    subprocess.run([sys.executable, "-c", LINES], check=True)
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True)

@@ -65,7 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 LENGTHS = (300, 150, 150, 150, 129, 128, 7, 7, 2, 1)  # longer and shorter than a block of queries, alone and in runs
 
 
-def build(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+def build_model(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
     torch.manual_seed(3)
     model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(family, **{**SIZES, **config}))
     for name, weight in model.named_parameters():  # norms of one and biases of zero would hide a mistake
@@ -73,18 +73,20 @@ def build(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> Pre
     return model.to(dtype).eval()
 
 
-def decoder(model: PreTrainedModel) -> PackedDecoder:
+def build_decoder(model: PreTrainedModel) -> PackedDecoder:
     assert supports_packed_decoding(model)
     return PackedDecoder(model)
 
 
-def rows(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
+def draw_token_ids(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
     draw = np.random.default_rng(1)
     return [draw.integers(0, SIZES["vocab_size"], length).astype(np.int32) for length in lengths]
 
 
 @torch.inference_mode()
-def plain(model: PreTrainedModel, texts: list[np.ndarray], layer: int = -1, **wanted: Any) -> torch.Tensor:
+def compute_plain_states(
+    model: PreTrainedModel, texts: list[np.ndarray], layer: int = -1, **wanted: Any
+) -> torch.Tensor:
     states = []
     for ids in texts:
         getattr(model, "rotary_emb", model).max_seq_len_cached = 0  # else a long text's angles stay for the next
@@ -95,48 +97,55 @@ def plain(model: PreTrainedModel, texts: list[np.ndarray], layer: int = -1, **wa
     return torch.cat(states)
 
 
-def least_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+def compute_min_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.cosine_similarity(one.float(), other.float(), dim=1).min())
 
 
 @pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
 def test_states_are_those_of_transformers(family: str, config: dict[str, Any]) -> None:
-    model = build(family, **config)
-    wanted, fast = plain(model, rows()), decoder(model)
-    found = fast(rows(), causal=True)
+    model = build_model(family, **config)
+    wanted, fast = compute_plain_states(model, draw_token_ids()), build_decoder(model)
+    found = fast(draw_token_ids(), causal=True)
     assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-3)
-    assert least_cosine(found, wanted) > 0.99999
+    assert compute_min_cosine(found, wanted) > 0.99999
 
 
 def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
-    exact, short = plain(build("qwen2"), rows()), build("qwen2", torch.bfloat16)
-    fast = decoder(short)
-    assert least_cosine(fast(rows(), causal=True), exact) > least_cosine(plain(short, rows()), exact) - 1e-3
+    exact, short = compute_plain_states(build_model("qwen2"), draw_token_ids()), build_model("qwen2", torch.bfloat16)
+    fast = build_decoder(short)
+    assert (
+        compute_min_cosine(fast(draw_token_ids(), causal=True), exact)
+        > compute_min_cosine(compute_plain_states(short, draw_token_ids()), exact) - 1e-3
+    )
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3, -1, -2, -4])
 def test_an_earlier_layer_is_that_of_transformers(layer: int) -> None:
-    model = build("qwen2")
-    fast = decoder(model)
-    assert torch.allclose(fast(rows(), causal=True, layer=layer), plain(model, rows(), layer), atol=1e-4)
+    model = build_model("qwen2")
+    fast = build_decoder(model)
+    assert torch.allclose(
+        fast(draw_token_ids(), causal=True, layer=layer),
+        compute_plain_states(model, draw_token_ids(), layer),
+        atol=1e-4,
+    )
 
 
 def test_attention_in_both_directions() -> None:
-    model = build("llama")
-    fast = decoder(model)
-    wanted = plain(model, rows(), is_causal=False, attention_mask=None)
-    assert least_cosine(fast(rows(), causal=False), fast(rows(), causal=True)) < 0.99
-    assert torch.allclose(fast(rows(), causal=False), wanted, atol=1e-4)
+    model = build_model("llama")
+    fast = build_decoder(model)
+    wanted = compute_plain_states(model, draw_token_ids(), is_causal=False, attention_mask=None)
+    assert compute_min_cosine(fast(draw_token_ids(), causal=False), fast(draw_token_ids(), causal=True)) < 0.99
+    assert torch.allclose(fast(draw_token_ids(), causal=False), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 20])
 def test_threads_change_nothing(threads: int) -> None:
-    model, before = build("qwen2"), torch.get_num_threads()
-    fast = decoder(model)
-    alone = fast(rows(), causal=True)
+    model, before = build_model("qwen2"), torch.get_num_threads()
+    fast = build_decoder(model)
+    alone = fast(draw_token_ids(), causal=True)
     try:
         torch.set_num_threads(threads)
-        together = fast(rows(), causal=True)
+        together = fast(draw_token_ids(), causal=True)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -144,16 +153,16 @@ def test_threads_change_nothing(threads: int) -> None:
 
 
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("llama")
-    fast = decoder(model)
-    wanted = fast(rows(), causal=True)
+    model = build_model("llama")
+    fast = build_decoder(model)
+    wanted = fast(draw_token_ids(), causal=True)
     for name, value in {"WIDENED": 640, "NORMED": 3, "QUERY_BLOCK": 3, "SCORES": 40}.items():
         monkeypatch.setattr(decoders, name, value)
-    assert torch.allclose(fast(rows(), causal=True), wanted, atol=1e-5)
+    assert torch.allclose(fast(draw_token_ids(), causal=True), wanted, atol=1e-5)
 
 
 # (model type, config) that transformers must compute
-OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+UNSUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "a sliding window": ("mistral", {"sliding_window": 64}),
     "some layers with a window": (
         "qwen2",
@@ -165,19 +174,19 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("family", "config"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("family", "config"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_what_it_does_not_compute_is_left_to_transformers(family: str, config: dict[str, Any]) -> None:
-    assert not supports_packed_decoding(build(family, **config))
+    assert not supports_packed_decoding(build_model(family, **config))
 
 
 def test_it_computes_what_became_of_the_model() -> None:
-    model = build("qwen2")
-    fast = decoder(model)
+    model = build_model("qwen2")
+    fast = build_decoder(model)
     with torch.no_grad():  # as an optimiser does
         model.layers[0].self_attn.q_proj.weight.add_(0.1)
-    assert torch.allclose(fast(rows(), causal=True), plain(model, rows()), atol=1e-4)
+    assert torch.allclose(fast(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4)
     model.layers[1].mlp.up_proj.weight.data = model.layers[1].mlp.up_proj.weight.data * 2  # as `.to(dtype)` does
-    assert torch.allclose(fast(rows(), causal=True), plain(model, rows()), atol=1e-4)
+    assert torch.allclose(fast(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4)
 
     class Adapted(torch.nn.Linear):
         """A layer of another kind in its place, as an adapter is."""
@@ -186,4 +195,4 @@ def test_it_computes_what_became_of_the_model() -> None:
             return super().forward(states) * 3
 
     model.layers[2].self_attn.v_proj = Adapted(48, 16)
-    assert torch.allclose(fast(rows(), causal=True), plain(model, rows()), atol=1e-4)
+    assert torch.allclose(fast(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4)

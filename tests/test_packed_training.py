@@ -13,33 +13,33 @@ from retbench.cards.recipe import LoraSettings
 from retbench.engines.padding import pad_rows
 from retbench.training import lora as lora_module
 from retbench.training import packed_forward
-from tests.test_packed_decoder import FAMILIES, build
+from tests.test_packed_decoder import FAMILIES, build_model
 
 LENGTHS = (90, 40, 40, 40, 7, 7, 1)
 
 
-def adapted(family: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
+def build_adapted_model(family: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     kind, config = FAMILIES[family]
     recipe = replace(catalog.find_recipe("quick"), lora=LoraSettings(r=4, **{"dropout": 0.0, **lora}))
-    model = lora_module.prepare_for_training(build(kind, dtype, **config), recipe)
+    model = lora_module.prepare_for_training(build_model(kind, dtype, **config), recipe)
     for weight in lora_module.get_trainable_weights(model).values():  # halves of zero would hide a mistake
         torch.nn.init.normal_(weight, std=0.1)
     return model
 
 
-def rows() -> list[np.ndarray]:
+def draw_token_ids() -> list[np.ndarray]:
     draw = np.random.default_rng(5)
     return [draw.integers(0, 100, size=length) for length in LENGTHS]
 
 
-def plain(model: Any, texts: list[np.ndarray]) -> Tensor:
+def compute_plain_states(model: Any, texts: list[np.ndarray]) -> Tensor:
     """What transformers and peft compute, without the padding."""
     padded, lengths = pad_rows(texts)
     states = model(input_ids=padded, use_cache=False).last_hidden_state
     return torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
 
 
-def slopes(model: Any, states: Tensor) -> dict[str, Tensor]:
+def compute_gradients(model: Any, states: Tensor) -> dict[str, Tensor]:
     """The gradient of a sum whose parts weigh differently."""
     torch.manual_seed(1)
     (states.float() * torch.randn(states.shape)).sum().backward()  # type: ignore[no-untyped-call]  # torch's
@@ -52,11 +52,11 @@ def slopes(model: Any, states: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def assert_equal(model: Any, tolerance: float) -> None:
+def assert_same_states_and_gradients(model: Any, tolerance: float) -> None:
     assert packed_forward.supports_model(model)
-    ours, theirs = packed_forward.compute_states(model, rows()), plain(model, rows())
+    ours, theirs = packed_forward.compute_states(model, draw_token_ids()), compute_plain_states(model, draw_token_ids())
     assert (ours - theirs).norm() < tolerance * theirs.norm()
-    found, expected = slopes(model, ours), slopes(model, theirs)
+    found, expected = compute_gradients(model, ours), compute_gradients(model, theirs)
     assert found.keys() == expected.keys() == lora_module.get_trainable_weights(model).keys()
     for name, slope in expected.items():
         assert (found[name] - slope).norm() < tolerance * slope.norm(), name
@@ -65,25 +65,28 @@ def assert_equal(model: Any, tolerance: float) -> None:
 # a rope that follows the length turns a padded text by the longest beside it, so transformers' pass is no measure
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "a rope that follows the length"])
 def test_states_and_gradients_are_those_of_transformers(family: str) -> None:
-    assert_equal(adapted(family), 1e-4)
+    assert_same_states_and_gradients(build_adapted_model(family), 1e-4)
 
 
 def test_layers_without_an_adapter_stay_as_they_are() -> None:
-    assert_equal(adapted("qwen2", targets=("q_proj", "down_proj")), 1e-4)
+    assert_same_states_and_gradients(build_adapted_model("qwen2", targets=("q_proj", "down_proj")), 1e-4)
 
 
 def test_many_scores_are_made_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retbench.training.autograd_functions.SCORES", 6 * 40 * 40)
     monkeypatch.setattr("retbench.training.autograd_functions.CHUNK", 48 * 10)
-    assert_equal(adapted("llama"), 1e-4)
+    assert_same_states_and_gradients(build_adapted_model("llama"), 1e-4)
 
 
 def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
-    exact = adapted("llama")
-    rough = adapted("llama", torch.bfloat16)
-    truth, ours = slopes(exact, plain(exact, rows())), slopes(rough, packed_forward.compute_states(rough, rows()))
+    exact = build_adapted_model("llama")
+    rough = build_adapted_model("llama", torch.bfloat16)
+    truth, ours = (
+        compute_gradients(exact, compute_plain_states(exact, draw_token_ids())),
+        compute_gradients(rough, packed_forward.compute_states(rough, draw_token_ids())),
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        theirs = slopes(rough, plain(rough, rows()))
+        theirs = compute_gradients(rough, compute_plain_states(rough, draw_token_ids()))
 
     def off(found: dict[str, Tensor]) -> float:
         return max(float((found[name] - slope).norm() / slope.norm()) for name, slope in truth.items())
@@ -92,5 +95,5 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
 
 
 def test_what_the_pass_does_not_compute_is_left_to_transformers() -> None:
-    assert not packed_forward.supports_model(adapted("llama", dropout=0.1))
-    assert not packed_forward.supports_model(build("llama"))
+    assert not packed_forward.supports_model(build_adapted_model("llama", dropout=0.1))
+    assert not packed_forward.supports_model(build_model("llama"))

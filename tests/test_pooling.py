@@ -8,27 +8,27 @@ from retbench.encoders import pooling
 OFFSETS = torch.tensor([0, 1, 700, 703, 1500])
 
 
-def flat() -> torch.Tensor:
+def draw_states() -> torch.Tensor:
     return torch.randn(1500, 48, generator=torch.Generator().manual_seed(4)).bfloat16()
 
 
 def test_the_sums_of_a_gpu_are_those_of_float64() -> None:
-    found = pooling._sum_in_fixed_order(flat(), OFFSETS)
-    exact = torch.stack([part.double().sum(dim=0) for part in flat().split(OFFSETS.diff().tolist())])
+    found = pooling._sum_in_fixed_order(draw_states(), OFFSETS)
+    exact = torch.stack([part.double().sum(dim=0) for part in draw_states().split(OFFSETS.diff().tolist())])
     assert found.dtype == torch.float32
     assert float((found - exact).abs().max()) < 1e-4
-    assert torch.equal(found, pooling._sum_in_fixed_order(flat(), OFFSETS))
+    assert torch.equal(found, pooling._sum_in_fixed_order(draw_states(), OFFSETS))
 
 
 @pytest.mark.parametrize("name", ["mean", "weighted"])
 def test_both_ways_give_one_mean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pooling.POOLINGS[name]  # type: ignore[index]
-    usual = pool(flat(), OFFSETS)
-    monkeypatch.setattr(pooling, "_summed", pooling._sum_in_fixed_order)
-    torch.testing.assert_close(pool(flat(), OFFSETS), usual, rtol=0, atol=1e-6)
+    usual = pool(draw_states(), OFFSETS)
+    monkeypatch.setattr(pooling, "_sum_per_text", pooling._sum_in_fixed_order)
+    torch.testing.assert_close(pool(draw_states(), OFFSETS), usual, rtol=0, atol=1e-6)
 
 
 def test_a_cpu_adds_as_it_always_did() -> None:
     owners = torch.repeat_interleave(torch.arange(4), OFFSETS.diff())
-    sums = torch.zeros(4, 48).index_add_(0, owners, flat().float())
-    assert torch.equal(pooling.pool_mean(flat(), OFFSETS), sums / OFFSETS.diff()[:, None])
+    sums = torch.zeros(4, 48).index_add_(0, owners, draw_states().float())
+    assert torch.equal(pooling.pool_mean(draw_states(), OFFSETS), sums / OFFSETS.diff()[:, None])

@@ -9,47 +9,47 @@ from retbench.cards import catalog
 from retbench.encoders.postprocessing import Moments, fit_postprocessing
 from retbench.errors import UsageError
 from retbench.store.shard_store import VectorBlock
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 DRAW = np.random.default_rng(5)
 RAW = (DRAW.normal(size=(200, 12)) * np.linspace(1, 4, 12) + 7).astype(np.float32)
 VECTORS = RAW / np.linalg.norm(RAW, axis=1, keepdims=True)
 
 
-def blocks() -> list[VectorBlock]:
+def build_blocks() -> list[VectorBlock]:
     return [VectorBlock(rows, VECTORS[rows]) for rows in np.array_split(DRAW.permutation(200), 3)]
 
 
-def unit(matrix: np.ndarray) -> np.ndarray:
+def normalize(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
 
 
 def test_moments_do_not_depend_on_blocks() -> None:
-    moments = Moments.compute(blocks())
+    moments = Moments.compute(build_blocks())
     assert np.allclose(moments.mean, VECTORS.mean(0))
     assert np.allclose(moments.covariance, np.cov(VECTORS.T, bias=True), atol=1e-8)
 
 
 def test_centring_takes_the_mean_out() -> None:
-    after = fit_postprocessing(catalog.find_method("mean:post=centre"), blocks())(VECTORS)
+    after = fit_postprocessing(catalog.find_method("mean:post=centre"), build_blocks())(VECTORS)
     assert after.dtype == np.float32
-    assert np.allclose(after, unit(VECTORS - VECTORS.mean(0)), atol=1e-5)
+    assert np.allclose(after, normalize(VECTORS - VECTORS.mean(0)), atol=1e-5)
 
 
 def test_dropping_takes_the_main_directions_out() -> None:
-    after = fit_postprocessing(catalog.find_method("mean:post=drop-top,components=2"), blocks())(VECTORS)
+    after = fit_postprocessing(catalog.find_method("mean:post=drop-top,components=2"), build_blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    assert np.allclose(after, unit(centred - centred @ directions.T @ directions), atol=1e-5)
+    assert np.allclose(after, normalize(centred - centred @ directions.T @ directions), atol=1e-5)
 
 
 @pytest.mark.parametrize("components", [None, 4])
 def test_whitening_gives_every_direction_one_variance(components: int | None) -> None:
     word = "mean:post=whiten" + (f",components={components}" if components else "")
-    after = fit_postprocessing(catalog.find_method(word), blocks())(VECTORS)
+    after = fit_postprocessing(catalog.find_method(word), build_blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
-    white = unit((centred @ directions.T / sizes)[:, :components])
+    white = normalize((centred @ directions.T / sizes)[:, :components])
     assert np.allclose(after @ after.T, white @ white.T, atol=1e-4)  # the signs of directions are free
 
 
@@ -70,16 +70,18 @@ def test_a_combination_without_sense_is_refused(word: str, message: str) -> None
 
 def test_more_directions_than_the_corpus_has_are_refused() -> None:
     few = [VectorBlock(np.arange(5), VECTORS[:5])]
-    with pytest.raises(UsageError, match="asks for 9 components and the corpus has 4"):
+    with pytest.raises(UsageError, match="uses 9 components, but the corpus has only 4"):
         fit_postprocessing(catalog.find_method("mean:post=whiten,components=9"), few)
 
 
 def test_nothing_is_embedded_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:
     methods = ["mean", "mean:post=centre", "mean:post=whiten", "mean:post=drop-top,components=3"]
-    found = cells("run", "--model", model, "--task", task, "--out", out, *(w for m in methods for w in ("--method", m)))
+    found = run_cells(
+        "run", "--model", model, "--task", task, "--out", out, *(w for m in methods for w in ("--method", m))
+    )
     assert [cell["method"] for cell in found] == [
         "mean", "mean:post=centre", "mean:post=whiten", "mean:components=3,post=drop-top",
     ]  # fmt: skip
     assert len({cell["settings_id"] for cell in found}) == 4
     assert len(list((own_cache / "embeddings").rglob("manifest.json"))) == 2
-    assert call("report", out).exit_code == 0
+    assert run_command("report", out).exit_code == 0

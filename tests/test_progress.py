@@ -74,7 +74,7 @@ def test_the_peak_is_that_of_the_linear_layers() -> None:
 def test_products_are_timed_in_a_row_without_waiting_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(peak_throughput, "_wait", lambda _: done.append("|"))
+    monkeypatch.setattr(peak_throughput, "_synchronize", lambda _: done.append("|"))
     monkeypatch.setattr(peak_throughput.nn.functional, "linear", lambda *given: (done.append("."), linear(*given))[1])
     peak_throughput.measure_peak_throughput(torch.nn.Linear(8, 16), torch.float32, torch.device("cpu"), 64)
     assert "".join(done) == "|....|" * (peak_throughput.REPETITIONS + 1)

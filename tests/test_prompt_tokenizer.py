@@ -22,10 +22,10 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def tokens() -> Any:
-    return tiny_models.tokenizer()
+    return tiny_models.build_tokenizer()
 
 
-def specified(tokenizer: Any, text: str, role: Role, limit: int) -> list[int]:
+def compute_specified_ids(tokenizer: Any, text: str, role: Role, limit: int) -> list[int]:
     """PromptReps, written down again: cut, decode, render the chat, cut after the answer, tokenise once."""
     cut = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:limit])
     noun = "query" if role == "query" else "passage"
@@ -46,7 +46,7 @@ def specified(tokenizer: Any, text: str, role: Role, limit: int) -> list[int]:
 def test_promptreps_ids_are_those_of_the_specification(tokens: Any, role: Role) -> None:
     found = PromptTokenizer(tokens, catalog.load_methods().find("promptreps")).tokenize(TEXTS, role, 32)
     for row, text in enumerate(TEXTS):
-        assert found[row].tolist() == specified(tokens, text, role, 32), text[:20]
+        assert found[row].tolist() == compute_specified_ids(tokens, text, role, 32), text[:20]
     assert found.truncated == sum(len(tokens(text)["input_ids"]) > 32 for text in TEXTS) > 0
     assert found.empty == 1
 
@@ -79,7 +79,7 @@ def test_an_instruction_stands_where_the_template_says(tokens: Any) -> None:
 
 
 def test_a_chat_method_needs_a_chat_template() -> None:
-    bare = tiny_models.tokenizer()
+    bare = tiny_models.build_tokenizer()
     bare.chat_template = None
     with pytest.raises(InapplicableError, match="promptreps needs a chat template"):
         PromptTokenizer(bare, catalog.load_methods().find("promptreps"))

@@ -43,7 +43,7 @@ def test_a_query_of_unknown_words_finds_nothing() -> None:
 
 
 def test_it_is_a_model_like_any_other(tmp_path: Path) -> None:
-    task = str(small_collection.write(tmp_path / "pantry"))
+    task = str(small_collection.write_folder(tmp_path / "pantry"))
     cell, bm25 = retbench.evaluate(["query-likelihood", "bm25"], tasks=[task], out=tmp_path / "results")
     assert (cell.status, cell.method, bm25.method) == ("done", "query-likelihood", "bm25")
     assert cell.settings_id != bm25.settings_id
@@ -52,10 +52,10 @@ def test_it_is_a_model_like_any_other(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=1)
+    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", num_hidden_layers=1)
 
 
-def speaker(folder: Path, **settings: Any) -> QueryLikelihoodModel:
+def load_model(folder: Path, **settings: Any) -> QueryLikelihoodModel:
     recipe = catalog.find_recipe("llm-ql")
     assert recipe.query_likelihood
     wanted = replace(recipe.query_likelihood, **settings)
@@ -64,26 +64,26 @@ def speaker(folder: Path, **settings: Any) -> QueryLikelihoodModel:
 
 
 DOCUMENTS = ["The heart pumps blood.", "Bread is baked from flour, water, salt and yeast."]
-ASKED = ["what does the heart do", "bread"]
+QUERIES = ["what does the heart do", "bread"]
 
 
 def test_a_row_is_prompt_bottleneck_query_end(folder: Path) -> None:
-    made = speaker(folder)
-    line = made.tokenize_pairs(DOCUMENTS, ASKED)[0]
+    made = load_model(folder)
+    line = made.tokenize_pairs(DOCUMENTS, QUERIES)[0]
     eos = made.tokenizer.eos_token_id
     assert (line.ids[line.bottleneck], line.ids[-1]) == (eos, eos)
     prompt = (
         "Instruct: Given a retrieved passage, summarize the passage.\nPassage: The heart pumps blood.\nSummarization: "
     )
     assert made.tokenizer.decode(line.ids[: line.bottleneck].tolist()) == prompt
-    assert made.tokenizer.decode(line.ids[line.bottleneck + 1 : -1].tolist()) == ASKED[0]
+    assert made.tokenizer.decode(line.ids[line.bottleneck + 1 : -1].tolist()) == QUERIES[0]
 
 
 @pytest.mark.parametrize("stop", [True, False])
 def test_who_sees_whom_position_by_position(folder: Path, stop: bool) -> None:
     """With one layer, a state depends on exactly the positions it attends to: the gradient shows which."""
-    made = speaker(folder, attention_stop=stop)
-    lines = made.tokenize_pairs(DOCUMENTS, ASKED)
+    made = load_model(folder, attention_stop=stop)
+    lines = made.tokenize_pairs(DOCUMENTS, QUERIES)
     padded, lengths = pad_rows([line.ids for line in lines])
     mask = build_attention_mask(lengths, [line.bottleneck for line in lines], stop)
     embedded = made.model.get_input_embeddings()(padded).detach().requires_grad_()
@@ -99,15 +99,15 @@ def test_who_sees_whom_position_by_position(folder: Path, stop: bool) -> None:
 
 
 def test_padding_and_company_do_not_change_a_likelihood(folder: Path) -> None:
-    made = speaker(folder)
-    together = made.compute_log_likelihoods(DOCUMENTS, ASKED, 10_000)
-    alone = [made.compute_log_likelihoods([d], [q], 10_000)[0] for d, q in zip(DOCUMENTS, ASKED, strict=True)]
+    made = load_model(folder)
+    together = made.compute_log_likelihoods(DOCUMENTS, QUERIES, 10_000)
+    alone = [made.compute_log_likelihoods([d], [q], 10_000)[0] for d, q in zip(DOCUMENTS, QUERIES, strict=True)]
     assert together.tolist() == pytest.approx(alone, abs=1e-4)
 
 
 def test_logits_are_made_only_from_the_first_query_on(folder: Path) -> None:
-    made = speaker(folder)
-    lines = made.tokenize_pairs(DOCUMENTS, ASKED)
+    made = load_model(folder)
+    lines = made.tokenize_pairs(DOCUMENTS, QUERIES)
     (whole, ids), (part, behind) = made.compute_logits(lines), made.compute_logits(lines, 7)
     assert part.shape[1] == whole.shape[1] - 7
     assert torch.equal(ids[:, 7:], behind)
@@ -115,12 +115,12 @@ def test_logits_are_made_only_from_the_first_query_on(folder: Path) -> None:
 
 
 def test_a_likelihood_is_the_sum_over_the_querys_tokens_and_the_end(folder: Path) -> None:
-    made = speaker(folder)
-    line = made.tokenize_pairs(DOCUMENTS, ASKED)[0]
+    made = load_model(folder)
+    line = made.tokenize_pairs(DOCUMENTS, QUERIES)[0]
     logits, _ = made.compute_logits([line])
     spoken = logits[0].detach().log_softmax(-1)
     by_hand = sum(float(spoken[place, line.ids[place + 1]]) for place in range(line.bottleneck, len(line.ids) - 1))
-    assert made.compute_log_likelihoods(DOCUMENTS[:1], ASKED[:1], 10_000)[0] == pytest.approx(by_hand, abs=1e-5)
+    assert made.compute_log_likelihoods(DOCUMENTS[:1], QUERIES[:1], 10_000)[0] == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_corruption_takes_its_share_of_words() -> None:

@@ -21,33 +21,34 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 
 from tests import small_collection
-from tests.test_worker_pool import kept
+from tests.test_worker_pool import read_results
 
 ROOT = Path(__file__).parent.parent
 RUN = """
 import os, sys, time
 from functools import partial
 from pathlib import Path
-from retbench.encoders.pieces import Piece
-from retbench.pipelines import evaluate, on_ray, searching
-from retbench.pipelines.request import Request
-from retbench.pipelines.workers import Hand
-from retbench.records.meter import Silent
+from retbench.encoders.shard_tasks import ShardTask
+from retbench.pipelines.evaluation import evaluate
+from retbench.pipelines.evaluation.request import EvaluationRequest
+from retbench.pipelines.models import ray_workers, search
+from retbench.pipelines.models.worker_pool import WorkerState
+from retbench.records.phase_timer import NoProgress
 
-class Held(Hand):
-    def do(self, order):
-        if isinstance(order.task, Piece) and order.task.shard >= 4:
+class WaitingWorkerState(WorkerState):
+    def run(self, item):
+        if isinstance(item.task, ShardTask) and item.task.shard >= 4:
             import ray
             (folder / ray.get_runtime_context().get_node_id()).write_text(str(os.getpid()))
             while not (folder / "open").exists():
                 time.sleep(0.01)
-        return super().do(order)
+        return super().run(item)
 
-on_ray.Hand = Held
+ray_workers.WorkerState = WaitingWorkerState
 folder, model, task, devices = Path(sys.argv[1]), *sys.argv[2:]
-searching.Dense = partial(searching.Dense, shard_rows=2)
+search.DenseRetriever = partial(search.DenseRetriever, shard_rows=2)
 (cell,) = evaluate.evaluate(
-    Request((model,), (task,), ("mean",), out=folder / "results", devices=devices, show=Silent())
+    EvaluationRequest((model,), (task,), ("mean",), out=folder / "results", devices=devices, progress=NoProgress())
 )
 sys.exit(f"{cell.error}: {cell.next_step}" if cell.error else 0)
 """
@@ -56,7 +57,7 @@ BUCKET = "shards"
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_collection.write(tmp_path_factory.mktemp("tasks") / "small")
+    return small_collection.write_folder(tmp_path_factory.mktemp("tasks") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def cluster(bucket: str) -> Iterator[Any]:
             started.shutdown()
 
 
-def begin(folder: Path, model: Path, task: Path, devices: str) -> "subprocess.Popen[str]":
+def start_run(folder: Path, model: Path, task: Path, devices: str) -> "subprocess.Popen[str]":
     """A run with a cache of its own, in a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "RETBENCH_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
@@ -103,27 +104,27 @@ def begin(folder: Path, model: Path, task: Path, devices: str) -> "subprocess.Po
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def ended(process: "subprocess.Popen[str]") -> str:
+def wait_for_run(process: "subprocess.Popen[str]") -> str:
     """What it said, having ended well."""
     _, said = process.communicate()
     assert process.returncode == 0, said[-3000:]
     return said
 
 
-def finished(folder: Path, model: Path, task: Path, devices: str = "1") -> str:
+def run_to_end(folder: Path, model: Path, task: Path, devices: str = "1") -> str:
     (folder / "open").parent.mkdir(parents=True, exist_ok=True)
     (folder / "open").touch()
-    return ended(begin(folder, model, task, devices))
+    return wait_for_run(start_run(folder, model, task, devices))
 
 
 @pytest.fixture(scope="module")
 def alone(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("alone")
-    finished(folder, model, task)
-    return kept(folder / "results")
+    run_to_end(folder, model, task)
+    return read_results(folder / "results")
 
 
-def at_work(running: "subprocess.Popen[str]", note: Path) -> int:
+def wait_until_working(running: "subprocess.Popen[str]", note: Path) -> int:
     """The worker that left this note when it began a piece in the middle."""
     while not (note.exists() and note.read_text()):
         assert running.poll() is None, running.communicate()[1][-3000:]
@@ -131,7 +132,7 @@ def at_work(running: "subprocess.Popen[str]", note: Path) -> int:
     return int(note.read_text())
 
 
-def notes(folder: Path) -> dict[str, str]:
+def read_worker_logs(folder: Path) -> dict[str, str]:
     """Every shard's note: its checksum, and the seconds it took."""
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("shard-*.json")}
 
@@ -140,11 +141,11 @@ def test_a_run_over_s3_is_that_of_one_process_and_another_machine_goes_on_from_i
     cluster: Any, bucket: str, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
 ) -> None:
     on = f"ray:store={bucket}/place,address={cluster.address}"
-    finished(tmp_path / "first", model, task, on)
-    assert kept(tmp_path / "first" / "results") == alone
-    finished(tmp_path / "second", model, task, on)  # an empty cache: every shard is brought, none is computed
-    assert kept(tmp_path / "second" / "results") == alone
-    one, other = (notes(tmp_path / name / "cache" / "embeddings") for name in ("first", "second"))
+    run_to_end(tmp_path / "first", model, task, on)
+    assert read_results(tmp_path / "first" / "results") == alone
+    run_to_end(tmp_path / "second", model, task, on)  # an empty cache: every shard is brought, none is computed
+    assert read_results(tmp_path / "second" / "results") == alone
+    one, other = (read_worker_logs(tmp_path / name / "cache" / "embeddings") for name in ("first", "second"))
     assert len(one) == 12
     assert one == other
     import s3fs
@@ -154,8 +155,8 @@ def test_a_run_over_s3_is_that_of_one_process_and_another_machine_goes_on_from_i
 
 def test_ray_train_runs_the_same_words_in_two_processes(cluster: Any, model: Path, task: Path, tmp_path: Path) -> None:
     words = ["finetune", str(task), "--model", str(model), "--recipe", "quick"]
-    words += ["--set", "split=train", "--set", "batch.contrast=2", "--set", "batch.update=2"]
-    words += ["--set", "optimiser.max_steps=2"]
+    words += ["--set", "split=train", "--set", "batch.contrastive_batch_size=2", "--set", "batch.train_batch_size=2"]
+    words += ["--set", "optimizer.max_steps=2"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RETBENCH_CACHE": str(tmp_path / "cache")}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}  # Ray Train leaves its own results at home
 
@@ -182,17 +183,17 @@ def test_one_of_two_nodes_is_killed_and_the_run_ends_the_same(
     cluster: Any, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
 ) -> None:
     on = f"ray:store={tmp_path / 'shared'},address={cluster.address}"
-    running = begin(tmp_path / "run", model, task, on)
+    running = start_run(tmp_path / "run", model, task, on)
     (other,) = (node for node in cluster.list_all_nodes() if node is not cluster.head_node)
     for node in (cluster.head_node, other):
-        at_work(running, tmp_path / "run" / node.node_id)
+        wait_until_working(running, tmp_path / "run" / node.node_id)
     cluster.remove_node(other, allow_graceful=False)
     with suppress(ProcessLookupError):  # a worker outlives its raylet, but not for long
-        os.kill(at_work(running, tmp_path / "run" / other.node_id), signal.SIGKILL)
+        os.kill(wait_until_working(running, tmp_path / "run" / other.node_id), signal.SIGKILL)
     (tmp_path / "run" / "open").touch()
-    said = ended(running)
+    said = wait_for_run(running)
     assert "on the cluster died: what it was at goes to the others" in said
-    assert kept(tmp_path / "run" / "results") == alone
+    assert read_results(tmp_path / "run" / "results") == alone
     assert (
         json.loads(next((tmp_path / "run" / "cache" / "embeddings").rglob("manifest.json")).read_text())["workers"] == 2
     )

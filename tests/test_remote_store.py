@@ -20,7 +20,7 @@ def depot(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteStorage:
     return RemoteStorage(str(tmp_path / "depot") if request.param == "folder" else f"memory://{uuid4().hex}")
 
 
-def store(tmp_path: Path, name: str = "here", planned: object = None) -> ShardStore:
+def open_store(tmp_path: Path, name: str = "here", planned: object = None) -> ShardStore:
     folder = tmp_path / name / "model" / "key"
     folder.mkdir(parents=True, exist_ok=True)
     found = ShardStore(folder, "fp16")
@@ -30,7 +30,7 @@ def store(tmp_path: Path, name: str = "here", planned: object = None) -> ShardSt
 
 
 def test_what_one_machine_leaves_another_brings(depot: RemoteStorage, tmp_path: Path) -> None:
-    there, here = store(tmp_path, "there"), store(tmp_path)
+    there, here = open_store(tmp_path, "there"), open_store(tmp_path)
     assert depot.open_shard_store(here).download_shard(7, here) is None
     kept = depot.open_shard_store(there).write_shard(7, BLOCK, tokens=12, seconds=1.5)
     brought = depot.open_shard_store(here).download_shard(7, here)
@@ -42,7 +42,7 @@ def test_what_one_machine_leaves_another_brings(depot: RemoteStorage, tmp_path: 
 
 
 def test_a_copy_that_was_cut_short_does_not_count(depot: RemoteStorage, tmp_path: Path) -> None:
-    here = store(tmp_path)
+    here = open_store(tmp_path)
     shelf = depot.open_shard_store(here)
     shelf.write_shard(7, BLOCK, tokens=12, seconds=1.5)
     vectors, note = (f"{shelf.name}/{file.name}" for file in here.get_shard_files(7))
@@ -56,18 +56,18 @@ def test_a_copy_that_was_cut_short_does_not_count(depot: RemoteStorage, tmp_path
 
 
 def test_the_first_plan_is_everybodys(depot: RemoteStorage, tmp_path: Path) -> None:
-    first, second = store(tmp_path, "first", planned=64), store(tmp_path, "second")
+    first, second = open_store(tmp_path, "first", planned=64), open_store(tmp_path, "second")
     depot.open_shard_store(first).sync_plan(first)
     depot.open_shard_store(second).sync_plan(second)
     assert second.load_or_create_plan(dict) == {"budget": 64}
     depot.open_shard_store(second).sync_plan(second)
-    other = store(tmp_path, "other", planned=32)
+    other = open_store(tmp_path, "other", planned=32)
     with pytest.raises(DataError, match="with a different batch plan"):
         depot.open_shard_store(other).sync_plan(other)
 
 
 def test_without_a_plan_anywhere_there_is_nothing_to_share(depot: RemoteStorage, tmp_path: Path) -> None:
-    here = store(tmp_path)
+    here = open_store(tmp_path)
     depot.open_shard_store(here).sync_plan(here)
     assert not here.has_plan()
 
@@ -79,7 +79,9 @@ def test_a_record_is_copied_last(depot: RemoteStorage, tmp_path: Path, monkeypat
         (run / name).write_text(json.dumps(name))
     seen: list[str] = []
     put = RemoteStorage.write_file
-    monkeypatch.setattr(RemoteStorage, "put", lambda self, name, content: (seen.append(name), put(self, name, content)))
+    monkeypatch.setattr(
+        RemoteStorage, "write_file", lambda self, name, content: (seen.append(name), put(self, name, content))
+    )
     depot.upload_run(run, tmp_path / "results")
     assert sorted(seen) == [f"results/suite/task/model/0123/{file.name}" for file in sorted(run.iterdir())]
     assert seen[-1].endswith("record.json")
@@ -87,13 +89,13 @@ def test_a_record_is_copied_last(depot: RemoteStorage, tmp_path: Path, monkeypat
 
 
 # What cannot be reached
-NOWHERE = {"a folder in a file": "{tmp}/file/depot", "a system nobody knows": "nosuch://bucket/depot"}
+UNUSABLE_LOCATIONS = {"a folder in a file": "{tmp}/file/depot", "a system nobody knows": "nosuch://bucket/depot"}
 
 
-@pytest.mark.parametrize("address", NOWHERE.values(), ids=NOWHERE)
+@pytest.mark.parametrize("address", UNUSABLE_LOCATIONS.values(), ids=UNUSABLE_LOCATIONS)
 def test_a_place_that_cannot_be_used_is_told(address: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    here = store(tmp_path)
+    here = open_store(tmp_path)
     with pytest.raises(ResourceError, match="cannot be used") as caught:
         RemoteStorage(address.format(tmp=tmp_path)).open_shard_store(here).write_shard(7, BLOCK, tokens=1, seconds=1.0)
     assert "docs/cluster.md" in caught.value.next_step

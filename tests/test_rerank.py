@@ -25,12 +25,12 @@ from retbench.rerankers.candidates import Candidates, iterate_windows, rerank_qu
 from retbench.rerankers.embedding_rerankers import EmbeddingReranker
 from retbench.retrievers.ranking import Ranking
 from tests import small_collection, tiny_models
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
+    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=2048)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def mute(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def record(cell: dict[str, Any]) -> dict[str, Any]:
+def read_record(cell: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((Path(cell["record"]) / "record.json").read_text())
     return found
 
 
-def ranked(cell: dict[str, Any]) -> dict[str, list[str]]:
+def read_ranking(cell: dict[str, Any]) -> dict[str, list[str]]:
     return saved_run.load_run(Path(cell["record"])).ranking.to_document_ids(
         saved_run.load_run(Path(cell["record"])).collection
     )
@@ -60,7 +60,7 @@ def texts() -> dict[str, str]:
     return {name: f"{title} {text}".strip() for name, title, text in small_collection.DOCUMENTS}
 
 
-def vectors(folder: Path, prompts: list[str]) -> np.ndarray:
+def compute_vectors(folder: Path, prompts: list[str]) -> np.ndarray:
     """Last states by transformers alone, one text at a time."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     found = []
@@ -73,8 +73,8 @@ def vectors(folder: Path, prompts: list[str]) -> np.ndarray:
     return np.stack(found)
 
 
-FULL = ("--set", "dtype=float32")  # a machine with fast bfloat16 would round where the plain computation does not
-LISTED = (
+FLOAT32 = ("--set", "dtype=float32")  # a machine with fast bfloat16 would round where the plain computation does not
+LISTWISE_OPTIONS = (
     "<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n<|im_start|>user\n"
     "Given a web search query and some relevant documents, rerank the documents that answer the query:\n"
     "Documents:\n[1] {0}\n[2] {1}\n[3] {2}\nSearch Query: {3}<|im_end|>\n<|im_start|>assistant\n"
@@ -82,9 +82,9 @@ LISTED = (
 
 
 def test_the_listwise_prompt_and_its_cosines_are_the_plain_computation(model: Path, task: Path, out: Path) -> None:
-    plain, listed = cells(
+    plain, listed = run_cells(
         "run",
-        *FULL,
+        *FLOAT32,
         "--model",
         model,
         "--task",
@@ -97,28 +97,28 @@ def test_the_listwise_prompt_and_its_cosines_are_the_plain_computation(model: Pa
         out,
     )
     assert (plain["rerank"], listed["rerank"]) == ([], ["e2rank:documents=3"])
-    documents, before = texts(), ranked(plain)
-    every = vectors(model, list(documents.values()))
+    documents, before = texts(), read_ranking(plain)
+    every = compute_vectors(model, list(documents.values()))
     for query, wording in small_collection.QUERIES[:3]:
         shown = [" ".join(documents[name].split()) for name in before[query][:3]]
-        (asked,) = vectors(model, [LISTED.format(*shown, wording)])
+        (asked,) = compute_vectors(model, [LISTWISE_OPTIONS.format(*shown, wording)])
         scores = dict(zip(documents, every @ asked, strict=True))
-        after = ranked(listed)[query]
+        after = read_ranking(listed)[query]
         assert sorted(after) == sorted(before[query])
         assert [scores[name] for name in after] == sorted(scores.values(), reverse=True)
     sample = json.loads((Path(listed["record"]) / "sample.json").read_text())
     names = before["q1"][:3]
-    assert sample["prompt"] == LISTED.format(*(documents[name] for name in names), "how to brew a hot drink")
-    facts = record(listed)["cost"]["rerank"][0]
+    assert sample["prompt"] == LISTWISE_OPTIONS.format(*(documents[name] for name in names), "how to brew a hot drink")
+    facts = read_record(listed)["cost"]["rerank"][0]
     assert (facts["form"], facts["prompts"], facts["prompts_cut"]) == ("chat", 3, 0)
     assert facts["latency"].keys() == {"mean", "median", "longest"}
 
 
 def test_a_dry_run_shows_the_listwise_prompt_of_the_run_on_disk(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--rerank", "e2rank:documents=2")
-    *_, cell = cells(*line)
+    *_, cell = run_cells(*line)
     sample = json.loads((Path(cell["record"]) / "sample.json").read_text())
-    (plan,) = cells(*line, "--dry-run")
+    (plan,) = run_cells(*line, "--dry-run")
     assert [plan["rerank"][0][name] for name in ("prompt", "ids")] == [sample["prompt"], sample["ids"]]
 
 
@@ -137,11 +137,11 @@ def _method(name: str) -> Any:
 
 def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", mute, "--task", task, "--method", "last", "--out", out)
-    *_, listed = cells(*line, "--rerank", "e2rank:documents=2")
+    *_, listed = run_cells(*line, "--rerank", "e2rank:documents=2")
     sample = json.loads((Path(listed["record"]) / "sample.json").read_text())
     assert sample["prompt"].startswith("Given a web search query")
     assert sample["prompt"].endswith("Search Query: how to brew a hot drink")
-    refused = call(*line, "--rerank", "e2rank:form=chat", "--json")
+    refused = run_command(*line, "--rerank", "e2rank:form=chat", "--json")
     (_, skipped) = json.loads(refused.stdout)
     assert (skipped["status"], refused.exit_code) == ("skipped", 0)
     assert "no chat template" in skipped["error"]
@@ -183,89 +183,89 @@ def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
 
 def test_where_fewer_than_two_documents_fit_the_cell_is_skipped(mute: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", mute, "--task", task, "--method", "last", "--rerank", "e2rank:length=40", "--out", out)
-    answer = call(*line, "--json")
+    answer = run_command(*line, "--json")
     plain, skipped = json.loads(answer.stdout)
     assert (plain["status"], skipped["status"], answer.exit_code) == ("done", "skipped", 0)
     assert "cannot hold two documents" in skipped["error"]
-    board = call("report", out).output
+    board = run_command("report", out).output
     assert "e2rank:length=40" in board
 
 
 def test_documents_are_not_embedded_again(model: Path, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = ("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
-    cells(*line)
+    line = ("run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--out", out)
+    run_cells(*line)
     seen: list[int] = []
     embed = BackboneEncoder.encode
     monkeypatch.setattr(BackboneEncoder, "encode", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
-    cells(*line, "--rerank", "rocchio")
+    run_cells(*line, "--rerank", "rocchio")
     assert seen == []
-    cells(*line, "--rerank", "e2rank")
+    run_cells(*line, "--rerank", "e2rank")
     assert seen == [1, 1, 1]
-    cells(*line, "--rerank", "e2rank")
+    run_cells(*line, "--rerank", "e2rank")
     assert seen == [1, 1, 1]
 
 
 def test_only_candidates_are_embedded_where_no_corpus_is_stored(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:model={model},method=last")
-    plain, baseline, listed = cells(*line)
+    plain, baseline, listed = run_cells(*line)
     assert baseline["rerank"] == ["vectors:method=last,model=tiny"]
     assert listed["rerank"] == ["e2rank:method=last,model=tiny"]
-    found, documents = ranked(plain), texts()
+    found, documents = read_ranking(plain), texts()
     for query, wording in small_collection.QUERIES[:3]:
-        asked, *rest = vectors(model, [wording, *(documents[name] for name in found[query])])
+        asked, *rest = compute_vectors(model, [wording, *(documents[name] for name in found[query])])
         scores = {name: float(asked @ other) for name, other in zip(found[query], rest, strict=True)}
-        assert ranked(baseline)[query] == sorted(found[query], key=lambda name: -scores[name])
+        assert read_ranking(baseline)[query] == sorted(found[query], key=lambda name: -scores[name])
     assert str(model) not in (Path(listed["record"]) / "record.json").read_text()
-    assert record(listed)["cards"]["rerankers"][0]["name"] == "tiny"
-    (again, *_) = cells(*line)
+    assert read_record(listed)["cards"]["rerankers"][0]["name"] == "tiny"
+    (again, *_) = run_cells(*line)
     assert again["cached"]
 
 
 def test_rocchio_is_the_textbook_formula(model: Path, task: Path, out: Path) -> None:
     word = "rocchio:documents=2,alpha=0.5,beta=2,gamma=0.25"
-    plain, moved = cells(
-        "run", *FULL, "--model", model, "--task", task, "--method", "last", "--rerank", word, "--out", out
+    plain, moved = run_cells(
+        "run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--rerank", word, "--out", out
     )
-    documents, before = texts(), ranked(plain)
-    every = dict(zip(documents, vectors(model, list(documents.values())), strict=True))
+    documents, before = texts(), read_ranking(plain)
+    every = dict(zip(documents, compute_vectors(model, list(documents.values())), strict=True))
     for query, wording in small_collection.QUERIES[:3]:
-        (asked,) = vectors(model, [wording])
+        (asked,) = compute_vectors(model, [wording])
         order = before[query]
         asked = 0.5 * asked + 2 * np.mean([every[name] for name in order[:2]], axis=0)
         asked = asked - 0.25 * np.mean([every[name] for name in order[-2:]], axis=0)
-        assert ranked(moved)[query] == sorted(order, key=lambda name: -float(every[name] @ asked))
+        assert read_ranking(moved)[query] == sorted(order, key=lambda name: -float(every[name] @ asked))
 
 
 @pytest.mark.skipif(not CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
 def test_the_peak_memory_of_a_reranked_cell_is_its_own(task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
-    (plain,) = cells(*line)
+    (plain,) = run_cells(*line)
     large = np.ones(1 << 27)  # a gigabyte, for something else
     del large
-    *_, ordered = cells(*line, "--rerank", "ql")
-    assert record(ordered)["cost"]["peak_memory_mb"] < record(plain)["cost"]["peak_memory_mb"] + 500
+    *_, ordered = run_cells(*line, "--rerank", "ql")
+    assert read_record(ordered)["cost"]["peak_memory_mb"] < read_record(plain)["cost"]["peak_memory_mb"] + 500
 
 
 def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
     """By hand: counts smoothed by the collection's, for the words that stemming and stop words leave."""
-    own = call("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
+    own = run_command("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
     (whole,) = json.loads(own.stdout)
     file = task.parent / "theirs.txt"
     file.write_text("".join(f"q1 Q0 {name} {n} {-n} x\n" for n, (name, _, _) in enumerate(small_collection.DOCUMENTS)))
-    _, ordered = cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
-    found = ranked(whole)["q1"]
-    assert ranked(ordered)["q1"][: len(found)] == found
+    _, ordered = run_cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
+    found = read_ranking(whole)["q1"]
+    assert read_ranking(ordered)["q1"][: len(found)] == found
     rest = [name for name, _, _ in small_collection.DOCUMENTS if name not in found]
-    assert ranked(ordered)["q1"][len(found) :] == rest
+    assert read_ranking(ordered)["q1"][len(found) :] == rest
     assert reranker_settings.parse_reranker("ql:model=some").spelling == "likelihood:model=some"
 
 
 def test_rerankers_compose_and_every_stage_is_a_row(model: Path, task: Path, out: Path) -> None:
-    line = ("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
-    *_, last = cells(*line, "--rerank", "e2rank:documents=2", "--rerank", "rocchio")
+    line = ("run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--out", out)
+    *_, last = run_cells(*line, "--rerank", "e2rank:documents=2", "--rerank", "rocchio")
     assert last["rerank"] == ["e2rank:documents=2", "rocchio"]
-    assert [one["rerank"] for one in record(last)["cost"]["rerank"]] == ["e2rank:documents=2", "rocchio"]
-    board = call("report", out).output
+    assert [one["rerank"] for one in read_record(last)["cost"]["rerank"]] == ["e2rank:documents=2", "rocchio"]
+    board = run_command("report", out).output
     for row in ("| last |", "| last + e2rank:documents=2 |", "| last + e2rank:documents=2 + rocchio |"):
         assert row in board
 
@@ -312,16 +312,16 @@ def test_a_run_of_another_system_is_reranked_and_stands_beside(model: Path, task
     file = task.parent / "theirs.txt"
     file.write_text(RUN)
     line = ("rerank", file, "--task", task, "--with", f"rocchio:model={model}", "--out", out)
-    own, baseline, moved = cells(*line)
+    own, baseline, moved = run_cells(*line)
     assert [cell["model"] for cell in (own, baseline, moved)] == ["theirs"] * 3
-    assert ranked(own)["q1"] == ["coffee", "tea", "bread"]
-    assert sorted(ranked(moved)["q1"]) == ["bread", "coffee", "tea"]
-    assert ranked(moved)["q3"] == []
-    assert "theirs" in call("report", out).output
-    cells("run", "--model", "bm25", "--task", task, "--out", out)
-    (block,) = build_report(out).blocks
-    assert {(row.model, row.method) for row in block.rows} >= {("theirs", "run"), ("bm25", "bm25")}
-    again = cells("rerank", own["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
+    assert read_ranking(own)["q1"] == ["coffee", "tea", "bread"]
+    assert sorted(read_ranking(moved)["q1"]) == ["bread", "coffee", "tea"]
+    assert read_ranking(moved)["q3"] == []
+    assert "theirs" in run_command("report", out).output
+    run_cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (board,) = build_report(out).boards
+    assert {(row.model, row.method) for row in board.rows} >= {("theirs", "run"), ("bm25", "bm25")}
+    again = run_cells("rerank", own["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
     assert again[-1]["settings_id"] == moved["settings_id"]
     assert again[-1]["cached"]
 
@@ -330,9 +330,9 @@ def test_two_runs_of_one_name_are_two_rows(task: Path, out: Path) -> None:
     file = task.parent / "theirs.txt"
     for run in (RUN, RUN.replace("coffee", "ship")):
         file.write_text(run)
-        cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
-    (block,) = build_report(out).blocks
-    assert len({row.label for row in block.rows}) == 4
+        run_cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
+    (board,) = build_report(out).boards
+    assert len({row.label for row in board.rows}) == 4
 
 
 @pytest.mark.parametrize(
@@ -356,21 +356,21 @@ def test_bad_runs_and_options_are_refused_by_name(
 ) -> None:
     file = task.parent / "theirs.txt"
     file.write_text(run)
-    answer = call("rerank", file, "--task", task, "--with", with_, "--out", out)
+    answer = run_command("rerank", file, "--task", task, "--with", with_, "--out", out)
     assert answer.exit_code == code
     assert words in answer.output
 
 
 def test_a_reranker_that_fails_takes_no_finished_cell_away(task: Path, out: Path) -> None:
-    cells("run", "--model", "bm25", "--task", task, "--out", out)
+    run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     (run,) = out.rglob("record.json")
     lost = "listwise:model=./nowhere"
-    answer = call("rerank", run.parent, "--with", "ql", "--with", lost, "--with", "ql", "--out", out, "--json")
+    answer = run_command("rerank", run.parent, "--with", "ql", "--with", lost, "--with", "ql", "--out", out, "--json")
     assert answer.exit_code == 1
     assert [(cell["rerank"], cell["status"]) for cell in json.loads(answer.stdout)] == [
         ([], "done"), (["ql"], "done"), (["ql", lost], "failed"),
     ]  # fmt: skip
-    (failed,) = [cell for cell in json.loads(call("report", out, "--json").stdout) if cell["status"] == "failed"]
+    (failed,) = [cell for cell in json.loads(run_command("report", out, "--json").stdout) if cell["status"] == "failed"]
     assert (failed["method"], failed["rerank"]) == ("bm25", ["ql", lost])
 
 
@@ -381,18 +381,18 @@ def test_the_note_of_a_failed_reranker_goes_when_it_is_done(
     place = tmp_path / "tiny"
     line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:documents=3,model={place}")
     if before:  # done already, by another name of the same model
-        cells(*line[:-1], f"e2rank:documents=3,model={model}")
-    assert call(*line).exit_code == 1
+        run_cells(*line[:-1], f"e2rank:documents=3,model={model}")
+    assert run_command(*line).exit_code == 1
     assert list(out.rglob("*.failed.json"))
     place.symlink_to(model)
-    assert cells(*line)[-1]["cached"] is before
+    assert run_cells(*line)[-1]["cached"] is before
     assert not list(out.rglob("*.failed.json"))
 
 
 def test_a_run_file_needs_its_task(task: Path, out: Path) -> None:
     file = task.parent / "theirs.txt"
     file.write_text(RUN)
-    answer = call("rerank", file, "--with", "rocchio", "--out", out)
+    answer = run_command("rerank", file, "--with", "rocchio", "--out", out)
     assert (answer.exit_code, "--task TASK" in answer.output) == (2, True)
 
 
@@ -410,13 +410,13 @@ def test_excluded_documents_never_come_back(
 
 
 def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path, out: Path) -> None:
-    (cell,) = cells("run", *FULL, "--model", model, "--task", task, "--method", "last", "--out", out)
+    (cell,) = run_cells("run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--out", out)
     other = saved_run.load_run(Path(cell["record"]))
     from retbench.pipelines.reranking.base import ModelResolver
     from retbench.pipelines.reranking.factory import build_reranker_spec
 
     moved = replace(
-        other, record=replace(other.record, model=str(tiny_models.build(task.parent / "tiny2", hidden_size=32)))
+        other, record=replace(other.record, model=str(tiny_models.build_model(task.parent / "tiny2", hidden_size=32)))
     )
     with pytest.raises(DataError, match="are not the weights of the run"):
         build_reranker_spec(reranker_settings.parse_reranker("rocchio"), moved, None, ModelResolver(lambda _: None))

@@ -22,10 +22,10 @@ WINDOW = 40
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=WINDOW)
+    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=WINDOW)
 
 
-def rows(*lengths: int) -> list[np.ndarray]:
+def draw_token_ids(*lengths: int) -> list[np.ndarray]:
     draw = np.random.default_rng(2)
     return [draw.integers(0, 90, length).astype(np.int32) for length in lengths]
 
@@ -58,11 +58,11 @@ def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:
 def test_dynamic_changes_nothing_within_the_window_and_something_beyond(folder: Path) -> None:
     plain, dynamic = (backbone.load_backbone(folder, "float32", CPU, word) for word in (None, "dynamic"))
     for length, same in ((WINDOW, True), (WINDOW + 30, False)):
-        one, other = (loaded.compute_states(rows(length)).flat for loaded in (plain, dynamic))
+        one, other = (loaded.compute_states(draw_token_ids(length)).flat for loaded in (plain, dynamic))
         assert torch.allclose(one, other, atol=1e-5) is same
 
 
-def another(family: str) -> Backbone:
+def build_other_family(family: str) -> Backbone:
     """A model that transformers computes, with a rope that follows the length."""
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -74,7 +74,7 @@ def another(family: str) -> Backbone:
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma"])
 def test_a_text_is_turned_by_its_own_length_whatever_stands_beside_it(family: str) -> None:
-    model, texts = another(family), rows(90, 70, 70, 30, 3)
+    model, texts = build_other_family(family), draw_token_ids(90, 70, 70, 30, 3)
     assert model.kernel == ("blocks" if family == "qwen2" else "sdpa")
     together = model.compute_states(texts)
     for number in np.random.default_rng(0).permutation(len(texts)):
@@ -94,7 +94,7 @@ def test_a_model_without_one_plain_rope_is_refused(folder: Path) -> None:
 
 
 def test_the_setting_is_in_the_record_and_in_the_settings_id(folder: Path, tmp_path: Path) -> None:
-    pantry = str(small_collection.write(tmp_path / "pantry"))
+    pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     found = {}
     for word in (None, "linear:4", "linear:4.0", "yarn:4"):
         overrides = {"rope": word} if word else {}
@@ -111,7 +111,7 @@ def test_the_setting_is_in_the_record_and_in_the_settings_id(folder: Path, tmp_p
 
 
 def test_another_engine_is_not_told(folder: Path, tmp_path: Path) -> None:
-    pantry = str(small_collection.write(tmp_path / "pantry"))
+    pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     (cell,) = retbench.evaluate([str(folder)], tasks=[pantry], methods=["mean"], out=tmp_path / "r",
                                 overrides={"rope": "linear:2"}, engine="sentence-transformers")  # fmt: skip
     assert (cell.status, "how to stretch positions" in str(cell.error)) == ("skipped", True)

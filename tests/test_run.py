@@ -16,19 +16,19 @@ from retbench.errors import DataError
 from tests import small_collection, tiny_models
 
 
-def call(*words: object) -> Any:
+def run_command(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 
-def cells(*words: object) -> list[dict[str, Any]]:
-    answer = call(*words, "--json")
+def run_cells(*words: object) -> list[dict[str, Any]]:
+    answer = run_command(*words, "--json")
     assert answer.exit_code == 0, answer.output
     found: list[dict[str, Any]] = json.loads(answer.stdout)
     return found
 
 
 def test_a_run_leaves_a_whole_record(model: Path, task: Path, out: Path) -> None:
-    (cell,) = cells("run", "--model", model, "--task", task, "--method", "promptreps", "--out", out)
+    (cell,) = run_cells("run", "--model", model, "--task", task, "--method", "promptreps", "--out", out)
     assert (cell["model"], cell["method"], cell["task"], cell["suite"]) == ("tiny", "promptreps", "pantry", "custom")
     assert (cell["documents"], cell["queries"], cell["status"]) == (20, 3, "done")
     folder = Path(cell["record"])
@@ -49,24 +49,24 @@ def test_a_run_leaves_a_whole_record(model: Path, task: Path, out: Path) -> None
 
 def test_the_same_line_again_does_nothing(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--method", "mean", "--out", out)
-    (first,) = cells(*line)
+    (first,) = run_cells(*line)
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
-    (again,) = cells(*line)
+    (again,) = run_cells(*line)
     assert again["cached"]
     assert again["scores"] == first["scores"]
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
-    assert "nothing to do" in call(*line).output
+    assert "nothing to do" in run_command(*line).output
 
 
 @pytest.mark.parametrize("metric", ["ndcg_at_10", "recall_at_10"])
 def test_a_record_with_a_changed_score_is_reported_once_and_mended(task: Path, out: Path, metric: str) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
-    (first,) = cells(*line)
+    (first,) = run_cells(*line)
     file = Path(first["record"]) / "record.json"
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "scores": {**record["scores"], metric: 0.123}}))
-    assert "not the means of its queries" in call("report", out).output
-    assert [cells(*line)[0]["cached"] for _ in range(2)] == [False, True]
+    assert "not the means of its queries" in run_command("report", out).output
+    assert [run_cells(*line)[0]["cached"] for _ in range(2)] == [False, True]
     assert json.loads(file.read_text())["scores"] == first["scores"]
 
 
@@ -75,7 +75,7 @@ def test_a_record_with_a_changed_score_is_reported_once_and_mended(task: Path, o
 )
 def test_one_changed_setting_is_another_record(model: Path, task: Path, out: Path, change: tuple[object, ...]) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out)
-    (first,), (second,) = cells(*line), cells(*line, *change)
+    (first,), (second,) = run_cells(*line), run_cells(*line, *change)
     assert first["settings_id"] != second["settings_id"]
     assert len(list(out.rglob("record.json"))) == 2
 
@@ -84,12 +84,12 @@ def test_without_git_a_record_has_no_commit(
     task: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     assert json.loads((Path(cell["record"]) / "record.json").read_text())["machine"]["commit"] is None
 
 
 def test_truncated_texts_are_counted(model: Path, task: Path, out: Path) -> None:
-    (cell,) = cells("run", "--model", model, "--task", task, "--set", "max_length=8", "--out", out)
+    (cell,) = run_cells("run", "--model", model, "--task", task, "--set", "max_length=8", "--out", out)
     texts = json.loads((Path(cell["record"]) / "record.json").read_text())["texts"]
     assert texts["document"]["truncated"] == 19  # all but the empty one
     assert texts["document"]["longest"] == 8
@@ -100,20 +100,20 @@ def test_scores_can_be_computed_again_from_the_run_file(task: Path, out: Path) -
 
     import pytrec_eval
 
-    (cell,) = cells("run", "--model", "bm25", "--task", task, "--out", out)
+    (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     run: dict[str, dict[str, float]] = {}
     for line in gzip.decompress((Path(cell["record"]) / "run.trec.gz").read_bytes()).decode().splitlines():
         query, _, document, _, score, _ = line.split()
         run.setdefault(query, {})[document] = float(score)
     judged: dict[str, dict[str, int]] = {}
-    for query, document, grade in small_collection.TEST:
+    for query, document, grade in small_collection.TEST_JUDGMENTS:
         judged.setdefault(query, {})[document] = grade
     found = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(run)
     assert sum(scores["ndcg_cut_10"] for scores in found.values()) / len(judged) == pytest.approx(cell["main_score"])
 
 
 def test_a_model_without_chat_template_is_skipped_with_the_reason(task: Path, out: Path, tmp_path: Path) -> None:
-    bare = tiny_models.build(tmp_path / "bare")
+    bare = tiny_models.build_model(tmp_path / "bare")
     for file in (bare / "chat_template.jinja", bare / "tokenizer_config.json"):
         if file.suffix == ".jinja":
             file.unlink(missing_ok=True)
@@ -121,19 +121,21 @@ def test_a_model_without_chat_template_is_skipped_with_the_reason(task: Path, ou
             facts = json.loads(file.read_text())
             facts.pop("chat_template", None)
             file.write_text(json.dumps(facts))
-    found = cells("run", "--model", bare, "--task", task, "--method", "mean", "--method", "promptreps", "--out", out)
+    found = run_cells(
+        "run", "--model", bare, "--task", task, "--method", "mean", "--method", "promptreps", "--out", out
+    )
     assert [cell["status"] for cell in found] == ["done", "skipped"]
     assert "chat template" in found[1]["error"]
 
 
 def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: Path) -> None:
-    broken = small_collection.write(tmp_path / "broken")
+    broken = small_collection.write_folder(tmp_path / "broken")
     (broken / "corpus.jsonl").write_text('{"_id": "a", "text": "x"}\nnot json\n')
-    answer = call("run", "--model", "bm25", "--task", broken, "--task", task, "--out", out, "--json")
+    answer = run_command("run", "--model", "bm25", "--task", broken, "--task", task, "--out", out, "--json")
     assert answer.exit_code == 1
     assert [cell["status"] for cell in json.loads(answer.stdout)] == ["failed", "done"]
     assert "corpus.jsonl:2" in json.loads(answer.stdout)[0]["error"]
-    alone = call("run", "--model", "bm25", "--task", broken, "--out", out)
+    alone = run_command("run", "--model", "bm25", "--task", broken, "--out", out)
     assert alone.exit_code == DataError.exit_code
 
 
@@ -159,16 +161,16 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
     ],
 )
 def test_wrong_words_get_two_lines_and_a_code(words: tuple[str, ...], code: int, said: str, out: Path) -> None:
-    answer = call("run", *words, "--out", out)
+    answer = run_command("run", *words, "--out", out)
     assert answer.exit_code == code
     assert said in answer.output
     assert not out.exists()
-    as_json = json.loads(call("run", *words, "--out", out, "--json").stdout)
+    as_json = json.loads(run_command("run", *words, "--out", out, "--json").stdout)
     assert as_json["exit_code"] == code
 
 
 def test_missing_weights_say_what_to_do(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = call("run", "--model", "qwen2.5-coder", "--suite", "coir", "--out", out)
+    answer = run_command("run", "--model", "qwen2.5-coder", "--suite", "coir", "--out", out)
     assert answer.exit_code == 3
     assert "Qwen/Qwen2.5-Coder-7B" in answer.output
     assert "retbench fetch qwen2.5-coder" in answer.output
@@ -177,7 +179,7 @@ def test_missing_weights_say_what_to_do(out: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_weights_of_another_shape_are_refused(model: Path, task: Path, out: Path) -> None:
-    answer = call("run", "--model", "qwen2.5-coder", "--weights", model, "--task", task, "--out", out)
+    answer = run_command("run", "--model", "qwen2.5-coder", "--weights", model, "--task", task, "--out", out)
     assert answer.exit_code == 4
     assert "layers 2, not 28" in answer.output
 
@@ -194,23 +196,23 @@ def test_ctrl_c_keeps_what_is_finished(task: Path, out: Path, monkeypatch: pytes
         return search(self, queries, k)
 
     monkeypatch.setattr(BM25Index, "search", interrupted)
-    other = small_collection.write(task.parent / "larder")
+    other = small_collection.write_folder(task.parent / "larder")
     line = ("run", "--model", "bm25", "--task", task, "--task", other, "--out", out)
-    answer = call(*line)
+    answer = run_command(*line)
     assert answer.exit_code == 130
     assert "finished cells and shards are kept" in answer.output
-    found = cells(*line)
+    found = run_cells(*line)
     assert [cell["cached"] for cell in found] == [True, False]
 
 
 def test_a_dry_run_shows_texts_tokens_and_time_and_runs_nothing(model: Path, task: Path, out: Path) -> None:
-    (plan,) = cells("run", "--model", model, "--task", task, "--method", "promptreps", "--out", out, "--dry-run")
+    (plan,) = run_cells("run", "--model", model, "--task", task, "--method", "promptreps", "--out", out, "--dry-run")
     assert plan["first"]["query"]["read"].startswith("<|im_start|>system\nYou are an AI assistant")
     assert plan["first"]["query"]["ids"][0] == 1
     assert plan["tokens_exact"]
     assert plan["seconds"] > 0
     assert not out.exists()
-    assert "document tokens" in call("run", "--model", model, "--task", task, "--out", out, "--dry-run").output
+    assert "document tokens" in run_command("run", "--model", model, "--task", task, "--out", out, "--dry-run").output
 
 
 def test_python_does_what_the_command_does(task: Path, out: Path) -> None:
@@ -222,12 +224,12 @@ def test_python_does_what_the_command_does(task: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("words", [("list", "models"), ("list", "suites"), ("show", "model", "minilm-l6")])
 def test_every_table_is_also_json(words: tuple[str, ...]) -> None:
-    assert json.loads(call(*words, "--json").stdout)
-    assert call(*words).exit_code == 0
+    assert json.loads(run_command(*words, "--json").stdout)
+    assert run_command(*words).exit_code == 0
 
 
 def test_fetch_of_a_generated_suite_fills_the_cache(own_cache: Path) -> None:
-    assert "stdlib-text" in call("fetch", "stdlib-text").output
+    assert "stdlib-text" in run_command("fetch", "stdlib-text").output
     assert list((own_cache / "collections").glob("stdlib-text-*/manifest.json"))
 
 
@@ -245,5 +247,5 @@ def test_a_users_own_card_runs_by_name(
     (tmp_path / "cards" / "tasks" / "kitchen" / "my-pantry.toml").write_text(card)
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "cards"))
     fresh_catalog()
-    (cell,) = cells("run", "--model", "bm25", "--task", "my-pantry", "--out", out)
+    (cell,) = run_cells("run", "--model", "bm25", "--task", "my-pantry", "--out", out)
     assert cell["suite"] == "kitchen"

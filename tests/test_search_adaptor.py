@@ -25,14 +25,14 @@ from retbench.training.search_adaptor import (
     train_with_loss_weights,
 )
 from tests import small_collection
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 WIDTH = 8
 
 pytestmark = pytest.mark.usefixtures("fresh_catalog")
 
 
-def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+def draw_vectors(*shape: int, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
@@ -40,7 +40,11 @@ def drawn(*shape: int, seed: int = 0) -> np.ndarray:
 def test_losses_are_the_plain_sums() -> None:
     torch.manual_seed(0)
     net, guess = AdaptorNet(WIDTH, zero=False), AdaptorNet(WIDTH, zero=False)
-    queries, documents, negatives = drawn(3, WIDTH), drawn(3, WIDTH, seed=1), drawn(3, 2, WIDTH, seed=2)
+    queries, documents, negatives = (
+        draw_vectors(3, WIDTH),
+        draw_vectors(3, WIDTH, seed=1),
+        draw_vectors(3, 2, WIDTH, seed=2),
+    )
     grades, gaps = np.array([2.0, 1.0, 1.0]), np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
     found = compute_losses(net, guess, *map(torch.from_numpy, (queries, documents, negatives)),
                    torch.from_numpy(grades).float(), torch.from_numpy(gaps).float())  # fmt: skip
@@ -68,20 +72,20 @@ def test_losses_are_the_plain_sums() -> None:
 
 
 def test_step_0_changes_nothing() -> None:
-    vectors = drawn(5, WIDTH)
+    vectors = draw_vectors(5, WIDTH)
     assert np.allclose(Adaptor(AdaptorNet(WIDTH, zero=True).copy_tensors())(vectors), vectors, atol=1e-7)
 
 
-def turned() -> tuple[AdaptorTrainingData, np.ndarray]:
+def build_rotated_data() -> tuple[AdaptorTrainingData, np.ndarray]:
     """Queries whose documents lie in another corner: a small net can learn the way, and nothing else finds them."""
-    documents = drawn(60, WIDTH)
+    documents = draw_vectors(60, WIDTH)
     queries = documents[:40] * np.array([-1, -1, -1, -1, 1, 1, 1, 1], dtype=np.float32)
     pairs = np.array([(row, row, 1) for row in range(30)])
     return AdaptorTrainingData(queries, documents, pairs, [{row: 1} for row in range(40)]), queries[30:]
 
 
 def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
-    lessons, held = turned()
+    lessons, held = build_rotated_data()
 
     def score(tensors: dict[str, np.ndarray]) -> float:
         change = Adaptor(tensors)
@@ -98,11 +102,11 @@ def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
 
 
 def test_one_layer_is_a_plain_linear_map_and_starts_at_nothing() -> None:
-    lessons, held = turned()
+    lessons, held = build_rotated_data()
     tensors = AdaptorNet(WIDTH, True, 1).copy_tensors()
     assert set(tensors) == {"first.weight", "first.bias"}
     assert np.allclose(Adaptor(tensors)(held), held, atol=1e-7)
-    plain = drawn(WIDTH, WIDTH), drawn(WIDTH, seed=1)
+    plain = draw_vectors(WIDTH, WIDTH), draw_vectors(WIDTH, seed=1)
     moved = held + held @ plain[0].T + plain[1]
     expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     assert np.allclose(Adaptor({"first.weight": plain[0], "first.bias": plain[1]})(held), expected, atol=1e-6)
@@ -113,7 +117,7 @@ def test_one_layer_is_a_plain_linear_map_and_starts_at_nothing() -> None:
 
 
 def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
-    lessons, _ = turned()
+    lessons, _ = build_rotated_data()
     zero = AdaptorNet(WIDTH, zero=True).copy_tensors()
 
     def after(**change: Any) -> dict[str, np.ndarray]:
@@ -121,13 +125,13 @@ def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
         recipe = AdaptorRecipe(max_steps=25, **change)
         return train_with_loss_weights(lessons, recipe, 0.0, recipe.beta[0], lambda _: next(scores)).tensors
 
-    assert np.array_equal(after(ranking=0.0, beta=(0.0,))["last.weight"], zero["last.weight"])
+    assert np.array_equal(after(ranking_weight=0.0, beta=(0.0,))["last.weight"], zero["last.weight"])
     assert not np.array_equal(after(beta=(0.0,))["last.weight"], zero["last.weight"])
-    assert not np.array_equal(after(ranking=0.0, beta=(0.1,))["last.weight"], zero["last.weight"])
+    assert not np.array_equal(after(ranking_weight=0.0, beta=(0.1,))["last.weight"], zero["last.weight"])
 
 
 def test_patience_ends_a_training_that_gets_nowhere() -> None:
-    lessons, _ = turned()
+    lessons, _ = build_rotated_data()
     looks: list[float] = []
     learned = train_with_loss_weights(
         lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5
@@ -138,7 +142,7 @@ def test_patience_ends_a_training_that_gets_nowhere() -> None:
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    folder = small_collection.write(tmp_path / "pantry")
+    folder = small_collection.write_folder(tmp_path / "pantry")
     queries = [
         {"_id": f"t{n}", "text": f"{text[:20]}"} for n, (_, _, text) in enumerate(small_collection.DOCUMENTS[:15])
     ]
@@ -149,11 +153,13 @@ def task(tmp_path: Path) -> Path:
     return folder
 
 
-SHORT = ("--set", "iterations=50", "--set", "alpha=[0.1]", "--set", "beta=[0.01]")
+SHORT_TRAINING = ("--set", "iterations=50", "--set", "alpha=[0.1]", "--set", "beta=[0.01]")
 
 
-def trained(model: Path, task: Path, *words: object) -> dict[str, Any]:
-    answer = call("finetune", task, "--model", model, "--objective", "adaptor", *SHORT, *words, "--json")
+def train_adaptor(model: Path, task: Path, *words: object) -> dict[str, Any]:
+    answer = run_command(
+        "finetune", task, "--model", model, "--objective", "adaptor", *SHORT_TRAINING, *words, "--json"
+    )
     assert answer.exit_code == 0, answer.output
     facts: dict[str, Any] = json.loads(answer.stdout)
     return facts
@@ -163,21 +169,23 @@ def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
     model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "results"
-    (plain,) = cells("run", "--model", model, "--task", task, "--out", out)
+    (plain,) = run_cells("run", "--model", model, "--task", task, "--out", out)
     seen: list[int] = []
     embed = BackboneEncoder.encode
     monkeypatch.setattr(BackboneEncoder, "encode", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
-    facts = trained(model, task, "--name", "moved")
+    facts = train_adaptor(model, task, "--name", "moved")
     assert sum(seen) == 17  # the training queries; the corpus was there
     seen.clear()
-    (cell,) = cells("run", "--model", "moved", "--task", task, "--out", out)
+    (cell,) = run_cells("run", "--model", "moved", "--task", task, "--out", out)
     assert (cell["model"], cell["seen"], seen) == ("moved", "seen", [])
     assert cell["settings_id"] != plain["settings_id"]
     assert facts["verdict"] in ("it helps", "it does not help")
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["adaptor"] == record["cards"]["model"]["adapted"]["sha256"]
     assert "adaptor" not in json.loads((Path(plain["record"]) / "record.json").read_text())["settings"]["encoder"]
-    assert len(cells("run", "--model", "moved", "--task", task, "--out", out, "--rerank", "e2rank:documents=2")) == 2
+    assert (
+        len(run_cells("run", "--model", "moved", "--task", task, "--out", out, "--rerank", "e2rank:documents=2")) == 2
+    )
 
 
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
@@ -187,19 +195,19 @@ def test_the_peak_memory_of_its_cell_counts_nothing_from_before_its_training(
     memory.reset_peak_memory()
     before, large = memory.get_peak_memory_mb(), np.ones(1 << 27)  # a gigabyte
     del large
-    trained(model, task, "--name", "moved")
-    (cell,) = cells("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
+    train_adaptor(model, task, "--name", "moved")
+    (cell,) = run_cells("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
     assert json.loads((Path(cell["record"]) / "record.json").read_text())["cost"]["peak_memory_mb"] < before + 500
 
 
 def test_its_ranking_is_that_of_its_vectors(model: Path, task: Path, tmp_path: Path) -> None:
-    facts = trained(model, task, "--name", "moved", "--set", "top=5")
+    facts = train_adaptor(model, task, "--name", "moved", "--set", "top=5")
     change = Adaptor(load_file(Path(facts["folder"]) / "adaptor.safetensors"))
     line = ("run", "--model", "moved", "--task", task, "--set", "dtype=float32", "--out", tmp_path / "results")
-    (cell,) = cells(*line)
+    (cell,) = run_cells(*line)
     run = saved_run.load_run(Path(cell["record"]))
     documents, queries = (
-        change(means(model, some)) for some in (texts(), [text for _, text in small_collection.QUERIES[:3]])
+        change(compute_means(model, some)) for some in (texts(), [text for _, text in small_collection.QUERIES[:3]])
     )
     expected = -np.sort(-(queries @ documents.T), axis=1)
     assert np.allclose(np.stack(run.ranking.scores), expected, atol=1e-4)
@@ -209,7 +217,7 @@ def texts() -> list[str]:
     return [f"{title} {text}".strip() for _, title, text in small_collection.DOCUMENTS]
 
 
-def means(folder: Path, some: list[str]) -> np.ndarray:
+def compute_means(folder: Path, some: list[str]) -> np.ndarray:
     """Mean states by transformers alone, one text at a time."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     found = []
@@ -222,25 +230,25 @@ def means(folder: Path, some: list[str]) -> np.ndarray:
 
 
 def test_few_queries_and_short_texts_are_what_run_reads_afterwards(model: Path, task: Path, tmp_path: Path) -> None:
-    facts = trained(model, task, "--name", "short", "--set", "queries=10", "--set", "max_length=4")
+    facts = train_adaptor(model, task, "--name", "short", "--set", "queries=10", "--set", "max_length=4")
     assert facts["queries"] == 2  # a fifth of ten
-    (cell,) = cells("run", "--model", "short", "--task", task, "--out", tmp_path / "results")
+    (cell,) = run_cells("run", "--model", "short", "--task", task, "--out", tmp_path / "results")
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["document_limit"] == 4
 
 
 def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
-    facts = trained(model, task, "--name", "still", "--set", "rate=1e-9")
+    facts = train_adaptor(model, task, "--name", "still", "--set", "learning_rate=1e-9")
     assert (facts["verdict"], facts["helps"], facts["p"]) == ("it does not help", False, 1.0)
     assert facts["before"] == facts["after"]
-    assert "it does not help" in call("show", "model", "still").output
+    assert "it does not help" in run_command("show", "model", "still").output
 
 
 @pytest.mark.parametrize(
     ("words", "told", "code"),
     [
         (("--set", "negatives=0"), "nothing", 2),
-        (("--set", "alpha=[]"), "empty grid", 2),
+        (("--set", "alpha=[]"), "empty list", 2),
         (("--set", "queries=1"), "nothing to learn from", 2),
         (("--set", "layers=3"), "layers", 2),
         (("--set", "speed=1"), "there is no option 'speed'", 2),
@@ -252,18 +260,20 @@ def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
     ],
 )
 def test_wishes_that_cannot_be_met(model: Path, task: Path, words: tuple[str, ...], told: str, code: int) -> None:
-    answer = call("finetune", task, "--model", model, "--objective", "adaptor", *words)
+    answer = run_command("finetune", task, "--model", model, "--objective", "adaptor", *words)
     assert (answer.exit_code, told in answer.output) == (code, True), answer.output
 
 
 def test_what_does_not_belong_together_is_refused(model: Path, task: Path, tmp_path: Path) -> None:
-    facts = trained(model, task, "--name", "moved")
+    facts = train_adaptor(model, task, "--name", "moved")
     line = ("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
-    answer = call(*line, "--method", "last")
+    answer = run_command(*line, "--method", "last")
     assert "changes vectors of method mean" in re.sub(r"\s+", " ", answer.output)
     file = Path(facts["folder"]) / "adaptor.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\1\0")
-    answer = call(*line)
+    answer = run_command(*line)
     assert (answer.exit_code, "is not the adaptor its card describes" in answer.output) == (4, True)
-    again = call("finetune", task, "--model", model, "--objective", "adaptor", *SHORT, "--name", "moved")
+    again = run_command(
+        "finetune", task, "--model", model, "--objective", "adaptor", *SHORT_TRAINING, "--name", "moved"
+    )
     assert (again.exit_code, "is not empty" in again.output) == (2, True)

@@ -19,7 +19,7 @@ from retbench.cli.main import app
 from retbench.engines import hub_weights, remote_code
 from tests import local_server, tiny_models
 from tests.test_import_rules import FILES
-from tests.test_run import call
+from tests.test_run import run_command
 
 KEYS = {
     "RETBENCH_ENDPOINT_KEY": "sk-do-not-tell-endpoint",
@@ -29,9 +29,9 @@ KEYS = {
 
 
 @pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.Server]:
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.LocalServer]:
     """A server, and an environment full of keys."""
-    with local_server.serving() as running:
+    with local_server.start_server() as running:
         monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # doctor would ask whether the hub answers
         for name, value in KEYS.items():
@@ -39,22 +39,24 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.Server]:
         yield running
 
 
-def told(*texts: str) -> list[str]:
+def find_keys_in(*texts: str) -> list[str]:
     return [name for name, value in KEYS.items() if any(value in text for text in texts)]
 
 
-def written(*folders: Path) -> Iterator[tuple[Path, bytes]]:
+def iterate_files(*folders: Path) -> Iterator[tuple[Path, bytes]]:
     for folder in folders:
         for file in folder.rglob("*"):
             if file.is_file():
                 yield file, file.read_bytes()
 
 
-def holds_a_key(*folders: Path) -> list[Path]:
-    return [file for file, content in written(*folders) if any(value.encode() in content for value in KEYS.values())]
+def find_files_with_keys(*folders: Path) -> list[Path]:
+    return [
+        file for file, content in iterate_files(*folders) if any(value.encode() in content for value in KEYS.values())
+    ]
 
 
-def run(task: Path, out: Path, *more: str) -> tuple[str, ...]:
+def build_run_command(task: Path, out: Path, *more: str) -> tuple[str, ...]:
     words = (
         "run",
         "--model",
@@ -69,7 +71,7 @@ def run(task: Path, out: Path, *more: str) -> tuple[str, ...]:
     return (*words, *more)
 
 
-def spoken(words: tuple[str, ...]) -> tuple[int, str, str]:
+def run_subprocess(words: tuple[str, ...]) -> tuple[int, str, str]:
     """The command as a user starts it, with everything it says; at its most talkative."""
     command = [sys.executable, "-m", "retbench", "--verbose", *words]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -79,34 +81,34 @@ def spoken(words: tuple[str, ...]) -> tuple[int, str, str]:
 def test_the_search_for_keys_would_find_one(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "x.json").write_text(f"key: {KEYS['HF_TOKEN']}!")
-    assert holds_a_key(tmp_path)
-    assert told("", KEYS["AWS_SECRET_ACCESS_KEY"]) == ["AWS_SECRET_ACCESS_KEY"]
+    assert find_files_with_keys(tmp_path)
+    assert find_keys_in("", KEYS["AWS_SECRET_ACCESS_KEY"]) == ["AWS_SECRET_ACCESS_KEY"]
 
 
 def test_a_run_with_keys_writes_and_says_none(
-    keys: local_server.Server, task: Path, out: Path, own_cache: Path
+    keys: local_server.LocalServer, task: Path, out: Path, own_cache: Path
 ) -> None:
-    status, stdout, stderr = spoken(run(task, out, "--json"))
+    status, stdout, stderr = run_subprocess(build_run_command(task, out, "--json"))
     assert status == 0, stderr
     assert set(keys.keys) == {f"Bearer {KEYS['RETBENCH_ENDPOINT_KEY']}"}  # it was needed, and sent
     (cell,) = json.loads(stdout)
-    pages = [call("report", out, "--format", form).output for form in ("markdown", "html", "json")]
-    looks = [call("doctor", "--json").output, call("inspect", cell["record"]).output]
-    assert told(stdout, stderr, *pages, *looks) == []
-    assert len(list(written(out, own_cache))) > 10
-    assert holds_a_key(out, own_cache, task) == []
+    pages = [run_command("report", out, "--format", form).output for form in ("markdown", "html", "json")]
+    looks = [run_command("doctor", "--json").output, run_command("inspect", cell["record"]).output]
+    assert find_keys_in(stdout, stderr, *pages, *looks) == []
+    assert len(list(iterate_files(out, own_cache))) > 10
+    assert find_files_with_keys(out, own_cache, task) == []
 
 
-def shouting(body: dict[str, Any]) -> local_server.Answer:
+def answer_with_keys(body: dict[str, Any]) -> local_server.Answer:
     """A careless server: every key comes back in its words."""
     return 401, {}, f"bad key {' '.join(KEYS.values())}".encode()
 
 
 FAULTS = {
-    "refuses": (shouting, 3),
-    "is overloaded": (lambda body: (503, {}, shouting(body)[2]), 5),
-    "does not understand": (lambda body: (400, {}, shouting(body)[2]), 2),
-    "sends half": (local_server.half, 5),
+    "refuses": (answer_with_keys, 3),
+    "is overloaded": (lambda body: (503, {}, answer_with_keys(body)[2]), 5),
+    "does not understand": (lambda body: (400, {}, answer_with_keys(body)[2]), 2),
+    "sends half": (local_server.answer_half, 5),
     "says nothing of use": (lambda body: (200, {}, json.dumps({"error": KEYS["RETBENCH_ENDPOINT_KEY"]}).encode()), 5),
 }
 
@@ -115,33 +117,33 @@ FAULTS = {
 def test_a_failing_call_tells_no_key(
     fault: Any,
     status: int,
-    keys: local_server.Server,
+    keys: local_server.LocalServer,
     task: Path,
     out: Path,
     own_cache: Path,
 ) -> None:
-    keys.good = fault
-    answer = call(*run(task, out, "--json"))
+    keys.answer = fault
+    answer = run_command(*build_run_command(task, out, "--json"))
     assert answer.exit_code == status
-    assert keys.asked
-    assert told(answer.output, answer.stderr) == []
+    assert keys.requests
+    assert find_keys_in(answer.output, answer.stderr) == []
     assert list(out.rglob("*.failed.json"))  # the failure was noted, and without a key
-    assert holds_a_key(out, own_cache) == []
+    assert find_files_with_keys(out, own_cache) == []
 
 
 def test_a_key_on_the_command_line_does_not_exist() -> None:
     """Keys come from the environment alone: no option takes one, so no shell history and no record holds one."""
     for words in (["run"], ["rerank"], ["finetune"], ["fetch"], ["verify"], ["study", "run"]):
-        offered = call(*words, "--help").output.lower()
+        offered = run_command(*words, "--help").output.lower()
         assert not [word for word in ("--token", "--key", "--api-key", "--password") if word in offered]
 
 
 # Code
 
 
-def with_code(folder: Path, marker: Path) -> Path:
+def write_model_with_code(folder: Path, marker: Path) -> Path:
     """A tiny model whose config names classes in a file beside its weights; running it leaves a mark."""
-    tiny_models.build(folder)
+    tiny_models.build_model(folder)
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
     config |= {"model_type": "own-of-somebody", "architectures": ["OwnModel"]}
@@ -160,12 +162,12 @@ def with_code(folder: Path, marker: Path) -> Path:
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv(remote_code.TRUST_VARIABLE, "")  # and is put back, whatever a command sets
-    return with_code(tmp_path / "stranger", tmp_path / "mark"), tmp_path / "mark"
+    return write_model_with_code(tmp_path / "stranger", tmp_path / "mark"), tmp_path / "mark"
 
 
 def test_code_beside_weights_does_not_run(stranger: tuple[Path, Path], task: Path, out: Path) -> None:
     folder, mark = stranger
-    answer = call("run", "--model", folder, "--task", task, "--out", out, "--method", "mean")
+    answer = run_command("run", "--model", folder, "--task", task, "--out", out, "--method", "mean")
     assert answer.exit_code == 4
     assert "only be loaded by running the code that lies beside its weights" in answer.output
     assert "retbench --trust-remote-code run" in answer.output
@@ -191,14 +193,14 @@ def test_trusted_code_runs_and_its_digest_is_in_the_record(
         "mean",
         "--json",
     )
-    (first,) = json.loads(call(*words, "--json").stdout)
+    (first,) = json.loads(run_command(*words, "--json").stdout)
     assert first["status"] == "done"
     assert mark.read_text() == "ran"
     record = json.loads((Path(first["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["code"] == remote_code.compute_code_digest(folder)
     with (folder / "own.py").open("a") as own:
         own.write("# another line\n")
-    (second,) = json.loads(call(*words, "--json").stdout)
+    (second,) = json.loads(run_command(*words, "--json").stdout)
     assert second["settings_id"] != first["settings_id"]  # other code, another cell
 
 
@@ -217,7 +219,7 @@ def test_help_names_the_variable_that_grants_trust() -> None:
     assert option.envvar == remote_code.TRUST_VARIABLE
 
 
-def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
+def iterate_calls(name: str) -> Iterator[tuple[str, ast.Call]]:
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", None)) == name:
@@ -226,14 +228,14 @@ def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
 
 def test_every_loading_says_what_it_thinks_of_code() -> None:
     """Left out, transformers asks at the terminal, and a tired yes would run it."""
-    found = [(where, {word.arg for word in node.keywords}) for where, node in calls("from_pretrained")]
+    found = [(where, {word.arg for word in node.keywords}) for where, node in iterate_calls("from_pretrained")]
     assert len(found) > 8
     silent = [where for where, said in found if not said & {"trust_remote_code", "gguf_file"}]
     assert [where for where in silent if "adapters.py" not in where] == []  # peft's, which loads no code
 
 
 def test_nothing_is_unpickled() -> None:
-    found = {where: node for name in ("load", "loads", "read_pickle") for where, node in calls(name)}
+    found = {where: node for name in ("load", "loads", "read_pickle") for where, node in iterate_calls(name)}
     names = {where: ast.unparse(node.func) for where, node in found.items()}
     pickles = ("pickle.", "joblib.", "dill.", "cloudpickle.", "marshal.", "shelve.", "pd.read_pickle")
     assert [where for where, name in names.items() if name.startswith(pickles)] == []

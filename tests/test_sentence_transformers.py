@@ -18,12 +18,12 @@ from retbench.engines import backbone, fingerprints, sentence_transformers_engin
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, UsageError
 from tests import tiny_models
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 CPU = torch.device("cpu")
 
 
-def pair(folder: Path, name: str) -> tuple[BackboneEncoder, TokenIdEncoder]:
+def load_both_encoders(folder: Path, name: str) -> tuple[BackboneEncoder, TokenIdEncoder]:
     method = catalog.find_method(name)
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     loaded = backbone.load_backbone(folder, "float32", CPU)
@@ -34,7 +34,7 @@ def pair(folder: Path, name: str) -> tuple[BackboneEncoder, TokenIdEncoder]:
 
 @pytest.mark.parametrize("name", ["last", "mean", "first", "weighted", "promptreps", "eos"])
 def test_both_engines_agree(model: Path, name: str) -> None:
-    ours, theirs = pair(model, name)
+    ours, theirs = load_both_encoders(model, name)
     tokens = ours.tokenize(tiny_models.SENTENCES, "query")
     one, other = ours.encode(tokens), theirs.encode(tokens)
     assert (one * other).sum(1).min() > 0.99999
@@ -94,14 +94,14 @@ def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:
 
 def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean")
-    (ours,), (theirs,) = cells(*line), cells(*line, "--engine", "sentence-transformers")
+    (ours,), (theirs,) = run_cells(*line), run_cells(*line, "--engine", "sentence-transformers")
     assert (ours["engine"], theirs["engine"]) == ("transformers", "sentence-transformers")
     assert ours["settings_id"] != theirs["settings_id"]
     assert theirs["scores"] == pytest.approx(ours["scores"])
-    skipped = call(*line, "--engine", "sentence-transformers", "--method", "echo")
+    skipped = run_command(*line, "--engine", "sentence-transformers", "--method", "echo")
     assert "pooling over part of the tokens" in skipped.output
 
 
 def test_our_engine_has_no_pooling_of_the_models_own(model: Path, task: Path, out: Path) -> None:
-    (cell,) = cells("run", "--model", model, "--task", task, "--out", out, "--method", "as-published")
+    (cell,) = run_cells("run", "--model", model, "--task", task, "--out", out, "--method", "as-published")
     assert cell["status"] == "skipped"

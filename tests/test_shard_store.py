@@ -33,7 +33,7 @@ def filled(store: ShardStore) -> ShardStore:
     return store
 
 
-def names(store: ShardStore) -> set[str]:
+def list_file_names(store: ShardStore) -> set[str]:
     return {path.name for path in store.folder.iterdir()}
 
 
@@ -43,7 +43,7 @@ def test_a_shard_is_read_as_it_was_written(filled: ShardStore) -> None:
     np.testing.assert_array_equal(block.rows, BLOCK.rows)
     np.testing.assert_array_equal(block.vectors, BLOCK.vectors)
     assert (block.rows.dtype, block.vectors.dtype) == (np.int64, np.float32)
-    assert names(filled) == FILES
+    assert list_file_names(filled) == FILES
 
 
 def test_a_shard_that_was_never_written_is_none(filled: ShardStore) -> None:
@@ -111,7 +111,7 @@ def test_seconds_add_up_over_shards(filled: ShardStore) -> None:
     assert filled.compute_total_cost().seconds == 1.75
 
 
-def full(*_: object) -> None:
+def raise_disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -122,21 +122,21 @@ FAULTS = {"at fsync": (os, "fsync"), "at rename": (Path, "rename")}
 @pytest.mark.parametrize(("owner", "call"), FAULTS.values(), ids=FAULTS)
 def test_a_full_disk_leaves_nothing(store: ShardStore, monkeypatch: pytest.MonkeyPatch, owner: Any, call: str) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(owner, call, full)
+        patch.setattr(owner, call, raise_disk_full)
         with pytest.raises(ResourceError) as caught:
             store.write_shard(7, BLOCK, tokens=12, seconds=1.5)
     assert "shard-00007.safetensors could not be written: No space left on device" in caught.value.cause
     assert "run the same command" in caught.value.next_step
-    assert names(store) == set()
+    assert list_file_names(store) == set()
     assert store.read_shard(7) is None
 
 
 def test_a_full_disk_keeps_what_was_there(filled: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", raise_disk_full)
         with pytest.raises(ResourceError):
             filled.write_shard(8, BLOCK, tokens=12, seconds=1.5)
-    assert names(filled) == FILES
+    assert list_file_names(filled) == FILES
     assert filled.read_shard(7) is not None
 
 
@@ -150,7 +150,7 @@ def test_a_shard_without_its_note_does_not_count(store: ShardStore, monkeypatch:
         patch.setattr(shard_store, "write_file_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             store.write_shard(7, BLOCK, tokens=12, seconds=1.5)
-    assert names(store) == {"shard-00007.safetensors"}
+    assert list_file_names(store) == {"shard-00007.safetensors"}
     assert store.read_shard(7) is None
 
 
@@ -159,7 +159,7 @@ def test_a_folder_that_is_not_there_cannot_be_written(tmp_path: Path) -> None:
         write_file_atomically(tmp_path / "nowhere" / "file", b"x")
 
 
-def _second(folder: Path, pipe: Connection) -> None:
+def _run_second_process(folder: Path, pipe: Connection) -> None:
     pipe.send("ready")
     pipe.recv()
     pipe.send("trying")
@@ -170,7 +170,7 @@ def _second(folder: Path, pipe: Connection) -> None:
 def test_a_second_process_waits_until_the_first_is_done(store: ShardStore) -> None:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    second = context.Process(target=_second, args=(store.folder, there))
+    second = context.Process(target=_run_second_process, args=(store.folder, there))
     second.start()
     assert here.recv() == "ready"
     with store.lock():

@@ -186,6 +186,8 @@ def test_every_released_size_of_a_line_has_a_card(line: str) -> None:
 
 @pytest.mark.parametrize("name", THE_EIGHT.values())
 def test_the_eight_say_what_they_end_a_text_with(name: str) -> None:
-    ends = [note for note in catalog.find_model_card(name).notes if "The end-of-sequence token in its config is" in note]
+    ends = [
+        note for note in catalog.find_model_card(name).notes if "The end-of-sequence token in its config is" in note
+    ]
     assert len(ends) == 1
     assert re.search(r"15164[35]", ends[0])

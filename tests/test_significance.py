@@ -30,13 +30,13 @@ Floats = NDArray[np.float64]
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=10)
 
 
-def _pair(queries: int, gap: float, seed: int = 1) -> tuple[Floats, Floats]:
+def _draw_paired_scores(queries: int, gap: float, seed: int = 1) -> tuple[Floats, Floats]:
     generator = np.random.default_rng(seed)
     a = generator.random(queries)
     return a, a + gap + 0.1 * generator.standard_normal(queries)
 
 
-def _brute_force(a: list[float], b: list[float]) -> float:
+def _compute_by_brute_force(a: list[float], b: list[float]) -> float:
     difference = [x - y for x, y in zip(a, b, strict=True)]
     observed = abs(math.fsum(difference))
     sums = [
@@ -57,18 +57,18 @@ def test_exact_case_by_hand() -> None:
 @given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=1, max_size=7))
 def test_few_queries_are_enumerated(pairs: list[tuple[int, int]]) -> None:
     a, b = [x / 10 for x, _ in pairs], [y / 10 for _, y in pairs]
-    assert compute_paired_p_value(a, b) == _brute_force(a, b)
+    assert compute_paired_p_value(a, b) == _compute_by_brute_force(a, b)
 
 
 @pytest.mark.parametrize("queries", [5, 12])
 def test_exact_equals_scipy(queries: int) -> None:
-    a, b = _pair(queries, gap=0.05)
+    a, b = _draw_paired_scores(queries, gap=0.05)
     assert compute_paired_p_value(a, b) == pytest.approx(_scipy_p_value(a, b, rounds=5000), abs=1e-12)
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.01, 0.02])
 def test_sampling_agrees_with_scipy(gap: float) -> None:
-    a, b = _pair(200, gap)
+    a, b = _draw_paired_scores(200, gap)
     ours, theirs = compute_paired_p_value(a, b), _scipy_p_value(a, b, rounds=9999)
     # Four standard errors of the difference of two estimates from 10,000 rounds each.
     assert abs(ours - theirs) <= 4 * math.sqrt(2 * max(ours * (1 - ours), 1e-4) / 10_000)
@@ -85,7 +85,7 @@ def _scipy_p_value(a: Floats, b: Floats, rounds: int) -> float:
 
 
 def test_sampling_agrees_with_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = _pair(12, gap=0.05)
+    a, b = _draw_paired_scores(12, gap=0.05)
     exact = compute_paired_p_value(a, b)
     monkeypatch.setattr(significance, "EXACT_UNTIL", 0)
     sampled = compute_paired_p_value(a, b, rounds=40_000)
@@ -93,12 +93,12 @@ def test_sampling_agrees_with_enumeration(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_sampled_p_value_is_never_zero() -> None:
-    a, b = _pair(100, gap=5.0)
+    a, b = _draw_paired_scores(100, gap=5.0)
     assert compute_paired_p_value(a, b, rounds=999) == 1 / 1000
 
 
 def test_the_seed_fixes_the_p_value_and_the_sides_are_alike() -> None:
-    a, b = _pair(200, gap=0.01)
+    a, b = _draw_paired_scores(200, gap=0.01)
     assert (
         compute_paired_p_value(a, b, seed=4)
         == compute_paired_p_value(a, b, seed=4)
@@ -109,14 +109,14 @@ def test_the_seed_fixes_the_p_value_and_the_sides_are_alike() -> None:
 
 
 def test_equal_models_are_called_different_as_often_as_promised() -> None:
-    p_values = [compute_paired_p_value(*_pair(30, gap=0.0, seed=seed), rounds=199) for seed in range(600)]
+    p_values = [compute_paired_p_value(*_draw_paired_scores(30, gap=0.0, seed=seed), rounds=199) for seed in range(600)]
     for level in (0.05, 0.2, 0.5):
         rate = sum(p_value <= level for p_value in p_values) / 600
         assert abs(rate - level) < 4 * math.sqrt(level * (1 - level) / 600)
 
 
 def test_bounded_memory_does_not_change_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = _pair(77, gap=0.01)
+    a, b = _draw_paired_scores(77, gap=0.01)
     whole = compute_paired_p_value(a, b), compute_bootstrap_interval(a), rank_models({"a": a, "b": b, "c": b + 0.01})
     sizes = list(significance._split_rounds(1000, 77))
     monkeypatch.setattr(significance, "CELLS", 77 * 30)
@@ -227,24 +227,24 @@ def test_scores_that_cannot_be_paired_are_refused() -> None:
         rank_models({"sound": [0.1, 0.2], "broken": [0.1, math.nan]})
 
 
-def _letters(order: str, *different: str) -> dict[str, str]:
+def _assign_letters(order: str, *different: str) -> dict[str, str]:
     """Models as letters of a string, best first, and pairs of them that differ."""
     found = significance._assign_letters(range(len(order)), [(order.index(x), order.index(y)) for x, y in different])
     return {order[model]: letters for model, letters in found.items()}
 
 
 def test_letters_by_hand() -> None:
-    assert _letters("XYZ") == {"X": "a", "Y": "a", "Z": "a"}
-    assert _letters("XYZ", "XY", "XZ", "YZ") == {"X": "a", "Y": "b", "Z": "c"}
-    assert _letters("XYZ", "XZ") == {"X": "a", "Y": "ab", "Z": "b"}
-    assert _letters("WXYZ", "WY", "WZ", "XZ") == {"W": "a", "X": "ab", "Y": "bc", "Z": "c"}
+    assert _assign_letters("XYZ") == {"X": "a", "Y": "a", "Z": "a"}
+    assert _assign_letters("XYZ", "XY", "XZ", "YZ") == {"X": "a", "Y": "b", "Z": "c"}
+    assert _assign_letters("XYZ", "XZ") == {"X": "a", "Y": "ab", "Z": "b"}
+    assert _assign_letters("WXYZ", "WY", "WZ", "XZ") == {"W": "a", "X": "ab", "Y": "bc", "Z": "c"}
 
 
 def test_letters_where_differing_is_not_transitive() -> None:
     # The best differs from the second (which varies little) but not from the third (which varies much).
-    assert _letters("XYZ", "XY") == {"X": "a", "Y": "b", "Z": "ab"}
+    assert _assign_letters("XYZ", "XY") == {"X": "a", "Y": "b", "Z": "ab"}
     # Two pairs that differ among four: the groups are WY, WZ, XY, XZ.
-    assert _letters("WXYZ", "WX", "YZ") == {"W": "ab", "X": "cd", "Y": "ac", "Z": "bd"}
+    assert _assign_letters("WXYZ", "WX", "YZ") == {"W": "ab", "X": "cd", "Y": "ac", "Z": "bd"}
 
 
 def test_letters_go_on_after_the_alphabet() -> None:
@@ -255,17 +255,17 @@ def test_letters_go_on_after_the_alphabet() -> None:
     assert all(len(letters) == 32 and letters.isalpha() for letters in found.values())
 
 
-def _pairs(size: int) -> Iterator[tuple[int, int]]:
+def _iterate_pairs(size: int) -> Iterator[tuple[int, int]]:
     return itertools.combinations(range(size), 2)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 7).flatmap(lambda size: st.tuples(st.just(size), st.sets(st.sampled_from([*_pairs(7)])))))
+@given(st.integers(1, 7).flatmap(lambda size: st.tuples(st.just(size), st.sets(st.sampled_from([*_iterate_pairs(7)])))))
 def test_models_share_a_letter_exactly_if_they_do_not_differ(case: tuple[int, set[tuple[int, int]]]) -> None:
     size, drawn = case
     different = {pair for pair in drawn if max(pair) < size}
     letters = significance._assign_letters(range(size), sorted(different))
-    for first, second in _pairs(size):
+    for first, second in _iterate_pairs(size):
         assert bool(set(letters[first]) & set(letters[second])) == ((first, second) not in different)
     holders = [{model for model in letters if letter in letters[model]} for letter in set("".join(letters.values()))]
     assert not any(one < other for one in holders for other in holders)
@@ -288,7 +288,7 @@ def test_ranks_count_the_models_that_are_significantly_better() -> None:
 
 
 def test_ranks_correct_for_the_family() -> None:
-    a, b = _pair(200, gap=0.014, seed=12)
+    a, b = _draw_paired_scores(200, gap=0.014, seed=12)
     alone = compute_paired_p_value(a, b)
     others = {f"copy-{number}": a for number in range(4)}
     assert 0.05 / 15 < alone < 0.05
@@ -304,7 +304,7 @@ def test_a_large_family_can_still_be_told_apart() -> None:
 
 
 def test_alpha_decides_who_differs() -> None:
-    a, b = _pair(200, gap=0.018, seed=12)
+    a, b = _draw_paired_scores(200, gap=0.018, seed=12)
     p_value = compute_paired_p_value(a, b)
     assert rank_models({"a": a, "b": b}, alpha=p_value)["a"].rank == 2
     assert rank_models({"a": a, "b": b}, alpha=p_value - 1e-6)["a"].rank == 1

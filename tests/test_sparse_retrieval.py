@@ -17,19 +17,19 @@ from retbench.retrievers.inverted_index import InvertedIndex
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.score_fusion import fuse_rankings
 from tests import plain_transformers, tiny_models
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 TEXTS = ("The heart pumps blood through the Arteries, the heart!", "def add(a, b): return a + b", "of the and", "")
 
 
-def encoder(folder: Path) -> SparseEncoder:
+def load_encoder(folder: Path) -> SparseEncoder:
     method = catalog.find_method("promptreps-sparse")
     loaded = backbone.load_backbone(folder, "float32", torch.device("cpu"))
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     return SparseEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method), lm_head.load_lm_head(folder, loaded))
 
 
-def specified(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int, float]]:
+def compute_specified_terms(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int, float]]:
     """PromptReps' own way, one text: the whole language model, the words' ids, log(1 + relu), 100, rounded."""
     import re
 
@@ -53,20 +53,20 @@ def specified(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("role", ["query", "document"])
 def test_terms_are_those_of_the_whole_language_model(tmp_path: Path, role: Role, tied: bool) -> None:
-    folder = tiny_models.build(tmp_path / "lm", tie_word_embeddings=tied)
-    made = encoder(folder)
+    folder = tiny_models.build_model(tmp_path / "lm", tie_word_embeddings=tied)
+    made = load_encoder(folder)
     rows = made.encode(made.tokenize(TEXTS, role))
     assert rows.shape == (len(TEXTS), made.dimension)
     found = split_rows(rows)
     for row, text in enumerate(TEXTS):
-        state, impacts = specified(folder, text, role)
+        state, impacts = compute_specified_terms(folder, text, role)
         assert found.dense[row] @ state > 0.99999
         weights = dict(zip(found.terms[row].tolist(), found.weights[row].tolist(), strict=True))
         assert {i: weight for i, weight in weights.items() if weight} == impacts, text
 
 
 def test_only_the_heaviest_terms_are_kept(tmp_path: Path) -> None:
-    made = encoder(tiny_models.build(tmp_path / "lm"))
+    made = load_encoder(tiny_models.build_model(tmp_path / "lm"))
     row = made._select_terms(torch.arange(tiny_models.VOCABULARY).float(), np.arange(200))
     assert row[:TERMS_PER_TEXT].tolist() == list(range(199, 199 - TERMS_PER_TEXT, -1))
     assert row[TERMS_PER_TEXT] == 19900
@@ -75,11 +75,11 @@ def test_only_the_heaviest_terms_are_kept(tmp_path: Path) -> None:
 def test_weights_without_a_head_say_so(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = tiny_models.build(tmp_path / "lm", tie_word_embeddings=False)
+    folder = tiny_models.build_model(tmp_path / "lm", tie_word_embeddings=False)
     kept = {key: value for key, value in load_file(folder / "model.safetensors").items() if "lm_head" not in key}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UsageError, match="no language-model head"):
-        encoder(folder)
+        load_encoder(folder)
 
 
 def test_a_cap_bends_the_logits() -> None:
@@ -119,7 +119,7 @@ def test_fusion_is_min_max_and_a_mean() -> None:
 
 def test_sparse_and_hybrid_share_one_forward_pass(model: Path, task: Path, out: Path, own_cache: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out)
-    found = cells(*line, "--method", "promptreps-sparse", "--method", "promptreps-hybrid", "--method", "promptreps")
+    found = run_cells(*line, "--method", "promptreps-sparse", "--method", "promptreps-hybrid", "--method", "promptreps")
     assert [cell["status"] for cell in found] == ["done"] * 3
     assert len({cell["settings_id"] for cell in found}) == 3
     assert (
@@ -133,8 +133,10 @@ def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_p
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     config = BertConfig(vocab_size=tiny_models.VOCABULARY, tie_word_embeddings=False, **sizes)
     BertModel(config).save_pretrained(tmp_path / "bert")
-    tiny_models.tokenizer().save_pretrained(tmp_path / "bert")
-    answer = call("run", "--model", tmp_path / "bert", "--task", task, "--method", "promptreps-sparse", "--out", out)
+    tiny_models.build_tokenizer().save_pretrained(tmp_path / "bert")
+    answer = run_command(
+        "run", "--model", tmp_path / "bert", "--task", task, "--method", "promptreps-sparse", "--out", out
+    )
     assert answer.exit_code == 2
     assert "no language-model head" in answer.output
 
@@ -142,13 +144,13 @@ def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_p
 @pytest.mark.parametrize("change", ["vector_dtype=fp16", "dimensions=8"])
 def test_rows_with_terms_are_not_made_smaller(model: Path, task: Path, out: Path, change: str) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
-    (cell,) = cells(*line, "--set", change)
+    (cell,) = run_cells(*line, "--set", change)
     assert cell["status"] == "skipped"
     assert "stores terms" in cell["error"]
 
 
 def test_rows_with_terms_are_not_reranked_as_vectors(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
-    _, reranked = cells(*line, "--rerank", "rocchio")
+    _, reranked = run_cells(*line, "--rerank", "rocchio")
     assert reranked["status"] == "skipped"
     assert "has no dense vectors" in reranked["error"]

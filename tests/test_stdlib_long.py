@@ -55,7 +55,9 @@ def test_a_document_is_as_long_as_its_name_says(documents: dict[str, list[TextRo
 
 def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdlib_suite.StdlibPair]) -> None:
     filling = [p for group in stdlib_suite.build_text_groups() for p in group if not stdlib_long._is_needle_module(p)]
-    assert not {stdlib_long._module_name(p) for p in filling} & {stdlib_long._module_name(p) for p in needles.values()}
+    assert not {stdlib_long._get_module_name(p) for p in filling} & {
+        stdlib_long._get_module_name(p) for p in needles.values()
+    }
     assert {stdlib_suite.assign_split([needle]) for needle in needles.values()} == {"test"}
 
 

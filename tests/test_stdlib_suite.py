@@ -54,26 +54,26 @@ def collection(request: pytest.FixtureRequest, collections: dict[str, Collection
     return collections[request.param]
 
 
-def flat(text: str) -> str:
+def flatten(text: str) -> str:
     return " ".join(text.split())
 
 
 def texts(collection: Collection, split: str) -> tuple[set[str], set[str]]:
     judged = collection.splits[split]
-    queries = {flat(collection.queries[j.query].text) for j in judged}
-    return queries, {flat(collection.documents[j.document].text) for j in judged}
+    queries = {flatten(collection.queries[j.query].text) for j in judged}
+    return queries, {flatten(collection.documents[j.document].text) for j in judged}
 
 
-def tiny(monkeypatch: pytest.MonkeyPatch, kind: str, *found: Definition) -> Collection:
+def build_tiny_collection(monkeypatch: pytest.MonkeyPatch, kind: str, *found: Definition) -> Collection:
     monkeypatch.setattr(stdlib_suite, "iterate_definitions", lambda: iter(found))
     return collect(stdlib_suite.generate_collection(kind))
 
 
-def function(name: str, docstring: str, body: str) -> Definition:
+def build_function(name: str, docstring: str, body: str) -> Definition:
     return Definition(f"m:{name}", name, docstring, f"def {name}(self):", body, "m.py")
 
 
-def judged(collection: Collection) -> set[tuple[str, str]]:
+def list_judged_pairs(collection: Collection) -> set[tuple[str, str]]:
     return {(j.query, j.document) for judgments in collection.splits.values() for j in judgments}
 
 
@@ -93,7 +93,7 @@ def test_no_text_is_shared_between_train_and_test(collection: Collection) -> Non
 
 def test_every_text_is_there_once_and_judged(collection: Collection) -> None:
     for rows, side in ((collection.queries, "query"), (collection.documents, "document")):
-        assert len({flat(row.text) for row in rows.values()}) == len(rows)
+        assert len({flatten(row.text) for row in rows.values()}) == len(rows)
         assert {getattr(j, side) for judgments in collection.splits.values() for j in judgments} == set(rows)
         assert all(row.text.strip() and row.title == "" and not re.search(r"\s", row.id) for row in rows.values())
 
@@ -101,7 +101,7 @@ def test_every_text_is_there_once_and_judged(collection: Collection) -> None:
 def test_queries_that_share_a_document_share_all(collection: Collection) -> None:
     relevant: dict[str, set[str]] = {}
     askers: dict[str, set[str]] = {}
-    for query, document in judged(collection):
+    for query, document in list_judged_pairs(collection):
         relevant.setdefault(query, set()).add(document)
         askers.setdefault(document, set()).add(query)
     assert all(len({frozenset(relevant[query]) for query in queries}) == 1 for queries in askers.values())
@@ -112,7 +112,7 @@ def test_counts(collections: dict[str, Collection]) -> None:
     code, doc, text = (collections[kind] for kind in KINDS)
     assert 3000 <= len(code.documents) <= 6000
     assert len({j.query for j in text.splits["test"]}) >= 300
-    assert 0.15 <= len(code.splits["test"]) / len(judged(code)) <= 0.25
+    assert 0.15 <= len(code.splits["test"]) / len(list_judged_pairs(code)) <= 0.25
     assert (len(doc.documents), len(doc.queries)) == (len(code.queries), len(code.documents))
 
 
@@ -153,41 +153,45 @@ def test_nothing_comes_from_tests_or_other_peoples_packages() -> None:
 
 def test_equal_texts_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = "    return open(self.path, mode, encoding, errors)", "    with lock: notify(waiting, threads, woken)"
-    pooled = tiny(
+    pooled = build_tiny_collection(
         monkeypatch,
         "stdlib-code",
-        function("first", "Open the file again.", one),
-        function("second", "Open  the file\nagain.", other),
-        function("third", "Wake the sleeping threads.", other),
+        build_function("first", "Open the file again.", one),
+        build_function("second", "Open  the file\nagain.", other),
+        build_function("third", "Wake the sleeping threads.", other),
     )
     queries, documents = {"q:m:first", "q:m:third"}, {"m:first", "m:second"}
-    assert judged(pooled) == {(query, document) for query in queries for document in documents}
+    assert list_judged_pairs(pooled) == {(query, document) for query in queries for document in documents}
     assert min(map(len, pooled.splits.values())) == 0
 
 
 def test_trivial_and_ambiguous_pairs_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     def emitters() -> Iterator[Definition]:
         for number, words in enumerate(("alpha beta", "gamma delta", "epsilon zeta", "eta theta")):
-            yield function(f"emit{number}", "Emit the given record.", f"    send(record, '{words}', target)")
+            yield build_function(f"emit{number}", "Emit the given record.", f"    send(record, '{words}', target)")
 
     body = "    return open(self.path, mode, encoding, errors)"
-    kept = tiny(
+    kept = build_tiny_collection(
         monkeypatch,
         "stdlib-code",
-        function("kept", "Open the file again.", body),
-        function("short", "Internal function.", body + "1"),
-        function("signature", "signature(path, mode) -> file object", body + "2"),
-        function("stub", "Open the file in subclasses.", "    raise NotImplementedError('to be done by subclasses')"),
-        function("getter", "Return the path of the file.", "    return self.path"),
-        function("__enter__", "Open the file on entering.", body + "3"),
+        build_function("kept", "Open the file again.", body),
+        build_function("short", "Internal function.", body + "1"),
+        build_function("signature", "signature(path, mode) -> file object", body + "2"),
+        build_function(
+            "stub", "Open the file in subclasses.", "    raise NotImplementedError('to be done by subclasses')"
+        ),
+        build_function("getter", "Return the path of the file.", "    return self.path"),
+        build_function("__enter__", "Open the file on entering.", body + "3"),
         *emitters(),
     )
-    assert judged(kept) == {("q:m:kept", "m:kept")}
+    assert list_judged_pairs(kept) == {("q:m:kept", "m:kept")}
 
 
 def test_names_are_replaced_as_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
     body = "    # reopen opens\n    return self.other.reopen(path, reopen_all, 'reopen()')"
-    document = tiny(monkeypatch, "stdlib-code", function("reopen", "Open and reopen the file.", body))
+    document = build_tiny_collection(
+        monkeypatch, "stdlib-code", build_function("reopen", "Open and reopen the file.", body)
+    )
     assert document.queries["q:m:reopen"].text == "Open and reopen the file."
     assert document.documents["m:reopen"].text == (
         "def function(self):\n    # function opens\n    return self.other.function(path, reopen_all, 'function()')"

@@ -15,7 +15,7 @@ from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe import ContrastiveSettings, ListwiseTraining, MiningSettings, OptimizerSettings
 from retbench.errors import DataError, MissingError
-from retbench.pipelines.finetuning.train_encoder import finetune
+from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training import hard_negatives
 from retbench.training.contrastive_batches import LabelledBatchSource
 from retbench.training.teachers import add_teacher_scores
@@ -26,8 +26,8 @@ from tests.test_train_loop import RECIPE
 
 DISTILLED = replace(
     RECIPE,
-    contrast=ContrastiveSettings(0.1, 2, distillation_weight=0.5),
-    optimiser=OptimizerSettings(learning_rate=1e-2, num_train_epochs=2),
+    contrastive=ContrastiveSettings(0.1, 2, distillation_weight=0.5),
+    optimizer=OptimizerSettings(learning_rate=1e-2, num_train_epochs=2),
 )
 GRADES = {"0": {"16": 2, "17": 1, "18": 0}, "1": {"17": 2, "19": 1, "20": 0}, "2": {"18": 1, "16": 0, "21": 0}}
 
@@ -47,21 +47,22 @@ def collection(tmp_path: Path) -> Path:
     return folder
 
 
-def wish(collection: Path, **recipe: Any) -> TrainingRequest:
-    return TrainingRequest(str(collection), "bm25", replace(DISTILLED, **recipe))
+def request(collection: Path) -> TrainingRequest:
+    return TrainingRequest(str(collection), "bm25")
 
 
 @pytest.fixture
 def learn(model: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Callable[..., ModelCard]:
     def learned(of: Path, **recipe: Any) -> ModelCard:
-        return finetune(TrainingRequest(str(of), str(model), replace(DISTILLED, **recipe), out=tmp_path / "pupil"))
+        request = TrainingRequest(str(of), str(model), out=tmp_path / "pupil")
+        return finetune_encoder(request, replace(DISTILLED, **recipe))
 
     return learned
 
 
 def test_graded_judgments_teach(collection: Path) -> None:
-    asked = wish(collection, teacher="judgments")
-    made = add_teacher_scores(load_training_set(asked), asked)
+    recipe = replace(DISTILLED, teacher="judgments")
+    made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
     assert [query.id for query in made.queries] == ["0", "1"]  # the third is a test query too
     rows = {name: row for row, name in enumerate(made.passage_ids or ())}
     first = made.queries[0]
@@ -72,18 +73,18 @@ def test_graded_judgments_teach(collection: Path) -> None:
 
 
 def test_what_was_mined_and_never_judged_has_grade_0(collection: Path) -> None:
-    asked = wish(collection, teacher="judgments")
-    training = load_training_set(asked)
+    recipe = replace(DISTILLED, teacher="judgments")
+    training = load_training_set(request(collection))
     mined = hard_negatives.mine_hard_negatives(
         training, MiningSettings("bm25", rank_to=4), hard_negatives.build_bm25_ranker(training), "bm25"
     )
-    query = add_teacher_scores(mined, asked).queries[0]
+    query = add_teacher_scores(mined, recipe, print).queries[0]
     assert len(query.negatives) == 4
     graded = dict(query.grades)
     assert list(query.scores or ()) == [graded.get(row, 0) for row in (*query.positives, *query.negatives)]
 
 
-def run_file(folder: Path, ranked: dict[str, list[str]]) -> Path:
+def write_run_file(folder: Path, ranked: dict[str, list[str]]) -> Path:
     lines = [
         f"{query} Q0 {document} {rank} {10 - 2 * rank} reranker"
         for query, documents in ranked.items()
@@ -95,15 +96,15 @@ def run_file(folder: Path, ranked: dict[str, list[str]]) -> Path:
 
 
 def test_a_rerankers_run_teaches_with_its_own_passages(collection: Path, tmp_path: Path) -> None:
-    file = run_file(tmp_path, {"0": ["25", "16", "30"], "1": ["22", "23"]})
-    asked = wish(collection, teacher=str(file))
-    made = add_teacher_scores(load_training_set(asked), asked)
+    file = write_run_file(tmp_path, {"0": ["25", "16", "30"], "1": ["22", "23"]})
+    recipe = replace(DISTILLED, teacher=str(file))
+    made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
     rows = {name: row for row, name in enumerate(made.passage_ids or ())}
     (query,) = made.queries  # query 1 is left out: none of its positives is ranked
     assert (query.positives, query.negatives) == ((rows["16"],), (rows["25"], rows["30"]))
     assert query.scores == (6.0, 8.0, 4.0)
     assert made.facts["teacher"] == {"run": "reranked.trec.gz", "queries_without_teacher": 1}
-    group = LabelledBatchSource(made, asked.recipe.contrastive, 1).build_batch(np.array([0]), 0)
+    group = LabelledBatchSource(made, recipe.contrastive, 1).build_batch(np.array([0]), 0)
     assert group.teacher_scores is not None
     assert group.teacher_scores[0] == 6.0
 
@@ -111,8 +112,8 @@ def test_a_rerankers_run_teaches_with_its_own_passages(collection: Path, tmp_pat
 def test_a_record_of_ours_teaches_with_its_raw_scores(collection: Path, tmp_path: Path) -> None:
     (collection / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n0\t1\t2\n1\t0\t1\n")
     (cell,) = retbench.evaluate(["bm25"], tasks=[str(collection)], out=tmp_path / "r", overrides={"split": "train"})
-    asked = wish(collection, teacher=str(cell.record))
-    made = add_teacher_scores(load_training_set(asked), asked)
+    recipe = replace(DISTILLED, teacher=str(cell.record))
+    made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
     assert [query.id for query in made.queries] == ["0", "1"]
     for query in made.queries:
         assert query.scores is not None
@@ -126,9 +127,9 @@ def test_both_objectives_learn_from_either_teacher(
     learn: Callable[..., ModelCard], collection: Path, tmp_path: Path, objective: Any, teacher: str
 ) -> None:
     ranked = {"0": ["25", "16", "30"], "1": ["17", "22", "23"]}
-    word = "judgments" if teacher == "judgments" else str(run_file(tmp_path, ranked))
+    word = "judgments" if teacher == "judgments" else str(write_run_file(tmp_path, ranked))
     lists = ListwiseTraining(max_documents=3, max_tokens=400) if objective == "e2rank" else None
-    card = learn(collection, objective=objective, lists=lists, teacher=word)
+    card = learn(collection, objective=objective, listwise=lists, teacher=word)
     assert card.training
     assert card.training.data["teacher"].keys() >= ({"grades"} if teacher == "judgments" else {"run"})
     assert str(tmp_path) not in json.dumps(card.training.recipe)
@@ -137,22 +138,22 @@ def test_both_objectives_learn_from_either_teacher(
 def test_a_teacher_that_is_none_is_refused(collection: Path, tmp_path: Path) -> None:
     sentences = TrainingSet("s", [TrainingQuery("q", (0,), (1,))], tiny_models.SENTENCES, "f")
     with pytest.raises(DataError, match="no graded judgments"):
-        add_teacher_scores(sentences, wish(collection, teacher="judgments"))
-    with pytest.raises(DataError, match="no ids that a run could name"):
-        add_teacher_scores(sentences, wish(collection, teacher=str(run_file(tmp_path, {"0": ["16"]}))))
+        add_teacher_scores(sentences, replace(DISTILLED, teacher="judgments"), print)
+    with pytest.raises(DataError, match="have no ids, so a run cannot be the teacher"):
+        add_teacher_scores(sentences, replace(DISTILLED, teacher=str(write_run_file(tmp_path, {"0": ["16"]}))), print)
     with pytest.raises(MissingError, match="no run at"):
-        add_teacher_scores(sentences, wish(collection, teacher=str(tmp_path / "nowhere")))
-    asked = wish(collection, teacher=str(run_file(tmp_path, {"0": ["elsewhere"]})))
+        add_teacher_scores(sentences, replace(DISTILLED, teacher=str(tmp_path / "nowhere")), print)
+    recipe = replace(DISTILLED, teacher=str(write_run_file(tmp_path, {"0": ["elsewhere"]})))
     with pytest.raises(DataError, match="ranks 'elsewhere'"):
-        add_teacher_scores(load_training_set(asked), asked)
-    asked = wish(collection, teacher=str(run_file(tmp_path, {"9": ["16"]})))
+        add_teacher_scores(load_training_set(request(collection)), recipe, print)
+    recipe = replace(DISTILLED, teacher=str(write_run_file(tmp_path, {"9": ["16"]})))
     with pytest.raises(DataError, match="ranks no positive"):
-        add_teacher_scores(load_training_set(asked), asked)
+        add_teacher_scores(load_training_set(request(collection)), recipe, print)
     with pytest.raises(DataError, match="brings its own passages"):
-        wish(collection, teacher="some.run", mining=MiningSettings("bm25"))
+        replace(DISTILLED, teacher="some.run", mining=MiningSettings("bm25"))
 
 
-def marco(folder: Path, triples: list[str], packed: bool) -> Path:
+def write_msmarco_folder(folder: Path, triples: list[str], packed: bool) -> Path:
     folder.mkdir()
     (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(tiny_models.SENTENCES)))
     (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny_models.SENTENCES[n]}?\n" for n in range(9)))
@@ -171,13 +172,12 @@ def test_ms_marcos_own_triples_give_the_negatives(
     learn: Callable[..., ModelCard], tmp_path: Path, packed: bool
 ) -> None:
     lines = [f"{n}\t{n + 1}\t{bad}" for n in range(9) for bad in (20, n + 1, 21, 20, 22)] + ["77\t3\t4"]
-    folder = marco(tmp_path / "marco", lines, packed)
-    asked = wish(folder, mining=MiningSettings(negatives_per_query=2))
-    made = load_training_set(asked)
+    folder = write_msmarco_folder(tmp_path / "marco", lines, packed)
+    made = load_training_set(request(folder), negatives_per_query=2)
     assert [made.passage_ids[row] for row in made.queries[3].negatives] == ["20", "21"]  # type: ignore[index]
     assert made.facts["negatives"]["taken"] == 18
     assert made.facts["negatives"]["triples_of_other_queries"] == 1
-    card = learn(folder, contrast=ContrastiveSettings(0.1, 2), mining=MiningSettings(negatives_per_query=2))
+    card = learn(folder, contrastive=ContrastiveSettings(0.1, 2), mining=MiningSettings(negatives_per_query=2))
     assert card.training
     assert card.training.data["negatives"]["file"].startswith("qidpidtriples.train.full.2")
 
@@ -187,14 +187,14 @@ def test_ms_marcos_own_triples_give_the_negatives(
 )
 def test_triples_that_fit_nothing_are_named(tmp_path: Path, line: str, cause: str) -> None:
     with pytest.raises(DataError, match=cause):
-        load_training_set(wish(marco(tmp_path / "marco", [line], packed=False)))
+        load_training_set(request(write_msmarco_folder(tmp_path / "marco", [line], packed=False)))
 
 
 def test_queries_without_a_relevant_document_are_counted_and_said(collection: Path) -> None:
     file = collection / "qrels" / "train.tsv"
     file.write_text(file.read_text().replace("1\t17\t2", "1\t17\t0").replace("1\t19\t1", "1\t19\t0"))
     said: list[str] = []
-    made = load_training_set(replace(wish(collection), say=said.append))
+    made = load_training_set(replace(request(collection), say=said.append))
     assert (len(made.queries), made.facts["queries_without_positive"]) == (1, 1)
     assert any("1 queries have no relevant document" in line for line in said)
 
@@ -203,7 +203,7 @@ def test_a_positive_that_the_corpus_lacks_is_named(collection: Path) -> None:
     with (collection / "qrels" / "train.tsv").open("a") as out:
         out.write("0\tnowhere\t1\n")
     with pytest.raises(DataError, match="nowhere"):
-        load_training_set(wish(collection))
+        load_training_set(request(collection))
 
 
 def test_in_a_published_collection_missing_positives_are_counted(collection: Path) -> None:

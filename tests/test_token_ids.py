@@ -13,7 +13,7 @@ from retbench.encoders.prompt_tokenizer import TokenizedTexts
 TEXTS = [[1, 2, 3], [], [4], [2_000_000_000, 5], [6] * 50]
 
 
-def tokens(chunk: int) -> TokenizedTexts:
+def build_tokenized_texts(chunk: int) -> TokenizedTexts:
     with token_ids.TokenIdBuffer() as gathered:
         for start in range(0, len(TEXTS), chunk):
             gathered.append(TEXTS[start : start + chunk])
@@ -23,8 +23,8 @@ def tokens(chunk: int) -> TokenizedTexts:
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 @pytest.mark.parametrize("limit", [0, 20, 1 << 26])
 def test_ids_are_the_same_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, chunk: int, limit: int) -> None:
-    monkeypatch.setattr(token_ids, "IN_MEMORY", limit)
-    found = tokens(chunk)
+    monkeypatch.setattr(token_ids, "MAX_BYTES_IN_MEMORY", limit)
+    found = build_tokenized_texts(chunk)
     assert [text.tolist() for text in found] == TEXTS
     assert found.lengths.tolist() == [3, 0, 1, 2, 50]
     assert (token_ids.find_mapped_file(found.flat) is not None) == (limit < 4 * 56)
@@ -39,12 +39,12 @@ def test_nothing_gathered_is_nothing() -> None:
 
 
 def test_the_file_has_no_name(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    monkeypatch.setattr(token_ids, "IN_MEMORY", 0)
-    assert len(tokens(2)) == 5
+    monkeypatch.setattr(token_ids, "MAX_BYTES_IN_MEMORY", 0)
+    assert len(build_tokenized_texts(2)) == 5
     assert list(own_cache.iterdir()) == []
 
 
-MANY = """
+MANY_TEXTS_PROGRAM = """
 import numpy as np
 from retbench.encoders import token_ids
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
@@ -62,5 +62,5 @@ print(get_peak_memory_mb() - before)
 
 
 def test_memory_holds_a_shard_and_not_the_corpus() -> None:
-    ran = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", MANY_TEXTS_PROGRAM], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 60  # all ids are 160 MB

@@ -14,11 +14,11 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from retbench.engines.tokenizers import load_tokenizer
 from tests import plain_transformers, tiny_models
-from tests.test_run import call, cells
+from tests.test_run import run_cells, run_command
 
 
 def test_every_method_shows_its_text_and_ids(model: Path) -> None:
-    answer = call("show", "model", model, "--text", "The heart pumps blood.", "--json")
+    answer = run_command("show", "model", model, "--text", "The heart pumps blood.", "--json")
     assert answer.exit_code == 0, answer.output
     shown = json.loads(answer.stdout)
     tokenizer = load_tokenizer(model)
@@ -33,23 +33,23 @@ def test_every_method_shows_its_text_and_ids(model: Path) -> None:
 
 
 def test_one_method_is_shown_to_a_reader(model: Path) -> None:
-    answer = call("show", "model", model, "--text", "Bees.", "--method", "echo", "--method", "promptreps-study")
+    answer = run_command("show", "model", model, "--text", "Bees.", "--method", "echo", "--method", "promptreps-study")
     assert "'Document:Bees.\\nDocument again:Bees." in answer.output
     assert "<|im_start|>system\\nYou are a tiny helpful model." in answer.output
     assert "th token on" in answer.output
 
 
 def test_a_method_that_does_not_apply_says_why(tmp_path: Path) -> None:
-    bare = tiny_models.tokenizer()
+    bare = tiny_models.build_tokenizer()
     bare.chat_template = None
-    bare.save_pretrained(tiny_models.build(tmp_path / "bare"))
+    bare.save_pretrained(tiny_models.build_model(tmp_path / "bare"))
     (tmp_path / "bare" / "chat_template.jinja").unlink(missing_ok=True)
-    answer = call("show", "model", tmp_path / "bare", "--text", "Bees.", "--method", "promptreps")
+    answer = run_command("show", "model", tmp_path / "bare", "--text", "Bees.", "--method", "promptreps")
     assert "needs a chat template" in answer.output
 
 
 def test_only_a_model_reads_a_text() -> None:
-    assert call("show", "task", "stdlib-text", "--text", "x").exit_code == 2
+    assert run_command("show", "task", "stdlib-text", "--text", "x").exit_code == 2
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(tiny_models.SEED)
     config = Qwen2_5_VLConfig(text_config=text, vision_config={**seeing, "fullatt_block_indexes": [0]})
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
+    tiny_models.build_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -91,7 +91,7 @@ def test_a_vision_model_reads_text_without_its_tower(vision: Path, attention: st
 
 def test_the_record_of_a_vision_model_says_text_only(vision: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", vision, "--task", task, "--out", out)
-    for cell in cells(*line, "--method", "mean", "--method", "promptreps-sparse"):
+    for cell in run_cells(*line, "--method", "mean", "--method", "promptreps-sparse"):
         record = json.loads((Path(cell["record"]) / "record.json").read_text())
         assert any("vision tower is never loaded" in note for note in record["cards"]["model"]["notes"])
 
@@ -122,5 +122,5 @@ def test_an_installed_package_adds_cards_and_methods(
     fresh_catalog()
     assert catalog.find_model_card("my-model").weights is not None
     assert catalog.find_method("keyword").query == "{text}\nKeyword:"
-    assert "keyword" in call("list", "methods").output
-    assert "Bees.\\nKeyword:" in call("show", "model", model, "--text", "Bees.", "--method", "keyword").output
+    assert "keyword" in run_command("list", "methods").output
+    assert "Bees.\\nKeyword:" in run_command("show", "model", model, "--text", "Bees.", "--method", "keyword").output

@@ -13,11 +13,11 @@ from retbench.training.contrastive_batches import LabelledBatchSource
 from retbench.training.train_forward import split_into_passes
 from retbench.training.training_set import read_training_file
 from tests import tiny_models
-from tests.test_train_loop import RECIPE, pairs
+from tests.test_train_loop import RECIPE, build_pairs
 
 
 def test_a_batch_without_texts_is_an_error() -> None:
-    with pytest.raises(DataError, match="a batch holds no text"):
+    with pytest.raises(DataError, match="a batch has no texts"):
         list(split_into_passes(np.array([], dtype=int), 100))
 
 
@@ -29,15 +29,15 @@ def test_an_empty_file_holds_no_pair(tmp_path: Path, content: str) -> None:
 
 
 def test_a_contrast_of_one_passage_is_refused() -> None:
-    with pytest.raises(DataError, match="nothing to tell apart"):
-        replace(RECIPE, batch=BatchSettings(1, 4), contrast=ContrastiveSettings(hard_negatives=0))
-    replace(RECIPE, batch=BatchSettings(1, 4), contrast=ContrastiveSettings(hard_negatives=1))
+    with pytest.raises(DataError, match="at least two passages per batch"):
+        replace(RECIPE, batch=BatchSettings(1, 4), contrastive=ContrastiveSettings(hard_negatives=0))
+    replace(RECIPE, batch=BatchSettings(1, 4), contrastive=ContrastiveSettings(hard_negatives=1))
 
 
 def test_one_pair_alone_is_refused_and_one_with_a_negative_is_not() -> None:
-    with pytest.raises(DataError, match="nothing to contrast"):
-        LabelledBatchSource(pairs(1), ContrastiveSettings(hard_negatives=0), 1)
-    assert len(LabelledBatchSource(pairs(1), ContrastiveSettings(hard_negatives=1), 1)) == 1
+    with pytest.raises(DataError, match="needs at least two"):
+        LabelledBatchSource(build_pairs(1), ContrastiveSettings(hard_negatives=0), 1)
+    assert len(LabelledBatchSource(build_pairs(1), ContrastiveSettings(hard_negatives=1), 1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_one_pair_alone_is_refused_and_one_with_a_negative_is_not() -> None:
 def test_a_model_too_big_is_told_what_would_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, free: float, step: str
 ) -> None:
-    folder = tiny_models.build(tmp_path / "tiny")
+    folder = tiny_models.build_model(tmp_path / "tiny")
     monkeypatch.setattr(cost_estimate, "_get_free_bytes", lambda: free)
     with pytest.raises(ResourceError, match="are free") as caught:
         cost_estimate.check_memory(folder, RECIPE if lora else replace(RECIPE, lora=None))

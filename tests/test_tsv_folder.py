@@ -25,17 +25,21 @@ def folder(tmp_path: Path) -> Path:
     (place / "collection.tsv").write_text("".join(f"{i}\t{x or '-'}\n" for i, _, x in small_collection.DOCUMENTS))
     (place / "queries.dev.small.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES))
     (place / "queries.train.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES[3:]))
-    (place / "qrels.dev.small.tsv").write_text("".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in small_collection.TEST))
-    (place / "2019qrels-pass.txt").write_text("".join(f"{q} 0 {d} {g}\n" for q, d, g in small_collection.TRAIN))
+    (place / "qrels.dev.small.tsv").write_text(
+        "".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in small_collection.TEST_JUDGMENTS)
+    )
+    (place / "2019qrels-pass.txt").write_text(
+        "".join(f"{q} 0 {d} {g}\n" for q, d, g in small_collection.TRAIN_JUDGMENTS)
+    )
     return place
 
 
-def opened(folder: Path, split: str = "dev.small") -> Collection:
-    return open_collection(small_collection.card(folder, split=split))
+def open_folder(folder: Path, split: str = "dev.small") -> Collection:
+    return open_collection(small_collection.build_card(folder, split=split))
 
 
 def test_an_ms_marco_folder_is_read(folder: Path) -> None:
-    collection = opened(folder)
+    collection = open_folder(folder)
     assert len(collection.corpus) == len(small_collection.DOCUMENTS)
     assert [row.id for row in collection.queries] == ["q1", "q2", "q3"]
     assert collection.judgments["q1"] == {"tea": 2, "coffee": 2, "kettle": 1}
@@ -43,18 +47,18 @@ def test_an_ms_marco_folder_is_read(folder: Path) -> None:
 
 
 def test_every_file_of_judgments_is_a_split(folder: Path) -> None:
-    assert opened(folder, "2019-pass").judgments == {"q4": {"owl": 1}, "q5": {"compass": 1}}
+    assert open_folder(folder, "2019-pass").judgments == {"q4": {"owl": 1}, "q5": {"compass": 1}}
     with pytest.raises(UsageError, match="no split 'test'") as caught:
-        opened(folder, "test")
+        open_folder(folder, "test")
     assert "dev.small" in caught.value.next_step
 
 
 def test_gzipped_is_the_same(folder: Path) -> None:
-    plain = opened(folder).fingerprint
+    plain = open_folder(folder).fingerprint
     for file in list(folder.iterdir()):
         file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
         file.unlink()
-    assert opened(folder).fingerprint == plain
+    assert open_folder(folder).fingerprint == plain
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_gzipped_is_the_same(folder: Path) -> None:
 def test_a_wrong_line_is_named(folder: Path, file: str, content: str, error: type[RetbenchError], problem: str) -> None:
     (folder / file).write_text(content)
     with pytest.raises(error, match=problem):
-        opened(folder)
+        open_folder(folder)
 
 
 @pytest.mark.parametrize(("pattern", "problem"), [("*queries*", "no queries"), ("*qrels*", "no judgments")])
@@ -79,7 +83,7 @@ def test_a_missing_part_is_named(folder: Path, pattern: str, problem: str) -> No
     for file in folder.glob(pattern):
         file.unlink()
     with pytest.raises(MissingError, match=problem):
-        opened(folder)
+        open_folder(folder)
 
 
 # Lines
@@ -127,7 +131,7 @@ def test_judgments_of_every_shape_are_the_same(tmp_path: Path, content: str) -> 
 
 
 def test_excluded_documents_leave_before_the_cut(folder: Path) -> None:
-    whole = opened(folder)
+    whole = open_folder(folder)
     collection = Collection(whole.corpus, whole.queries, whole.judgments, {"q1": frozenset({"tea", "kettle"})})
     ranking = Ranking([np.arange(4)] * 3, [np.arange(4, 0, -1.0)] * 3).filter_and_cut(collection, False, 2)
     assert ranking.to_document_ids(collection) == {

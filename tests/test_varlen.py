@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from retbench.engines import backbone as backbones
 from retbench.engines import varlen
 from retbench.engines.backbone import Backbone
-from tests.test_packed_decoder import LENGTHS, build, plain, rows
+from tests.test_packed_decoder import LENGTHS, build_model, compute_plain_states, draw_token_ids
 
 # (model type, what is special)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,7 +30,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {"head_dim": None}),
 }
 # left to padded rows: (model type, config)
-OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+PADDED_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "angles that follow the length": (
         "llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
     "capped scores": ("gemma2", {}),
@@ -39,7 +39,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.PackedBatch, scale: float) -> Tensor:
+def attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.PackedBatch, scale: float) -> Tensor:
     found = []
     for start, end in pairwise(batch.offsets.tolist()):
         q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
@@ -49,23 +49,25 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.PackedBa
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen, "find_kernel", lambda *_: one_by_one)
-    monkeypatch.setattr(backbones, "suits", lambda _: False)  # as on a GPU
-    monkeypatch.setattr(Backbone, "_padded", None)
+    monkeypatch.setattr(varlen, "find_kernel", lambda *_: attend_one_by_one)
+    monkeypatch.setattr(backbones, "supports_packed_decoding", lambda _: False)  # as on a GPU
+    monkeypatch.setattr(Backbone, "_compute_padded_states", None)
 
 
-def made(family: str, config: dict[str, Any]) -> Backbone:
-    model, nothing = build(family, **config), Any
+def build_backbone(family: str, config: dict[str, Any]) -> Backbone:
+    model, nothing = build_model(family, **config), Any
     causal = family != "bert"
     return Backbone(model, nothing, causal, "float32", torch.device("cpu"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
 def test_states_are_those_of_each_text_alone(family: str, config: dict[str, Any]) -> None:
-    loaded = made(family, config)
+    loaded = build_backbone(family, config)
     with torch.inference_mode():
-        wanted = torch.cat([loaded.model(torch.from_numpy(ids.astype(np.int64))[None])[0][0] for ids in rows()])
-    found = loaded.compute_states(rows())
+        wanted = torch.cat(
+            [loaded.model(torch.from_numpy(ids.astype(np.int64))[None])[0][0] for ids in draw_token_ids()]
+        )
+    found = loaded.compute_states(draw_token_ids())
     assert loaded.kernel == "varlen"
     assert found.offsets.diff().tolist() == list(LENGTHS)
     assert float((found.flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
@@ -74,38 +76,38 @@ def test_states_are_those_of_each_text_alone(family: str, config: dict[str, Any]
 
 @pytest.mark.parametrize("layer", [0, 1, -1, -2])
 def test_an_earlier_layer(layer: int) -> None:
-    loaded = made("qwen2", {}).with_method("own", layer)
-    wanted = plain(loaded.model, rows(), layer)
-    assert float((loaded.compute_states(rows()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    loaded = build_backbone("qwen2", {}).with_method("own", layer)
+    wanted = compute_plain_states(loaded.model, draw_token_ids(), layer)
+    assert float((loaded.compute_states(draw_token_ids()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
 def test_in_both_directions(family: str) -> None:
-    loaded = made(family, {}).with_method("bidirectional", None)
-    wanted = plain(loaded.model, rows(), is_causal=False, attention_mask=None)
-    assert float((loaded.compute_states(rows()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    loaded = build_backbone(family, {}).with_method("bidirectional", None)
+    wanted = compute_plain_states(loaded.model, draw_token_ids(), is_causal=False, attention_mask=None)
+    assert float((loaded.compute_states(draw_token_ids()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
-@pytest.mark.parametrize(("family", "config"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("family", "config"), PADDED_FAMILIES.values(), ids=PADDED_FAMILIES)
 def test_what_must_be_padded(family: str, config: dict[str, Any]) -> None:
-    assert varlen.find_model_kernel(build(family, **config)) is None
+    assert varlen.find_model_kernel(build_model(family, **config)) is None
 
 
 def test_a_window_shorter_than_the_longest_text_is_padded() -> None:
-    windowed = build("mistral", sliding_window=64)
-    assert varlen.fits_attention_window(windowed, rows((64, 3)))
-    assert not varlen.fits_attention_window(windowed, rows((65, 3)))
-    some = build("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1)
-    assert varlen.fits_attention_window(some, rows((64,)))
-    assert not varlen.fits_attention_window(some, rows((65,)))
-    assert varlen.fits_attention_window(build("qwen2", sliding_window=64), rows((65,)))
+    windowed = build_model("mistral", sliding_window=64)
+    assert varlen.fits_attention_window(windowed, draw_token_ids((64, 3)))
+    assert not varlen.fits_attention_window(windowed, draw_token_ids((65, 3)))
+    some = build_model("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1)
+    assert varlen.fits_attention_window(some, draw_token_ids((64,)))
+    assert not varlen.fits_attention_window(some, draw_token_ids((65,)))
+    assert varlen.fits_attention_window(build_model("qwen2", sliding_window=64), draw_token_ids((65,)))
 
 
 def test_a_layer_that_does_not_keep_texts_apart_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = made("llama", {})
+    loaded = build_backbone("llama", {})
     monkeypatch.setattr(loaded.model.config, "num_hidden_layers", 4)
     with pytest.raises(RuntimeError, match="3 of 4 layers"):
-        varlen.run_packed(loaded.model, rows(), causal=True)
+        varlen.run_packed(loaded.model, draw_token_ids(), causal=True)
 
 
 def test_a_cpu_and_float32_have_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

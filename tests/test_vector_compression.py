@@ -19,18 +19,18 @@ from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_r
 from tests import small_collection
 
 
-def call(*words: object) -> Result:
+def run_command(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 
-def cell(*words: object) -> dict[str, Any]:
-    answer = call(*words, "--json")
+def run_cell(*words: object) -> dict[str, Any]:
+    answer = run_command(*words, "--json")
     assert answer.exit_code == 0, answer.output
     (found,) = json.loads(answer.stdout)
     return dict(found)
 
 
-def unit(seed: int, rows: int = 9, width: int = 24) -> np.ndarray:
+def draw_unit_vectors(seed: int, rows: int = 9, width: int = 24) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
@@ -38,7 +38,7 @@ def unit(seed: int, rows: int = 9, width: int = 24) -> np.ndarray:
 @pytest.mark.parametrize(("form", "least"), [("fp32", 1 - 1e-6), ("fp16", 0.999999), ("int8", 0.9998)])
 @given(seed=st.integers(0, 999))
 def test_what_was_stored_points_where_it_did(form: VectorDtype, least: float, seed: int) -> None:
-    vectors = unit(seed)
+    vectors = draw_unit_vectors(seed)
     again = decode_vectors(VECTOR_FORMATS[form].encode(vectors))
     assert again.dtype == np.float32
     assert (vectors * again).sum(axis=1).min() > least
@@ -48,7 +48,7 @@ def test_what_was_stored_points_where_it_did(form: VectorDtype, least: float, se
 @pytest.mark.parametrize("form", VECTOR_FORMATS)
 def test_a_block_is_the_same_when_written_and_when_read(form: VectorDtype, tmp_path: Path) -> None:
     store = ShardStore(tmp_path, form)
-    written = store.write_shard(0, VectorBlock(np.arange(9), unit(1)), tokens=1, seconds=0.0)
+    written = store.write_shard(0, VectorBlock(np.arange(9), draw_unit_vectors(1)), tokens=1, seconds=0.0)
     read = store.read_shard(0)
     assert read
     assert np.array_equal(read.vectors, written.vectors)
@@ -64,14 +64,14 @@ def test_the_first_dimensions_at_length_one() -> None:
 
 
 def test_a_cut_embeds_nothing_again_and_another_form_does(model: Path, tmp_path: Path) -> None:
-    line = ("run", "--model", model, "--task", small_collection.write(tmp_path / "pantry"), "--method", "mean")
+    line = ("run", "--model", model, "--task", small_collection.write_folder(tmp_path / "pantry"), "--method", "mean")
     line = (*line, "--out", tmp_path / "out")
-    whole = cell(*line)
+    whole = run_cell(*line)
     stores = {stored.folder for stored in list_cached_embeddings()}
-    cut = cell(*line, "--set", "dimensions=8")
+    cut = run_cell(*line, "--set", "dimensions=8")
     assert {stored.folder for stored in list_cached_embeddings()} == stores
     assert cut["settings_id"] != whole["settings_id"]
-    half = cell(*line, "--set", "vector_dtype=int8")
+    half = run_cell(*line, "--set", "vector_dtype=int8")
     assert len(list(list_cached_embeddings())) == 2 * len(stores)
     assert half["settings_id"] not in (whole["settings_id"], cut["settings_id"])
     settings = json.loads((Path(cut["record"]) / "record.json").read_text())["settings"]
@@ -79,17 +79,17 @@ def test_a_cut_embeds_nothing_again_and_another_form_does(model: Path, tmp_path:
     assert "dimensions" not in json.loads((Path(whole["record"]) / "record.json").read_text())["settings"]["encoder"]
 
 
-WRONG = {
+WRONG_OPTIONS = {
     "another form": ("vector_dtype=fp8", "did you mean"),
     "too many": ("dimensions=9999", "give that many or fewer"),
     "none": ("dimensions=0", "1 or more"),
 }
 
 
-@pytest.mark.parametrize(("setting", "hint"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("setting", "hint"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
 def test_what_cannot_be_is_a_usage_error(model: Path, tmp_path: Path, setting: str, hint: str) -> None:
-    task = small_collection.write(tmp_path / "pantry")
-    answer = call(
+    task = small_collection.write_folder(tmp_path / "pantry")
+    answer = run_command(
         "run", "--model", model, "--task", task, "--method", "mean", "--set", setting, "--out", tmp_path / "o"
     )
     assert answer.exit_code == 2
@@ -97,11 +97,11 @@ def test_what_cannot_be_is_a_usage_error(model: Path, tmp_path: Path, setting: s
 
 
 def test_splits_and_tasks_share_the_documents(model: Path, tmp_path: Path) -> None:
-    one, other = small_collection.write(tmp_path / "pantry"), small_collection.write(tmp_path / "another")
+    one, other = small_collection.write_folder(tmp_path / "pantry"), small_collection.write_folder(tmp_path / "another")
     line = ("run", "--model", model, "--method", "mean", "--out", tmp_path / "out")
-    cell(*line, "--task", one)
-    cell(*line, "--task", one, "--set", "split=train")
-    cell(*line, "--task", other)
+    run_cell(*line, "--task", one)
+    run_cell(*line, "--task", one, "--set", "split=train")
+    run_cell(*line, "--task", other)
     documents = [stored for stored in list_cached_embeddings() if stored.rows == len(small_collection.DOCUMENTS)]
     assert len(documents) == 1
     assert documents[0].used_by == ("another (mean)", "pantry (mean)")

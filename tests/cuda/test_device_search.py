@@ -11,7 +11,7 @@ from retbench.store.shard_store import VectorBlock
 ROWS, QUERIES, K = 3000, 70, 20
 
 
-def unit(rows: int, width: int, seed: int, common: float) -> np.ndarray:
+def draw_unit_vectors(rows: int, width: int, seed: int, common: float) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32) + np.float32(common)
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
@@ -23,7 +23,7 @@ def search(queries: np.ndarray, documents: np.ndarray, size: int) -> Ranking:
     return exact_search.search_exactly(queries, blocks, K)
 
 
-def bits(ranking: Ranking, queries: slice = slice(None)) -> list[tuple[bytes, bytes]]:
+def get_bits(ranking: Ranking, queries: slice = slice(None)) -> list[tuple[bytes, bytes]]:
     pairs = zip(ranking.rows[queries], ranking.scores[queries], strict=True)
     return [(rows.tobytes(), scores.tobytes()) for rows, scores in pairs]
 
@@ -31,23 +31,23 @@ def bits(ranking: Ranking, queries: slice = slice(None)) -> list[tuple[bytes, by
 @pytest.mark.parametrize("common", [0.0, 20.0], ids=["random", "nearly one direction"])
 @pytest.mark.parametrize("width", [48, 384, 3584])
 def test_ids_and_bits(width: int, common: float, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, documents = unit(QUERIES, width, 1, common), unit(ROWS, width, 2, common)
+    queries, documents = draw_unit_vectors(QUERIES, width, 1, common), draw_unit_vectors(ROWS, width, 2, common)
     whole = search(queries, documents, ROWS)
     truth = queries.astype(np.float64) @ documents.astype(np.float64).T
     for query, (rows, scores) in enumerate(zip(whole.rows, whole.scores, strict=True)):
         assert np.abs(scores - truth[query][rows]).max() < 2e-6
         assert truth[query][rows].min() >= np.sort(truth[query])[-K] - 4e-6
         assert [*zip(-scores, rows, strict=True)] == sorted(zip(-scores, rows, strict=True))
-    wanted = bits(whole)
-    assert bits(search(queries, documents, 257)) == wanted, "blocks"
-    assert bits(search(queries[3:8], documents, 512)) == wanted[3:8], "few queries, which are not rounded"
-    assert bits(search(queries[10:50], documents, 512)) == wanted[10:50], "other queries beside them"
+    wanted = get_bits(whole)
+    assert get_bits(search(queries, documents, 257)) == wanted, "blocks"
+    assert get_bits(search(queries[3:8], documents, 512)) == wanted[3:8], "few queries, which are not rounded"
+    assert get_bits(search(queries[10:50], documents, 512)) == wanted[10:50], "other queries beside them"
     monkeypatch.setattr(exact_search, "QUERY_TILE", 24)
     monkeypatch.setattr(exact_search, "WINDOW_ROWS", 700)
-    assert bits(search(queries, documents, 300)) == wanted, "tiles and windows"
+    assert get_bits(search(queries, documents, 300)) == wanted, "tiles and windows"
 
 
 def test_equal_scores_are_ordered_by_row(device: torch.device) -> None:
-    documents = np.repeat(unit(1, 384, 2, 0.0), ROWS, axis=0)
-    for rows in search(unit(QUERIES, 384, 1, 0.0), documents, 500).rows:
+    documents = np.repeat(draw_unit_vectors(1, 384, 2, 0.0), ROWS, axis=0)
+    for rows in search(draw_unit_vectors(QUERIES, 384, 1, 0.0), documents, 500).rows:
         assert rows.tolist() == list(range(K))

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from retbench.cards import catalog
-from retbench.cards.recipe import Recipe, changed
+from retbench.cards.recipe import Recipe, apply_recipe_options
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.training import lora
-from retbench.training.contrastive_batches import Group, Labelled
-from retbench.training.gradient_caching import backward
-from retbench.training.train_forward import Trainee
-from retbench.training.training_set import of_rows
+from retbench.training.contrastive_batches import ContrastiveBatch, LabelledBatchSource
+from retbench.training.gradient_caching import backward_batch
+from retbench.training.train_forward import TrainableEncoder
+from retbench.training.training_set import parse_training_rows
 from tests import tiny_models
 
 PAIRS = [
@@ -24,36 +24,38 @@ PAIRS = [
 ]
 CHANGES: dict[str, dict[str, str]] = {
     "one pass": {},
-    "passes": {"batch.tokens": "200"},
-    "caching": {"batch.tokens": "200", "batch.caching": "true"},
-    "recompute": {"recompute": "true"},
+    "passes": {"batch.max_tokens": "200"},
+    "caching": {"batch.max_tokens": "200", "batch.gradient_caching": "true"},
+    "recompute": {"gradient_checkpointing": "true"},
 }
-Slopes = dict[str, torch.Tensor]
+Gradients = dict[str, torch.Tensor]
 
 
-def group(recipe: Recipe) -> Group:
-    training = of_rows("pairs", ((str(row), {"query": q, "positives": [p]}) for row, (q, p) in enumerate(PAIRS)))
-    return Labelled(training, recipe.contrast, recipe.seed).group(np.arange(len(PAIRS)), 0)
+def batch(recipe: Recipe) -> ContrastiveBatch:
+    training_set = parse_training_rows(
+        "pairs", ((str(row), {"query": q, "positives": [p]}) for row, (q, p) in enumerate(PAIRS))
+    )
+    return LabelledBatchSource(training_set, recipe.contrastive, recipe.seed).build_batch(np.arange(len(PAIRS)), 0)
 
 
-def trainee(folder: Path, recipe: Recipe, device: torch.device) -> Trainee:
-    model = lora.prepare(lora.load(folder, recipe).to(device), recipe)
+def build_encoder(folder: Path, recipe: Recipe, device: torch.device) -> TrainableEncoder:
+    model = lora.prepare_for_training(lora.load_model(folder, recipe).to(device), recipe)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():  # where adapters are drawn depends on the device; halves of zero would hide a mistake
-        for weight in lora.trained(model).values():
+        for weight in lora.get_trainable_weights(model).values():
             weight.add_(torch.randn(weight.shape, generator=draw).to(device, weight.dtype) * 0.05 - weight * 0.999)
     wording = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
-    return Trainee(model, wording, recipe, True, device)
+    return TrainableEncoder(model, wording, recipe, True, device)
 
 
-def step(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, Slopes]:
-    made = trainee(folder, recipe, device)
-    loss, _ = backward(made, group(recipe), 1.0, (1, 0, 0))
-    trained = lora.trained(made.model)
+def run_step(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, Gradients]:
+    made = build_encoder(folder, recipe, device)
+    loss, _ = backward_batch(made, batch(recipe), 1.0, (1, 0, 0))
+    trained = lora.get_trainable_weights(made.model)
     return loss, {name: w.grad.float().cpu() for name, w in trained.items() if w.grad is not None}
 
 
-def off(found: Slopes, wanted: Slopes) -> float:
+def compute_relative_error(found: Gradients, wanted: Gradients) -> float:
     """Of the whole gradient, relative to its length."""
     assert found.keys() == wanted.keys()
     away = sum(float((found[name] - wanted[name]).square().sum()) for name in wanted)
@@ -63,39 +65,42 @@ def off(found: Slopes, wanted: Slopes) -> float:
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return replace(
-        changed(catalog.find_recipe("quick"), {"batch.contrast": "8", "batch.update": "8"}), max_minutes=None
+        apply_recipe_options(
+            catalog.find_recipe("quick"), {"batch.contrastive_batch_size": "8", "batch.train_batch_size": "8"}
+        ),
+        max_minutes=None,
     )
 
 
 @pytest.fixture(scope="module")
-def exact(model: Path, recipe: Recipe) -> tuple[float, Slopes]:
-    return step(model, recipe, torch.device("cpu"))
+def exact(model: Path, recipe: Recipe) -> tuple[float, Gradients]:
+    return run_step(model, recipe, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_step_in_float32(
-    model: Path, recipe: Recipe, change: dict[str, str], device: torch.device, exact: tuple[float, Slopes]
+    model: Path, recipe: Recipe, change: dict[str, str], device: torch.device, exact: tuple[float, Gradients]
 ) -> None:
-    loss, slopes = step(model, changed(recipe, change), device)
+    loss, slopes = run_step(model, apply_recipe_options(recipe, change), device)
     assert loss == pytest.approx(exact[0], rel=1e-4)
-    assert off(slopes, exact[1]) < 2e-3
+    assert compute_relative_error(slopes, exact[1]) < 2e-3
 
 
-def test_a_step_in_bfloat16(model: Path, recipe: Recipe, device: torch.device, exact: tuple[float, Slopes]) -> None:
-    loss, slopes = step(model, replace(recipe, dtype="bfloat16"), device)
+def test_a_step_in_bfloat16(model: Path, recipe: Recipe, device: torch.device, exact: tuple[float, Gradients]) -> None:
+    loss, slopes = run_step(model, replace(recipe, dtype="bfloat16"), device)
     assert loss == pytest.approx(exact[0], rel=0.05)
-    assert off(slopes, exact[1]) < 0.3
+    assert compute_relative_error(slopes, exact[1]) < 0.3
 
 
 def test_all_weights_in_float32(model: Path, recipe: Recipe, device: torch.device) -> None:
     whole = replace(recipe, lora=None)
-    found = [step_of_all(model, whole, place) for place in (device, torch.device("cpu"))]
+    found = [run_full_step(model, whole, place) for place in (device, torch.device("cpu"))]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    assert off(found[0][1], found[1][1]) < 2e-3
+    assert compute_relative_error(found[0][1], found[1][1]) < 2e-3
 
 
-def step_of_all(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, Slopes]:
-    model = lora.prepare(lora.load(folder, recipe).to(device), recipe)
-    made = Trainee(model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, device)
-    loss, _ = backward(made, group(recipe), 1.0, (1, 0, 0))
-    return loss, {name: w.grad.cpu() for name, w in lora.trained(model).items() if w.grad is not None}
+def run_full_step(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, Gradients]:
+    model = lora.prepare_for_training(lora.load_model(folder, recipe).to(device), recipe)
+    made = TrainableEncoder(model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, device)
+    loss, _ = backward_batch(made, batch(recipe), 1.0, (1, 0, 0))
+    return loss, {name: w.grad.cpu() for name, w in lora.get_trainable_weights(model).items() if w.grad is not None}

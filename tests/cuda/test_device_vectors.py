@@ -16,7 +16,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import backbone
 from tests import plain_transformers, tiny_models
 
-LEAST: dict[Dtype, float] = {"float32": 0.9999, "bfloat16": 0.99}
+MIN_COSINE: dict[Dtype, float] = {"float32": 0.9999, "bfloat16": 0.99}
 LIMIT = 120
 TEXTS = (*tiny_models.SENTENCES[:5], "x", 'A "quoted" word, ünïcödé and 世界.', " ".join(tiny_models.SENTENCES))
 
@@ -56,10 +56,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build(tmp_path_factory.mktemp("decoder"))
+    return tiny_models.build_model(tmp_path_factory.mktemp("decoder"))
 
 
-def family(name: str, folder: Path) -> Path:
+def build_family(name: str, folder: Path) -> Path:
     """A random model whose norms and biases are random too: ones and zeros would hide a mistake."""
     from transformers import AutoConfig, AutoModel
 
@@ -70,18 +70,18 @@ def family(name: str, folder: Path) -> Path:
         offset = 1.0 if "norm" in weight_name.lower() and weight_name.endswith("weight") else 0.0
         torch.nn.init.normal_(weight, mean=offset, std=0.1)
     model.save_pretrained(folder)
-    tiny_models.tokenizer().save_pretrained(folder)
+    tiny_models.build_tokenizer().save_pretrained(folder)
     return folder
 
 
-def encoder(folder: Path, method: str, dtype: Dtype, device: torch.device) -> BackboneEncoder:
+def load_encoder(folder: Path, method: str, dtype: Dtype, device: torch.device) -> BackboneEncoder:
     card = catalog.find_method(method)
     spec = EncoderSpec("weights", card, card.instruction, LIMIT, LIMIT, dtype)
     loaded = backbone.load_backbone(folder, dtype, device).with_method(card.attention, card.layer)
     return BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, card, card.instruction))
 
 
-def cosines(made: BackboneEncoder, folder: Path, method: str, role: Role) -> list[float]:
+def compute_cosines(made: BackboneEncoder, folder: Path, method: str, role: Role) -> list[float]:
     """Of each text of a batch with the same text alone."""
     tokens = made.tokenize(TEXTS, role)
     vectors = made.encode(tokens)
@@ -91,29 +91,35 @@ def cosines(made: BackboneEncoder, folder: Path, method: str, role: Role) -> lis
         read = plain_transformers.METHODS[method](made.prompt_tokenizer.tokenizer, text, role, LIMIT)
         assert tokens[row].tolist() == read.ids, text
         found.append(
-            float(vectors[row] @ plain_transformers.vector(folder, read, method in plain_transformers.BIDIRECTIONAL))
+            float(
+                vectors[row]
+                @ plain_transformers.compute_vector(folder, read, method in plain_transformers.BIDIRECTIONAL)
+            )
         )
     return found
 
 
-@pytest.mark.parametrize("dtype", LEAST)
+@pytest.mark.parametrize("dtype", MIN_COSINE)
 @pytest.mark.parametrize("method", plain_transformers.METHODS)
 def test_a_method_on_the_device(decoder: Path, method: str, dtype: Dtype, device: torch.device) -> None:
-    made = encoder(decoder, method, dtype, device)
+    made = load_encoder(decoder, method, dtype, device)
     for role in ("query", "document"):
-        assert min(cosines(made, decoder, method, role)) > LEAST[dtype], role
+        assert min(compute_cosines(made, decoder, method, role)) > MIN_COSINE[dtype], role
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_on_the_device(name: str, tmp_path: Path, device: torch.device) -> None:
-    folder = family(name, tmp_path)
-    found = {dtype: min(cosines(encoder(folder, "mean", dtype, device), folder, "mean", "document")) for dtype in LEAST}
-    assert found["float32"] > LEAST["float32"], found
-    assert found["bfloat16"] > LEAST["bfloat16"], found
+    folder = build_family(name, tmp_path)
+    found = {
+        dtype: min(compute_cosines(load_encoder(folder, "mean", dtype, device), folder, "mean", "document"))
+        for dtype in MIN_COSINE
+    }
+    assert found["float32"] > MIN_COSINE["float32"], found
+    assert found["bfloat16"] > MIN_COSINE["bfloat16"], found
 
 
 def test_a_batch_gives_each_text_what_it_gets_alone(decoder: Path, device: torch.device) -> None:
-    made = encoder(decoder, "last", "float32", device)
+    made = load_encoder(decoder, "last", "float32", device)
     tokens = made.tokenize(TEXTS, "document")
     together = made.encode(tokens)
     for row in range(len(TEXTS)):

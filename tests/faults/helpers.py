@@ -10,41 +10,41 @@ from typing import Any
 
 from retbench.records.results_folder import ResultsFolder
 from tests import fork_server
-from tests.faults.job import Job
-from tests.test_crash_recovery import kept
+from tests.faults.job import FaultJob
+from tests.test_crash_recovery import read_results
 
 MODULE = "tests.faults.job"
-Make = Callable[..., Job]
+MakeJob = Callable[..., FaultJob]
 
 
-def ended(server: fork_server.Server, job: Job) -> int:
+def run_job(server: fork_server.ForkServer, job: FaultJob) -> int:
     server.start(job)
-    return server.status()
+    return server.wait_for_exit()
 
 
-def finish(server: fork_server.Server, job: Job) -> dict[str, Any]:
+def run_without_fault(server: fork_server.ForkServer, job: FaultJob) -> dict[str, Any]:
     """Run it without any fault; what it left."""
-    healthy = replace(job, phase="", at=None, room=0)
-    assert ended(server, healthy) == 0, job.said()
-    return kept(healthy)
+    healthy = replace(job, phase="", signal_at=None, memory_headroom=0)
+    assert run_job(server, healthy) == 0, job.read_output()
+    return read_results(healthy)
 
 
-def trained(server: fork_server.Server, job: Job) -> tuple[bytes, list[tuple[int, float]]]:
-    assert ended(server, replace(job, phase="")) == 0, job.said()
+def run_training(server: fork_server.ForkServer, job: FaultJob) -> tuple[bytes, list[tuple[int, float]]]:
+    assert run_job(server, replace(job, phase="")) == 0, job.read_output()
     lines = map(json.loads, (Path(job.out) / "metrics.jsonl").read_text().splitlines())
     return (Path(job.out) / "model.safetensors").read_bytes(), [(line["step"], line["loss"]) for line in lines]
 
 
-def struck(server: fork_server.Server, job: Job, moments: int, draw: random.Random) -> Job:
+def run_until_signal(server: fork_server.ForkServer, job: FaultJob, moments: int, draw: random.Random) -> FaultJob:
     """Run it into its signal at a random moment of its phase; one that came through has passed the moment."""
-    hit = replace(job, at=draw.randint(1, moments))
+    hit = replace(job, signal_at=draw.randint(1, moments))
     expected = -signal.SIGKILL if job.signal == signal.SIGKILL else 130
-    assert ended(server, hit) == expected, (hit.at, moments, job.said())
-    assert "Traceback" not in job.said()
+    assert run_job(server, hit) == expected, (hit.signal_at, moments, job.read_output())
+    assert "Traceback" not in job.read_output()
     return hit
 
 
-def nothing_wrong_is_kept(job: Job) -> None:
+def assert_results_are_intact(job: FaultJob) -> None:
     scan = ResultsFolder(Path(job.out)).scan_runs()
     assert scan.problems == []
     assert scan.failures == []

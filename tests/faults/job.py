@@ -49,12 +49,12 @@ PHASES: dict[str, Callable[..., Any]] = {
 }
 
 
-class Moments:
+class MomentCounter:
     """Counts what happens inside a phase; at one of the moments the process is sent a signal."""
 
     def __init__(self, phase: str, at: int | None, number: int) -> None:
         self.code: CodeType = PHASES[phase].__code__  # type: ignore[attr-defined]
-        self.at, self.number = at, number
+        self.signal_at, self.number = at, number
         self.depth = self.count = 0
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
@@ -62,51 +62,51 @@ class Moments:
         self.depth += ours and event == "call"
         if self.depth:
             self.count += 1
-            if self.count == self.at:
+            if self.count == self.signal_at:
                 os.kill(os.getpid(), self.number)
         self.depth -= ours and event == "return"
 
 
 @dataclass(frozen=True)
-class Hungry:
+class MemoryHungryEncoder:
     """An encoder that really asks for memory, as much as it has texts before it."""
 
-    inner: Any
-    each: int
+    encoder: Any
+    bytes_per_text: int
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self.encoder, name)
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         import torch
 
-        torch.empty(len(batch) * self.each, dtype=torch.uint8)
-        vectors: np.ndarray = self.inner.encode(batch)
+        torch.empty(len(batch) * self.bytes_per_text, dtype=torch.uint8)
+        vectors: np.ndarray = self.encoder.encode(batch)
         return vectors
 
 
 @dataclass(frozen=True)
-class Job(fork_server.Work):
+class FaultJob(fork_server.CellRun):
     """One command, and what befalls it. What it says goes to `<log>.said`, the count of moments to `<log>.moments`."""
 
     argv: tuple[str, ...] = ()
     environment: dict[str, str] | None = None
     phase: str = ""
-    at: int | None = None
+    signal_at: int | None = None
     signal: int = signal.SIGKILL
-    room: int = 0  # bytes of memory beside what a warm process has
-    hunger: int = 0  # bytes an encoder asks for, a text
-    clock: int = 0  # the seed of a clock that jumps
-    foreign: bool = False  # the encoder stays the one that was asked for
+    memory_headroom: int = 0  # bytes of memory beside what a warm process has
+    bytes_per_text: int = 0  # bytes an encoder asks for, a text
+    clock_seed: int = 0  # the seed of a clock that jumps
+    keep_encoder: bool = False  # the encoder stays the one that was asked for
 
     def run(self) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a process group may have been told to ignore it
         said = os.open(f"{self.log}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1), os.dup2(said, 2)
-        self.install()
+        self.install_encoder()
         os.environ.update(self.environment or {})
         if self.phase:
-            moments = Moments(self.phase, self.at, self.signal)
+            moments = MomentCounter(self.phase, self.signal_at, self.signal)
             sys.setprofile(moments)
         try:
             app(list(self.argv))
@@ -115,43 +115,43 @@ class Job(fork_server.Work):
         finally:
             sys.setprofile(None)
             sys.stdout.flush(), sys.stderr.flush()
-        if self.phase and self.at is None:
+        if self.phase and self.signal_at is None:
             Path(f"{self.log}.moments").write_text(str(moments.count))
         return code
 
-    def install(self) -> None:
+    def install_encoder(self) -> None:
         own = model.ResolvedModel.load_encoder
-        super().install()
-        if self.foreign:
+        super().install_encoder()
+        if self.keep_encoder:
             model.ResolvedModel.load_encoder = own  # type: ignore[method-assign]
-        if self.hunger:
-            hungry(self.hunger)
-        if self.clock:
-            jumping(random.Random(self.clock))
-        if self.room:
-            limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + self.room
+        if self.bytes_per_text:
+            install_memory_hungry_encoder(self.bytes_per_text)
+        if self.clock_seed:
+            install_jumping_clock(random.Random(self.clock_seed))
+        if self.memory_headroom:
+            limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + self.memory_headroom
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    def moments(self, server: fork_server.Server) -> int:
+    def count_moments(self, server: fork_server.ForkServer) -> int:
         """How many moments its phase has, from a run in which nothing happened."""
-        server.start(replace(self, at=None))
-        assert server.status() == 0, self.said()
+        server.start(replace(self, signal_at=None))
+        assert server.wait_for_exit() == 0, self.read_output()
         return int(Path(f"{self.log}.moments").read_text())
 
-    def said(self) -> str:
+    def read_output(self) -> str:
         return Path(f"{self.log}.said").read_text()
 
 
-def hungry(each: int) -> None:
+def install_memory_hungry_encoder(each: int) -> None:
     load = model.ResolvedModel.load_encoder
 
-    def encoder(self: model.ResolvedModel, spec: EncoderSpec) -> Hungry:
-        return Hungry(load(self, spec), each)
+    def encoder(self: model.ResolvedModel, spec: EncoderSpec) -> MemoryHungryEncoder:
+        return MemoryHungryEncoder(load(self, spec), each)
 
     model.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
 
 
-def jumping(draw: random.Random) -> None:
+def install_jumping_clock(draw: random.Random) -> None:
     """Every look at the clock of the wall finds another hour, forwards or back."""
     now = time.time
 
@@ -169,4 +169,4 @@ def jumping(draw: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    fork_server.serve(Job)
+    fork_server.serve_forks(FaultJob)

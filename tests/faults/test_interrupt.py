@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 
 from tests import fork_server
-from tests.faults.helpers import Make, finish, nothing_wrong_is_kept, struck, trained
+from tests.faults.helpers import MakeJob, assert_results_are_intact, run_training, run_until_signal, run_without_fault
 
 pytestmark = pytest.mark.fault
 
 
 @pytest.mark.parametrize("phase", ["collection", "embedding", "search", "scoring", "record"])
-def test_ctrl_c_in_a_run(server: fork_server.Server, cell: Make, phase: str) -> None:
-    wanted, draw = finish(server, cell("whole")), random.Random(f"interrupt {phase}")
-    moments = cell("counted", phase=phase).moments(server)
+def test_ctrl_c_in_a_run(server: fork_server.ForkServer, cell: MakeJob, phase: str) -> None:
+    wanted, draw = run_without_fault(server, cell("whole")), random.Random(f"interrupt {phase}")
+    moments = cell("counted", phase=phase).count_moments(server)
     for number in range(3):
-        job = struck(server, cell(f"stopped{number}", phase=phase, signal=signal.SIGINT), moments, draw)
-        assert "interrupted: finished cells and shards are kept; run the same command to continue" in job.said()
-        nothing_wrong_is_kept(job)
-        assert finish(server, job) == wanted
+        job = run_until_signal(server, cell(f"stopped{number}", phase=phase, signal=signal.SIGINT), moments, draw)
+        assert "interrupted: finished cells and shards are kept; run the same command to continue" in job.read_output()
+        assert_results_are_intact(job)
+        assert run_without_fault(server, job) == wanted
         assert not list(Path(job.out).rglob("*.partial"))
 
 
 @pytest.mark.parametrize("phase", ["training", "checkpoint", "model"])
-def test_ctrl_c_in_a_training(server: fork_server.Server, training: Make, phase: str) -> None:
-    wanted, draw = trained(server, training("whole")), random.Random(f"interrupt {phase}")
-    moments = training("counted", phase=phase).moments(server)
-    job = struck(server, training("stopped", phase=phase, signal=signal.SIGINT), moments, draw)
-    assert trained(server, job) == wanted
+def test_ctrl_c_in_a_training(server: fork_server.ForkServer, training: MakeJob, phase: str) -> None:
+    wanted, draw = run_training(server, training("whole")), random.Random(f"interrupt {phase}")
+    moments = training("counted", phase=phase).count_moments(server)
+    job = run_until_signal(server, training("stopped", phase=phase, signal=signal.SIGINT), moments, draw)
+    assert run_training(server, job) == wanted

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests import fork_server
-from tests.faults.helpers import Make, ended, finish, nothing_wrong_is_kept, struck, trained
-from tests.faults.job import Job
+from tests.faults.helpers import (
+    MakeJob,
+    assert_results_are_intact,
+    run_job,
+    run_training,
+    run_until_signal,
+    run_without_fault,
+)
+from tests.faults.job import FaultJob
 from tests.test_crash_recovery import TEXTS
 
 pytestmark = pytest.mark.fault
@@ -18,30 +25,30 @@ MOMENTS = {"collection": 4, "embedding": 12, "search": 6, "scoring": 6, "record"
 
 @pytest.mark.parametrize(("phase", "kills"), MOMENTS.items(), ids=MOMENTS)
 def test_a_run_killed_in_any_phase_ends_like_one_that_was_not(
-    server: fork_server.Server, cell: Make, phase: str, kills: int
+    server: fork_server.ForkServer, cell: MakeJob, phase: str, kills: int
 ) -> None:
-    wanted, draw = finish(server, cell("whole")), random.Random(f"kill {phase}")
-    moments = cell("counted", phase=phase).moments(server)
+    wanted, draw = run_without_fault(server, cell("whole")), random.Random(f"kill {phase}")
+    moments = cell("counted", phase=phase).count_moments(server)
     for number in range(kills):
-        job = struck(server, cell(f"killed{number}", phase=phase), moments, draw)
-        nothing_wrong_is_kept(job)
-        assert finish(server, job) == wanted
-        assert job.computed() <= TEXTS + fork_server.SHARD_ROWS  # one shard was lost at the most
+        job = run_until_signal(server, cell(f"killed{number}", phase=phase), moments, draw)
+        assert_results_are_intact(job)
+        assert run_without_fault(server, job) == wanted
+        assert job.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS  # one shard was lost at the most
         assert not list(Path(job.out).rglob("*.partial"))
 
 
-def test_killed_again_and_again_until_it_comes_through(server: fork_server.Server, cell: Make) -> None:
-    wanted, draw, kills = finish(server, cell("whole")), random.Random("again"), 0
-    moments, attempts = cell("counted", phase="embedding").moments(server), 0
+def test_killed_again_and_again_until_it_comes_through(server: fork_server.ForkServer, cell: MakeJob) -> None:
+    wanted, draw, kills = run_without_fault(server, cell("whole")), random.Random("again"), 0
+    moments, attempts = cell("counted", phase="embedding").count_moments(server), 0
     while kills < 6:
         attempts += 1
         assert attempts < 40
         job = cell(f"killed{attempts}", phase="embedding")
         own = kills
-        while ended(server, replace(job, at=draw.randint(1, moments))):
+        while run_job(server, replace(job, signal_at=draw.randint(1, moments))):
             kills += 1
-            assert job.computed() <= TEXTS + (kills - own) * fork_server.SHARD_ROWS
-        assert finish(server, job) == wanted
+            assert job.count_computed_texts() <= TEXTS + (kills - own) * fork_server.SHARD_ROWS
+        assert run_without_fault(server, job) == wanted
 
 
 # Training
@@ -49,13 +56,13 @@ def test_killed_again_and_again_until_it_comes_through(server: fork_server.Serve
 
 @pytest.mark.parametrize(("phase", "kills"), [("training", 2), ("checkpoint", 4), ("model", 2)])
 def test_a_training_killed_in_any_phase_gives_the_same_weights(
-    server: fork_server.Server, training: Make, phase: str, kills: int
+    server: fork_server.ForkServer, training: MakeJob, phase: str, kills: int
 ) -> None:
-    wanted, draw = trained(server, training("whole")), random.Random(f"kill {phase}")
-    moments = training("counted", phase=phase).moments(server)
+    wanted, draw = run_training(server, training("whole")), random.Random(f"kill {phase}")
+    moments = training("counted", phase=phase).count_moments(server)
     for number in range(kills):
-        job = struck(server, training(f"killed{number}", phase=phase), moments, draw)
-        assert trained(server, job) == wanted
+        job = run_until_signal(server, training(f"killed{number}", phase=phase), moments, draw)
+        assert run_training(server, job) == wanted
         assert not list(Path(job.out).glob("*.partial"))
 
 
@@ -63,23 +70,23 @@ def test_a_training_killed_in_any_phase_gives_the_same_weights(
 
 
 def test_a_report_killed_on_its_way_is_whole_or_not_there(
-    server: fork_server.Server, cell: Make, tmp_path: Path
+    server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path
 ) -> None:
     done = cell("done")
-    finish(server, done)
+    run_without_fault(server, done)
     page, draw = tmp_path / "page.html", random.Random("kill report")
     report = replace(done, argv=("report", done.out, "--format", "html", "--out", str(page)), phase="report")
-    moments = report.moments(server)
+    moments = report.count_moments(server)
     wanted = page.read_bytes()
     for _ in range(3):
         page.unlink(missing_ok=True)
-        struck(server, report, moments, draw)
+        run_until_signal(server, report, moments, draw)
         assert not page.exists() or page.read_bytes() == wanted
-        assert ended(server, replace(report, phase="")) == 0
+        assert run_job(server, replace(report, phase="")) == 0
         assert page.read_bytes() == wanted
 
 
-def test_a_study_killed_at_its_notes_goes_on(server: fork_server.Server, cell: Make, tmp_path: Path) -> None:
+def test_a_study_killed_at_its_notes_goes_on(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
     plan, draw = tmp_path / "little.toml", random.Random("kill note")
     first = cell("whole")
     plan.write_text(
@@ -87,18 +94,18 @@ def test_a_study_killed_at_its_notes_goes_on(server: fork_server.Server, cell: M
         f'tasks = ["{first.task}"]\nmethods = ["mean"]\n'
     )
 
-    def study(name: str, verb: str = "run") -> Job:
+    def study(name: str, verb: str = "run") -> FaultJob:
         job = cell(name)
         return replace(job, argv=("study", verb, str(plan), "--out", job.out), phase="note")
 
-    def left(job: Job) -> list[tuple[str, bytes]]:
-        assert ended(server, replace(job, phase="")) == 0, job.said()
+    def left(job: FaultJob) -> list[tuple[str, bytes]]:
+        assert run_job(server, replace(job, phase="")) == 0, job.read_output()
         files = [file for file in Path(job.out).rglob("*") if file.suffix in (".parquet", ".gz")]
         return sorted((file.relative_to(job.out).as_posix(), file.read_bytes()) for file in files)
 
-    wanted, moments = left(study("whole")), study("counted").moments(server)
+    wanted, moments = left(study("whole")), study("counted").count_moments(server)
     assert len(wanted) == 4
     for number in range(3):
-        job = struck(server, study(f"killed{number}"), moments, draw)
-        assert ended(server, replace(study(f"killed{number}", "status"), phase="")) == 0, job.said()
+        job = run_until_signal(server, study(f"killed{number}"), moments, draw)
+        assert run_job(server, replace(study(f"killed{number}", "status"), phase="")) == 0, job.read_output()
         assert left(job) == wanted

@@ -24,23 +24,23 @@ from retbench.corpora import beir_archives
 from retbench.corpora.open_collection import fetch_collection
 from retbench.engines import fingerprints
 from tests import fork_server, local_server, small_collection, tiny_models
-from tests.faults.helpers import Make, ended
-from tests.faults.job import Job
-from tests.test_beir_archives import card, packed, said
-from tests.test_crash_recovery import kept
+from tests.faults.helpers import MakeJob, run_job
+from tests.faults.job import FaultJob
+from tests.test_beir_archives import build_archive, build_card, ignore_status
+from tests.test_crash_recovery import read_results
 
 pytestmark = pytest.mark.fault
 
 REVISION = "a" * 40
-PIECE = 1000
+CHUNK_BYTES = 1000
 
 
-def git(content: bytes) -> str:
+def compute_git_checksum(content: bytes) -> str:
     """The name git gives a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-class Files:
+class ServedFiles:
     """What a server hands out, and how far it gets: after `last` bytes it dies, after `hang` it says no more.
 
     The largest file is sent when the others are: what is lost is then always the end of that one.
@@ -57,7 +57,7 @@ class Files:
         names = {path.rpartition("/")[2]: content for path, content in self.content.items()}
         if tree:
             files = [
-                {"type": "file", "path": name, "size": len(content), "oid": git(content)}
+                {"type": "file", "path": name, "size": len(content), "oid": compute_git_checksum(content)}
                 for name, content in names.items()
             ]
             return json.dumps(files).encode()
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
     """A hub as far as a snapshot needs one, or any server of files."""
 
     protocol_version = "HTTP/1.1"
-    files: ClassVar[Files]
+    files: ClassVar[ServedFiles]
 
     def do_HEAD(self) -> None:
         self.answer(head=True)
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(asked[1]) if asked else 0
-        told = {"X-Repo-Commit": REVISION, "ETag": f'"{git(content)}"'}
+        told = {"X-Repo-Commit": REVISION, "ETag": f'"{compute_git_checksum(content)}"'}
         if asked:
             told["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if not head and self.path == self.files.largest and len(self.files.content) > 1:
@@ -107,11 +107,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         with suppress(OSError):  # who was killed does not read on
-            for start in range(0, 0 if head else len(content), PIECE):
+            for start in range(0, 0 if head else len(content), CHUNK_BYTES):
                 if self.silenced():
                     return
-                self.wfile.write(content[start : start + PIECE])
-                self.files.sent += len(content[start : start + PIECE])
+                self.wfile.write(content[start : start + CHUNK_BYTES])
+                self.files.sent += len(content[start : start + CHUNK_BYTES])
 
     def silenced(self) -> bool:
         """Whether the moment has come to die, or to say no more until it is told to."""
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def files_served(files: Files) -> Iterator[int]:
+def serve_files(files: ServedFiles) -> Iterator[int]:
     """The port of a server on this machine."""
     handler = type("Handler", (Handler,), {"files": files})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
@@ -143,7 +143,7 @@ def files_served(files: Files) -> Iterator[int]:
 
 
 def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Path) -> None:
-    folder = tiny_models.build(tmp_path / "tiny")
+    folder = tiny_models.build_model(tmp_path / "tiny")
     content = {f"/org/tiny/resolve/{REVISION}/{file.name}": file.read_bytes() for file in folder.iterdir()}
     whole = sum(map(len, content.values()))
     cards = tmp_path / "cards" / "model_cards"
@@ -159,8 +159,8 @@ def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Pat
         command = [sys.executable, "-m", "retbench", "fetch", "far"]
         return subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
 
-    dying = Files(content, last=whole // 2)
-    with files_served(dying) as port:
+    dying = ServedFiles(content, last=whole // 2)
+    with serve_files(dying) as port:
         broken = fetched(port)
     assert dying.died.is_set()
     assert broken.returncode == 3, broken.stderr
@@ -168,9 +168,9 @@ def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Pat
     assert "next:" in broken.stderr
     assert pins.read_pin("models", "far") is None
     assert not list((own_cache / "weights").glob("*/weights.json"))
-    healthy = Files(content)
+    healthy = ServedFiles(content)
     healthy.others.set()
-    with files_served(healthy) as port:
+    with serve_files(healthy) as port:
         ended = fetched(port)
     assert ended.returncode == 0, ended.stderr
     assert healthy.whole == {healthy.largest}  # what came before was kept
@@ -186,10 +186,10 @@ fetch_collection(TaskCard("small-archive", SourceSpec(**json.loads(sys.argv[1]))
 
 
 def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    content = packed(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.CHUNK_BYTES)})
-    files = Files({"/small.zip": content}, hang=3 * beir_archives.CHUNK_BYTES)
-    with files_served(files) as port:
-        wanted = card(f"http://127.0.0.1:{port}/small.zip", content)
+    content = build_archive(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.CHUNK_BYTES)})
+    files = ServedFiles({"/small.zip": content}, hang=3 * beir_archives.CHUNK_BYTES)
+    with serve_files(files) as port:
+        wanted = build_card(f"http://127.0.0.1:{port}/small.zip", content)
         partial = beir_archives.ZipArchive(str(wanted.source.url), "md5", str(wanted.source.md5)).file.with_suffix(
             ".partial"
         )
@@ -202,7 +202,7 @@ def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         assert running.wait() == -signal.SIGKILL
         there, files.hang, files.sent = partial.stat().st_size, None, 0
         files.go.set()
-        assert len(fetch_collection(wanted, said).corpus) == len(small_collection.DOCUMENTS)
+        assert len(fetch_collection(wanted, ignore_status).corpus) == len(small_collection.DOCUMENTS)
         assert files.sent <= len(content) - there
         assert not partial.exists()
 
@@ -211,64 +211,64 @@ def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def not_a_number(body: dict[str, Any]) -> local_server.Answer:
-    status, told, content = local_server.good(body)
+    status, told, content = local_server.answer_embeddings(body)
     facts = json.loads(content)
     facts["data"][0]["embedding"][0] = float("nan")
     return status, told, json.dumps(facts).encode()
 
 
 TEXTS = 23  # twenty documents, and the three queries that are judged
-LAST: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
-    "no more answers": (local_server.refusing(503, "gone"), 5, "the endpoint failed 1 times"),
-    "the key was taken back": (local_server.refusing(401, "no"), 3, "RETBENCH_ENDPOINT_KEY"),
-    "half an answer": (local_server.half, 5, "no whole answer"),
-    "too few vectors": (local_server.too_few, 5, "an answer without"),
-    "another width": (local_server.narrow, 4, "vectors of width 12, not 24"),
+FINAL_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
+    "no more answers": (local_server.answer_with_error(503, "gone"), 5, "the endpoint failed 1 times"),
+    "the key was taken back": (local_server.answer_with_error(401, "no"), 3, "RETBENCH_ENDPOINT_KEY"),
+    "half an answer": (local_server.answer_half, 5, "no whole answer"),
+    "too few vectors": (local_server.answer_too_few, 5, "an answer without"),
+    "another width": (local_server.answer_narrow, 4, "vectors of width 12, not 24"),
     "not a number": (not_a_number, 4, "zero or not a number"),
 }
 
 
-def over(job: Job, address: str, pantry: Path, engine: str) -> Job:
+def run_with_server(job: FaultJob, address: str, pantry: Path, engine: str) -> FaultJob:
     words = ("run", "--model", "a/b", "--engine", engine, "--task", str(pantry), "--out", job.out)
-    return replace(job, argv=words, environment={"RETBENCH_ENDPOINT": address}, foreign=True)
+    return replace(job, argv=words, environment={"RETBENCH_ENDPOINT": address}, keep_encoder=True)
 
 
-@pytest.mark.parametrize("name", LAST)
+@pytest.mark.parametrize("name", FINAL_FAULTS)
 def test_a_server_that_fails_in_the_middle_of_a_run(
-    server: fork_server.Server, cell: Make, tmp_path: Path, name: str
+    server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path, name: str
 ) -> None:
-    pantry = small_collection.write(tmp_path / "pantry")
-    fault, code, told = LAST[name]
+    pantry = small_collection.write_folder(tmp_path / "pantry")
+    fault, code, told = FINAL_FAULTS[name]
 
-    with local_server.serving() as running:
+    with local_server.start_server() as running:
         engine = "endpoint:batch_size=2,max_attempts=1"
-        whole, broken = (over(cell(name), running.address, pantry, engine) for name in ("whole", "broken"))
-        assert ended(server, whole) == 0, whole.said()
-        wanted, asked = kept(whole), len(running.asked)
-        running.faults = [local_server.good] * (asked // 2) + [fault]
-        assert ended(server, broken) == code, broken.said()
-        assert told in broken.said()
-        assert "Traceback" not in broken.said()
-        before = len(running.asked)
-        assert ended(server, broken) == 0, broken.said()
-        assert kept(broken) == wanted
-        assert len(running.asked) - before < asked  # what had been answered was not asked for again
-        assert sum(len(body["input"]) for body in running.asked[asked:]) <= TEXTS + 2 * fork_server.SHARD_ROWS
+        whole, broken = (run_with_server(cell(name), running.address, pantry, engine) for name in ("whole", "broken"))
+        assert run_job(server, whole) == 0, whole.read_output()
+        wanted, asked = read_results(whole), len(running.requests)
+        running.faults = [local_server.answer_embeddings] * (asked // 2) + [fault]
+        assert run_job(server, broken) == code, broken.read_output()
+        assert told in broken.read_output()
+        assert "Traceback" not in broken.read_output()
+        before = len(running.requests)
+        assert run_job(server, broken) == 0, broken.read_output()
+        assert read_results(broken) == wanted
+        assert len(running.requests) - before < asked  # what had been answered was not asked for again
+        assert sum(len(body["input"]) for body in running.requests[asked:]) <= TEXTS + 2 * fork_server.SHARD_ROWS
 
 
-def test_a_server_that_stumbles_changes_nothing(server: fork_server.Server, cell: Make, tmp_path: Path) -> None:
+def test_a_server_that_stumbles_changes_nothing(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
     pantry, stumbles = (
-        small_collection.write(tmp_path / "pantry"),
-        (local_server.refusing(500), local_server.half, local_server.too_few),
+        small_collection.write_folder(tmp_path / "pantry"),
+        (local_server.answer_with_error(500), local_server.answer_half, local_server.answer_too_few),
     )
 
     def run(name: str) -> dict[str, Any]:
-        job = over(cell(name), running.address, pantry, "endpoint:batch_size=2")
-        assert ended(server, job) == 0, job.said()
-        return kept(job)
+        job = run_with_server(cell(name), running.address, pantry, "endpoint:batch_size=2")
+        assert run_job(server, job) == 0, job.read_output()
+        return read_results(job)
 
-    with local_server.serving() as running:
+    with local_server.start_server() as running:
         smooth = run("smooth")
-        running.faults = [answer for stumble in stumbles for answer in (local_server.good, stumble)]
+        running.faults = [answer for stumble in stumbles for answer in (local_server.answer_embeddings, stumble)]
         assert run("rough") == smooth
         assert running.faults == []

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import fork_server
-from tests.faults.helpers import MODULE, Make, ended, finish
-from tests.test_crash_recovery import TEXTS, kept
+from tests.faults.helpers import MODULE, MakeJob, run_job, run_without_fault
+from tests.test_crash_recovery import TEXTS, read_results
 
 pytestmark = pytest.mark.fault
 
@@ -19,54 +19,56 @@ MB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def other() -> Iterator[fork_server.Server]:
-    with fork_server.server(MODULE) as started:
+def other() -> Iterator[fork_server.ForkServer]:
+    with fork_server.start_fork_server(MODULE) as started:
         yield started
 
 
-def stopped(process: int) -> bool:
+def is_stopped(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.mark.parametrize("same_results", [False, True])
 def test_the_one_that_waits_takes_over_from_the_one_that_is_killed(
-    server: fork_server.Server, other: fork_server.Server, cell: Make, same_results: bool
+    server: fork_server.ForkServer, other: fork_server.ForkServer, cell: MakeJob, same_results: bool
 ) -> None:
-    wanted, first, second = finish(server, cell("whole")), cell("first", phase="embedding"), cell("second")
-    half = cell("counted", phase="embedding").moments(server) // 2
+    wanted, first, second = run_without_fault(server, cell("whole")), cell("first", phase="embedding"), cell("second")
+    half = cell("counted", phase="embedding").count_moments(server) // 2
     second = replace(second, cache=first.cache, log=first.log)
     if same_results:
         second = replace(second, out=first.out, argv=first.argv)
-    process = server.start(replace(first, at=half, signal=signal.SIGSTOP))
-    while not stopped(process):  # in the middle of its work, with the lock in its hands
+    process = server.start(replace(first, signal_at=half, signal=signal.SIGSTOP))
+    while not is_stopped(process):  # in the middle of its work, with the lock in its hands
         time.sleep(0.01)
     other.start(second)
     os.kill(process, signal.SIGKILL)
-    assert server.status() == -signal.SIGKILL
-    assert other.status() == 0
-    assert kept(second) == wanted
-    assert second.computed() <= TEXTS + fork_server.SHARD_ROWS
+    assert server.wait_for_exit() == -signal.SIGKILL
+    assert other.wait_for_exit() == 0
+    assert read_results(second) == wanted
+    assert second.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS
 
 
 def test_two_that_finish_the_same_cell_leave_one_whole_record(
-    server: fork_server.Server, other: fork_server.Server, cell: Make
+    server: fork_server.ForkServer, other: fork_server.ForkServer, cell: MakeJob
 ) -> None:
-    wanted, one = finish(server, cell("whole")), cell("one", delay=0.02)
+    wanted, one = run_without_fault(server, cell("whole")), cell("one", delay=0.02)
     server.start(one)
     other.start(replace(one, log=f"{one.log}.2"))
-    assert (server.status(), other.status()) == (0, 0)
-    assert kept(one) == wanted
+    assert (server.wait_for_exit(), other.wait_for_exit()) == (0, 0)
+    assert read_results(one) == wanted
     assert not list(Path(one.out).rglob("*.partial"))
 
 
 def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(
-    server: fork_server.Server, cell: Make
+    server: fork_server.ForkServer, cell: MakeJob
 ) -> None:
-    wanted = finish(server, cell("whole"))
-    job = cell("short", room=900 * MB, hunger=300 * MB)  # one or two texts fit, not the batches that were planned
-    assert ended(server, job) == 0, job.said()
-    assert "out of memory at" in job.said()
-    found = kept(job)
+    wanted = run_without_fault(server, cell("whole"))
+    job = cell(
+        "short", memory_headroom=900 * MB, bytes_per_text=300 * MB
+    )  # one or two texts fit, not the batches that were planned
+    assert run_job(server, job) == 0, job.read_output()
+    assert "out of memory at" in job.read_output()
+    found = read_results(job)
     split = [texts.pop("split_batches") for texts in found["texts"].values()]
     assert sum(split) > 0
     assert [texts.pop("split_batches") for texts in wanted["texts"].values()] == [0, 0]
@@ -74,11 +76,14 @@ def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(
 
 
 def test_a_worker_without_room_for_one_text_says_so_and_the_next_command_goes_on(
-    server: fork_server.Server, cell: Make
+    server: fork_server.ForkServer, cell: MakeJob
 ) -> None:
-    wanted, job = finish(server, cell("whole")), cell("none", room=900 * MB, hunger=2000 * MB)
-    assert ended(server, job) == 5
-    assert "does not fit into memory beside the model" in job.said()
-    assert "next:  give a smaller --set max_length" in job.said()
-    assert "Traceback" not in job.said()
-    assert finish(server, replace(job, hunger=0)) == wanted
+    wanted, job = (
+        run_without_fault(server, cell("whole")),
+        cell("none", memory_headroom=900 * MB, bytes_per_text=2000 * MB),
+    )
+    assert run_job(server, job) == 5
+    assert "does not fit into memory beside the model" in job.read_output()
+    assert "next:  give a smaller --set max_length" in job.read_output()
+    assert "Traceback" not in job.read_output()
+    assert run_without_fault(server, replace(job, bytes_per_text=0)) == wanted
