@@ -163,7 +163,7 @@ def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
     begun = embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None)
     next(begun)
     begun.close()
-    assert store.plan(dict)["device"] == "cpu"
+    assert store.load_or_create_plan(dict)["device"] == "cpu"
     monkeypatch.setattr(shard_tasks.memory, "compute_token_budget", lambda run, longest, ceiling: ceiling)
     monkeypatch.setattr(shard_tasks, "get_device", lambda: torch.device("cuda"))
     with pytest.raises(DataError, match="started on cpu, and this run computes on cuda") as found:

@@ -1,9 +1,11 @@
-"""From texts to stored vectors: finished shards are read, missing ones computed, each handed on at once.
+"""From texts to stored vectors: finished shards are read, missing shards are computed, and each is yielded at once.
 
-A run that was stopped, by anything, goes on from its last finished shard with the plan it began with.
+An interrupted run continues after its last finished shard with the plan it started with.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,23 +15,23 @@ import numpy as np
 from retbench.cards.method import Role
 from retbench.cards.user_config import require_disk_space
 from retbench.corpora.texts import Texts, join_fields
-from retbench.encoders.batch_plan import SHARD_ROWS, Plan
+from retbench.encoders.batch_plan import SHARD_ROWS, BatchPlan
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
-from retbench.encoders.shard_tasks import Later, Piece, Survey, Workers
+from retbench.encoders.shard_tasks import EncoderProfile, PendingShard, ShardTask, ShardWorkers
 from retbench.engines import memory
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError
 from retbench.store.digest import compute_digest
 from retbench.store.shard_store import ShardStore, VectorBlock
 from retbench.store.vector_formats import compute_row_bytes
 
-REMOVE = "remove that folder and run again"
+REMOVE_FOLDER = "remove that folder and run again"
 
-OnBatch = Callable[[int, int, int, int], None]  # texts done, texts in all, tokens computed, tokens left to compute
+OnProgress = Callable[[int, int, int, int], None]  # texts done, all texts, tokens computed, tokens left
 
 
 @dataclass(frozen=True)
-class Job:
-    """The texts of one side of a collection, to be embedded into one store."""
+class EmbeddingJob:
+    """The queries or the documents of a collection, to be embedded into one store."""
 
     texts: Texts
     fields: tuple[str, ...]
@@ -37,149 +39,174 @@ class Job:
     budget: int
     shard_rows: int = SHARD_ROWS
 
-    def key(self, facts: dict[str, Any]) -> str:
-        """The name of these vectors, given the encoder's facts."""
+    def compute_key(self, facts: dict[str, Any]) -> str:
+        """Return the name of these vectors; `facts` describe the encoder."""
         return compute_digest(
             {**facts, "fields": self.fields if self.role == "document" else None, "texts": self.texts.fingerprint}
         )
 
-    def strings(self) -> Iterator[str]:
-        """The texts as the model reads them; a query has no title."""
+    def join_texts(self) -> Iterator[str]:
+        """Return the texts as the model reads them; a query has no title."""
         fields = self.fields if self.role == "document" else ("text",)
         return (join_fields(row, fields) for row in self.texts)
 
 
-def embed(workers: Workers, job: Job, store: ShardStore, on_batch: OnBatch) -> Iterator[VectorBlock]:
-    """Every row of the job, shard by shard. A finished store needs neither the model nor a tokenizer."""
+def embed_texts(
+    workers: ShardWorkers, job: EmbeddingJob, store: ShardStore, on_progress: OnProgress
+) -> Iterator[VectorBlock]:
+    """Yield the vectors of all texts, shard by shard. A complete store needs neither the model nor a tokenizer."""
     with store.lock():
-        work = Work(workers, job, store, on_batch)
-        complete, rows = store.is_complete() and store.has_plan(), 0
-        missing = set() if complete else work.begin()
-        for block in work.blocks(store.load_or_create_plan(dict)["shards"], missing):
-            rows += len(block.rows)
-            yield block
+        run = EmbeddingRun(workers, job, store, on_progress)
+        was_complete, rows = store.is_complete() and store.has_plan(), 0
+        if not was_complete:
+            run.plan_missing_shards()
+        try:
+            for shard in range(store.load_or_create_plan(dict)["shards"]):
+                run.fill_queue()
+                block = run.read_finished(shard)
+                if block is None:
+                    with run.translate_errors(shard):
+                        block = run.take_pending(shard).result()
+                block = run.require_intact(shard, block)
+                rows += len(block.rows)
+                yield block
+        finally:
+            run.cancel()
         if rows != len(job.texts):
-            raise DataError(f"{store.folder} gave {rows} of {len(job.texts)} vectors", REMOVE)
-        if not complete:
-            store.write_manifest(workers.facts())
+            raise DataError(f"{store.folder} gave {rows} of {len(job.texts)} vectors", REMOVE_FOLDER)
+        if not was_complete:
+            store.write_manifest(workers.collect_facts())
 
 
 @dataclass
-class Work:
-    """A job under way; it is tokenised and planned when the first shard is missing."""
+class EmbeddingRun:
+    """A running embedding job. It tokenizes the texts and plans batches only if a shard is missing."""
 
-    workers: Workers
-    job: Job
+    workers: ShardWorkers
+    job: EmbeddingJob
     store: ShardStore
-    on_batch: OnBatch
-    left: int = field(default=0, init=False)  # tokens of the shards that are still missing
+    on_progress: OnProgress
+    tokens_left: int = field(default=0, init=False)  # of the missing shards
+    missing: deque[int] = field(default_factory=deque, init=False)  # shards not yet handed to a worker
+    pending: dict[int, PendingShard] = field(default_factory=dict, init=False)
 
     @cached_property
     def tokens(self) -> TokenizedTexts:
-        """Every text as token ids."""
-        return self.workers.prepare(self.job.strings(), self.job.role)
+        """All texts as token ids."""
+        return self.workers.tokenize(self.job.join_texts(), self.job.role)
 
     @cached_property
-    def survey(self) -> Survey:
-        """What the plan must know of whoever computes it."""
+    def profile(self) -> EncoderProfile:
+        """The properties of the workers that the plan depends on."""
         longest = self.tokens.select(np.array([self.tokens.lengths.argmax()]))
-        return self.workers.survey(longest, self.job.budget)
+        return self.workers.measure_profile(longest, self.job.budget)
 
     @cached_property
-    def saved(self) -> dict[str, Any]:
-        """The plan's facts as they were written at the first start."""
-        self.workers.share(self.store)
-        saved = self.store.load_or_create_plan(self._facts)
-        self.workers.share(self.store)
+    def saved_plan(self) -> dict[str, Any]:
+        """The plan's facts, saved by the first run."""
+        self.workers.sync_plan(self.store)
+        saved = self.store.load_or_create_plan(self._describe_plan)
+        self.workers.sync_plan(self.store)
         return saved
 
     @cached_property
-    def plan(self) -> Plan:
-        """The plan that was saved at the first start, else a new one, now saved."""
-        saved = self.saved
-        memory.use_threads(self.threads)  # search is a part of the plan's bits, too
-        plan = Plan.of(self.tokens.lengths, saved["budget"], saved["shard_rows"])
+    def plan(self) -> BatchPlan:
+        """The plan of the first run; this run's own, now saved, if it is the first."""
+        saved = self.saved_plan
+        memory.set_thread_count(self.threads)  # the bits of the search depend on it too
+        plan = BatchPlan.build(self.tokens.lengths, saved["budget"], saved["shard_rows"])
         if plan.fingerprint != saved["fingerprint"]:
-            raise DataError(f"{self.store.folder} was planned for other tokens", REMOVE)
+            raise DataError(f"{self.store.folder} was planned for other tokens", REMOVE_FOLDER)
         return plan
 
     @property
     def threads(self) -> int:
-        """Threads of each worker; the first stores did not say it."""
-        return int(self.saved.get("threads", memory.threads()))
+        """Threads of each worker; the plans of early versions do not contain it."""
+        return int(self.saved_plan.get("threads", memory.get_thread_count()))
 
-    def _facts(self) -> dict[str, Any]:
-        tokens, found = self.tokens, self.survey
-        plan = Plan.of(tokens.lengths, found.budget, self.job.shard_rows)
+    def _describe_plan(self) -> dict[str, Any]:
+        tokens, profile = self.tokens, self.profile
+        plan = BatchPlan.build(tokens.lengths, profile.budget, self.job.shard_rows)
         return {
             "rows": len(self.job.texts),
             "tokens": len(tokens.flat),
             "longest": int(tokens.lengths.max()),
             "truncated": tokens.truncated,
             "empty": tokens.empty,
-            "threads": found.threads,
-            "kernel": found.kernel,
-            "device": found.device,
-            "budget": found.budget,
+            "threads": profile.threads,
+            "kernel": profile.kernel,
+            "device": profile.device,
+            "budget": profile.budget,
             "shard_rows": self.job.shard_rows,
             "shards": plan.shards,
             "fingerprint": plan.fingerprint,
         }
 
-    def begin(self) -> set[int]:
-        """Make or take up the plan, and refuse early what the disk cannot hold; the shards that are missing."""
-        missing = self._missing()
+    def plan_missing_shards(self) -> None:
+        """Create or load the plan and list the missing shards; raise early if the disk has no room for them."""
+        missing = self._list_missing()
         if missing:
             self._check_device()
-        self.left = sum(int(self.tokens.lengths[self.plan.rows(shard)].sum()) for shard in missing)
-        require_disk_space(self.store.folder, self._bytes(missing))
-        return set(missing)
+        self.tokens_left = sum(int(self.tokens.lengths[self.plan.get_shard_rows(shard)].sum()) for shard in missing)
+        require_disk_space(self.store.folder, self._compute_bytes(missing))
+        self.missing.extend(missing)
 
     def _check_device(self) -> None:
-        """One store, one kind of device: another one sums in another order. The first stores knew a CPU alone."""
-        begun, here = self.saved.get("device", "cpu"), self.survey.device
-        if begun != here:
+        """Refuse a store of another device type, which adds numbers in another order. Early plans are of a CPU."""
+        saved, current = self.saved_plan.get("device", "cpu"), self.profile.device
+        if saved != current:
             raise DataError(
-                f"{self.store.folder} was begun on {begun}, and this run computes on {here}",
-                f"set RETBENCH_DEVICE={begun} to go on, or remove that folder to begin anew on {here}",
+                f"{self.store.folder} was started on {saved}, and this run computes on {current}",
+                f"set RETBENCH_DEVICE={saved} to continue, or remove that folder to start again on {current}",
             )
 
-    def _missing(self) -> list[int]:
+    def _list_missing(self) -> list[int]:
         return [shard for shard in range(self.plan.shards) if not self.store.has_shard(shard)]
 
-    def _bytes(self, shards: list[int]) -> float:
-        rows = sum(len(self.plan.rows(shard)) for shard in shards)
-        return rows and rows * compute_row_bytes(self.survey.dimension, self.store.vector_dtype)
+    def _compute_bytes(self, shards: list[int]) -> float:
+        rows = sum(len(self.plan.get_shard_rows(shard)) for shard in shards)
+        return rows and rows * compute_row_bytes(self.profile.dimension, self.store.vector_dtype)
 
-    def blocks(self, shards: int, missing: set[int]) -> Iterator[VectorBlock]:
-        """Every shard in turn; what is missing is begun at once, so that many can work at it."""
-        under_way = {shard: self._start(shard) for shard in sorted(missing)}
+    def fill_queue(self) -> None:
+        """Hand missing shards to the workers, as many as they may have waiting."""
+        while self.missing and len(self.pending) < self.workers.queue_size:
+            shard = self.missing.popleft()
+            self.pending[shard] = self._start(shard)
+
+    def read_finished(self, shard: int) -> VectorBlock | None:
+        """Read a stored shard; None if it must be computed."""
+        block = None if shard in self.pending else self.store.read_shard(shard)
+        if block:
+            self.on_progress(len(block.rows), len(self.job.texts), 0, self.tokens_left)
+        return block
+
+    def take_pending(self, shard: int) -> PendingShard:
+        """Return a shard that a worker has; a shard that was stored but damaged is handed over now."""
+        return self.pending.pop(shard) if shard in self.pending else self._start(shard)
+
+    def _start(self, shard: int) -> PendingShard:
+        return self.workers.start(self.build_task(shard), self.store, self._report_batch)
+
+    def build_task(self, shard: int) -> ShardTask:
+        """Build the task of a shard."""
+        rows = self.plan.get_shard_rows(shard)
+        batch_sizes = tuple(len(batch) for batch in self.plan.iterate_batches(shard))
+        return ShardTask(shard, self.job.role, rows, self.tokens.select(rows), batch_sizes, self.threads)
+
+    def _report_batch(self, texts: int, tokens: int) -> None:
+        self.tokens_left = max(0, self.tokens_left - tokens)  # a damaged shard was not counted
+        self.on_progress(texts, len(self.job.texts), tokens, self.tokens_left)
+
+    def cancel(self) -> None:
+        """Cancel the shards that have not started."""
+        for shard in self.pending.values():
+            shard.cancel()
+
+    @contextmanager
+    def translate_errors(self, shard: int) -> Iterator[None]:
+        """Name the document of a bad vector, and the room that a full disk needs."""
         try:
-            for shard in range(shards):
-                block = None if shard in under_way else self.store.read_shard(shard)
-                if block:
-                    self.on_batch(len(block.rows), len(self.job.texts), 0, self.left)
-                yield block or self._made(shard, under_way.pop(shard) if shard in under_way else self._start(shard))
-        finally:
-            for later in under_way.values():
-                later.cancel()
-
-    def _start(self, shard: int) -> Later:
-        return self.workers.start(lambda: self.piece(shard), self.store, self._tell)
-
-    def piece(self, shard: int) -> Piece:
-        """A shard as whoever computes it needs it."""
-        rows = self.plan.rows(shard)
-        sizes = tuple(len(batch) for batch in self.plan.batches(shard))
-        return Piece(shard, self.job.role, rows, self.tokens.select(rows), sizes, self.threads)
-
-    def _tell(self, texts: int, tokens: int) -> None:
-        self.left = max(0, self.left - tokens)  # a damaged shard was not expected
-        self.on_batch(texts, len(self.job.texts), tokens, self.left)
-
-    def _made(self, shard: int, later: Later) -> VectorBlock:
-        try:
-            block = later.result()
+            yield
         except BadVectorError as bad:
             name = self.job.texts[bad.row].id
             raise DataError(
@@ -187,12 +214,15 @@ class Work:
                 "try --set dtype=float32; if it stays, the weights are damaged",
             ) from bad
         except ShardNotWrittenError as problem:
-            missing = self._missing()
+            missing = self._list_missing()
             raise ResourceError(
                 problem.cause,
-                f"make room for {self._bytes(missing) / 1e6:,.1f} MB, then run the same command: "
+                f"make room for {self._compute_bytes(missing) / 1e6:,.1f} MB, then run the same command: "
                 f"{self.plan.shards - len(missing)} of {self.plan.shards} shards are kept",
             ) from problem
+
+    def require_intact(self, shard: int, block: VectorBlock | None) -> VectorBlock:
+        """Raise if the shard was damaged while it was written."""
         if block is None:
             raise DataError(
                 f"shard {shard} of {self.store.folder} was damaged as soon as it was written",

@@ -1,7 +1,7 @@
-"""Pieces: one shard as whoever computes it needs it, its token ids and how they are cut into batches.
+"""Shard tasks: one shard to embed, as token ids cut into batches, and what computes it.
 
-A piece knows nothing of the collection it came from, so it is computed here, in another process or on another machine
-by the same lines, and on CPUs gives the same bits wherever threads are those of its plan.
+A `ShardTask` is a value without a reference to its collection. This process, another process and another machine
+compute it by the same code; on CPUs the vectors are bit-identical where the number of threads is that of the plan.
 """
 
 import logging
@@ -23,35 +23,35 @@ from retbench.store.shard_store import ShardStore, VectorBlock
 
 log = logging.getLogger(__name__)
 
-Tell = Callable[[int, int], None]  # texts and tokens that were just computed
+OnBatch = Callable[[int, int], None]  # texts and tokens just computed
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One shard to be computed: its rows, and their tokens in the same order, batch after batch."""
+class ShardTask:
+    """One shard to compute: its rows, and their tokens in the same order, batch after batch."""
 
     shard: int
     role: Role
     rows: np.ndarray
     tokens: TokenizedTexts
-    sizes: tuple[int, ...]  # rows of each batch
+    batch_sizes: tuple[int, ...]  # rows of each batch
     threads: int
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What a plan must know of whoever will compute it."""
+class EncoderProfile:
+    """The properties of a loaded encoder and its device that a batch plan depends on."""
 
     kernel: str
     dimension: int
     budget: int
     threads: int
-    device: str = "cpu"  # its kind
+    device: str = "cpu"  # its type
 
 
 @dataclass(frozen=True)
-class Made:
-    """A piece that was computed, and what it took."""
+class ComputedShard:
+    """The vectors of a shard and their cost."""
 
     shard: int
     block: VectorBlock
@@ -60,166 +60,190 @@ class Made:
     split_batches: int
 
 
-class Sink(Protocol):
-    """Where a finished shard is left: a store, or storage that other machines reach."""
+class ShardWriter(Protocol):
+    """The destination of a finished shard: a local store, or storage that other machines reach."""
 
     def write_shard(
         self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0
     ) -> VectorBlock:
-        """Store it; the block as it will be read from now on."""
+        """Store the shard; return the block as later reads return it."""
         ...
 
 
-class Later(Protocol):
-    """A shard under way."""
+class PendingShard(Protocol):
+    """A shard that was handed to a worker."""
 
     def result(self) -> VectorBlock | None:
-        """Its vectors, as soon as they are stored; none where the disk lost them at once."""
+        """Wait for the stored vectors; None if the disk damaged them."""
         ...
 
     def cancel(self) -> Any:
-        """Do not begin it any more."""
+        """Do not start it if it has not started."""
         ...
 
 
-class Workers(Protocol):
-    """Whoever computes the shards of one encoder: this process, several, or a cluster."""
+class ShardWorkers(Protocol):
+    """The workers that compute the shards of one encoder: this process, several processes, or a cluster."""
 
     @property
     def count(self) -> int:
-        """How many work at once."""
+        """The number of workers."""
+        ...
+
+    @property
+    def queue_size(self) -> int:
+        """How many shards to hand over before the first one is read."""
         ...
 
     @property
     def device(self) -> tuple[str, int]:
-        """The kind of device each has, and its threads."""
+        """The device type and the threads of each worker."""
         ...
 
-    def reach(self) -> float | None:
-        """Tokens a second that the matrix products alone would allow; none where that is not known."""
+    def peak_throughput(self) -> float | None:
+        """Tokens per second that the matrix products alone would allow; None if unknown."""
         ...
 
-    def share(self, store: ShardStore) -> None:
-        """One plan for all who work at the same vectors: bring it or hand it on."""
+    def sync_plan(self, store: ShardStore) -> None:
+        """Use one plan on all machines: copy it to or from the shared storage."""
         ...
 
-    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, cut to the role's limit."""
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        """Return the token ids, cut to the role's limit."""
         ...
 
-    def survey(self, longest: TokenizedTexts, ceiling: int) -> Survey:
-        """What a plan must know: `longest` is the one text that needs most, `ceiling` the most tokens of a batch."""
+    def measure_profile(self, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
+        """Measure a worker. `longest` is the text with most tokens, `max_tokens` the upper bound of a batch."""
         ...
 
-    def start(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> Later:
-        """Have a piece computed and stored."""
+    def start(self, task: ShardTask, store: ShardStore, on_batch: OnBatch) -> PendingShard:
+        """Hand a shard over to be computed and stored."""
         ...
 
-    def facts(self) -> dict[str, Any]:
-        """For the record: peak memory, and how many worked where it was more than one."""
+    def collect_facts(self) -> dict[str, Any]:
+        """Return facts for the record: peak memory, and the number of workers if there are several."""
         ...
 
 
 @dataclass
-class Alone:
-    """This process, which loads the model when the first piece is missing and computes when it is asked."""
+class InProcessWorker:
+    """This process. It loads the model when the first shard is missing and computes a shard when it is read."""
 
-    make: Callable[[], DenseEncoder]
+    load_encoder: Callable[[], DenseEncoder]
     count: int = 1
+    queue_size: int = 1
 
     @cached_property
     def encoder(self) -> DenseEncoder:
-        """The encoder."""
-        return self.make()
+        """The encoder, loaded once."""
+        return self.load_encoder()
 
     @property
     def device(self) -> tuple[str, int]:
-        """The kind of device, and its threads."""
-        return get_device().type, memory.threads()
+        """The device type and its threads."""
+        return get_device().type, memory.get_thread_count()
 
-    def reach(self) -> float | None:
-        """Tokens a second that the matrix products alone would allow."""
+    def peak_throughput(self) -> float | None:
+        """Tokens per second that the matrix products alone would allow."""
         return self.encoder.peak_throughput()
 
-    def share(self, store: ShardStore) -> None:
-        """Nobody else is told."""
+    def sync_plan(self, store: ShardStore) -> None:
+        """Do nothing: no other machine uses the plan."""
 
-    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, cut to the role's limit."""
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        """Return the token ids, cut to the role's limit."""
         return self.encoder.tokenize(texts, role)
 
-    def survey(self, longest: TokenizedTexts, ceiling: int) -> Survey:
-        """What a plan must know of this process."""
-        return survey(self.encoder, longest, ceiling)
+    def measure_profile(self, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
+        """Measure the encoder in this process."""
+        return measure_encoder(self.encoder, longest, max_tokens)
 
-    def start(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> Later:
-        """Nothing happens before the result is asked for."""
-        return _Now(lambda: keep(compute(self.encoder, piece(), tell), store))
+    def start(self, task: ShardTask, store: ShardStore, on_batch: OnBatch) -> PendingShard:
+        """Return the shard; it is computed when its result is read."""
+        return InProcessShard(self, task, store, on_batch)
 
-    def facts(self) -> dict[str, Any]:
-        """For the record: peak memory."""
-        return {"peak_memory_mb": round(memory.peak_mb(), 1)}
+    def collect_facts(self) -> dict[str, Any]:
+        """Return the peak memory for the record."""
+        return {"peak_memory_mb": round(memory.get_peak_memory_mb(), 1)}
 
 
 @dataclass(frozen=True)
-class _Now:
-    result: Callable[[], VectorBlock | None]
+class InProcessShard:
+    """A shard that is computed when its result is read."""
+
+    worker: InProcessWorker
+    task: ShardTask
+    store: ShardStore
+    on_batch: OnBatch
+
+    def result(self) -> VectorBlock | None:
+        """Compute and store the shard."""
+        return write_computed_shard(compute_shard(self.worker.encoder, self.task, self.on_batch), self.store)
 
     def cancel(self) -> None:
-        """What has not begun needs no stopping."""
+        """Do nothing: it has not started."""
 
 
-def survey(encoder: DenseEncoder, longest: TokenizedTexts, ceiling: int) -> Survey:
-    """What a plan must know of this process."""
-    budget = memory.token_budget(
-        lambda texts: encoder.encode(longest.select(np.zeros(texts, dtype=int))), int(longest.lengths[0]), ceiling
+def measure_encoder(encoder: DenseEncoder, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
+    """Measure the encoder's token budget and collect what else a plan depends on."""
+    budget = memory.compute_token_budget(
+        lambda texts: encoder.encode(longest.select(np.zeros(texts, dtype=int))), int(longest.lengths[0]), max_tokens
     )
-    return Survey(encoder.kernel, encoder.dimension, budget, memory.threads(), get_device().type)
+    return EncoderProfile(encoder.kernel, encoder.dimension, budget, memory.get_thread_count(), get_device().type)
 
 
-def compute(encoder: DenseEncoder, piece: Piece, tell: Tell) -> Made:
-    """Run a piece's batches."""
-    memory.use_threads(piece.threads)
-    started, first, split, parts = time.perf_counter(), 0, 0, []
-    for size in piece.sizes:
-        batch = piece.tokens.select(np.arange(first, first + size))
-        vectors, halved = _vectors(encoder, batch, piece.role)
-        _check(piece.rows[first : first + size], vectors)
+def compute_shard(encoder: DenseEncoder, task: ShardTask, on_batch: OnBatch) -> ComputedShard:
+    """Encode the batches of a shard. A batch that runs out of memory is split in halves, as often as needed."""
+    memory.set_thread_count(task.threads)
+    started, split_batches, parts = time.perf_counter(), 0, []
+    waiting = _list_batches(task)[::-1]
+    while waiting:
+        positions = waiting.pop()
+        batch, vectors = task.tokens.select(positions), None
+        try:
+            vectors = encoder.encode(batch)
+        except (RuntimeError, MemoryError) as problem:
+            _require_splittable(problem, batch, task.role)
+        if vectors is None:  # outside of `except`, whose traceback holds the memory of the failed batch
+            memory.release_gpu_cache()
+            waiting += np.array_split(positions, 2)[::-1]
+            split_batches += 1
+            continue
+        _check_vectors(task.rows[positions], vectors)
         parts.append(vectors)
-        first, split = first + size, split + halved
-        tell(size, len(batch.flat))
+        on_batch(len(positions), len(batch.flat))
     seconds = time.perf_counter() - started
-    return Made(piece.shard, VectorBlock(piece.rows, np.concatenate(parts)), len(piece.tokens.flat), seconds, split)
+    block = VectorBlock(task.rows, np.concatenate(parts))
+    return ComputedShard(task.shard, block, len(task.tokens.flat), seconds, split_batches)
 
 
-def keep(made: Made, store: Sink) -> VectorBlock:
-    """Store what was computed."""
+def _list_batches(task: ShardTask) -> list[np.ndarray]:
+    """Return the positions in the shard of each batch."""
+    return np.split(np.arange(len(task.rows)), np.cumsum(task.batch_sizes)[:-1])
+
+
+def _require_splittable(problem: Exception, batch: TokenizedTexts, role: Role) -> None:
+    """Raise the error again unless memory ran out and the batch can be split."""
+    if not memory.is_out_of_memory(problem):
+        raise problem
+    if len(batch) == 1:
+        raise ResourceError(
+            f"one {role} of {len(batch.flat)} tokens does not fit into memory beside the model",
+            "give a smaller --set max_length, --set dtype=bfloat16, or RETBENCH_DEVICE=cpu",
+        ) from problem
+    log.warning("out of memory at %d texts, %d tokens: run in two halves", len(batch), len(batch.flat))
+
+
+def write_computed_shard(shard: ComputedShard, store: ShardWriter) -> VectorBlock:
+    """Store a computed shard."""
     try:
-        return store.write_shard(made.shard, made.block, made.tokens, made.seconds, made.split_batches)
+        return store.write_shard(shard.shard, shard.block, shard.tokens, shard.seconds, shard.split_batches)
     except ResourceError as problem:
         raise ShardNotWrittenError(problem.cause, problem.next_step) from problem
 
 
-def _vectors(encoder: DenseEncoder, batch: TokenizedTexts, role: Role) -> tuple[np.ndarray, int]:
-    """One batch, and how often it was halved: only when memory really ran out."""
-    try:
-        return encoder.encode(batch), 0
-    except (RuntimeError, MemoryError) as problem:
-        if not memory.ran_out(problem):
-            raise
-        if len(batch) == 1:
-            raise ResourceError(
-                f"one {role} of {len(batch.flat)} tokens does not fit into memory beside the model",
-                "give a smaller --set max_length, --set dtype=bfloat16, or RETBENCH_DEVICE=cpu",
-            ) from problem
-    log.warning("out of memory at %d texts, %d tokens: run in two halves", len(batch), len(batch.flat))
-    memory.release()
-    halves = [_vectors(encoder, batch.select(half), role) for half in np.array_split(np.arange(len(batch)), 2)]
-    return np.concatenate([vectors for vectors, _ in halves]), 1 + sum(split for _, split in halves)
-
-
-def _check(rows: np.ndarray, vectors: np.ndarray) -> None:
-    """A vector of length one has neither a number that is none nor zeros alone."""
+def _check_vectors(rows: np.ndarray, vectors: np.ndarray) -> None:
+    """Raise if a vector is zero, NaN or infinite: a normalised vector never is."""
     bad = np.flatnonzero(~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)))
     if len(bad):
         raise BadVectorError(int(rows[bad[0]]))

@@ -12,7 +12,7 @@ Status = Literal["done", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
-class Expectation:
+class ExpectedScoreCheck:
     """A score somebody published for a cell, and the one that came out."""
 
     metric: str
@@ -22,7 +22,7 @@ class Expectation:
     source: str
 
     @property
-    def met(self) -> bool:
+    def is_met(self) -> bool:
         """Whether the two agree within the tolerance."""
         return abs(self.got - self.score) <= self.tolerance
 
@@ -53,15 +53,15 @@ class Cell:
     error: str | None = None
     next_step: str | None = None
     exit_code: int = 0
-    expected: tuple[Expectation, ...] = ()
+    expected: tuple[ExpectedScoreCheck, ...] = ()
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The object `--json` prints."""
         facts = asdict(self)
         return {key: value for key, value in facts.items() if key != "exit_code" and value is not None}
 
 
-def seen(training_sets: tuple[str, ...] | None, card: dict[str, Any]) -> Literal["seen", "unseen", "unknown"]:
+def classify_training_exposure(training_sets: tuple[str, ...] | None, card: dict[str, Any]) -> Literal["seen", "unseen", "unknown"]:
     """Whether the model was trained on this task's collection, in any of its variants; `card` is the task's."""
     if training_sets is None:
         return "unknown"
@@ -77,21 +77,21 @@ def _collection(name: str) -> str:
     return (card.collection if card else None) or name
 
 
-def of_record(record: Record, path: str, cached: bool) -> Cell:
+def build_cell(record: Record, path: str, cached: bool) -> Cell:
     """The cell of a finished run."""
     settings, sets = record.settings, record.cards["model"].get("training_sets")
     return Cell(
         record.model, record.method, record.task, record.suite, settings["split"], "done",
         settings_id=record.settings_id, sample=settings["sample"], engine=settings["engine"], cached=cached,
         rerank=tuple(one["rerank"] for one in settings["rerankers"]),
-        seen=seen(tuple(sets) if sets is not None else None, record.cards["task"]),
+        seen=classify_training_exposure(tuple(sets) if sets is not None else None, record.cards["task"]),
         scores=record.scores, main_score=record.scores[record.cards["task"]["metric"]],
         documents=record.collection["documents"], queries=record.collection["queries"],
         tokens_per_second=record.cost["tokens_per_second"], seconds=sum(record.cost["seconds"].values()), record=path,
     )  # fmt: skip
 
 
-def exit_code(cells: list[Cell]) -> int:
+def compute_exit_code(cells: list[Cell]) -> int:
     """0 when nothing failed, 1 when some did, and the first cause's own code when nothing at all was done."""
     failures = [cell for cell in cells if cell.status == "failed"]
     if not failures:

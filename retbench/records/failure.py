@@ -13,7 +13,7 @@ from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 from retbench.store.shard_store import write_file_atomically
 
-ENDING = ".failed.json"
+FAILURE_SUFFIX = ".failed.json"
 ANY_METHOD = "-"  # the model itself could not be opened
 
 
@@ -38,7 +38,7 @@ class Failure:
     @property
     def label(self) -> str:
         """The method, and what came after it."""
-        return labelled(self.method, self.rerank)
+        return format_label(self.method, self.rerank)
 
     def write(self, file: Path) -> None:
         """Store the note."""
@@ -46,7 +46,7 @@ class Failure:
         write_file_atomically(file, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
 
 
-def labelled(method: str, rerank: Sequence[str]) -> str:
+def format_label(method: str, rerank: Sequence[str]) -> str:
     """A method and its rerankers as one name."""
     return "+".join((method, *rerank))
 

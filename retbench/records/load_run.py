@@ -11,30 +11,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from retbench.cards import catalog
-from retbench.cards.user_config import cache_folder, encode_path_part
+from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, find_missing_ids
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.records.record import Record
-from retbench.records.results_folder import RECORD, Ledger, unworded
+from retbench.records.results_folder import RECORD_FILE, ResultsFolder, decode_id
 
 
 def find_run(argument: str, results: Path) -> Path:
     """A run's folder, named by its path or by the first letters of its settings-id."""
     path = Path(argument)
-    if path.name == RECORD and path.is_file():
+    if path.name == RECORD_FILE and path.is_file():
         return path.parent
-    if (path / RECORD).is_file():
+    if (path / RECORD_FILE).is_file():
         return path
-    found = [file.parent for file in Ledger(results).files() if argument and file.parent.name.startswith(argument)]
+    found = [file.parent for file in ResultsFolder(results).list_record_files() if argument and file.parent.name.startswith(argument)]
     if len(found) == 1:
         return found[0]
     problem = f"{len(found)} runs in {results} begin with {argument!r}" if found else f"there is no run {argument!r}"
     raise UsageError(problem, f"name a run's folder, or its settings-id: retbench list results --results {results}")
 
 
-def collection_of(record: Record) -> Collection:
+def open_recorded_collection(record: Record) -> Collection:
     """The collection a record was made on, at its split and sample."""
     for candidate in _candidates(record):
         sample = record.settings["sample"]
@@ -49,7 +49,7 @@ def collection_of(record: Record) -> Collection:
 
 def _candidates(record: Record) -> list[Collection]:
     drop = record.settings.get("excluded") == "drop"
-    folders = sorted((cache_folder() / "collections").glob(f"{encode_path_part(record.task)}-*/{MANIFEST}"))
+    folders = sorted((get_cache_folder() / "collections").glob(f"{encode_path_part(record.task)}-*/{MANIFEST}"))
     found = []
     for manifest in folders:
         try:
@@ -62,12 +62,12 @@ def _candidates(record: Record) -> list[Collection]:
     return found
 
 
-def read_run(file: Path) -> dict[str, list[str]]:
+def read_trec_run(file: Path) -> dict[str, list[str]]:
     """A TREC run, plain or gzipped: documents by query, in the order of the rank column, then of the id."""
-    return {query: [document for document, _ in found] for query, found in scored_run(file).items()}
+    return {query: [document for document, _ in found] for query, found in read_scored_trec_run(file).items()}
 
 
-def scored_run(file: Path) -> dict[str, list[tuple[str, float]]]:
+def read_scored_trec_run(file: Path) -> dict[str, list[tuple[str, float]]]:
     """The same with the scores the run gives."""
     try:
         content = file.read_bytes()
@@ -84,10 +84,10 @@ def scored_run(file: Path) -> dict[str, list[tuple[str, float]]]:
     return ranking
 
 
-def rankings(folder: Path, collection: Collection) -> dict[str, list[str]]:
+def read_rankings(folder: Path, collection: Collection) -> dict[str, list[str]]:
     """Our own run with the collection's own ids; ids the collection does not have are an error."""
     file = folder / "run.trec.gz"
-    found = {unworded(query): list(map(unworded, ids)) for query, ids in read_run(file).items()}
+    found = {decode_id(query): list(map(decode_id, ids)) for query, ids in read_trec_run(file).items()}
     ranked = {document for ids in found.values() for document in ids}
     strange = {*found} - {*collection.judgments} or find_missing_ids(ranked, collection.corpus)
     if strange:

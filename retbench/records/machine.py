@@ -11,7 +11,7 @@ from typing import Any
 PACKAGES = ("retbench", "torch", "transformers", "tokenizers", "numpy", "bm25s", "PyStemmer", "safetensors")
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Python, packages, processor, memory, threads, commit."""
     return {
         "python": platform.python_version(),

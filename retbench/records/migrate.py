@@ -21,7 +21,7 @@ def _failures_left(facts: Facts) -> Facts:
 STEPS: dict[int, Callable[[Facts], Facts]] = {1: _failures_left}
 
 
-def migrate(facts: Facts, name: str) -> Facts:
+def migrate_record(facts: Facts, name: str) -> Facts:
     """The facts in today's schema; a record of the future is refused."""
     schema = facts["schema"]
     if schema not in {*STEPS, SCHEMA}:

@@ -9,14 +9,14 @@ from retbench.cards.text_parsers import parse_json
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, MissingError
 
-META = "model_meta.json"
-PROTOCOLS = ("standard", "mteb")  # those under which mteb's own figures may stand
-EXPERIMENTS = "experiments"  # mteb's folder below a revision for other settings than the model's own
-DEFAULT = "default"  # mteb's name of the subset of a task that has none
+MODEL_META = "model_meta.json"
+MTEB_PROTOCOLS = ("standard", "mteb")  # those under which mteb's own figures may stand
+EXPERIMENTS_FOLDER = "experiments"  # mteb's folder below a revision for other settings than the model's own
+DEFAULT_SUBSET = "default"  # mteb's name of the subset of a task that has none
 
 
 @dataclass(frozen=True)
-class Result:
+class MtebResult:
     """The scores of one model on one task, as mteb wrote them."""
 
     model: str
@@ -26,7 +26,7 @@ class Result:
     facts: dict[str, str]
 
 
-def read_results(file: Path) -> list[Result]:
+def read_mteb_results(file: Path) -> list[MtebResult]:
     """One result file: a result for every subset, and for every split that is a task of ours.
 
     The model's name is beside it in model_meta.json, or in the folders' names.
@@ -36,7 +36,7 @@ def read_results(file: Path) -> list[Result]:
         name, splits = facts["task_name"], facts["scores"]
         main = "test" if "test" in splits else next(iter(splits))
         found = {
-            (split, one.get("hf_subset", DEFAULT)): _scores(one) for split, subsets in splits.items() for one in subsets
+            (split, one.get("hf_subset", DEFAULT_SUBSET)): _scores(one) for split, subsets in splits.items() for one in subsets
         }
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as problem:
         raise DataError(
@@ -47,12 +47,12 @@ def read_results(file: Path) -> list[Result]:
     stated = {"dataset_revision": repr(facts.get("dataset_revision")), "mteb": repr(facts.get("mteb_version"))}
     made = []
     for (split, subset), scores in found.items():
-        whole = known.get((name, None, split)) if alone or subset == DEFAULT else None
+        whole = known.get((name, None, split)) if alone or subset == DEFAULT_SUBSET else None
         task = known.get((name, subset, split)) or whole
         if task or split == main:
-            theirs = name.lower() if alone or subset == DEFAULT else f"{name.lower()}-{subset}"
+            theirs = name.lower() if alone or subset == DEFAULT_SUBSET else f"{name.lower()}-{subset}"
             told = {"split": repr(split), "subset": repr(subset), **stated}
-            made.append(Result(model, task or theirs, split, scores, told))
+            made.append(MtebResult(model, task or theirs, split, scores, told))
     return made
 
 
@@ -63,9 +63,9 @@ def _scores(subset: dict[str, Any]) -> dict[str, float]:
 def _model(file: Path) -> str:
     """mteb's layout is results/<org>__<model>/<revision>/<task>.json, or .../<revision>/experiments/<settings>/..."""
     folder, settings = file.parent, ""
-    if folder.parent.name == EXPERIMENTS:  # another measurement of the model, under a name of its own
+    if folder.parent.name == EXPERIMENTS_FOLDER:  # another measurement of the model, under a name of its own
         folder, settings = folder.parent.parent, f" ({folder.name})"
-    named = read_json_object(file.parent / META).get("name") if (file.parent / META).is_file() else None
+    named = read_json_object(file.parent / MODEL_META).get("name") if (file.parent / MODEL_META).is_file() else None
     model = named if isinstance(named, str) else folder.parent.name.replace("__", "/", 1) or file.stem
     return f"{model}{settings}"
 
@@ -74,14 +74,14 @@ def _tasks() -> dict[tuple[str, str | None, str], str]:
     """Our tasks by mteb's name, subset and split; of several cards of one collection the plain one."""
     known: dict[tuple[str, str | None, str], str] = {}
     for card in sorted(catalog.load_task_cards(), key=lambda card: card.collection is not None):
-        if card.source.mteb and card.protocol in PROTOCOLS:
+        if card.source.mteb and card.protocol in MTEB_PROTOCOLS:
             known.setdefault((card.source.mteb, card.source.subset, card.split), card.name)
     return known
 
 
-def results_below(path: Path) -> list[Result]:
+def read_mteb_results_below(path: Path) -> list[MtebResult]:
     """Every result file at or below a path."""
-    files = [path] if path.is_file() else sorted(file for file in path.glob("**/*.json") if file.name != META)
+    files = [path] if path.is_file() else sorted(file for file in path.glob("**/*.json") if file.name != MODEL_META)
     if not files:
         raise MissingError(f"{path} holds no .json file", "give an mteb result file or a folder of them")
-    return [result for file in files for result in read_results(file)]
+    return [result for file in files for result in read_mteb_results(file)]

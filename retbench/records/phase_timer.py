@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
-class Advance(Protocol):
+class AdvanceProgress(Protocol):
     """Tells what was done since the last call."""
 
     def __call__(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
@@ -14,13 +14,13 @@ class Advance(Protocol):
         ...
 
 
-Reach = Callable[[], float | None]  # tokens a second at most, where that can be known; asked once there are tokens
+GetPeakThroughput = Callable[[], float | None]  # tokens a second at most, where that can be known; asked once there are tokens
 
 
-class Show(Protocol):
+class ProgressListener(Protocol):
     """A place where progress is shown."""
 
-    def begin(self, phase: str, unit: str, reach: Reach) -> None:
+    def begin_phase(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
         """A phase starts."""
         ...
 
@@ -28,43 +28,43 @@ class Show(Protocol):
         """Some more of it is done."""
         ...
 
-    def end(self, phase: str, seconds: float) -> None:
+    def end_phase(self, phase: str, seconds: float) -> None:
         """The phase is over."""
         ...
 
 
-class Silent:
+class NoProgress:
     """Shows nothing."""
 
-    def begin(self, phase: str, unit: str, reach: Reach) -> None:
+    def begin_phase(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
         """Say nothing."""
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
         """Say nothing."""
 
-    def end(self, phase: str, seconds: float) -> None:
+    def end_phase(self, phase: str, seconds: float) -> None:
         """Say nothing."""
 
 
-class Meter:
+class PhaseTimer:
     """Seconds by phase, in the order they were entered."""
 
-    def __init__(self, show: Show) -> None:
-        self.show = show
+    def __init__(self, show: ProgressListener) -> None:
+        self.progress = show
         self.seconds: dict[str, float] = {}
 
-    def carry(self, name: str, seconds: float) -> None:
+    def add_seconds(self, name: str, seconds: float) -> None:
         """Count what earlier processes already spent on a phase, so that an interruption makes nothing look faster."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @contextmanager
-    def phase(self, name: str, unit: str = "", reach: Reach = lambda: None) -> Iterator[Advance]:
+    def time_phase(self, name: str, unit: str = "", reach: GetPeakThroughput = lambda: None) -> Iterator[AdvanceProgress]:
         """Time what is inside; the value handed out reports progress."""
-        self.show.begin(name, unit, reach)
+        self.progress.begin_phase(name, unit, reach)
         started = time.perf_counter()
         try:
-            yield self.show.advance
+            yield self.progress.advance
         finally:
             seconds = time.perf_counter() - started
-            self.carry(name, seconds)
-            self.show.end(name, seconds)
+            self.add_seconds(name, seconds)
+            self.progress.end_phase(name, seconds)

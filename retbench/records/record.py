@@ -1,14 +1,16 @@
-"""The record: everything about one (model, method, task) run, so that its number can be explained and repeated."""
+"""The record: everything about one (model, method, task) run, so that its scores can be explained and reproduced."""
 
 from dataclasses import dataclass
 from typing import Any
 
-SCHEMA = 2  # what changed, and how an older record is read: migrate.py
+from retbench.store.digest import compute_digest
+
+SCHEMA = 2  # migrate.py reads older records
 
 
 @dataclass(frozen=True)
 class Record:
-    """What `record.json` holds."""
+    """The content of `record.json`."""
 
     model: str
     method: str
@@ -25,3 +27,8 @@ class Record:
     command: str
     created: str
     schema: int = SCHEMA
+
+
+def compute_settings_id(settings: dict[str, Any]) -> str:
+    """Return the id of a run: the first 12 hex digits of the digest of its settings."""
+    return compute_digest(settings)[:12]

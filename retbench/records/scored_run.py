@@ -19,16 +19,16 @@ from retbench.errors import DataError
 from retbench.records.record import Record
 from retbench.store.digest import compute_digest
 
-PER_QUERY = "per_query.parquet"
-AGAIN = "remove its folder and run the cell again"
+PER_QUERY_FILE = "per_query.parquet"
+RUN_AGAIN = "remove its folder and run the cell again"
 
 
-class DamagedError(DataError):
+class DamagedRecordError(DataError):
     """A record that was cut short or changed after it was written."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class ScoredRun:
     """One finished run."""
 
     folder: Path
@@ -47,45 +47,45 @@ class Kept:
         return self.record.scores[self.metric]
 
 
-def kept(folder: Path, record: Record) -> Kept:
+def load_scored_run(folder: Path, record: Record) -> ScoredRun:
     """Check a run and read its queries' scores."""
     try:
-        return _checked(folder, record)
+        return _verify_and_load(folder, record)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:  # another form than any version wrote
-        raise DamagedError(f"{folder}: record.json lacks what a record holds: {problem!r:.80}", AGAIN) from problem
+        raise DamagedRecordError(f"{folder}: record.json lacks what a record holds: {problem!r:.80}", RUN_AGAIN) from problem
 
 
-def _checked(folder: Path, record: Record) -> Kept:
+def _verify_and_load(folder: Path, record: Record) -> ScoredRun:
     if compute_digest(record.settings)[:12] != record.settings_id:
-        raise DamagedError(f"{folder}: the settings do not give the settings-id {record.settings_id}", AGAIN)
-    queries, values = _query_scores(folder)
+        raise DamagedRecordError(f"{folder}: the settings do not give the settings-id {record.settings_id}", RUN_AGAIN)
+    queries, values = _read_query_scores(folder)
     far = [name for name in values if not math.isclose(values[name].mean(), record.scores[name], abs_tol=1e-9)]
     if far or values.keys() != record.scores.keys():
-        raise DamagedError(f"{folder}: the scores in record.json are not the means of its queries", AGAIN)
-    return Kept(folder, record, queries, values[record.cards["task"]["metric"]])
+        raise DamagedRecordError(f"{folder}: the scores in record.json are not the means of its queries", RUN_AGAIN)
+    return ScoredRun(folder, record, queries, values[record.cards["task"]["metric"]])
 
 
-def _query_scores(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]:
+def _read_query_scores(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]:
     """The query ids in their order, and every metric of each."""
-    with _told(folder), pq.ParquetFile(folder / PER_QUERY) as file:
+    with _translate_damage(folder), pq.ParquetFile(folder / PER_QUERY_FILE) as file:
         names = [name for name in file.schema_arrow.names if name != "raw_scores"]
         table = file.read(columns=names).sort_by("query")
         queries = tuple(table.column("query").to_pylist())
         return queries, {name: table.column(name).to_numpy() for name in names if name != "query"}
 
 
-def raw_scores(folder: Path) -> dict[str, list[float]]:
+def read_raw_scores(folder: Path) -> dict[str, list[float]]:
     """What search gave each query's documents, in the order of its ranking."""
-    with _told(folder):
-        table = pq.read_table(folder / PER_QUERY, columns=["query", "raw_scores"])
+    with _translate_damage(folder):
+        table = pq.read_table(folder / PER_QUERY_FILE, columns=["query", "raw_scores"])
         return dict(zip(table.column("query").to_pylist(), table.column("raw_scores").to_pylist(), strict=True))
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _translate_damage(folder: Path) -> Iterator[None]:
     """Damage is told as such; a damaged length may ask for more memory than there is."""
     try:
         yield
     except (OSError, KeyError, pa.ArrowException) as problem:
-        cause = f"{folder / PER_QUERY} cannot be read: {str(problem).splitlines()[0]}"
-        raise DamagedError(cause, AGAIN) from problem
+        cause = f"{folder / PER_QUERY_FILE} cannot be read: {str(problem).splitlines()[0]}"
+        raise DamagedRecordError(cause, RUN_AGAIN) from problem

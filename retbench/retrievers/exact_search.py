@@ -64,7 +64,7 @@ class ExactSearch:
         starts = range(0, len(queries), tile)
         self.tops = [RunningTopK(torch.from_numpy(queries[at : at + tile]).to(self.device), k) for at in starts]
         self.rows: list[torch.Tensor] = []  # of the incomplete window
-        self.parts: list[torch.Tensor] = []
+        self.blocks: list[torch.Tensor] = []
 
     def add_block(self, block: VectorBlock) -> None:
         """Collect documents into windows, and score each window when it is full."""
@@ -73,12 +73,12 @@ class ExactSearch:
             if sum(map(len, self.rows)) + len(block.rows[start : start + size]) > size:
                 self._score_window()
             self.rows.append(torch.from_numpy(block.rows[start : start + size]).to(self.device))
-            self.parts.append(torch.from_numpy(block.vectors[start : start + size]).to(self.device).contiguous())
+            self.blocks.append(torch.from_numpy(block.vectors[start : start + size]).to(self.device).contiguous())
 
     def _score_window(self) -> None:
         if self.rows:
-            window = DocumentWindow.build(self.rows, self.parts, self.dtype)
-            self.rows, self.parts = [], []
+            window = DocumentWindow.build(self.rows, self.blocks, self.dtype)
+            self.rows, self.blocks = [], []
             self.tops = [part for top in self.tops for part in _add_window(top, window)]
 
     def finish(self) -> Ranking:
@@ -109,27 +109,27 @@ class DocumentWindow:
     """Some documents: the original blocks in float32, and the rounded tiles for the rough pass."""
 
     rows: torch.Tensor
-    parts: list[torch.Tensor]
+    blocks: list[torch.Tensor]
     tiles: torch.Tensor  # tiles x documents x width; the last one is padded with zeros
     max_norm: torch.Tensor  # the largest vector norm
 
     @staticmethod
-    def build(rows: list[torch.Tensor], parts: list[torch.Tensor], dtype: torch.dtype) -> "DocumentWindow":
+    def build(rows: list[torch.Tensor], blocks: list[torch.Tensor], dtype: torch.dtype) -> "DocumentWindow":
         """Round the vectors once for all queries."""
-        count, width = sum(map(len, rows)), parts[0].shape[1]
-        tile = min(DOCUMENT_TILE * _get_tile_factor(parts[0].device), math.ceil(count / GROUP_SIZE) * GROUP_SIZE)
-        tiles = torch.empty((math.ceil(count / tile), tile, width), dtype=dtype, device=parts[0].device)
+        count, width = sum(map(len, rows)), blocks[0].shape[1]
+        tile = min(DOCUMENT_TILE * _get_tile_factor(blocks[0].device), math.ceil(count / GROUP_SIZE) * GROUP_SIZE)
+        tiles = torch.empty((math.ceil(count / tile), tile, width), dtype=dtype, device=blocks[0].device)
         flat, start, norms = tiles.view(-1, width), 0, []
-        for part in parts:
-            flat[start : start + len(part)] = part
-            start += len(part)
-            norms.append(torch.linalg.vector_norm(part, dim=1).amax())
+        for block in blocks:
+            flat[start : start + len(block)] = block
+            start += len(block)
+            norms.append(torch.linalg.vector_norm(block, dim=1).amax())
         flat[start:] = 0
-        return DocumentWindow(torch.cat(rows), parts, tiles, torch.stack(norms).amax())
+        return DocumentWindow(torch.cat(rows), blocks, tiles, torch.stack(norms).amax())
 
     def to_float32(self) -> "DocumentWindow":
         """The same documents with tiles in float32."""
-        return DocumentWindow.build([self.rows], self.parts, torch.float32)
+        return DocumentWindow.build([self.rows], self.blocks, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class CandidatePairs:
     """Candidate pairs: query numbers in ascending order, and positions of documents in the window."""
 
     queries: torch.Tensor
-    places: torch.Tensor
+    positions: torch.Tensor
 
 
 class RunningTopK:
@@ -163,7 +163,7 @@ class RunningTopK:
         max_pairs = len(self.queries) * max(MAX_CANDIDATE_SHARE * len(window.rows), 4 * self.k)
         if window.tiles.dtype != torch.float32 and len(pairs.queries) > max_pairs:
             pairs = self._find_candidates(window.to_float32())
-        keys = _encode_keys(_compute_scores(self.queries, window, pairs), window.rows[pairs.places])
+        keys = _encode_keys(_compute_scores(self.queries, window, pairs), window.rows[pairs.positions])
         self.keys = _select_largest(torch.cat((self.keys, self._arrange_by_query(pairs, keys)), dim=1), self.k)
 
     def _find_candidates(self, window: DocumentWindow) -> CandidatePairs:
@@ -240,24 +240,24 @@ def _compute_lower_bounds(scores: torch.Tensor) -> torch.Tensor:
 
 def _compute_scores(queries: torch.Tensor, window: DocumentWindow, pairs: CandidatePairs) -> torch.Tensor:
     """The scores of the candidates in float32. Each pair is summed separately, so its score depends on nothing else."""
-    scores, start = torch.empty(len(pairs.places), device=queries.device), 0
+    scores, start = torch.empty(len(pairs.positions), device=queries.device), 0
     multiply = multiply_sampled if queries.device.type == "cpu" else multiply_gathered
-    order = _argsort(pairs.places)  # by document: each document is read once, and the queries stay in the cache
-    places, query_numbers = pairs.places[order], pairs.queries[order]
-    for part in window.parts:
-        ends = torch.tensor([start, start + len(part)], device=places.device)
-        first, last = torch.searchsorted(places, ends).tolist()
-        scores[order[first:last]] = multiply(part, queries, places[first:last] - start, query_numbers[first:last])
-        start += len(part)
+    order = _argsort(pairs.positions)  # by document: each document is read once, and the queries stay in the cache
+    positions, query_numbers = pairs.positions[order], pairs.queries[order]
+    for block in window.blocks:
+        ends = torch.tensor([start, start + len(block)], device=positions.device)
+        first, last = torch.searchsorted(positions, ends).tolist()
+        scores[order[first:last]] = multiply(block, queries, positions[first:last] - start, query_numbers[first:last])
+        start += len(block)
     return scores
 
 
 def multiply_gathered(
-    documents: torch.Tensor, queries: torch.Tensor, places: torch.Tensor, query_numbers: torch.Tensor
+    documents: torch.Tensor, queries: torch.Tensor, positions: torch.Tensor, query_numbers: torch.Tensor
 ) -> torch.Tensor:
     """The dot products of some pairs, on any device."""
-    pairs = zip(torch.split(places, PAIRS_PER_PRODUCT), torch.split(query_numbers, PAIRS_PER_PRODUCT), strict=True)
-    return torch.cat([_sum_by_halves(documents[place] * queries[numbers]) for place, numbers in pairs])
+    pairs = zip(torch.split(positions, PAIRS_PER_PRODUCT), torch.split(query_numbers, PAIRS_PER_PRODUCT), strict=True)
+    return torch.cat([_sum_by_halves(documents[rows] * queries[numbers]) for rows, numbers in pairs])
 
 
 def _sum_by_halves(products: torch.Tensor) -> torch.Tensor:
@@ -270,11 +270,11 @@ def _sum_by_halves(products: torch.Tensor) -> torch.Tensor:
 
 
 def multiply_sampled(
-    documents: torch.Tensor, queries: torch.Tensor, places: torch.Tensor, query_numbers: torch.Tensor
+    documents: torch.Tensor, queries: torch.Tensor, positions: torch.Tensor, query_numbers: torch.Tensor
 ) -> torch.Tensor:
     """The same with torch's kernel for sampled products. The pairs must be in the order of the documents."""
-    ends = torch.bincount(places, minlength=len(documents)).cumsum(0)
-    shape, zeros = (len(documents), len(queries)), torch.zeros(len(places))
+    ends = torch.bincount(positions, minlength=len(documents)).cumsum(0)
+    shape, zeros = (len(documents), len(queries)), torch.zeros(len(positions))
     with warnings.catch_warnings():  # torch warns that sparse CSR is in beta
         warnings.filterwarnings("ignore", message="Sparse CSR")
         pattern = torch.sparse_csr_tensor(
@@ -284,10 +284,10 @@ def multiply_sampled(
     return products.values()
 
 
-def _argsort(places: torch.Tensor) -> torch.Tensor:
-    if places.device.type != "cpu":
-        return places.argsort()
-    return torch.from_numpy(places.numpy().argsort())
+def _argsort(positions: torch.Tensor) -> torch.Tensor:
+    if positions.device.type != "cpu":
+        return positions.argsort()
+    return torch.from_numpy(positions.numpy().argsort())
 
 
 def _select_largest(values: torch.Tensor, k: int) -> torch.Tensor:

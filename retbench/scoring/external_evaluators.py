@@ -23,25 +23,25 @@ BEIR_CUTS = (1, 3, 5, 10, 100, 1000)
 
 
 @dataclass(frozen=True)
-class Referee:
+class ExternalEvaluator:
     """One evaluator: its name, the digits it tells, whether it drops a query's own id, and its scores."""
 
     name: str
     digits: int
     drops_same_id: bool
-    score: Callable[[Judgments, Run], Scores]
+    compute_scores: Callable[[Judgments, Run], Scores]
 
 
-def referees(source: SourceSpec) -> list[Referee]:
+def list_external_evaluators(source: SourceSpec) -> list[ExternalEvaluator]:
     """Both of them, with the rules they have for a task from this source."""
-    own = mteb_drops_same_id(source.mteb)
+    own = does_mteb_drop_same_id(source.mteb)
     return [
-        Referee("mteb", 6, own, lambda judgments, run: mteb_scores(judgments, run, own)),
-        Referee("beir", 5, True, _beir_scores),
+        ExternalEvaluator("mteb", 6, own, lambda judgments, run: compute_mteb_scores(judgments, run, own)),
+        ExternalEvaluator("beir", 5, True, _compute_beir_scores),
     ]
 
 
-def mteb_drops_same_id(task: str | None) -> bool:
+def does_mteb_drop_same_id(task: str | None) -> bool:
     """mteb decides this task by task; for a task it does not know its evaluator keeps the query's own id."""
     if task is None:
         return False
@@ -50,18 +50,18 @@ def mteb_drops_same_id(task: str | None) -> bool:
     return bool(getattr(mteb.get_task(task), "ignore_identical_ids", False))
 
 
-def mteb_evaluation(judgments: Judgments, run: Run, drop_same_id: bool) -> Any:
+def run_mteb_evaluator(judgments: Judgments, run: Run, drop_same_id: bool) -> Any:
     """What mteb's evaluator makes of a run: rounded means, and the unrounded scores of every query."""
-    with referee_at_work("mteb"):
+    with import_evaluator("mteb"):
         from mteb._evaluators.retrieval_evaluator import RetrievalEvaluator
 
         evaluate = RetrievalEvaluator.evaluate
-        return evaluate(None, _copy(judgments), _copy(run), CUTS, ignore_identical_ids=drop_same_id)  # type: ignore[arg-type]  # it uses nothing of itself
+        return evaluate(None, _copy_nested(judgments), _copy_nested(run), CUTS, ignore_identical_ids=drop_same_id)  # type: ignore[arg-type]  # it uses nothing of itself
 
 
-def mteb_scores(judgments: Judgments, run: Run, drop_same_id: bool) -> Scores:
+def compute_mteb_scores(judgments: Judgments, run: Run, drop_same_id: bool) -> Scores:
     """mteb's means, from its unrounded scores of every query."""
-    found = mteb_evaluation(judgments, run, drop_same_id)
+    found = run_mteb_evaluator(judgments, run, drop_same_id)
     rows = list(found.all_scores.values())
     scores = {
         f"{ours}_at_{cut}": math.fsum(row[f"{theirs}_{cut}"] for row in rows) / len(rows)
@@ -71,18 +71,18 @@ def mteb_scores(judgments: Judgments, run: Run, drop_same_id: bool) -> Scores:
     return {**scores, **{f"mrr_at_{cut}": found.mrr[f"MRR@{cut}"] for cut in CUTS}}
 
 
-def _beir_scores(judgments: Judgments, run: Run) -> Scores:
-    with referee_at_work("beir"):
+def _compute_beir_scores(judgments: Judgments, run: Run) -> Scores:
+    with import_evaluator("beir"):
         from beir.retrieval.evaluation import EvaluateRetrieval
 
-        graded = EvaluateRetrieval.evaluate(_copy(judgments), dropped := _copy(run), list(BEIR_CUTS))
-        reciprocal = EvaluateRetrieval.evaluate_custom(_copy(judgments), dropped, list(BEIR_CUTS), metric="mrr")
+        graded = EvaluateRetrieval.evaluate(_copy_nested(judgments), dropped := _copy_nested(run), list(BEIR_CUTS))
+        reciprocal = EvaluateRetrieval.evaluate_custom(_copy_nested(judgments), dropped, list(BEIR_CUTS), metric="mrr")
     told = {name.lower(): value for means in (*graded[:3], reciprocal) for name, value in means.items()}
     return {name.replace("@", "_at_"): value for name, value in told.items()}
 
 
 @contextmanager
-def referee_at_work(name: str) -> Iterator[None]:
+def import_evaluator(name: str) -> Iterator[None]:
     """Its own warnings are not about our run; if it is not installed, say how it comes."""
     try:
         with warnings.catch_warnings():
@@ -94,6 +94,6 @@ def referee_at_work(name: str) -> Iterator[None]:
         ) from problem
 
 
-def _copy(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _copy_nested(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Both evaluators remove entries from what they are given."""
     return {query: dict(entries) for query, entries in nested.items()}

@@ -27,34 +27,34 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class _Found:
+class _RelevantRanks:
     """The relevant documents in a ranking: their ranks from 1, rising, and grades; and all positive grades, falling."""
 
     ranks: Integers
     grades: Floats
     ideal: Floats
 
-    def until(self, cuts: Integers) -> Integers:
+    def count_until(self, cuts: Integers) -> Integers:
         """How many relevant documents stand at or above each cut."""
         return np.searchsorted(self.ranks, cuts, side="right")
 
 
-def _ndcg(found: _Found, cuts: Integers) -> Floats:
+def _ndcg(found: _RelevantRanks, cuts: Integers) -> Floats:
     best = _running_sum(found.ideal / np.log2(np.arange(2, len(found.ideal) + 2)))
     gained = _running_sum(found.grades / np.log2(found.ranks + 1))
-    return gained[found.until(cuts)] / best[np.minimum(cuts, len(found.ideal))]
+    return gained[found.count_until(cuts)] / best[np.minimum(cuts, len(found.ideal))]
 
 
-def _average_precision(found: _Found, cuts: Integers) -> Floats:
+def _average_precision(found: _RelevantRanks, cuts: Integers) -> Floats:
     precisions = np.arange(1, len(found.ranks) + 1) / found.ranks
-    return _running_sum(precisions)[found.until(cuts)] / len(found.ideal)
+    return _running_sum(precisions)[found.count_until(cuts)] / len(found.ideal)
 
 
-def _recall(found: _Found, cuts: Integers) -> Floats:
-    return found.until(cuts) / len(found.ideal)
+def _recall(found: _RelevantRanks, cuts: Integers) -> Floats:
+    return found.count_until(cuts) / len(found.ideal)
 
 
-def _reciprocal_rank(found: _Found, cuts: Integers) -> Floats:
+def _reciprocal_rank(found: _RelevantRanks, cuts: Integers) -> Floats:
     return np.where(found.ranks[0] <= cuts, 1 / found.ranks[0], 0.0)
 
 
@@ -64,7 +64,7 @@ def _running_sum(values: Floats) -> Floats:
 
 
 _GRADED = "ndcg"
-_METRICS: dict[str, tuple[Callable[[_Found, Integers], Floats], tuple[int, ...]]] = {
+_METRICS: dict[str, tuple[Callable[[_RelevantRanks, Integers], Floats], tuple[int, ...]]] = {
     _GRADED: (_ndcg, (1, 3, 5, 10, 20, 100, 1000)),
     "map": (_average_precision, (1, 3, 5, 10, 20, 100, 1000)),
     "recall": (_recall, (1, 5, 10, 20, 50, 100, 1000)),
@@ -73,36 +73,36 @@ _METRICS: dict[str, tuple[Callable[[_Found, Integers], Floats], tuple[int, ...]]
 
 
 @functools.cache
-def _cuts(metric: str, depth: int) -> Integers:
+def _list_cuts(metric: str, depth: int) -> Integers:
     return np.array([cut for cut in _METRICS[metric][1] if cut <= depth], dtype=np.int64)
 
 
 @functools.cache
-def _names(depth: int) -> tuple[str, ...]:
-    return tuple(f"{metric}_at_{cut}" for metric in _METRICS for cut in _cuts(metric, depth))
+def _list_metric_names(depth: int) -> tuple[str, ...]:
+    return tuple(f"{metric}_at_{cut}" for metric in _METRICS for cut in _list_cuts(metric, depth))
 
 
 def score_query(ranking: Sequence[str], judged: Mapping[str, int], depth: int, relevant_from: int = 1) -> Scores:
     """Every metric of one ranking, at every cut that a ranking of this depth can answer for."""
-    graded = _find(ranking, judged, 1)
-    binary = graded if relevant_from == 1 else _find(ranking, judged, relevant_from)
-    curves = [_curve(metric, graded if metric == _GRADED else binary, depth) for metric in _METRICS]
-    return dict(zip(_names(depth), np.concatenate(curves).tolist(), strict=True))
+    graded = _find_relevant(ranking, judged, 1)
+    binary = graded if relevant_from == 1 else _find_relevant(ranking, judged, relevant_from)
+    curves = [_compute_curve(metric, graded if metric == _GRADED else binary, depth) for metric in _METRICS]
+    return dict(zip(_list_metric_names(depth), np.concatenate(curves).tolist(), strict=True))
 
 
-def _curve(metric: str, found: _Found, depth: int) -> Floats:
-    cuts = _cuts(metric, depth)
+def _compute_curve(metric: str, found: _RelevantRanks, depth: int) -> Floats:
+    cuts = _list_cuts(metric, depth)
     return _METRICS[metric][0](found, cuts) if len(found.ranks) else np.zeros(len(cuts))
 
 
-def _find(ranking: Sequence[str], judged: Mapping[str, int], lowest: int) -> _Found:
+def _find_relevant(ranking: Sequence[str], judged: Mapping[str, int], lowest: int) -> _RelevantRanks:
     places = dict(zip(ranking, itertools.count(1), strict=False))
     if len(places) != len(ranking):
         twice = Counter(ranking).most_common(1)[0][0]
         raise DataError(f"document {twice!r} is ranked more than once", "keep each document once, at its best rank")
     relevant = {document: grade for document, grade in judged.items() if grade >= lowest}
     hits = sorted((places[document], grade) for document, grade in relevant.items() if document in places)
-    return _Found(
+    return _RelevantRanks(
         ranks=np.array([rank for rank, _ in hits], dtype=np.int64),
         grades=np.array([grade for _, grade in hits], dtype=np.float64),
         ideal=np.array(sorted(relevant.values(), reverse=True), dtype=np.float64),
@@ -125,7 +125,7 @@ def score_run(
     return scores
 
 
-def mean_scores(per_query: Mapping[str, Mapping[str, float]]) -> Scores:
+def compute_mean_scores(per_query: Mapping[str, Mapping[str, float]]) -> Scores:
     """The mean of each metric over all queries given, whatever their order (the sum is exact)."""
     if not per_query:
         raise DataError("there is no judged query to average over", "check the split and the judgments of this task")

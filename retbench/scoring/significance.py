@@ -24,21 +24,21 @@ Values = Sequence[float] | Floats
 Pairs = list[tuple[int, int]]
 
 # Up to so many queries all sign flips are tried (4096 of them), which is less work than sampling.
-EXACT_UNTIL = 12
+MAX_EXACT_QUERIES = 12
 # How many numbers a chunk of rounds may hold: 32 MiB of float64.
-CELLS = 1 << 22
+CHUNK_NUMBERS = 1 << 22
 # A relative difference below this is float noise, not a difference between models.
-ROUNDING = 1e-12
+ROUNDING_ERROR = 1e-12
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """Where the mean lies, at the level asked for."""
 
     low: float
     high: float
 
 
-class Wins(NamedTuple):
+class WinCounts(NamedTuple):
     """On how many queries the first model is better than, equal to, and worse than the second."""
 
     wins: int
@@ -47,32 +47,32 @@ class Wins(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Standing:
+class ModelRank:
     """A model's place: 1 + the number of models significantly better; models sharing a letter do not differ."""
 
     rank: int
     letters: str
 
 
-def paired_test(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> float:
+def compute_paired_p_value(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> float:
     """The two-sided p-value of the mean difference: exact for few queries, else by `rounds` random sign flips."""
-    return _p_values(_pair(a, b), [(0, 1)], rounds, seed)[0]
+    return _compute_p_values(_build_pair_table(a, b), [(0, 1)], rounds, seed)[0]
 
 
-def bootstrap_interval(values: Values, level: float = 0.95, rounds: int = 10_000, seed: int = 0) -> Interval:
+def compute_bootstrap_interval(values: Values, level: float = 0.95, rounds: int = 10_000, seed: int = 0) -> ConfidenceInterval:
     """The percentile interval of the mean over resampled queries."""
-    column = _table({"the model": values})[:, 0]
+    column = _build_score_table({"the model": values})[:, 0]
     generator = np.random.default_rng(seed)
     means = [
         column[generator.integers(len(column), size=(rows, len(column)), dtype=np.int32)].mean(axis=1)
-        for rows in _chunks(rounds, len(column))
+        for rows in _split_rounds(rounds, len(column))
     ]
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    return ConfidenceInterval(float(low), float(high))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for having made all these tests, in the order given."""
     adjusted = [0.0] * len(p_values)
     floor = 0.0
@@ -82,49 +82,49 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def effect_size(a: Values, b: Values) -> float:
+def compute_effect_size(a: Values, b: Values) -> float:
     """Cohen's d of the paired differences; 0 when they do not vary, because then nothing is there to divide by."""
-    table = _pair(a, b)
+    table = _build_pair_table(a, b)
     difference = table[:, 0] - table[:, 1]
-    if len(difference) == 1 or np.ptp(difference) <= ROUNDING * np.abs(table).max():
+    if len(difference) == 1 or np.ptp(difference) <= ROUNDING_ERROR * np.abs(table).max():
         return 0.0
     return float(difference.mean() / difference.std(ddof=1))
 
 
-def detectable(a: Values, b: Values) -> float | None:
+def compute_detectable_difference(a: Values, b: Values) -> float | None:
     """The mean difference that a test of so many queries, as unlike as these, would find in four of five cases."""
-    table = _pair(a, b)
+    table = _build_pair_table(a, b)
     if len(table) == 1:
         return None
     normal, spread = NormalDist(), float((table[:, 0] - table[:, 1]).std(ddof=1))
     return (normal.inv_cdf(0.975) + normal.inv_cdf(0.8)) * spread / math.sqrt(len(table))
 
 
-def wins(a: Values, b: Values) -> Wins:
+def count_wins(a: Values, b: Values) -> WinCounts:
     """Queries won, tied and lost by the first model; float noise is a tie."""
-    table = _pair(a, b)
+    table = _build_pair_table(a, b)
     difference = table[:, 0] - table[:, 1]
-    difference[np.abs(difference) <= ROUNDING * np.abs(table).max(axis=1)] = 0.0
+    difference[np.abs(difference) <= ROUNDING_ERROR * np.abs(table).max(axis=1)] = 0.0
     won, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    return Wins(won, len(difference) - won - lost, lost)
+    return WinCounts(won, len(difference) - won - lost, lost)
 
 
-def ranks(scores: Mapping[str, Values], alpha: float = 0.05) -> dict[str, Standing]:
+def rank_models(scores: Mapping[str, Values], alpha: float = 0.05) -> dict[str, ModelRank]:
     """The standing of every model, given its scores per query; all pairs are tested as one family."""
-    table = _table(scores)
+    table = _build_score_table(scores)
     means = table.mean(axis=0)
     order = [int(model) for model in np.argsort(-means, kind="stable")]
     pairs = list(itertools.combinations(order, 2))
     # With too few rounds the smallest p-value there is would not survive the correction of a large family.
     rounds = max(10_000, math.ceil(2 * len(pairs) / alpha))
-    adjusted = holm(_p_values(table, pairs, rounds, seed=0))
+    adjusted = adjust_p_values(_compute_p_values(table, pairs, rounds, seed=0))
     different = [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= alpha]
-    letters = _letters(order, different)
+    letters = _assign_letters(order, different)
     beaten = [worse for _, worse in different]
-    return {name: Standing(1 + beaten.count(model), letters[model]) for model, name in enumerate(scores)}
+    return {name: ModelRank(1 + beaten.count(model), letters[model]) for model, name in enumerate(scores)}
 
 
-def _table(scores: Mapping[str, Values]) -> Floats:
+def _build_score_table(scores: Mapping[str, Values]) -> Floats:
     """One row per query, one column per model."""
     sizes = {len(values) for values in scores.values()}
     if len(sizes) != 1 or 0 in sizes:
@@ -138,21 +138,21 @@ def _table(scores: Mapping[str, Values]) -> Floats:
     return table
 
 
-def _pair(a: Values, b: Values) -> Floats:
-    return _table({"the first model": a, "the second model": b})
+def _build_pair_table(a: Values, b: Values) -> Floats:
+    return _build_score_table({"the first model": a, "the second model": b})
 
 
-def _chunks(rounds: int, width: int) -> Iterator[int]:
+def _split_rounds(rounds: int, width: int) -> Iterator[int]:
     """Row counts summing to `rounds`, each small enough for memory.
 
     Multiples of 8, so that random numbers are drawn in whole words and the answer does not depend on the chunks.
     """
-    step = max(8, CELLS // width // 8 * 8)
+    step = max(8, CHUNK_NUMBERS // width // 8 * 8)
     for start in range(0, rounds, step):
         yield min(step, rounds - start)
 
 
-def _p_values(table: Floats, pairs: Pairs, rounds: int, seed: int) -> list[float]:
+def _compute_p_values(table: Floats, pairs: Pairs, rounds: int, seed: int) -> list[float]:
     """One p-value per pair of columns, all from the same sign flips.
 
     A flip turns the difference a - b of a query into b - a. The flipped sum of a pair is the difference of two
@@ -161,31 +161,31 @@ def _p_values(table: Floats, pairs: Pairs, rounds: int, seed: int) -> list[float
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     totals = table.sum(axis=0)
     sizes = np.abs(table).sum(axis=0)
-    observed = np.abs(totals[first] - totals[second]) - ROUNDING * (sizes[first] + sizes[second])
+    observed = np.abs(totals[first] - totals[second]) - ROUNDING_ERROR * (sizes[first] + sizes[second])
     extreme, tried = np.zeros(len(pairs), dtype=np.int64), 0
-    for signs in _signs(len(table), max(table.shape[1], len(pairs)), rounds, seed):
+    for signs in _draw_signs(len(table), max(table.shape[1], len(pairs)), rounds, seed):
         flipped = signs @ table
         extreme += (np.abs(flipped[:, first] - flipped[:, second]) >= observed).sum(axis=0)
         tried += len(signs)
     return [float(count) / tried for count in extreme]
 
 
-def _signs(queries: int, width: int, rounds: int, seed: int) -> Iterator[Floats]:
+def _draw_signs(queries: int, width: int, rounds: int, seed: int) -> Iterator[Floats]:
     """Chunks of sign flips, one a row: all there are if they are few, else what was observed and `rounds` random ones.
 
     What was observed is a possible outcome like any other; leaving it out would allow a p-value of 0.
     """
-    if queries <= EXACT_UNTIL:
+    if queries <= MAX_EXACT_QUERIES:
         yield np.array(list(itertools.product((1.0, -1.0), repeat=queries)))
         return
     yield np.ones((1, queries))
     generator = np.random.default_rng(seed)
-    for rows in _chunks(rounds, max(queries, width)):
+    for rows in _split_rounds(rounds, max(queries, width)):
         octets = generator.integers(256, size=(rows, -(-queries // 8)), dtype=np.uint8)
         yield np.unpackbits(octets, axis=1, count=queries).astype(np.float64) * 2 - 1
 
 
-def _letters(order: Sequence[int], different: Iterable[tuple[int, int]]) -> dict[int, str]:
+def _assign_letters(order: Sequence[int], different: Iterable[tuple[int, int]]) -> dict[int, str]:
     """The compact letter display, by insert and absorb (Piepho 2004).
 
     A letter is a group of models without a difference that no further model could join. Each pair that differs splits
@@ -198,11 +198,11 @@ def _letters(order: Sequence[int], different: Iterable[tuple[int, int]]) -> dict
         groups = [group for group in split if not any(group < other for other in split)]
     place = {model: rank for rank, model in enumerate(order)}
     groups.sort(key=lambda group: sorted(place[model] for model in group))
-    named = list(zip(groups, _alphabet(), strict=False))
+    named = list(zip(groups, _iterate_letters(), strict=False))
     return {model: "".join(letter for group, letter in named if model in group) for model in order}
 
 
-def _alphabet() -> Iterator[str]:
+def _iterate_letters() -> Iterator[str]:
     """The letters a to z, A to Z, then every other alphabet: one character each, however many groups there are."""
     yield from ascii_letters
     yield from (letter for letter in map(chr, itertools.count(128)) if letter.isalpha())

@@ -20,6 +20,7 @@ from retbench.corpora.texts import Texts, join_fields
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.runs.saved_run import SavedRun, load_run
 from retbench.records.load_run import find_run
 from retbench.retrievers.exact_search import search_exactly
@@ -96,9 +97,7 @@ def _load_encoder(saved_run: SavedRun, engine_name: str, weights: str | None) ->
     name = record.model.partition("+")[0]  # after "+" comes the quantisation of a GGUF file
     card = catalog.find_model_card(name if name in catalog.load_model_cards() else weights or name)
     model = ResolvedModel.resolve(card, weights, lambda _: None, parse_engine(engine_name))
-    overrides: dict[str, Any] = {"dtype": spec.dtype, "max_length": max(spec.query_limit, spec.document_limit)}
-    if spec.rope:
-        overrides["rope"] = spec.rope
+    overrides = Overrides(spec.dtype, max(spec.query_limit, spec.document_limit), rope=spec.rope)
     if model.local_weights and model.local_weights.fingerprint != spec.weights:
         raise DataError(
             f"the weights of {record.model} on this machine are not the weights of the run", "give --weights PATH"

@@ -1,91 +1,111 @@
-"""The main story: names become cards, cards become cells, each cell is found on disk or run, and a record is kept.
+"""`retbench run`: names become cards, cards become cells, and each cell is found on disk or computed.
 
-One cell that fails does not stop the others; what is finished stays finished, whatever happens afterwards.
+A failed cell does not stop the others, and finished cells stay finished.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from retbench.cards import catalog
-from retbench.cards.engine import parse_engine
+from retbench.cards.engine import Engine, parse_engine
+from retbench.cards.method import Method
+from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
-from retbench.errors import RetbenchError, UsageError, reraise_resource_errors
+from retbench.errors import RetbenchError, reraise_resource_errors
 from retbench.pipelines.evaluation.job import EvaluationJob
-from retbench.pipelines.evaluation.published_scores import expected
-from retbench.pipelines.evaluation.request import Request
+from retbench.pipelines.evaluation.published_scores import find_expected_scores
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models import local_workers
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.models.worker_pool import Team, engaged
+from retbench.pipelines.models.worker_pool import WorkerPool, attach_worker_pool
 from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.reranking.chain import RerankerChain, parse_rerankers
-from retbench.pipelines.runs.saved_run import ours
+from retbench.pipelines.runs.saved_run import load_run
 from retbench.records.cell import Cell
 from retbench.records.failure import ANY_METHOD
-from retbench.records.output import Place
+from retbench.records.output import RunOutput
 
 
-def evaluate(request: Request) -> Iterator[Cell]:
-    """Every cell of the request as soon as it is known; a failure fills its cell and the rest goes on."""
-    with local_workers.team(request.devices) as team:
-        for cell in _cells(request, team):
-            if team and team.depot and cell.record:
-                team.depot.upload_run(Path(cell.record), request.out)
-            yield cell
+def evaluate(request: EvaluationRequest) -> Iterator[Cell]:
+    """Yield every cell as soon as it is finished; a failed cell has its error, and the others continue."""
+    with local_workers.open_worker_pool(request.devices) as pool:
+        evaluation = Evaluation.prepare(request, pool)
+        for model in [catalog.find_model_card(name) for name in request.models]:
+            for cell in evaluation.evaluate_model(model):
+                if pool and pool.remote_storage and cell.record:
+                    pool.remote_storage.upload_run(Path(cell.record), request.out)
+                yield cell
 
 
-def _cells(request: Request, team: Team | None) -> Iterator[Cell]:
-    cards = [_task(name, request) for name in request.tasks]
-    models = [catalog.find_model_card(name) for name in request.models]
-    methods = [catalog.find_method(name) for name in request.methods]
-    chosen = parse_engine(request.engine)
-    place = Place(request.out, request.show, request.say, request.command)
-    rerankers = RerankerChain(
-        parse_rerankers(request.rerank), ModelResolver(request.say, partial(engaged, team=team)), place
-    )
-    for model in models:
+@dataclass(frozen=True)
+class Evaluation:
+    """What the cells of a request share."""
+
+    request: EvaluationRequest
+    tasks: list[TaskCard]
+    methods: list[Method]
+    engine: Engine
+    pool: WorkerPool | None
+    output: RunOutput
+    rerankers: RerankerChain
+
+    @staticmethod
+    def prepare(request: EvaluationRequest, pool: WorkerPool | None) -> "Evaluation":
+        """Find the cards and parse the rerankers."""
+        output = RunOutput(request.out, request.progress, request.log_status, request.command)
+        resolver = ModelResolver(request.log_status, partial(attach_worker_pool, pool=pool))
+        rerankers = RerankerChain(parse_rerankers(request.rerank), resolver, output)
+        tasks, methods, engine = find_tasks(request), find_methods(request), parse_engine(request.engine)
+        return Evaluation(request, tasks, methods, engine, pool, output, rerankers)
+
+    def evaluate_model(self, card: ModelCard) -> Iterator[Cell]:
+        """Yield the cells of one model and of their rerankers."""
+        request = self.request
         try:
             with reraise_resource_errors():
-                candidate = engaged(ResolvedModel.of(model, request.weights, request.say, chosen), team)
+                model = ResolvedModel.resolve(card, request.weights, request.log_status, self.engine)
+                model = attach_worker_pool(model, self.pool)
         except RetbenchError as error:
-            yield from (place.failed(error, model.name, ANY_METHOD, card, request.sample) for card in cards)
-            continue
-        for method in candidate.methods(methods):
-            for card in cards:
-                request.say(f"{candidate.card.name} · {method.name} · {card.name}")
+            for task in self.tasks:
+                yield self.output.record_failure(error, card.name, ANY_METHOD, task, request.sample)
+            return
+        for method in model.resolve_methods(self.methods):
+            for task in self.tasks:
+                request.log_status(f"{model.card.name} · {method.name} · {task.name}")
                 try:
                     with reraise_resource_errors():
-                        bench = EvaluationJob(request, candidate, method, card)
-                        cell = bench.cell()
-                    yield replace(cell, expected=expected(cell, model, card, request))
+                        job = EvaluationJob.prepare(request, model, method, task)
+                        cell = job.load_or_run()
+                    yield replace(cell, expected=find_expected_scores(cell, card, task, request))
                 except RetbenchError as error:
-                    yield place.failed(error, candidate.card.name, method.name, card, request.sample)
+                    yield self.output.record_failure(error, model.card.name, method.name, task, request.sample)
                     continue
-                opened = partial(ours, collection=bench.collection, card=bench.card)
-                yield from rerankers.rerank_cell(cell, bench.card, opened, candidate)
+                load_first_stage = partial(load_run, collection=job.collection, card=task)
+                yield from self.rerankers.rerank_cell(cell, task, load_first_stage, model)
 
 
-def benches(request: Request) -> Iterator[EvaluationJob]:
-    """Every cell before it is run; the first problem stops."""
-    cards = [_task(name, request) for name in request.tasks]
+def list_jobs(request: EvaluationRequest) -> Iterator[EvaluationJob]:
+    """Yield the job of every cell without running it; the first error stops."""
+    tasks, methods, engine = find_tasks(request), find_methods(request), parse_engine(request.engine)
     for name in request.models:
-        candidate = ResolvedModel.of(
-            catalog.find_model_card(name), request.weights, request.say, parse_engine(request.engine)
-        )
-        for method in candidate.methods([catalog.find_method(name) for name in request.methods]):
-            yield from (EvaluationJob(request, candidate, method, card) for card in cards)
+        model = ResolvedModel.resolve(catalog.find_model_card(name), request.weights, request.log_status, engine)
+        for method in model.resolve_methods(methods):
+            yield from (EvaluationJob.prepare(request, model, method, task) for task in tasks)
 
 
-def suite_tasks(suites: tuple[str, ...], tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks named, and those of the suites named, each once."""
+def find_tasks(request: EvaluationRequest) -> list[TaskCard]:
+    """Find the task cards of a request, with its split and depth."""
+    return [request.parsed_overrides.apply_to_task(catalog.find_task_card(name)) for name in request.tasks]
+
+
+def find_methods(request: EvaluationRequest) -> list[Method]:
+    """Find the methods of a request; none means the default of each model."""
+    return [catalog.find_method(name) for name in request.methods]
+
+
+def expand_task_names(suites: tuple[str, ...], tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the given tasks and the tasks of the suites, each once."""
     members = [task for suite in suites for task in catalog.load_suites().find(suite).expand_tasks()]
     return tuple(dict.fromkeys([*members, *tasks]))
-
-
-def _task(name: str, request: Request) -> TaskCard:
-    changes = {key: request.overrides[key] for key in ("split", "depth") if key in request.overrides}
-    card = replace(catalog.find_task_card(name), **changes)
-    if card.depth < int(card.metric.rpartition("_")[2]):
-        raise UsageError(f"{card.metric} looks deeper than depth {card.depth}", "give a larger --set depth=")
-    return card

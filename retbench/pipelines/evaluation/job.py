@@ -1,7 +1,7 @@
-"""The bench: one cell on its way from cards to record."""
+"""An evaluation job: one cell (model, method, task), from cards to record."""
 
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,131 +11,108 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.engines.memory import free_pages, peak_mb, reset_peak
-from retbench.pipelines.evaluation.request import Request
+from retbench.engines.memory import get_peak_memory_mb, release_freed_pages, reset_peak_memory
+from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.models.prompt_examples import example
-from retbench.pipelines.models.search import rank
-from retbench.records import machine
-from retbench.records.cell import Cell, of_record
-from retbench.records.phase_timer import Meter, Silent
-from retbench.records.record import Record
-from retbench.records.results_folder import Ledger, Run
-from retbench.retrievers.ranking import Ranking
-from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.digest import compute_digest
+from retbench.pipelines.models.prompt_examples import build_prompt_examples
+from retbench.pipelines.models.search import build_retriever
+from retbench.pipelines.runs.build_record import RunInputs, build_record, describe_task_settings
+from retbench.records.cell import Cell, build_cell
+from retbench.records.phase_timer import NoProgress, PhaseTimer
+from retbench.records.record import Record, compute_settings_id
+from retbench.records.results_folder import ResultsFolder, RunFiles
+from retbench.retrievers.score_ranking import compute_search_depth, score_ranking
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationJob:
-    """One cell on its way."""
+    """One cell: its record is found on disk or computed."""
 
-    request: Request
-    candidate: ResolvedModel
+    request: EvaluationRequest
+    model: ResolvedModel
     method: Method
-    card: TaskCard
+    task: TaskCard
+    collection: Collection
+    encoder_spec: EncoderSpec | None  # None for a lexical model
 
-    def __post_init__(self) -> None:
-        self.collection: Collection = open_collection(self.card, self.request.sample)
-        self.spec: EncoderSpec | None = None
-        if not self.candidate.lexical:
-            self.spec = self.candidate.spec(self.method, self.card, self.request.overrides)
-        self.settings = self._settings()
-        self.settings_id = compute_digest(self.settings)[:12]
+    @staticmethod
+    def prepare(request: EvaluationRequest, model: ResolvedModel, method: Method, task: TaskCard) -> "EvaluationJob":
+        """Open the collection and resolve the encoder's specification."""
+        collection = open_collection(task, request.sample)
+        is_lexical = model.lexical_settings is not None
+        encoder_spec = None if is_lexical else model.build_encoder_spec(method, task, request.parsed_overrides)
+        return EvaluationJob(request, model, method, task, collection, encoder_spec)
 
-    def _settings(self) -> dict[str, Any]:
+    @cached_property
+    def settings(self) -> dict[str, Any]:
         """Everything that may change a score; not versions, not the machine."""
-        lexical = self.candidate.lexical
+        lexical = self.model.lexical_settings
         return {
-            "encoder": self.spec.describe() if self.spec else None,
+            "encoder": self.encoder_spec.describe() if self.encoder_spec else None,
             "lexical": lexical.describe() if lexical else None,
-            "retriever": self.method.name if lexical else self._retriever(),
-            "engine": "bm25s" if lexical else self.candidate.engine.settings_name,
+            "retriever": self.method.name if lexical else self._name_retriever(),
+            "engine": "bm25s" if lexical else self.model.engine.settings_name,
             "rerankers": [],
-            "fields": self.card.fields,
-            "same_id": self.card.same_id,
-            "excluded": self.card.excluded,
-            "relevant_from": self.card.relevant_from,
-            "depth": self.card.depth,
-            "protocol": self.card.protocol,
-            "split": self.card.split,
-            "sample": self.request.sample,
-            "collection": self.collection.fingerprint,
+            **describe_task_settings(self.task, self.collection, self.request.sample),
         }
 
-    def _retriever(self) -> str:
-        wanted = ann_settings.parse_ann_settings(self.request.overrides.get("search", "exact"))
-        return ann_settings.format_ann_settings(wanted) if wanted else "dense"
+    @cached_property
+    def settings_id(self) -> str:
+        """The digest of the settings; it names the record."""
+        return compute_settings_id(self.settings)
 
-    def found(self) -> Record | None:
-        """The finished record on disk."""
-        return Ledger(self.request.out).find(self.folder)
+    def _name_retriever(self) -> str:
+        search = self.request.parsed_overrides.search
+        return ann_settings.format_ann_settings(search) if search else "dense"
 
     @property
     def folder(self) -> Path:
-        """Where its record lies."""
-        ledger = Ledger(self.request.out)
-        return ledger.folder(self.card.suite, self.card.name, self.candidate.card.name, self.settings_id)
+        """The folder of the record."""
+        results = ResultsFolder(self.request.out)
+        return results.get_run_folder(self.task.suite, self.task.name, self.model.card.name, self.settings_id)
 
-    def cell(self) -> Cell:
-        """The finished record on disk, or a new one."""
-        if found := self.found():
-            return of_record(found, str(self.folder), cached=True)
-        Ledger(self.request.out).need_writable()
-        meter = Meter(self.request.show)
-        free_pages()
-        reset_peak()
-        record, run = self._run(meter)
-        return of_record(record, str(Ledger(self.request.out).write(record, run)), cached=False)
+    def find_record(self) -> Record | None:
+        """Return the finished record on disk."""
+        return ResultsFolder(self.request.out).find_record(self.folder)
 
-    def draft(self) -> Record:
-        """The record before anything was run, for those who only want to see what would be."""
-        return self._record(Meter(Silent()), {}, {})
+    def load_or_run(self) -> Cell:
+        """Return the finished record on disk, or compute and write one."""
+        if record := self.find_record():
+            return build_cell(record, str(self.folder), cached=True)
+        results = ResultsFolder(self.request.out)
+        results.require_writable()
+        release_freed_pages()
+        reset_peak_memory()
+        record, files = self._rank_and_score(PhaseTimer(self.request.progress))
+        return build_cell(record, str(results.write_run(record, files)), cached=False)
 
-    def _run(self, meter: Meter) -> tuple[Record, Run]:
-        sample = example(self.candidate, self.spec, self.card, self.collection)
-        ranking, texts = self._rank(meter)
-        with meter.phase("score"):
-            ranking = ranking.filter_and_cut(self.collection, self.card.same_id == "drop", self.card.depth)
-            rankings = ranking.to_document_ids(self.collection)
-            per_query = score_run(rankings, self.collection.judgments, self.card.depth, self.card.relevant_from)
-        raw = dict(zip(rankings, (scores.tolist() for scores in ranking.scores), strict=True))
-        return self._record(meter, texts, mean_scores(per_query)), Run(rankings, raw, per_query, sample)
+    def build_draft_record(self) -> Record:
+        """Return the record as it is before the run, without scores."""
+        return self._build_record(PhaseTimer(NoProgress()), {}, {})
 
-    def _rank(self, meter: Meter) -> tuple[Ranking, dict[str, Any]]:
-        k = self.card.depth + (self.card.same_id == "drop") + self.collection.max_excluded
-        return rank(self.candidate, self.method, self.card, self.collection, self.request.overrides, meter, k)
+    def _rank_and_score(self, timer: PhaseTimer) -> tuple[Record, RunFiles]:
+        task, collection = self.task, self.collection
+        sample = build_prompt_examples(self.model, self.encoder_spec, task, collection)
+        search = self.request.parsed_overrides.search
+        retriever = build_retriever(self.model, self.encoder_spec, task, collection, search, timer)
+        ranking = retriever.rank(compute_search_depth(collection, task))
+        texts = retriever.collect_facts()
+        with timer.time_phase("score"):
+            scored = score_ranking(ranking, collection, task)
+        return self._build_record(timer, texts, scored.compute_means()), scored.to_run_files(sample)
 
-    def _record(self, meter: Meter, texts: dict[str, Any], scores: dict[str, float]) -> Record:
-        collection = {
-            "documents": len(self.collection.corpus),
-            "queries": len(self.collection.queries),
-            "judgments": sum(map(len, self.collection.judgments.values())),
-            "fingerprint": self.collection.fingerprint,
-            "corpus": self.collection.corpus.fingerprint,
-        }
-        return Record(
-            self.candidate.card.name, self.method.name, self.card.name, self.card.suite,
-            self.settings_id, self.settings, self._cards(), collection, texts, machine.describe(),
-            self._cost(meter, texts), scores, self.request.command, datetime.now(UTC).isoformat(timespec="seconds"),
-        )  # fmt: skip
+    def _build_record(self, timer: PhaseTimer, texts: dict[str, Any], scores: dict[str, float]) -> Record:
+        inputs = RunInputs.describe(self.model.card, self.method, self.task, self.collection, texts)
+        return build_record(inputs, self.settings, self._compute_cost(timer, texts), scores, self.request.command)
 
-    def _cards(self) -> dict[str, Any]:
-        """The cards' content; where weights or a collection lie on this machine is nobody's business."""
-        model, task = asdict(self.candidate.card), asdict(self.card)
-        for place in (model["weights"], task["source"]):
-            if place and place["path"]:
-                place["path"] = Path(place["path"]).name
-        return {"model": model, "method": asdict(self.method), "task": task}
-
-    def _cost(self, meter: Meter, texts: dict[str, Any]) -> dict[str, Any]:
-        document = texts.get("document")
-        embedding = document["seconds"] if document else meter.seconds.get("index documents", 0.0)
+    def _compute_cost(self, timer: PhaseTimer, texts: dict[str, Any]) -> dict[str, Any]:
+        document, weights = texts.get("document"), self.model.local_weights
+        seconds = document["seconds"] if document else timer.seconds.get("index documents", 0.0)
         return {
-            "seconds": {phase: round(seconds, 3) for phase, seconds in meter.seconds.items()},
-            "tokens_per_second": round(document["tokens"] / embedding, 1) if document and embedding else None,
-            "documents_per_second": round(len(self.collection.corpus) / embedding, 1) if embedding else None,
-            "peak_memory_mb": max(round(peak_mb(), 1), document["peak_memory_mb"] if document else 0.0),
-            "parameters": self.candidate.card.parameters,
-            "weights_mb": round(self.candidate.local.bytes / 1e6, 1) if self.candidate.local else None,
+            "seconds": {phase: round(spent, 3) for phase, spent in timer.seconds.items()},
+            "tokens_per_second": round(document["tokens"] / seconds, 1) if document and seconds else None,
+            "documents_per_second": round(len(self.collection.corpus) / seconds, 1) if seconds else None,
+            "peak_memory_mb": max(round(get_peak_memory_mb(), 1), document["peak_memory_mb"] if document else 0.0),
+            "parameters": self.model.card.parameters,
+            "weights_mb": round(weights.bytes / 1e6, 1) if weights else None,
         }

@@ -1,6 +1,5 @@
-"""What a reranker would begin with, before anything is asked: the first query's prompt."""
+"""The first prompt of each reranker, for the dry run."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,37 +10,38 @@ from retbench.errors import InapplicableError
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.reranking.factory import build_reranker_spec
-from retbench.pipelines.runs.saved_run import First, ours
+from retbench.pipelines.runs.saved_run import SavedRun, load_run
 from retbench.rerankers.candidates import Candidates
 from retbench.retrievers.ranking import Ranking
 
-IMAGINED = "the collection's first documents, because the first stage has not been run"
+PLACEHOLDER_CANDIDATES = "the first documents of the collection, because the first stage has not been run"
 
 
-def previews(bench: EvaluationJob, rerankers: list[RerankerRequest], crew: ModelResolver) -> list[dict[str, Any]]:
-    """Every reranker's first prompt on the bench's run; later ones in a chain are shown the same candidates."""
-    first, real = _first(bench)
-    return [_preview(first, wanted, real, bench, crew) for wanted in rerankers]
+def preview_rerankers(
+    job: EvaluationJob, requests: list[RerankerRequest], resolver: ModelResolver
+) -> list[dict[str, Any]]:
+    """Return the first prompt of every reranker; all of a chain are shown with the candidates of the first stage."""
+    first_stage, is_finished = _load_first_stage(job)
+    source = "the run on disk" if is_finished else PLACEHOLDER_CANDIDATES
+    return [{"rerank": r.spelling, "candidates": source, **_preview(first_stage, r, job, resolver)} for r in requests]
 
 
-def _first(bench: EvaluationJob) -> tuple[First, bool]:
-    """The run on disk; where there is none, one that ranks the collection's first documents."""
-    if bench.found():
-        return ours(Path(bench.folder), bench.collection, bench.card), True
-    rows = np.arange(min(bench.card.depth, len(bench.collection.corpus)))
+def _load_first_stage(job: EvaluationJob) -> tuple[SavedRun, bool]:
+    """Load the run from disk; without one, rank the first documents of the collection."""
+    if job.find_record():
+        return load_run(job.folder, job.collection, job.task), True
+    rows = np.arange(min(job.task.depth, len(job.collection.corpus)))
     ranking = Ranking([rows], [np.arange(len(rows), 0, -1, dtype=np.float64)])
-    return First(bench.draft(), bench.collection, bench.card, ranking), False
+    return SavedRun(job.build_draft_record(), job.collection, job.task, ranking), False
 
 
 def _preview(
-    first: First, wanted: RerankerRequest, real: bool, bench: EvaluationJob, crew: ModelResolver
+    first_stage: SavedRun, request: RerankerRequest, job: EvaluationJob, resolver: ModelResolver
 ) -> dict[str, Any]:
-    facts = {"rerank": wanted.spelling, "candidates": "the run on disk" if real else IMAGINED}
     try:
-        judge = build_reranker_spec(wanted, first, bench.candidate, crew)
-        depth = wanted.settings.depth
-        query = join_fields(first.collection.queries[0], ("text",))
-        pool = Candidates(0, query, first.ranking.rows[0][:depth], first.ranking.scores[0][:depth])
-        return {**facts, **judge.preview(first, pool)}
+        spec = build_reranker_spec(request, first_stage, job.model, resolver)
+        depth, ranking = request.settings.depth, first_stage.ranking
+        query = join_fields(first_stage.collection.queries[0], ("text",))
+        return spec.preview(first_stage, Candidates(0, query, ranking.rows[0][:depth], ranking.scores[0][:depth]))
     except InapplicableError as error:
-        return {**facts, "skipped": error.cause}
+        return {"skipped": error.cause}

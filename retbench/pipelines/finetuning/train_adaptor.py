@@ -160,8 +160,8 @@ def _split_rows(count: int, recipe: AdaptorRecipe) -> tuple[np.ndarray, np.ndarr
 
 def _get_grades(vectors: AdaptorVectors, rows: np.ndarray) -> list[dict[int, int]]:
     """For each query, document rows and their grades."""
-    document_rows = {identifier: row for row, identifier in enumerate(vectors.collection.corpus.ids().to_pylist())}
-    ids, judgments = vectors.collection.queries.ids().to_pylist(), vectors.collection.judgments
+    document_rows = {identifier: row for row, identifier in enumerate(vectors.collection.corpus.read_ids().to_pylist())}
+    ids, judgments = vectors.collection.queries.read_ids().to_pylist(), vectors.collection.judgments
     return [
         {document_rows[document]: grade for document, grade in judgments[ids[row]].items() if document in document_rows}
         for row in rows

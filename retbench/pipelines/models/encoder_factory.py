@@ -1,4 +1,4 @@
-"""Hosting: a spec and its engine become an encoder; what was loaded is kept until another is asked for."""
+"""The encoder factory: builds an encoder from its specification and engine, and keeps the last loaded weights."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,14 @@ from retbench.engines import backbone, lm_head
 from retbench.engines.device import get_device
 from retbench.engines.embeddings_client import EmbeddingsClient
 from retbench.engines.http_client import EndpointServer
+from retbench.engines.tokenizers import load_tokenizer
 
-TEMPLATE_ROOM = 512  # tokens a template may add to a text that was cut before it
+MAX_TEMPLATE_TOKENS = 512  # that a template adds to a text which was cut before
 
 
 @dataclass
 class EncoderFactory:
-    """One model under one engine. Only the last thing loaded is kept: two copies of a large model may not fit."""
+    """Builds the encoders of one model and engine. Only the last loaded weights are kept: two copies may not fit."""
 
     engine: Engine
     card: ModelCard
@@ -29,53 +30,56 @@ class EncoderFactory:
     loaded: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     heads: dict[tuple[Any, ...], lm_head.LMHead] = field(default_factory=dict)
 
-    def encoder(self, spec: EncoderSpec) -> DenseEncoder:
-        """The encoder of a spec."""
+    def load_encoder(self, spec: EncoderSpec) -> DenseEncoder:
+        """Build the encoder; load the weights unless they are loaded."""
         if self.folder is None:
-            return EndpointEncoder(spec, EmbeddingsClient(EndpointServer(self.engine), served(self.engine, self.card)))
+            client = EmbeddingsClient(EndpointServer(self.engine), get_served_name(self.engine, self.card))
+            return EndpointEncoder(spec, client)
         if self.engine.name == "transformers":
-            return self._ours(spec, self.folder)
-        wording = PromptTokenizer(backbone.tokenizer(self.folder), spec.method, spec.instruction)
-        return TokenIdEncoder(spec, self._foreign(spec, self.folder), wording)
+            return self._load_backbone_encoder(spec, self.folder)
+        prompt_tokenizer = PromptTokenizer(load_tokenizer(self.folder), spec.method, spec.instruction)
+        return TokenIdEncoder(spec, self._load_external_model(spec, self.folder), prompt_tokenizer)
 
-    def _ours(self, spec: EncoderSpec, folder: Path) -> BackboneEncoder:
+    def _load_backbone_encoder(self, spec: EncoderSpec, folder: Path) -> BackboneEncoder:
         key = (spec.dtype, spec.rope)
         if key not in self.loaded:
-            self._forget()
-            self.loaded[key] = backbone.load(folder, spec.dtype, get_device(), spec.rope)
-        used = self.loaded[key].used(spec.method.attention, spec.method.layer)
-        wording = PromptTokenizer(used.tokenizer, spec.method, spec.instruction)
+            self._unload()
+            self.loaded[key] = backbone.load_backbone(folder, spec.dtype, get_device(), spec.rope)
+        configured = self.loaded[key].with_method(spec.method.attention, spec.method.layer)
+        prompt_tokenizer = PromptTokenizer(configured.tokenizer, spec.method, spec.instruction)
         if spec.method.kind == "dense":
-            return BackboneEncoder(spec, used, wording)
+            return BackboneEncoder(spec, configured, prompt_tokenizer)
         if key not in self.heads:
-            self.heads[key] = lm_head.load_lm_head(folder, used)
-        return SparseEncoder(spec, used, wording, self.heads[key])
+            self.heads[key] = lm_head.load_lm_head(folder, configured)
+        return SparseEncoder(spec, configured, prompt_tokenizer, self.heads[key])
 
-    def _foreign(self, spec: EncoderSpec, folder: Path) -> Any:
-        longest = max(spec.query_limit, spec.document_limit) + TEMPLATE_ROOM
-        key = (spec.dtype, spec.method.pooling, spec.method.attention, longest)
+    def _load_external_model(self, spec: EncoderSpec, folder: Path) -> Any:
+        max_tokens = max(spec.query_limit, spec.document_limit) + MAX_TEMPLATE_TOKENS
+        key = (spec.dtype, spec.method.pooling, spec.method.attention, max_tokens)
         if key not in self.loaded:
-            self._forget()
-            self.loaded[key] = self._load(spec, folder, longest)
+            self._unload()
+            self.loaded[key] = self._load_engine_model(spec, folder, max_tokens)
         return self.loaded[key]
 
-    def _load(self, spec: EncoderSpec, folder: Path, longest: int) -> Any:
+    def _load_engine_model(self, spec: EncoderSpec, folder: Path, max_tokens: int) -> Any:
         if self.engine.name == "vllm":
             from retbench.engines import vllm_engine
 
-            within = min(longest, self.card.context_length or longest)
-            return vllm_engine.load_vllm_model(folder, spec.dtype, spec.method.pooling, spec.method.attention, within)
+            max_tokens = min(max_tokens, self.card.context_length or max_tokens)
+            return vllm_engine.load_vllm_model(
+                folder, spec.dtype, spec.method.pooling, spec.method.attention, max_tokens
+            )
         from retbench.engines import sentence_transformers_engine
 
         return sentence_transformers_engine.load_sentence_transformers_model(
             folder, spec.dtype, get_device(), spec.method.pooling
         )
 
-    def _forget(self) -> None:
+    def _unload(self) -> None:
         self.loaded.clear()
         self.heads.clear()
 
 
-def served(engine: Engine, card: ModelCard) -> str:
-    """The name a server knows a model by: as told, else that of its repository, else the card's."""
+def get_served_name(engine: Engine, card: ModelCard) -> str:
+    """Return the model's name on the server: the engine's `model`, else the card's repository, else its name."""
     return engine.model or (card.weights and card.weights.repo) or card.name

@@ -1,7 +1,7 @@
-"""Many devices of one machine: a process for each GPU, or several on a CPU that share its threads.
+"""Local workers: a process for each GPU of this machine, or several processes that share the threads of a CPU.
 
-Each has a pipe to this process. A pipe that ends says that its worker died; a worker whose pipe ends goes, too, so none
-outlives the run that started it.
+Each worker has a pipe to this process. If the pipe closes here, the worker died; if it closes there, this process died,
+and the worker ends too.
 """
 
 import logging
@@ -14,107 +14,107 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 from retbench.cards.compute_target import RayTarget, parse_compute_target
-from retbench.encoders.shard_tasks import Tell
+from retbench.encoders.shard_tasks import OnBatch
 from retbench.engines import memory
 from retbench.engines.device import get_device
 from retbench.errors import UsageError
-from retbench.pipelines.models.worker_pool import Done, Hand, LostWorkerError, Order, Team
+from retbench.pipelines.models.worker_pool import LostWorkerError, WorkerPool, WorkerState, WorkItem, WorkResult
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
-class Seat:
-    """What one worker may use: one of the GPUs as CUDA_VISIBLE_DEVICES names them, or some threads of the CPU."""
+class DeviceSlot:
+    """The device of one worker: a GPU, by its name in CUDA_VISIBLE_DEVICES, or some threads of the CPU."""
 
     number: int
     threads: int
     gpu: str | None
-    level: int  # how much it says
+    log_level: int
 
-    def take(self) -> None:
-        """Use this and nothing else; before CUDA starts."""
+    def apply_to_process(self) -> None:
+        """Restrict this process to the device; call it before CUDA starts."""
         if self.gpu is not None:
-            os.environ[VISIBLE] = self.gpu
-        logging.getLogger("retbench").setLevel(self.level)
+            os.environ[VISIBLE_DEVICES] = self.gpu
+        logging.getLogger("retbench").setLevel(self.log_level)
 
 
-def seats(wanted: int) -> list[Seat]:
-    """So many, or with 0 one for each GPU; a CPU is one device and may be cut into as many as one likes."""
-    gpus, level = _gpus(), logging.getLogger("retbench").level
-    if wanted > len(gpus) > 0:
-        raise UsageError(f"--devices {wanted}: this machine shows {len(gpus)} GPUs", "give --devices all")
-    count = wanted or len(gpus) or 1
+def list_device_slots(requested: int) -> list[DeviceSlot]:
+    """Return the requested number of slots; 0 means one for each GPU. A CPU can be split into any number of slots."""
+    gpus, level = _list_gpus(), logging.getLogger("retbench").level
+    if requested > len(gpus) > 0:
+        raise UsageError(f"--devices {requested}: this machine has {len(gpus)} GPUs", "give --devices all")
+    count = requested or len(gpus) or 1
     if gpus:
-        return [Seat(number, memory.threads(), gpu, level) for number, gpu in enumerate(gpus[:count])]
-    return [Seat(number, max(1, memory.threads() // count), None, level) for number in range(count)]
+        return [DeviceSlot(number, memory.get_thread_count(), gpu, level) for number, gpu in enumerate(gpus[:count])]
+    return [DeviceSlot(number, max(1, memory.get_thread_count() // count), None, level) for number in range(count)]
 
 
-def _gpus() -> list[str]:
+def _list_gpus() -> list[str]:
     if get_device().type != "cuda":
         return []
     import torch
 
-    named = os.environ.get(VISIBLE)
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    visible = os.environ.get(VISIBLE_DEVICES)
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def team(word: str) -> AbstractContextManager[Team | None]:
-    """The workers asked for; none where this process alone does as well."""
-    where = parse_compute_target(word)
-    if isinstance(where, RayTarget):
+def open_worker_pool(devices: str) -> AbstractContextManager[WorkerPool | None]:
+    """Open the pool for the value of `--devices`; None if this process alone computes."""
+    target = parse_compute_target(devices)
+    if isinstance(target, RayTarget):
         from retbench.pipelines.models import ray_workers
 
-        return ray_workers.team(where)
-    found = seats(where.devices)
-    if len(found) == 1:
+        return ray_workers.open_ray_worker_pool(target)
+    slots = list_device_slots(target.devices)
+    if len(slots) == 1:
         return nullcontext()
-    return Team([partial(Process, seat) for seat in found], get_device().type, found[0].threads)
+    return WorkerPool([partial(ProcessWorker, slot) for slot in slots], get_device().type, slots[0].threads)
 
 
-class Process:
-    """A worker in a process of its own."""
+class ProcessWorker:
+    """A worker in its own process."""
 
-    def __init__(self, seat: Seat) -> None:
-        # not a fork of this process, which may have met CUDA: of one that has imported everything and done nothing
+    def __init__(self, slot: DeviceSlot) -> None:
+        # no fork of this process, which may have started CUDA, but of a server process that only imported everything
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["retbench.pipelines.models.worker_pool"])
-        self.seat = seat
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(target=serve, args=(there, seat), daemon=True)
+        self.slot = slot
+        self.pipe, worker_pipe = context.Pipe()
+        self.process = context.Process(target=run_worker_process, args=(worker_pipe, slot), daemon=True)
         self.process.start()
-        there.close()
+        worker_pipe.close()
 
-    def ask(self, order: Order, tell: Tell) -> Done | Exception:
-        """Have something done, and wait for it."""
+    def run(self, item: WorkItem, on_batch: OnBatch) -> WorkResult | Exception:
+        """Run an item and wait for its result."""
         try:
-            self.pipe.send(order)
-            while isinstance(answer := self.pipe.recv(), tuple):
-                tell(*answer)
+            self.pipe.send(item)
+            while isinstance(message := self.pipe.recv(), tuple):
+                on_batch(*message)
         except (EOFError, OSError) as problem:
             self.process.join()
-            how = f"worker {self.seat.number} ended with exit code {self.process.exitcode}"
-            raise LostWorkerError(how) from problem
-        found: Done | Exception = answer
-        return found
+            cause = f"worker {self.slot.number} ended with exit code {self.process.exitcode}"
+            raise LostWorkerError(cause) from problem
+        result: WorkResult | Exception = message
+        return result
 
-    def revived(self) -> bool:
-        """What killed it may kill the next one: the others go on without it."""
+    def wait_for_restart(self) -> bool:
+        """Return False: a new process may die of the same cause, so the others continue without it."""
         return False
 
     def close(self) -> None:
-        """Let it go, whatever it is at: a shard is there completely or not at all."""
+        """Kill the process; a shard is stored completely or not at all."""
         self.process.kill()
         self.process.join()
 
 
-def serve(pipe: Connection, seat: Seat) -> None:
-    """The process of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it, who then lets it go
-    seat.take()
-    hand = Hand(seat.threads)
+def run_worker_process(pipe: Connection, slot: DeviceSlot) -> None:
+    """Run work items until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and kills the workers
+    slot.apply_to_process()
+    state = WorkerState(slot.threads)
     try:
         while True:
-            pipe.send(hand.do(pipe.recv(), lambda *told: pipe.send(told)))
+            pipe.send(state.run(pipe.recv(), lambda *progress: pipe.send(progress)))
     except (EOFError, BrokenPipeError):
         return

@@ -1,4 +1,4 @@
-"""A candidate: one model as the user named it, its weights found, its backbone loaded only when a cell needs it."""
+"""A resolved model: a card and its weights on this machine. The backbone is loaded only when a cell needs it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import catalog, rope_scaling
+from retbench.cards import catalog
 from retbench.cards.default_methods import resolve_methods
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
@@ -17,141 +17,149 @@ from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec, compute_length_limits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.encoders.shard_tasks import Workers
+from retbench.encoders.shard_tasks import ShardWorkers
 from retbench.engines import backbone, fingerprints, http_client, remote_code, weights
 from retbench.engines.device import choose_dtype
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import InapplicableError
-from retbench.pipelines.models.encoder_factory import EncoderFactory, served
+from retbench.pipelines.models.encoder_factory import EncoderFactory, get_served_name
+from retbench.pipelines.models.overrides import Overrides
 from retbench.store.digest import compute_digest
 
-OURS = Engine()
-TEXT_ONLY = "Text only: the vision tower is never loaded."
+DEFAULT_ENGINE = Engine()
+TEXT_ONLY_NOTE = "Text only: the vision tower is never loaded."
 
 
 @dataclass
 class ResolvedModel:
-    """One model, ready to become encoders."""
+    """A model whose weights were found, ready to build encoders."""
 
     card: ModelCard
-    local: weights.LocalWeights | None
-    engine: Engine = OURS
-    workers: Callable[[EncoderSpec], Workers] | None = None  # who computes its vectors where it is not this process
+    local_weights: weights.LocalWeights | None
+    engine: Engine = DEFAULT_ENGINE
+    create_workers: Callable[[EncoderSpec], ShardWorkers] | None = None  # without it this process computes
 
     def __post_init__(self) -> None:
-        self.host = EncoderFactory(self.engine, self.card, self.local.folder if self.local else None)
+        self.encoder_factory = EncoderFactory(
+            self.engine, self.card, self.local_weights.folder if self.local_weights else None
+        )
 
     @staticmethod
-    def of(card: ModelCard, path: str | None, say: Callable[[str], None], engine: Engine = OURS) -> "ResolvedModel":
-        """Find a card's weights, unless a server has them; weights that fit another card are refused."""
+    def resolve(
+        card: ModelCard, path: str | None, log_status: Callable[[str], None], engine: Engine = DEFAULT_ENGINE
+    ) -> "ResolvedModel":
+        """Find the weights of a card, unless a server has them; weights that fit another card are refused."""
         if card.kind == "lexical" or engine.name == "endpoint":
             return ResolvedModel(card, None, engine)
-        local = weights.obtain_weights(card, path, say)
-        label = f"{card.name}+{local.label}" if path and local.label else card.name
-        left_out = (TEXT_ONLY,) if backbone.text_only(local.folder) and TEXT_ONLY not in card.notes else ()
-        return ResolvedModel(replace(card, name=label, notes=(*card.notes, *left_out)), local, engine)
+        local_weights = weights.obtain_weights(card, path, log_status)
+        name = f"{card.name}+{local_weights.label}" if path and local_weights.label else card.name
+        is_text_only = backbone.has_text_config(local_weights.folder) and TEXT_ONLY_NOTE not in card.notes
+        notes = (*card.notes, TEXT_ONLY_NOTE) if is_text_only else card.notes
+        return ResolvedModel(replace(card, name=name, notes=notes), local_weights, engine)
 
     @property
     def weights(self) -> weights.LocalWeights:
         """The weights of a backbone."""
-        if self.local is None:
+        if self.local_weights is None:
             raise TypeError(f"{self.card.name} is a lexical model and has no weights")
-        return self.local
+        return self.local_weights
 
     @property
-    def lexical(self) -> LexicalSettings | None:
-        """Settings of a lexical model."""
+    def lexical_settings(self) -> LexicalSettings | None:
+        """The settings of a lexical model; None for a backbone."""
         return self.card.lexical or LexicalSettings() if self.card.kind == "lexical" else None
 
-    def methods(self, wanted: list[Method]) -> list[Method]:
-        """The methods asked for, or the card's own."""
-        if self.engine.name == "endpoint" and not self.lexical:
-            return wanted or [catalog.find_method("as-published")]
-        return resolve_methods(self.card, wanted)
+    def resolve_methods(self, methods: list[Method]) -> list[Method]:
+        """Return the given methods; the card's default if none is given."""
+        if self.engine.name == "endpoint" and not self.lexical_settings:
+            return methods or [catalog.find_method("as-published")]
+        return resolve_methods(self.card, methods)
 
-    def spec(self, method: Method, task: TaskCard, overrides: dict[str, Any]) -> EncoderSpec:
-        """Everything that decides a vector, without loading anything."""
-        if lacks := self.engine.find_unsupported(method):
+    def build_encoder_spec(self, method: Method, task: TaskCard, overrides: Overrides) -> EncoderSpec:
+        """Collect everything that decides a vector, without loading the model."""
+        if unsupported := self.engine.find_unsupported(method):
             raise InapplicableError(
-                f"method {method.name} needs {lacks}, which the engine {self.engine.name} does not give",
+                f"method {method.name} needs {unsupported}, which the engine {self.engine.name} does not support",
                 "use another --method (retbench list methods) or another --engine",
             )
-        query, document = compute_length_limits(
-            task, overrides.get("max_length", self.card.max_length), self.card.context_length
+        query_limit, document_limit = compute_length_limits(
+            task, overrides.max_length or self.card.max_length, self.card.context_length
         )
-        # an instruction that no template asks for changes no vector and must not change a key
-        wanted = any("{instruction}" in template for template in (method.query, method.document))
-        instruction = (task.instruction or method.instruction) if wanted else ""
-        smaller: dict[str, Any] = {key: overrides[key] for key in ("dimensions", "vector_dtype") if key in overrides}
-        if smaller and method.kind != "dense":
-            raise InapplicableError(
-                f"method {method.name} stores terms, which --set {next(iter(smaller))} would tear apart",
-                "leave it out, or use a dense --method",
-            )
-        if "rope" in overrides:
-            smaller["rope"] = self._rope(overrides["rope"])
-        if self.local and self.engine.name == "transformers":
-            smaller["code"] = remote_code.compute_code_digest(self.local.folder)
-        if self.local and self.engine.name == "sentence-transformers" and method.pooling == "model":
-            smaller["modules"] = fingerprints.compute_modules_fingerprint(self.local.folder)
+        # an instruction that no template uses changes no vector and must not change a key
+        uses_instruction = any("{instruction}" in template for template in (method.query, method.document))
+        instruction = (task.instruction or method.instruction) if uses_instruction else ""
         return EncoderSpec(
-            self._source(), method, instruction, query, document, self._dtype(overrides), self.engine.settings_name,
-            self._adapted(method), **smaller,
+            self._describe_weights(), method, instruction, query_limit, document_limit, self._choose_dtype(overrides),
+            self.engine.settings_name, self._get_adaptor_digest(method), **self._collect_options(method, overrides),
         )  # fmt: skip
 
-    def _rope(self, word: str) -> str:
-        """The scaling of rotary positions, in the one way to write it."""
-        if self.engine.name != "transformers":
+    def _collect_options(self, method: Method, overrides: Overrides) -> dict[str, Any]:
+        """Return the optional settings of an encoder that are in use."""
+        given = {"dimensions": overrides.dimensions, "vector_dtype": overrides.vector_dtype}
+        options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if options and method.kind != "dense":
             raise InapplicableError(
-                f"the engine {self.engine.name} is not told how to stretch positions", "leave --engine or rope out"
+                f"method {method.name} stores term weights, so --set {next(iter(options))} does not apply",
+                "leave it out, or use a dense --method",
             )
-        return rope_scaling.parse_rope_scaling(word).setting
+        if overrides.rope:
+            if self.engine.name != "transformers":
+                raise InapplicableError(
+                    f"the engine {self.engine.name} does not support --set rope", "leave --engine or rope out"
+                )
+            options["rope"] = overrides.rope
+        if self.local_weights and self.engine.name == "transformers":
+            options["code"] = remote_code.compute_code_digest(self.local_weights.folder)
+        if self.local_weights and self.engine.name == "sentence-transformers" and method.pooling == "model":
+            options["modules"] = fingerprints.compute_modules_fingerprint(self.local_weights.folder)
+        return options
 
-    def _adapted(self, method: Method) -> str | None:
-        """The digest of the model's adaptor, which knows the vectors of one method alone."""
-        adapted, own = self.card.adapted, self.card.method and self.card.method.own
-        if adapted and method != own:
+    def _get_adaptor_digest(self, method: Method) -> str | None:
+        """Return the digest of the model's adaptor, which was trained on the vectors of one method."""
+        adaptor_card, trained_method = self.card.adapted, self.card.method and self.card.method.own
+        if adaptor_card and method != trained_method:
+            name = trained_method.name if trained_method else "-"
             raise InapplicableError(
-                f"{self.card.name} changes vectors of method {own.name if own else '-'}, not of {method.name}",
+                f"the adaptor of {self.card.name} was trained for method {name}, not for {method.name}",
                 "leave --method out",
             )
-        return adapted.sha256 if adapted else None
+        return adaptor_card.sha256 if adaptor_card else None
 
     @property
-    def stored_as(self) -> str:
-        """Whose name the stored vectors bear."""
+    def embeddings_owner(self) -> str:
+        """The model name under which the vectors are cached: the parent's for a model with an adaptor."""
         if self.card.adapted is None:
             return self.card.name
         parent, label = catalog.find_model_card(self.card.adapted.of).name, self.card.name.partition("+")[1:]
         return parent + "".join(label)
 
-    def adaptor(self) -> Adaptor:
-        """What changes the stored vectors of an adapted model."""
+    def load_adaptor(self) -> Adaptor:
+        """Load the adaptor, which transforms the cached vectors of the parent."""
         card = self.card
         if card.adapted is None or card.weights is None:
             raise TypeError(f"{card.name} has no adaptor")
         return adaptor.load_adaptor(Path(card.weights.path or ".") / card.adapted.file, card.adapted.sha256)
 
-    def _source(self) -> str:
-        """What tells these weights from others; a server's address is digested, because a record may travel."""
-        if self.local:
-            return self.local.fingerprint
-        return f"{served(self.engine, self.card)} at {compute_digest(http_client.get_endpoint_address())[:12]}"
+    def _describe_weights(self) -> str:
+        """Return the fingerprint of the weights; for a server a digest of its address, because records are shared."""
+        if self.local_weights:
+            return self.local_weights.fingerprint
+        return f"{get_served_name(self.engine, self.card)} at {compute_digest(http_client.get_endpoint_address())[:12]}"
 
-    def _dtype(self, overrides: dict[str, Any]) -> Dtype:
-        if self.local is None:
-            return "float32"  # how a server computes is its own affair; this is how its vectors arrive
-        wanted: Dtype | None = overrides.get("dtype")
-        return wanted or choose_dtype(self.card, backbone.is_causal(self.local.folder))
+    def _choose_dtype(self, overrides: Overrides) -> Dtype:
+        if self.local_weights is None:
+            return "float32"  # the dtype of the vectors that a server sends; its own dtype is unknown
+        return overrides.dtype or choose_dtype(self.card, backbone.is_causal(self.local_weights.folder))
 
-    def encoder(self, spec: EncoderSpec) -> DenseEncoder:
-        """The encoder of a spec; what it needs is loaded once."""
-        return self.host.encoder(spec)
+    def load_encoder(self, spec: EncoderSpec) -> DenseEncoder:
+        """Load the encoder of a specification; weights are loaded once."""
+        return self.encoder_factory.load_encoder(spec)
 
-    def wording(self, spec: EncoderSpec) -> PromptTokenizer:
-        """The encoder's wording alone, for those who only want to see the tokens."""
+    def build_prompt_tokenizer(self, spec: EncoderSpec) -> PromptTokenizer:
+        """Build the encoder's tokenizer without loading the model."""
         return PromptTokenizer(self._tokenizer, spec.method, spec.instruction)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """Read once: it takes long, and each one that has read a text leaves some of its memory behind."""
-        return backbone.tokenizer(self.weights.folder)
+        """Loaded once: loading is slow, and every used tokenizer keeps some memory."""
+        return load_tokenizer(self.weights.folder)

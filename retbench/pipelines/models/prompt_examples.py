@@ -1,4 +1,4 @@
-"""The exact first query and document of a cell, as text and token ids: prompts in plain sight."""
+"""The exact first query and document of a cell, as text and token ids."""
 
 from typing import Any
 
@@ -11,30 +11,35 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer, fill_template
 from retbench.pipelines.models.model import ResolvedModel
 
 
-def example(
-    candidate: ResolvedModel, spec: EncoderSpec | None, task: TaskCard, collection: Collection
+def build_prompt_examples(
+    model: ResolvedModel, spec: EncoderSpec | None, task: TaskCard, collection: Collection
 ) -> dict[str, Any]:
-    """What the model reads for the first query and the first document."""
+    """Return what the model reads for the first query and the first document."""
     texts: dict[Role, str] = {
         "query": collection.queries[0].text.strip(),
         "document": join_fields(collection.corpus[0], task.fields),
     }
     if spec is None:
         return {role: {"text": text} for role, text in texts.items()}
-    if candidate.local is None:  # a server keeps its tokenizer to itself
+    if model.local_weights is None:  # the tokenizer of a server is unknown
         return {
             role: {"text": text, "read": fill_template(spec.method, text, role, spec.instruction)}
             for role, text in texts.items()
         }
-    wording = candidate.wording(spec)
+    prompt_tokenizer = model.build_prompt_tokenizer(spec)
     return {
-        "query": read(wording, texts["query"], "query", spec.query_limit),
-        "document": read(wording, texts["document"], "document", spec.document_limit),
+        "query": show_tokenized_text(prompt_tokenizer, texts["query"], "query", spec.query_limit),
+        "document": show_tokenized_text(prompt_tokenizer, texts["document"], "document", spec.document_limit),
     }
 
 
-def read(wording: PromptTokenizer, text: str, role: Role, limit: int) -> dict[str, Any]:
-    """One text as it reaches the backbone."""
-    tokens = wording.tokenize([text], role, limit)
+def show_tokenized_text(prompt_tokenizer: PromptTokenizer, text: str, role: Role, limit: int) -> dict[str, Any]:
+    """Return one text, decoded from the token ids that the backbone reads."""
+    tokens = prompt_tokenizer.tokenize([text], role, limit)
     ids = [int(i) for i in tokens[0]]
-    return {"text": text, "read": wording.tokenizer.decode(ids), "ids": ids, "truncated": bool(tokens.truncated)}
+    return {
+        "text": text,
+        "read": prompt_tokenizer.tokenizer.decode(ids),
+        "ids": ids,
+        "truncated": bool(tokens.truncated),
+    }

@@ -1,54 +1,82 @@
-"""The search of one cell: words through an index, or vectors through the store."""
+"""Retrieval of one cell: by words through an index, or by vectors through the embedding cache."""
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from retbench.cards import ann_settings
-from retbench.cards.method import Method
+from retbench.cards.ann_settings import AnnSettings
 from retbench.cards.model import LexicalSettings
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.texts import join_fields
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.shard_tasks import Alone
+from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.errors import InapplicableError
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.records.phase_timer import Meter
+from retbench.records.phase_timer import PhaseTimer
 from retbench.retrievers.bm25 import BM25Index
-from retbench.retrievers.dense_retriever import Dense
+from retbench.retrievers.dense_retriever import DenseRetriever
 from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.retrievers.ranking import Ranking
 
 
-def rank(
-    candidate: ResolvedModel, method: Method, card: TaskCard, collection: Collection, overrides: dict[str, Any],
-    meter: Meter, k: int,
-) -> tuple[Ranking, dict[str, Any]]:  # fmt: skip
-    """The k best documents of every query, and what the store wrote down about the texts of each role."""
-    if candidate.lexical:
-        return _words(candidate.lexical, card, collection, meter, k), {}
-    spec = candidate.spec(method, card, overrides)
-    wanted = ann_settings.parse_ann_settings(overrides.get("search", "exact"))
-    if wanted and method.kind != "dense":
+class Retriever(Protocol):
+    """A collection in, a ranking out."""
+
+    def rank(self, k: int) -> Ranking:
+        """Return the k best documents of every query."""
+        ...
+
+    def collect_facts(self) -> dict[str, Any]:
+        """Return facts about the texts of each role for the record; call it after `rank`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LexicalRetriever:
+    """BM25 or Dirichlet query likelihood over one collection."""
+
+    settings: LexicalSettings
+    task: TaskCard
+    collection: Collection
+    timer: PhaseTimer
+
+    def rank(self, k: int) -> Ranking:
+        """Index the documents and return the k best of every query."""
+        with self.timer.time_phase("index documents"):
+            index_class = DirichletIndex if self.settings.variant == "dirichlet" else BM25Index
+            index = index_class(self.settings, (join_fields(row, self.task.fields) for row in self.collection.corpus))
+        with self.timer.time_phase("search"):
+            return index.search((row.text for row in self.collection.queries), k)
+
+    def collect_facts(self) -> dict[str, Any]:
+        """Return nothing: no tokens are counted."""
+        return {}
+
+
+def build_retriever(
+    model: ResolvedModel, spec: EncoderSpec | None, task: TaskCard, collection: Collection,
+    ann_settings: AnnSettings | None, timer: PhaseTimer,
+) -> Retriever:  # fmt: skip
+    """Build the retriever of a model; `spec` is None for a lexical model."""
+    if model.lexical_settings:
+        return LexicalRetriever(model.lexical_settings, task, collection, timer)
+    if spec is None:
+        raise TypeError(f"{model.card.name} needs the specification of its encoder")
+    if ann_settings and spec.method.kind != "dense":
         raise InapplicableError(
-            f"method {method.name} ranks by terms", "leave --set search out, or use a dense --method"
+            f"method {spec.method.name} ranks by terms", "leave --set search out, or use a dense --method"
         )
-    dense = replace(dense_of(candidate, spec, card, collection, meter), near=wanted)
-    return dense.rank(k), dense.facts()
+    return build_dense_retriever(model, spec, task, collection, timer, ann_settings)
 
 
-def dense_of(
-    candidate: ResolvedModel, spec: EncoderSpec, card: TaskCard, collection: Collection, meter: Meter
-) -> Dense:
-    """The stored vectors of a candidate; an adaptor has none of its own and changes those of its parent."""
-    adaptor = candidate.adaptor() if spec.adaptor else None
-    workers = candidate.workers(spec) if candidate.workers else Alone(lambda: candidate.encoder(spec))
-    return Dense(candidate.stored_as, spec, workers, card, collection, meter, adaptor=adaptor)
-
-
-def _words(lexical: LexicalSettings, card: TaskCard, collection: Collection, meter: Meter, k: int) -> Ranking:
-    with meter.phase("index documents"):
-        kind = DirichletIndex if lexical.variant == "dirichlet" else BM25Index
-        index = kind(lexical, (join_fields(row, card.fields) for row in collection.corpus))
-    with meter.phase("search"):
-        return index.search((row.text for row in collection.queries), k)
+def build_dense_retriever(
+    model: ResolvedModel, spec: EncoderSpec, task: TaskCard, collection: Collection, timer: PhaseTimer,
+    ann_settings: AnnSettings | None = None,
+) -> DenseRetriever:  # fmt: skip
+    """Build a dense retriever. A model with an adaptor uses the cached vectors of its parent and transforms them."""
+    adaptor = model.load_adaptor() if spec.adaptor else None
+    create_workers = model.create_workers
+    workers = create_workers(spec) if create_workers else InProcessWorker(lambda: model.load_encoder(spec))
+    return DenseRetriever(
+        model.embeddings_owner, spec, workers, task, collection, timer, adaptor=adaptor, ann_settings=ann_settings
+    )

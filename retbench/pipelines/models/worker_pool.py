@@ -1,8 +1,7 @@
-"""Workers: one model each, on a device of its own, given pieces one after the other.
+"""Worker pool: several workers, each with a model on its own device, compute the shards of one encoder.
 
-A worker is the same few lines whether it is a process here (`devices.py`) or an actor on a cluster (`on_ray.py`). The
-team shares the pieces out: whoever is free takes the next one, and what a worker leaves unfinished when it dies goes to
-the others.
+A worker runs the same code in a process of this machine (`local_workers.py`) and in an actor of a Ray cluster
+(`ray_workers.py`). An idle worker takes the next shard; the shard of a worker that died goes to another worker.
 """
 
 import logging
@@ -21,8 +20,17 @@ from retbench.cards.model import ModelCard
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
-from retbench.encoders.shard_tasks import Piece, Sink, Survey, Tell, compute, keep, survey
-from retbench.engines import backbone, fingerprints, memory, weights
+from retbench.encoders.shard_tasks import (
+    EncoderProfile,
+    OnBatch,
+    ShardTask,
+    ShardWriter,
+    compute_shard,
+    measure_encoder,
+    write_computed_shard,
+)
+from retbench.engines import fingerprints, memory, weights
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import (
     BadVectorError,
     DataError,
@@ -37,173 +45,179 @@ from retbench.store.shard_store import ShardStore, VectorBlock
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("transformers", "sentence-transformers")
+POOLED_ENGINES = ("transformers", "sentence-transformers")
+
+
+SHARDS_PER_WORKER = 4  # handed over ahead of the shard that is read next, so that no worker is idle
 
 
 @dataclass(frozen=True)
-class Model:
-    """What a worker loads; `content` is given where it may find other weights than the ones that are meant."""
+class WorkerModel:
+    """The model that a worker loads. `fingerprint` is checked on machines that may have other weights."""
 
     card: ModelCard
-    local: weights.LocalWeights
+    local_weights: weights.LocalWeights
     engine: Engine
-    content: str | None = None
+    fingerprint: str | None = None
 
-    def candidate(self) -> ResolvedModel:
-        """The model on the worker's machine."""
-        if self.content is None:
-            return ResolvedModel(self.card, self.local, self.engine)
-        found = self.local if self.local.folder.exists() else weights.obtain_weights(self.card)
-        if fingerprints.compute_folder_fingerprint(found.folder) != self.content:
+    def resolve(self) -> ResolvedModel:
+        """Find the model on the worker's machine."""
+        if self.fingerprint is None:
+            return ResolvedModel(self.card, self.local_weights, self.engine)
+        has_folder = self.local_weights.folder.exists()
+        local_weights = self.local_weights if has_folder else weights.obtain_weights(self.card)
+        if fingerprints.compute_folder_fingerprint(local_weights.folder) != self.fingerprint:
             raise DataError(
-                f"the weights of {self.card.name} on a worker are not those of this machine",
-                f"run `retbench fetch {self.card.name}` there, or let RETBENCH_CACHE lie where every machine reads it",
+                f"the weights of {self.card.name} on a worker are not the weights of this machine",
+                f"run `retbench fetch {self.card.name}` there, or put RETBENCH_CACHE where every machine reads it",
             )
-        return ResolvedModel(self.card, found, self.engine)
+        return ResolvedModel(self.card, local_weights, self.engine)
 
 
 @dataclass(frozen=True)
-class Order:
-    """One thing to be done by any worker: a survey for the plan, or a piece and where it is left."""
+class WorkItem:
+    """Work for any worker: measure the encoder for a plan, or compute a shard and write it to `destination`."""
 
-    model: Model
+    model: WorkerModel
     spec: EncoderSpec
-    task: Piece | TokenizedTexts
-    ceiling: int = 0
-    sink: Sink | None = None
+    task: ShardTask | TokenizedTexts
+    max_tokens: int = 0
+    destination: ShardWriter | None = None
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a worker answers."""
+class WorkResult:
+    """The result of a work item."""
 
-    survey: Survey | None
+    profile: EncoderProfile | None
     peak_mb: float
 
 
 @dataclass
-class Hand:
-    """A worker's own side: the last model it was asked for stays loaded."""
+class WorkerState:
+    """The state of one worker, in its process: the last model stays loaded."""
 
     threads: int
-    model: Model | None = None
-    candidate: ResolvedModel | None = None
+    worker_model: WorkerModel | None = None
+    model: ResolvedModel | None = None
 
-    def ready(self) -> None:
-        """Answer: it is there."""
+    def ping(self) -> None:
+        """Return at once: the worker is alive."""
 
-    def do(self, order: Order, tell: Tell = lambda *_: None) -> Done | Exception:
-        """The answer, or the problem: one that is expected as it is, a bug with its traceback as text."""
-        memory.reset_peak()
+    def run(self, item: WorkItem, on_batch: OnBatch = lambda *_: None) -> WorkResult | Exception:
+        """Return the result or the error. An unexpected error is returned with its traceback as text."""
+        memory.reset_peak_memory()
         try:
-            return Done(self._done(order, tell), memory.peak_mb())
+            return WorkResult(self._run_item(item, on_batch), memory.get_peak_memory_mb())
         except (RetbenchError, BadVectorError) as problem:
             return problem
-        except Exception as problem:  # noqa: BLE001  it is told to whoever gave the order
+        except Exception as problem:  # noqa: BLE001  the pool raises it
             return convert_to_resource_error(problem) or RuntimeError(f"in a worker:\n{traceback.format_exc()}")
 
-    def _done(self, order: Order, tell: Tell) -> Survey | None:
-        memory.use_threads(self.threads)  # a survey tells them to the plan, and a piece says what its plan has
-        encoder = self._encoder(order)
-        if isinstance(order.task, TokenizedTexts):
-            return survey(encoder, order.task, order.ceiling)
-        if order.sink:
-            keep(compute(encoder, order.task, tell), order.sink)
+    def _run_item(self, item: WorkItem, on_batch: OnBatch) -> EncoderProfile | None:
+        memory.set_thread_count(self.threads)  # a profile contains them; a shard task has those of its plan
+        encoder = self._load_encoder(item)
+        if isinstance(item.task, TokenizedTexts):
+            return measure_encoder(encoder, item.task, item.max_tokens)
+        if item.destination:
+            write_computed_shard(compute_shard(encoder, item.task, on_batch), item.destination)
         return None
 
-    def _encoder(self, order: Order) -> DenseEncoder:
-        if self.candidate is None or self.model != order.model:
-            self.candidate = None  # before the next one is loaded: two may not fit
-            memory.release()
-            self.candidate, self.model = order.model.candidate(), order.model
-        return self.candidate.encoder(order.spec)
+    def _load_encoder(self, item: WorkItem) -> DenseEncoder:
+        if self.model is None or self.worker_model != item.model:
+            self.model = None  # before the next model is loaded: two may not fit
+            memory.release_gpu_cache()
+            self.model, self.worker_model = item.model.resolve(), item.model
+        return self.model.load_encoder(item.spec)
 
 
 class LostWorkerError(Exception):
-    """A worker died; the text says how."""
+    """A worker died; the text states how."""
 
 
 class Worker(Protocol):
-    """A worker as the team sees it."""
+    """A worker as the pool uses it."""
 
-    def ask(self, order: Order, tell: Tell) -> Done | Exception:
-        """Have something done, and wait for it; LostWorkerError where it died over it."""
+    def run(self, item: WorkItem, on_batch: OnBatch) -> WorkResult | Exception:
+        """Run an item and wait for its result; raise LostWorkerError if the worker died."""
         ...
 
-    def revived(self) -> bool:
-        """Wait for its return; False where it is gone for good."""
+    def wait_for_restart(self) -> bool:
+        """Wait until the worker is back; False if it is lost."""
         ...
 
     def close(self) -> None:
-        """Let it go."""
+        """Stop the worker."""
         ...
 
 
-class Team:
-    """All workers, and a thread for each that waits for it."""
+class WorkerPool:
+    """The workers, and one thread for each that waits for its result."""
 
     def __init__(
-        self, makers: Sequence[Callable[[], Worker]], kind: str, threads: int, depot: RemoteStorage | None = None
-    ) -> None:
-        self.makers, self.kind, self.threads, self.depot = makers, kind, threads, depot
+        self, create_workers: Sequence[Callable[[], Worker]], device_type: str, threads: int,
+        remote_storage: RemoteStorage | None = None,
+    ) -> None:  # fmt: skip
+        self.create_workers, self.device_type, self.threads = create_workers, device_type, threads
+        self.remote_storage = remote_storage
         self.workers: list[Worker] = []
-        self.alive, self.closed, self.lock = len(makers), False, Lock()
+        self.alive, self.closed, self.lock = len(create_workers), False, Lock()
         self.idle: SimpleQueue[Worker | None] = SimpleQueue()
-        self.pool = ThreadPoolExecutor(len(makers))
+        self.executor = ThreadPoolExecutor(len(create_workers))
 
-    def __enter__(self) -> "Team":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closed = True  # whoever is waited for now is let go, not lost
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.closed = True  # a worker that stops now was not lost
+        self.executor.shutdown(wait=False, cancel_futures=True)
         for worker in self.workers:
             worker.close()
         self.idle.put(None)
 
-    def of(self, candidate: ResolvedModel, spec: EncoderSpec) -> "Shared":
-        """The team at work on one encoder."""
-        content = fingerprints.compute_folder_fingerprint(candidate.weights.folder) if self.depot else None
-        return Shared(self, Model(candidate.card, candidate.weights, candidate.engine, content), spec)
+    def share_encoder(self, model: ResolvedModel, spec: EncoderSpec) -> "PooledEncoder":
+        """Return the pool as the workers of one encoder."""
+        fingerprint = fingerprints.compute_folder_fingerprint(model.weights.folder) if self.remote_storage else None
+        return PooledEncoder(self, WorkerModel(model.card, model.weights, model.engine, fingerprint), spec)
 
-    def ask(self, order: Order, tell: Tell) -> Done:
-        """Have something done by whoever is free; another one does it again where a worker dies over it."""
-        self._begin()
+    def run(self, item: WorkItem, on_batch: OnBatch) -> WorkResult:
+        """Run an item on an idle worker; if the worker dies, run it again on another."""
+        self._start_workers()
         while True:
             worker = self.idle.get()
             if worker is None:
-                self.idle.put(None)  # for the other threads that wait
+                self.idle.put(None)  # for the other waiting threads
                 raise ResourceError(
                     "no worker is left",
                     "were they out of memory? give fewer --devices and run the same command: finished shards are kept",
                 )
-            told = _Told(tell, self.lock)
+            progress = _SharedProgress(on_batch, self.lock)
             try:
-                answer = worker.ask(order, told)
+                result = worker.run(item, progress)
             except LostWorkerError as lost:
-                told.back()
-                self._lost(worker, lost)
+                progress.take_back()
+                self._handle_lost_worker(worker, lost)
                 continue
             self.idle.put(worker)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+            if isinstance(result, Exception):
+                raise result
+            return result
 
-    def _begin(self) -> None:
-        """Start everybody when there is something to do: what is found on disk needs nobody."""
+    def _start_workers(self) -> None:
+        """Start all workers at the first item: a run that finds everything on disk needs none."""
         with self.lock:
             if not self.workers and not self.closed:
-                self.workers = [make() for make in self.makers]
+                self.workers = [create_worker() for create_worker in self.create_workers]
                 for worker in self.workers:
                     self.idle.put(worker)
 
-    def _lost(self, worker: Worker, lost: LostWorkerError) -> None:
+    def _handle_lost_worker(self, worker: Worker, lost: LostWorkerError) -> None:
         if not self.closed:
-            log.warning("%s: what it was at goes to the others", lost)
-        Thread(target=self._await, args=(worker,), daemon=True).start()
+            log.warning("%s: another worker computes its shard", lost)
+        Thread(target=self._await_restart, args=(worker,), daemon=True).start()
 
-    def _await(self, worker: Worker) -> None:
-        if not self.closed and worker.revived():
+    def _await_restart(self, worker: Worker) -> None:
+        if not self.closed and worker.wait_for_restart():
             self.idle.put(worker)
             return
         with self.lock:
@@ -212,109 +226,115 @@ class Team:
             self.idle.put(None)
 
 
-def engaged(candidate: ResolvedModel, team: Team | None) -> ResolvedModel:
-    """The candidate, its vectors computed by the team where there is one and it has any."""
-    if team and not candidate.lexical:
-        if candidate.engine.name not in ENGINES:
+def attach_worker_pool(model: ResolvedModel, pool: WorkerPool | None) -> ResolvedModel:
+    """Let the pool compute the model's vectors, if there is a pool and the model has vectors."""
+    if pool and not model.lexical_settings:
+        if model.engine.name not in POOLED_ENGINES:
             raise UsageError(
-                f"the engine {candidate.engine.name} shares its work out itself",
-                f"leave --devices out, or use {ENGINES[0]}",
+                f"the engine {model.engine.name} distributes its work itself",
+                f"leave --devices out, or use {POOLED_ENGINES[0]}",
             )
-        candidate.workers = partial(team.of, candidate)
-    return candidate
+        model.create_workers = partial(pool.share_encoder, model)
+    return model
 
 
-class _Told:
-    """Progress of many, one at a time; taken back where it came to nothing."""
+class _SharedProgress:
+    """Reports the progress of several threads one at a time, and takes it back if a worker dies."""
 
-    def __init__(self, tell: Tell, lock: Lock) -> None:
-        self.tell, self.lock, self.texts, self.tokens = tell, lock, 0, 0
+    def __init__(self, on_batch: OnBatch, lock: Lock) -> None:
+        self.on_batch, self.lock, self.texts, self.tokens = on_batch, lock, 0, 0
 
     def __call__(self, texts: int, tokens: int) -> None:
         with self.lock:
             self.texts, self.tokens = self.texts + texts, self.tokens + tokens
-            self.tell(texts, tokens)
+            self.on_batch(texts, tokens)
 
-    def back(self) -> None:
+    def take_back(self) -> None:
         self(-self.texts, -self.tokens)
 
 
 @dataclass
-class Shared:
-    """A team at work on one encoder: `Workers`, as embedding knows them."""
+class PooledEncoder:
+    """A worker pool as the `ShardWorkers` of one encoder."""
 
-    team: Team
-    model: Model
+    pool: WorkerPool
+    model: WorkerModel
     spec: EncoderSpec
     peak_mb: float = 0.0
 
     @property
     def count(self) -> int:
-        """How many work at once."""
-        return len(self.team.makers)
+        """The number of workers."""
+        return len(self.pool.create_workers)
+
+    @property
+    def queue_size(self) -> int:
+        """How many shards to hand over before the first one is read."""
+        return SHARDS_PER_WORKER * self.count
 
     @property
     def device(self) -> tuple[str, int]:
-        """The kind of device each has, and its threads."""
-        return self.team.kind, self.team.threads
+        """The device type and the threads of each worker."""
+        return self.pool.device_type, self.pool.threads
 
-    def reach(self) -> None:
-        """Not asked of them: they would have to stop for it."""
+    def peak_throughput(self) -> None:
+        """Return None: the workers would have to stop to measure it."""
 
-    def share(self, store: ShardStore) -> None:
-        """One plan for all who work at the same vectors."""
-        if self.team.depot:
-            self.team.depot.open_shard_store(store).sync_plan(store)
+    def sync_plan(self, store: ShardStore) -> None:
+        """Use one plan on all machines."""
+        if self.pool.remote_storage:
+            self.pool.remote_storage.open_shard_store(store).sync_plan(store)
 
-    def prepare(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, cut to the role's limit; this needs no weights."""
-        wording = PromptTokenizer(backbone.tokenizer(self.model.local.folder), self.spec.method, self.spec.instruction)
-        return wording.tokenize(texts, role, self.spec.get_limit(role))
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        """Return the token ids, cut to the role's limit; this process does it, without weights."""
+        tokenizer = load_tokenizer(self.model.local_weights.folder)
+        prompt_tokenizer = PromptTokenizer(tokenizer, self.spec.method, self.spec.instruction)
+        return prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
-    def survey(self, longest: TokenizedTexts, ceiling: int) -> Survey:
-        """What a plan must know, asked of one worker for all."""
-        found = self._ask(Order(self.model, self.spec, longest, ceiling), lambda *_: None).survey
-        assert found is not None  # noqa: S101  a survey was asked for
-        return found
+    def measure_profile(self, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
+        """Measure one worker for all."""
+        profile = self._run(WorkItem(self.model, self.spec, longest, max_tokens), lambda *_: None).profile
+        if profile is None:
+            raise TypeError("the worker did not measure its encoder")
+        return profile
 
-    def start(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> "Stored":
-        """Give a piece to the team; it stands in a queue until one of its threads is free."""
-        return Stored(self.team.pool.submit(self._make, piece, store, tell), store)
+    def start(self, task: ShardTask, store: ShardStore, on_batch: OnBatch) -> "StoredShard":
+        """Put a shard into the queue of the pool."""
+        return StoredShard(self.pool.executor.submit(self._compute, task, store, on_batch), store)
 
-    def _make(self, piece: Callable[[], Piece], store: ShardStore, tell: Tell) -> int:
-        cut = piece()
-        if self.team.depot is None:
-            self._ask(Order(self.model, self.spec, cut, sink=store), tell)
-            return cut.shard
-        shelf = self.team.depot.open_shard_store(store)
-        if shelf.download_shard(cut.shard, store):  # from an earlier run, of this machine or another
-            tell(len(cut.rows), 0)
-            return cut.shard
-        self._ask(Order(self.model, self.spec, cut, sink=shelf), tell)
-        shelf.download_shard(cut.shard, store)
-        return cut.shard
+    def _compute(self, task: ShardTask, store: ShardStore, on_batch: OnBatch) -> int:
+        if self.pool.remote_storage is None:
+            self._run(WorkItem(self.model, self.spec, task, destination=store), on_batch)
+            return task.shard
+        remote_store = self.pool.remote_storage.open_shard_store(store)
+        if remote_store.download_shard(task.shard, store):  # from an earlier run, of this machine or another
+            on_batch(len(task.rows), 0)
+            return task.shard
+        self._run(WorkItem(self.model, self.spec, task, destination=remote_store), on_batch)
+        remote_store.download_shard(task.shard, store)
+        return task.shard
 
-    def _ask(self, order: Order, tell: Tell) -> Done:
-        done = self.team.ask(order, tell)
-        self.peak_mb = max(self.peak_mb, done.peak_mb)
-        return done
+    def _run(self, item: WorkItem, on_batch: OnBatch) -> WorkResult:
+        result = self.pool.run(item, on_batch)
+        self.peak_mb = max(self.peak_mb, result.peak_mb)
+        return result
 
-    def facts(self) -> dict[str, Any]:
-        """For the record: the peak memory of the largest worker, and how many there were."""
+    def collect_facts(self) -> dict[str, Any]:
+        """Return the peak memory of the largest worker and the number of workers, for the record."""
         return {"peak_memory_mb": round(self.peak_mb, 1), "workers": self.count}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A shard that workers leave in the store: read when it is wanted, so that what waits takes no memory."""
+class StoredShard:
+    """A shard that a worker writes to the store. It is read when it is needed, so a waiting shard uses no memory."""
 
-    under_way: "Future[int]"
+    computed: "Future[int]"
     store: ShardStore
 
     def result(self) -> VectorBlock | None:
-        """Its vectors, as soon as they are stored."""
-        return self.store.read_shard(self.under_way.result())
+        """Wait for the shard and read it."""
+        return self.store.read_shard(self.computed.result())
 
     def cancel(self) -> None:
-        """Do not begin it any more."""
-        self.under_way.cancel()
+        """Do not start it if it has not started."""
+        self.computed.cancel()

@@ -8,9 +8,9 @@ from retbench.cards import catalog
 from retbench.cards.toml_writer import format_toml_value
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import MissingError, UsageError
-from retbench.pipelines.report import IMPORTED
+from retbench.pipelines.report import IMPORTED_TABLES_FOLDER
 from retbench.records.mteb_results import MtebResult, read_mteb_results_below
-from retbench.reports.published_tables import read
+from retbench.reports.published_tables import read_table
 from retbench.store.digest import compute_digest
 
 CAVEAT = "Imported from mteb result files; prompts and lengths are those of the original runs."
@@ -25,7 +25,7 @@ def import_results(path: Path, results: Path) -> dict[Path, list[MtebResult]]:
     if not results_by_table:
         raise MissingError(f"{path} has no scores of retrieval tasks", "give mteb results of retrieval tasks")
     return {
-        _write_table(results / IMPORTED, *key, model_results): model_results
+        _write_table(results / IMPORTED_TABLES_FOLDER, *key, model_results): model_results
         for key, model_results in results_by_table.items()
     }
 
@@ -41,7 +41,7 @@ def _get_metric(task: str) -> str:
 def _write_table(folder: Path, model: str, protocol: str, new_results: list[MtebResult]) -> Path:
     name = re.sub(r"[^a-z0-9.]+", "-", f"{model}-{protocol}".lower()).strip("-")
     file = folder / f"{encode_path_part(name)}.toml"
-    if file.exists() and [*read(file).rows] != [model]:  # another model whose name differs only in punctuation
+    if file.exists() and [*read_table(file).rows] != [model]:  # another model whose name differs only in punctuation
         name = f"{name}-{compute_digest(model)[:8]}"
         file = folder / f"{encode_path_part(name)}.toml"
     scores = _read_scores(file)
@@ -61,7 +61,7 @@ def _read_scores(file: Path) -> dict[str, tuple[str, float]]:
     """Read the scores that an earlier import wrote."""
     if not file.exists():
         return {}
-    table = read(file)
+    table = read_table(file)
     scores = next(iter(table.rows.values()))
     return {task: (table.metrics[task], score) for task, score in zip(table.tasks, scores, strict=True)}
 

@@ -15,14 +15,14 @@ from retbench.cards import catalog
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import SourceSpec, TaskCard
-from retbench.cards.user_config import cache_folder
+from retbench.cards.user_config import get_cache_folder
 from retbench.corpora.collection import Collection
 from retbench.corpora.collection_cache import write_texts
 from retbench.corpora.hub_source import iterate_rows
 from retbench.corpora.texts import Texts
-from retbench.pipelines.evaluation.request import need_known
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.models.search import rank_collection
+from retbench.pipelines.models.overrides import Overrides
+from retbench.pipelines.models.search import build_retriever
 from retbench.records.phase_timer import NoProgress, PhaseTimer
 
 MTEB_PROTOCOLS = ("standard", "mteb")  # protocols of task cards under which mteb measures too
@@ -32,7 +32,7 @@ def as_mteb(
     model: str, method: str | None = None, weights: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> "MtebSearchModel":
     """Return a retbench model and method as a model for mteb."""
-    need_known(overrides or {})
+    Overrides.parse(overrides or {})
     resolved_model = ResolvedModel.resolve(catalog.find_model_card(model), weights, lambda _: None)
     resolved_method = resolved_model.resolve_methods([catalog.find_method(method)] if method else [])[0]
     return MtebSearchModel(resolved_model, resolved_method, dict(overrides or {}))
@@ -87,7 +87,7 @@ class MtebSearchModel:
 
     def index(self, corpus: Any, **_: Any) -> None:
         """Write the corpus to a memory-mapped file. It is embedded in `search`, once the queries are known."""
-        folder = cache_folder() / "collections"
+        folder = get_cache_folder() / "collections"
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = TemporaryDirectory(prefix="mteb.", suffix=".partial", dir=folder)
         self.corpus = write_texts(iterate_rows(corpus), Path(self.folder.name) / "corpus.arrow", "document")
@@ -105,9 +105,10 @@ class MtebSearchModel:
         card = find_task_card(task_metadata.name, hf_split, hf_subset)
         depth = min(top_k, len(self.corpus))
         k = min(depth + collection.max_excluded, len(self.corpus))
-        ranking, _facts = rank_collection(
-            self.model, self.method, card, collection, self.overrides, PhaseTimer(NoProgress()), k
-        )
+        overrides, is_lexical = Overrides.parse(self.overrides), self.model.lexical_settings is not None
+        spec = None if is_lexical else self.model.build_encoder_spec(self.method, card, overrides)
+        timer = PhaseTimer(NoProgress())
+        ranking = build_retriever(self.model, spec, card, collection, overrides.search, timer).rank(k)
         ranking = ranking.filter_and_cut(collection, drop_same_id=False, depth=depth)
         return {
             query: dict(zip(names, map(float, scores), strict=True))
@@ -116,7 +117,7 @@ class MtebSearchModel:
 
 
 def _list_excluded(corpus: Texts, allowed: Mapping[str, Iterable[str]]) -> Iterator[tuple[str, frozenset[str]]]:
-    all_documents = frozenset(corpus.ids().to_pylist()) if allowed else frozenset()
+    all_documents = frozenset(corpus.read_ids().to_pylist()) if allowed else frozenset()
     for query, documents in allowed.items():
         if excluded := all_documents.difference(documents):
             yield query, excluded

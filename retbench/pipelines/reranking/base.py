@@ -1,12 +1,10 @@
 """What all rerankers share: their specification before models are loaded, and the resolver of their models."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from retbench.cards import catalog
-from retbench.cards.model import ModelCard
 from retbench.cards.reranker_settings import RerankerRequest
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.runs.saved_run import SavedRun
@@ -68,11 +66,3 @@ class RerankerSpec(Protocol):
     def preview(self, first_stage: SavedRun, candidates: Candidates) -> dict[str, Any]:
         """Return the first prompt, if the reranker has prompts, without loading a model."""
         ...
-
-
-def make_portable_card(card: ModelCard) -> dict[str, Any]:
-    """Return the card for a record: of a local path only the last part, because records must not contain paths."""
-    fields = asdict(card)
-    if fields["weights"] and fields["weights"]["path"]:
-        fields["weights"]["path"] = Path(fields["weights"]["path"]).name
-    return fields

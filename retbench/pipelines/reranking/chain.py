@@ -6,8 +6,7 @@ leaderboard, and an interrupted chain continues where it stopped.
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,16 @@ from retbench.errors import RetbenchError, reraise_resource_errors
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec
 from retbench.pipelines.reranking.factory import build_reranker_spec
+from retbench.pipelines.runs.build_record import RunInputs, build_record
 from retbench.pipelines.runs.saved_run import SavedRun
-from retbench.records import machine
 from retbench.records.cell import Cell, build_cell
 from retbench.records.failure import format_label
 from retbench.records.output import RunOutput
 from retbench.records.phase_timer import PhaseTimer
-from retbench.records.record import Record
+from retbench.records.record import Record, compute_settings_id
 from retbench.records.results_folder import ResultsFolder, RunFiles
 from retbench.rerankers.candidates import RerankedRanking, rerank_queries
-from retbench.scoring.metrics import compute_mean_scores, score_run
-from retbench.store.digest import compute_digest
+from retbench.retrievers.score_ranking import score_ranking
 
 
 def parse_rerankers(arguments: tuple[str, ...]) -> list[RerankerRequest]:
@@ -107,7 +105,7 @@ class RerankingJob:
         """The folder of the record."""
         record = self.first_stage.record
         return ResultsFolder(self.output.out).get_run_folder(
-            record.suite, record.task, record.model, compute_digest(self.settings)[:12]
+            record.suite, record.task, record.model, compute_settings_id(self.settings)
         )
 
     def load_or_run(self) -> Cell:
@@ -128,46 +126,31 @@ class RerankingJob:
         with timer.time_phase(f"rerank {self.spec.request.name}", "queries") as advance:
             reranked = rerank_queries(self.first_stage.ranking, queries, reranker, lambda: advance(1, len(queries)))
         with timer.time_phase("score"):
-            rankings = reranked.ranking.to_document_ids(collection)
-            per_query = score_run(rankings, collection.judgments, card.depth, card.relevant_from)
-        raw_scores = dict(zip(rankings, (scores.tolist() for scores in reranked.ranking.scores), strict=True))
+            scored = score_ranking(reranked.ranking, collection, card)
         sample = {"rerank": self.spec.request.spelling, **reranker.sample()}
-        record = self._build_record(timer, reranked, reranker.collect_statistics(), compute_mean_scores(per_query))
-        return record, RunFiles(rankings, raw_scores, per_query, sample)
+        inputs = RunInputs.from_record(self.first_stage.record)
+        inputs = inputs.add_cards(rerankers=[*inputs.cards.get("rerankers", []), *self.spec.list_model_cards()])
+        cost = self._compute_cost(timer, reranked, reranker.collect_statistics())
+        record = build_record(inputs, self.settings, cost, scored.compute_means(), self.output.command)
+        return record, scored.to_run_files(sample)
 
-    def _build_record(
-        self, timer: PhaseTimer, reranked: RerankedRanking, collected: dict[str, Any], scores: dict[str, float]
-    ) -> Record:
-        first_stage_record = self.first_stage.record
+    def _compute_cost(self, timer: PhaseTimer, reranked: RerankedRanking, collected: dict[str, Any]) -> dict[str, Any]:
+        first_stage_cost = self.first_stage.record.cost
         reranker_statistics = {
             "rerank": self.spec.request.spelling,
             **collected,
             "latency": summarize_latency(reranked.seconds_per_query),
         }
         seconds = {phase: round(spent, 3) for phase, spent in timer.seconds.items()}
-        cost = {
-            **first_stage_record.cost,
+        return {
+            **first_stage_cost,
             "seconds": {
-                **first_stage_record.cost["seconds"],
-                **_rename_repeated_phases(seconds, first_stage_record.cost["seconds"]),
+                **first_stage_cost["seconds"],
+                **_rename_repeated_phases(seconds, first_stage_cost["seconds"]),
             },
-            "peak_memory_mb": max(round(get_peak_memory_mb(), 1), first_stage_record.cost["peak_memory_mb"] or 0.0),
-            "rerank": [*first_stage_record.cost.get("rerank", []), reranker_statistics],
+            "peak_memory_mb": max(round(get_peak_memory_mb(), 1), first_stage_cost["peak_memory_mb"] or 0.0),
+            "rerank": [*first_stage_cost.get("rerank", []), reranker_statistics],
         }
-        return replace(
-            first_stage_record,
-            settings_id=compute_digest(self.settings)[:12],
-            settings=self.settings,
-            cards={
-                **first_stage_record.cards,
-                "rerankers": [*first_stage_record.cards.get("rerankers", []), *self.spec.list_model_cards()],
-            },
-            machine=machine.describe_machine(),
-            cost=cost,
-            scores=scores,
-            command=self.output.command,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
 
 
 def summarize_latency(seconds: list[float]) -> dict[str, float]:

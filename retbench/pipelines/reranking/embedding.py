@@ -20,8 +20,10 @@ from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, InapplicableError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.models.search import build_dense_retriever
-from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec, make_portable_card
+from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec
+from retbench.pipelines.runs.build_record import make_portable_card
 from retbench.pipelines.runs.saved_run import SavedRun
 from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates, Reranker
@@ -145,16 +147,19 @@ def build_embedding_spec(
     if model.lexical_settings:
         raise UsageError(f"{name} is a lexical model without vectors", "name a backbone (retbench list models)")
     (method, *_) = model.resolve_methods([catalog.find_method(settings.method)] if settings.method else [])
-    own_spec = model.build_encoder_spec(method, first_stage.card, {})
-    own_weights = (own_spec.weights, own_spec.adaptor)
-    same_weights = first_stage_spec is not None and (first_stage_spec.weights, first_stage_spec.adaptor) == own_weights
+    resolved_spec = model.build_encoder_spec(method, first_stage.card, Overrides())
+    same_weights = first_stage_spec is not None and _get_weights(first_stage_spec) == _get_weights(resolved_spec)
     if not same_weights and settings.model is None:
         raise DataError(
             f"the weights of {name} on this machine are not the weights of the run",
             "restore the weights that the run used, or run the first stage again",
         )
     same_encoder = same_weights and (settings.method is None or method == first_stage.method)
-    encoder_spec = first_stage_spec if same_encoder and first_stage_spec else own_spec
+    encoder_spec = first_stage_spec if same_encoder and first_stage_spec else resolved_spec
     if encoder_spec.method.kind != "dense":
         raise InapplicableError(f"method {encoder_spec.method.name} has no dense vectors", "use a dense method")
     return EmbeddingRerankerSpec(request.name, settings, model, encoder_spec, has_own_encoder=not same_encoder)
+
+
+def _get_weights(spec: EncoderSpec) -> tuple[str, str | None]:
+    return spec.weights, spec.adaptor

@@ -17,7 +17,8 @@ from retbench.engines.http_client import EndpointServer, get_endpoint_address
 from retbench.engines.vllm_generator import VllmGenerator
 from retbench.errors import UsageError
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.reranking.base import ModelResolver, make_portable_card
+from retbench.pipelines.reranking.base import ModelResolver
+from retbench.pipelines.runs.build_record import make_portable_card
 from retbench.pipelines.runs.saved_run import SavedRun
 from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.answer_cache import CachedGenerator

@@ -13,14 +13,16 @@ import numpy as np
 
 from retbench.cards import catalog, toml_parser
 from retbench.cards.recipe import QueryLikelihoodTraining
+from retbench.cards.recipe_keys import translate_recipe
 from retbench.cards.reranker_settings import QueryLikelihoodSettings, RerankerRequest, build_request
 from retbench.corpora.texts import join_fields
-from retbench.engines import backbone
 from retbench.engines.device import get_device
 from retbench.engines.fingerprints import read_json_object
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import InapplicableError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.reranking.base import ModelResolver, make_portable_card
+from retbench.pipelines.reranking.base import ModelResolver
+from retbench.pipelines.runs.build_record import make_portable_card
 from retbench.pipelines.runs.saved_run import SavedRun
 from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates
@@ -70,7 +72,7 @@ class QueryLikelihoodSpec:
             folder = self.model.weights.folder
             language_model = lora.load_model(folder, recipe, head=True).to(get_device()).eval()
             scorer = QueryLikelihoodModel(
-                language_model, backbone.load_tokenizer(folder), self.training_settings, "float32", get_device()
+                language_model, load_tokenizer(folder), self.training_settings, "float32", get_device()
             )
         corpus, fields = first_stage.collection.corpus, first_stage.card.fields
         return QueryLikelihoodReranker(scorer, lambda row: join_fields(corpus[row], fields), self.settings.depth)
@@ -127,8 +129,9 @@ def build_query_likelihood_spec(
 
 
 def _load_training_settings(model: ResolvedModel) -> QueryLikelihoodTraining:
+    """Return the settings stored in the model's card; without training by llm-ql, those of the recipe."""
     training = model.card.training
-    stored = training.recipe.get("likelihood") if training else None
+    stored = translate_recipe(training.recipe).get("query_likelihood") if training else None
     default = catalog.find_recipe(RECIPE).query_likelihood
     if stored is None and default is not None:
         return default

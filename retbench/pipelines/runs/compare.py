@@ -6,28 +6,36 @@ import numpy as np
 
 from retbench.corpora.collection import Collection
 from retbench.corpora.texts import join_fields
-from retbench.pipelines.runs.compare_inputs import Side, two_sides
-from retbench.reports.comparison import Comparison, Moved, Test, differing, tested
+from retbench.pipelines.runs.compare_inputs import ComparedRun, load_compared_runs
+from retbench.reports.comparison import (
+    Comparison,
+    PairedTest,
+    QueryChange,
+    compute_paired_test,
+    list_setting_differences,
+)
 
 SHOWN_DOCUMENTS = 3
 SHOWN_CHARACTERS = 200
 
 
-def compare(a: str, b: str, results: Path = Path("results"), task: str | None = None, queries: int = 5) -> Comparison:
+def compare_runs(
+    a: str, b: str, results: Path = Path("results"), task: str | None = None, queries: int = 5
+) -> Comparison:
     """A against B: a run's folder or settings-id, an mteb result file, or a TREC run."""
-    left, right = two_sides(a, b, results, task)
+    left, right = load_compared_runs(a, b, results, task)
     shared = {m: (left.scores[m], right.scores[m]) for m in left.scores if m in right.scores}
     first = {left.metric: shared[left.metric]} if left.metric in shared else {}
-    remarks, test, moved = _obstacles(left, right), None, list[Moved]()
+    remarks, test, moved = _obstacles(left, right), None, list[QueryChange]()
     if not remarks:
         test, moved = _tested(left, right, queries)
         if moved and moved[0].text is None:
             remarks.append("the texts are not in the cache, so the queries are shown without them")
-    settings = differing(left.facts, right.facts)
+    settings = list_setting_differences(left.facts, right.facts)
     return Comparison(left.name, right.name, left.task, settings, {**first, **shared}, test, moved, remarks)
 
 
-def _obstacles(a: Side, b: Side) -> list[str]:
+def _obstacles(a: ComparedRun, b: ComparedRun) -> list[str]:
     """Why the queries cannot be paired; empty if they can."""
     if a.task != b.task:
         return [f"no test: A is on {a.task} and B on {b.task}"]
@@ -43,40 +51,40 @@ def _obstacles(a: Side, b: Side) -> list[str]:
     return []
 
 
-def _tested(a: Side, b: Side, shown: int) -> tuple[Test, list[Moved]]:
+def _tested(a: ComparedRun, b: ComparedRun, shown: int) -> tuple[PairedTest, list[QueryChange]]:
     names = list(a.per_query)
     left, right = (np.array([side.per_query[name] for name in names]) for side in (a, b))
     order = np.argsort(-np.abs(left - right), kind="stable")[:shown]
     collection = a.collection or b.collection
     moved = [
-        Moved(names[i], float(left[i]), float(right[i]), *_texts(collection, names[i], a, b))
+        QueryChange(names[i], float(left[i]), float(right[i]), *_texts(collection, names[i], a, b))
         for i in order
         if left[i] != right[i]
     ]
-    return tested(a.metric, left, right), moved
+    return compute_paired_test(a.metric, left, right), moved
 
 
 def _texts(
-    collection: Collection | None, query: str, a: Side, b: Side
+    collection: Collection | None, query: str, a: ComparedRun, b: ComparedRun
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
     if collection is None:
         return None, (), ()
-    text = collection.queries[collection.queries.ids().to_pylist().index(query)].text
+    text = collection.queries[collection.queries.read_ids().to_pylist().index(query)].text
     return (
-        clip(text),
-        documents(collection, query, a.rankings.get(query, [])[:SHOWN_DOCUMENTS]),
-        documents(collection, query, b.rankings.get(query, [])[:SHOWN_DOCUMENTS]),
+        shorten_text(text),
+        format_documents(collection, query, a.rankings.get(query, [])[:SHOWN_DOCUMENTS]),
+        format_documents(collection, query, b.rankings.get(query, [])[:SHOWN_DOCUMENTS]),
     )
 
 
-def documents(collection: Collection, query: str, names: list[str]) -> tuple[str, ...]:
+def format_documents(collection: Collection, query: str, names: list[str]) -> tuple[str, ...]:
     """Documents as a reader wants them: grade, id, the beginning of the text."""
-    places = {name: row for row, name in enumerate(collection.corpus.ids().to_pylist())}
+    places = {name: row for row, name in enumerate(collection.corpus.read_ids().to_pylist())}
     judged = collection.judgments.get(query, {})
     lines = []
     for name in names:
         text = (
-            clip(join_fields(collection.corpus[places[name]], ("title", "text")))
+            shorten_text(join_fields(collection.corpus[places[name]], ("title", "text")))
             if name in places
             else "not in the corpus"
         )
@@ -84,7 +92,7 @@ def documents(collection: Collection, query: str, names: list[str]) -> tuple[str
     return tuple(lines)
 
 
-def clip(text: str) -> str:
+def shorten_text(text: str) -> str:
     """A text on one line, cut."""
     flat = " ".join(text.split())
     return flat if len(flat) <= SHOWN_CHARACTERS else f"{flat[: SHOWN_CHARACTERS - 1]}…"

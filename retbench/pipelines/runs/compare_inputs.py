@@ -9,20 +9,20 @@ from retbench.cards import catalog
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import RetbenchError, UsageError
-from retbench.records.load_run import collection_of, find_run, rankings, read_run
-from retbench.records.mteb_results import Result, read_results
+from retbench.records.load_run import find_run, open_recorded_collection, read_rankings, read_trec_run
+from retbench.records.mteb_results import MtebResult, read_mteb_results
 from retbench.records.record import Record
-from retbench.records.results_folder import RECORD, read
-from retbench.records.scored_run import kept
-from retbench.reports.comparison import facts
+from retbench.records.results_folder import RECORD_FILE, read_record
+from retbench.records.scored_run import load_scored_run
+from retbench.reports.comparison import flatten_record
 from retbench.retrievers.ranking import get_excluded_ids
-from retbench.scoring.metrics import mean_scores, score_run
+from retbench.scoring.metrics import compute_mean_scores, score_run
 
 DEPTH = 100  # a run does not say where it was cut; as in trec_eval, what it does not list was not found
 
 
 @dataclass
-class Side:
+class ComparedRun:
     """What is known of one side; `per_query` is empty where only means were published."""
 
     name: str
@@ -36,7 +36,7 @@ class Side:
     record: Record | None = None
 
 
-def two_sides(a: str, b: str, results: Path, task: str | None) -> tuple[Side, Side]:
+def load_compared_runs(a: str, b: str, results: Path, task: str | None) -> tuple[ComparedRun, ComparedRun]:
     """Both sides; a TREC run borrows the other side's judgments unless a task is named."""
     foreign = [_is_run(a), _is_run(b)]
     if all(foreign) and task is None:
@@ -58,17 +58,17 @@ def _is_run(argument: str) -> bool:
 
 def _is_result(argument: str) -> bool:
     path = Path(argument)
-    return path.is_file() and path.name != RECORD
+    return path.is_file() and path.name != RECORD_FILE
 
 
 def _recorded(argument: str, results: Path) -> str | None:
     """The task of a run of ours."""
-    return None if _is_result(argument) else read(find_run(argument, results) / RECORD).task
+    return None if _is_result(argument) else read_record(find_run(argument, results) / RECORD_FILE).task
 
 
-def _chosen(path: Path, task: str | None) -> Result:
+def _chosen(path: Path, task: str | None) -> MtebResult:
     """The result of an mteb file; of several the one of the task asked for."""
-    found = read_results(path)
+    found = read_mteb_results(path)
     fitting = [one for one in found if one.task == task] if len(found) > 1 else found
     if not fitting:
         held = ", ".join(one.task for one in found) or "nothing"
@@ -76,7 +76,7 @@ def _chosen(path: Path, task: str | None) -> Result:
     return fitting[0]
 
 
-def _stated(argument: str, results: Path, task: str | None) -> Side:
+def _stated(argument: str, results: Path, task: str | None) -> ComparedRun:
     """A side that says itself what it is: a record of ours or an mteb result file."""
     path = Path(argument)
     if _is_result(argument):
@@ -85,14 +85,16 @@ def _stated(argument: str, results: Path, task: str | None) -> Side:
             catalog.find_task_card(result.task).metric if result.task in catalog.load_task_cards() else "ndcg_at_10"
         )
         stated = {"model": repr(result.model), "task": repr(result.task), **result.facts}
-        return Side(f"{result.model} on {result.task} (mteb result)", result.task, metric, stated, result.scores)
+        return ComparedRun(f"{result.model} on {result.task} (mteb result)", result.task, metric, stated, result.scores)
     folder = find_run(argument, results)
-    run = kept(folder, read(folder / RECORD))
-    side = Side(_name(run.record), run.record.task, run.metric, facts(run.record), run.record.scores, record=run.record)
+    run = load_scored_run(folder, read_record(folder / RECORD_FILE))
+    side = ComparedRun(
+        _name(run.record), run.record.task, run.metric, flatten_record(run.record), run.record.scores, record=run.record
+    )
     side.per_query = dict(zip(run.queries, run.values.tolist(), strict=True))
     try:
-        side.collection = collection_of(run.record)
-        side.rankings = rankings(folder, side.collection)
+        side.collection = open_recorded_collection(run.record)
+        side.rankings = read_rankings(folder, side.collection)
     except RetbenchError:  # without the texts the scores still stand
         side.collection = None
     return side
@@ -102,17 +104,17 @@ def _name(record: Record) -> str:
     return f"{record.model} · {record.method} · {record.task} ({record.settings_id})"
 
 
-def _run(argument: str, task: str | None, other: Side | None) -> Side:
+def _run(argument: str, task: str | None, other: ComparedRun | None) -> ComparedRun:
     """A foreign run, scored here on the task named or on the other side's collection."""
     collection, metric, rules = _judged(task, other)
-    found = _allowed(read_run(Path(argument)), collection, rules["same_id"] == "drop")
+    found = _allowed(read_trec_run(Path(argument)), collection, rules["same_id"] == "drop")
     depth = max([DEPTH, *map(len, found.values())])
     per_query = score_run(found, collection.judgments, depth, rules.get("relevant_from", 1))
-    scores = mean_scores(per_query)
+    scores = compute_mean_scores(per_query)
     stated = {"task": repr(task or (other.task if other else ""))}
     values = {query: row[metric] for query, row in per_query.items()}
     name = f"{Path(argument).name} (TREC run)"
-    return Side(name, task or (other.task if other else ""), metric, stated, scores, values, found, collection)
+    return ComparedRun(name, task or (other.task if other else ""), metric, stated, scores, values, found, collection)
 
 
 def _allowed(found: dict[str, list[str]], collection: Collection, drop_same_id: bool) -> dict[str, list[str]]:
@@ -124,10 +126,10 @@ def _allowed(found: dict[str, list[str]], collection: Collection, drop_same_id: 
     return kept
 
 
-def _judged(task: str | None, other: Side | None) -> tuple[Collection, str, dict[str, Any]]:
+def _judged(task: str | None, other: ComparedRun | None) -> tuple[Collection, str, dict[str, Any]]:
     if task is not None:
         card = catalog.find_task_card(task)
         return open_collection(card), card.metric, {"relevant_from": card.relevant_from, "same_id": card.same_id}
     if other is None or other.record is None:
         raise UsageError("a TREC run holds no judgments", "name the collection: --task TASK")
-    return other.collection or collection_of(other.record), other.metric, other.record.settings
+    return other.collection or open_recorded_collection(other.record), other.metric, other.record.settings

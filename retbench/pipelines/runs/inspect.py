@@ -6,16 +6,16 @@ from typing import Any
 
 from retbench.corpora.collection import Collection
 from retbench.errors import UsageError, suggest_names
-from retbench.pipelines.runs.compare import clip, documents
-from retbench.records.load_run import collection_of, find_run, rankings
-from retbench.records.results_folder import RECORD, read
-from retbench.records.scored_run import kept
+from retbench.pipelines.runs.compare import format_documents, shorten_text
+from retbench.records.load_run import find_run, open_recorded_collection, read_rankings
+from retbench.records.results_folder import RECORD_FILE, read_record
+from retbench.records.scored_run import load_scored_run
 
 SHOWN_RANKED = 5
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueryInspection:
     """One query of a run."""
 
     query: str
@@ -27,50 +27,50 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class RunInspection:
     """What `retbench inspect` says."""
 
     run: str
     metric: str
     score: float
     depth: int
-    answers: list[Answer]
+    answers: list[QueryInspection]
 
-    def json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The document `--json` prints."""
         return asdict(self)
 
 
-def inspect(run: str, results: Path = Path("results"), query: str | None = None, queries: int = 5) -> Inspection:
+def inspect_run(run: str, results: Path = Path("results"), query: str | None = None, queries: int = 5) -> RunInspection:
     """The worst queries of a run, or the one asked for."""
     folder = find_run(run, results)
-    found = kept(folder, read(folder / RECORD))
+    found = load_scored_run(folder, read_record(folder / RECORD_FILE))
     scores = dict(zip(found.queries, found.values.tolist(), strict=True))
     if query is not None and query not in scores:
         raise UsageError(f"{run} has no query {query!r}", suggest_names(query, scores))
     wanted = [query] if query is not None else sorted(scores, key=lambda name: (scores[name], name))[:queries]
-    collection = collection_of(found.record)
-    ranked = rankings(folder, collection)
+    collection = open_recorded_collection(found.record)
+    ranked = read_rankings(folder, collection)
     answers = [_answer(collection, name, scores[name], ranked.get(name, [])) for name in wanted]
     record = found.record
     name = f"{record.model} · {record.method} · {record.task} ({record.settings_id})"
-    return Inspection(name, found.metric, found.score, record.settings["depth"], answers)
+    return RunInspection(name, found.metric, found.score, record.settings["depth"], answers)
 
 
-def _answer(collection: Collection, query: str, score: float, ranked: list[str]) -> Answer:
+def _answer(collection: Collection, query: str, score: float, ranked: list[str]) -> QueryInspection:
     judged = collection.judgments[query]
     places = {name: rank for rank, name in enumerate(ranked, start=1)}
     relevant = sorted(
         (d for d, grade in judged.items() if grade > 0), key=lambda d: (places.get(d, len(ranked) + 1), d)
     )
-    text = collection.queries[collection.queries.ids().to_pylist().index(query)].text
-    return Answer(
-        query, score, clip(text), documents(collection, query, ranked[:SHOWN_RANKED]),
-        {name: places.get(name) for name in relevant}, documents(collection, query, relevant),
+    text = collection.queries[collection.queries.read_ids().to_pylist().index(query)].text
+    return QueryInspection(
+        query, score, shorten_text(text), format_documents(collection, query, ranked[:SHOWN_RANKED]),
+        {name: places.get(name) for name in relevant}, format_documents(collection, query, relevant),
     )  # fmt: skip
 
 
-def text(inspection: Inspection) -> str:
+def format_inspection(inspection: RunInspection) -> str:
     """The inspection for a reader."""
     lines = [inspection.run, f"{inspection.metric} {100 * inspection.score:.2f}, depth {inspection.depth}"]
     for answer in inspection.answers:

@@ -1,9 +1,8 @@
-"""A first stage: a saved run, ours or anybody's TREC run, read back as a ranking that a reranker can take."""
+"""Saved runs: a run of retbench or a TREC run file, read back as a ranking, for example for a reranker."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,19 @@ from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.errors import DataError, UsageError
-from retbench.records import machine
-from retbench.records.load_run import collection_of, rankings, scored_run
+from retbench.pipelines.runs.build_record import RunInputs, build_record, describe_task_settings
+from retbench.records.load_run import open_recorded_collection, read_rankings, read_scored_trec_run
 from retbench.records.record import Record
-from retbench.records.results_folder import RECORD, Ledger, Run, read
-from retbench.records.scored_run import raw_scores
+from retbench.records.results_folder import RECORD_FILE, ResultsFolder, read_record
+from retbench.records.scored_run import read_raw_scores
 from retbench.retrievers.ranking import Ranking
-from retbench.scoring.metrics import mean_scores, score_run
-from retbench.store.digest import compute_digest
+from retbench.retrievers.score_ranking import score_ranking
 
-FOREIGN = Method("run", "a run of another system", "ours", "a TREC run file", "mean")
+IMPORTED_METHOD = Method("run", "a run of another system", "ours", "a TREC run file", "mean")
 
 
 @dataclass(frozen=True)
-class First:
+class SavedRun:
     """A finished run with its collection."""
 
     record: Record
@@ -41,108 +39,94 @@ class First:
 
     @property
     def method(self) -> Method:
-        """The method of the run, as its record holds it."""
-        method: Method = card_of(Method, self.record.cards["method"])
+        """The method, from the record."""
+        method: Method = parse_stored_card(Method, self.record.cards["method"])
         return method
 
     @property
     def spec(self) -> EncoderSpec | None:
-        """The encoder of the run; none where words were searched, or where the run is a foreign one."""
-        told = self.record.settings["encoder"]
-        return EncoderSpec(**{**told, "method": self.method}) if told else None
+        """The encoder, from the record; None for a lexical or an imported run."""
+        settings = self.record.settings["encoder"]
+        return EncoderSpec(**{**settings, "method": self.method}) if settings else None
 
 
-def ours(folder: Path, collection: Collection | None = None, card: TaskCard | None = None) -> First:
-    """A run of ours."""
-    record = read(folder / RECORD)
-    collection = collection or collection_of(record)
-    scores = raw_scores(folder)
-    ranked = {
-        query: list(zip(found, scores[query], strict=True)) for query, found in rankings(folder, collection).items()
-    }
-    return First(
-        record, collection, card or card_of(TaskCard, record.cards["task"]), _ranking(ranked, collection, folder)
-    )
+def load_run(folder: Path, collection: Collection | None = None, card: TaskCard | None = None) -> SavedRun:
+    """Load a run of retbench; `collection` and `card` are given where they are open already."""
+    record = read_record(folder / RECORD_FILE)
+    collection = collection or open_recorded_collection(record)
+    scores, rankings = read_raw_scores(folder), read_rankings(folder, collection)
+    scored_ids = {query: list(zip(ids, scores[query], strict=True)) for query, ids in rankings.items()}
+    card = card or parse_stored_card(TaskCard, record.cards["task"])
+    return SavedRun(record, collection, card, _build_ranking(scored_ids, collection, folder))
 
 
-def foreign(file: Path, task: str, out: Path, command: str) -> tuple[First, Path]:
-    """A run of another system, scored here and kept as a run of ours: it stands in the board beside its reranking."""
+def import_trec_run(file: Path, task: str, out: Path, command: str) -> tuple[SavedRun, Path]:
+    """Score a run of another system and write it as a run of retbench, so that the leaderboard contains it."""
     card = catalog.find_task_card(task)
     collection = open_collection(card)
-    ranking = _ranking(scored_run(file), collection, file).filter_and_cut(
-        collection, card.same_id == "drop", card.depth
-    )
-    named = ranking.to_document_ids(collection)
-    per_query = score_run(named, collection.judgments, card.depth, card.relevant_from)
-    record = _record(file, card, collection, mean_scores(per_query), command)
-    raw = dict(zip(named, (scores.tolist() for scores in ranking.scores), strict=True))
-    folder = Ledger(out).write(record, Run(named, raw, per_query, {}))
-    return First(record, collection, card, ranking), folder
+    scored = score_ranking(_build_ranking(read_scored_trec_run(file), collection, file), collection, card)
+    record = _build_imported_record(file, card, collection, scored.compute_means(), command)
+    folder = ResultsFolder(out).write_run(record, scored.to_run_files({}))
+    return SavedRun(record, collection, card, scored.ranking), folder
 
 
-def _record(file: Path, card: TaskCard, collection: Collection, scores: dict[str, float], command: str) -> Record:
+def _build_imported_record(
+    file: Path, card: TaskCard, collection: Collection, scores: dict[str, float], command: str
+) -> Record:
     settings: dict[str, Any] = {
-        "encoder": None, "lexical": None, "retriever": "run", "engine": "none", "run": cached_sha256(file), "rerankers": [],
-        "fields": card.fields, "same_id": card.same_id, "excluded": card.excluded, "relevant_from": card.relevant_from,
-        "depth": card.depth, "protocol": card.protocol, "split": card.split, "sample": None,
-        "collection": collection.fingerprint,
-    }  # fmt: skip
-    counts = {
-        "documents": len(collection.corpus),
-        "queries": len(collection.queries),
-        "judgments": sum(map(len, collection.judgments.values())),
-        "fingerprint": collection.fingerprint,
-        "corpus": collection.corpus.fingerprint,
+        "encoder": None,
+        "lexical": None,
+        "retriever": "run",
+        "engine": "none",
+        "run": cached_sha256(file),
+        "rerankers": [],
+        **describe_task_settings(card, collection, sample=None),
     }
     model = ModelCard(file.name.split(".")[0].lower(), "lexical", "a run of another system")
-    cards = {"model": asdict(model), "method": asdict(FOREIGN), "task": asdict(card)}
-    cards["task"]["source"]["path"] = card.source.path and Path(card.source.path).name
-    cost: dict[str, Any] = {"seconds": {}, "tokens_per_second": None, "documents_per_second": None,
-                            "peak_memory_mb": None, "parameters": None, "weights_mb": None}  # fmt: skip
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Record(model.name, FOREIGN.name, card.name, card.suite, compute_digest(settings)[:12], settings, cards, counts, {},
-                  machine.describe(), cost, scores, command, now)  # fmt: skip
+    unknown = ("tokens_per_second", "documents_per_second", "peak_memory_mb", "parameters", "weights_mb")
+    cost: dict[str, Any] = {"seconds": {}, **dict.fromkeys(unknown)}
+    inputs = RunInputs.describe(model, IMPORTED_METHOD, card, collection, texts={})
+    return build_record(inputs, settings, cost, scores, command)
 
 
-def _ranking(found: dict[str, list[tuple[str, float]]], collection: Collection, source: Path) -> Ranking:
-    """Ids into rows; a document that is not in the collection, or stands twice, makes the run another collection's."""
-    known = {name: row for row, name in enumerate(collection.corpus.ids().to_pylist())}
-    queries: Sequence[str] = collection.queries.ids().to_pylist()
-    if not found.keys() & set(queries):
+def _build_ranking(scored_ids: dict[str, list[tuple[str, float]]], collection: Collection, source: Path) -> Ranking:
+    """Replace document ids by rows; an unknown or repeated document means that the run is of another collection."""
+    row_by_id = {name: row for row, name in enumerate(collection.corpus.read_ids().to_pylist())}
+    queries: Sequence[str] = collection.queries.read_ids().to_pylist()
+    if not scored_ids.keys() & set(queries):
         raise DataError(
             f"{source.name} has none of the {len(queries)} queries", "name the task it was made for: --task TASK"
         )
     rows, scores = [], []
     for query in queries:
-        entries = found.get(query, [])
-        strange = next((name for name, _ in entries if name not in known), None)
-        if strange is not None:
+        entries = scored_ids.get(query, [])
+        unknown = next((name for name, _ in entries if name not in row_by_id), None)
+        if unknown is not None:
             raise DataError(
-                f"{source.name}: query {query!r} ranks {strange!r}, which is not in the collection",
+                f"{source.name}: query {query!r} ranks {unknown!r}, which is not in the collection",
                 "name the task it was made for: --task TASK",
             )
         if len({name for name, _ in entries}) < len(entries):
-            raise DataError(f"{source.name}: query {query!r} ranks a document twice", "mend the run file")
-        rows.append(np.array([known[name] for name, _ in entries], dtype=np.int64))
+            raise DataError(f"{source.name}: query {query!r} ranks a document twice", "correct the run file")
+        rows.append(np.array([row_by_id[name] for name, _ in entries], dtype=np.int64))
         scores.append(np.array([score for _, score in entries], dtype=np.float64))
     return Ranking(rows, scores)
 
 
-def card_of(kind: Any, facts: dict[str, Any]) -> Any:
-    """A card as a record holds it: what was not set is null there, and absent in a card."""
-    return toml_parser.convert_value(
-        kind, _set(json.loads(json.dumps(facts))), toml_parser.CardLocation(Path(RECORD), "")
-    )
+def parse_stored_card(kind: Any, facts: dict[str, Any]) -> Any:
+    """Parse a card from a record, where a field without a value is null; in a card file it is absent."""
+    values = _drop_nulls(json.loads(json.dumps(facts)))
+    return toml_parser.convert_value(kind, values, toml_parser.CardLocation(Path(RECORD_FILE), ""))
 
 
-def _set(value: Any) -> Any:
+def _drop_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _set(one) for key, one in value.items() if one is not None}
-    return [_set(one) for one in value] if isinstance(value, list) else value
+        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
+    return [_drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def need_task(task: str | None) -> str:
-    """A foreign run does not say what it ranks."""
+def require_task(task: str | None) -> str:
+    """Return the task of an imported run, which does not contain it."""
     if task is None:
-        raise UsageError("a TREC run holds no judgments", "name the collection: --task TASK")
+        raise UsageError("a TREC run has no judgments", "name the collection: --task TASK")
     return task
