@@ -78,6 +78,16 @@ def translate_key(dotted_key: str, table: str = "") -> str:
     return ".".join(new_keys)
 
 
+def restore_key(dotted_key: str, table: str = "") -> str:
+    """The key as it was written before the renaming, for digests that are already stored."""
+    new_keys = dotted_key.split(".")
+    old_keys = []
+    for parent, key in zip([table, *new_keys], new_keys, strict=False):
+        old_names = {new: old for old, new in RENAMED_KEYS.get(parent, {}).items()}
+        old_keys.append(old_names.get(key, key))
+    return ".".join(old_keys)
+
+
 def translate_recipe(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored recipe under today's keys; its values stay."""
     return _translate_table(stored, "" if "objective" in stored else ADAPTOR)

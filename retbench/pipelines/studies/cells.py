@@ -10,6 +10,7 @@ from retbench.cards import catalog
 from retbench.cards.default_methods import resolve_methods
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
+from retbench.cards.recipe_keys import ADAPTOR, restore_key
 from retbench.cards.study import Stage, Study
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation.request import EvaluationRequest
@@ -19,7 +20,6 @@ VERB_OPTIONS = {  # the verbs of a stage and their options; sample and set are f
     "run": {"rerank", "engine", "weights"},
     "finetune": {"dataset", "recipe", "objective", "set", "split", "seeds"},
 }
-ADAPTOR = "adaptor"
 T = TypeVar("T")
 
 
@@ -46,7 +46,8 @@ class StudyCell:
     def to_json(self) -> dict[str, Any]:
         """The cell with the keys of stored notes and `--json`."""
         facts = asdict(self)
-        return {**facts, "asked": facts.pop("settings_digest")}
+        facts["asked"] = facts.pop("settings_digest")
+        return facts
 
 
 def list_study_cells(study: Study, stage: Stage) -> Iterator[StudyCell]:
@@ -84,7 +85,15 @@ def _list_missing_features(stage: Stage) -> list[str]:
 def _digest_stage_settings(stage: Stage) -> str:
     """Hash the stage's settings that change a score; seeds are left out, so that a new seed keeps the others valid."""
     options = {name: value for name, value in stage.options.items() if name != "seeds"}
+    if stage.verb == "finetune" and isinstance(options.get("set"), list):
+        options["set"] = [_restore_recipe_key(change, options.get("objective")) for change in options["set"]]
     return compute_digest([stage.sample, stage.set, options])[:12]
+
+
+def _restore_recipe_key(change: str, objective: str | None) -> str:
+    """A recipe option under its key before the renaming, so that notes written then stay valid."""
+    key, equals, value = change.partition("=")
+    return restore_key(key, ADAPTOR if objective == ADAPTOR else "") + equals + value
 
 
 def _resolve_tasks(stage: Stage) -> list[tuple[str, str, list[str]]]:

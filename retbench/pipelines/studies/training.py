@@ -7,13 +7,13 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.adaptor_recipe import AdaptorRecipe, apply_adaptor_options
 from retbench.cards.recipe import Recipe, apply_recipe_options, describe_recipe
-from retbench.cards.recipe_keys import translate_recipe
+from retbench.cards.recipe_keys import ADAPTOR, translate_recipe
 from retbench.cards.study import Stage, Study
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError
 from retbench.pipelines.evaluation.dry_run import dry_run
 from retbench.pipelines.evaluation.request import EvaluationRequest
-from retbench.pipelines.studies.cells import ADAPTOR, StudyCell
+from retbench.pipelines.studies.cells import StudyCell
 
 
 def format_model_name(study: Study, stage: Stage, cell: StudyCell) -> str:
