@@ -77,7 +77,7 @@ def test_no_answer_in_time_is_tried_again(server: local_server.LocalServer, wait
 
 def test_waiting_doubles_and_ends(server: local_server.LocalServer, waits: list[float]) -> None:
     server.faults = [local_server.answer_with_error(500, f"broken, {SECRET}")] * 4
-    with pytest.raises(ResourceError, match="failed 4 times: the endpoint says 500: broken") as caught:
+    with pytest.raises(ResourceError, match="failed 4 times: the endpoint answered 500: broken") as caught:
         build_client(waits, max_attempts=4).embed_texts(TEXTS)
     assert waits == [0.5, 1.0, 2.0]
     assert SECRET not in str(caught.value.cause)
@@ -86,7 +86,7 @@ def test_waiting_doubles_and_ends(server: local_server.LocalServer, waits: list[
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        (local_server.answer_with_error(401, f"bad key {SECRET}"), MissingError, r"says 401: bad key \*\*\*"),
+        (local_server.answer_with_error(401, f"bad key {SECRET}"), MissingError, r"answered 401: bad key \*\*\*"),
         (local_server.answer_with_error(403), MissingError, "403"),
         (local_server.answer_with_error(400, "too long"), UsageError, "400: too long"),
         (local_server.answer_with_error(404), UsageError, "404"),
@@ -120,13 +120,13 @@ def test_a_rate_limit_is_kept(server: local_server.LocalServer, waits: list[floa
 
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
-    with pytest.raises(ResourceError, match="failed 2 times: no whole answer"):
+    with pytest.raises(ResourceError, match="failed 2 times: no complete answer"):
         build_client(waits, max_attempts=2).embed_texts(["x"])
     monkeypatch.setenv("RETBENCH_ENDPOINT", "file:///etc/passwd")
     with pytest.raises(UsageError, match="not a web address"):
         build_client(waits).embed_texts(["x"])
     monkeypatch.delenv("RETBENCH_ENDPOINT")
-    with pytest.raises(MissingError, match="no server is named"):
+    with pytest.raises(MissingError, match="no endpoint address is set"):
         build_client(waits).embed_texts(["x"])
 
 
@@ -187,7 +187,7 @@ def test_a_method_a_server_cannot_do_is_skipped(
         "run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--method", method
     )
     assert cell["status"] == "skipped"
-    assert "engine endpoint does not give" in cell["error"]
+    assert "which the engine endpoint does not support" in cell["error"]
 
 
 @pytest.mark.parametrize(

@@ -440,8 +440,8 @@ def test_nonsense_keeps_the_order_and_is_counted(
 @pytest.mark.parametrize(
     ("fault", "words", "code"),
     [
-        (local_server.answer_with_error(401), "says 401", 3),
-        (local_server.answer_with_error(400, "too long"), "says 400: too long", 2),
+        (local_server.answer_with_error(401), "answered 401", 3),
+        (local_server.answer_with_error(400, "too long"), "answered 400: too long", 2),
         (lambda body: (200, {}, b"not json"), "failed 6 times", 5),
         (lambda body: (200, {}, b'{"choices": []}'), "failed 6 times", 5),
         (local_server.answer_half, "failed 6 times", 5),
@@ -482,7 +482,7 @@ def test_odds_from_a_server_need_its_log_probabilities(server: local_server.Loca
         ("listwise", "bm25 is not a language model", 2),
         ("listwise:model=bm25", "bm25 is a lexical model and cannot generate", 2),
         ("listwise:engine=endpoint", "needs the name of a model", 2),
-        ("listwise:engine=endpoint,model=x", "no server is named", 3),
+        ("listwise:engine=endpoint,model=x", "no endpoint address is set", 3),
         ("listwise:scores=logits", "is not allowed", 2),
         ("listwise:window=1", "cannot move a document up", 2),
         ("pointwise:cut=0", "cut=0 must be at least 1", 2),

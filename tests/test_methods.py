@@ -108,7 +108,7 @@ def test_an_option_changes_one_field_and_the_name_says_so() -> None:
         ("mean:layr=3", "no option 'layr'"),
         ("mean:layer=deep", "expected int"),
         ("mean:layer", "'layer' has no value"),
-        ("mean:pooling=most", "not a choice"),
+        ("mean:pooling=most", "is not allowed"),
         ("mean:fidelity=exact", "no option 'fidelity'"),
         ("echo:chat=true", "inside a chat"),
         ("meen:layer=3", "no method called 'meen'"),
@@ -120,7 +120,7 @@ def test_a_wrong_option_is_a_usage_error(word: str, message: str) -> None:
 
 
 def test_a_layer_the_model_lacks_is_a_usage_error(loaded: backbone.Backbone) -> None:
-    with pytest.raises(UsageError, match="layer 3 of a model with 2"):
+    with pytest.raises(UsageError, match="uses layer 3, but the model has 2"):
         build_encoder(loaded, catalog.find_method("mean:layer=3"))
 
 
@@ -132,7 +132,7 @@ def test_an_eos_method_needs_an_end_token() -> None:
 
 
 def test_a_sparse_method_takes_the_last_state() -> None:
-    with pytest.raises(DataError, match="no logits"):
+    with pytest.raises(DataError, match="needs the last state"):
         Method("odd", "", "ours", "a test", "mean", kind="sparse")
 
 

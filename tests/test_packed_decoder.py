@@ -156,7 +156,7 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama")
     fast = build_decoder(model)
     wanted = fast(draw_token_ids(), causal=True)
-    for name, value in {"WIDENED": 640, "NORMED": 3, "QUERY_BLOCK": 3, "SCORES": 40}.items():
+    for name, value in {"MLP_BLOCK_VALUES": 640, "NORM_BLOCK_VECTORS": 3, "QUERY_BLOCK": 3, "MAX_SCORES": 40}.items():
         monkeypatch.setattr(decoders, name, value)
     assert torch.allclose(fast(draw_token_ids(), causal=True), wanted, atol=1e-5)
 

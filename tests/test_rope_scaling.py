@@ -89,7 +89,7 @@ def test_a_model_without_one_plain_rope_is_refused(folder: Path) -> None:
             rotary_positions.apply_rope_scaling(AutoConfig.for_model(family), "linear:2")
     config = AutoConfig.from_pretrained(folder)
     rotary_positions.apply_rope_scaling(config, "linear:2")
-    with pytest.raises(UsageError, match="stretched already"):
+    with pytest.raises(UsageError, match="scaled already"):
         rotary_positions.apply_rope_scaling(config, "linear:2")
 
 
@@ -114,4 +114,4 @@ def test_another_engine_is_not_told(folder: Path, tmp_path: Path) -> None:
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     (cell,) = retbench.evaluate([str(folder)], tasks=[pantry], methods=["mean"], out=tmp_path / "r",
                                 overrides={"rope": "linear:2"}, engine="sentence-transformers")  # fmt: skip
-    assert (cell.status, "how to stretch positions" in str(cell.error)) == ("skipped", True)
+    assert (cell.status, "does not support --set rope" in str(cell.error)) == ("skipped", True)

@@ -169,7 +169,7 @@ def test_code_beside_weights_does_not_run(stranger: tuple[Path, Path], task: Pat
     folder, mark = stranger
     answer = run_command("run", "--model", folder, "--task", task, "--out", out, "--method", "mean")
     assert answer.exit_code == 4
-    assert "only be loaded by running the code that lies beside its weights" in answer.output
+    assert "only be loaded by running the Python code beside its weights" in answer.output
     assert "retbench --trust-remote-code run" in answer.output
     assert not mark.exists()
 

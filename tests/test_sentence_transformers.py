@@ -50,7 +50,7 @@ def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.Mo
         return honest(folder, **options)
 
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", careless)
-    with pytest.raises(DataError, match=r"reads .*user"):
+    with pytest.raises(DataError, match=r"changes the text .*user"):
         sentence_transformers_engine.load_sentence_transformers_model(model, "float32", CPU, "last")
 
 

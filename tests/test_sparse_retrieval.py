@@ -146,7 +146,7 @@ def test_rows_with_terms_are_not_made_smaller(model: Path, task: Path, out: Path
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
     (cell,) = run_cells(*line, "--set", change)
     assert cell["status"] == "skipped"
-    assert "stores terms" in cell["error"]
+    assert "stores term weights" in cell["error"]
 
 
 def test_rows_with_terms_are_not_reranked_as_vectors(model: Path, task: Path, out: Path) -> None:

@@ -57,7 +57,7 @@ class Backbone:
                 f"give a layer from -{layers} to {layers}",
             )
         forced = attention == "bidirectional" and (self.causal or self.forced_bidirectional)
-        return replace(self, causal=self.causal and not forced, turned=forced, layer=layer)
+        return replace(self, causal=self.causal and not forced, forced_bidirectional=forced, layer=layer)
 
     @property
     def dimension(self) -> int:

@@ -33,16 +33,16 @@ def find_dynamic_rope(model: Any) -> Any | None:
     return next(ropes, None)
 
 
-def compute_rotations(rope: Any, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def compute_rotations(rope: Any, length: int, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine for all positions of a text of this length."""
     if rope.rope_type != "dynamic":
-        cos, sin = rope(like, torch.arange(length, device=like.device)[None])
+        cos, sin = rope(reference, torch.arange(length, device=reference.device)[None])
         return cos[0], sin[0]
     # the module caches the longest length it has seen; this function depends only on the given length
-    frequencies, scale = ROPE_INIT_FUNCTIONS["dynamic"](rope.config, like.device, seq_len=length)
-    angles = torch.outer(torch.arange(length, device=like.device).float(), frequencies)
+    frequencies, scale = ROPE_INIT_FUNCTIONS["dynamic"](rope.config, reference.device, seq_len=length)
+    angles = torch.outer(torch.arange(length, device=reference.device).float(), frequencies)
     angles = torch.cat((angles, angles), dim=1)
-    return (angles.cos() * scale).to(like.dtype), (angles.sin() * scale).to(like.dtype)
+    return (angles.cos() * scale).to(reference.dtype), (angles.sin() * scale).to(reference.dtype)
 
 
 def run_by_length(rope: Any, rows: Sequence[np.ndarray], run: Callable[[Sequence[np.ndarray]], Tensor]) -> Tensor:

@@ -30,7 +30,7 @@ class PackedBatch:
     offsets: Tensor  # int32, on the device
     max_length: int
     causal: bool
-    attended_layers: int = field(default=0, init=False)  # number of layers that called the kernel
+    kernel_calls: int = field(default=0, init=False)  # number of layers that called the kernel
 
 
 AttentionKernel = Callable[
@@ -111,9 +111,9 @@ def run_packed(model: Any, rows: Sequence[np.ndarray], causal: bool, **options: 
     batch = PackedBatch(ends, max(map(len, rows)), causal)
     with _use_packed_attention(model, batch):
         output = model(input_ids=ids, position_ids=positions, **options)
-    if batch.attended_layers != model.config.num_hidden_layers:
+    if batch.kernel_calls != model.config.num_hidden_layers:
         raise RuntimeError(
-            f"{batch.attended_layers} of {model.config.num_hidden_layers} layers used the kernel for packed batches"
+            f"{batch.kernel_calls} of {model.config.num_hidden_layers} layers used the kernel for packed batches"
         )
     return output
 
@@ -135,7 +135,7 @@ def compute_packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: from 1 x heads x tokens x width to 1 x tokens x heads x width."""
     batch = CURRENT_BATCH.get()
-    batch.attended_layers += 1
+    batch.kernel_calls += 1
     packed = [part[0].transpose(0, 1) for part in (query, key, value)]
     kernel = find_kernel(query.device, query.dtype, query.shape[-1])
     if kernel is None:

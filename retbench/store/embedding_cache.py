@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
-from retbench.cards.user_config import get_cache_folder, encode_path_part
+from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.store.shard_store import LOCK, USED_BY, ShardStore
 from retbench.store.vector_formats import VectorDtype
 
