@@ -64,7 +64,7 @@ def test_load_results_and_compare_read_what_evaluate_wrote(tmp_path: Path) -> No
     assert sorted(table["ndcg_at_10"]) == sorted(table["main_score"])
     a, b = table["settings_id"]
     comparison = retbench.compare(a, b, results=tmp_path / "results", task=folder, queries=1)
-    assert [setting.name for setting in comparison.settings] == ["depth"]
+    assert [setting.name for setting in comparison.settings] == ["settings.depth"]
 
 
 def test_finetune_returns_the_card_of_a_model_that_evaluate_knows(

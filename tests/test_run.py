@@ -55,7 +55,7 @@ def test_the_same_line_again_does_nothing(model: Path, task: Path, out: Path) ->
     assert again["cached"]
     assert again["scores"] == first["scores"]
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
-    assert "nothing to do" in run_command(*line).output
+    assert "already done" in run_command(*line).output
 
 
 @pytest.mark.parametrize("metric", ["ndcg_at_10", "recall_at_10"])
@@ -154,9 +154,9 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=²"), 2, "not a int"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=fp32"), 2, "did you mean float32"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=float64"), 2, "no such dtype"),
-        (("--model", "bm25", "--suite", "stdlib", "--set", "max_length=0"), 2, "max_length=0 leaves nothing"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "max_length=0"), 2, "max_length=0 is too small"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=5"), 2, "ndcg_at_10 looks deeper"),
-        (("--model", "bm25", "--suite", "stdlib", "--sample", "0"), 2, "draws nothing"),
+        (("--model", "bm25", "--suite", "stdlib", "--sample", "0"), 2, "--sample must be at least 1"),
         (("--model", "minilm-l6", "--suite", "stdlib", "--method", "maen"), 2, "did you mean mean"),
     ],
 )

@@ -46,14 +46,14 @@ def compute_sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _checksum_cache_file() -> Path:
-    return user_config.cache_folder() / "checksums.json"
+def _get_checksum_cache_file() -> Path:
+    return user_config.get_cache_folder() / "checksums.json"
 
 
 def _load_checksums() -> dict[str, Any]:
     """Load the cached checksums; an unreadable cache counts as empty."""
     try:
-        entries = parse_json(_checksum_cache_file().read_text(encoding="utf-8"))
+        entries = parse_json(_get_checksum_cache_file().read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     valid = isinstance(entries, dict) and all(isinstance(e, dict) and "sha256" in e for e in entries.values())
@@ -61,7 +61,7 @@ def _load_checksums() -> dict[str, Any]:
 
 
 def _save_checksum(path: str, entry: dict[str, Any]) -> None:
-    cache_file = _checksum_cache_file()
+    cache_file = _get_checksum_cache_file()
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_file.with_suffix(".lock")):
         partial = cache_file.with_suffix(".partial")

@@ -23,7 +23,7 @@ class Pin:
 
 def get_pins_file() -> Path:
     """Return the path of `pins.toml`."""
-    return user_config.cache_folder() / "pins.toml"
+    return user_config.get_cache_folder() / "pins.toml"
 
 
 def read_pin(kind: str, name: str) -> Pin | None:

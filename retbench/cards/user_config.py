@@ -51,7 +51,7 @@ def load_user_config() -> UserConfig:
         cache=os.environ.get("RETBENCH_CACHE") or from_file.cache,
         cards=tuple(filter(None, cards.split(os.pathsep))) if cards else from_file.cards,
         device=toml_parser.convert_value(
-            UserConfig.__annotations__["device"], device, _environment_location("RETBENCH_DEVICE")
+            UserConfig.__annotations__["device"], device, _build_environment_location("RETBENCH_DEVICE")
         )
         if device
         else None,
@@ -61,11 +61,11 @@ def load_user_config() -> UserConfig:
     )
 
 
-def _environment_location(name: str) -> toml_parser.CardLocation:
+def _build_environment_location(name: str) -> toml_parser.CardLocation:
     return toml_parser.CardLocation(Path("environment"), "", (name,))
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Return the folder of weights, collections and embeddings."""
     configured = load_user_config().cache
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retbench"
@@ -89,7 +89,7 @@ def list_card_folders(kind: CardFolder) -> list[Path]:
     user_folders = [
         Path(folder).expanduser() / kind for folder in (*list_installed_card_folders(), *load_user_config().cards)
     ]
-    return [folder for folder in (packaged, *user_folders, cache_folder() / kind) if folder.is_dir()]
+    return [folder for folder in (packaged, *user_folders, get_cache_folder() / kind) if folder.is_dir()]
 
 
 def list_installed_card_folders() -> list[str]:

@@ -1,6 +1,7 @@
 """retbench run: evaluate models x methods x tasks. Finished cells are read from disk; the result is a table."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,18 +86,24 @@ def run(
         cells = list(dry_run_module.dry_run(request))
         print_json(cells) if as_json else print_result(dry_run_module.format_plan(cells))
         return 0
-    done: list[Cell] = []
-    for cell in evaluate.evaluate(request):
-        if not done or cell.error is None or cell.error != done[-1].error:  # print a repeated error once
-            print_status(format_cell(cell))
-        for expected in cell.expected:
-            print_status(_format_expected_score(expected))
-        done.append(cell)
+    done = _report_cells(evaluate.evaluate(request))
     if as_json:
         print_json([cell.to_json() for cell in done])
     else:
         print_cells(done)
     return compute_exit_code(done)
+
+
+def _report_cells(cells: "Iterator[Cell]") -> "list[Cell]":
+    """Print a status line for each finished cell, and return all cells."""
+    done: list[Cell] = []
+    for cell in cells:
+        if not done or cell.error is None or cell.error != done[-1].error:  # print a repeated error once
+            print_status(format_cell(cell))
+        for expected in cell.expected:
+            print_status(_format_expected_score(expected))
+        done.append(cell)
+    return done
 
 
 def format_cell(cell: "Cell") -> str:

@@ -21,7 +21,7 @@ from uuid import uuid4
 from filelock import FileLock
 
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import cache_folder, require_disk_space
+from retbench.cards.user_config import get_cache_folder, require_disk_space
 from retbench.corpora import beir_folder
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
 from retbench.corpora.rows import RawCollection
@@ -43,7 +43,7 @@ class ZipArchive:
     @property
     def file(self) -> Path:
         """The file in the cache, once it is complete."""
-        return cache_folder() / "collections" / "archives" / f"{self.checksum}.zip"
+        return get_cache_folder() / "collections" / "archives" / f"{self.checksum}.zip"
 
     def is_fetched(self) -> bool:
         """Whether it was fetched and verified."""

@@ -20,7 +20,7 @@ LAYOUT = "a collection is a folder with corpus.jsonl, queries.jsonl and qrels/<s
 
 def read_collection(folder: Path) -> RawCollection:
     """Read the collection in a folder, streaming."""
-    splits = {_split_name(file): read_judgments(file) for file in _list_qrels(folder)}
+    splits = {_parse_split_name(file): read_judgments(file) for file in _list_qrels(folder)}
     return RawCollection(
         _read_rows(_find_file(folder, "corpus.jsonl")), _read_rows(_find_file(folder, "queries.jsonl")), dict(splits)
     )
@@ -45,7 +45,7 @@ def _list_qrels(folder: Path) -> list[Path]:
     return files
 
 
-def _split_name(file: Path) -> str:
+def _parse_split_name(file: Path) -> str:
     return re.sub(r"\.tsv(\.gz)?$", "", file.name)
 
 

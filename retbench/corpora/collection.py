@@ -64,7 +64,7 @@ class Collection:
 
 def _mark_rows(texts: Texts, ids: set[str]) -> np.ndarray:
     """Mark every row whose id is in `ids`."""
-    mask: np.ndarray = pc.is_in(texts.ids(), value_set=pa.array(ids, pa.string())).to_numpy()
+    mask: np.ndarray = pc.is_in(texts.read_ids(), value_set=pa.array(ids, pa.string())).to_numpy()
     return mask
 
 
@@ -82,7 +82,7 @@ def load_collection(folder: Path, split: str, excluded: bool = False) -> Collect
         )
     queries = Texts.open(folder / "queries.arrow", manifest["queries"]["fingerprint"])
     judged = queries.take(np.flatnonzero(_mark_rows(queries, set(judgments))))
-    ordered_judgments = {identifier: judgments[identifier] for identifier in judged.ids().to_pylist()}
+    ordered_judgments = {identifier: judgments[identifier] for identifier in judged.read_ids().to_pylist()}
     corpus = Texts.open(folder / "corpus.arrow", manifest["corpus"]["fingerprint"])
     return Collection(
         corpus, judged, ordered_judgments, _read_excluded(folder, manifest, ordered_judgments) if excluded else {}

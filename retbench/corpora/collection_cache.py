@@ -164,7 +164,7 @@ def _check_unique(texts: Texts, id_hashes: np.ndarray, what: str) -> None:
     order = np.argsort(id_hashes, kind="stable")
     same = id_hashes[order[1:]] == id_hashes[order[:-1]]
     suspects = np.unique(np.concatenate((order[1:][same], order[:-1][same])))
-    repeated = [i for i, count in Counter(texts.take(suspects).ids().to_pylist()).items() if count > 1]
+    repeated = [i for i, count in Counter(texts.take(suspects).read_ids().to_pylist()).items() if count > 1]
     if len(suspects) and repeated:
         raise DataError(
             f"{what} id {repeated[0]!r} is repeated ({len(repeated)} such ids)", "give every row its own _id"
@@ -196,7 +196,7 @@ def _filter_judgments(
 def find_missing_ids(ids: set[str], texts: Texts) -> set[str]:
     """Find the ids that no row has, chunk by chunk."""
     searched = pa.array(ids, pa.string())
-    for chunk in texts.ids().chunks:
+    for chunk in texts.read_ids().chunks:
         ids = ids - set(chunk.filter(pc.is_in(chunk, value_set=searched)).to_pylist())
     return ids
 

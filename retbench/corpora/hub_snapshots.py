@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from retbench.cards import pins
 from retbench.cards.hub_errors import translate_hub_errors
-from retbench.cards.user_config import cache_folder, encode_path_part, require_disk_space
+from retbench.cards.user_config import encode_path_part, get_cache_folder, require_disk_space
 from retbench.corpora.dataset_source import StatusCallback
 from retbench.errors import DataError, MissingError
 
@@ -45,15 +45,15 @@ class DatasetSnapshot:
     @property
     def folder(self) -> Path:
         """The folder of the files."""
-        return _repo_folder(self.repo) / encode_path_part(self.revision or "unknown")
+        return _get_repo_folder(self.repo) / encode_path_part(self.revision or "unknown")
 
     def is_fetched(self) -> bool:
         """Whether all files were fetched."""
-        return self.revision is not None and _manifest_file(self.folder).exists()
+        return self.revision is not None and _get_manifest_file(self.folder).exists()
 
     def fetch(self, log_status: StatusCallback) -> None:
         """Fetch the missing files; without a network this fails before anything is written."""
-        repo_folder = _repo_folder(self.repo)
+        repo_folder = _get_repo_folder(self.repo)
         repo_folder.mkdir(parents=True, exist_ok=True)
         with FileLock(repo_folder / "lock"):
             if not self.is_fetched():
@@ -72,14 +72,14 @@ class DatasetSnapshot:
         listed = {name: [size, checksum] for name, (size, checksum) in sorted(files.items())}
         fingerprint = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
         pins.write_pin("datasets", self.repo, pins.Pin(revision, fingerprint))
-        _manifest_file(folder).write_text(json.dumps({"files": listed, "fingerprint": fingerprint}, indent=1))
+        _get_manifest_file(folder).write_text(json.dumps({"files": listed, "fingerprint": fingerprint}, indent=1))
 
 
-def _repo_folder(repo: str) -> Path:
-    return cache_folder() / "collections" / "hub" / encode_path_part(repo)
+def _get_repo_folder(repo: str) -> Path:
+    return get_cache_folder() / "collections" / "hub" / encode_path_part(repo)
 
 
-def _manifest_file(folder: Path) -> Path:
+def _get_manifest_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 

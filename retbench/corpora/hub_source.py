@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from retbench.cards.task import SourceSpec, TaskCard
-from retbench.cards.user_config import cache_folder
+from retbench.cards.user_config import get_cache_folder
 from retbench.corpora.dataset_source import DatasetSource, require_source_field
 from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
@@ -65,7 +65,7 @@ def use_temporary_arrow_cache() -> Iterator[None]:
         import datasets
     except ImportError as problem:
         raise MissingError("datasets from the hub need more packages", "pip install 'retbench[hub]'") from problem
-    folder = cache_folder() / "collections" / f"reading.{uuid4().hex[:8]}.partial"
+    folder = get_cache_folder() / "collections" / f"reading.{uuid4().hex[:8]}.partial"
     previous_cache, progress_bars = datasets.config.HF_DATASETS_CACHE, datasets.is_progress_bar_enabled()
     datasets.config.HF_DATASETS_CACHE = folder
     if not sys.stderr.isatty():

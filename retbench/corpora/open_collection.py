@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from retbench.cards import pins
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import cache_folder, encode_path_part
+from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.corpora import beir_archives, folder_source, hub_source, loco_source, stdlib_long, stdlib_suite
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
@@ -75,7 +75,7 @@ def fetch_collection(card: TaskCard, log_status: StatusCallback) -> Collection:
     log_status(f"reading {card.name}")
     collection = open_collection(card)
     if source.revision:
-        pins.write_pin("collections", _pin_name(card), pins.Pin(source.revision, collection.fingerprint))
+        pins.write_pin("collections", _build_pin_name(card), pins.Pin(source.revision, collection.fingerprint))
     return collection
 
 
@@ -87,7 +87,7 @@ def resolve_source(card: TaskCard) -> DatasetSource:
 def get_collection_folder(source: DatasetSource) -> Path:
     """Return the folder in which a source's collection is stored."""
     digest = hashlib.sha256(f"{FORMAT_VERSION}\n{source.compute_cache_key()}".encode()).hexdigest()[:16]
-    return cache_folder() / "collections" / f"{encode_path_part(source.label)}-{digest}"
+    return get_cache_folder() / "collections" / f"{encode_path_part(source.label)}-{digest}"
 
 
 def _build_folder_source(card: TaskCard) -> DatasetSource:
@@ -119,7 +119,7 @@ _SOURCE_BUILDERS: dict[str, Callable[[TaskCard], DatasetSource]] = {
 }
 
 
-def _pin_name(card: TaskCard) -> str:
+def _build_pin_name(card: TaskCard) -> str:
     return f"{card.name}/{card.split}"
 
 
@@ -132,7 +132,7 @@ def _verify_fingerprint(card: TaskCard, source: DatasetSource, fingerprint: str)
                 "fetch the revision in the card, or remove the card's fingerprint",
             )
         return
-    pin = pins.read_pin("collections", _pin_name(card)) if source.revision else None
+    pin = pins.read_pin("collections", _build_pin_name(card)) if source.revision else None
     if pin and pin.revision == source.revision and pin.fingerprint != fingerprint:
         raise DataError(
             f"{card.name} has fingerprint {fingerprint}; at the first fetch it was {pin.fingerprint}",

@@ -51,14 +51,14 @@ def list_source_files() -> list[Path]:
     selected = [path for path in paths if EXCLUDED_MODULES.isdisjoint(path.relative_to(top).parts)]
     if not selected:
         raise MissingError(f"no Python source in {top}", "use a Python whose standard library is not zipped")
-    return sorted(selected, key=_relative_name)
+    return sorted(selected, key=_get_relative_name)
 
 
 def compute_source_stamp() -> str:
     """Compute a name of the interpreter build: implementation, version and a hash of every used file."""
     digest = hashlib.sha256()
     for path in list_source_files():
-        digest.update(f"{_relative_name(path)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        digest.update(f"{_get_relative_name(path)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return f"{platform.python_implementation().lower()}-{platform.python_version()}-{digest.hexdigest()[:16]}"
 
 
@@ -72,7 +72,7 @@ def iterate_definitions() -> Iterator[Definition]:
             yield definition if count == 1 else replace(definition, id=f"{definition.id}#{count}")
 
 
-def _relative_name(path: Path) -> str:
+def _get_relative_name(path: Path) -> str:
     return path.relative_to(get_stdlib_folder()).as_posix()
 
 
@@ -82,7 +82,7 @@ def _read_definitions(path: Path) -> Iterator[Definition]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the standard library's own code are of no use here
         tree = ast.parse(source)
-    lines, where = source.split("\n"), _relative_name(path)
+    lines, where = source.split("\n"), _get_relative_name(path)
     module = where.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     for qualified, node in [("", tree), *_iterate_nested(tree, "")]:
         docstring = ast.get_docstring(node)

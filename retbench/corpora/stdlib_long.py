@@ -61,8 +61,8 @@ def _select_needles(groups: list[list[StdlibPair]]) -> list[StdlibPair]:
     count_by_module: Counter[str] = Counter()
     needles = []
     for pair in sorted(candidates, key=lambda pair: _hash_to_int(pair.id)):
-        count_by_module[_module_name(pair)] += 1
-        if count_by_module[_module_name(pair)] <= MAX_NEEDLES_PER_MODULE:
+        count_by_module[_get_module_name(pair)] += 1
+        if count_by_module[_get_module_name(pair)] <= MAX_NEEDLES_PER_MODULE:
             needles.append(pair)
     return needles[:MAX_NEEDLES]
 
@@ -94,10 +94,10 @@ def _take_filling(passages: Iterable[str], size: int) -> Iterator[str]:
 
 
 def _is_needle_module(pair: StdlibPair) -> bool:
-    return _hash_to_int(_module_name(pair)) % 2 == 0
+    return _hash_to_int(_get_module_name(pair)) % 2 == 0
 
 
-def _module_name(pair: StdlibPair) -> str:
+def _get_module_name(pair: StdlibPair) -> str:
     """Return the top-level module of a pair."""
     return pair.where.partition("/")[0].removesuffix(".py")
 

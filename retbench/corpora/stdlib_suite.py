@@ -39,7 +39,7 @@ class StdlibPair:
     document: str
     where: str
 
-    def normalized_texts(self) -> tuple[tuple[str, str], tuple[str, str]]:
+    def normalize_texts(self) -> tuple[tuple[str, str], tuple[str, str]]:
         """Return query and document with normalized white space, for comparison with other pairs."""
         return ("query", _normalize_spaces(self.query)), ("document", _normalize_spaces(self.document))
 
@@ -85,10 +85,10 @@ def _drop_ambiguous(pairs: list[StdlibPair]) -> list[StdlibPair]:
     """Drop generic texts, such as "Emit a record." (every log handler) or code that only delegates."""
     partners: dict[tuple[str, str], set[str]] = {}
     for pair in pairs:
-        query, document = pair.normalized_texts()
+        query, document = pair.normalize_texts()
         partners.setdefault(query, set()).add(document[1])
         partners.setdefault(document, set()).add(query[1])
-    return [pair for pair in pairs if all(len(partners[side]) <= MAX_PARTNERS for side in pair.normalized_texts())]
+    return [pair for pair in pairs if all(len(partners[side]) <= MAX_PARTNERS for side in pair.normalize_texts())]
 
 
 def _group_pairs(pairs: list[StdlibPair]) -> list[list[StdlibPair]]:
@@ -103,7 +103,7 @@ def _group_pairs(pairs: list[StdlibPair]) -> list[list[StdlibPair]]:
     first: dict[tuple[str, str], int] = {}
     groups: dict[int, list[StdlibPair]] = {}
     for index, pair in enumerate(pairs):
-        for side in pair.normalized_texts():
+        for side in pair.normalize_texts():
             low, high = sorted((find(index), find(first.setdefault(side, index))))
             parent[high] = low
     for index, pair in enumerate(pairs):
@@ -113,7 +113,7 @@ def _group_pairs(pairs: list[StdlibPair]) -> list[list[StdlibPair]]:
 
 def assign_split(group: list[StdlibPair]) -> str:
     """Assign a group to train or test by a hash of its texts; `stdlib-doc` has the same split as `stdlib-code`."""
-    texts = sorted({text for pair in group for _, text in pair.normalized_texts()})
+    texts = sorted({text for pair in group for _, text in pair.normalize_texts()})
     digest = hashlib.sha256("\0".join(texts).encode()).digest()
     return "test" if int.from_bytes(digest[:8]) % 100 < TEST_PERCENT else "train"
 

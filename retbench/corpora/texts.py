@@ -55,7 +55,7 @@ class Texts:
             for number in range(batches.num_record_batches):
                 yield from map(TextRow, *(column.to_pylist() for column in batches.get_batch(number).columns))
 
-    def ids(self) -> pa.ChunkedArray:
+    def read_ids(self) -> pa.ChunkedArray:
         """Return all ids as an Arrow column."""
         column = self.table.column("id")
         return column if self.selection is None else column.take(pa.array(self.selection))

@@ -35,7 +35,7 @@ def read_collection(folder: Path) -> RawCollection:
     """Read the collection in a folder, streaming."""
     queries = [file for file in list_files(folder) if _has_word(file, "queries")]
     judgments_by_split = {
-        _split_name(file): read_judgments(file) for file in list_files(folder) if _has_word(file, "qrels")
+        _parse_split_name(file): read_judgments(file) for file in list_files(folder) if _has_word(file, "qrels")
     }
     if not queries or not judgments_by_split:
         missing = "judgments (*qrels*)" if queries else "queries (*queries*.tsv)"
@@ -48,7 +48,7 @@ def _has_word(file: Path, *words: str) -> bool:
     return any(word in file.name for word in words)
 
 
-def _split_name(file: Path) -> str:
+def _parse_split_name(file: Path) -> str:
     name = FILE_ENDING.sub("", file.name).replace("qrels", "")
     return re.sub(r"[.-]{2,}", "-", name).strip(".-") or "test"
 

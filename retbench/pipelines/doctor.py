@@ -114,7 +114,7 @@ def _check_threads() -> DoctorCheck:
 
 
 def _check_disk() -> DoctorCheck:
-    folder = user_config.cache_folder()
+    folder = user_config.get_cache_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free / 1e9
     return DoctorCheck(
@@ -127,7 +127,7 @@ def _check_disk() -> DoctorCheck:
 
 def _check_downloads() -> DoctorCheck:
     """Check for interrupted downloads and damaged weights."""
-    kinds = [user_config.cache_folder() / kind for kind in ("weights", "collections", "collections/archives")]
+    kinds = [user_config.get_cache_folder() / kind for kind in ("weights", "collections", "collections/archives")]
     partial = sorted(path for kind in kinds for path in kind.glob(f"*{PARTIAL_SUFFIX}"))
     if partial:
         step = "run `retbench fetch` with the same name to continue, or delete them"
@@ -144,7 +144,9 @@ def _format_names(paths: list[Path], limit: int = 3) -> str:
 
 
 def _list_weights_folders() -> list[Path]:
-    return sorted(file.parent for file in (user_config.cache_folder() / "weights").glob(f"*/{weights_cache.MANIFEST}"))
+    return sorted(
+        file.parent for file in (user_config.get_cache_folder() / "weights").glob(f"*/{weights_cache.MANIFEST}")
+    )
 
 
 def _find_problem(folder: Path) -> RetbenchError | None:
