@@ -41,7 +41,7 @@ def run_cell(model: str, name: str, out: Path, **options: Any) -> Any:
     return cell
 
 
-def test_minilm_on_scifact_is_the_published_result(tmp_path: Path) -> None:
+def test_minilm_on_scifact_gets_the_published_score(tmp_path: Path) -> None:
     scores = run_cell("minilm-l6", "scifact", tmp_path).scores
     assert scores["ndcg_at_10"] == pytest.approx(0.64508, abs=0.0005)
     assert scores["mrr_at_10"] == pytest.approx(0.60472, abs=0.0005)
@@ -51,13 +51,13 @@ def test_minilm_on_scifact_is_the_published_result(tmp_path: Path) -> None:
     ("name", "expected"),
     [("scifact", 0.686), ("cranfield", 0.3648), ("cosqa", 0.3321), ("codetrans-java-cs", 0.9466)],
 )
-def test_bm25_is_where_bm25s_puts_it(name: str, expected: float, tmp_path: Path) -> None:
+def test_bm25_gets_the_score_of_bm25s(name: str, expected: float, tmp_path: Path) -> None:
     assert run_cell("bm25", name, tmp_path).main_score == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct-q4", "qwen2.5-coder-1.5b-instruct-q4"])
 @pytest.mark.parametrize("role", ["query", "document"])
-def test_promptreps_ids_on_real_tokenizers(name: str, role: Any) -> None:
+def test_promptreps_token_ids_on_real_tokenizers(name: str, role: Any) -> None:
     tokenizer = load_tokenizer(weights.obtain_weights(catalog.find_model_card(name)).folder)
     texts = [*TEXTS, "def add(a, b):\n\treturn a + b  # 1,000,000", "  two  spaces\n\n1 line"]
     found = PromptTokenizer(tokenizer, catalog.load_methods().find("promptreps")).tokenize(texts, role, 64)
@@ -74,7 +74,7 @@ def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", plain_transformers.METHODS)
-def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None:
+def test_methods_on_a_real_decoder_match_their_sources(name: str) -> None:
     folder = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
     method = catalog.find_method(name)
     loaded = backbone.load_backbone(folder, "float32", torch.device("cpu")).with_method(method.attention, method.layer)
@@ -93,14 +93,14 @@ def test_methods_on_a_real_decoder_are_those_of_their_sources(name: str) -> None
 
 
 @pytest.mark.parametrize(("name", "leaked"), [("scifact", 2), ("codetrans-java-cs", 42)])
-def test_leaks_between_train_and_test_are_found(name: str, leaked: int) -> None:
+def test_train_test_overlap_is_found(name: str, leaked: int) -> None:
     from retbench.training.training_data import TrainingRequest, load_training_set
 
     found = load_training_set(TrainingRequest(find_collection(name), "bm25"))
     assert found.facts["leaked_texts"] == leaked
 
 
-def test_terms_of_a_real_decoder_are_those_of_the_whole_language_model() -> None:
+def test_terms_of_a_real_decoder_match_the_full_language_model() -> None:
     folder = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
     made = lexical_encoder(folder)
     found = split_rows(made.encode(made.tokenize(METHOD_TEXTS, "document")))

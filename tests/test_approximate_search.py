@@ -40,7 +40,7 @@ def search_with(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("word", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
-def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
+def test_searching_every_list_equals_exact_search(word: str) -> None:
     ranking, told = search_with(word)
     truth = exact_search.search_exactly(QUERIES, build_blocks(), 10)
     assert told["recall"] >= 0.99
@@ -50,7 +50,7 @@ def test_looking_everywhere_finds_what_exact_search_finds(word: str) -> None:
         assert rows.dtype == np.int64
 
 
-def test_the_recall_told_is_that_of_the_ranking() -> None:
+def test_reported_recall_is_the_recall_of_the_ranking() -> None:
     ranking, told = search_with("ivf:lists=50,probes=2")
     truth = exact_search.search_exactly(QUERIES, build_blocks(), 10)
     shares = [len(np.intersect1d(*sides)) / 10 for sides in zip(ranking.rows, truth.rows, strict=True)]
@@ -63,12 +63,12 @@ def test_the_recall_told_is_that_of_the_ranking() -> None:
     assert 0.05 < told["recall"] < 0.9  # two of fifty lists do not hold everything
 
 
-def test_a_sample_of_many_queries_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recall_is_measured_on_a_sample_of_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate_search, "RECALL_QUERIES", 7)
     assert search_with("ivf:lists=20,probes=20")[1]["sampled_queries"] == 7
 
 
-def test_lists_that_hold_less_than_k_give_less() -> None:
+def test_lists_with_fewer_than_k_documents_return_fewer() -> None:
     wanted = ann_settings.IvfSettings(lists=3, probes=1)
     ranking, _ = approximate_search.search_approximately(
         wanted, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6
@@ -76,13 +76,13 @@ def test_lists_that_hold_less_than_k_give_less() -> None:
     assert all(0 < len(rows) < 6 for rows in ranking.rows)
 
 
-def test_no_documents_give_no_ranking() -> None:
+def test_no_documents_give_an_empty_ranking() -> None:
     ranking, told = approximate_search.search_approximately(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
     assert [len(rows) for rows in ranking.rows] == [0] * 30
     assert told["recall"] == 1.0
 
 
-def test_every_option_is_told_in_one_way() -> None:
+def test_equal_settings_have_one_spelling() -> None:
     first, second = (
         ann_settings.parse_ann_settings("hnsw:breadth=9,links=8"),
         ann_settings.parse_ann_settings("hnsw:links=8,breadth=9"),
@@ -96,12 +96,12 @@ def test_every_option_is_told_in_one_way() -> None:
 @pytest.mark.parametrize(
     "word", ["ivff", "ivf:probe=3", "ivf:probes=0", "hnsw:links=x", "exact:probes=3", "hnsw:links"]
 )
-def test_what_cannot_be_meant_is_refused(word: str) -> None:
+def test_invalid_settings_are_refused(word: str) -> None:
     with pytest.raises(UsageError):
         ann_settings.parse_ann_settings(word)
 
 
-def test_without_faiss_the_next_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_faiss_names_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(MissingError) as problem:
         search_with("hnsw")

@@ -25,7 +25,9 @@ def test_every_row_is_run_exactly_once(lengths: np.ndarray, budget: int, shard_r
 
 
 @given(lengths, budgets, shard_rows)
-def test_a_padded_batch_is_within_the_budget_or_one_text(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
+def test_a_padded_batch_is_within_the_token_budget_or_has_one_text(
+    lengths: np.ndarray, budget: int, shard_rows: int
+) -> None:
     plan = BatchPlan.build(lengths, budget, shard_rows)
     for shard in range(plan.shards):
         batches = list(plan.iterate_batches(shard))
@@ -56,7 +58,7 @@ def test_the_same_lengths_give_the_same_plan(lengths: np.ndarray, budget: int, s
 
 
 @given(lengths)
-def test_texts_of_one_length_stay_in_the_order_of_their_rows(lengths: np.ndarray) -> None:
+def test_texts_of_equal_length_stay_in_row_order(lengths: np.ndarray) -> None:
     assert list(BatchPlan.build(lengths, 10, 5).order) == sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
 
@@ -78,7 +80,7 @@ def test_the_fingerprint_follows_the_plan(lengths: list[int], budget: int, rows:
     )
 
 
-def test_a_plan_by_hand() -> None:
+def test_a_plan_computed_by_hand() -> None:
     plan = BatchPlan.build(np.array([1, 9, 2, 4, 3, 2]), budget=8, shard_rows=3)
     assert [list(batch) for batch in plan.iterate_batches(0)] == [[1], [4, 5]]  # nine tokens alone; then twice three
     assert [list(batch) for batch in plan.iterate_batches(1)] == [[3, 2], [0]]  # twice four

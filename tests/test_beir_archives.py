@@ -82,19 +82,19 @@ def served(tmp_path: Path) -> Iterator[tuple[TaskCard, type[ArchiveHandler]]]:
     server.server_close()
 
 
-def test_an_archive_is_the_same_collection_as_its_folder(local: tuple[TaskCard, Path], tmp_path: Path) -> None:
+def test_an_archive_gives_the_collection_of_its_folder(local: tuple[TaskCard, Path], tmp_path: Path) -> None:
     fetched = fetch_collection(local[0], ignore_status)
     assert fetched.fingerprint == open_collection(small_collection.build_card(tmp_path / "plain")).fingerprint
     assert pins.read_pin("collections", "small-archive/test") == pins.Pin(str(local[0].source.md5), fetched.fingerprint)
 
 
-def test_without_a_fetch_it_is_missing(local: tuple[TaskCard, Path]) -> None:
+def test_an_archive_that_was_not_fetched_is_missing(local: tuple[TaskCard, Path]) -> None:
     with pytest.raises(MissingError, match="is not in the cache") as caught:
         open_collection(local[0])
     assert "retbench fetch small-archive" in caught.value.next_step
 
 
-def test_nothing_unpacked_is_left_behind(local: tuple[TaskCard, Path], own_cache: Path) -> None:
+def test_unpacked_files_are_removed(local: tuple[TaskCard, Path], own_cache: Path) -> None:
     fetch_collection(local[0], ignore_status)
     assert not list(own_cache.rglob("*.partial"))
 
@@ -108,14 +108,14 @@ def test_a_wrong_checksum_names_both_and_keeps_nothing(local: tuple[TaskCard, Pa
     assert not list((own_cache / "collections" / "archives").glob("*.partial"))
 
 
-def test_sha256_wins_over_md5(local: tuple[TaskCard, Path]) -> None:
+def test_sha256_takes_precedence_over_md5(local: tuple[TaskCard, Path]) -> None:
     right = hashlib.sha256(local[1].read_bytes()).hexdigest()
     assert fetch_collection(
         replace(local[0], source=replace(local[0].source, sha256=right, md5="0" * 32)), ignore_status
     )
 
 
-def test_a_broken_download_goes_on_where_it_stopped(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
+def test_an_interrupted_download_resumes(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
     task, server = served
     server.cut_at = 700
     with pytest.raises(MissingError, match=r"could not be fetched: the download ended after 700 bytes") as caught:
@@ -126,7 +126,7 @@ def test_a_broken_download_goes_on_where_it_stopped(served: tuple[TaskCard, type
     assert server.ranges == [None, "bytes=700-"]
 
 
-def test_a_download_that_was_whole_but_not_checked_is_not_repeated(
+def test_a_complete_unverified_download_is_not_repeated(
     served: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path
 ) -> None:
     task, server = served
@@ -136,13 +136,13 @@ def test_a_download_that_was_whole_but_not_checked_is_not_repeated(
     assert len(fetch_collection(task, ignore_status).corpus) == len(small_collection.DOCUMENTS)
 
 
-def test_an_address_that_is_gone_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
+def test_an_unreachable_address_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
     served[1].content = b""
     with pytest.raises(MissingError, match="could not be fetched"):
         fetch_collection(served[0], ignore_status)
 
 
-def test_an_answer_that_is_no_http_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
+def test_a_non_http_answer_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
     served[1].do_GET = lambda self: self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")  # type: ignore[method-assign]  # another server
     with pytest.raises(MissingError, match="could not be fetched"):
         fetch_collection(served[0], ignore_status)
@@ -153,7 +153,7 @@ def fetch_archive(tmp_path: Path, content: bytes, member: str = "small") -> Any:
     return fetch_collection(build_card((tmp_path / "a.zip").as_uri(), content, member), ignore_status)
 
 
-def test_paths_that_climb_are_not_unpacked(tmp_path: Path, own_cache: Path) -> None:
+def test_paths_outside_the_folder_are_not_unpacked(tmp_path: Path, own_cache: Path) -> None:
     evil = {
         "../escaped.jsonl": b"x", "/escaped.jsonl": b"x", "small/../../escaped.tsv": b"x",
         "small/qrels/../../../escaped.tsv": b"x", "small/readme.txt": b"x",
@@ -169,12 +169,12 @@ def test_the_right_folder_of_many_is_read(tmp_path: Path) -> None:
     assert len(collection.corpus) == len(small_collection.DOCUMENTS)
 
 
-def test_a_member_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_member_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no collection 'elsewhere'"):
         fetch_archive(tmp_path, build_archive(tmp_path), "elsewhere")
 
 
-def test_a_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="times its size"):
         fetch_archive(tmp_path, build_archive(tmp_path, {"small/qrels/dev.tsv": b"0" * 20_000_000}))
 
@@ -186,7 +186,7 @@ def test_a_damaged_archive_is_an_error(tmp_path: Path) -> None:
         fetch_archive(tmp_path, bytes(content))
 
 
-def test_what_is_no_archive_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is damaged"):
         fetch_archive(tmp_path, b"<html>not found</html>")
 

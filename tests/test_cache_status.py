@@ -54,7 +54,7 @@ def test_a_task_is_missing_then_fetched_then_cached() -> None:
     assert (found.state, found.documents, found.queries) == ("cached", len(small_collection.DOCUMENTS), 3)
 
 
-def test_other_kinds_have_states_of_their_own(tmp_path: Path) -> None:
+def test_every_source_kind_has_a_status(tmp_path: Path) -> None:
     assert get_cache_status(catalog.find_task_card("stdlib-code")).state == "made here"
     assert get_cache_status(small_collection.build_card(tmp_path)).state == "your folder"
     assert get_cache_status(catalog.find_task_card("scifact-archive")).state == "missing"
@@ -72,14 +72,14 @@ def test_fetch_list_counts_what_tasks_share_once() -> None:
     assert rows["specialized-beir"]["megabytes"] == rows["beir"]["megabytes"]
 
 
-def test_fetch_list_of_names_tells_tasks_and_models() -> None:
+def test_fetch_list_of_names_shows_tasks_and_models() -> None:
     told = run_command(["fetch", "--list", "msmarco", "scifact", "minilm-l6", "bm25"])
     assert "msmarco-dev: missing, 0.0 MB, 8,841,823 documents, 6,980 queries" in told
     assert "minilm-l6: missing" in told
     assert "bm25: needs none" in told
 
 
-def test_fetch_without_a_name_says_what_it_takes() -> None:
+def test_fetch_without_a_name_explains_its_arguments() -> None:
     assert "or --list" in run_command(["fetch"], 2)
     assert "there is no model, task or suite called 'beer'" in run_command(["fetch", "beer"], 2)
 
@@ -95,7 +95,7 @@ def refuse_fetch_of(*names: str) -> Any:
     return refuse
 
 
-def test_one_that_cannot_be_had_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_failed_fetch_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(story.open_collection, "fetch_collection", refuse_fetch_of("stdlib-doc"))
     told = run_command(["fetch", "stdlib"], 1)
     assert "stdlib-code:" in told
@@ -105,7 +105,7 @@ def test_one_that_cannot_be_had_does_not_stop_the_others(monkeypatch: pytest.Mon
     assert "next:  accept the licence, then set HF_TOKEN" in told
 
 
-def test_if_nothing_can_be_had_the_code_is_the_cause_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_every_fetch_fails_the_exit_code_is_that_of_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(story.open_collection, "fetch_collection", refuse_fetch_of("scifact"))
     rows = json.loads(run_command(["fetch", "scifact", "--json"], 3))
     assert rows[0]["exit_code"] == 3
@@ -122,7 +122,7 @@ def test_list_tasks_shows_counts_and_state() -> None:
     assert rows["scifact"]["size"] in told
 
 
-def test_show_task_tells_the_whole_protocol() -> None:
+def test_show_task_prints_the_whole_protocol() -> None:
     told = run_command(["show", "task", "cosqa"])
     for fact in (
         "revision: bc5efb7e9d437246ce393ed19d772e08e4a79535",
@@ -134,7 +134,7 @@ def test_show_task_tells_the_whole_protocol() -> None:
     assert "md5" not in told
 
 
-def test_the_protocol_names_every_rule() -> None:
+def test_the_protocol_lists_every_rule() -> None:
     rules = {
         name: " ".join(describe_task_rules(catalog.find_task_card(name)))
         for name in ("arguana", "bright-pony", "trec-dl-2019", "loco-qmsum")
@@ -165,7 +165,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", ["corpus.arrow", "queries.arrow", "judgments-0.arrow", MANIFEST])
 @pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
-def test_a_stored_collection_that_changed_is_read_anew(
+def test_a_changed_stored_collection_is_read_again(
     name: str, spoil: Callable[[Path], object], own_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_cached_dataset("scifact")
@@ -181,7 +181,7 @@ def test_a_stored_collection_that_changed_is_read_anew(
 
 
 @pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
-def test_without_its_source_a_stored_collection_that_changed_is_exit_4(
+def test_a_changed_stored_collection_without_its_source_ends_with_exit_4(
     spoil: Callable[[Path], object], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cached_dataset("scifact")
@@ -206,7 +206,7 @@ def test_without_its_source_a_stored_collection_that_changed_is_exit_4(
     assert asked  # but a fetch does not take the damaged one for whole
 
 
-def test_a_collection_stored_before_checksums_is_read_anew(own_cache: Path) -> None:
+def test_a_collection_stored_before_checksums_is_read_again(own_cache: Path) -> None:
     write_cached_dataset("scifact")
     right = open_collection(catalog.find_task_card("scifact"))
     file = next((own_cache / "collections").glob("SciFact-*")) / MANIFEST

@@ -63,7 +63,7 @@ def write_card(folder: Path, text: str, name: str = "card.toml") -> Path:
 
 
 @pytest.mark.parametrize(("text", "line", "field", "problem", "remedy"), WRONG_CARDS.values(), ids=WRONG_CARDS)
-def test_a_complaint_names_file_line_and_field(
+def test_an_error_names_file_line_and_field(
     tmp_path: Path, text: str, line: int, field: str, problem: str, remedy: str
 ) -> None:
     file = write_card(tmp_path, text)
@@ -81,7 +81,7 @@ def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
     assert str(file) in caught.value.cause
 
 
-def test_a_card_that_is_not_utf8(tmp_path: Path) -> None:
+def test_a_card_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "card.toml"
     file.write_bytes('name = "Kompaß"\n'.encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8") as caught:
@@ -124,7 +124,7 @@ def own_cards(
     return add
 
 
-def test_own_cards_stand_beside_the_shipped_ones(own_cards: OwnCards) -> None:
+def test_user_cards_are_found_beside_the_shipped_ones(own_cards: OwnCards) -> None:
     own_cards("model_cards/mine.toml", 'name = "mine"\naliases = ["my-own"]\nparameters = 7\n')
     own_cards("tasks/home/kitchen.toml", TASK.replace('"t"', '"kitchen"'))
     own_cards("tasks/home/suite.toml", 'name = "home"\ntasks = ["kitchen"]\n')
@@ -178,7 +178,7 @@ def test_a_card_cannot_take_a_shipped_name(own_cards: OwnCards) -> None:
         (catalog.load_methods().find, "promptrep", "promptreps"),
     ],
 )
-def test_an_unknown_name_offers_the_closest(ask: Callable[[str], object], name: str, offered: str) -> None:
+def test_an_unknown_name_suggests_the_closest(ask: Callable[[str], object], name: str, offered: str) -> None:
     with pytest.raises(UsageError, match=f"called '{name}'") as caught:
         ask(name)
     assert "did you mean" in caught.value.next_step
@@ -222,7 +222,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("argument", "kind", "name"), MODELS.values(), ids=MODELS)
-def test_what_a_model_argument_means(
+def test_a_model_argument_is_resolved(
     working_folder: Path, argument: str, kind: str | type[Exception], name: str
 ) -> None:
     if not isinstance(kind, str):
@@ -241,18 +241,18 @@ def test_what_a_model_argument_means(
         assert card is catalog.load_model_cards().find(name)
 
 
-def test_a_folder_and_a_file_are_laid_out_differently(working_folder: Path) -> None:
+def test_folder_and_file_names_are_resolved_differently(working_folder: Path) -> None:
     layouts = [catalog.find_model_card(str(working_folder / name)).weights for name in ("here", "m-q4.gguf")]
     assert [weights.layout for weights in layouts if weights] == ["folder", "gguf"]
 
 
-def test_a_path_may_start_at_home(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_start_with_the_home_folder(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(working_folder))
     assert catalog.find_model_card("~/here").name == "here"
     assert catalog.find_task_card("~/here").name == "here"
 
 
-def test_what_a_task_argument_means(working_folder: Path) -> None:
+def test_a_task_argument_is_resolved(working_folder: Path) -> None:
     assert catalog.find_task_card("scifact").source.kind != "folder"
     card = catalog.find_task_card("org/local")
     assert (card.name, card.suite, card.source.path) == ("local", "custom", "org/local")
@@ -290,7 +290,7 @@ SETTINGS: dict[str, tuple[str | None, dict[str, str], user_config.UserConfig]] =
 
 
 @pytest.mark.parametrize(("text", "environment", "expected"), SETTINGS.values(), ids=SETTINGS)
-def test_the_environment_wins_over_the_file(
+def test_environment_variables_override_the_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     text: str | None,
@@ -313,7 +313,7 @@ def test_retbench_toml_adds_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert catalog.find_model_card("mine").name == "mine"
 
 
-def test_retbench_toml_is_checked_like_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retbench_toml_is_validated_like_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_card(tmp_path, '\ncahce = "x"\n', user_config.CONFIG_FILE)
     with pytest.raises(DataError, match=r"retbench\.toml:2: cahce: unknown field") as caught:
@@ -321,14 +321,16 @@ def test_retbench_toml_is_checked_like_a_card(tmp_path: Path, monkeypatch: pytes
     assert caught.value.next_step == "did you mean cache?"
 
 
-def test_an_impossible_device_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_device_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETBENCH_DEVICE", "cdua")
     with pytest.raises(DataError, match=r"RETBENCH_DEVICE: 'cdua' is not allowed") as caught:
         user_config.load_user_config()
     assert "cuda" in caught.value.next_step
 
 
-def test_the_cache_is_named_or_lies_in_the_users_cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_is_configured_or_in_the_users_cache_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/users/me")
     monkeypatch.setenv("RETBENCH_CACHE", "~/c")
@@ -349,7 +351,7 @@ def test_the_cache_is_named_or_lies_in_the_users_cache_home(tmp_path: Path, monk
 @example("nul\0")
 @example(".hidden")
 @example("100%")
-def test_a_path_part_never_climbs_or_splits(name: str) -> None:
+def test_a_path_part_never_leaves_its_folder(name: str) -> None:
     part = user_config.encode_path_part(name)
     path = PurePosixPath("root") / part
     assert path.parts == ("root", part)
@@ -360,16 +362,16 @@ def test_a_path_part_never_climbs_or_splits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-coder-7b", "qwen2.5@step=10", "name+q4_k_m"])
-def test_a_path_part_leaves_plain_names_alone(name: str) -> None:
+def test_a_path_part_keeps_plain_names(name: str) -> None:
     assert user_config.encode_path_part(name) == name
 
 
-def test_lexical_cards_name_their_variant(own_cards: OwnCards) -> None:
+def test_lexical_cards_have_their_variant(own_cards: OwnCards) -> None:
     own_cards("model_cards/mine.toml", 'name = "mine"\nkind = "lexical"\n[lexical]\nvariant = "bm26"\n')
     with pytest.raises(DataError, match=r"lexical\.variant: 'bm26' is not allowed"):
         catalog.load_model_cards()
 
 
-def test_every_card_record_is_frozen() -> None:
+def test_every_card_dataclass_is_frozen() -> None:
     with pytest.raises(AttributeError):
         ModelCard("m").name = "n"  # type: ignore[misc]

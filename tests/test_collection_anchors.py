@@ -34,7 +34,7 @@ def assert_scores_agree(ours: dict[str, float], theirs: dict[str, float]) -> Non
 
 
 @pytest.mark.parametrize("name", ["scifact", "cranfield", "cosqa", "codetrans-java-cs"])
-def test_bm25_through_mteb_is_bm25_through_retbench(name: str, tmp_path: Path) -> None:
+def test_bm25_scores_are_the_same_in_mteb_and_retbench(name: str, tmp_path: Path) -> None:
     """mteb orders equal scores its own way, so it is held to what the referee says of our raw scores."""
     folder = find_collection(name)
     (cell,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
@@ -73,7 +73,7 @@ class Encoder:
         return (np.asarray(a) * np.asarray(b)).sum(1)
 
 
-def test_minilm_through_mtebs_own_search_is_minilm_through_ours(tmp_path: Path) -> None:
+def test_minilm_scores_are_the_same_with_mteb_search_and_our_search(tmp_path: Path) -> None:
     folder = find_collection("cranfield")
     (cell,) = retbench.evaluate(["minilm-l6"], tasks=[folder], out=tmp_path / "results", sample=25)
     assert cell.error is None

@@ -42,7 +42,7 @@ def replace_line(file: Path, number: int, line: str | bytes) -> None:
     file.write_bytes(b"\n".join(lines) + b"\n")
 
 
-def test_a_collection_is_what_was_written(folder: Path) -> None:
+def test_a_collection_equals_what_was_written(folder: Path) -> None:
     collection = open_folder(folder)
     assert [tuple(row[:3]) for row in collection.corpus] == list(small_collection.DOCUMENTS)
     assert [(row.id, row.text) for row in collection.queries] == list(small_collection.QUERIES[:3])
@@ -118,12 +118,12 @@ def test_whole_numbers_are_read_as_their_decimal_text(folder: Path) -> None:
     assert collection.judgments["q1"]["7"] == 2
 
 
-def test_null_is_an_empty_title_and_other_fields_are_passed_over(folder: Path) -> None:
+def test_a_null_title_is_empty_and_other_fields_are_ignored(folder: Path) -> None:
     replace_line(folder / "corpus.jsonl", 2, '{"_id": "tea", "title": null, "text": "x", "metadata": {"url": 3}}')
     assert open_folder(folder).corpus[1] == TextRow("tea", "", "x")
 
 
-def test_a_grade_stands_between_any_white_space(folder: Path) -> None:
+def test_a_grade_may_have_white_space_around_it(folder: Path) -> None:
     replace_line(folder / "qrels/test.tsv", 2, "q1\ttea\t\x1c2")
     assert open_folder(folder).judgments["q1"]["tea"] == 2
 
@@ -228,8 +228,12 @@ DAMAGED_FOLDERS: dict[str, tuple[Callable[[Path], None], type[RetbenchError], st
     "no documents": (write_content("corpus.jsonl", b""), DataError, "the corpus is empty"),
     "only blank lines": (write_content("corpus.jsonl", b"\n \r\n\n"), DataError, "the corpus is empty"),
     "no queries": (write_content("queries.jsonl", b""), DataError, "the list of queries is empty"),
-    "no judgments": (write_content("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n"), DataError, "'test' has no judgments"),
-    "latin-1": (write_content("corpus.jsonl", '{"_id": "ß"}\n'.encode("latin-1")), DataError, "corpus.jsonl is not UTF-8"),
+    "no judgments": (
+        write_content("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n"), DataError, "'test' has no judgments",
+    ),
+    "latin-1": (
+        write_content("corpus.jsonl", '{"_id": "ß"}\n'.encode("latin-1")), DataError, "corpus.jsonl is not UTF-8",
+    ),
     "gzip cut in the middle": (compress_file("corpus.jsonl", lambda b: b[: len(b) // 2]), DataError, ".gz is damaged"),
     "gzip without its last bytes": (compress_file("corpus.jsonl", lambda b: b[:-4]), DataError, ".gz is damaged"),
     "gzip with a wrong bit": (
@@ -248,7 +252,7 @@ DAMAGED_FOLDERS: dict[str, tuple[Callable[[Path], None], type[RetbenchError], st
 
 
 @pytest.mark.parametrize(("spoil", "error", "problem"), DAMAGED_FOLDERS.values(), ids=DAMAGED_FOLDERS)
-def test_a_spoilt_folder_says_so(
+def test_a_damaged_folder_is_an_error(
     folder: Path, spoil: Callable[[Path], None], error: type[RetbenchError], problem: str
 ) -> None:
     spoil(folder)
@@ -258,7 +262,7 @@ def test_a_spoilt_folder_says_so(
     assert caught.value.next_step
 
 
-def test_an_unknown_split_offers_the_closest(folder: Path) -> None:
+def test_an_unknown_split_suggests_the_closest(folder: Path) -> None:
     with pytest.raises(UsageError, match="no split 'tets'") as caught:
         open_folder(folder, split="tets")
     assert caught.value.next_step == "did you mean test?"
@@ -273,7 +277,7 @@ def test_a_fingerprint_that_differs_from_the_card_names_both(folder: Path) -> No
     assert "0" * 64 in caught.value.cause
 
 
-def test_a_source_that_is_not_at_hand_is_missing() -> None:
+def test_an_unavailable_source_is_missing() -> None:
     with pytest.raises(MissingError, match=r"the collection of far \(org/far\) is not in the cache"):
         open_collection(TaskCard("far", SourceSpec("hub", repo="org/far")))
 
@@ -285,7 +289,7 @@ def list_finished_collections(cache: Path) -> list[Path]:
     return sorted((cache / "collections").glob(f"**/{MANIFEST}"))
 
 
-def test_the_second_opening_reads_no_source(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_again_reads_no_source(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_folder(folder)
     monkeypatch.setattr(beir_folder, "read_collection", None)
     assert open_folder(folder).fingerprint == first.fingerprint
@@ -294,7 +298,7 @@ def test_the_second_opening_reads_no_source(folder: Path, own_cache: Path, monke
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), DataError("x", "y")], ids=["interrupted", "bad source"])
-def test_an_interrupted_reading_leaves_nothing_that_counts(
+def test_an_interrupted_compilation_is_not_opened(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
 ) -> None:
     def failing(folder: Path) -> RawCollection:
@@ -313,7 +317,9 @@ def test_an_interrupted_reading_leaves_nothing_that_counts(
     assert len(list_finished_collections(own_cache)) == 1
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_files(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -325,7 +331,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(folder: Path, own_cache: Path, m
     assert open_folder(folder).judgments
 
 
-def test_what_a_killed_process_left_is_never_opened(folder: Path, own_cache: Path) -> None:
+def test_files_of_a_killed_process_are_never_opened(folder: Path, own_cache: Path) -> None:
     right = open_folder(folder).fingerprint
     (done,) = list_finished_collections(own_cache)
     done.parent.rename(done.parent.with_name(f"{done.parent.name}.1234abcd.partial"))  # killed before the last rename
@@ -335,7 +341,7 @@ def test_what_a_killed_process_left_is_never_opened(folder: Path, own_cache: Pat
     assert open_folder(folder).fingerprint == right
 
 
-def test_two_processes_may_finish_the_same_collection(tmp_path: Path, folder: Path) -> None:
+def test_two_processes_may_compile_the_same_collection(tmp_path: Path, folder: Path) -> None:
     compile_collection(beir_folder.read_collection(folder), tmp_path / "c")
     first = load_collection(tmp_path / "c", "test")
     compile_collection(beir_folder.read_collection(folder), tmp_path / "c")
@@ -362,7 +368,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 
 
 @pytest.mark.parametrize("size", range(1, 11))
-def test_a_sample_keeps_what_its_queries_judge(large: Collection, size: int) -> None:
+def test_a_sample_keeps_the_judged_documents_of_its_queries(large: Collection, size: int) -> None:
     sample = large.sample(size)
     documents = {row.id for row in sample.corpus}
     judged = {document for grades in sample.judgments.values() for document in grades}
@@ -374,14 +380,14 @@ def test_a_sample_keeps_what_its_queries_judge(large: Collection, size: int) -> 
     assert sample.fingerprint != large.fingerprint
 
 
-def test_a_sample_whose_queries_judge_more_than_its_share_has_no_distractors(tmp_path: Path) -> None:
+def test_a_sample_with_more_judged_documents_than_its_size_has_no_distractors(tmp_path: Path) -> None:
     sample = open_numbered_collection(tmp_path / "judged", queries=5, judged=30).sample(2)
     judged = {document for grades in sample.judgments.values() for document in grades}
     assert len(judged) == 60
     assert {row.id for row in sample.corpus} == judged
 
 
-def test_a_sample_is_drawn_once_and_for_all(large: Collection) -> None:
+def test_a_sample_is_deterministic(large: Collection) -> None:
     one, two = large.sample(4), large.sample(4)
     assert one.fingerprint == two.fingerprint
     assert list(one.corpus) == list(two.corpus)
@@ -395,18 +401,18 @@ def test_a_sample_keeps_the_order_of_the_corpus(large: Collection) -> None:
     assert numbers == sorted(numbers)
 
 
-def test_a_sample_that_would_be_everything_is_everything(large: Collection) -> None:
+def test_a_sample_as_large_as_the_corpus_is_the_corpus(large: Collection) -> None:
     assert large.sample(11) is large
     assert large.sample(1000) is large
 
 
-def test_a_card_is_opened_at_a_sample(folder: Path) -> None:
+def test_a_card_is_opened_with_a_sample(folder: Path) -> None:
     sample = open_collection(small_collection.build_card(folder), sample=2)
     assert len(sample.queries) == 2
     assert len(sample.corpus) == len(small_collection.DOCUMENTS)  # 40 would be allowed
 
 
-def test_views_of_texts(large: Collection) -> None:
+def test_a_view_of_texts_has_the_selected_rows(large: Collection) -> None:
     texts = large.corpus
     view = texts.take([5, 3, 9])
     assert [row.id for row in view] == ["d5", "d3", "d9"]
@@ -471,7 +477,7 @@ ODD_IDS = (
 )
 
 
-def test_odd_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path) -> None:
+def test_unusual_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: Path) -> None:
     with (folder / "corpus.jsonl").open("a") as corpus:
         corpus.writelines(json.dumps({"_id": odd, "text": "zebra stripes"}) + "\n" for odd in ODD_IDS)
     with (folder / "queries.jsonl").open("a") as queries:
@@ -494,7 +500,7 @@ IDS = st.text(min_size=1) | st.lists(st.sampled_from(["%", "2", "0", "41", " ", 
 
 
 @given(st.lists(IDS, unique=True), st.text(min_size=1))
-def test_any_id_is_one_word_of_a_run(documents: list[str], tag: str) -> None:
+def test_any_id_is_one_word_in_a_run_file(documents: list[str], tag: str) -> None:
     content = gzip.decompress(format_trec_run({"a query": documents}, tag)).decode()
     lines = [line.split(" ") for line in content.split("\n")[:-1]]
     assert [line[:2] + line[3:5] for line in lines] == [
@@ -504,7 +510,7 @@ def test_any_id_is_one_word_of_a_run(documents: list[str], tag: str) -> None:
     assert all(len(line) == 6 and not any(map(str.isspace, "".join(line))) for line in lines)
 
 
-def test_a_run_comes_back_with_the_ids_of_its_collection(folder: Path, tmp_path: Path) -> None:
+def test_a_run_file_reads_back_the_ids_of_its_collection(folder: Path, tmp_path: Path) -> None:
     collection = open_folder(folder)
     wanted = {"q1": [row.id for row in collection.corpus][:2]}
     (tmp_path / "run.trec.gz").write_bytes(format_trec_run(wanted, "x"))

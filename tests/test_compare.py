@@ -39,7 +39,7 @@ def _list_runs(results: Path) -> list[Path]:
     ]
 
 
-def test_settings_come_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:
+def test_settings_are_printed_first_and_the_test_agrees_with_the_scores(tmp_path: Path) -> None:
     a = write_finished_run(tmp_path, "a", "t", [0.9, 0.5, 0.5, 0.1, 0.8])
     b = write_finished_run(tmp_path, "b", "t", [0.1, 0.5, 0.4, 0.2, 0.3], settings={"depth": 10})
     found = retbench.compare(a, b)
@@ -60,7 +60,7 @@ def test_one_letter_of_a_prompt_is_shown_with_its_bytes(tmp_path: Path) -> None:
     assert (one.name, one.a, one.b) == ("settings.encoder.method.query", "'Query:{text}'", "'Query: {text}'")
 
 
-def test_other_documents_are_not_tested(tmp_path: Path) -> None:
+def test_runs_over_different_documents_are_not_tested(tmp_path: Path) -> None:
     a, b = (
         write_finished_run(tmp_path, "a", "t", [0.5] * 3),
         write_finished_run(tmp_path, "b", "t", [0.4] * 3, fingerprint="another"),
@@ -84,7 +84,7 @@ def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
     assert found.remarks == []
 
 
-def test_our_own_run_as_a_foreign_one_gives_the_same_scores(results: Path, tmp_path: Path) -> None:
+def test_our_run_imported_as_a_trec_run_has_the_same_scores(results: Path, tmp_path: Path) -> None:
     deep = _list_runs(results)[1]
     (tmp_path / "foreign.trec").write_bytes(gzip.decompress((deep / "run.trec.gz").read_bytes()))
     found = compare_runs(str(tmp_path / "foreign.trec"), str(deep))
@@ -110,7 +110,7 @@ def twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callab
     return "twins"
 
 
-def test_a_foreign_run_is_scored_by_the_rules_of_the_task(
+def test_an_imported_run_is_scored_by_the_task_rules(
     twins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "theirs.trec"
@@ -124,12 +124,12 @@ def test_a_foreign_run_is_scored_by_the_rules_of_the_task(
     assert retbench.compare(file, file, task=twins).scores["mrr_at_10"][0] == pytest.approx(1 / 3)
 
 
-def test_a_run_that_found_nothing_scores_nothing(results: Path, tmp_path: Path) -> None:
+def test_an_empty_run_scores_zero(results: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.trec").write_text("")
     assert compare_runs(str(tmp_path / "empty.trec"), str(_list_runs(results)[0])).scores[METRIC][0] == 0
 
 
-def test_two_foreign_runs_need_a_task(results: Path, tmp_path: Path) -> None:
+def test_two_imported_runs_need_a_task(results: Path, tmp_path: Path) -> None:
     run = str(_list_runs(results)[1] / "run.trec.gz")
     with pytest.raises(UsageError, match="judgments"):
         compare_runs(run, run)
@@ -138,7 +138,7 @@ def test_two_foreign_runs_need_a_task(results: Path, tmp_path: Path) -> None:
     assert found.test.p_value == 1.0
 
 
-def test_an_mteb_result_has_means_only(results: Path, tmp_path: Path) -> None:
+def test_an_mteb_result_has_only_mean_scores(results: Path, tmp_path: Path) -> None:
     file = tmp_path / "org__model" / "rev" / "Small.json"
     file.parent.mkdir(parents=True)
     scores = [{"hf_subset": "default", "ndcg_at_10": 0.5, "main_score": 0.5, "languages": ["eng-Latn"]}]
@@ -152,7 +152,7 @@ def test_an_mteb_result_has_means_only(results: Path, tmp_path: Path) -> None:
         compare_runs(str(_list_runs(results)[1]), str(file))
 
 
-def test_of_an_mteb_file_with_several_subsets_one_is_chosen(results: Path, tmp_path: Path) -> None:
+def test_a_subset_of_an_mteb_file_is_selected(results: Path, tmp_path: Path) -> None:
     file = tmp_path / "Small.json"
     scores = [{"hf_subset": name, "ndcg_at_10": score} for name, score in (("default", 0.5), ("go", 0.25))]
     file.write_text(json.dumps({"task_name": "Small", "scores": {"test": scores}}))
@@ -163,7 +163,7 @@ def test_of_an_mteb_file_with_several_subsets_one_is_chosen(results: Path, tmp_p
         compare_runs(run, str(file), task="other")
 
 
-def test_a_foreign_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
+def test_an_imported_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("q Q0 b 2 9.0 x\nq Q0 a 1 1.0 x\nq Q0 d 2 9.0 x\n")
     assert read_trec_run(tmp_path / "r") == {"q": ["a", "b", "d"]}
     (tmp_path / "r").write_text("not a run\n")
@@ -171,7 +171,7 @@ def test_a_foreign_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
         read_trec_run(tmp_path / "r")
 
 
-def test_inspect_shows_the_worst_queries_and_where_the_relevant_stood(results: Path) -> None:
+def test_inspect_shows_the_worst_queries_and_the_ranks_of_relevant_documents(results: Path) -> None:
     deep = _list_runs(results)[1]
     found = inspect_run(str(deep))
     scores = [answer.score for answer in found.answers]
@@ -184,7 +184,7 @@ def test_inspect_shows_the_worst_queries_and_where_the_relevant_stood(results: P
         inspect_run(str(deep), query="q9")
 
 
-def test_a_run_is_found_by_the_beginning_of_its_settings_id(results: Path) -> None:
+def test_a_run_is_found_by_a_settings_id_prefix(results: Path) -> None:
     deep = _list_runs(results)[1]
     runner = CliRunner()
     out = runner.invoke(app, ["inspect", deep.name[:6], "--results", str(results), "--json"])

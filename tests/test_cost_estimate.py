@@ -15,12 +15,12 @@ CARD = ModelCard("m", parameters=1_000_000, shape=ModelShape(layers=2, width=100
 CORPUS = estimate_cost.CorpusSize(documents=1000, queries=10, tokens=50, query_tokens=20)
 
 
-def test_flop_are_those_of_the_layers_and_of_causal_attention() -> None:
+def test_flops_count_layers_and_causal_attention() -> None:
     # 900,000 weights beside the embeddings, a product and a sum each; 2 layers x 100 wide x 50 tokens, twice
     assert estimate_cost.compute_flop_per_token(CARD, 50) == 2 * 900_000 + 2 * 2 * 100 * 50
 
 
-def test_a_bill_by_hand() -> None:
+def test_an_estimate_computed_by_hand() -> None:
     found = estimate_cost.estimate_cost(
         CARD, CORPUS, estimate_cost.DeviceSpec(count=4, tokens_per_second=10, price=3.0), {}
     )
@@ -33,7 +33,7 @@ def test_a_bill_by_hand() -> None:
     assert (found.search_flop, found.search_seconds) == (2 * 1000 * 10 * 100, None)
 
 
-def test_peak_and_share_give_the_rate() -> None:
+def test_peak_flops_and_utilisation_give_the_rate() -> None:
     used = estimate_cost.DeviceSpec(peak=1e9, utilization=0.5)
     found = estimate_cost.estimate_cost(CARD, CORPUS, used, {"dimensions": 50, "vector_dtype": "fp16"})
     assert found.tokens_per_second == pytest.approx(0.5e9 / found.flop_per_token)
@@ -55,13 +55,13 @@ WRONG_ARGUMENTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("ask", WRONG_ARGUMENTS.values(), ids=WRONG_ARGUMENTS)
-def test_what_cannot_be_worked_out_is_said(ask: Any) -> None:
+def test_an_estimate_that_is_not_possible_is_reported(ask: Any) -> None:
     with pytest.raises(UsageError) as problem:
         ask()
     assert problem.value.next_step
 
 
-def test_the_verb_prints_a_line_a_model() -> None:
+def test_the_command_prints_one_line_per_model() -> None:
     words = ["plan", "--model", "qwen2.5-0.5b", "--model", "qwen2.5-7b", "--documents", "1000000", "--rate", "1000"]
     ran = CliRunner().invoke(app, [*words, "--json"])
     small, large = json.loads(ran.stdout)
@@ -73,19 +73,19 @@ def test_the_verb_prints_a_line_a_model() -> None:
     assert "qwen2.5-7b" in table
 
 
-def test_a_task_gives_the_counts() -> None:
+def test_document_counts_come_from_the_task() -> None:
     ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--task", "scifact", "--peak", "989", "--json"])
     (found,) = json.loads(ran.stdout)
     assert (found["documents"], found["queries"]) == (5183, 300)
 
 
-def test_a_setting_without_a_value_is_told_one_that_fits() -> None:
+def test_a_setting_without_a_value_suggests_a_valid_one() -> None:
     ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--set", "dimensions"])
     assert ran.exit_code == 2
     assert "for example --set dimensions=256" in ran.output
 
 
-def test_a_speed_must_be_said() -> None:
+def test_a_throughput_is_required() -> None:
     ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--json"])
     assert ran.exit_code == 2
     assert "--rate" in json.loads(ran.stdout)["next_step"]

@@ -111,7 +111,7 @@ def kill_until_finished(
 
 
 @pytest.mark.parametrize(("real", "least"), [(False, 15), (True, 3)], ids=["fake", "decoder"])
-def test_a_killed_run_ends_like_one_that_was_not(
+def test_a_killed_run_resumes_to_the_same_result(
     server: fork_server.ForkServer, work: Callable[..., fork_server.CellRun], real: bool, least: int
 ) -> None:
     whole = work("whole", real=real)
@@ -150,7 +150,7 @@ def open_document_store(work: fork_server.CellRun) -> ShardStore:
     return max(stores, key=lambda store: store.load_or_create_plan(dict)["rows"])
 
 
-def test_a_damaged_shard_is_told_and_redone(
+def test_a_damaged_shard_is_reported_and_computed_again(
     work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer, tmp_path: Path
 ) -> None:
     done = work("done")
@@ -220,7 +220,7 @@ def embed_to_matrix(job: EmbeddingJob, store: ShardStore, make: Callable[[], Den
     return found
 
 
-def test_damage_in_an_unfinished_store_is_told_too(
+def test_damage_in_an_unfinished_store_is_reported(
     job: EmbeddingJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
@@ -234,7 +234,7 @@ def test_damage_in_an_unfinished_store_is_told_too(
     assert [record.getMessage() for record in caplog.records] == ["shard 1 of broken is damaged: it is computed again"]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_told(job: EmbeddingJob, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_reported(job: EmbeddingJob, tmp_path: Path) -> None:
     whole = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
     halved = ShardStore(tmp_path / "halved")
     assert np.array_equal(embed_to_matrix(job, halved, build_encoder_factory(room=2)), whole)
@@ -242,7 +242,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_told(job: EmbeddingJob, tmp_pat
     assert ShardStore(tmp_path / "whole").compute_total_cost().split_batches == 0
 
 
-def test_one_text_that_does_not_fit_is_the_floor(job: EmbeddingJob, tmp_path: Path) -> None:
+def test_a_single_text_that_does_not_fit_is_an_error(job: EmbeddingJob, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="one document of 7 tokens does not fit into memory") as caught:
         embed_to_matrix(job, ShardStore(tmp_path / "store"), build_encoder_factory(room=0))
     assert "max_length" in caught.value.next_step
@@ -265,7 +265,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("problem", "expected"), PROBLEMS.values(), ids=PROBLEMS)
-def test_only_a_lack_of_memory_splits_a_batch(
+def test_only_out_of_memory_errors_split_a_batch(
     problem: Exception, expected: bool, job: EmbeddingJob, tmp_path: Path
 ) -> None:
     assert memory.is_out_of_memory(problem) is expected
@@ -283,7 +283,7 @@ def test_only_a_lack_of_memory_splits_a_batch(
 
 
 @pytest.mark.parametrize(("longest", "budget"), [(100, 300), (3_000, 3_000), (9_000, 9_000)])
-def test_a_probe_without_room_leaves_long_texts_alone(
+def test_a_memory_probe_out_of_memory_runs_long_texts_alone(
     longest: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU that holds 5,000 tokens of 1 MB each; the ceiling allows 20,000."""
@@ -303,7 +303,7 @@ def test_a_probe_without_room_leaves_long_texts_alone(
     assert memory.compute_token_budget(run, longest, 20_000) == budget
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_work(
+def test_too_little_disk_space_is_refused_before_embedding(
     job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needed = 20 * compute_row_bytes(fork_server.WIDTH, "fp32")
@@ -318,7 +318,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
             assert not list(store.folder.glob("shard-*"))
 
 
-def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
+def test_a_full_disk_reports_what_is_kept_and_needed(
     job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, store = (
@@ -341,7 +341,7 @@ def test_a_disk_that_fills_up_says_what_is_kept_and_needed(
     assert np.array_equal(embed_to_matrix(job, store, build_encoder_factory()), whole)
 
 
-def test_what_a_killed_writer_left_is_swept(job: EmbeddingJob, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_writer_are_removed(job: EmbeddingJob, tmp_path: Path) -> None:
     store = ShardStore(tmp_path / "store")
     store.folder.mkdir()
     (store.folder / "shard-00000.safetensors.123.partial").write_bytes(b"half")
@@ -373,7 +373,7 @@ def test_a_plan_for_other_tokens_is_refused(job: EmbeddingJob, tmp_path: Path) -
         embed_to_matrix(dataclasses.replace(job, texts=GeneratedRows(21)), store, build_encoder_factory())  # type: ignore[arg-type]
 
 
-def test_a_run_file_is_the_same_bytes_at_any_time(
+def test_a_run_file_does_not_depend_on_the_time(
     work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer
 ) -> None:
     one, two = work("one"), work("two")

@@ -81,9 +81,7 @@ BIDIRECTIONAL_FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("kind", "config"), BIDIRECTIONAL_FAMILIES.items(), ids=BIDIRECTIONAL_FAMILIES)
-def test_what_attends_in_both_directions_does_not_see_padding(
-    kind: str, config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_bidirectional_attention_ignores_padding(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     folder = build_other_model(tmp_path, kind, **config)
     made = load_encoder(folder, "mean")
     assert not made.backbone.causal
@@ -93,7 +91,7 @@ def test_what_attends_in_both_directions_does_not_see_padding(
         assert vectors[row] @ compute_plain_vector(folder, tokens[row].tolist(), "mean") > 0.99999
 
 
-def test_capped_scores_are_computed_step_by_step(tmp_path: Path) -> None:
+def test_soft_capped_attention_uses_eager_attention(tmp_path: Path) -> None:
     folder = build_other_model(tmp_path, "gemma2", **GEMMA)
     made = load_encoder(folder, "last")
     assert (made.backbone.causal, made.kernel) == (True, "eager")
@@ -132,7 +130,7 @@ def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
     assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
 
 
-def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_job_resumes(decoder: Path, tmp_path: Path) -> None:
     made = load_encoder(decoder, "mean")
     job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
     whole = embed_to_matrix(made, job, ShardStore(tmp_path / "whole"))
@@ -155,7 +153,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(decoder: Path, tmp_path: Pa
     assert np.array_equal(resumed, whole)
 
 
-def test_a_store_begun_on_one_kind_of_device_does_not_go_on_with_another(
+def test_a_store_started_on_one_device_type_is_not_resumed_on_another(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, store = load_encoder(decoder, "mean"), ShardStore(tmp_path / "store")
@@ -184,7 +182,7 @@ def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> Non
     assert np.array_equal(embed_to_matrix(made, job, store), first)
 
 
-def test_a_vector_that_is_no_number_names_its_document(decoder: Path, tmp_path: Path) -> None:
+def test_a_nan_vector_names_its_document(decoder: Path, tmp_path: Path) -> None:
     made = load_encoder(decoder, "mean")
     with torch.no_grad():
         made.backbone.model.get_input_embeddings().weight.fill_(float("nan"))

@@ -38,7 +38,7 @@ def find_failed_check(what: str) -> DoctorCheck:
     return check
 
 
-def test_the_round_is_told_and_is_json() -> None:
+def test_all_checks_are_printed_and_written_as_json() -> None:
     told = CliRunner().invoke(app, ["doctor"])
     assert told.exit_code == 0
     as_json = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
@@ -72,7 +72,7 @@ BUILDS: dict[str, tuple[str | None, bool, tuple[int, int], list[str], str | None
 
 
 @pytest.mark.parametrize(("cuda", "usable", "gpu", "built", "said"), BUILDS.values(), ids=BUILDS)
-def test_a_torch_that_does_not_fit_the_gpu(
+def test_a_torch_build_that_does_not_support_the_gpu(
     cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str], said: str | None, monkeypatch: Patch
 ) -> None:
     Cuda(monkeypatch, cuda, usable, gpu, built)
@@ -83,7 +83,7 @@ def test_a_torch_that_does_not_fit_the_gpu(
         assert "install" in check.next_step
 
 
-def test_without_a_gpu_a_torch_for_cpus_is_right(monkeypatch: Patch, tmp_path: Path) -> None:
+def test_without_a_gpu_a_cpu_build_of_torch_is_fine(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "NVIDIA_FOLDER", tmp_path / "none")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert doctor._check_torch().ok
@@ -93,7 +93,7 @@ def test_without_a_gpu_a_torch_for_cpus_is_right(monkeypatch: Patch, tmp_path: P
     assert not doctor._check_torch().ok
 
 
-def test_a_missing_extra(monkeypatch: Patch) -> None:
+def test_a_missing_extra_is_reported(monkeypatch: Patch) -> None:
     version = metadata.version
 
     def lacking(name: str) -> str:
@@ -120,7 +120,7 @@ def write_cached_weights(cache: Path, name: str, tokenizer: str) -> Path:
     return folder
 
 
-def test_a_tokenizer_that_cannot_pad(own_cache: Path) -> None:
+def test_a_tokenizer_without_a_pad_token_is_reported(own_cache: Path) -> None:
     write_cached_weights(own_cache, "has", '{"pad_token": "<pad>"}')
     folder = write_cached_weights(own_cache, "org%2Fhas-not", '{"eos_token": "</s>", "pad_token": null}')
     assert [check.what for check in run_checks() if check.what.startswith("tokenizer")] == ["tokenizer org/has-not"]
@@ -134,7 +134,7 @@ def test_a_tokenizer_that_cannot_pad(own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["weights/org%2Fhalf.partial", "collections/half-1a2b.3c4d.partial"])
-def test_a_cache_that_is_half_full(place: str, own_cache: Path) -> None:
+def test_an_incomplete_cache_is_reported(place: str, own_cache: Path) -> None:
     assert find_check("downloads").ok
     (own_cache / place).mkdir(parents=True)
     check = find_failed_check("downloads")
@@ -142,14 +142,14 @@ def test_a_cache_that_is_half_full(place: str, own_cache: Path) -> None:
     assert "retbench fetch" in check.next_step
 
 
-def test_weights_that_lost_a_file(own_cache: Path) -> None:
+def test_weights_with_a_missing_file_are_reported(own_cache: Path) -> None:
     (write_cached_weights(own_cache, "lost", "{}") / "tokenizer_config.json").unlink()
     check = find_failed_check("downloads")
     assert "tokenizer_config.json is missing or truncated" in check.finding
     assert "fetch it again" in check.next_step
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: Patch) -> None:
+def test_an_unreachable_hub_is_reported(monkeypatch: Patch) -> None:
     assert find_check("hub").ok
     monkeypatch.delenv("HF_HUB_OFFLINE")
     with socket.socket() as bound:  # bound, but nobody listens
@@ -165,7 +165,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: Patch) -> None:
         assert find_check("hub").ok
 
 
-def test_what_answers_but_not_in_http_is_no_hub(monkeypatch: Patch) -> None:
+def test_a_server_that_does_not_speak_http_is_reported(monkeypatch: Patch) -> None:
     def answer(listening: socket.socket) -> None:
         reached, _ = listening.accept()
         with reached:
@@ -182,7 +182,7 @@ def test_what_answers_but_not_in_http_is_no_hub(monkeypatch: Patch) -> None:
     assert "SSH-2.0" in check.finding
 
 
-def test_a_disk_that_is_short(monkeypatch: Patch) -> None:
+def test_too_little_disk_space_is_reported(monkeypatch: Patch) -> None:
     for free, ok in ((doctor.MIN_FREE_GB * 1e9 + 1, True), (doctor.MIN_FREE_GB * 1e9 - 1, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined]
         assert find_check("cache").ok is ok
@@ -200,7 +200,7 @@ QUOTAS: dict[str, tuple[str | None, int, int, bool]] = {
 
 
 @pytest.mark.parametrize(("quota", "threads", "cores", "ok"), QUOTAS.values(), ids=QUOTAS)
-def test_more_threads_than_cores(
+def test_more_threads_than_cores_are_reported(
     quota: str | None, threads: int, cores: int, ok: bool, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     if quota:
@@ -222,7 +222,7 @@ def test_more_threads_than_cores(
     ],
     ids=["not there", "without cards"],
 )
-def test_a_card_folder_that_would_be_passed_over(
+def test_an_ignored_card_folder_is_reported(
     make: Callable[[Path], object], said: str, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     make(tmp_path / "own")
@@ -230,7 +230,7 @@ def test_a_card_folder_that_would_be_passed_over(
     assert said in find_failed_check("card folders").finding
 
 
-def test_a_card_that_cannot_be_read(monkeypatch: Patch, tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
+def test_an_unreadable_card_is_reported(monkeypatch: Patch, tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
     (tmp_path / "model_cards").mkdir()
     (tmp_path / "model_cards" / "mine.toml").write_text("name = 3")
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path))

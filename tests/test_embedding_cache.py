@@ -38,7 +38,7 @@ def test_stored_embeddings_are_listed_and_pruned(model: Path, tmp_path: Path) ->
     assert list_cache_rows("cache", "list") == []
 
 
-def test_an_unfinished_store_is_pruned_alone(tmp_path: Path) -> None:
+def test_prune_can_remove_only_unfinished_stores(tmp_path: Path) -> None:
     for key in ("begun", "done"):
         open_store("m", key).record_use("a cell")
     open_store("m", "done").write_manifest({"rows": 0})
@@ -46,7 +46,7 @@ def test_an_unfinished_store_is_pruned_alone(tmp_path: Path) -> None:
     assert [stored["key"] for stored in list_cache_rows("cache", "list")] == ["done"]
 
 
-def test_a_store_at_work_stays() -> None:
+def test_a_store_in_use_is_kept() -> None:
     store = open_store("m", "busy")
     with store.lock():
         answer = run_command("cache", "prune", "--embeddings")
@@ -54,5 +54,5 @@ def test_a_store_at_work_stays() -> None:
     assert store.folder.exists()
 
 
-def test_prune_wants_to_be_told_what(tmp_path: Path) -> None:
+def test_prune_needs_a_selection(tmp_path: Path) -> None:
     assert run_command("cache", "prune").exit_code == 2

@@ -41,7 +41,7 @@ def compute_keys(spec: EncoderSpec) -> tuple[str, str]:
     st.sets(st.sampled_from(CHANGES_BOTH_KEYS)), st.sets(st.sampled_from(CHANGES_QUERY_KEY)),
     st.sets(st.sampled_from(CHANGES_DOCUMENT_KEY)), st.sets(st.sampled_from(CHANGES_NO_KEY)),
 )  # fmt: skip
-def test_a_key_follows_what_moves_a_vector_and_nothing_else(
+def test_a_key_changes_exactly_with_what_changes_a_vector(
     both: set[tuple[str, Any]],
     queries: set[tuple[str, Any]],
     documents: set[tuple[str, Any]],
@@ -56,7 +56,7 @@ moves = st.sets(st.sampled_from(CHANGES_BOTH_KEYS + CHANGES_QUERY_KEY + CHANGES_
 
 
 @given(moves, moves)
-def test_two_sets_of_changes_share_a_key_only_where_they_are_one(
+def test_two_sets_of_changes_share_a_key_only_if_they_are_equal(
     one: set[tuple[str, Any]], other: set[tuple[str, Any]]
 ) -> None:
     assert (compute_keys(apply_changes(SPEC, dict(one))) == compute_keys(apply_changes(SPEC, dict(other)))) == (

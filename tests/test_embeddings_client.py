@@ -60,7 +60,7 @@ def test_vectors_come_back_in_the_order_of_the_texts(server: local_server.LocalS
         (lambda body: (200, {}, b"[]"), 0.5),
     ],
 )
-def test_what_may_pass_is_tried_again(
+def test_temporary_errors_are_retried(
     server: local_server.LocalServer, waits: list[float], fault: Any, wait: float
 ) -> None:
     server.faults = [fault]
@@ -69,13 +69,13 @@ def test_what_may_pass_is_tried_again(
     assert len(server.requests) == 2
 
 
-def test_no_answer_in_time_is_tried_again(server: local_server.LocalServer, waits: list[float]) -> None:
+def test_a_timeout_is_retried(server: local_server.LocalServer, waits: list[float]) -> None:
     server.faults = [local_server.answer_slowly]
     assert build_client(waits, timeout=1).embed_texts(["x"]).shape == (1, local_server.WIDTH)
     assert waits == [0.5]
 
 
-def test_waiting_doubles_and_ends(server: local_server.LocalServer, waits: list[float]) -> None:
+def test_waiting_time_doubles_up_to_the_last_attempt(server: local_server.LocalServer, waits: list[float]) -> None:
     server.faults = [local_server.answer_with_error(500, f"broken, {SECRET}")] * 4
     with pytest.raises(ResourceError, match="failed 4 times: the endpoint answered 500: broken") as caught:
         build_client(waits, max_attempts=4).embed_texts(TEXTS)
@@ -92,7 +92,7 @@ def test_waiting_doubles_and_ends(server: local_server.LocalServer, waits: list[
         (local_server.answer_with_error(404), UsageError, "404"),
     ],
 )
-def test_what_will_not_pass_stops_at_once(
+def test_permanent_errors_are_not_retried(
     server: local_server.LocalServer, waits: list[float], fault: Any, error: type[Exception], message: str
 ) -> None:
     server.faults = [fault]
@@ -101,7 +101,7 @@ def test_what_will_not_pass_stops_at_once(
     assert len(server.requests) == 1
 
 
-def test_another_width_is_bad_data(server: local_server.LocalServer, waits: list[float]) -> None:
+def test_a_changed_vector_width_is_an_error(server: local_server.LocalServer, waits: list[float]) -> None:
     endpoint = build_client(waits)
     endpoint.embed_texts(["x"])
     server.faults = [local_server.answer_narrow]
@@ -112,13 +112,13 @@ def test_another_width_is_bad_data(server: local_server.LocalServer, waits: list
         build_client(waits, dimensions=8).embed_texts(["x"])
 
 
-def test_a_rate_limit_is_kept(server: local_server.LocalServer, waits: list[float]) -> None:
+def test_the_rate_limit_is_respected(server: local_server.LocalServer, waits: list[float]) -> None:
     build_client(waits, requests_per_minute=60, batch_size=1).embed_texts(["x", "y", "z"])
     assert len(waits) == 2
     assert all(0.5 < wait <= 1 for wait in waits)
 
 
-def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+def test_an_unreachable_server_is_an_error(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
     with pytest.raises(ResourceError, match="failed 2 times: no complete answer"):
         build_client(waits, max_attempts=2).embed_texts(["x"])
@@ -130,7 +130,7 @@ def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, waits: list[float]) ->
         build_client(waits).embed_texts(["x"])
 
 
-def test_texts_are_cut_between_characters() -> None:
+def test_texts_are_truncated_between_characters() -> None:
     spec = EncoderSpec("w", catalog.find_method("as-published"), "", 1, 1, "float32", "endpoint")
     tokens = EndpointEncoder(spec, EmbeddingsClient(EndpointServer(Engine("endpoint")), "m")).tokenize(
         ["abcdef", "ab世", ""], "query"
@@ -139,7 +139,9 @@ def test_texts_are_cut_between_characters() -> None:
     assert (tokens.truncated, tokens.empty) == (2, 1)
 
 
-def test_a_run_over_a_server(server: local_server.LocalServer, task: Path, out: Path, own_cache: Path) -> None:
+def test_a_run_with_the_endpoint_engine(
+    server: local_server.LocalServer, task: Path, out: Path, own_cache: Path
+) -> None:
     line = (
         "run",
         "--model",
@@ -172,7 +174,7 @@ def test_a_run_over_a_server(server: local_server.LocalServer, task: Path, out: 
         assert server.address.encode() not in content, file
 
 
-def test_a_dry_run_asks_no_server(server: local_server.LocalServer, task: Path, out: Path) -> None:
+def test_a_dry_run_sends_no_request(server: local_server.LocalServer, task: Path, out: Path) -> None:
     answer = run_command("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--dry-run")
     assert answer.exit_code == 0, answer.output
     assert "how to brew a hot drink" in answer.output
@@ -180,7 +182,7 @@ def test_a_dry_run_asks_no_server(server: local_server.LocalServer, task: Path, 
 
 
 @pytest.mark.parametrize("method", ["mean", "promptreps", "as-published:layer=1"])
-def test_a_method_a_server_cannot_do_is_skipped(
+def test_a_method_the_endpoint_does_not_support_is_skipped(
     server: local_server.LocalServer, task: Path, out: Path, method: str
 ) -> None:
     (cell,) = run_cells(
@@ -204,6 +206,6 @@ def test_a_wrong_engine_is_a_usage_error(word: str, message: str) -> None:
         parse_engine(word)
 
 
-def test_patience_is_no_setting() -> None:
+def test_retries_and_timeouts_are_not_in_the_settings_id() -> None:
     assert parse_engine("endpoint:max_attempts=9,model=m,timeout=3").settings_name == "endpoint:model=m"
     assert json.dumps(parse_engine("transformers").settings_name) == '"transformers"'

@@ -37,7 +37,7 @@ def test_sentence_transformers_agrees(run: Path, model: Path) -> None:
     assert found["documents"] == 20
 
 
-def test_an_engine_that_does_other_things_fails(
+def test_an_engine_with_other_vectors_fails(
     run: Path,
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -51,7 +51,7 @@ def test_an_engine_that_does_other_things_fails(
     assert "they do NOT agree" in answer.output
 
 
-def test_other_weights_are_not_the_runs(run: Path, tmp_path: Path) -> None:
+def test_other_weights_than_those_of_the_run_are_refused(run: Path, tmp_path: Path) -> None:
     from tests import tiny_models
 
     other = tiny_models.build_model(tmp_path / "other", intermediate_size=96)
@@ -60,7 +60,7 @@ def test_other_weights_are_not_the_runs(run: Path, tmp_path: Path) -> None:
     assert "are not the weights of the run" in answer.output
 
 
-def test_words_have_no_vectors(task: Path, out: Path) -> None:
+def test_a_lexical_run_is_refused(task: Path, out: Path) -> None:
     (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     answer = run_command("verify", cell["record"], "--against", "sentence-transformers")
     assert answer.exit_code == 2
@@ -68,7 +68,7 @@ def test_words_have_no_vectors(task: Path, out: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_server_of_another_width_is_told(run: Path, model: Path) -> None:
+def test_a_server_with_another_vector_width_is_reported(run: Path, model: Path) -> None:
     answer = run_command("verify", run, "--against", "endpoint", "--weights", model)
     assert answer.exit_code == 4
     assert "width" in answer.output

@@ -73,7 +73,7 @@ def list_hits(ranking: Ranking) -> list[list[tuple[int, float]]]:
 
 
 @given(draw_case())
-def test_exact_search_is_brute_force_whatever_the_tiles_and_blocks(case: Case) -> None:
+def test_exact_search_equals_brute_force_for_any_tiles_and_blocks(case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "QUERY_TILE", case.query_tile)
         patch.setattr(exact_search, "DOCUMENT_TILE", case.document_tile)
@@ -81,7 +81,7 @@ def test_exact_search_is_brute_force_whatever_the_tiles_and_blocks(case: Case) -
     assert list_hits(found) == search_by_brute_force(case.queries, case.documents, case.k)
 
 
-def test_one_score_for_all_gives_the_first_rows() -> None:
+def test_equal_scores_rank_the_first_rows() -> None:
     vectors = np.ones((50, 2), dtype=np.float32)
     blocks = [VectorBlock(np.arange(start, 50, 3)[::-1].copy(), vectors[start::3]) for start in (2, 0, 1)]
     assert exact_search.search_exactly(vectors[:1], blocks, 10).rows[0].tolist() == list(range(10))
@@ -151,7 +151,7 @@ VECTORS = {
 
 @pytest.mark.parametrize("k", [1, 10, 300])
 @pytest.mark.parametrize(("queries", "documents"), VECTORS.values(), ids=VECTORS)
-def test_bfloat16_and_tiles_change_neither_ids_nor_scores(
+def test_bfloat16_and_tiles_do_not_change_ids_or_scores(
     searched: Callable[..., Ranking], queries: np.ndarray, documents: np.ndarray, k: int
 ) -> None:
     plain = searched(queries, documents, k, bf16=False, window=1 << 15)
@@ -164,14 +164,14 @@ def test_bfloat16_and_tiles_change_neither_ids_nor_scores(
         assert [*zip(-scores, rows, strict=True)] == sorted(zip(-scores, rows, strict=True))
 
 
-def test_bfloat16_alone_would_give_other_ids() -> None:
+def test_bfloat16_without_rescoring_would_give_other_ids() -> None:
     """So the test above can fail."""
     queries, documents = (torch.from_numpy(side) for side in VECTORS["nearly one direction"])
     rough = (queries.bfloat16() @ documents.bfloat16().T).topk(10).indices.sort().values
     assert not torch.equal(rough, (queries @ documents.T).topk(10).indices.sort().values)
 
 
-def test_a_crowded_window_is_passed_in_float32(
+def test_a_window_with_many_candidates_is_scored_in_float32(
     searched: Callable[..., Ranking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[torch.dtype] = []
@@ -189,7 +189,7 @@ def test_a_crowded_window_is_passed_in_float32(
     assert set(passes) == {torch.bfloat16}
 
 
-def test_pairs_are_scored_alike_without_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_have_the_same_scores_without_a_special_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does, tried on a CPU."""
     monkeypatch.setattr(exact_search, "PAIRS_PER_PRODUCT", 7)
     queries, documents = (torch.from_numpy(side) for side in VECTORS["random"])
@@ -245,14 +245,14 @@ print(get_peak_memory_mb() - before)
 """
 
 
-def test_between_two_windows_a_query_keeps_k_keys_and_nothing_behind_them() -> None:
+def test_between_windows_a_query_keeps_only_k_keys() -> None:
     vectors = torch.from_numpy(np.random.default_rng(5).standard_normal((400, 8), dtype=np.float32))
     top = exact_search.RunningTopK(vectors[:64], 10)
     top.add_window(exact_search.DocumentWindow.build([torch.arange(400)], [vectors], torch.float32))
     assert top.keys.untyped_storage().nbytes() == 64 * 10 * 8
 
 
-def test_stored_vectors_are_streamed_and_never_held_together(tmp_path: Path) -> None:
+def test_stored_vectors_are_streamed(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", LARGE_STORE_PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True
     )
@@ -261,7 +261,7 @@ def test_stored_vectors_are_streamed_and_never_held_together(tmp_path: Path) -> 
 
 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 35))
-def test_best_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
+def test_select_top_k_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
     expected = sorted(range(len(scores)), key=lambda position: (-scores[position], position))[:k]
     assert select_top_k(np.array(scores, dtype=np.float32), k).tolist() == expected
 
@@ -269,7 +269,7 @@ def test_best_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
 # BM25
 
 
-def test_bm25_by_hand() -> None:
+def test_bm25_computed_by_hand() -> None:
     # Three documents of 2, 2 and 4 words; only "cat" is asked for; idf and length as in Lucene's formula.
     documents = ["cat dog", "bird dog", "cat cat cat fish"]
     found = BM25Index(LexicalSettings(k1=1.2, b=0.75), documents).search(["cat"], 10)
@@ -296,9 +296,7 @@ BM25_QUERIES = {
 
 @pytest.mark.parametrize("variant", ["lucene", "atire"])
 @pytest.mark.parametrize(("query", "expected"), BM25_QUERIES.values(), ids=BM25_QUERIES)
-def test_bm25_finds_documents_with_a_word_of_the_query_and_no_other(
-    query: str, expected: set[int], variant: str
-) -> None:
+def test_bm25_finds_only_documents_with_a_query_word(query: str, expected: set[int], variant: str) -> None:
     documents = ["The cats are running", "a dog", "The runner has a cat", "", "cat dog"]
     index = BM25Index(LexicalSettings(variant=variant), documents)  # type: ignore[arg-type]
     (rows,) = index.search([query], 10).rows
@@ -351,7 +349,7 @@ CUTS = {
 
 
 @pytest.mark.parametrize(("drop", "excluded", "depth", "left"), CUTS.values(), ids=CUTS)
-def test_what_may_not_be_ranked_is_removed_before_the_cut(
+def test_excluded_documents_are_removed_before_the_cutoff(
     twins: Callable[[bool], Collection], drop: bool, excluded: bool, depth: int, left: dict[str, str]
 ) -> None:
     collection = twins(excluded)
@@ -370,7 +368,7 @@ def test_an_empty_ranking_stays_empty(twins: Callable[[bool], Collection]) -> No
     assert prepared.to_document_ids(twins(True)) == {"a": [], "b": []}
 
 
-def test_a_pair_is_summed_half_upon_half_whatever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_score_does_not_depend_on_other_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(2)
     documents, queries = (draw.normal(size=(count, 37)).astype(np.float32) for count in (50, 9))
     places, owners = torch.arange(450) // 9, torch.arange(450) % 9
@@ -387,7 +385,7 @@ def test_a_pair_is_summed_half_upon_half_whatever_is_beside_it(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("setting", [True, False])
-def test_search_has_no_tf32_and_leaves_the_setting_as_it_was(setting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_disables_tf32_and_restores_the_setting(setting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     products, seen, rough = torch.backends.cuda.matmul, [], exact_search.RunningTopK._compute_rough_scores
     before = products.allow_tf32
 
@@ -406,7 +404,7 @@ def test_search_has_no_tf32_and_leaves_the_setting_as_it_was(setting: bool, monk
         products.allow_tf32 = before
 
 
-def test_search_without_memory_goes_on_with_fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_out_of_memory_continues_with_fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     rough, sizes = exact_search.RunningTopK._compute_rough_scores, []
 
     def short(self: exact_search.RunningTopK, window: exact_search.DocumentWindow) -> tuple[torch.Tensor, torch.Tensor]:

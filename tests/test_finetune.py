@@ -77,7 +77,7 @@ def has_same_weights(one: ModelCard, other: ModelCard) -> bool:
     return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
 
 
-def test_a_trained_model_is_known_by_name_and_by_folder(learn: Learn, tmp_path: Path) -> None:
+def test_a_trained_model_is_found_by_name_and_by_folder(learn: Learn, tmp_path: Path) -> None:
     card = learn()
     assert (card.name, card.parent, card.training_sets) == ("pupil", "tiny", ("unknown", "sentences"))
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
@@ -93,7 +93,7 @@ def test_a_trained_model_is_known_by_name_and_by_folder(learn: Learn, tmp_path: 
     assert str(tmp_path) not in json.dumps(record["cards"]["model"])
 
 
-def test_training_lowers_the_loss_and_writes_down_how(learn: Learn) -> None:
+def test_training_lowers_the_loss_and_logs_metrics(learn: Learn) -> None:
     card = learn()
     assert card.weights
     lines = [json.loads(line) for line in (Path(str(card.weights.path)) / "metrics.jsonl").read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_training_lowers_the_loss_and_writes_down_how(learn: Learn) -> None:
     assert lines[0].keys() >= {"rate", "tokens_per_second", "memory_mb", "seconds_left", "norm"}
 
 
-def test_an_adapter_scores_as_the_merged_model(learn: Learn, tmp_path: Path) -> None:
+def test_an_adapter_gives_the_scores_of_the_merged_model(learn: Learn, tmp_path: Path) -> None:
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     learn("whole"), learn("part", output="adapter")
     assert not (tmp_path / "part" / "config.json").exists()
@@ -111,7 +111,7 @@ def test_an_adapter_scores_as_the_merged_model(learn: Learn, tmp_path: Path) -> 
     assert whole.settings_id == part.settings_id  # the same bytes, so the same fingerprint
 
 
-def test_an_adapter_trained_for_writing_is_merged_into_the_backbone(learn: Learn, tmp_path: Path) -> None:
+def test_a_causal_lm_adapter_is_merged_into_the_backbone(learn: Learn, tmp_path: Path) -> None:
     learn("whole"), learn("part", output="adapter")
     told = tmp_path / "part" / "adapter_config.json"
     told.write_text(json.dumps({**json.loads(told.read_text()), "task_type": "CAUSAL_LM"}))
@@ -120,14 +120,14 @@ def test_an_adapter_trained_for_writing_is_merged_into_the_backbone(learn: Learn
     assert whole.scores == part.scores
 
 
-def test_a_seed_makes_the_model(learn: Learn) -> None:
+def test_the_seed_determines_the_weights(learn: Learn) -> None:
     first = learn("first")
     assert has_same_weights(first, learn("second"))
     assert not has_same_weights(first, learn("third", seed=2))
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(4, 8, 0.2)])
-def test_resumed_is_uninterrupted(learn: Learn, lora: LoraSettings | None) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one(learn: Learn, lora: LoraSettings | None) -> None:
     whole = learn("whole", lora=lora)
 
     class PowerCutError(Exception):
@@ -163,9 +163,7 @@ def slow_recipe() -> Recipe:
     )
 
 
-def test_kill_9_at_any_moment_and_resume_gives_the_same_weights(
-    learn: Learn, data: Path, model: Path, tmp_path: Path
-) -> None:
+def test_sigkill_and_resume_give_the_same_weights(learn: Learn, data: Path, model: Path, tmp_path: Path) -> None:
     whole = learn("whole", **{name: getattr(slow_recipe(), name) for name in ("optimizer", "save_steps", "lora")})
     out = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED_TRAINING_PROGRAM, str(data), str(model), str(out)]
@@ -195,7 +193,7 @@ TWO_PROCESS_RECIPE = replace(RECIPE, batch=BatchSettings(8, 8, 100))
 
 
 @pytest.mark.parametrize(("sharding", "weights"), [("none", "lora"), ("fsdp", "full"), ("fsdp", "lora")])
-def test_two_processes_are_one(
+def test_two_processes_give_the_weights_of_one(
     learn: Learn, data: Path, model: Path, tmp_path: Path, sharding: str, weights: str
 ) -> None:
     import torch
@@ -223,9 +221,9 @@ def test_two_processes_are_one(
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_the_best_of_the_scores_on_the_way_is_kept(learn: Learn, tmp_path: Path) -> None:
+def test_the_best_evaluated_checkpoint_is_kept(learn: Learn, tmp_path: Path) -> None:
     small_collection.write_folder(tmp_path / "pantry")
-    card = learn(examined=f"{tmp_path / 'pantry'}:sample=2", eval_steps=2)
+    card = learn(eval_task=f"{tmp_path / 'pantry'}:sample=2", eval_steps=2)
     assert card.weights
     assert card.training
     lines = [json.loads(line) for line in (Path(str(card.weights.path)) / "metrics.jsonl").read_text().splitlines()]
@@ -236,7 +234,7 @@ def test_the_best_of_the_scores_on_the_way_is_kept(learn: Learn, tmp_path: Path)
     assert scores[run["best_step"]] == run["best"]
 
 
-def test_queries_of_an_evaluation_are_taken_out(learn: Learn, tmp_path: Path) -> None:
+def test_evaluation_queries_are_removed_from_training(learn: Learn, tmp_path: Path) -> None:
     pantry = small_collection.write_folder(tmp_path / "pantry")
     queries = (pantry / "queries.jsonl").read_text()
     (pantry / "queries.jsonl").write_text(queries.replace("animals that hunt at night", "how to brew  a hot drink"))
@@ -249,7 +247,7 @@ def test_queries_of_an_evaluation_are_taken_out(learn: Learn, tmp_path: Path) ->
     assert card.training.data["pairs"] == 1
 
 
-def test_an_evaluated_split_is_refused_unless_forced(learn: Learn, tmp_path: Path) -> None:
+def test_training_on_an_evaluation_split_is_refused_unless_forced(learn: Learn, tmp_path: Path) -> None:
     pantry = small_collection.write_folder(tmp_path / "pantry")
     with pytest.raises(UsageError, match="evaluated on its split 'test'"):
         learn(of=pantry, split="test")
@@ -259,8 +257,8 @@ def test_an_evaluated_split_is_refused_unless_forced(learn: Learn, tmp_path: Pat
 
 
 @pytest.mark.parametrize("source", ["bm25", "model"])
-def test_mined_negatives_are_kept_and_used_again(learn: Learn, tmp_path: Path, source: Any) -> None:
-    mined = replace(RECIPE.mining, source=source, last=5, keep=3)
+def test_mined_hard_negatives_are_saved_and_reused(learn: Learn, tmp_path: Path, source: Any) -> None:
+    mined = replace(RECIPE.mining, source=source, rank_to=5, negatives_per_query=3)
     first = learn("first", mining=mined)
     file = tmp_path / "first" / "negatives.jsonl"
     head, *lines = map(json.loads, file.read_text().splitlines())
@@ -271,7 +269,7 @@ def test_mined_negatives_are_kept_and_used_again(learn: Learn, tmp_path: Path, s
         learn("third", of=small_collection.write_folder(tmp_path / "pantry"), mining=replace(mined, file=str(file)))
 
 
-def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp_path: Path) -> None:
+def test_a_card_that_contradicts_its_checkpoint_is_an_error(learn: Learn, tmp_path: Path) -> None:
     learn()
     file = tmp_path / "pupil" / "card.toml"
     whole = file.read_text()
@@ -287,8 +285,8 @@ def test_a_card_that_disagrees_with_its_checkpoint_is_an_error(learn: Learn, tmp
         weights.find_local_weights(catalog.find_model_card(str(tmp_path / "pupil")))
 
 
-def test_a_loss_that_is_no_number_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no number at step \d+, whose batch begins with '.+'"):
+def test_a_nan_loss_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"NaN or infinite at step \d+; its first query is '.+'"):
         learn(
             optimizer=OptimizerSettings(learning_rate=1e30, max_grad_norm=0, num_train_epochs=4),
             lora=None,
@@ -303,7 +301,7 @@ def test_a_model_too_big_is_refused_before_loading(learn: Learn, monkeypatch: py
         learn()
 
 
-def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(
+def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(
     learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from retbench.training import checkpoint
@@ -321,7 +319,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(
     assert [path.name for path in (tmp_path / "pupil").glob("checkpoint-*")] == ["checkpoint-00000002"]
 
 
-def test_another_recipe_cannot_go_on_in_a_folder(learn: Learn, tmp_path: Path) -> None:
+def test_another_recipe_cannot_resume_in_a_folder(learn: Learn, tmp_path: Path) -> None:
     learn()
     with pytest.raises(UsageError, match="is not empty"):
         learn()
@@ -334,7 +332,7 @@ def run_command(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def test_the_dry_run_shows_the_plan_and_leaves_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+def test_the_dry_run_shows_the_plan_and_writes_nothing(model: Path, data: Path, tmp_path: Path) -> None:
     sizes = ("--set", "batch.train_batch_size=8", "--set", "batch.contrastive_batch_size=8")
     answer = run_command("finetune", data, "--model", model, "--recipe", "quick", *sizes,
                          "--out", tmp_path / "o", "--dry-run", "--json")  # fmt: skip
@@ -345,7 +343,7 @@ def test_the_dry_run_shows_the_plan_and_leaves_nothing(model: Path, data: Path, 
     assert not (tmp_path / "o").exists()
 
 
-def test_a_dry_run_of_many_processes_is_one_s(
+def test_a_dry_run_with_many_processes_equals_that_of_one(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -368,7 +366,9 @@ def test_a_dry_run_of_many_processes_is_one_s(
         (("--recipe", "nowhere.toml"), 3, "no recipe at nowhere.toml"),
     ],
 )
-def test_wrong_words_are_answered(model: Path, data: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_wrong_arguments_are_usage_errors(
+    model: Path, data: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
     import re
 
     answer = run_command("finetune", data, "--model", model, *words)
@@ -386,10 +386,10 @@ def test_a_folder_in_ms_marcos_layout_without_a_test_split(learn: Learn, tmp_pat
     card = learn(of=folder, say=said.append, mining=replace(RECIPE.mining, source="bm25"))
     assert card.training
     assert (card.training.data["pairs"], card.training.data["negatives"]["source"]) == (9, "bm25")
-    assert any("were not compared" in line for line in said)
+    assert any("were not checked" in line for line in said)
 
 
-def test_msmarco_without_network_says_what_to_do(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_msmarco_without_network_names_the_next_step(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = run_command("finetune", "msmarco", "--model", model)
     assert answer.exit_code == 3
     assert "collection.tsv" in answer.output
@@ -407,7 +407,7 @@ def test_a_card_reads_back_as_it_was_written(learn: Learn, tmp_path: Path) -> No
     assert toml_parser.load_card(ModelCard, file) == card
 
 
-def test_recipe_fields_are_overruled_by_path() -> None:
+def test_recipe_fields_are_overridden_by_dotted_path() -> None:
     recipe = apply_recipe_options(
         catalog.find_recipe("quick"), {"seed": "3", "optimizer.learning_rate": "1e-3", "lora": "none"}
     )
@@ -416,7 +416,7 @@ def test_recipe_fields_are_overruled_by_path() -> None:
         apply_recipe_options(recipe, {"optimzer.learning_rate": "1"})
 
 
-def test_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
+def test_random_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
     from retbench.cards.recipe import CropSettings
 
     pantry = small_collection.write_folder(tmp_path / "pantry")
@@ -438,6 +438,7 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from retbench.cards.task import TaskCard
     from retbench.pipelines.models.model import ResolvedModel
+    from retbench.pipelines.models.overrides import Overrides
 
     method = replace(RECIPE.method, pooling=pooling, eos=pooling == "last")
     card = learn(export="sentence-transformers", method=method)
@@ -445,7 +446,7 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
     candidate = ResolvedModel.resolve(card, None, lambda _: None)
     task = small_collection.build_card(tmp_path / "x")
     assert isinstance(task, TaskCard)
-    encoder = candidate.load_encoder(candidate.build_encoder_spec(method, task, {"dtype": "float32"}))
+    encoder = candidate.load_encoder(candidate.build_encoder_spec(method, task, Overrides(dtype="float32")))
     texts = ["a short one", tiny_models.SENTENCES[3], "a longer text " * 200]
     for role, prompt in (("query", "query"), ("document", "document")):
         ours = encoder.encode(encoder.tokenize(texts, role))  # type: ignore[arg-type]
@@ -457,7 +458,7 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
 def test_a_method_that_is_more_than_a_prefix_is_not_exported(
     learn: Learn, tmp_path: Path, more: dict[str, Any]
 ) -> None:
-    with pytest.raises(UsageError, match="more than a prefix"):
+    with pytest.raises(UsageError, match="supports only prefixes and pooling"):
         learn(export="sentence-transformers", method=replace(RECIPE.method, **more))
     assert not (tmp_path / "pupil").exists()  # said before the training
 
@@ -470,7 +471,7 @@ QUERY_LIKELIHOOD = QueryLikelihoodTraining(
 )
 
 
-def test_two_stages_are_one_command_and_resume_at_the_seam(learn: Learn, tmp_path: Path) -> None:
+def test_two_stages_are_one_command_and_resume_between_stages(learn: Learn, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"objective": "llm-ql", "query_likelihood": QUERY_LIKELIHOOD}
     whole = learn("whole", **settings)
     assert (tmp_path / "whole" / "stage-1" / "card.toml").exists()
@@ -523,7 +524,7 @@ def test_candidates_are_ranked_by_query_likelihood(learn: Learn, tmp_path: Path)
     assert "no language-model head" in headless.output
 
 
-def test_a_tracker_hears_every_step(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_receives_every_step(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import TrainerCallback
     from transformers.integrations import integration_utils
 
@@ -547,7 +548,7 @@ def test_a_tracker_hears_every_step(learn: Learn, monkeypatch: pytest.MonkeyPatc
         learn("other", report_to=("tensorbord",))
 
 
-def test_mining_keeps_to_ranks_and_margin() -> None:
+def test_mining_respects_ranks_and_margin() -> None:
     import numpy as np
 
     from retbench.cards.recipe import MiningSettings
@@ -566,12 +567,12 @@ def test_mining_keeps_to_ranks_and_margin() -> None:
         )
 
     assert negatives() == (5, 0, 1, 3, 4)
-    assert negatives(first=2, last=4) == (0, 1, 3)
-    assert negatives(margin=0.95) == (1, 3, 4)  # 9.9 and 7.9 are too close to the positive's 8.0, or above it
-    assert negatives(margin=0.95, keep=1) == (1,)
+    assert negatives(rank_from=2, rank_to=4) == (0, 1, 3)
+    assert negatives(max_score_ratio=0.95) == (1, 3, 4)  # 9.9 and 7.9 are too close to the positive's 8.0, or above it
+    assert negatives(max_score_ratio=0.95, negatives_per_query=1) == (1,)
 
 
-def test_a_name_is_taken_as_long_as_its_folder_is_there(learn: Learn, tmp_path: Path) -> None:
+def test_a_name_is_taken_while_its_folder_exists(learn: Learn, tmp_path: Path) -> None:
     learn("first/pupil")
     with pytest.raises(UsageError, match="already a model called pupil"):
         learn("second/pupil")

@@ -6,12 +6,12 @@ from tests import fuzz
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.name)
-def test_damaged_input_is_a_value_or_an_error_of_ours(target: fuzz.Target) -> None:
+def test_damaged_input_gives_a_value_or_a_retbench_error(target: fuzz.Target) -> None:
     assert fuzz.hunt(target, 25, seed=None) >= 20
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.name)
-def test_the_samples_are_right(target: fuzz.Target, tmp_path: object) -> None:
+def test_undamaged_samples_are_parsed(target: fuzz.Target, tmp_path: object) -> None:
     """Else the hunt would only see the first complaint."""
     samples = target.samples()
     assert samples

@@ -111,7 +111,7 @@ def test_tooltip_by_mouse_and_by_keyboard(visit: Visit) -> None:
 
 
 @needs_browser
-def test_a_number_leads_to_its_record(visit: Visit) -> None:
+def test_a_score_links_to_its_record(visit: Visit) -> None:
     visit.page.locator("tr", has_text="coder").locator("td a").first.click()
     record = visit.page.locator("details.record[open]")
     record.wait_for()  # the page opens it when the browser reports the new fragment, a moment after the click
@@ -120,7 +120,7 @@ def test_a_number_leads_to_its_record(visit: Visit) -> None:
 
 
 @needs_browser
-def test_one_picture_at_a_time(visit: Visit) -> None:
+def test_one_chart_is_shown_at_a_time(visit: Visit) -> None:
     assert visit.page.locator("figure:visible").count() == 1
     visit.page.select_option("select.cost", "documents_per_second")
     assert visit.page.locator("figure:visible").get_attribute("data-cost") == "documents_per_second"
@@ -144,14 +144,14 @@ def test_an_injected_script_would_not_run(browser: Any, page_file: Path, tmp_pat
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_scrolls_the_table_and_not_the_page(browser: Any, page_file: Path, scheme: str) -> None:
+def test_a_narrow_screen_scrolls_the_table_and_not_the_page(browser: Any, page_file: Path, scheme: str) -> None:
     opened = Visit(browser, page_file, viewport={"width": 360, "height": 700}, color_scheme=scheme)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
     background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_the_page_asks_nobody_for_anything(page_file: Path) -> None:
+def test_the_page_makes_no_request(page_file: Path) -> None:
     text = page_file.read_text()
     assert re.findall(r"""(?:src|href)=["'](?!#|data:)|url\(|@import|https?://(?!www\.w3\.org/2000/svg)""", text) == []
     assert "<img" not in text
@@ -164,7 +164,7 @@ def test_specialisation_is_the_child_minus_its_parent(results: Path) -> None:
     assert all(one.difference == pytest.approx(0.2) and one.p_value < 0.001 for one in found)
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_the_pareto_front_has_the_undominated_models() -> None:
     points = [
         ScatterPoint("a", 1, 10, ""),
         ScatterPoint("b", 2, 9, ""),
@@ -175,7 +175,7 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert [point.label for point in find_pareto_front(points, higher_is_better=True)] == ["d"]
 
 
-def test_plots_stand_alone(results: Path, tmp_path: Path) -> None:
+def test_plots_are_self_contained(results: Path, tmp_path: Path) -> None:
     files = write_plots(build_report(results).boards, tmp_path)
     assert {file.suffix for file in files} == {".svg", ".png"}
     from xml.etree import ElementTree

@@ -49,7 +49,7 @@ def test_mteb_reads_the_same_collection_as_our_own_reader(tmp_path: Path) -> Non
     assert [row.id for row in theirs.queries] == [row.id for row in ours.queries]
 
 
-def test_a_repository_without_an_mteb_task_is_read_by_the_general_loader() -> None:
+def test_a_repository_without_an_mteb_task_is_read_by_the_generic_loader() -> None:
     write_fetched_repository(
         "me/mine",
         REVISION,
@@ -85,7 +85,7 @@ def test_cards_of_one_source_share_one_stored_collection(own_cache: Path) -> Non
     assert len(list((own_cache / "collections").glob("SciFact-*"))) == 1
 
 
-def test_nothing_of_the_reading_is_left_behind(own_cache: Path) -> None:
+def test_temporary_files_of_the_reading_are_removed(own_cache: Path) -> None:
     write_fetched_repository(
         "mteb/scifact",
         REVISION,
@@ -96,7 +96,7 @@ def test_nothing_of_the_reading_is_left_behind(own_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["COIRCodeSearchNetRetrieval", "CodeSearchNetCCRetrieval"])
-def test_a_language_of_codesearchnet(name: str) -> None:
+def test_a_codesearchnet_language_is_read(name: str) -> None:
     rows = build_retrieval_configs(
         small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, prefix="go-"
     )
@@ -117,7 +117,7 @@ def write_bright_repository() -> dict[str, Any]:
     return {"documents": ("leetcode", documents), "examples": ("leetcode", examples)}
 
 
-def test_bright_forbids_documents_and_the_card_decides_whether_that_counts() -> None:
+def test_bright_excluded_documents_are_used_if_the_card_says_so() -> None:
     write_fetched_repository("mteb/BRIGHT", REVISION, write_bright_repository())
     card = TaskCard(
         "bright", build_source(repo="mteb/BRIGHT", mteb="BrightLeetcodeRetrieval"), split="standard", excluded="drop"
@@ -145,7 +145,7 @@ def test_a_length_of_longembed_is_a_split() -> None:
     assert collection.judgments == {"q512": {"d512": 1}}
 
 
-def test_r2med_has_a_layout_of_its_own() -> None:
+def test_the_r2med_layout_is_read() -> None:
     tables = {
         "corpus": ("corpus", [{"id": i, "text": x or "-"} for i, _, x in small_collection.DOCUMENTS]),
         "query": ("query", [{"id": i, "text": x} for i, x in small_collection.QUERIES]),
@@ -156,7 +156,7 @@ def test_r2med_has_a_layout_of_its_own() -> None:
     assert (len(collection.corpus), len(collection.queries)) == (len(small_collection.DOCUMENTS), 3)
 
 
-def test_what_is_published_with_gaps_is_read_as_it_is(own_cache: Path) -> None:
+def test_a_published_collection_with_missing_documents_is_read(own_cache: Path) -> None:
     judged = [*small_collection.TEST_JUDGMENTS, ("q1", "lost", 1), ("nobody", "tea", 1)]
     write_fetched_repository(
         "mteb/scifact", REVISION, build_retrieval_configs(small_collection.DOCUMENTS, small_collection.QUERIES, judged)
@@ -168,7 +168,7 @@ def test_what_is_published_with_gaps_is_read_as_it_is(own_cache: Path) -> None:
     assert manifest["splits"]["test"]["unknown"] == {"queries": 1, "documents": 1}
 
 
-def test_another_layout_than_the_loader_expects_is_an_error_that_says_so() -> None:
+def test_an_unexpected_layout_is_an_error() -> None:
     write_fetched_repository("mteb/scifact", REVISION, {"other": ("test", [{"a": 1}])})
     with pytest.raises(DataError, match="could not be read by mteb's loader SciFact"):
         open_collection(SCIFACT)
@@ -251,21 +251,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return served
 
 
-def test_fetch_fills_the_cache_and_pins_what_came(hub: FakeHub) -> None:
+def test_fetch_fills_the_cache_and_pins_the_revision(hub: FakeHub) -> None:
     collection = fetch_collection(SCIFACT, ignore_status)
     pin = pins.read_pin("collections", "scifact/test")
     assert pin == pins.Pin(REVISION, collection.fingerprint)
     assert pins.read_pin("datasets", "mteb/scifact") is not None
 
 
-def test_a_finished_fetch_asks_the_hub_no_more(hub: FakeHub) -> None:
+def test_a_finished_fetch_sends_no_request(hub: FakeHub) -> None:
     fetch_collection(SCIFACT, ignore_status)
     fetch_collection(SCIFACT, ignore_status)
     fetch_collection(replace(SCIFACT, name="scifact-study"), ignore_status)
     assert hub.asked == 1
 
 
-def test_without_a_revision_in_the_card_the_first_fetch_decides(hub: FakeHub) -> None:
+def test_without_a_revision_in_the_card_the_first_fetch_pins_it(hub: FakeHub) -> None:
     card = replace(SCIFACT, source=replace(SCIFACT.source, revision=None))
     with pytest.raises(MissingError, match="is not in the cache"):
         open_collection(card)
@@ -274,7 +274,7 @@ def test_without_a_revision_in_the_card_the_first_fetch_decides(hub: FakeHub) ->
     assert len(open_collection(card).queries) == 3
 
 
-def test_a_file_that_came_damaged_is_refused_and_fetched_anew(hub: FakeHub) -> None:
+def test_a_damaged_file_is_refused_and_fetched_again(hub: FakeHub) -> None:
     right = hub.listed["corpus.jsonl"]
     hub.listed["corpus.jsonl"] = (right[0], "0" * 40)
     with pytest.raises(DataError, match=r"corpus\.jsonl of mteb/scifact is .* the hub lists"):
@@ -297,7 +297,7 @@ def test_a_file_that_did_not_arrive_is_missing(hub: FakeHub) -> None:
         fetch_collection(SCIFACT, ignore_status)
 
 
-def test_other_content_at_the_pinned_revision_is_exit_4_and_names_both(hub: FakeHub, own_cache: Path) -> None:
+def test_changed_content_at_the_pinned_revision_ends_with_exit_4(hub: FakeHub, own_cache: Path) -> None:
     first = fetch_collection(SCIFACT, ignore_status).fingerprint
     shutil.rmtree(own_cache / "collections")
     write_repository(
@@ -316,7 +316,7 @@ def test_other_content_at_the_pinned_revision_is_exit_4_and_names_both(hub: Fake
         fetch_collection(SCIFACT, ignore_status)
 
 
-def test_a_gated_repository_is_two_lines_and_exit_3(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_repository_ends_with_two_lines_and_exit_3(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import GatedRepoError
 
     def gated(*_: Any, **__: Any) -> Any:
@@ -338,7 +338,7 @@ def test_the_token_is_stored_nowhere(hub: FakeHub, own_cache: Path, monkeypatch:
     assert kept == []
 
 
-def test_a_machine_without_network_is_told_the_way_on(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_names_the_next_step(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     class Unreachable:

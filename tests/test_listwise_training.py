@@ -47,7 +47,7 @@ def build_batch_source(folder: Path, lists: ListwiseTraining = LISTWISE_SETTINGS
     return ListwiseBatchSource(build_ranked_training_set(), lists, sheet, 24, seed=1)
 
 
-def test_the_teachers_first_is_the_positive_and_the_list_is_drawn(folder: Path) -> None:
+def test_the_first_document_of_the_teacher_is_the_positive_and_the_list_is_sampled(folder: Path) -> None:
     source = build_batch_source(folder)
     group = source.build_batch(np.arange(6), 0)
     assert group.passages[:6] == [tiny_models.SENTENCES[n + 8] for n in range(6)]
@@ -68,7 +68,7 @@ def test_the_teachers_first_is_the_positive_and_the_list_is_drawn(folder: Path) 
 
 
 def test_the_prompt_in_training_byte_for_byte(folder: Path) -> None:
-    source = replace(build_batch_source(folder, replace(LISTWISE_SETTINGS, documents=2)), document_limit=200)
+    source = replace(build_batch_source(folder, replace(LISTWISE_SETTINGS, max_documents=2)), document_limit=200)
     group = source.build_batch(np.array([0]), 0)
     one, two = sorted(group.passages, key=group.list_prompts[0].index)
     tokens = source.listwise_prompt.tokenize(group.list_prompts[0])
@@ -80,12 +80,12 @@ def test_the_prompt_in_training_byte_for_byte(folder: Path) -> None:
 
 
 def test_documents_of_a_long_list_share_its_length(folder: Path) -> None:
-    source = build_batch_source(folder, replace(LISTWISE_SETTINGS, length=256 + 4 * 5))
+    source = build_batch_source(folder, replace(LISTWISE_SETTINGS, max_tokens=256 + 4 * 5))
     shown = source.build_batch(np.array([0]), 0).list_prompts[0].partition("Documents:\n")[2].split("\n")[:4]
     assert all(1 <= source.listwise_prompt.count_tokens(line.partition("] ")[2]) <= 6 for line in shown)
 
 
-def test_ranknet_by_hand() -> None:
+def test_ranknet_computed_by_hand() -> None:
     lists, passages = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]])
     group = ContrastiveBatch(
         [], [], np.array([0, 1, 0]), np.zeros((2, 3), dtype=bool), np.array([1.0, 5.0, 2.0]), ("a", "b")
@@ -94,11 +94,11 @@ def test_ranknet_by_hand() -> None:
     assert ranknet_loss(lists, passages, group, 0.5).item() == pytest.approx(
         math.log1p(math.exp((1 - r) / 0.5)), abs=1e-6
     )
-    level = replace(group, teacher=np.ones(3))
+    level = replace(group, teacher_scores=np.ones(3))
     assert ranknet_loss(lists, passages, level, 0.5).item() == 0
 
 
-def test_one_gradient_however_it_is_cut(folder: Path) -> None:
+def test_the_gradient_does_not_depend_on_the_passes(folder: Path) -> None:
     group = build_batch_source(folder).build_batch(np.arange(4), 0)
     found = []
     for tokens, caching in ((100_000, False), (300, False), (300, True)):
@@ -128,15 +128,15 @@ def test_a_file_of_permutations_is_read(tmp_path: Path) -> None:
         read_training_file(write_jsonl(tmp_path / "worse.jsonl", {**row, "ranking": None}))
 
 
-def test_a_query_with_one_document_is_nothing_to_rank(folder: Path) -> None:
+def test_a_query_with_one_document_cannot_be_ranked(folder: Path) -> None:
     lonely = replace(
         build_ranked_training_set(), queries=[TrainingQuery("a", (1,)), *build_ranked_training_set().queries]
     )
     with pytest.raises(DataError, match="1 queries of sentences have one document"):
-        replace(build_batch_source(folder), training=lonely)
+        replace(build_batch_source(folder), training_set=lonely)
 
 
-def test_a_recipe_of_another_objective_has_no_lists() -> None:
+def test_listwise_settings_need_the_listwise_objective() -> None:
     with pytest.raises(DataError, match="need each other"):
         replace(RECIPE, listwise=LISTWISE_SETTINGS)
     assert catalog.find_recipe("e2rank").listwise == ListwiseTraining()

@@ -91,7 +91,7 @@ def test_the_prompt_of_a_list_byte_for_byte() -> None:
     assert "Passage: one\nBM25 score: 7.000\n" in build_pointwise_prompt("why?", "one", "7.000", "BM25 score")
 
 
-def test_scores_are_written_as_asked() -> None:
+def test_scores_are_formatted_as_set() -> None:
     draw = np.random.default_rng(0)
     scores = np.array([12.0, 7.5, 2.0])
     assert format_scores(scores, "none", draw) == []
@@ -120,11 +120,11 @@ def test_scores_are_written_as_asked() -> None:
         ("<think>[2] > [3] > [1]", [1, 2, 0], False),
     ],
 )
-def test_answers_are_read_strictly_and_repaired_by_rule(answer: str, order: list[int], strict: bool) -> None:
+def test_answers_are_parsed_strictly_and_repaired_by_rule(answer: str, order: list[int], strict: bool) -> None:
     assert parse_order(answer, 3) == (order, strict)
 
 
-def test_only_vllm_is_given_the_form_of_a_list() -> None:
+def test_only_vllm_gets_a_guided_decoding_pattern() -> None:
     form = build_order_pattern(12)
     assert re.fullmatch(form, " > ".join(f"[{number}]" for number in range(12, 0, -1)))
     assert re.fullmatch(build_order_pattern(1), "[1]")
@@ -138,7 +138,7 @@ def test_only_vllm_is_given_the_form_of_a_list() -> None:
         assert generator.patterns == forms
 
 
-def test_an_answer_held_to_a_form_is_kept_apart() -> None:
+def test_guided_answers_are_cached_separately() -> None:
     kept = CachedGenerator(ScriptedGenerator("free", "held"))
     assert [kept.generate("a", 5).text, kept.generate("a", 5, "x").text, kept.generate("a", 5).text] == [
         "free",
@@ -147,7 +147,7 @@ def test_an_answer_held_to_a_form_is_kept_apart() -> None:
     ]
 
 
-def test_windows_climb_and_repairs_are_counted() -> None:
+def test_windows_move_up_and_repairs_are_counted() -> None:
     generator = ScriptedGenerator("[3] > [1] > [2]", "nothing to say", "[2] > [1] > [3]")
     lists = ListwiseLLMReranker(
         build_prompt_builder(generator, settings := ListwiseSettings(window=3, step=2)), settings
@@ -162,7 +162,7 @@ def test_windows_climb_and_repairs_are_counted() -> None:
     assert lists.sample()["answer"] == "[3] > [1] > [2]"
 
 
-def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_at_once() -> None:
+def test_fewer_candidates_than_the_window_need_one_request() -> None:
     generator = ScriptedGenerator("2 > 1 > 3")
     settings = ListwiseSettings(scores="raw")
     order, _ = ListwiseLLMReranker(build_prompt_builder(generator, settings), settings).rerank(
@@ -172,7 +172,7 @@ def test_fewer_candidates_than_the_window_and_an_empty_document_are_asked_about_
     assert "[2] \nBM25 score: 7.250" in generator.prompts[0]
 
 
-def test_the_controls_are_drawn_once_for_each_query() -> None:
+def test_control_orders_and_scores_are_drawn_once_per_query() -> None:
     def prompt(**changes: Any) -> str:
         generator = ScriptedGenerator("nothing")
         ListwiseLLMReranker(
@@ -189,7 +189,7 @@ def test_the_controls_are_drawn_once_for_each_query() -> None:
     assert raw != control
 
 
-def test_an_order_shown_shuffled_comes_back_as_positions() -> None:
+def test_a_shuffled_order_is_mapped_back_to_positions() -> None:
     settings = ListwiseSettings(window=0, order="shuffled")
     asked = build_prompt_builder(ScriptedGenerator("no", "no"), settings)
     order, _ = ListwiseLLMReranker(asked, settings).rerank(CANDIDATES)
@@ -214,14 +214,14 @@ def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
         )
 
 
-def test_pointwise_is_by_the_odds_and_ties_keep_their_order() -> None:
+def test_pointwise_ranks_by_the_odds_of_yes_and_ties_keep_their_order() -> None:
     points = PointwiseLLMReranker(build_prompt_builder(ScriptedGenerator(), PointwiseSettings()))
     order, odds = points.rerank(CANDIDATES)
     assert order.tolist() == [2, 3, 0, 1, 4, 5, 6]
     assert odds.tolist() == [1, 1, 0, 0, 0, 0, 0]
 
 
-def test_a_score_that_is_no_number_is_told_with_its_document() -> None:
+def test_a_nan_score_names_its_document() -> None:
     class Lost(PointwiseLLMReranker):
         def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
             return np.array([1, 0, 2]), np.array([0.3, np.nan, 0.1])
@@ -249,7 +249,7 @@ PROMPT = (
 )
 
 
-def test_writing_is_the_likeliest_token_again_and_again(model: Path, local: TransformersGenerator) -> None:
+def test_generation_is_greedy(model: Path, local: TransformersGenerator) -> None:
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     ids = tokenizer(PROMPT.format("Rank them."), return_tensors="pt")["input_ids"]
     start = ids.shape[1]
@@ -261,7 +261,7 @@ def test_writing_is_the_likeliest_token_again_and_again(model: Path, local: Tran
     assert (found.prompt_tokens, found.answer_tokens) == (start, ids.shape[1] - start)
 
 
-def test_odds_are_the_logits_of_the_next_token(model: Path, local: TransformersGenerator) -> None:
+def test_odds_come_from_the_logits_of_the_next_token(model: Path, local: TransformersGenerator) -> None:
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
     prompts = ["Is it tea?", "Does the sun warm the sea? " * 9]
     words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
@@ -279,7 +279,7 @@ def test_odds_are_the_logits_of_the_next_token(model: Path, local: TransformersG
         assert answer.prompt_tokens == ids.shape[1]
 
 
-def test_answers_are_kept_and_nothing_is_asked_twice() -> None:
+def test_answers_are_cached_and_no_request_is_sent_twice() -> None:
     asked = ScriptedGenerator("one", "two")
     kept = CachedGenerator(asked)
     assert [kept.generate("a", 5).text, kept.generate("b", 5).text, kept.generate("a", 5).text] == ["one", "two", "one"]
@@ -366,7 +366,7 @@ def test_a_server_that_dies_in_the_middle_keeps_the_finished_queries(
     assert not list(out.rglob("*.failed.json"))
 
 
-def test_a_chain_of_rerankers_killed_in_the_middle_pays_for_nothing_twice(
+def test_a_killed_chain_of_rerankers_sends_no_request_twice(
     server: local_server.LocalServer, task: Path, tmp_path: Path
 ) -> None:
     """SIGKILL while each of the two rerankers waits for an answer; the third start ends as if nothing had happened."""
@@ -406,7 +406,7 @@ def test_a_chain_of_rerankers_killed_in_the_middle_pays_for_nothing_twice(
     assert [read_ranking(cell) for cell in whole] == [read_ranking(cell) for cell in undisturbed]
 
 
-def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_asks_nothing(
+def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_sends_no_request(
     server: local_server.LocalServer, task: Path, out: Path
 ) -> None:
     chain = ("--rerank", LISTWISE, "--rerank", "pointwise:engine=endpoint,model=some-model", "--rerank", "ql")
@@ -428,7 +428,7 @@ def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_asks_nothing(
 
 
 @pytest.mark.parametrize("said", ["I would rather not.", "", None, "[1] [1] [1] 77"])
-def test_nonsense_keeps_the_order_and_is_counted(
+def test_an_unparsable_answer_keeps_the_order_and_is_counted(
     server: local_server.LocalServer, task: Path, out: Path, said: str | None
 ) -> None:
     server.answer = local_server.answer_chat(lambda body: said)
@@ -488,13 +488,13 @@ def test_odds_from_a_server_need_its_log_probabilities(server: local_server.Loca
         ("pointwise:cut=0", "cut=0 must be at least 1", 2),
     ],
 )
-def test_wishes_that_cannot_be_met(task: Path, out: Path, word: str, words: str, code: int) -> None:
+def test_invalid_reranker_settings_are_refused(task: Path, out: Path, word: str, words: str, code: int) -> None:
     (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     answer = run_command("rerank", cell["settings_id"], "--with", word, "--out", out)
     assert (answer.exit_code, words in answer.output) == (code, True), answer.output
 
 
-def test_a_model_on_this_machine_reranks_in_both_ways(model: Path, task: Path, out: Path) -> None:
+def test_a_local_model_reranks_listwise_and_pointwise(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
     for name in ("pointwise", "listwise"):
         plain, cell = run_cells(*line, "--rerank", f"{name}:model={model},scores=percent")

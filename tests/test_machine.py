@@ -17,7 +17,7 @@ def build_fake_torch(initialized: bool) -> Any:
     return SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda="13.0"), backends=backends)
 
 
-def test_a_gpu_that_computed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_was_used_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_told", lambda *command: command[0])
     assert machine._gpu(build_fake_torch(initialized=True)) == {
         "gpu": "NVIDIA H100", "gpus": ["NVIDIA A100", "NVIDIA H100"], "cuda": "13.0", "driver": "nvidia-smi",
@@ -25,13 +25,13 @@ def test_a_gpu_that_computed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
-def test_one_that_did_not_is_not() -> None:
+def test_a_gpu_that_was_not_used_is_not_recorded() -> None:
     assert machine._gpu(None) == {}
     assert machine._gpu(build_fake_torch(initialized=False)) == {}
     assert "gpu" not in machine.describe_machine()
 
 
-def test_a_program_that_is_not_there_or_fails_says_nothing() -> None:
+def test_a_missing_or_failing_program_gives_none() -> None:
     assert machine._told("no-such-program") is None
     assert machine._told("false") is None
     assert machine._told("printf", "one\\ntwo") == "one"

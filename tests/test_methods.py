@@ -43,7 +43,7 @@ def build_encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
 
 @pytest.mark.parametrize("role", ["query", "document"])
 @pytest.mark.parametrize("name", plain_transformers.METHODS)
-def test_ids_and_vectors_are_those_of_the_source(
+def test_token_ids_and_vectors_match_the_source(
     decoder: Path, loaded: backbone.Backbone, name: str, role: Role
 ) -> None:
     made = build_encoder(loaded, catalog.find_method(name))
@@ -59,7 +59,7 @@ def test_ids_and_vectors_are_those_of_the_source(
 
 
 @pytest.mark.parametrize("layer", [0, 1, -2])
-def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: backbone.Backbone, layer: int) -> None:
+def test_a_chosen_layer_is_numbered_as_in_transformers(decoder: Path, loaded: backbone.Backbone, layer: int) -> None:
     made = build_encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
     vectors = made.encode(made.tokenize(TEXTS, "document"))
     for row, text in enumerate(TEXTS):
@@ -67,7 +67,7 @@ def test_a_chosen_layer_is_the_one_transformers_counts(decoder: Path, loaded: ba
         assert vectors[row] @ plain_transformers.compute_vector(decoder, read, False, layer) > 0.99999
 
 
-def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
+def test_bidirectional_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
     causal, turned = (
         build_encoder(loaded, catalog.find_method("mean")),
         build_encoder(loaded, catalog.find_method("llm2vec")),
@@ -80,12 +80,12 @@ def test_turning_the_attention_leaves_the_loaded_model_causal(loaded: backbone.B
 
 @pytest.mark.parametrize("name", ["echo", "llm2vec"])
 @pytest.mark.parametrize("text", ["", "   "])
-def test_an_empty_text_has_a_vector_under_every_span(loaded: backbone.Backbone, name: str, text: str) -> None:
+def test_an_empty_text_has_a_vector_with_every_pooling_span(loaded: backbone.Backbone, name: str, text: str) -> None:
     made = build_encoder(loaded, catalog.find_method(name))
     assert made.encode(made.tokenize([text], "document")).shape == (1, tiny_models.WIDTH)
 
 
-def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone) -> None:
+def test_a_batch_keeps_the_order_of_the_texts(loaded: backbone.Backbone) -> None:
     made = build_encoder(loaded, catalog.find_method("echo"))
     tokens, order = made.tokenize(TEXTS, "query"), torch.tensor([3, 0]).numpy()
     batch = tokens.select(order)
@@ -95,7 +95,7 @@ def test_a_batch_is_the_same_texts_in_the_order_asked(loaded: backbone.Backbone)
     assert batch.pooling_starts.tolist() == tokens.pooling_starts[order].tolist()
 
 
-def test_an_option_changes_one_field_and_the_name_says_so() -> None:
+def test_an_option_changes_one_field_and_the_method_name() -> None:
     method = catalog.find_method("promptreps:layer=-2,answer=In a word: ")
     assert (method.layer, method.answer) == (-2, "In a word: ")
     assert (method.name, method.fidelity) == ("promptreps:answer=In a word: ,layer=-2", "ours")
@@ -136,7 +136,7 @@ def test_a_sparse_method_takes_the_last_state() -> None:
         Method("odd", "", "ours", "a test", "mean", kind="sparse")
 
 
-def test_every_preset_is_proven_here_or_where_its_engine_is() -> None:
+def test_every_preset_is_tested_here_or_with_its_engine() -> None:
     by_terms = {method.name for method in catalog.load_methods() if method.kind != "dense"}
     assert by_terms == {
         "promptreps-sparse",
@@ -147,13 +147,13 @@ def test_every_preset_is_proven_here_or_where_its_engine_is() -> None:
     assert {method.name for method in catalog.load_methods()} == plain_transformers.METHODS.keys() | by_terms | own
 
 
-def test_every_preset_says_where_it_comes_from() -> None:
+def test_every_preset_has_a_source() -> None:
     for method in catalog.load_methods():
         assert method.source, method.name
         assert method.fidelity == "ours" or method.paper, method.name
 
 
-def test_the_board_says_how_near_a_method_is_to_its_source(decoder: Path, tmp_path: Path) -> None:
+def test_the_board_shows_the_fidelity_of_a_method(decoder: Path, tmp_path: Path) -> None:
     task, out = small_collection.write_folder(tmp_path / "pantry"), tmp_path / "results"
     line = ("run", "--model", decoder, "--task", task, "--out", out)
     run_cells(*line, "--method", "promptreps", "--method", "echo", "--method", "mean:layer=1", "--method", "mean")

@@ -20,7 +20,7 @@ rankings = st.permutations(DOCUMENTS).flatmap(lambda order: st.integers(0, 30).m
 judged = st.dictionaries(st.sampled_from(DOCUMENTS), st.integers(-2, 4), max_size=12)
 
 
-def test_hand_computed_case() -> None:
+def test_metrics_computed_by_hand() -> None:
     # Relevant at ranks 2 (grade 2) and 4 (grade 1); a third relevant document (grade 3) is not found.
     scores = score_query(["x", "a", "y", "b"], {"a": 2, "b": 1, "c": 3, "x": 0, "y": -1}, depth=10)
     ideal = 3 + 2 / math.log2(3) + 1 / 2
@@ -34,14 +34,14 @@ def test_hand_computed_case() -> None:
     assert scores["mrr_at_10"] == pytest.approx(1 / 2)
 
 
-def test_the_ideal_is_cut_like_the_ranking() -> None:
+def test_the_ideal_ranking_is_cut_like_the_ranking() -> None:
     # One place, two relevant documents: the best possible at 1 is the grade 2 alone.
     scores = score_query(["low", "high"], {"low": 1, "high": 2}, depth=3)
     assert scores["ndcg_at_1"] == pytest.approx(1 / 2)
     assert scores["ndcg_at_3"] == pytest.approx((1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3)))
 
 
-def test_a_cut_counts_its_own_rank_and_nothing_below() -> None:
+def test_a_cutoff_includes_its_own_rank() -> None:
     ranking = [f"x{number}" for number in range(200)]
     at_ten, at_eleven = (score_query(ranking, {f"x{place}": 1}, depth=100) for place in (9, 10))
     assert (at_ten["mrr_at_10"], at_ten["recall_at_10"]) == (pytest.approx(1 / 10), 1.0)
@@ -49,7 +49,7 @@ def test_a_cut_counts_its_own_rank_and_nothing_below() -> None:
     assert at_eleven["mrr_at_100"] == pytest.approx(1 / 11)
 
 
-def test_names_are_those_of_mteb_and_end_at_the_depth() -> None:
+def test_metric_names_are_those_of_mteb_and_end_at_the_depth() -> None:
     ndcg_and_map = {f"{metric}_at_{cut}" for metric in ("ndcg", "map") for cut in (1, 3, 5, 10, 20, 100)}
     others = {f"recall_at_{cut}" for cut in (1, 5, 10, 20, 50, 100)} | {"mrr_at_10", "mrr_at_100"}
     assert set(score_query(["a"], {"a": 1}, depth=100)) == ndcg_and_map | others
@@ -64,7 +64,7 @@ def test_names_are_those_of_mteb_and_end_at_the_depth() -> None:
     [([], {"a": 1}), (["a"], {}), (["a"], {"a": 0, "b": -1}), (["x"], {"a": 1})],
     ids=["nothing ranked", "nothing judged", "nothing relevant", "nothing found"],
 )
-def test_zero_everywhere(ranking: list[str], judged: dict[str, int]) -> None:
+def test_no_relevant_document_scores_zero(ranking: list[str], judged: dict[str, int]) -> None:
     assert set(score_query(ranking, judged, depth=10).values()) == {0.0}
 
 

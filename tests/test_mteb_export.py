@@ -55,7 +55,7 @@ def test_mteb_reads_what_was_exported(tmp_path: Path) -> None:
     assert json.loads((file.parent / "model_meta.json").read_text())["name"] == "retbench/bm25"
 
 
-def test_cuts_deeper_than_the_run_are_left_out(tmp_path: Path) -> None:
+def test_cutoffs_deeper_than_the_run_are_left_out(tmp_path: Path) -> None:
     write_cached_dataset("scifact")
     (file,) = export_results(run_tasks(tmp_path, "scifact"), tmp_path / "mteb")
     scores = json.loads(file.read_text())["scores"]["test"][0]
@@ -78,7 +78,7 @@ def test_the_languages_of_a_task_go_into_one_file(tmp_path: Path) -> None:
     assert sorted(entry["hf_subset"] for entry in told) == ["go", "ruby"]
 
 
-def test_the_verb_names_the_files(tmp_path: Path) -> None:
+def test_the_command_prints_the_files(tmp_path: Path) -> None:
     write_cached_dataset("scifact")
     (record,) = run_tasks(tmp_path, "scifact")
     done = CliRunner().invoke(app, ["export", record, "--out", str(tmp_path / "mteb"), "--json"])
@@ -86,7 +86,7 @@ def test_the_verb_names_the_files(tmp_path: Path) -> None:
     assert json.loads(done.output)[0]["file"].endswith("SciFact.json")
 
 
-def test_what_mteb_would_not_have_measured_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_mteb_would_not_measure_is_refused(tmp_path: Path) -> None:
     write_cached_dataset("scifact")
     folder = small_collection.write_folder(tmp_path / "small")
     for record, reason in (

@@ -21,7 +21,7 @@ def _libraries_may_warn() -> Any:
         yield
 
 
-def test_mteb_gives_bm25_the_figures_of_our_own_run(tmp_path: Path) -> None:
+def test_mteb_gives_bm25_the_scores_of_our_run(tmp_path: Path) -> None:
     folder = small_collection.write_folder(tmp_path / "small")
     (cell,) = retbench.evaluate(["bm25"], tasks=[str(folder)], out=tmp_path / "results")
     theirs = mteb_task.compute_scores(
@@ -56,12 +56,12 @@ def test_only_the_allowed_documents_are_ranked(tmp_path: Path) -> None:
     assert found["free"].keys() == {"d0", "d1"}
 
 
-def test_settings_are_checked_as_those_of_a_run() -> None:
+def test_settings_are_validated_like_those_of_a_run() -> None:
     with pytest.raises(UsageError, match="dtype=fp32: no such dtype"):
         retbench.as_mteb("bm25", overrides={"dtype": "fp32"})
 
 
-def test_what_the_model_reads_follows_our_card_of_the_task() -> None:
+def test_the_model_reads_the_fields_of_our_task_card() -> None:
     assert find_task_card("SciFact", "test", "default") == catalog.find_task_card("scifact")
     assert find_task_card("COIRCodeSearchNetRetrieval", "test", "go") == catalog.find_task_card("codesearchnet-go")
     assert find_task_card("CosQA", "test", "default").protocol == "mteb"
@@ -78,7 +78,7 @@ def test_a_model_is_filed_under_its_repository_and_another_method_is_an_experime
     assert build_model_meta(catalog.find_model_card("bm25"), catalog.find_method("mean"), None).revision == "retbench"
 
 
-def test_nothing_is_left_in_the_cache(tmp_path: Path, own_cache: Path) -> None:
+def test_no_files_are_left_in_the_cache(tmp_path: Path, own_cache: Path) -> None:
     model = retbench.as_mteb("bm25")
     mteb_task.compute_scores(
         model,

@@ -17,5 +17,5 @@ import retbench.retrievers.dense_retriever
 """
 
 
-def test_the_dense_path_is_imported_without_them() -> None:
+def test_the_dense_path_imports_without_optional_libraries() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)

@@ -102,7 +102,7 @@ def compute_min_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
-def test_states_are_those_of_transformers(family: str, config: dict[str, Any]) -> None:
+def test_states_equal_those_of_transformers(family: str, config: dict[str, Any]) -> None:
     model = build_model(family, **config)
     wanted, fast = compute_plain_states(model, draw_token_ids()), build_decoder(model)
     found = fast(draw_token_ids(), causal=True)
@@ -110,7 +110,7 @@ def test_states_are_those_of_transformers(family: str, config: dict[str, Any]) -
     assert compute_min_cosine(found, wanted) > 0.99999
 
 
-def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
+def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16() -> None:
     exact, short = compute_plain_states(build_model("qwen2"), draw_token_ids()), build_model("qwen2", torch.bfloat16)
     fast = build_decoder(short)
     assert (
@@ -120,7 +120,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3, -1, -2, -4])
-def test_an_earlier_layer_is_that_of_transformers(layer: int) -> None:
+def test_an_earlier_layer_equals_that_of_transformers(layer: int) -> None:
     model = build_model("qwen2")
     fast = build_decoder(model)
     assert torch.allclose(
@@ -130,7 +130,7 @@ def test_an_earlier_layer_is_that_of_transformers(layer: int) -> None:
     )
 
 
-def test_attention_in_both_directions() -> None:
+def test_bidirectional_attention_equals_transformers() -> None:
     model = build_model("llama")
     fast = build_decoder(model)
     wanted = compute_plain_states(model, draw_token_ids(), is_causal=False, attention_mask=None)
@@ -175,11 +175,11 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("family", "config"), UNSUPPORTED.values(), ids=UNSUPPORTED)
-def test_what_it_does_not_compute_is_left_to_transformers(family: str, config: dict[str, Any]) -> None:
+def test_unsupported_models_are_left_to_transformers(family: str, config: dict[str, Any]) -> None:
     assert not supports_packed_decoding(build_model(family, **config))
 
 
-def test_it_computes_what_became_of_the_model() -> None:
+def test_changed_weights_and_replaced_layers_are_used() -> None:
     model = build_model("qwen2")
     fast = build_decoder(model)
     with torch.no_grad():  # as an optimiser does

@@ -20,7 +20,7 @@ LENGTHS = (90, 40, 40, 40, 7, 7, 1)
 
 def build_adapted_model(family: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     kind, config = FAMILIES[family]
-    recipe = replace(catalog.find_recipe("quick"), lora=LoraSettings(r=4, **{"dropout": 0.0, **lora}))
+    recipe = replace(catalog.find_recipe("quick"), lora=LoraSettings(r=4, **{"lora_dropout": 0.0, **lora}))
     model = lora_module.prepare_for_training(build_model(kind, dtype, **config), recipe)
     for weight in lora_module.get_trainable_weights(model).values():  # halves of zero would hide a mistake
         torch.nn.init.normal_(weight, std=0.1)
@@ -64,21 +64,21 @@ def assert_same_states_and_gradients(model: Any, tolerance: float) -> None:
 
 # a rope that follows the length turns a padded text by the longest beside it, so transformers' pass is no measure
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "a rope that follows the length"])
-def test_states_and_gradients_are_those_of_transformers(family: str) -> None:
+def test_states_and_gradients_equal_those_of_transformers(family: str) -> None:
     assert_same_states_and_gradients(build_adapted_model(family), 1e-4)
 
 
-def test_layers_without_an_adapter_stay_as_they_are() -> None:
-    assert_same_states_and_gradients(build_adapted_model("qwen2", targets=("q_proj", "down_proj")), 1e-4)
+def test_layers_without_an_adapter_are_unchanged() -> None:
+    assert_same_states_and_gradients(build_adapted_model("qwen2", target_modules=("q_proj", "down_proj")), 1e-4)
 
 
-def test_many_scores_are_made_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retbench.training.autograd_functions.SCORES", 6 * 40 * 40)
-    monkeypatch.setattr("retbench.training.autograd_functions.CHUNK", 48 * 10)
+def test_many_attention_scores_are_computed_in_row_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retbench.training.autograd_functions.MAX_BLOCK_SCORES", 6 * 40 * 40)
+    monkeypatch.setattr("retbench.training.autograd_functions.CHUNK_VALUES", 48 * 10)
     assert_same_states_and_gradients(build_adapted_model("llama"), 1e-4)
 
 
-def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
+def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16() -> None:
     exact = build_adapted_model("llama")
     rough = build_adapted_model("llama", torch.bfloat16)
     truth, ours = (
@@ -94,6 +94,6 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_own() -> None:
     assert off(ours) < 1.2 * off(theirs)
 
 
-def test_what_the_pass_does_not_compute_is_left_to_transformers() -> None:
-    assert not packed_forward.supports_model(build_adapted_model("llama", dropout=0.1))
+def test_unsupported_models_are_left_to_transformers() -> None:
+    assert not packed_forward.supports_model(build_adapted_model("llama", lora_dropout=0.1))
     assert not packed_forward.supports_model(build_model("llama"))

@@ -12,7 +12,7 @@ def draw_states() -> torch.Tensor:
     return torch.randn(1500, 48, generator=torch.Generator().manual_seed(4)).bfloat16()
 
 
-def test_the_sums_of_a_gpu_are_those_of_float64() -> None:
+def test_gpu_sums_equal_those_of_float64() -> None:
     found = pooling._sum_in_fixed_order(draw_states(), OFFSETS)
     exact = torch.stack([part.double().sum(dim=0) for part in draw_states().split(OFFSETS.diff().tolist())])
     assert found.dtype == torch.float32
@@ -21,14 +21,14 @@ def test_the_sums_of_a_gpu_are_those_of_float64() -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "weighted"])
-def test_both_ways_give_one_mean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_and_gpu_sums_give_the_same_mean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pooling.POOLINGS[name]  # type: ignore[index]
     usual = pool(draw_states(), OFFSETS)
     monkeypatch.setattr(pooling, "_sum_per_text", pooling._sum_in_fixed_order)
     torch.testing.assert_close(pool(draw_states(), OFFSETS), usual, rtol=0, atol=1e-6)
 
 
-def test_a_cpu_adds_as_it_always_did() -> None:
+def test_the_cpu_sum_is_unchanged() -> None:
     owners = torch.repeat_interleave(torch.arange(4), OFFSETS.diff())
     sums = torch.zeros(4, 48).index_add_(0, owners, draw_states().float())
     assert torch.equal(pooling.pool_mean(draw_states(), OFFSETS), sums / OFFSETS.diff()[:, None])

@@ -30,13 +30,13 @@ def test_moments_do_not_depend_on_blocks() -> None:
     assert np.allclose(moments.covariance, np.cov(VECTORS.T, bias=True), atol=1e-8)
 
 
-def test_centring_takes_the_mean_out() -> None:
+def test_centring_removes_the_mean() -> None:
     after = fit_postprocessing(catalog.find_method("mean:post=centre"), build_blocks())(VECTORS)
     assert after.dtype == np.float32
     assert np.allclose(after, normalize(VECTORS - VECTORS.mean(0)), atol=1e-5)
 
 
-def test_dropping_takes_the_main_directions_out() -> None:
+def test_dropping_removes_the_main_directions() -> None:
     after = fit_postprocessing(catalog.find_method("mean:post=drop-top,components=2"), build_blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
@@ -44,7 +44,7 @@ def test_dropping_takes_the_main_directions_out() -> None:
 
 
 @pytest.mark.parametrize("components", [None, 4])
-def test_whitening_gives_every_direction_one_variance(components: int | None) -> None:
+def test_whitening_gives_every_direction_unit_variance(components: int | None) -> None:
     word = "mean:post=whiten" + (f",components={components}" if components else "")
     after = fit_postprocessing(catalog.find_method(word), build_blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
@@ -62,7 +62,7 @@ def test_whitening_gives_every_direction_one_variance(components: int | None) ->
         ("mean:post=center", "did you mean centre"),
     ],
 )
-def test_a_combination_without_sense_is_refused(word: str, message: str) -> None:
+def test_an_invalid_combination_is_refused(word: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         catalog.find_method(word)
     assert message in f"{caught.value.cause} {caught.value.next_step}"
@@ -74,7 +74,7 @@ def test_more_directions_than_the_corpus_has_are_refused() -> None:
         fit_postprocessing(catalog.find_method("mean:post=whiten,components=9"), few)
 
 
-def test_nothing_is_embedded_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:
+def test_postprocessing_embeds_nothing_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:
     methods = ["mean", "mean:post=centre", "mean:post=whiten", "mean:post=drop-top,components=3"]
     found = run_cells(
         "run", "--model", model, "--task", task, "--out", out, *(w for m in methods for w in ("--method", m))

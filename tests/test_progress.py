@@ -15,7 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_time_left_goes_by_tokens_because_long_texts_come_first(clock: list[float]) -> None:
+def test_time_left_is_estimated_by_tokens(clock: list[float]) -> None:
     pace = PhaseProgress("texts")
     clock[0] += 10
     pace.add(1, 4, tokens=500, tokens_left=500)  # one long text is half of the work
@@ -23,7 +23,7 @@ def test_time_left_goes_by_tokens_because_long_texts_come_first(clock: list[floa
     assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in pace.format_line()
 
 
-def test_what_was_found_on_disk_makes_nothing_look_faster(clock: list[float]) -> None:
+def test_work_found_on_disk_does_not_count_as_speed(clock: list[float]) -> None:
     pace = PhaseProgress("texts")
     clock[0] += 1
     pace.add(1000, 2000, tokens=0, tokens_left=800)  # read, in no time
@@ -33,7 +33,7 @@ def test_what_was_found_on_disk_makes_nothing_look_faster(clock: list[float]) ->
     assert "50.0 texts/s" in pace.format_line()
 
 
-def test_share_of_the_peak_is_asked_for_once_and_only_when_tokens_are_computed(clock: list[float]) -> None:
+def test_peak_throughput_is_measured_once_and_only_if_tokens_are_computed(clock: list[float]) -> None:
     asked: list[int] = []
 
     def reach() -> float:
@@ -52,9 +52,7 @@ def test_share_of_the_peak_is_asked_for_once_and_only_when_tokens_are_computed(c
     assert asked == [1]
 
 
-def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_gets_periodic_lines_and_a_last_line(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     live = ProgressDisplay()
     live.begin_phase("embed documents", "texts", lambda: None)
     for _ in range(4):
@@ -65,13 +63,13 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
     assert [line.split(",")[0].strip() for line in lines] == ["3 of 4 texts", "embed documents: 24.0 s"]
 
 
-def test_the_peak_is_that_of_the_linear_layers() -> None:
+def test_peak_throughput_is_that_of_the_linear_layers() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 8))
     assert peak_throughput.count_linear_shapes(model) == {(16, 8): 1, (8, 16): 1}
     assert peak_throughput.measure_peak_throughput(model, torch.float32, torch.device("cpu"), 64) > 0
 
 
-def test_products_are_timed_in_a_row_without_waiting_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_timed_together_without_synchronizing(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     linear = torch.nn.functional.linear
     monkeypatch.setattr(peak_throughput, "_synchronize", lambda _: done.append("|"))
@@ -80,7 +78,7 @@ def test_products_are_timed_in_a_row_without_waiting_for_each(monkeypatch: pytes
     assert "".join(done) == "|....|" * (peak_throughput.REPETITIONS + 1)
 
 
-def test_a_share_above_one_is_not_told(clock: list[float]) -> None:
+def test_a_share_above_one_is_not_shown(clock: list[float]) -> None:
     pace = PhaseProgress("texts", lambda: 40.0)
     clock[0] += 2
     pace.add(2, 10, tokens=100, tokens_left=100)

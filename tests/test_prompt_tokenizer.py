@@ -43,7 +43,7 @@ def compute_specified_ids(tokenizer: Any, text: str, role: Role, limit: int) -> 
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
-def test_promptreps_ids_are_those_of_the_specification(tokens: Any, role: Role) -> None:
+def test_promptreps_token_ids_equal_the_specification(tokens: Any, role: Role) -> None:
     found = PromptTokenizer(tokens, catalog.load_methods().find("promptreps")).tokenize(TEXTS, role, 32)
     for row, text in enumerate(TEXTS):
         assert found[row].tolist() == compute_specified_ids(tokens, text, role, 32), text[:20]
@@ -51,7 +51,7 @@ def test_promptreps_ids_are_those_of_the_specification(tokens: Any, role: Role) 
     assert found.empty == 1
 
 
-def test_plain_methods_cut_the_finished_sequence(tokens: Any) -> None:
+def test_plain_methods_truncate_the_finished_sequence(tokens: Any) -> None:
     found = PromptTokenizer(tokens, catalog.load_methods().find("last")).tokenize(TEXTS, "document", 16)
     for row, text in enumerate(TEXTS[:4]):
         assert found[row].tolist() == tokens(text)["input_ids"][:16]
@@ -72,7 +72,7 @@ def test_an_eos_counts_towards_the_length(tokens: Any) -> None:
     assert found[1][-1] == tokens.eos_token_id
 
 
-def test_an_instruction_stands_where_the_template_says(tokens: Any) -> None:
+def test_an_instruction_is_placed_by_the_template(tokens: Any) -> None:
     method = Method("instructed", "", "ours", "a test", "last", query="Instruct: {instruction}\nQuery: {text}")
     wording = PromptTokenizer(tokens, method, "Find the answer")
     assert wording.build_prompt("what {text} is", "query") == "Instruct: Find the answer\nQuery: what {text} is"
@@ -85,7 +85,7 @@ def test_a_chat_method_needs_a_chat_template() -> None:
         PromptTokenizer(bare, catalog.load_methods().find("promptreps"))
 
 
-def test_many_texts_are_tokenised_as_one_by_one(tokens: Any, tmp_path: Path) -> None:
+def test_a_batch_of_texts_is_tokenised_like_single_texts(tokens: Any, tmp_path: Path) -> None:
     wording = PromptTokenizer(tokens, catalog.load_methods().find("promptreps"))
     texts = [
         f"{sentence} {number}" for number in range(40) for sentence in tiny_models.SENTENCES

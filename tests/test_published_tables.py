@@ -38,7 +38,7 @@ def test_every_shipped_table_has_the_metric_and_protocol_of_its_tasks() -> None:
             assert card.metric == table.metrics.get(task, table.metric), (table.name, task)
 
 
-def test_every_shipped_figure_is_a_score() -> None:
+def test_every_shipped_number_is_a_score() -> None:
     for row in load_published_rows():
         figures = [*row.scores.values(), *([row.suite_mean] if row.suite_mean is not None else [])]
         assert figures, row
@@ -57,7 +57,7 @@ def test_published_rows_are_marked_and_never_ranked(tmp_path: Path) -> None:
         build_report(tmp_path, table_names=("repllamma",))
 
 
-def test_another_metric_a_sample_or_a_protocol_keeps_them_out(tmp_path: Path) -> None:
+def test_another_metric_sample_or_protocol_excludes_published_rows(tmp_path: Path) -> None:
     write_finished_run(tmp_path / "a", "m", "scifact", [0.5] * 4, settings={"sample": 4})
     write_finished_run(tmp_path / "b", "m", "scifact", [0.5] * 4, settings={"protocol": "study"})
     write_finished_run(tmp_path / "c", "m", "msmarco-dev", [0.5] * 4)  # published by another metric
@@ -83,7 +83,7 @@ def test_a_row_of_the_wrong_length_is_named(tmp_path: Path) -> None:
         read_table(tmp_path / "t.toml")
 
 
-def test_import_puts_mteb_results_beside_ours_and_keeps_earlier_ones(tmp_path: Path) -> None:
+def test_import_adds_mteb_results_and_keeps_earlier_ones(tmp_path: Path) -> None:
     write_finished_run(tmp_path / "r", "m", "scifact", [0.5] * 4)
     folder = tmp_path / "org__model" / "rev"
     folder.mkdir(parents=True)
@@ -141,7 +141,7 @@ def test_two_scores_of_one_model_on_one_task_are_refused(tmp_path: Path) -> None
     assert _read_imported(tmp_path / "r") == {"org/model": (0.6,)}
 
 
-def test_only_what_a_board_could_show_is_imported(tmp_path: Path) -> None:
+def test_only_results_that_a_board_can_show_are_imported(tmp_path: Path) -> None:
     similarity = _write_mteb_result(tmp_path / "m" / "org__model" / "rev", "STS12", 0.7, "cosine_spearman")
     with pytest.raises(MissingError, match="has no scores of retrieval tasks"):
         import_results(similarity, tmp_path / "r")
@@ -172,7 +172,7 @@ def _build_cell(model: str = "minilm-l6", method: str = "mean", sample: int | No
     return Cell(model, method, "scifact", "beir", "test", "done", sample=sample, scores={"ndcg_at_10": 0.6451})
 
 
-def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> None:
+def test_an_expected_score_is_checked_only_for_a_cell_with_card_settings() -> None:
     model = catalog.find_model_card("minilm-l6")
     request, task = EvaluationRequest(("minilm-l6",), ("scifact",)), catalog.find_task_card("scifact")
     (found,) = find_expected_scores(_build_cell(), model, task, request)
@@ -188,7 +188,7 @@ def test_an_expected_score_is_told_only_for_a_cell_run_as_its_cards_say() -> Non
     )
 
 
-def test_a_model_card_may_know_its_score_too() -> None:
+def test_a_model_card_may_have_an_expected_score() -> None:
     model = ModelCard("mine", reference=(PublishedScore("scifact", "ndcg_at_10", 0.9, "a paper", 0.01),))
     (found,) = find_expected_scores(
         _build_cell("mine"), model, catalog.find_task_card("scifact"), EvaluationRequest(("mine",), ("scifact",))

@@ -22,7 +22,7 @@ from tests import small_collection, tiny_models
 PLAIN = LexicalSettings(variant="dirichlet", mu=3.0, stopwords="en")
 
 
-def test_dirichlet_by_hand() -> None:
+def test_dirichlet_smoothing_computed_by_hand() -> None:
     documents = ["red apple", "green apple apple pear", "plum pear"]
     found = DirichletIndex(PLAIN, documents).search(["apple pear kiwi", "plum plum"], 3)
     total, mu = 8, 3.0  # kiwi stands nowhere
@@ -42,7 +42,7 @@ def test_a_query_of_unknown_words_finds_nothing() -> None:
     assert DirichletIndex(PLAIN, ["red apple"]).search(["kiwi"], 3).rows[0].tolist() == []
 
 
-def test_it_is_a_model_like_any_other(tmp_path: Path) -> None:
+def test_lexical_query_likelihood_is_run_by_name(tmp_path: Path) -> None:
     task = str(small_collection.write_folder(tmp_path / "pantry"))
     cell, bm25 = retbench.evaluate(["query-likelihood", "bm25"], tasks=[task], out=tmp_path / "results")
     assert (cell.status, cell.method, bm25.method) == ("done", "query-likelihood", "bm25")
@@ -67,7 +67,7 @@ DOCUMENTS = ["The heart pumps blood.", "Bread is baked from flour, water, salt a
 QUERIES = ["what does the heart do", "bread"]
 
 
-def test_a_row_is_prompt_bottleneck_query_end(folder: Path) -> None:
+def test_an_input_is_prompt_bottleneck_query_and_end(folder: Path) -> None:
     made = load_model(folder)
     line = made.tokenize_pairs(DOCUMENTS, QUERIES)[0]
     eos = made.tokenizer.eos_token_id
@@ -80,7 +80,7 @@ def test_a_row_is_prompt_bottleneck_query_end(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [True, False])
-def test_who_sees_whom_position_by_position(folder: Path, stop: bool) -> None:
+def test_the_attention_mask_position_by_position(folder: Path, stop: bool) -> None:
     """With one layer, a state depends on exactly the positions it attends to: the gradient shows which."""
     made = load_model(folder, attention_stop=stop)
     lines = made.tokenize_pairs(DOCUMENTS, QUERIES)
@@ -98,14 +98,14 @@ def test_who_sees_whom_position_by_position(folder: Path, stop: bool) -> None:
             assert not gradient[1 - row].any()
 
 
-def test_padding_and_company_do_not_change_a_likelihood(folder: Path) -> None:
+def test_padding_and_batch_do_not_change_a_likelihood(folder: Path) -> None:
     made = load_model(folder)
     together = made.compute_log_likelihoods(DOCUMENTS, QUERIES, 10_000)
     alone = [made.compute_log_likelihoods([d], [q], 10_000)[0] for d, q in zip(DOCUMENTS, QUERIES, strict=True)]
     assert together.tolist() == pytest.approx(alone, abs=1e-4)
 
 
-def test_logits_are_made_only_from_the_first_query_on(folder: Path) -> None:
+def test_logits_are_computed_only_from_the_first_query_token(folder: Path) -> None:
     made = load_model(folder)
     lines = made.tokenize_pairs(DOCUMENTS, QUERIES)
     (whole, ids), (part, behind) = made.compute_logits(lines), made.compute_logits(lines, 7)
@@ -123,7 +123,7 @@ def test_a_likelihood_is_the_sum_over_the_querys_tokens_and_the_end(folder: Path
     assert made.compute_log_likelihoods(DOCUMENTS[:1], QUERIES[:1], 10_000)[0] == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_corruption_takes_its_share_of_words() -> None:
+def test_corruption_removes_its_ratio_of_words() -> None:
     text = " ".join(f"w{n}" for n in range(2000))
     gone = corrupt_text(text, 0.6, "_", (1, 0, 7)).split()
     assert len(gone) == 2000

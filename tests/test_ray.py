@@ -137,7 +137,7 @@ def read_worker_logs(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("shard-*.json")}
 
 
-def test_a_run_over_s3_is_that_of_one_process_and_another_machine_goes_on_from_it(
+def test_a_run_over_s3_equals_a_local_run_and_resumes_on_another_machine(
     cluster: Any, bucket: str, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
 ) -> None:
     on = f"ray:store={bucket}/place,address={cluster.address}"
@@ -153,7 +153,9 @@ def test_a_run_over_s3_is_that_of_one_process_and_another_machine_goes_on_from_i
     assert any(name.endswith("record.json") for name in s3fs.S3FileSystem().find(f"{BUCKET}/place/results"))
 
 
-def test_ray_train_runs_the_same_words_in_two_processes(cluster: Any, model: Path, task: Path, tmp_path: Path) -> None:
+def test_ray_train_runs_the_same_command_in_two_processes(
+    cluster: Any, model: Path, task: Path, tmp_path: Path
+) -> None:
     words = ["finetune", str(task), "--model", str(model), "--recipe", "quick"]
     words += ["--set", "split=train", "--set", "batch.contrastive_batch_size=2", "--set", "batch.train_batch_size=2"]
     words += ["--set", "optimizer.max_steps=2"]
@@ -179,7 +181,7 @@ def test_ray_train_runs_the_same_words_in_two_processes(cluster: Any, model: Pat
         np.testing.assert_allclose(together[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_one_of_two_nodes_is_killed_and_the_run_ends_the_same(
+def test_killing_one_of_two_nodes_does_not_change_the_run(
     cluster: Any, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
 ) -> None:
     on = f"ray:store={tmp_path / 'shared'},address={cluster.address}"

@@ -29,7 +29,7 @@ def open_store(tmp_path: Path, name: str = "here", planned: object = None) -> Sh
     return found
 
 
-def test_what_one_machine_leaves_another_brings(depot: RemoteStorage, tmp_path: Path) -> None:
+def test_a_shard_written_by_one_machine_is_read_by_another(depot: RemoteStorage, tmp_path: Path) -> None:
     there, here = open_store(tmp_path, "there"), open_store(tmp_path)
     assert depot.open_shard_store(here).download_shard(7, here) is None
     kept = depot.open_shard_store(there).write_shard(7, BLOCK, tokens=12, seconds=1.5)
@@ -41,7 +41,7 @@ def test_what_one_machine_leaves_another_brings(depot: RemoteStorage, tmp_path: 
     assert not there.has_shard(7)  # a worker's own disk keeps nothing
 
 
-def test_a_copy_that_was_cut_short_does_not_count(depot: RemoteStorage, tmp_path: Path) -> None:
+def test_a_truncated_copy_is_ignored(depot: RemoteStorage, tmp_path: Path) -> None:
     here = open_store(tmp_path)
     shelf = depot.open_shard_store(here)
     shelf.write_shard(7, BLOCK, tokens=12, seconds=1.5)
@@ -55,7 +55,7 @@ def test_a_copy_that_was_cut_short_does_not_count(depot: RemoteStorage, tmp_path
     assert shelf.download_shard(7, here) is None
 
 
-def test_the_first_plan_is_everybodys(depot: RemoteStorage, tmp_path: Path) -> None:
+def test_the_first_batch_plan_is_shared(depot: RemoteStorage, tmp_path: Path) -> None:
     first, second = open_store(tmp_path, "first", planned=64), open_store(tmp_path, "second")
     depot.open_shard_store(first).sync_plan(first)
     depot.open_shard_store(second).sync_plan(second)
@@ -66,7 +66,7 @@ def test_the_first_plan_is_everybodys(depot: RemoteStorage, tmp_path: Path) -> N
         depot.open_shard_store(other).sync_plan(other)
 
 
-def test_without_a_plan_anywhere_there_is_nothing_to_share(depot: RemoteStorage, tmp_path: Path) -> None:
+def test_without_a_batch_plan_nothing_is_shared(depot: RemoteStorage, tmp_path: Path) -> None:
     here = open_store(tmp_path)
     depot.open_shard_store(here).sync_plan(here)
     assert not here.has_plan()
@@ -93,7 +93,7 @@ UNUSABLE_LOCATIONS = {"a folder in a file": "{tmp}/file/depot", "a system nobody
 
 
 @pytest.mark.parametrize("address", UNUSABLE_LOCATIONS.values(), ids=UNUSABLE_LOCATIONS)
-def test_a_place_that_cannot_be_used_is_told(address: str, tmp_path: Path) -> None:
+def test_an_unusable_location_is_an_error(address: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     here = open_store(tmp_path)
     with pytest.raises(ResourceError, match="cannot be used") as caught:

@@ -75,7 +75,7 @@ def test_a_group_counts_once_in_the_average() -> None:
     assert compute_suite_mean("beir", {forums[0]: 0.2, forums[1]: 0.4, "scifact": 0.5}) == pytest.approx(0.4)
 
 
-def test_no_average_over_missing_cells_and_failures_are_told(tmp_path: Path) -> None:
+def test_no_average_over_missing_cells_and_failures_are_listed(tmp_path: Path) -> None:
     write_finished_run(tmp_path, "whole", "one", GOOD)
     write_finished_run(tmp_path, "whole", "two", GOOD)
     write_finished_run(tmp_path, "half", "one", BAD)
@@ -88,14 +88,14 @@ def test_no_average_over_missing_cells_and_failures_are_told(tmp_path: Path) -> 
     assert "A row with missing cells has no average." in text
 
 
-def test_a_success_takes_the_note_of_the_failure_away(tmp_path: Path) -> None:
+def test_a_success_removes_the_failure_file(tmp_path: Path) -> None:
     write_failed_run(tmp_path, "m", "t")
     write_failed_run(tmp_path, "m", "t", method="-")
     write_finished_run(tmp_path, "m", "t", GOOD)
     assert ResultsFolder(tmp_path).scan_runs().failures == []
 
 
-def test_other_documents_make_another_block_and_the_difference_is_named(tmp_path: Path) -> None:
+def test_runs_over_other_documents_are_a_separate_block(tmp_path: Path) -> None:
     write_finished_run(tmp_path, "a", "t", GOOD)
     write_finished_run(tmp_path, "b", "t", GOOD, fingerprint="another", created="2026-02-01")
     write_finished_run(tmp_path, "c", "t", GOOD, settings={"split": "train"})
@@ -107,7 +107,7 @@ def test_other_documents_make_another_block_and_the_difference_is_named(tmp_path
     ).format("markdown")
 
 
-def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: Path) -> None:
+def test_a_rule_missing_in_an_older_record_has_its_default(tmp_path: Path) -> None:
     write_finished_run(tmp_path, "old", "t", GOOD)
     write_finished_run(tmp_path, "new", "t", BAD, settings={"excluded": "keep", "relevant_from": 1})
     assert len(_list_board_rows(tmp_path)) == 2
@@ -115,7 +115,7 @@ def test_a_rule_that_an_older_record_does_not_state_was_the_usual_one(tmp_path: 
     assert [board.differing_rules for board in build_report(tmp_path).boards] == [(), ("relevant_from of t",)]
 
 
-def test_of_two_runs_of_a_cell_the_newer_counts_and_the_board_says_so(tmp_path: Path) -> None:
+def test_the_newer_of_two_runs_of_a_cell_counts_and_is_noted(tmp_path: Path) -> None:
     write_finished_run(tmp_path, "m", "t", BAD, settings={"excluded": "keep"}, created="2027")
     write_finished_run(tmp_path, "m", "t", GOOD, created="2026")
     (board,) = build_report(tmp_path).boards
@@ -137,7 +137,7 @@ def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sets", "mark"), [(None, "?"), ((), ""), (("t",), "*")])
-def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...] | None, mark: str) -> None:
+def test_training_exposure_is_marked(tmp_path: Path, sets: tuple[str, ...] | None, mark: str) -> None:
     write_finished_run(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
     (board,) = build_report(tmp_path).boards
     assert [cell.mark for cell in build_table(board).lines[0].cells if cell.task == "t"] == [mark]
@@ -151,13 +151,15 @@ def test_seen_unseen_and_unknown_are_marked(tmp_path: Path, sets: tuple[str, ...
         ("codesearchnet-go", "codesearchnet-java", ""), ("msmarco", "nano-nq", ""), ("fever", "climate-fever", ""),
     ],
 )  # fmt: skip
-def test_a_variant_of_a_collection_is_the_collection(tmp_path: Path, learned: str, task: str, mark: str) -> None:
+def test_training_exposure_includes_variants_of_a_collection(
+    tmp_path: Path, learned: str, task: str, mark: str
+) -> None:
     write_finished_run(tmp_path, "m", task, [0.5] * 4, training_sets=(learned,))
     (board,) = build_report(tmp_path).boards
     assert [cell.mark for cell in build_table(board).lines[0].cells if cell.task == task] == [mark]
 
 
-def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
+def test_user_folders_are_not_averaged(tmp_path: Path) -> None:
     for task in ("one", "two"):
         write_finished_run(tmp_path, "a", task, GOOD, suite="custom")
         write_finished_run(tmp_path, "b", task, BAD, suite="custom")
@@ -175,7 +177,7 @@ def test_folders_of_a_user_are_not_averaged(tmp_path: Path) -> None:
     assert "failed: c on two" in text
 
 
-def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: Path) -> None:
+def test_a_trained_model_with_a_single_seed_is_marked(tmp_path: Path) -> None:
     def trained(seed: int) -> TrainingProvenance:
         return TrainingProvenance(
             {"name": "quick", "seed": seed}, "f", {"fingerprint": "d"}, {}, {}, "retbench finetune"
@@ -189,7 +191,7 @@ def test_a_trained_model_with_one_seed_is_marked_until_there_are_two(tmp_path: P
     assert "‡" not in build_report(tmp_path).format("markdown")
 
 
-def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None:
+def test_mean_and_range_over_seeds_are_below_the_board(tmp_path: Path) -> None:
     for seed, scores in ((1, [0.2] * 4), (2, [0.4] * 4), (3, [0.9] * 4)):
         recipe = {"name": "quick", "seed": seed}
         training = TrainingProvenance(recipe, "f", {"set": "s", "fingerprint": "d"}, {}, {}, "retbench finetune")
@@ -204,7 +206,7 @@ def test_mean_and_range_over_seeds_stand_under_the_board(tmp_path: Path) -> None
     assert text.count("‡") == 2  # the other set's model and the remark
 
 
-def test_price_needs_a_rate_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cost_needs_a_price_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_finished_run(tmp_path / "r", "m", "t", GOOD)
     monkeypatch.chdir(tmp_path)
     assert "price" not in build_report(tmp_path / "r").format("markdown")
@@ -215,7 +217,7 @@ def test_price_needs_a_rate_for_the_machine(tmp_path: Path, monkeypatch: pytest.
 # --- bad input
 
 
-def test_what_cannot_be_read_is_named_and_skipped_with_exit_1(tmp_path: Path) -> None:
+def test_unreadable_records_are_named_and_skipped_with_exit_1(tmp_path: Path) -> None:
     good, half, edited, odd = (
         write_finished_run(tmp_path, name, "t", GOOD) for name in ("good", "half", "edited", "odd")
     )
@@ -232,9 +234,7 @@ def test_what_cannot_be_read_is_named_and_skipped_with_exit_1(tmp_path: Path) ->
     assert str(good) not in err
 
 
-def test_a_length_that_asks_for_more_memory_than_there_is_is_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_length_beyond_memory_is_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_finished_run(tmp_path, "good", "t", GOOD)
 
     def greedy(*_: object, **__: object) -> None:
@@ -247,7 +247,7 @@ def test_a_length_that_asks_for_more_memory_than_there_is_is_damage(
             look(folder)
 
 
-def test_a_list_of_results_names_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_load_results_warns_about_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_finished_run(tmp_path, "good", "t", GOOD)
     lost = write_finished_run(tmp_path, "lost", "t", GOOD)
     (lost / "record.json").write_text("{")
@@ -259,7 +259,7 @@ def test_a_list_of_results_names_what_it_leaves_out(tmp_path: Path, caplog: pyte
     assert str(lost) in caplog.text
 
 
-def test_edited_settings_are_noticed(tmp_path: Path) -> None:
+def test_edited_settings_are_detected(tmp_path: Path) -> None:
     folder = write_finished_run(tmp_path, "m", "t", GOOD)
     facts = json.loads((folder / "record.json").read_text())
     facts["settings"]["depth"] = 7
@@ -276,7 +276,7 @@ def test_an_older_record_is_migrated(tmp_path: Path) -> None:
     assert build_report(tmp_path).problems == []
 
 
-def test_a_record_of_the_future_is_refused(tmp_path: Path) -> None:
+def test_a_record_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     folder = write_finished_run(tmp_path, "m", "t", GOOD)
     today = json.loads((folder / "record.json").read_text())
     (folder / "record.json").write_text(json.dumps({**today, "schema": SCHEMA + 1}))
@@ -284,7 +284,7 @@ def test_a_record_of_the_future_is_refused(tmp_path: Path) -> None:
         read_record(folder / "record.json")
 
 
-def test_an_empty_folder_says_how_to_begin(tmp_path: Path) -> None:
+def test_an_empty_folder_shows_how_to_start(tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         build_report(tmp_path)
     assert _run_command("report", tmp_path)[0] == 3
@@ -315,7 +315,7 @@ def test_a_formula_does_not_run_in_a_spreadsheet() -> None:
     assert format_csv_value(TableCell("=1+1", "=1+1")) == "'=1+1"
 
 
-def test_json_has_a_cell_a_run_an_average_and_failures(tmp_path: Path) -> None:
+def test_json_has_cells_averages_and_failures(tmp_path: Path) -> None:
     write_finished_run(tmp_path, "good", "t", GOOD)
     write_finished_run(tmp_path, "bad", "t", BAD)
     write_failed_run(tmp_path, "lost", "t")

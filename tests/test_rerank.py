@@ -81,7 +81,7 @@ LISTWISE_OPTIONS = (
 )
 
 
-def test_the_listwise_prompt_and_its_cosines_are_the_plain_computation(model: Path, task: Path, out: Path) -> None:
+def test_the_listwise_prompt_and_its_cosines_equal_a_plain_computation(model: Path, task: Path, out: Path) -> None:
     plain, listed = run_cells(
         "run",
         *FLOAT32,
@@ -122,7 +122,7 @@ def test_a_dry_run_shows_the_listwise_prompt_of_the_run_on_disk(model: Path, tas
     assert [plan["rerank"][0][name] for name in ("prompt", "ids")] == [sample["prompt"], sample["ids"]]
 
 
-def test_thinking_is_disabled_where_the_template_knows_it(model: Path, tmp_path: Path) -> None:
+def test_thinking_is_disabled_if_the_chat_template_supports_it(model: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template += "{% if enable_thinking is false %}<think></think>{% endif %}"
     sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=True, limit=999)
@@ -147,7 +147,7 @@ def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, t
     assert "no chat template" in skipped["error"]
 
 
-def test_documents_share_what_is_left_equally(mute: Path) -> None:
+def test_documents_share_the_remaining_tokens_equally(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
     documents = ["short", "bread " * 400, "water " * 300]
     settings = reranker_settings.E2RankSettings(documents=3)
@@ -173,7 +173,7 @@ def test_documents_share_what_is_left_equally(mute: Path) -> None:
         fitted(60)
 
 
-def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
+def test_a_query_that_is_too_long_is_truncated_and_counted(mute: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(mute)
     sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=False, limit=300)
     asked: Any = listwise_embedding.ListwisePromptBuilder(sheet, reranker_settings.E2RankSettings(), str)
@@ -181,7 +181,7 @@ def test_a_query_that_leaves_no_room_is_cut_and_counted(mute: Path) -> None:
     assert asked.counts.queries_cut == 1
 
 
-def test_where_fewer_than_two_documents_fit_the_cell_is_skipped(mute: Path, task: Path, out: Path) -> None:
+def test_the_cell_is_skipped_if_fewer_than_two_documents_fit(mute: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", mute, "--task", task, "--method", "last", "--rerank", "e2rank:length=40", "--out", out)
     answer = run_command(*line, "--json")
     plain, skipped = json.loads(answer.stdout)
@@ -205,7 +205,7 @@ def test_documents_are_not_embedded_again(model: Path, task: Path, out: Path, mo
     assert seen == [1, 1, 1]
 
 
-def test_only_candidates_are_embedded_where_no_corpus_is_stored(model: Path, task: Path, out: Path) -> None:
+def test_only_candidates_are_embedded_if_the_corpus_is_not_cached(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:model={model},method=last")
     plain, baseline, listed = run_cells(*line)
     assert baseline["rerank"] == ["vectors:method=last,model=tiny"]
@@ -221,7 +221,7 @@ def test_only_candidates_are_embedded_where_no_corpus_is_stored(model: Path, tas
     assert again["cached"]
 
 
-def test_rocchio_is_the_textbook_formula(model: Path, task: Path, out: Path) -> None:
+def test_rocchio_equals_the_textbook_formula(model: Path, task: Path, out: Path) -> None:
     word = "rocchio:documents=2,alpha=0.5,beta=2,gamma=0.25"
     plain, moved = run_cells(
         "run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--rerank", word, "--out", out
@@ -246,7 +246,7 @@ def test_the_peak_memory_of_a_reranked_cell_is_its_own(task: Path, out: Path) ->
     assert read_record(ordered)["cost"]["peak_memory_mb"] < read_record(plain)["cost"]["peak_memory_mb"] + 500
 
 
-def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
+def test_ql_equals_the_likelihood_of_words(task: Path, out: Path) -> None:
     """By hand: counts smoothed by the collection's, for the words that stemming and stop words leave."""
     own = run_command("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
     (whole,) = json.loads(own.stdout)
@@ -260,7 +260,7 @@ def test_ql_is_the_likelihood_of_words(task: Path, out: Path) -> None:
     assert reranker_settings.parse_reranker("ql:model=some").spelling == "likelihood:model=some"
 
 
-def test_rerankers_compose_and_every_stage_is_a_row(model: Path, task: Path, out: Path) -> None:
+def test_rerankers_are_chained_and_every_stage_is_a_row(model: Path, task: Path, out: Path) -> None:
     line = ("run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--out", out)
     *_, last = run_cells(*line, "--rerank", "e2rank:documents=2", "--rerank", "rocchio")
     assert last["rerank"] == ["e2rank:documents=2", "rocchio"]
@@ -270,7 +270,7 @@ def test_rerankers_compose_and_every_stage_is_a_row(model: Path, task: Path, out
         assert row in board
 
 
-def test_a_dense_depth_leaves_the_tail_alone() -> None:
+def test_a_reranking_depth_keeps_the_tail() -> None:
     class Reversed:
         depth = 3
 
@@ -287,7 +287,7 @@ def test_a_dense_depth_leaves_the_tail_alone() -> None:
     assert len(found.seconds_per_query) == 2
 
 
-def test_windows_let_a_document_climb_to_the_top() -> None:
+def test_sliding_windows_move_a_document_to_the_top() -> None:
     assert [(w.start, w.stop) for w in iterate_windows(10, 4, 2)] == [(6, 10), (4, 8), (2, 6), (0, 4)]
     assert [(w.start, w.stop) for w in iterate_windows(5, 4, 3)] == [(1, 5), (0, 2)]
     assert list(iterate_windows(3, 4, 2)) == [slice(0, 3)] == list(iterate_windows(3, 0, 10))
@@ -308,7 +308,7 @@ def test_windows_let_a_document_climb_to_the_top() -> None:
 RUN = "q1 Q0 coffee 1 9.5 x\nq1 Q0 tea 2 7.25 x\nq1 Q0 bread 3 7 x\nq2 Q0 train 1 2 x\nother Q0 tea 1 1 x\n"
 
 
-def test_a_run_of_another_system_is_reranked_and_stands_beside(model: Path, task: Path, out: Path) -> None:
+def test_an_imported_run_is_reranked(model: Path, task: Path, out: Path) -> None:
     file = task.parent / "theirs.txt"
     file.write_text(RUN)
     line = ("rerank", file, "--task", task, "--with", f"rocchio:model={model}", "--out", out)
@@ -361,7 +361,7 @@ def test_bad_runs_and_options_are_refused_by_name(
     assert words in answer.output
 
 
-def test_a_reranker_that_fails_takes_no_finished_cell_away(task: Path, out: Path) -> None:
+def test_a_failed_reranker_keeps_finished_cells(task: Path, out: Path) -> None:
     run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     (run,) = out.rglob("record.json")
     lost = "listwise:model=./nowhere"
@@ -375,7 +375,7 @@ def test_a_reranker_that_fails_takes_no_finished_cell_away(task: Path, out: Path
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_the_note_of_a_failed_reranker_goes_when_it_is_done(
+def test_the_failure_file_is_removed_when_the_reranker_succeeds(
     model: Path, task: Path, out: Path, tmp_path: Path, before: bool
 ) -> None:
     place = tmp_path / "tiny"
@@ -396,7 +396,7 @@ def test_a_run_file_needs_its_task(task: Path, out: Path) -> None:
     assert (answer.exit_code, "--task TASK" in answer.output) == (2, True)
 
 
-def test_excluded_documents_never_come_back(
+def test_reranking_never_returns_excluded_documents(
     model: Path, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = task.parent / "theirs.txt"
@@ -422,6 +422,6 @@ def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path
         build_reranker_spec(reranker_settings.parse_reranker("rocchio"), moved, None, ModelResolver(lambda _: None))
 
 
-def test_one_spelling_for_one_reranker() -> None:
+def test_equal_rerankers_have_one_spelling() -> None:
     assert reranker_settings.parse_reranker("e2rank:step=10,depth=50").spelling == "e2rank:depth=50"
     assert reranker_settings.parse_reranker("rocchio:beta=1,alpha=2").spelling == "rocchio:alpha=2.0,beta=1.0"

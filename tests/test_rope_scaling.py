@@ -33,19 +33,19 @@ def draw_token_ids(*lengths: int) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("word", "meant"), [("linear:2", "linear:2"), ("yarn:4.0", "yarn:4"), ("dynamic", "dynamic:1")]
 )
-def test_a_setting_is_written_in_one_way(word: str, meant: str) -> None:
+def test_equal_settings_have_one_spelling(word: str, meant: str) -> None:
     assert rope_scaling.parse_rope_scaling(word).setting == meant
 
 
 @pytest.mark.parametrize(
     "word", ["linear", "linear:1", "yarn:x", "yarn:-2", "linear:inf", "dynamic:0.5", "lineal:2", ""]
 )
-def test_what_stretches_nothing_is_refused(word: str) -> None:
+def test_a_factor_without_effect_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match="rope="):
         rope_scaling.parse_rope_scaling(word)
 
 
-def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:
+def test_the_positions_of_a_loaded_model_are_scaled(folder: Path) -> None:
     plain, halved = (backbone.load_backbone(folder, "float32", CPU, word).model for word in (None, "linear:2"))
     assert torch.allclose(halved.rotary_emb.inv_freq, plain.rotary_emb.inv_freq / 2)
     stretched = backbone.load_backbone(folder, "float32", CPU, "yarn:4").model
@@ -55,7 +55,7 @@ def test_the_positions_of_a_loaded_model_are_stretched(folder: Path) -> None:
     assert stretched.config.rope_parameters["original_max_position_embeddings"] == WINDOW
 
 
-def test_dynamic_changes_nothing_within_the_window_and_something_beyond(folder: Path) -> None:
+def test_dynamic_scaling_changes_only_texts_beyond_the_window(folder: Path) -> None:
     plain, dynamic = (backbone.load_backbone(folder, "float32", CPU, word) for word in (None, "dynamic"))
     for length, same in ((WINDOW, True), (WINDOW + 30, False)):
         one, other = (loaded.compute_states(draw_token_ids(length)).flat for loaded in (plain, dynamic))
@@ -73,7 +73,7 @@ def build_other_family(family: str) -> Backbone:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma"])
-def test_a_text_is_turned_by_its_own_length_whatever_stands_beside_it(family: str) -> None:
+def test_dynamic_scaling_uses_the_length_of_each_text(family: str) -> None:
     model, texts = build_other_family(family), draw_token_ids(90, 70, 70, 30, 3)
     assert model.kernel == ("blocks" if family == "qwen2" else "sdpa")
     together = model.compute_states(texts)
@@ -83,7 +83,7 @@ def test_a_text_is_turned_by_its_own_length_whatever_stands_beside_it(family: st
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_a_model_without_one_plain_rope_is_refused(folder: Path) -> None:
+def test_an_unsupported_rope_is_refused(folder: Path) -> None:
     for family in ("bert", "gemma3_text"):
         with pytest.raises(UsageError, match="rotary positions"):
             rotary_positions.apply_rope_scaling(AutoConfig.for_model(family), "linear:2")
@@ -110,7 +110,7 @@ def test_the_setting_is_in_the_record_and_in_the_settings_id(folder: Path, tmp_p
     assert found["linear:4"].scores != found[None].scores or found["yarn:4"].scores != found[None].scores
 
 
-def test_another_engine_is_not_told(folder: Path, tmp_path: Path) -> None:
+def test_other_engines_are_refused(folder: Path, tmp_path: Path) -> None:
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     (cell,) = retbench.evaluate([str(folder)], tasks=[pantry], methods=["mean"], out=tmp_path / "r",
                                 overrides={"rope": "linear:2"}, engine="sentence-transformers")  # fmt: skip

@@ -27,7 +27,7 @@ def run_cells(*words: object) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_run_leaves_a_whole_record(model: Path, task: Path, out: Path) -> None:
+def test_a_run_writes_a_complete_record(model: Path, task: Path, out: Path) -> None:
     (cell,) = run_cells("run", "--model", model, "--task", task, "--method", "promptreps", "--out", out)
     assert (cell["model"], cell["method"], cell["task"], cell["suite"]) == ("tiny", "promptreps", "pantry", "custom")
     assert (cell["documents"], cell["queries"], cell["status"]) == (20, 3, "done")
@@ -47,7 +47,7 @@ def test_a_run_leaves_a_whole_record(model: Path, task: Path, out: Path) -> None
     assert np.mean(table.column("ndcg_at_10").to_pylist()) == pytest.approx(cell["main_score"])
 
 
-def test_the_same_line_again_does_nothing(model: Path, task: Path, out: Path) -> None:
+def test_the_same_command_again_does_nothing(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--method", "mean", "--out", out)
     (first,) = run_cells(*line)
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
@@ -59,7 +59,7 @@ def test_the_same_line_again_does_nothing(model: Path, task: Path, out: Path) ->
 
 
 @pytest.mark.parametrize("metric", ["ndcg_at_10", "recall_at_10"])
-def test_a_record_with_a_changed_score_is_reported_once_and_mended(task: Path, out: Path, metric: str) -> None:
+def test_a_record_with_a_changed_score_is_reported_once_and_repaired(task: Path, out: Path, metric: str) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
     (first,) = run_cells(*line)
     file = Path(first["record"]) / "record.json"
@@ -95,7 +95,7 @@ def test_truncated_texts_are_counted(model: Path, task: Path, out: Path) -> None
     assert texts["document"]["longest"] == 8
 
 
-def test_scores_can_be_computed_again_from_the_run_file(task: Path, out: Path) -> None:
+def test_scores_can_be_recomputed_from_the_run_file(task: Path, out: Path) -> None:
     import gzip
 
     import pytrec_eval
@@ -160,7 +160,9 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
         (("--model", "minilm-l6", "--suite", "stdlib", "--method", "maen"), 2, "did you mean mean"),
     ],
 )
-def test_wrong_words_get_two_lines_and_a_code(words: tuple[str, ...], code: int, said: str, out: Path) -> None:
+def test_wrong_arguments_give_two_lines_and_an_exit_code(
+    words: tuple[str, ...], code: int, said: str, out: Path
+) -> None:
     answer = run_command("run", *words, "--out", out)
     assert answer.exit_code == code
     assert said in answer.output
@@ -169,7 +171,7 @@ def test_wrong_words_get_two_lines_and_a_code(words: tuple[str, ...], code: int,
     assert as_json["exit_code"] == code
 
 
-def test_missing_weights_say_what_to_do(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_name_the_next_step(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = run_command("run", "--model", "qwen2.5-coder", "--suite", "coir", "--out", out)
     assert answer.exit_code == 3
     assert "Qwen/Qwen2.5-Coder-7B" in answer.output
@@ -184,7 +186,7 @@ def test_weights_of_another_shape_are_refused(model: Path, task: Path, out: Path
     assert "layers 2, not 28" in answer.output
 
 
-def test_ctrl_c_keeps_what_is_finished(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_finished_cells(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from retbench.retrievers.bm25 import BM25Index
 
     search, calls = BM25Index.search, []
@@ -215,7 +217,7 @@ def test_a_dry_run_shows_texts_tokens_and_time_and_runs_nothing(model: Path, tas
     assert "document tokens" in run_command("run", "--model", model, "--task", task, "--out", out, "--dry-run").output
 
 
-def test_python_does_what_the_command_does(task: Path, out: Path) -> None:
+def test_the_python_function_equals_the_command(task: Path, out: Path) -> None:
     (cell,) = retbench.evaluate(["bm25"], tasks=[str(task)], out=out)
     frame = retbench.load_results(out)
     assert frame.loc[0, "ndcg_at_10"] == cell.main_score
@@ -233,7 +235,7 @@ def test_fetch_of_a_generated_suite_fills_the_cache(own_cache: Path) -> None:
     assert list((own_cache / "collections").glob("stdlib-text-*/manifest.json"))
 
 
-def test_quiet_says_only_results(task: Path, out: Path) -> None:
+def test_quiet_prints_only_results(task: Path, out: Path) -> None:
     answer = CliRunner().invoke(app, ["-q", "run", "--model", "bm25", "--task", str(task), "--out", str(out)])
     assert answer.stderr == ""
     assert "pantry" in answer.stdout

@@ -37,7 +37,7 @@ def draw_vectors(*shape: int, seed: int = 0) -> np.ndarray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
-def test_losses_are_the_plain_sums() -> None:
+def test_losses_equal_plain_sums() -> None:
     torch.manual_seed(0)
     net, guess = AdaptorNet(WIDTH, zero=False), AdaptorNet(WIDTH, zero=False)
     queries, documents, negatives = (
@@ -71,7 +71,7 @@ def test_losses_are_the_plain_sums() -> None:
     )
 
 
-def test_step_0_changes_nothing() -> None:
+def test_an_untrained_adaptor_changes_nothing() -> None:
     vectors = draw_vectors(5, WIDTH)
     assert np.allclose(Adaptor(AdaptorNet(WIDTH, zero=True).copy_tensors())(vectors), vectors, atol=1e-7)
 
@@ -84,7 +84,7 @@ def build_rotated_data() -> tuple[AdaptorTrainingData, np.ndarray]:
     return AdaptorTrainingData(queries, documents, pairs, [{row: 1} for row in range(40)]), queries[30:]
 
 
-def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
+def test_a_rotation_is_learned_deterministically() -> None:
     lessons, held = build_rotated_data()
 
     def score(tensors: dict[str, np.ndarray]) -> float:
@@ -101,7 +101,7 @@ def test_what_can_be_learned_is_learned_and_the_same_again() -> None:
     assert all(np.array_equal(best.tensors[name], again.tensors[name]) for name in best.tensors)
 
 
-def test_one_layer_is_a_plain_linear_map_and_starts_at_nothing() -> None:
+def test_one_layer_is_a_linear_map_that_starts_at_zero() -> None:
     lessons, held = build_rotated_data()
     tensors = AdaptorNet(WIDTH, True, 1).copy_tensors()
     assert set(tensors) == {"first.weight", "first.bias"}
@@ -116,7 +116,7 @@ def test_one_layer_is_a_plain_linear_map_and_starts_at_nothing() -> None:
     assert learned.step == 50
 
 
-def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
+def test_each_loss_can_be_switched_off() -> None:
     lessons, _ = build_rotated_data()
     zero = AdaptorNet(WIDTH, zero=True).copy_tensors()
 
@@ -130,7 +130,7 @@ def test_without_any_loss_nothing_moves_and_without_one_the_others_do() -> None:
     assert not np.array_equal(after(ranking_weight=0.0, beta=(0.1,))["last.weight"], zero["last.weight"])
 
 
-def test_patience_ends_a_training_that_gets_nowhere() -> None:
+def test_patience_stops_training_without_improvement() -> None:
     lessons, _ = build_rotated_data()
     looks: list[float] = []
     learned = train_with_loss_weights(
@@ -153,7 +153,7 @@ def task(tmp_path: Path) -> Path:
     return folder
 
 
-SHORT_TRAINING = ("--set", "iterations=50", "--set", "alpha=[0.1]", "--set", "beta=[0.01]")
+SHORT_TRAINING = ("--set", "max_steps=50", "--set", "alpha=[0.1]", "--set", "beta=[0.01]")
 
 
 def train_adaptor(model: Path, task: Path, *words: object) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def train_adaptor(model: Path, task: Path, *words: object) -> dict[str, Any]:
     return facts
 
 
-def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
+def test_an_adaptor_is_run_by_name_and_embeds_nothing_again(
     model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "results"
@@ -189,9 +189,7 @@ def test_an_adaptor_runs_by_name_and_embeds_nothing_again(
 
 
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
-def test_the_peak_memory_of_its_cell_counts_nothing_from_before_its_training(
-    model: Path, task: Path, tmp_path: Path
-) -> None:
+def test_the_peak_memory_of_a_cell_starts_at_its_training(model: Path, task: Path, tmp_path: Path) -> None:
     memory.reset_peak_memory()
     before, large = memory.get_peak_memory_mb(), np.ones(1 << 27)  # a gigabyte
     del large
@@ -200,8 +198,8 @@ def test_the_peak_memory_of_its_cell_counts_nothing_from_before_its_training(
     assert json.loads((Path(cell["record"]) / "record.json").read_text())["cost"]["peak_memory_mb"] < before + 500
 
 
-def test_its_ranking_is_that_of_its_vectors(model: Path, task: Path, tmp_path: Path) -> None:
-    facts = train_adaptor(model, task, "--name", "moved", "--set", "top=5")
+def test_the_ranking_equals_that_of_the_adapted_vectors(model: Path, task: Path, tmp_path: Path) -> None:
+    facts = train_adaptor(model, task, "--name", "moved", "--set", "negatives_top_k=5")
     change = Adaptor(load_file(Path(facts["folder"]) / "adaptor.safetensors"))
     line = ("run", "--model", "moved", "--task", task, "--set", "dtype=float32", "--out", tmp_path / "results")
     (cell,) = run_cells(*line)
@@ -229,15 +227,15 @@ def compute_means(folder: Path, some: list[str]) -> np.ndarray:
     return np.stack(found)
 
 
-def test_few_queries_and_short_texts_are_what_run_reads_afterwards(model: Path, task: Path, tmp_path: Path) -> None:
-    facts = train_adaptor(model, task, "--name", "short", "--set", "queries=10", "--set", "max_length=4")
+def test_query_and_length_limits_apply_to_later_runs(model: Path, task: Path, tmp_path: Path) -> None:
+    facts = train_adaptor(model, task, "--name", "short", "--set", "max_queries=10", "--set", "max_length=4")
     assert facts["queries"] == 2  # a fifth of ten
     (cell,) = run_cells("run", "--model", "short", "--task", task, "--out", tmp_path / "results")
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["document_limit"] == 4
 
 
-def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
+def test_an_adaptor_without_improvement_is_reported(model: Path, task: Path) -> None:
     facts = train_adaptor(model, task, "--name", "still", "--set", "learning_rate=1e-9")
     assert (facts["verdict"], facts["helps"], facts["p"]) == ("it does not help", False, 1.0)
     assert facts["before"] == facts["after"]
@@ -247,24 +245,24 @@ def test_it_says_when_it_does_not_help(model: Path, task: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told", "code"),
     [
-        (("--set", "negatives=0"), "nothing", 2),
+        (("--set", "negatives_per_pair=0"), "is not above 0", 2),
         (("--set", "alpha=[]"), "empty list", 2),
-        (("--set", "queries=1"), "nothing to learn from", 2),
+        (("--set", "max_queries=1"), "too few to train on", 2),
         (("--set", "layers=3"), "layers", 2),
         (("--set", "speed=1"), "there is no option 'speed'", 2),
-        (("--dry-run",), "takes no --dry-run", 2),
-        (("--set", "report_to=nonsense"), "takes no --set report_to", 2),
-        (("--recipe", "nowhere.toml"), "no adaptor's recipe", 2),
+        (("--dry-run",), "does not support --dry-run", 2),
+        (("--set", "report_to=nonsense"), "does not support --set report_to", 2),
+        (("--recipe", "nowhere.toml"), "no adaptor recipe", 2),
         (("--set", "split=test"), "evaluated on its split", 2),
         (("--model", "bm25"), "bm25 has no vectors", 2),
     ],
 )
-def test_wishes_that_cannot_be_met(model: Path, task: Path, words: tuple[str, ...], told: str, code: int) -> None:
+def test_invalid_requests_are_refused(model: Path, task: Path, words: tuple[str, ...], told: str, code: int) -> None:
     answer = run_command("finetune", task, "--model", model, "--objective", "adaptor", *words)
     assert (answer.exit_code, told in answer.output) == (code, True), answer.output
 
 
-def test_what_does_not_belong_together_is_refused(model: Path, task: Path, tmp_path: Path) -> None:
+def test_an_adaptor_for_other_weights_is_refused(model: Path, task: Path, tmp_path: Path) -> None:
     facts = train_adaptor(model, task, "--name", "moved")
     line = ("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
     answer = run_command(*line, "--method", "last")

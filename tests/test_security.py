@@ -78,16 +78,14 @@ def run_subprocess(words: tuple[str, ...]) -> tuple[int, str, str]:
     return ran.returncode, ran.stdout, ran.stderr
 
 
-def test_the_search_for_keys_would_find_one(tmp_path: Path) -> None:
+def test_the_key_search_finds_a_key(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "x.json").write_text(f"key: {KEYS['HF_TOKEN']}!")
     assert find_files_with_keys(tmp_path)
     assert find_keys_in("", KEYS["AWS_SECRET_ACCESS_KEY"]) == ["AWS_SECRET_ACCESS_KEY"]
 
 
-def test_a_run_with_keys_writes_and_says_none(
-    keys: local_server.LocalServer, task: Path, out: Path, own_cache: Path
-) -> None:
+def test_a_run_writes_and_prints_no_key(keys: local_server.LocalServer, task: Path, out: Path, own_cache: Path) -> None:
     status, stdout, stderr = run_subprocess(build_run_command(task, out, "--json"))
     assert status == 0, stderr
     assert set(keys.keys) == {f"Bearer {KEYS['RETBENCH_ENDPOINT_KEY']}"}  # it was needed, and sent
@@ -114,7 +112,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("fault", "status"), FAULTS.values(), ids=FAULTS)
-def test_a_failing_call_tells_no_key(
+def test_a_failing_request_prints_no_key(
     fault: Any,
     status: int,
     keys: local_server.LocalServer,
@@ -131,7 +129,7 @@ def test_a_failing_call_tells_no_key(
     assert find_files_with_keys(out, own_cache) == []
 
 
-def test_a_key_on_the_command_line_does_not_exist() -> None:
+def test_no_option_takes_a_key() -> None:
     """Keys come from the environment alone: no option takes one, so no shell history and no record holds one."""
     for words in (["run"], ["rerank"], ["finetune"], ["fetch"], ["verify"], ["study", "run"]):
         offered = run_command(*words, "--help").output.lower()
@@ -226,7 +224,7 @@ def iterate_calls(name: str) -> Iterator[tuple[str, ast.Call]]:
                 yield f"{file.name}:{node.lineno}", node
 
 
-def test_every_loading_says_what_it_thinks_of_code() -> None:
+def test_every_load_call_sets_trust_remote_code() -> None:
     """Left out, transformers asks at the terminal, and a tired yes would run it."""
     found = [(where, {word.arg for word in node.keywords}) for where, node in iterate_calls("from_pretrained")]
     assert len(found) > 8
@@ -245,7 +243,7 @@ def test_nothing_is_unpickled() -> None:
     assert not any("allow_pickle=True" in ast.unparse(node) for node in numpy_loads)
 
 
-def test_of_the_hub_only_safe_files_are_asked_for(tmp_path: Path) -> None:
+def test_only_safe_files_are_requested_from_the_hub(tmp_path: Path) -> None:
     """Patterns decide before a byte is fetched: no pickle, no code."""
     from fnmatch import fnmatch
 

@@ -41,7 +41,7 @@ def test_both_engines_agree(model: Path, name: str) -> None:
     assert theirs.dimension == ours.dimension
 
 
-def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interfering_chat_template_is_detected(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sentence_transformers
 
     honest = sentence_transformers.SentenceTransformer
@@ -54,7 +54,7 @@ def test_a_chat_template_in_the_way_is_found(model: Path, monkeypatch: pytest.Mo
         sentence_transformers_engine.load_sentence_transformers_model(model, "float32", CPU, "last")
 
 
-def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) -> None:
+def test_a_published_model_keeps_its_modules(model: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
@@ -73,7 +73,7 @@ def test_a_published_model_keeps_its_own_modules(model: Path, tmp_path: Path) ->
     assert np.allclose(loaded.encode(list(tokens)), wanted, atol=1e-5)
 
 
-def test_other_modules_behind_one_backbone_are_other_vectors(model: Path, tmp_path: Path) -> None:
+def test_other_modules_on_the_same_backbone_change_the_key(model: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
@@ -87,12 +87,12 @@ def test_other_modules_behind_one_backbone_are_other_vectors(model: Path, tmp_pa
     assert len(known) == 3
 
 
-def test_a_bare_model_has_no_pooling_of_its_own(model: Path) -> None:
+def test_a_bare_model_has_no_published_pooling(model: Path) -> None:
     with pytest.raises(UsageError, match=r"no modules\.json"):
         sentence_transformers_engine.load_sentence_transformers_model(model, "float32", CPU, "model")
 
 
-def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:
+def test_the_record_names_its_engine(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "mean")
     (ours,), (theirs,) = run_cells(*line), run_cells(*line, "--engine", "sentence-transformers")
     assert (ours["engine"], theirs["engine"]) == ("transformers", "sentence-transformers")
@@ -102,6 +102,6 @@ def test_the_run_names_its_engine(model: Path, task: Path, out: Path) -> None:
     assert "pooling over part of the tokens" in skipped.output
 
 
-def test_our_engine_has_no_pooling_of_the_models_own(model: Path, task: Path, out: Path) -> None:
+def test_our_engine_does_not_support_published_pooling(model: Path, task: Path, out: Path) -> None:
     (cell,) = run_cells("run", "--model", model, "--task", task, "--out", out, "--method", "as-published")
     assert cell["status"] == "skipped"

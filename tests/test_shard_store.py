@@ -46,11 +46,11 @@ def test_a_shard_is_read_as_it_was_written(filled: ShardStore) -> None:
     assert list_file_names(filled) == FILES
 
 
-def test_a_shard_that_was_never_written_is_none(filled: ShardStore) -> None:
+def test_an_unwritten_shard_is_none(filled: ShardStore) -> None:
     assert filled.read_shard(8) is None
 
 
-def test_a_shard_written_again_is_the_new_one(filled: ShardStore) -> None:
+def test_a_rewritten_shard_is_the_new_one(filled: ShardStore) -> None:
     filled.write_shard(7, VectorBlock(BLOCK.rows, -BLOCK.vectors), tokens=12, seconds=1.5)
     block = filled.read_shard(7)
     assert block is not None
@@ -73,7 +73,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("file", "change"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_shard_does_not_count(filled: ShardStore, file: str, change: Any) -> None:
+def test_a_damaged_shard_is_ignored(filled: ShardStore, file: str, change: Any) -> None:
     path = filled.folder / file
     path.write_bytes(change(path.read_bytes()))
     assert filled.read_shard(7) is None
@@ -82,18 +82,18 @@ def test_a_damaged_shard_does_not_count(filled: ShardStore, file: str, change: A
 
 
 @pytest.mark.parametrize("file", sorted(FILES))
-def test_half_a_shard_does_not_count(filled: ShardStore, file: str) -> None:
+def test_a_truncated_shard_is_ignored(filled: ShardStore, file: str) -> None:
     (filled.folder / file).unlink()
     assert filled.read_shard(7) is None
 
 
-def test_two_shards_swapped_on_the_disk_do_not_count(filled: ShardStore) -> None:
+def test_two_swapped_shard_files_are_ignored(filled: ShardStore) -> None:
     filled.write_shard(8, VectorBlock(BLOCK.rows + 10, BLOCK.vectors), tokens=12, seconds=1.0)
     (filled.folder / "shard-00007.safetensors").replace(filled.folder / "shard-00008.safetensors")
     assert filled.read_shard(8) is None
 
 
-def test_the_first_plan_stays(store: ShardStore) -> None:
+def test_the_first_batch_plan_is_kept(store: ShardStore) -> None:
     assert store.load_or_create_plan(lambda: {"budget": 4096}) == {"budget": 4096}
     assert store.load_or_create_plan(lambda: {"budget": 1}) == {"budget": 4096}
     assert ShardStore(store.folder).load_or_create_plan(dict) == {"budget": 4096}
@@ -120,7 +120,7 @@ FAULTS = {"at fsync": (os, "fsync"), "at rename": (Path, "rename")}
 
 
 @pytest.mark.parametrize(("owner", "call"), FAULTS.values(), ids=FAULTS)
-def test_a_full_disk_leaves_nothing(store: ShardStore, monkeypatch: pytest.MonkeyPatch, owner: Any, call: str) -> None:
+def test_a_full_disk_leaves_no_files(store: ShardStore, monkeypatch: pytest.MonkeyPatch, owner: Any, call: str) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(owner, call, raise_disk_full)
         with pytest.raises(ResourceError) as caught:
@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_nothing(store: ShardStore, monkeypatch: pytest.Monke
     assert store.read_shard(7) is None
 
 
-def test_a_full_disk_keeps_what_was_there(filled: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_existing_shard(filled: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", raise_disk_full)
         with pytest.raises(ResourceError):
@@ -140,7 +140,7 @@ def test_a_full_disk_keeps_what_was_there(filled: ShardStore, monkeypatch: pytes
     assert filled.read_shard(7) is not None
 
 
-def test_a_shard_without_its_note_does_not_count(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_without_metadata_is_ignored(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(file: Path, content: bytes) -> None:
         if file.suffix == ".json":
             raise KeyboardInterrupt
@@ -154,7 +154,7 @@ def test_a_shard_without_its_note_does_not_count(store: ShardStore, monkeypatch:
     assert store.read_shard(7) is None
 
 
-def test_a_folder_that_is_not_there_cannot_be_written(tmp_path: Path) -> None:
+def test_writing_to_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="No such file or directory"):
         write_file_atomically(tmp_path / "nowhere" / "file", b"x")
 
@@ -183,7 +183,7 @@ def test_a_second_process_waits_until_the_first_is_done(store: ShardStore) -> No
     assert second.exitcode == 0
 
 
-def test_the_lock_is_free_again_after_an_error(store: ShardStore) -> None:
+def test_the_lock_is_released_after_an_error(store: ShardStore) -> None:
     with pytest.raises(ZeroDivisionError), store.lock():
         raise ZeroDivisionError
     with store.lock():
@@ -215,7 +215,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_a_digest_follows_every_fact(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_a_digest_changes_with_every_value(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert compute_digest(one) != compute_digest(other)
 
 

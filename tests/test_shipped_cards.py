@@ -37,7 +37,7 @@ THE_EIGHT = {
 
 
 @pytest.mark.parametrize(("suite", "size"), SUITE_SIZES.items())
-def test_suite_counts_a_group_as_one(suite: str, size: int) -> None:
+def test_a_suite_counts_a_group_as_one_task(suite: str, size: int) -> None:
     assert len(catalog.load_suites().find(suite).tasks) == size
 
 
@@ -48,7 +48,7 @@ def test_suite_members_exist() -> None:
     assert not missing
 
 
-def test_suite_has_no_member_twice_and_no_unused_group() -> None:
+def test_a_suite_has_no_duplicate_member_and_no_unused_group() -> None:
     for suite in catalog.load_suites():
         assert len(set(suite.expand_tasks())) == len(suite.expand_tasks()), suite.name
         assert set(suite.groups or {}) <= set(suite.tasks), suite.name
@@ -72,7 +72,7 @@ def test_codesearchnet_is_six_languages_twice(suite: str) -> None:
     assert [len(members) for members in groups.values()] == [LANGUAGES, LANGUAGES]
 
 
-def test_hub_sources_are_pinned_or_say_why_not() -> None:
+def test_hub_sources_are_pinned_or_explain_why_not() -> None:
     for task in catalog.load_task_cards():
         if task.source.kind != "hub":
             continue
@@ -87,12 +87,12 @@ def test_model_revisions_are_commits() -> None:
 
 
 @pytest.mark.parametrize("task", ["arguana", "quora"])
-def test_a_query_that_is_a_document_does_not_find_itself(task: str) -> None:
+def test_a_query_that_is_a_document_is_not_its_own_result(task: str) -> None:
     assert catalog.find_task_card(task).same_id == "drop"
     assert catalog.find_task_card(f"{task}-study").same_id == "keep"
 
 
-def test_msmarco_is_scored_as_its_makers_do() -> None:
+def test_msmarco_is_scored_like_the_original() -> None:
     dev = catalog.find_task_card("msmarco-dev")
     assert (dev.split, dev.metric, dev.depth, dev.same_id) == ("dev", "mrr_at_10", 1000, "keep")
     tracks = [catalog.find_task_card(f"trec-dl-{year}") for year in (2019, 2020)]
@@ -143,7 +143,7 @@ def test_parents_are_cards() -> None:
     ] == []
 
 
-def test_expected_scores_are_shares_with_a_source() -> None:
+def test_expected_scores_are_between_0_and_1_and_have_a_source() -> None:
     for task in catalog.load_task_cards():
         for known in task.expected:
             assert 0 < known.score < 1, task.name
@@ -151,7 +151,7 @@ def test_expected_scores_are_shares_with_a_source() -> None:
             assert known.source, task.name
 
 
-def test_weights_of_another_size_are_offered_their_card_the_nearest_name_first(tmp_path: Path) -> None:
+def test_weights_of_another_size_suggest_their_card(tmp_path: Path) -> None:
     shape = catalog.find_model_card("qwen2.5-coder-1.5b").shape
     assert shape is not None
     figures = {"num_hidden_layers": shape.layers, "hidden_size": shape.width, "vocab_size": shape.vocabulary}
@@ -180,12 +180,12 @@ RELEASED = {
 
 
 @pytest.mark.parametrize("line", RELEASED)
-def test_every_released_size_of_a_line_has_a_card(line: str) -> None:
+def test_every_released_size_of_a_family_has_a_card(line: str) -> None:
     assert [line.format(size) for size in RELEASED[line] if line.format(size) not in catalog.load_model_cards()] == []
 
 
 @pytest.mark.parametrize("name", THE_EIGHT.values())
-def test_the_eight_say_what_they_end_a_text_with(name: str) -> None:
+def test_the_eight_models_declare_their_eos_token(name: str) -> None:
     ends = [
         note for note in catalog.find_model_card(name).notes if "The end-of-sequence token in its config is" in note
     ]

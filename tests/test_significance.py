@@ -46,7 +46,7 @@ def _compute_by_brute_force(a: list[float], b: list[float]) -> float:
     return sum(total >= observed - 1e-12 for total in sums) / len(sums)
 
 
-def test_exact_case_by_hand() -> None:
+def test_exact_p_value_computed_by_hand() -> None:
     # All three differences are positive: of 8 flips only all-plus and all-minus reach the sum.
     assert compute_paired_p_value([0.5, 0.6, 0.9], [0.1, 0.5, 0.7]) == 2 / 8
     # 0.1 + 0.2 - 0.3 is not 0 in floats; every flip is as extreme as a difference of nothing.
@@ -97,7 +97,7 @@ def test_a_sampled_p_value_is_never_zero() -> None:
     assert compute_paired_p_value(a, b, rounds=999) == 1 / 1000
 
 
-def test_the_seed_fixes_the_p_value_and_the_sides_are_alike() -> None:
+def test_the_seed_fixes_the_p_value_and_order_does_not_matter() -> None:
     a, b = _draw_paired_scores(200, gap=0.01)
     assert (
         compute_paired_p_value(a, b, seed=4)
@@ -108,14 +108,14 @@ def test_the_seed_fixes_the_p_value_and_the_sides_are_alike() -> None:
     assert compute_paired_p_value(a, a) == 1.0
 
 
-def test_equal_models_are_called_different_as_often_as_promised() -> None:
+def test_the_false_positive_rate_is_as_promised() -> None:
     p_values = [compute_paired_p_value(*_draw_paired_scores(30, gap=0.0, seed=seed), rounds=199) for seed in range(600)]
     for level in (0.05, 0.2, 0.5):
         rate = sum(p_value <= level for p_value in p_values) / 600
         assert abs(rate - level) < 4 * math.sqrt(level * (1 - level) / 600)
 
 
-def test_bounded_memory_does_not_change_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunking_does_not_change_the_p_value(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = _draw_paired_scores(77, gap=0.01)
     whole = compute_paired_p_value(a, b), compute_bootstrap_interval(a), rank_models({"a": a, "b": b, "c": b + 0.01})
     sizes = list(significance._split_rounds(1000, 77))
@@ -142,7 +142,7 @@ def test_interval_equals_scipy(level: float) -> None:
     assert ours.high == pytest.approx(found.high, abs=0.12 * error)
 
 
-def test_interval_of_few_queries_by_hand() -> None:
+def test_interval_of_few_queries_computed_by_hand() -> None:
     # Means of two draws from 0 and 1 are 0, 1/2 and 1, with chances 1/4, 1/2 and 1/4.
     assert compute_bootstrap_interval([0.0, 1.0]) == ConfidenceInterval(0.0, 1.0)
     assert compute_bootstrap_interval([0.0, 1.0], level=0.4) == ConfidenceInterval(0.5, 0.5)
@@ -158,7 +158,7 @@ def test_interval_narrows_with_the_level_and_follows_the_seed() -> None:
     assert once == again != other
 
 
-def test_holm_by_hand() -> None:
+def test_holm_computed_by_hand() -> None:
     # Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, then 0.04 x 1 is lifted to the one before it.
     assert adjust_p_values([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert adjust_p_values([0.6, 0.7]) == [1.0, 1.0]
@@ -175,7 +175,7 @@ def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -
     assert all(adjusted[i] <= adjusted[j] for i, j in itertools.pairwise(order))
 
 
-def test_what_so_many_queries_could_detect_is_found_in_four_of_five_draws() -> None:
+def test_the_detectable_difference_has_power_0_8() -> None:
     draw = np.random.default_rng(3)
     assert compute_detectable_difference([0.5], [0.2]) is None
     reach = compute_detectable_difference(draw.normal(size=5000), np.zeros(5000))
@@ -187,7 +187,7 @@ def test_what_so_many_queries_could_detect_is_found_in_four_of_five_draws() -> N
     assert 0.73 < found / 400 < 0.87
 
 
-def test_effect_size_by_hand() -> None:
+def test_effect_size_computed_by_hand() -> None:
     # Differences 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1.
     assert compute_effect_size([0.6, 0.7, 0.8], [0.5, 0.5, 0.5]) == pytest.approx(2.0)
     assert compute_effect_size([0.5, 0.5, 0.5], [0.6, 0.7, 0.8]) == pytest.approx(-2.0)
@@ -202,14 +202,14 @@ def test_effect_size_without_variance_is_zero(a: list[float], b: list[float]) ->
     assert compute_effect_size(a, b) == 0.0
 
 
-def test_wins_by_hand() -> None:
+def test_win_counts_computed_by_hand() -> None:
     # 0.1 + 0.2 and 0.3 differ in the last bit only: a tie.
     assert count_wins([1.0, 0.5, 0.2, 0.1 + 0.2, 0.0], [0.5, 0.5, 0.3, 0.3, 0.0]) == WinCounts(wins=1, ties=3, losses=1)
 
 
 @settings(deadline=None)
 @given(scores, st.data())
-def test_wins_mirror_and_add_up(a: list[float], data: st.DataObject) -> None:
+def test_win_counts_are_symmetric_and_add_up(a: list[float], data: st.DataObject) -> None:
     b = data.draw(st.lists(st.floats(0, 1), min_size=len(a), max_size=len(a)))
     forward, back = count_wins(a, b), count_wins(b, a)
     assert (forward.wins, forward.ties, forward.losses) == (back.losses, back.ties, back.wins)
@@ -233,7 +233,7 @@ def _assign_letters(order: str, *different: str) -> dict[str, str]:
     return {order[model]: letters for model, letters in found.items()}
 
 
-def test_letters_by_hand() -> None:
+def test_letters_computed_by_hand() -> None:
     assert _assign_letters("XYZ") == {"X": "a", "Y": "a", "Z": "a"}
     assert _assign_letters("XYZ", "XY", "XZ", "YZ") == {"X": "a", "Y": "b", "Z": "c"}
     assert _assign_letters("XYZ", "XZ") == {"X": "a", "Y": "ab", "Z": "b"}
@@ -247,7 +247,7 @@ def test_letters_where_differing_is_not_transitive() -> None:
     assert _assign_letters("WXYZ", "WX", "YZ") == {"W": "ab", "X": "cd", "Y": "ac", "Z": "bd"}
 
 
-def test_letters_go_on_after_the_alphabet() -> None:
+def test_letters_continue_after_the_alphabet() -> None:
     # Twelve models in six pairs that differ: 2 ** 6 groups, each choosing one of every pair.
     found = significance._assign_letters(range(12), [(model, model + 1) for model in range(0, 12, 2)])
     used = set("".join(found.values()))
@@ -296,19 +296,19 @@ def test_ranks_correct_for_the_family() -> None:
     assert {standing.letters for standing in rank_models({"a": a, "b": b, **others}).values()} == {"a"}
 
 
-def test_a_large_family_can_still_be_told_apart() -> None:
+def test_a_large_family_of_models_can_be_distinguished() -> None:
     # 1225 pairs: with 10,000 rounds the smallest corrected p-value would be 0.12.
     generator = np.random.default_rng(10)
     table = {f"m{number}": number + 0.01 * generator.random(40) for number in range(50)}
     assert [standing.rank for standing in rank_models(table).values()] == list(range(50, 0, -1))
 
 
-def test_alpha_decides_who_differs() -> None:
+def test_alpha_determines_which_models_differ() -> None:
     a, b = _draw_paired_scores(200, gap=0.018, seed=12)
     p_value = compute_paired_p_value(a, b)
     assert rank_models({"a": a, "b": b}, alpha=p_value)["a"].rank == 2
     assert rank_models({"a": a, "b": b}, alpha=p_value - 1e-6)["a"].rank == 1
 
 
-def test_one_model_stands_alone() -> None:
+def test_one_model_has_rank_1() -> None:
     assert rank_models({"only": [0.1, 0.2]}) == {"only": ModelRank(1, "a")}

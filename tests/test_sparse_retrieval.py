@@ -52,7 +52,7 @@ def compute_specified_terms(folder: Path, text: str, role: Role) -> tuple[np.nda
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("role", ["query", "document"])
-def test_terms_are_those_of_the_whole_language_model(tmp_path: Path, role: Role, tied: bool) -> None:
+def test_terms_equal_those_of_the_full_language_model(tmp_path: Path, role: Role, tied: bool) -> None:
     folder = tiny_models.build_model(tmp_path / "lm", tie_word_embeddings=tied)
     made = load_encoder(folder)
     rows = made.encode(made.tokenize(TEXTS, role))
@@ -65,14 +65,14 @@ def test_terms_are_those_of_the_whole_language_model(tmp_path: Path, role: Role,
         assert {i: weight for i, weight in weights.items() if weight} == impacts, text
 
 
-def test_only_the_heaviest_terms_are_kept(tmp_path: Path) -> None:
+def test_only_the_terms_with_the_highest_weights_are_kept(tmp_path: Path) -> None:
     made = load_encoder(tiny_models.build_model(tmp_path / "lm"))
     row = made._select_terms(torch.arange(tiny_models.VOCABULARY).float(), np.arange(200))
     assert row[:TERMS_PER_TEXT].tolist() == list(range(199, 199 - TERMS_PER_TEXT, -1))
     assert row[TERMS_PER_TEXT] == 19900
 
 
-def test_weights_without_a_head_say_so(tmp_path: Path) -> None:
+def test_weights_without_an_lm_head_are_an_error(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tiny_models.build_model(tmp_path / "lm", tie_word_embeddings=False)
@@ -82,13 +82,13 @@ def test_weights_without_a_head_say_so(tmp_path: Path) -> None:
         load_encoder(folder)
 
 
-def test_a_cap_bends_the_logits() -> None:
+def test_logit_soft_capping_is_applied() -> None:
     made = lm_head.LMHead(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
     wanted = 3 * torch.tanh(torch.tensor([[2.0, 6.0]]) / 3)
     assert torch.allclose(made.compute_logits(torch.tensor([[2.0, 5.0]])), wanted)
 
 
-def test_the_inverted_index_is_a_plain_product() -> None:
+def test_the_inverted_index_equals_a_dense_product() -> None:
     draw = np.random.default_rng(3)
     matrix = draw.integers(0, 4, (60, 30)) * (draw.random((60, 30)) < 0.3)
     asked = draw.integers(0, 4, (5, 30)) * (draw.random((5, 30)) < 0.3)
@@ -108,7 +108,7 @@ def test_the_inverted_index_is_a_plain_product() -> None:
         assert found.scores[query].tolist() == scores[wanted].tolist()
 
 
-def test_fusion_is_min_max_and_a_mean() -> None:
+def test_fusion_is_the_mean_of_min_max_scores() -> None:
     one = Ranking([np.array([4, 2, 9]), np.array([1])], [np.array([3.0, 2.0, 1.0]), np.array([5.0])])
     other = Ranking([np.array([2, 7]), np.array([], dtype=int)], [np.array([40.0, 30.0]), np.array([])])
     found = fuse_rankings(one, other, 3)
@@ -142,14 +142,14 @@ def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_p
 
 
 @pytest.mark.parametrize("change", ["vector_dtype=fp16", "dimensions=8"])
-def test_rows_with_terms_are_not_made_smaller(model: Path, task: Path, out: Path, change: str) -> None:
+def test_sparse_rows_are_not_compressed(model: Path, task: Path, out: Path, change: str) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
     (cell,) = run_cells(*line, "--set", change)
     assert cell["status"] == "skipped"
     assert "stores term weights" in cell["error"]
 
 
-def test_rows_with_terms_are_not_reranked_as_vectors(model: Path, task: Path, out: Path) -> None:
+def test_sparse_runs_are_not_reranked_as_vectors(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
     _, reranked = run_cells(*line, "--rerank", "rocchio")
     assert reranked["status"] == "skipped"

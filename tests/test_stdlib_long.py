@@ -35,7 +35,7 @@ def test_the_same_needles_stand_at_the_same_depths_at_every_length(documents: di
     assert max(counts) - min(counts) <= 1
 
 
-def test_each_needle_is_in_its_own_document_alone_and_where_it_should_be(
+def test_each_needle_is_only_in_its_document_at_its_depth(
     documents: dict[str, list[TextRow]], needles: dict[str, stdlib_suite.StdlibPair]
 ) -> None:
     for rows in documents.values():
@@ -53,7 +53,7 @@ def test_a_document_is_as_long_as_its_name_says(documents: dict[str, list[TextRo
         assert all(wanted - 150 < len(row.text) < wanted + 10 for row in rows)
 
 
-def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdlib_suite.StdlibPair]) -> None:
+def test_a_module_is_used_for_needles_or_for_filling(needles: dict[str, stdlib_suite.StdlibPair]) -> None:
     filling = [p for group in stdlib_suite.build_text_groups() for p in group if not stdlib_long._is_needle_module(p)]
     assert not {stdlib_long._get_module_name(p) for p in filling} & {
         stdlib_long._get_module_name(p) for p in needles.values()
@@ -61,7 +61,7 @@ def test_modules_give_needles_or_filling_and_never_both(needles: dict[str, stdli
     assert {stdlib_suite.assign_split([needle]) for needle in needles.values()} == {"test"}
 
 
-def test_documents_have_filling_of_their_own(
+def test_documents_do_not_share_filling(
     documents: dict[str, list[TextRow]], needles: dict[str, stdlib_suite.StdlibPair]
 ) -> None:
     starts = {re.sub(r"\s+", " ", row.text.replace(needles[identity(row)[0]].document, ""))[:60]
@@ -69,13 +69,13 @@ def test_documents_have_filling_of_their_own(
     assert len(starts) > 0.9 * len(documents["stdlib-long-2048"])
 
 
-def test_a_longer_document_goes_on_where_the_shorter_one_ends(documents: dict[str, list[TextRow]]) -> None:
+def test_a_longer_document_extends_the_shorter_one(documents: dict[str, list[TextRow]]) -> None:
     short, long = documents["stdlib-long-1024"][0], documents["stdlib-long-4096"][0]
     assert identity(short)[1] == 0
     assert long.text.startswith(short.text[:-400])  # all but the passage that was cut
 
 
-def test_the_cards_open_and_the_collection_is_the_same_again() -> None:
+def test_the_cards_open_a_deterministic_collection() -> None:
     suite = catalog.load_suites().find("stdlib-long")
     assert [catalog.find_task_card(name).source.generator for name in suite.expand_tasks()] == list(
         stdlib_long.LENGTH_BY_NAME

@@ -91,14 +91,14 @@ def test_no_text_is_shared_between_train_and_test(collection: Collection) -> Non
     assert not train_documents & test_documents
 
 
-def test_every_text_is_there_once_and_judged(collection: Collection) -> None:
+def test_every_text_is_unique_and_judged(collection: Collection) -> None:
     for rows, side in ((collection.queries, "query"), (collection.documents, "document")):
         assert len({flatten(row.text) for row in rows.values()}) == len(rows)
         assert {getattr(j, side) for judgments in collection.splits.values() for j in judgments} == set(rows)
         assert all(row.text.strip() and row.title == "" and not re.search(r"\s", row.id) for row in rows.values())
 
 
-def test_queries_that_share_a_document_share_all(collection: Collection) -> None:
+def test_queries_that_share_a_document_share_all_documents(collection: Collection) -> None:
     relevant: dict[str, set[str]] = {}
     askers: dict[str, set[str]] = {}
     for query, document in list_judged_pairs(collection):
@@ -108,7 +108,7 @@ def test_queries_that_share_a_document_share_all(collection: Collection) -> None
     assert any(len(documents) > 1 for documents in relevant.values())
 
 
-def test_counts(collections: dict[str, Collection]) -> None:
+def test_collections_have_a_useful_size(collections: dict[str, Collection]) -> None:
     code, doc, text = (collections[kind] for kind in KINDS)
     assert 3000 <= len(code.documents) <= 6000
     assert len({j.query for j in text.splits["test"]}) >= 300
@@ -116,7 +116,7 @@ def test_counts(collections: dict[str, Collection]) -> None:
     assert (len(doc.documents), len(doc.queries)) == (len(code.queries), len(code.documents))
 
 
-def test_doc_is_code_turned_round_with_the_same_split(collections: dict[str, Collection]) -> None:
+def test_stdlib_doc_swaps_queries_and_documents_of_stdlib_code(collections: dict[str, Collection]) -> None:
     code, doc = collections["stdlib-code"], collections["stdlib-doc"]
     for split in ("train", "test"):
         assert texts(code, split) == texts(doc, split)[::-1]
@@ -136,13 +136,13 @@ def test_documents_are_code_without_docstring(collections: dict[str, Collection]
     assert decode.splitlines()[1] == "    obj, end = self.raw_decode(s, idx=_w(s, 0).end())"
 
 
-def test_text_takes_classes_and_modules(collections: dict[str, Collection]) -> None:
+def test_stdlib_text_uses_classes_and_modules(collections: dict[str, Collection]) -> None:
     ids = collections["stdlib-text"].documents
     assert any(":" not in name for name in ids)
     assert any(re.search(r":[A-Z]\w*$", name) for name in ids)
 
 
-def test_nothing_comes_from_tests_or_other_peoples_packages() -> None:
+def test_no_text_comes_from_tests_or_installed_packages() -> None:
     folders = {
         part
         for path in stdlib_definitions.list_source_files()
@@ -204,7 +204,7 @@ def test_an_unknown_kind_gets_a_suggestion() -> None:
     assert "stdlib-code" in caught.value.next_step
 
 
-def test_a_python_without_source_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_without_source_files_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(stdlib_definitions, "get_stdlib_folder", lambda: tmp_path)
     with pytest.raises(MissingError):
         stdlib_suite.compute_stamp()
@@ -244,7 +244,7 @@ def test_ids_stay_unique_and_nested_definitions_are_found(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_cards_load(kind: str) -> None:
+def test_the_stdlib_cards_load(kind: str) -> None:
     card = catalog.find_task_card(kind)
     assert (card.suite, card.fields) == ("stdlib", ("text",))
     assert (card.source.kind, card.source.generator) == ("generator", kind)

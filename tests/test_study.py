@@ -80,7 +80,7 @@ def test_the_study_of_specialised_models_has_the_eight_and_bm25() -> None:
     assert "bm25" in zero_shot.models
 
 
-def test_a_study_runs_resumes_and_tells_what_it_needs(plan_file: Path, tmp_path: Path) -> None:
+def test_a_study_runs_resumes_and_lists_what_it_needs(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     code, shown, _ = _run_command("study", "run", plan_file, "--out", out)
     assert code == 1  # one cell is done, one collection is broken
@@ -120,7 +120,7 @@ def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: P
     assert [cell.status for cell in cells] == ["failed", "done"]
 
 
-def test_a_method_is_run_however_the_plan_writes_it() -> None:
+def test_a_method_is_run_in_any_spelling() -> None:
     stage = Stage("s", ("minilm-l6", "bm25"), tasks=("scifact",), methods=("Last", "last:pooling=weighted,eos=false"))
     asked = [
         (slot.method, build_request(stage, slot.model, slot.method, ("scifact",)).methods)
@@ -133,7 +133,7 @@ def test_a_method_is_run_however_the_plan_writes_it() -> None:
     ]
 
 
-def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_path: Path) -> None:
+def test_an_invalid_option_skips_the_stage_and_not_the_study(tmp_path: Path) -> None:
     folder = small_collection.write_folder(tmp_path / "small")
     fine = Stage("fine", ("bm25",), tasks=(str(folder),))
     stages = [replace(fine, name=key, options={key: value}) for key, value in {"devices": "2", "sample": 10}.items()]
@@ -143,7 +143,7 @@ def test_an_option_that_no_stage_can_have_skips_the_stage_and_not_the_study(tmp_
 
 
 @pytest.mark.parametrize("change", [{"sample": 1}, {"set": {"depth": 20}}, {"options": {"rerank": ["ql"]}}])
-def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_cells_of_an_earlier_plan_are_not_counted(tmp_path: Path, change: dict[str, Any]) -> None:
     stage = Stage("words", ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / "small")),), sample=2)
     plan, edited, out = Study("s", "s", (stage,)), Study("s", "s", (replace(stage, **change),)), tmp_path / "r"
     list(run_module.run_study(plan, out))
@@ -153,7 +153,7 @@ def test_what_an_earlier_edition_of_the_plan_asked_is_not_this_ones(tmp_path: Pa
     assert [state.status for state in story.list_statuses(edited, out)] == ["done"]
 
 
-def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) -> None:
+def test_a_status_file_without_its_request_still_counts(tmp_path: Path) -> None:
     stage = Stage("words", ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / "small")),))
     plan, out = Study("s", "s", (stage,)), tmp_path / "r"
     list(run_module.run_study(plan, out))
@@ -164,7 +164,7 @@ def test_a_note_that_does_not_say_what_was_asked_still_counts(tmp_path: Path) ->
     assert [state.status for state in story.list_statuses(plan, out)] == ["done"]
 
 
-def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_two_folders_with_the_same_name_are_distinguished(tmp_path: Path) -> None:
     one, two = (str(small_collection.write_folder(tmp_path / place / "small")) for place in "ab")
     plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
     assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r")] == ["skipped", "done"]
@@ -173,7 +173,7 @@ def test_two_folders_of_one_name_are_not_taken_for_each_other(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"{", b"\xff\xfe"])
-def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_status_file_is_named(plan_file: Path, tmp_path: Path, content: bytes) -> None:
     plan = catalog.find_study(str(plan_file))
     note = next(list_study_cells(plan, plan.stages[0])).get_note_path(tmp_path)
     note.parent.mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_a_damaged_note_is_named(plan_file: Path, tmp_path: Path, content: bytes
         story.list_statuses(plan, tmp_path)
 
 
-def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
+def test_a_finetune_stage_trains_once_and_evaluates_the_trained_model(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
     folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
@@ -196,7 +196,7 @@ def test_a_finetune_stage_trains_once_and_scores_the_trained_model(
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
 
 
-def test_a_model_taught_by_a_run_is_the_plans_own_wherever_the_run_lies(
+def test_a_distilled_model_does_not_depend_on_the_folder_of_the_teacher_run(
     tmp_path: Path, fresh_catalog: Callable[[], None]
 ) -> None:
     folder, model, run = (
@@ -242,7 +242,7 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
     assert "Failed: " in chapter.missing[0]
 
 
-def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
+def test_an_optional_stage_runs_only_on_request(tmp_path: Path) -> None:
     folder = small_collection.write_folder(tmp_path / "small")
     stage = Stage("more", ("bm25",), tasks=(str(folder),), optional=True)
     plan = Study("s", "s", (stage,))
@@ -254,9 +254,7 @@ def test_an_optional_stage_waits_to_be_asked_for(tmp_path: Path) -> None:
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
 
 
-def test_an_adaptor_stage_learns_from_each_task_for_that_task(
-    tmp_path: Path, fresh_catalog: Callable[[], None]
-) -> None:
+def test_an_adaptor_stage_trains_one_adaptor_per_task(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
     folders = [small_collection.write_folder(tmp_path / name) for name in ("one", "two")]
     model = tiny_models.build_model(tmp_path / "tiny")
     options = {"objective": "adaptor", "set": ["max_steps=2", "alpha=[0.1]", "beta=[0.0]"]}
@@ -276,7 +274,7 @@ def test_an_adaptor_stage_learns_from_each_task_for_that_task(
     assert [(row.model, list(row.runs)) for row in rows] == [("tiny (moved)", ["one"]), ("tiny (moved)", ["two"])]
 
 
-def test_a_recipe_that_is_not_there_is_needed() -> None:
+def test_a_missing_recipe_is_listed() -> None:
     stage = Stage("s", ("minilm-l6",), verb="finetune", tasks=("scifact",), options={"dataset": "x", "recipe": "nope"})
     assert [slot.needs for slot in list_study_cells(Study("s", "s", (stage,)), stage)] == ["needs the recipe nope"]
 
@@ -309,7 +307,7 @@ def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -
     assert _run_command("study", "report", plan_file, "--results", out, "--out", tmp_path / "not" / "s.md")[0] == 2
 
 
-def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_collection.write_folder(tmp_path / "small")
     monkeypatch.chdir(tmp_path)
     assert _run_command("study", "new", "mine", "--model", "bm25", "--task", "./small")[0] == 0
@@ -318,7 +316,7 @@ def test_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _run_command("study", "new", "other", "--model", "bm25")[0] == 2
 
 
-def test_a_new_plan_has_its_title_and_says_where_it_lies(tmp_path: Path) -> None:
+def test_a_new_plan_has_its_title_and_its_path_is_printed(tmp_path: Path) -> None:
     file, words = tmp_path / "p.toml", ("study", "new", "mine", "--model", "bm25", "--task", "scifact")
     code, shown, _ = _run_command(*words, "--title", "A plan \U0001f600", "--out", file)
     assert (code, catalog.find_study(str(file)).title) == (0, "A plan \U0001f600")

@@ -60,7 +60,7 @@ def learn(model: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Cal
     return learned
 
 
-def test_graded_judgments_teach(collection: Path) -> None:
+def test_graded_judgments_are_teacher_scores(collection: Path) -> None:
     recipe = replace(DISTILLED, teacher="judgments")
     made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
     assert [query.id for query in made.queries] == ["0", "1"]  # the third is a test query too
@@ -72,7 +72,7 @@ def test_graded_judgments_teach(collection: Path) -> None:
     assert made.facts["teacher"] == {"source": "judgments", "grades": [0.0, 1.0, 2.0]}
 
 
-def test_what_was_mined_and_never_judged_has_grade_0(collection: Path) -> None:
+def test_mined_unjudged_passages_have_grade_0(collection: Path) -> None:
     recipe = replace(DISTILLED, teacher="judgments")
     training = load_training_set(request(collection))
     mined = hard_negatives.mine_hard_negatives(
@@ -95,7 +95,7 @@ def write_run_file(folder: Path, ranked: dict[str, list[str]]) -> Path:
     return file
 
 
-def test_a_rerankers_run_teaches_with_its_own_passages(collection: Path, tmp_path: Path) -> None:
+def test_a_reranked_run_gives_passages_and_teacher_scores(collection: Path, tmp_path: Path) -> None:
     file = write_run_file(tmp_path, {"0": ["25", "16", "30"], "1": ["22", "23"]})
     recipe = replace(DISTILLED, teacher=str(file))
     made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
@@ -109,7 +109,7 @@ def test_a_rerankers_run_teaches_with_its_own_passages(collection: Path, tmp_pat
     assert group.teacher_scores[0] == 6.0
 
 
-def test_a_record_of_ours_teaches_with_its_raw_scores(collection: Path, tmp_path: Path) -> None:
+def test_a_retbench_record_gives_its_raw_scores_as_teacher_scores(collection: Path, tmp_path: Path) -> None:
     (collection / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n0\t1\t2\n1\t0\t1\n")
     (cell,) = retbench.evaluate(["bm25"], tasks=[str(collection)], out=tmp_path / "r", overrides={"split": "train"})
     recipe = replace(DISTILLED, teacher=str(cell.record))
@@ -123,7 +123,7 @@ def test_a_record_of_ours_teaches_with_its_raw_scores(collection: Path, tmp_path
 
 @pytest.mark.parametrize("objective", ["contrastive", "e2rank"])
 @pytest.mark.parametrize("teacher", ["judgments", "run"])
-def test_both_objectives_learn_from_either_teacher(
+def test_both_objectives_train_with_either_teacher(
     learn: Callable[..., ModelCard], collection: Path, tmp_path: Path, objective: Any, teacher: str
 ) -> None:
     ranked = {"0": ["25", "16", "30"], "1": ["17", "22", "23"]}
@@ -135,7 +135,7 @@ def test_both_objectives_learn_from_either_teacher(
     assert str(tmp_path) not in json.dumps(card.training.recipe)
 
 
-def test_a_teacher_that_is_none_is_refused(collection: Path, tmp_path: Path) -> None:
+def test_an_invalid_teacher_is_refused(collection: Path, tmp_path: Path) -> None:
     sentences = TrainingSet("s", [TrainingQuery("q", (0,), (1,))], tiny_models.SENTENCES, "f")
     with pytest.raises(DataError, match="no graded judgments"):
         add_teacher_scores(sentences, replace(DISTILLED, teacher="judgments"), print)
@@ -168,9 +168,7 @@ def write_msmarco_folder(folder: Path, triples: list[str], packed: bool) -> Path
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_ms_marcos_own_triples_give_the_negatives(
-    learn: Callable[..., ModelCard], tmp_path: Path, packed: bool
-) -> None:
+def test_msmarco_triples_give_the_negatives(learn: Callable[..., ModelCard], tmp_path: Path, packed: bool) -> None:
     lines = [f"{n}\t{n + 1}\t{bad}" for n in range(9) for bad in (20, n + 1, 21, 20, 22)] + ["77\t3\t4"]
     folder = write_msmarco_folder(tmp_path / "marco", lines, packed)
     made = load_training_set(request(folder), negatives_per_query=2)
@@ -185,21 +183,21 @@ def test_ms_marcos_own_triples_give_the_negatives(
 @pytest.mark.parametrize(
     ("line", "cause"), [("1\t2", "1: 2 columns"), ("1\t2\t99", "'99' is not in"), ("1\t99\t2", "'99' is not in")]
 )
-def test_triples_that_fit_nothing_are_named(tmp_path: Path, line: str, cause: str) -> None:
+def test_triples_without_matching_texts_are_named(tmp_path: Path, line: str, cause: str) -> None:
     with pytest.raises(DataError, match=cause):
         load_training_set(request(write_msmarco_folder(tmp_path / "marco", [line], packed=False)))
 
 
-def test_queries_without_a_relevant_document_are_counted_and_said(collection: Path) -> None:
+def test_queries_without_a_relevant_document_are_counted_and_reported(collection: Path) -> None:
     file = collection / "qrels" / "train.tsv"
     file.write_text(file.read_text().replace("1\t17\t2", "1\t17\t0").replace("1\t19\t1", "1\t19\t0"))
     said: list[str] = []
     made = load_training_set(replace(request(collection), say=said.append))
     assert (len(made.queries), made.facts["queries_without_positive"]) == (1, 1)
-    assert any("1 queries have no relevant document" in line for line in said)
+    assert any("1 queries that have no relevant document" in line for line in said)
 
 
-def test_a_positive_that_the_corpus_lacks_is_named(collection: Path) -> None:
+def test_a_positive_missing_in_the_corpus_is_named(collection: Path) -> None:
     with (collection / "qrels" / "train.tsv").open("a") as out:
         out.write("0\tnowhere\t1\n")
     with pytest.raises(DataError, match="nowhere"):

@@ -22,7 +22,9 @@ def build_tokenized_texts(chunk: int) -> TokenizedTexts:
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 @pytest.mark.parametrize("limit", [0, 20, 1 << 26])
-def test_ids_are_the_same_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, chunk: int, limit: int) -> None:
+def test_token_ids_are_the_same_in_memory_and_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, limit: int
+) -> None:
     monkeypatch.setattr(token_ids, "MAX_BYTES_IN_MEMORY", limit)
     found = build_tokenized_texts(chunk)
     assert [text.tolist() for text in found] == TEXTS
@@ -33,12 +35,12 @@ def test_ids_are_the_same_wherever_they_lie(monkeypatch: pytest.MonkeyPatch, chu
     assert some.flat.flags.writeable
 
 
-def test_nothing_gathered_is_nothing() -> None:
+def test_an_empty_buffer_has_no_token_ids() -> None:
     gathered = token_ids.TokenIdBuffer()
     assert (len(gathered.read_all()), gathered.compute_offsets().tolist()) == (0, [0])
 
 
-def test_the_file_has_no_name(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+def test_the_token_id_file_is_unlinked(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     monkeypatch.setattr(token_ids, "MAX_BYTES_IN_MEMORY", 0)
     assert len(build_tokenized_texts(2)) == 5
     assert list(own_cache.iterdir()) == []
@@ -61,6 +63,6 @@ print(get_peak_memory_mb() - before)
 """
 
 
-def test_memory_holds_a_shard_and_not_the_corpus() -> None:
+def test_memory_holds_one_shard_and_not_the_corpus() -> None:
     ran = subprocess.run([sys.executable, "-c", MANY_TEXTS_PROGRAM], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 60  # all ids are 160 MB

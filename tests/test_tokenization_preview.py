@@ -17,7 +17,7 @@ from tests import plain_transformers, tiny_models
 from tests.test_run import run_cells, run_command
 
 
-def test_every_method_shows_its_text_and_ids(model: Path) -> None:
+def test_every_method_shows_its_text_and_token_ids(model: Path) -> None:
     answer = run_command("show", "model", model, "--text", "The heart pumps blood.", "--json")
     assert answer.exit_code == 0, answer.output
     shown = json.loads(answer.stdout)
@@ -32,14 +32,14 @@ def test_every_method_shows_its_text_and_ids(model: Path) -> None:
             assert one["read"] == tokenizer.decode(read.ids)
 
 
-def test_one_method_is_shown_to_a_reader(model: Path) -> None:
+def test_one_method_is_printed_as_text(model: Path) -> None:
     answer = run_command("show", "model", model, "--text", "Bees.", "--method", "echo", "--method", "promptreps-study")
     assert "'Document:Bees.\\nDocument again:Bees." in answer.output
     assert "<|im_start|>system\\nYou are a tiny helpful model." in answer.output
     assert "th token on" in answer.output
 
 
-def test_a_method_that_does_not_apply_says_why(tmp_path: Path) -> None:
+def test_a_method_that_does_not_apply_shows_the_reason(tmp_path: Path) -> None:
     bare = tiny_models.build_tokenizer()
     bare.chat_template = None
     bare.save_pretrained(tiny_models.build_model(tmp_path / "bare"))
@@ -48,7 +48,7 @@ def test_a_method_that_does_not_apply_says_why(tmp_path: Path) -> None:
     assert "needs a chat template" in answer.output
 
 
-def test_only_a_model_reads_a_text() -> None:
+def test_a_text_needs_a_model() -> None:
     assert run_command("show", "task", "stdlib-text", "--text", "x").exit_code == 2
 
 
@@ -69,7 +69,7 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("attention", ["own", "bidirectional"])
-def test_a_vision_model_reads_text_without_its_tower(vision: Path, attention: str) -> None:
+def test_a_vision_language_model_encodes_text_without_its_vision_tower(vision: Path, attention: str) -> None:
     from transformers import AutoModel
 
     loaded = backbone.load_backbone(vision, "float32", torch.device("cpu"))
@@ -89,7 +89,7 @@ def test_a_vision_model_reads_text_without_its_tower(vision: Path, attention: st
         assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99999
 
 
-def test_the_record_of_a_vision_model_says_text_only(vision: Path, task: Path, out: Path) -> None:
+def test_the_record_of_a_vision_language_model_is_marked_text_only(vision: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", vision, "--task", task, "--out", out)
     for cell in run_cells(*line, "--method", "mean", "--method", "promptreps-sparse"):
         record = json.loads((Path(cell["record"]) / "record.json").read_text())

@@ -64,7 +64,7 @@ def collect_gradients(made: TrainableEncoder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("weights", ["lora", "full"])
-def test_gradient_caching_changes_nothing(folder: Path, dropout: float, weights: str) -> None:
+def test_gradient_caching_does_not_change_the_gradient(folder: Path, dropout: float, weights: str) -> None:
     lora = LoraSettings(4, 8, dropout) if weights == "lora" else None
     contrast = ContrastiveSettings(0.1, 2, symmetric=True, matryoshka_dimensions=(16, 32))
     recipe = replace(RECIPE, lora=lora, contrastive=contrast)
@@ -85,7 +85,7 @@ def test_gradient_caching_changes_nothing(folder: Path, dropout: float, weights:
         torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-5)
 
 
-def test_passes_of_a_token_budget_give_the_gradient_of_one_batch(folder: Path) -> None:
+def test_splitting_into_passes_gives_the_gradient_of_one_batch(folder: Path) -> None:
     group = LabelledBatchSource(build_pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
     found = []
     for tokens in (60, 100_000):
@@ -100,7 +100,7 @@ def build_batch(relevant: Any, owner: Any, teacher: Any = None) -> ContrastiveBa
     return ContrastiveBatch([], [], np.array(owner), np.array(relevant, dtype=bool), teacher)
 
 
-def test_the_loss_by_hand() -> None:
+def test_the_contrastive_loss_computed_by_hand() -> None:
     queries = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     passages = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     group = build_batch([[1, 0, 0], [0, 1, 1]], [0, 1, 0])
@@ -119,7 +119,7 @@ def test_the_loss_by_hand() -> None:
     )
 
 
-def test_distillation_follows_the_teacher_within_a_querys_own_passages() -> None:
+def test_distillation_compares_only_the_passages_of_a_query() -> None:
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     passages = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     own = [[1, 0, 0, 0], [0, 1, 0, 0]]
@@ -132,7 +132,7 @@ def test_distillation_follows_the_teacher_within_a_querys_own_passages() -> None
     assert float(contrastive_loss(queries, passages, differ, all_of_it)) == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_every_query_comes_once_an_epoch_and_the_order_is_the_seeds() -> None:
+def test_every_query_is_used_once_per_epoch_in_a_seeded_order() -> None:
     order = BatchSampler(20, BatchSettings(2, 4), seed=5)
     assert order.steps_per_epoch == 5
     epochs = [[row for step in range(5) for rows in order.sample_rows(5 * e + step)[1] for row in rows] for e in (0, 1)]
@@ -147,7 +147,7 @@ def test_every_query_comes_once_an_epoch_and_the_order_is_the_seeds() -> None:
     ]  # no contrast of one is left over
 
 
-def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:
+def test_a_batch_has_positives_first_then_hard_negatives() -> None:
     group = LabelledBatchSource(build_pairs(), ContrastiveSettings(hard_negatives=3), 1).build_batch(
         np.array([4, 7]), 2
     )
@@ -158,7 +158,7 @@ def test_a_group_holds_positives_first_and_negatives_of_its_own() -> None:
     assert group.relevant[1].tolist() == [p == tiny_models.SENTENCES[23] for p in group.passages]
 
 
-def test_the_studys_warm_up_is_logarithmic() -> None:
+def test_the_warm_up_is_logarithmic() -> None:
     study = OptimizerSettings(learning_rate=1e-4, warmup_type="logarithmic", warmup_steps=100)
     assert compute_learning_rate(study, 0, 3836) == 0
     assert compute_learning_rate(study, 9, 3836) == pytest.approx(1e-4 * math.log(10) / math.log(100))
@@ -188,7 +188,7 @@ def test_a_jsonl_file_is_a_training_set(tmp_path: Path) -> None:
         ('["a"]', "2: not an object"),
         ({"query": "a", "negatives": ["x"]}, "2: the query has no positive"),
         ({"query": " ", "positives": ["x"]}, "2: the query is empty"),
-        ({"query": "a", "positives": [" "]}, "2: a positive is empty"),
+        ({"query": "a", "positives": [" "]}, "2: a positive passage is empty"),
         ({"query": "a", "positives": "x"}, "2: positives is not a list"),
         ({"query": "a", "positives": ["x"], "scores": [1, 2]}, "2: 2 scores for 1 passages"),
     ],
@@ -198,13 +198,13 @@ def test_a_bad_line_is_named(tmp_path: Path, line: object, cause: str) -> None:
         read_training_file(write_jsonl(tmp_path / "own.jsonl", {"query": "a", "positives": ["x"]}, line))
 
 
-def test_one_pair_is_nothing_to_contrast() -> None:
+def test_contrastive_training_needs_two_passages() -> None:
     with pytest.raises(DataError, match="needs at least two"):
         LabelledBatchSource(build_pairs(1), ContrastiveSettings(), 1)
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in catalog.load_recipes()])
-def test_shipped_recipes_are_whole(name: str) -> None:
+def test_shipped_recipes_load(name: str) -> None:
     recipe = catalog.find_recipe(name)
     assert recipe.method.get_template("query").count("{text}") == 1
     assert recipe.method.get_template("document").count("{text}") == 1
@@ -220,7 +220,7 @@ def test_the_two_tevatron_recipes_differ_in_a_space_and_the_warm_up() -> None:
     )  # fmt: skip
 
 
-def test_a_misspelt_field_of_a_recipe_is_named_with_the_closest(tmp_path: Path) -> None:
+def test_a_misspelt_recipe_field_suggests_the_closest(tmp_path: Path) -> None:
     text = (
         (Path(__file__).parent.parent / "recipes" / "quick.toml")
         .read_text()
@@ -233,7 +233,7 @@ def test_a_misspelt_field_of_a_recipe_is_named_with_the_closest(tmp_path: Path) 
     assert "did you mean learning_rate" in caught.value.next_step
 
 
-def test_gradient_checkpointingd_activations_give_the_same_gradient(folder: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_gradient(folder: Path) -> None:
     group = LabelledBatchSource(build_pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
     found = []
     for gradient_checkpointing in (False, True):
@@ -247,7 +247,7 @@ def test_gradient_checkpointingd_activations_give_the_same_gradient(folder: Path
         torch.testing.assert_close(found[0][1][name], found[1][1][name], atol=1e-6, rtol=1e-5)
 
 
-def test_in_bfloat16_what_is_frozen_is_small_and_what_moves_is_not(folder: Path) -> None:
+def test_in_bfloat16_only_frozen_weights_are_bfloat16(folder: Path) -> None:
     recipe = replace(RECIPE, dtype="bfloat16")
     made = build_encoder(folder, recipe)
     assert {weight.dtype for weight in lora_module.get_trainable_weights(made.model).values()} == {torch.float32}

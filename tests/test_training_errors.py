@@ -22,19 +22,19 @@ def test_a_batch_without_texts_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_file_holds_no_pair(tmp_path: Path, content: str) -> None:
+def test_an_empty_training_file_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "own.jsonl").write_text(content)
     with pytest.raises(DataError, match="own: no training pair is left"):
         read_training_file(tmp_path / "own.jsonl")
 
 
-def test_a_contrast_of_one_passage_is_refused() -> None:
+def test_a_contrastive_batch_of_one_passage_is_refused() -> None:
     with pytest.raises(DataError, match="at least two passages per batch"):
         replace(RECIPE, batch=BatchSettings(1, 4), contrastive=ContrastiveSettings(hard_negatives=0))
     replace(RECIPE, batch=BatchSettings(1, 4), contrastive=ContrastiveSettings(hard_negatives=1))
 
 
-def test_one_pair_alone_is_refused_and_one_with_a_negative_is_not() -> None:
+def test_one_pair_needs_a_hard_negative() -> None:
     with pytest.raises(DataError, match="needs at least two"):
         LabelledBatchSource(build_pairs(1), ContrastiveSettings(hard_negatives=0), 1)
     assert len(LabelledBatchSource(build_pairs(1), ContrastiveSettings(hard_negatives=1), 1)) == 1
@@ -43,7 +43,7 @@ def test_one_pair_alone_is_refused_and_one_with_a_negative_is_not() -> None:
 @pytest.mark.parametrize(
     ("lora", "free", "step"), [(True, 1e3, "use a model of at most"), (False, 4e5, "train adapters instead")]
 )
-def test_a_model_too_big_is_told_what_would_fit(
+def test_a_model_too_big_for_memory_suggests_what_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, free: float, step: str
 ) -> None:
     folder = tiny_models.build_model(tmp_path / "tiny")

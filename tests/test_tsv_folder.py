@@ -53,7 +53,7 @@ def test_every_file_of_judgments_is_a_split(folder: Path) -> None:
     assert "dev.small" in caught.value.next_step
 
 
-def test_gzipped_is_the_same(folder: Path) -> None:
+def test_a_gzipped_folder_gives_the_same_collection(folder: Path) -> None:
     plain = open_folder(folder).fingerprint
     for file in list(folder.iterdir()):
         file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
@@ -89,20 +89,20 @@ def test_a_missing_part_is_named(folder: Path, pattern: str, problem: str) -> No
 # Lines
 
 
-def test_a_line_that_never_ends_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_above_the_length_limit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MAX_LINE_CHARACTERS", 1000)
     (tmp_path / "f").write_text("short\n" + "x" * 999 + "\n" + "y" * 1500 + "\n")
     with pytest.raises(DataError, match=r"f:3: a line of over 1,000 characters"):
         list(read_lines(tmp_path / "f"))
 
 
-def test_a_line_of_ten_million_characters_is_a_line(tmp_path: Path) -> None:
+def test_a_line_of_ten_million_characters_is_read(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x" * 10_000_000 + "\nshort\n")
     assert [len(line) for line, _ in read_lines(tmp_path / "f")] == [10_000_000, 5]
 
 
 @pytest.mark.parametrize("kept", [9, 40, 200])
-def test_a_gzip_that_ends_early_says_after_which_line(tmp_path: Path, kept: int) -> None:
+def test_a_truncated_gzip_file_names_the_last_line(tmp_path: Path, kept: int) -> None:
     content = gzip.compress("".join(f"line {n} of many\n" for n in range(1000)).encode())
     (tmp_path / "f.gz").write_bytes(content[:kept])
     with pytest.raises(DataError, match=r"f\.gz is damaged after line \d+") as caught:
@@ -110,7 +110,7 @@ def test_a_gzip_that_ends_early_says_after_which_line(tmp_path: Path, kept: int)
     assert caught.value.next_step == "download it again"
 
 
-def test_marks_and_carriage_returns_are_not_text(tmp_path: Path) -> None:
+def test_byte_order_marks_and_carriage_returns_are_removed(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
     assert [line for line, _ in read_lines(tmp_path / "f")] == ["one", "two"]
 
@@ -130,7 +130,7 @@ def test_judgments_of_every_shape_are_the_same(tmp_path: Path, content: str) -> 
 # Rules of a task card
 
 
-def test_excluded_documents_leave_before_the_cut(folder: Path) -> None:
+def test_excluded_documents_are_removed_before_the_cutoff(folder: Path) -> None:
     whole = open_folder(folder)
     collection = Collection(whole.corpus, whole.queries, whole.judgments, {"q1": frozenset({"tea", "kettle"})})
     ranking = Ranking([np.arange(4)] * 3, [np.arange(4, 0, -1.0)] * 3).filter_and_cut(collection, False, 2)
@@ -139,7 +139,7 @@ def test_excluded_documents_leave_before_the_cut(folder: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_lowest_grade_moves_the_binary_metrics_only() -> None:
+def test_a_lowest_relevant_grade_changes_only_binary_metrics() -> None:
     judged = {"a": 1, "b": 2, "c": 3}
     all_grades, high = score_query(["a", "b"], judged, 10), score_query(["a", "b"], judged, 10, relevant_from=2)
     assert high["ndcg_at_10"] == all_grades["ndcg_at_10"]

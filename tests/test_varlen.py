@@ -61,7 +61,7 @@ def build_backbone(family: str, config: dict[str, Any]) -> Backbone:
 
 
 @pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
-def test_states_are_those_of_each_text_alone(family: str, config: dict[str, Any]) -> None:
+def test_packed_states_equal_those_of_each_text_alone(family: str, config: dict[str, Any]) -> None:
     loaded = build_backbone(family, config)
     with torch.inference_mode():
         wanted = torch.cat(
@@ -75,25 +75,25 @@ def test_states_are_those_of_each_text_alone(family: str, config: dict[str, Any]
 
 
 @pytest.mark.parametrize("layer", [0, 1, -1, -2])
-def test_an_earlier_layer(layer: int) -> None:
+def test_an_earlier_layer_equals_that_of_transformers(layer: int) -> None:
     loaded = build_backbone("qwen2", {}).with_method("own", layer)
     wanted = compute_plain_states(loaded.model, draw_token_ids(), layer)
     assert float((loaded.compute_states(draw_token_ids()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
-def test_in_both_directions(family: str) -> None:
+def test_bidirectional_attention_equals_transformers(family: str) -> None:
     loaded = build_backbone(family, {}).with_method("bidirectional", None)
     wanted = compute_plain_states(loaded.model, draw_token_ids(), is_causal=False, attention_mask=None)
     assert float((loaded.compute_states(draw_token_ids()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize(("family", "config"), PADDED_FAMILIES.values(), ids=PADDED_FAMILIES)
-def test_what_must_be_padded(family: str, config: dict[str, Any]) -> None:
+def test_unsupported_models_are_padded(family: str, config: dict[str, Any]) -> None:
     assert varlen.find_model_kernel(build_model(family, **config)) is None
 
 
-def test_a_window_shorter_than_the_longest_text_is_padded() -> None:
+def test_texts_longer_than_the_attention_window_are_padded() -> None:
     windowed = build_model("mistral", sliding_window=64)
     assert varlen.fits_attention_window(windowed, draw_token_ids((64, 3)))
     assert not varlen.fits_attention_window(windowed, draw_token_ids((65, 3)))
@@ -103,7 +103,7 @@ def test_a_window_shorter_than_the_longest_text_is_padded() -> None:
     assert varlen.fits_attention_window(build_model("qwen2", sliding_window=64), draw_token_ids((65,)))
 
 
-def test_a_layer_that_does_not_keep_texts_apart_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_without_packed_attention_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = build_backbone("llama", {})
     monkeypatch.setattr(loaded.model.config, "num_hidden_layers", 4)
     with pytest.raises(RuntimeError, match="3 of 4 layers"):
@@ -116,7 +116,7 @@ def test_a_cpu_and_float32_have_no_kernel(monkeypatch: pytest.MonkeyPatch) -> No
         assert varlen.find_kernel(torch.device(device), dtype, width) is None
 
 
-def test_a_gpu_gets_the_weights_straight_from_the_file() -> None:
+def test_a_gpu_loads_the_weights_directly_from_the_file() -> None:
     gpu = torch.device("cuda")
     assert backbones.get_device_map_options(torch.device("cpu")) == {}
     assert backbones.get_device_map_options(gpu) in ({"device_map": {"": gpu}}, {})  # the latter without accelerate

@@ -37,7 +37,7 @@ def draw_unit_vectors(seed: int, rows: int = 9, width: int = 24) -> np.ndarray:
 
 @pytest.mark.parametrize(("form", "least"), [("fp32", 1 - 1e-6), ("fp16", 0.999999), ("int8", 0.9998)])
 @given(seed=st.integers(0, 999))
-def test_what_was_stored_points_where_it_did(form: VectorDtype, least: float, seed: int) -> None:
+def test_compressed_vectors_keep_their_direction(form: VectorDtype, least: float, seed: int) -> None:
     vectors = draw_unit_vectors(seed)
     again = decode_vectors(VECTOR_FORMATS[form].encode(vectors))
     assert again.dtype == np.float32
@@ -46,7 +46,7 @@ def test_what_was_stored_points_where_it_did(form: VectorDtype, least: float, se
 
 
 @pytest.mark.parametrize("form", VECTOR_FORMATS)
-def test_a_block_is_the_same_when_written_and_when_read(form: VectorDtype, tmp_path: Path) -> None:
+def test_a_block_is_equal_when_written_and_when_read(form: VectorDtype, tmp_path: Path) -> None:
     store = ShardStore(tmp_path, form)
     written = store.write_shard(0, VectorBlock(np.arange(9), draw_unit_vectors(1)), tokens=1, seconds=0.0)
     read = store.read_shard(0)
@@ -56,14 +56,14 @@ def test_a_block_is_the_same_when_written_and_when_read(form: VectorDtype, tmp_p
     assert 0 < stored - 9 * compute_row_bytes(24, form) < 300  # the rest is the file's own head
 
 
-def test_the_first_dimensions_at_length_one() -> None:
+def test_truncated_dimensions_are_normalised() -> None:
     assert np.allclose(truncate_dimensions(np.array([[3, 4, 12]], dtype=np.float32), 2), [[0.6, 0.8]])
     assert np.isfinite(truncate_dimensions(np.array([[0, 0, 1]], dtype=np.float32), 2)).all()
     with pytest.raises(UsageError, match="the vectors have 3"):
         truncate_dimensions(np.ones((1, 3), dtype=np.float32), 4)
 
 
-def test_a_cut_embeds_nothing_again_and_another_form_does(model: Path, tmp_path: Path) -> None:
+def test_truncation_embeds_nothing_again_but_another_format_does(model: Path, tmp_path: Path) -> None:
     line = ("run", "--model", model, "--task", small_collection.write_folder(tmp_path / "pantry"), "--method", "mean")
     line = (*line, "--out", tmp_path / "out")
     whole = run_cell(*line)
@@ -87,7 +87,7 @@ WRONG_OPTIONS = {
 
 
 @pytest.mark.parametrize(("setting", "hint"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
-def test_what_cannot_be_is_a_usage_error(model: Path, tmp_path: Path, setting: str, hint: str) -> None:
+def test_invalid_options_are_usage_errors(model: Path, tmp_path: Path, setting: str, hint: str) -> None:
     task = small_collection.write_folder(tmp_path / "pantry")
     answer = run_command(
         "run", "--model", model, "--task", task, "--method", "mean", "--set", setting, "--out", tmp_path / "o"
@@ -96,7 +96,7 @@ def test_what_cannot_be_is_a_usage_error(model: Path, tmp_path: Path, setting: s
     assert hint in answer.output
 
 
-def test_splits_and_tasks_share_the_documents(model: Path, tmp_path: Path) -> None:
+def test_splits_and_tasks_share_document_embeddings(model: Path, tmp_path: Path) -> None:
     one, other = small_collection.write_folder(tmp_path / "pantry"), small_collection.write_folder(tmp_path / "another")
     line = ("run", "--model", model, "--method", "mean", "--out", tmp_path / "out")
     run_cell(*line, "--task", one)

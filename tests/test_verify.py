@@ -52,7 +52,7 @@ def group_by_evaluator(found: verify.Verification, referee: str) -> dict[str, ve
     return {verdict.metric: verdict for verdict in found.checks if verdict.evaluator == referee}
 
 
-def test_both_agree_on_a_run_without_odd_cases(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_evaluators_agree_on_a_plain_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
     assert {verdict.evaluator for verdict in found.checks} == {
         "mteb", "mteb, raw scores", "beir", "beir, raw scores"
@@ -61,7 +61,9 @@ def test_both_agree_on_a_run_without_odd_cases(folder: Path, tmp_path: Path, mon
     assert {verdict.metric for verdict in found.checks} >= {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"}
 
 
-def test_a_kept_own_id_is_beirs_difference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_same_id_document_explains_the_beir_difference(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_rows(
         folder,
         {"twin": "the tea twin", "other": "a tea twin of the other kind"},
@@ -75,7 +77,7 @@ def test_a_kept_own_id_is_beirs_difference(folder: Path, tmp_path: Path, monkeyp
     assert found.unexplained == []
 
 
-def test_with_the_rule_in_the_card_nobody_differs(
+def test_with_the_rule_in_the_card_all_evaluators_agree(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_rows(
@@ -88,7 +90,7 @@ def test_with_the_rule_in_the_card_nobody_differs(
     assert all(verdict.agrees for verdict in found.checks)
 
 
-def test_ties_are_the_difference_of_raw_scores_only(
+def test_ties_explain_differences_of_raw_scores_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twins = {f"z{n}": "zebra stripes" for n in range(3)}
@@ -100,7 +102,7 @@ def test_ties_are_the_difference_of_raw_scores_only(
     assert found.unexplained == []
 
 
-def test_a_query_that_found_nothing_is_left_out_by_the_referees(
+def test_a_query_without_results_is_left_out_by_the_evaluators(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_rows(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 1)])
@@ -112,7 +114,7 @@ def test_a_query_that_found_nothing_is_left_out_by_the_referees(
         assert verdict.theirs > verdict.ours
 
 
-def test_a_lowest_grade_is_the_difference_of_binary_metrics(
+def test_a_lowest_relevant_grade_explains_binary_metrics(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = group_by_evaluator(verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb")
@@ -121,14 +123,16 @@ def test_a_lowest_grade_is_the_difference_of_binary_metrics(
     assert "only 2 and above" in reason
 
 
-def test_several_reasons_are_told_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_reasons_are_reported_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_rows(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 2)])
     found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2)))
     assert len(group_by_evaluator(found, "mteb")["recall_at_100"].reasons or ()) == 2
     assert found.unexplained == []
 
 
-def test_what_no_rule_explains_is_exit_4(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexplained_difference_ends_with_exit_4(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = run_bm25(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(external_evaluators, "_beir_scores", lambda *_: {"ndcg_at_10": 0.123})
     done = CliRunner().invoke(app, ["verify", str(record)])
@@ -137,7 +141,7 @@ def test_what_no_rule_explains_is_exit_4(folder: Path, tmp_path: Path, monkeypat
     assert "theirs 0.123000" in done.output
 
 
-def test_the_verb_tells_agreement_and_json_every_metric(
+def test_the_command_prints_agreement_and_json_has_every_metric(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = run_bm25(folder, tmp_path, monkeypatch)
@@ -165,7 +169,7 @@ def test_an_edited_run_is_refused(folder: Path, tmp_path: Path, monkeypatch: pyt
         verify.verify_run(str(record))
 
 
-def test_a_forbidden_document_in_the_run_is_refused(
+def test_an_excluded_document_in_the_run_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_rows(
@@ -182,13 +186,13 @@ def test_a_forbidden_document_in_the_run_is_refused(
         verify.verify_run(str(record))
 
 
-def test_without_the_extra_the_way_to_it_is_told() -> None:
+def test_a_missing_extra_names_the_install_command() -> None:
     with pytest.raises(MissingError) as caught, external_evaluators.import_evaluator("mteb"):
         raise ModuleNotFoundError("No module named 'mteb'")
     assert "retbench[verify]" in caught.value.next_step
 
 
-def test_mteb_decides_about_the_own_id_task_by_task() -> None:
+def test_mteb_drops_same_id_documents_by_task() -> None:
     assert external_evaluators.does_mteb_drop_same_id("ArguAna")
     assert not external_evaluators.does_mteb_drop_same_id("SciFact")
     assert not external_evaluators.does_mteb_drop_same_id(None)

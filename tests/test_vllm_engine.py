@@ -78,7 +78,7 @@ def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
     assert abs(found["scores"][0] - found["scores"][1]) <= 0.005
 
 
-def test_a_text_longer_than_the_model_has_positions_for_is_told(model: Path) -> None:
+def test_a_text_longer_than_the_context_is_an_error(model: Path) -> None:
     loaded = vllm_engine.load_vllm_model(model, "float32", "last", "own", 4096)
     assert loaded.encode([np.arange(512) % tiny_models.VOCABULARY]).shape == (1, tiny_models.WIDTH)
     with pytest.raises(UsageError, match=r"513 tokens, but vLLM allows 512 for this model"):
@@ -92,7 +92,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield address
 
 
-def test_the_endpoint_engine_against_vllm_serve(model: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_endpoint_engine_agrees_with_vllm_serve(model: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETBENCH_ENDPOINT", served)
     texts = list(tiny_models.SENTENCES[:10])
     found = normalize_vectors(

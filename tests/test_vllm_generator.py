@@ -70,12 +70,14 @@ def both(request: pytest.FixtureRequest) -> tuple[TransformersGenerator, VllmGen
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_text_is_that_of_transformers(both: tuple[TransformersGenerator, VllmGenerator], prompt: str) -> None:
+def test_greedy_text_equals_that_of_transformers(
+    both: tuple[TransformersGenerator, VllmGenerator], prompt: str
+) -> None:
     ours, theirs = (one.generate(prompt, 24) for one in both)
     assert theirs == ours
 
 
-def test_odds_are_those_of_transformers(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
+def test_odds_equal_those_of_transformers(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
     ours, theirs = (one.score_yes_no(POINTWISE_PROMPTS) for one in both)
     assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=1e-3)
     assert [one.prompt_tokens for one in theirs] == [one.prompt_tokens for one in ours]
@@ -84,7 +86,7 @@ def test_odds_are_those_of_transformers(both: tuple[TransformersGenerator, VllmG
     )  # and it is not one figure for all
 
 
-def test_a_list_is_held_to_its_form(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
+def test_a_listwise_answer_follows_the_guided_pattern(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
     form = build_order_pattern(len(PASSAGES))
     answer = both[1].generate(PROMPTS[1], 60, form)
     assert re.fullmatch(form, answer.text)
@@ -93,7 +95,9 @@ def test_a_list_is_held_to_its_form(both: tuple[TransformersGenerator, VllmGener
     assert sorted(parse_order(answer.text, len(PASSAGES))[0]) == list(range(len(PASSAGES)))
 
 
-def test_what_does_not_fit_is_known_before(random: tuple[TransformersGenerator, VllmGenerator]) -> None:
+def test_a_prompt_that_is_too_long_is_refused_before_generation(
+    random: tuple[TransformersGenerator, VllmGenerator],
+) -> None:
     _, theirs = random
     prompt = "word " * 400
     read = len(theirs.tokenize_prompt(prompt))
@@ -102,7 +106,7 @@ def test_what_does_not_fit_is_known_before(random: tuple[TransformersGenerator, 
 
 
 @pytest.mark.parametrize("word", ["listwise:engine=vllm,scores=raw", "pointwise:engine=vllm"])
-def test_a_run_is_reranked(model: Path, task: Path, out: Path, word: str) -> None:
+def test_a_run_is_reranked_with_vllm(model: Path, task: Path, out: Path, word: str) -> None:
     asked = f"{word},model={model}"
     found = run_cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
     record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
@@ -128,14 +132,14 @@ def chat(
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_server_writes_what_we_write(
+def test_a_server_generates_the_same_text(
     real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient, prompt: str
 ) -> None:
     ours, theirs = real[0].generate(prompt, 24), chat.generate(prompt, 24)
     assert theirs == ours
 
 
-def test_a_servers_odds_are_ours(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient) -> None:
+def test_a_server_gives_the_same_odds(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient) -> None:
     ours, theirs = real[0].score_yes_no(POINTWISE_PROMPTS), chat.score_yes_no(POINTWISE_PROMPTS)
     assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=0.1)
 

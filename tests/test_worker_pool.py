@@ -42,7 +42,7 @@ ROWS = 40
 IGNORED_COSTS = ("peak_memory_mb", "seconds", "workers")
 
 
-def test_the_words_of_devices() -> None:
+def test_the_devices_option_is_parsed() -> None:
     assert (parse_compute_target("1"), parse_compute_target("8"), parse_compute_target("all")) == (
         LocalTarget(1),
         LocalTarget(8),
@@ -60,7 +60,7 @@ def test_the_words_of_devices() -> None:
             parse_compute_target(word)
 
 
-def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(local_workers, "get_device", lambda: torch.device("cuda"))
@@ -74,7 +74,7 @@ def test_a_gpu_each_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["0", "1"]
 
 
-def test_a_cpu_is_one_device_whose_threads_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_workers_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_workers.memory, "get_thread_count", lambda: 8)
     assert device.get_device().type == "cpu"
     assert [seat.threads for seat in local_workers.list_device_slots(0)] == [8]
@@ -160,7 +160,7 @@ def is_complete(blocks: list[VectorBlock]) -> bool:
     return sorted(int(row) for block in blocks for row in block.rows) == list(range(ROWS))
 
 
-def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_shards_of_a_dead_worker_are_reassigned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[int, int]] = []
     mortal = FakeWorker(dies_at=1)
     steady = FakeWorker(waits_for=mortal.died)
@@ -174,7 +174,7 @@ def test_the_shards_of_a_dead_worker_go_to_the_others(tmp_path: Path, caplog: py
     assert ShardStore(tmp_path / "s").read_manifest() == {"peak_memory_mb": 7.0, "workers": 2}
 
 
-def test_shards_come_in_order_whoever_made_them(tmp_path: Path) -> None:
+def test_shards_are_returned_in_order(tmp_path: Path) -> None:
     one = embed_with_workers(tmp_path / "one", FakeWorker())
     other = embed_with_workers(tmp_path / "other", FakeWorker(), FakeWorker())
     for left, right in zip(one, other, strict=True):
@@ -182,7 +182,7 @@ def test_shards_come_in_order_whoever_made_them(tmp_path: Path) -> None:
         np.testing.assert_array_equal(left.vectors, right.vectors)
 
 
-def test_without_workers_the_run_stops_and_keeps_its_shards(tmp_path: Path) -> None:
+def test_without_workers_the_run_stops_and_keeps_finished_shards(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="no worker is left") as caught:
         embed_with_workers(tmp_path / "s", FakeWorker(dies_at=2), FakeWorker(dies_at=2))
     assert "finished shards are kept" in caught.value.next_step
@@ -192,7 +192,7 @@ def test_without_workers_the_run_stops_and_keeps_its_shards(tmp_path: Path) -> N
     assert len(again.orders) == ROWS // 4 - 4
 
 
-def test_a_worker_that_comes_back_goes_on(tmp_path: Path) -> None:
+def test_a_restarted_worker_continues(tmp_path: Path) -> None:
     only = FakeWorker(dies_at=3, comes_back=True)
     assert is_complete(embed_with_workers(tmp_path / "s", only))
     assert len(only.orders) == ROWS // 4 + 1
@@ -208,12 +208,14 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("answer", "kind", "words"), PROBLEMS.values(), ids=PROBLEMS)
-def test_a_workers_problem_is_the_users(answer: Exception, kind: type[Exception], words: str, tmp_path: Path) -> None:
+def test_an_error_in_a_worker_is_raised_in_the_run(
+    answer: Exception, kind: type[Exception], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(kind, match=words):
         embed_with_workers(tmp_path / "s", FakeWorker(answer=answer), FakeWorker())
 
 
-def test_a_worker_tells_a_bug_with_its_traceback() -> None:
+def test_a_bug_in_a_worker_is_raised_with_its_traceback() -> None:
     found = worker_pool.WorkerState(1).run(WorkItem(None, None, None))  # type: ignore[arg-type]
     assert isinstance(found, RuntimeError)
     assert "AttributeError" in str(found)
@@ -258,7 +260,7 @@ class KillWorkerDuringPhase(NoProgress):
             os.kill(self.killed, signal.SIGKILL)
 
 
-def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
+def test_two_processes_give_the_bits_of_one_even_if_one_is_killed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("retbench.pipelines.models.search.Dense", partial(DenseRetriever, shard_rows=2))
@@ -275,13 +277,13 @@ def test_two_processes_give_the_bits_of_one_and_one_may_be_killed(
     assert found == alone
 
 
-def test_a_server_shares_its_work_itself(model: Path, tmp_path: Path) -> None:
+def test_the_endpoint_engine_refuses_devices(model: Path, tmp_path: Path) -> None:
     candidate = ResolvedModel(catalog.find_model_card(str(model)), None, Engine("endpoint"))
     with pytest.raises(UsageError, match="endpoint shares its work out itself"):
         worker_pool.attach_worker_pool(candidate, WorkerPool([FakeWorker], "cpu", 1))
 
 
-def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_passes_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(run_module, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
     stage = Stage("words", ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / "small")),))
@@ -289,7 +291,7 @@ def test_a_study_hands_its_devices_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked == ["all"]
 
 
-def test_a_rerankers_models_use_the_workers_too(model: Path) -> None:
+def test_reranker_models_use_the_worker_pool(model: Path) -> None:
     with WorkerPool([FakeWorker], "cpu", 1) as team:
         found = ModelResolver(lambda _: None, partial(worker_pool.attach_worker_pool, pool=team)).resolve(str(model))
         assert found.create_workers is not None

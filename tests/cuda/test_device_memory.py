@@ -66,7 +66,7 @@ def compute_vectors(encoder: BackboneEncoder, batch: TokenizedTexts, size: int) 
     )
 
 
-def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: BackboneEncoder) -> None:
+def test_a_batch_that_does_not_fit_is_halved(cuda: torch.device, loaded: BackboneEncoder) -> None:
     batch = build_tokenized_texts(2048)
     wanted = compute_vectors(loaded, batch, 64)
     with fill_gpu_memory():
@@ -76,7 +76,7 @@ def test_a_batch_that_does_not_fit_is_run_in_halves(cuda: torch.device, loaded: 
     assert np.abs(found.block.vectors - wanted.block.vectors).max() < 1e-4
 
 
-def test_a_plan_made_with_little_memory_fits(cuda: torch.device, loaded: BackboneEncoder) -> None:
+def test_a_batch_plan_made_with_little_memory_fits(cuda: torch.device, loaded: BackboneEncoder) -> None:
     ceiling = 1 << 20
     with fill_gpu_memory():
         budget = shard_tasks.measure_encoder(loaded, build_tokenized_texts(1), ceiling).budget
@@ -85,13 +85,13 @@ def test_a_plan_made_with_little_memory_fits(cuda: torch.device, loaded: Backbon
     assert found.split_batches == 0
 
 
-def test_one_text_that_does_not_fit_is_told(cuda: torch.device, loaded: BackboneEncoder) -> None:
+def test_one_text_that_does_not_fit_is_an_error(cuda: torch.device, loaded: BackboneEncoder) -> None:
     compute_vectors(loaded, build_tokenized_texts(2), 2)  # kernels and their workspace are there
     with fill_gpu_memory(48 << 20), pytest.raises(ResourceError, match="does not fit into memory"):
         compute_vectors(loaded, build_tokenized_texts(1, 100_000), 1)
 
 
-def test_what_is_said_when_memory_runs_out(cuda: torch.device) -> None:
+def test_a_cuda_out_of_memory_error_is_recognised(cuda: torch.device) -> None:
     with pytest.raises(RuntimeError) as problem:
         torch.empty(1 << 60, dtype=torch.uint8, device="cuda")
     assert memory.is_out_of_memory(problem.value)

@@ -39,7 +39,7 @@ def count_probed_texts(device: torch.device) -> int:
     return 2 * (1 + 3) if device.type == "cuda" else 0
 
 
-def test_a_killed_run_ends_like_one_that_was_not(
+def test_a_killed_run_resumes_to_the_same_result(
     server: fork_server.ForkServer, work: Callable[[str], fork_server.CellRun], device: torch.device
 ) -> None:
     whole, broken = work("whole"), work("broken")

@@ -30,7 +30,9 @@ def get_bits(ranking: Ranking, queries: slice = slice(None)) -> list[tuple[bytes
 
 @pytest.mark.parametrize("common", [0.0, 20.0], ids=["random", "nearly one direction"])
 @pytest.mark.parametrize("width", [48, 384, 3584])
-def test_ids_and_bits(width: int, common: float, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_equal_float64_and_bits_do_not_depend_on_tiles(
+    width: int, common: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queries, documents = draw_unit_vectors(QUERIES, width, 1, common), draw_unit_vectors(ROWS, width, 2, common)
     whole = search(queries, documents, ROWS)
     truth = queries.astype(np.float64) @ documents.astype(np.float64).T

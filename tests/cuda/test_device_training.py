@@ -78,7 +78,7 @@ def exact(model: Path, recipe: Recipe) -> tuple[float, Gradients]:
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_step_in_float32(
+def test_a_float32_step_equals_the_cpu_step(
     model: Path, recipe: Recipe, change: dict[str, str], device: torch.device, exact: tuple[float, Gradients]
 ) -> None:
     loss, slopes = run_step(model, apply_recipe_options(recipe, change), device)
@@ -86,13 +86,17 @@ def test_a_step_in_float32(
     assert compute_relative_error(slopes, exact[1]) < 2e-3
 
 
-def test_a_step_in_bfloat16(model: Path, recipe: Recipe, device: torch.device, exact: tuple[float, Gradients]) -> None:
+def test_a_bfloat16_step_is_close_to_the_cpu_step(
+    model: Path, recipe: Recipe, device: torch.device, exact: tuple[float, Gradients]
+) -> None:
     loss, slopes = run_step(model, replace(recipe, dtype="bfloat16"), device)
     assert loss == pytest.approx(exact[0], rel=0.05)
     assert compute_relative_error(slopes, exact[1]) < 0.3
 
 
-def test_all_weights_in_float32(model: Path, recipe: Recipe, device: torch.device) -> None:
+def test_a_full_finetuning_step_in_float32_equals_the_cpu_step(
+    model: Path, recipe: Recipe, device: torch.device
+) -> None:
     whole = replace(recipe, lora=None)
     found = [run_full_step(model, whole, place) for place in (device, torch.device("cpu"))]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)

@@ -101,14 +101,16 @@ def compute_cosines(made: BackboneEncoder, folder: Path, method: str, role: Role
 
 @pytest.mark.parametrize("dtype", MIN_COSINE)
 @pytest.mark.parametrize("method", plain_transformers.METHODS)
-def test_a_method_on_the_device(decoder: Path, method: str, dtype: Dtype, device: torch.device) -> None:
+def test_a_method_gives_the_vectors_of_transformers(
+    decoder: Path, method: str, dtype: Dtype, device: torch.device
+) -> None:
     made = load_encoder(decoder, method, dtype, device)
     for role in ("query", "document"):
         assert min(compute_cosines(made, decoder, method, role)) > MIN_COSINE[dtype], role
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_on_the_device(name: str, tmp_path: Path, device: torch.device) -> None:
+def test_a_model_family_gives_the_vectors_of_transformers(name: str, tmp_path: Path, device: torch.device) -> None:
     folder = build_family(name, tmp_path)
     found = {
         dtype: min(compute_cosines(load_encoder(folder, "mean", dtype, device), folder, "mean", "document"))
@@ -118,7 +120,7 @@ def test_a_family_on_the_device(name: str, tmp_path: Path, device: torch.device)
     assert found["bfloat16"] > MIN_COSINE["bfloat16"], found
 
 
-def test_a_batch_gives_each_text_what_it_gets_alone(decoder: Path, device: torch.device) -> None:
+def test_a_batch_gives_the_vectors_of_single_texts(decoder: Path, device: torch.device) -> None:
     made = load_encoder(decoder, "last", "float32", device)
     tokens = made.tokenize(TEXTS, "document")
     together = made.encode(tokens)

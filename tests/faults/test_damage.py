@@ -45,7 +45,7 @@ def get_document_store(job: fork_server.CellRun) -> Path:
 
 @damages
 @pytest.mark.parametrize("name", ["shard-00003.safetensors", "shard-00003.json", "manifest.json", "plan.json"])
-def test_a_damaged_store_gives_the_same_vectors_or_says_what_to_remove(
+def test_a_damaged_store_gives_the_same_vectors_or_names_what_to_remove(
     server: fork_server.ForkServer, cell: MakeJob, name: str, damage: Damage
 ) -> None:
     job, draw = cell("done"), random.Random(name)
@@ -64,7 +64,7 @@ def test_a_damaged_store_gives_the_same_vectors_or_says_what_to_remove(
 
 @damages
 @pytest.mark.parametrize("name", ["record.json", "per_query.parquet", "run.trec.gz"])
-def test_a_damaged_record_is_told_and_the_cell_run_again(
+def test_a_damaged_record_is_reported_and_the_cell_run_again(
     server: fork_server.ForkServer, cell: MakeJob, name: str, damage: Damage
 ) -> None:
     job, draw = cell("done"), random.Random(name)
@@ -83,9 +83,7 @@ def test_a_damaged_record_is_told_and_the_cell_run_again(
 
 
 @pytest.mark.parametrize("lost", ["threads", "kernel"])
-def test_a_store_of_an_earlier_version_is_gone_on_with(
-    server: fork_server.ForkServer, cell: MakeJob, lost: str
-) -> None:
+def test_a_store_of_an_earlier_version_is_resumed(server: fork_server.ForkServer, cell: MakeJob, lost: str) -> None:
     wanted, draw, job = run_without_fault(server, cell("whole")), random.Random(lost), cell("old", phase="embedding")
     moments, tried = cell("counted", phase="embedding").count_moments(server), 0
     while not list(Path(job.cache).rglob("shard-*.json")):
@@ -104,7 +102,7 @@ def test_a_store_of_an_earlier_version_is_gone_on_with(
 
 @damages
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_told_and_the_weights_come_out_the_same(
+def test_a_damaged_checkpoint_is_reported_and_the_weights_stay_the_same(
     server: fork_server.ForkServer, training: MakeJob, name: str, damage: Damage
 ) -> None:
     wanted, draw = run_training(server, training("whole")), random.Random(name)

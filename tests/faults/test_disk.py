@@ -61,7 +61,7 @@ def read_only() -> Iterator[Callable[[Path], None]]:
 
 
 @pytest.mark.parametrize("which", ["cache", "out"])
-def test_a_disk_that_fills_up_at_any_point_loses_nothing(
+def test_a_full_disk_at_any_point_loses_nothing(
     server: fork_server.ForkServer, cell: MakeJob, small_disk: Callable[[Path, int], None], which: str
 ) -> None:
     wanted, job = run_without_fault(server, cell("whole")), cell("full")
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_up_at_any_point_loses_nothing(
     assert job.count_computed_texts() <= TEXTS + failures * fork_server.SHARD_ROWS
 
 
-def test_a_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
+def test_a_full_disk_in_training_keeps_the_last_checkpoint(
     server: fork_server.ForkServer, training: MakeJob, small_disk: Callable[[Path, int], None]
 ) -> None:
     wanted, job = run_training(server, training("whole")), training("full")
@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_in_training_keeps_the_last_checkpoint(
     assert run_training(server, job) == wanted
 
 
-def test_results_that_cannot_be_written_are_refused_before_the_work(
+def test_a_read_only_results_folder_is_refused_before_the_run(
     server: fork_server.ForkServer, cell: MakeJob, read_only: Callable[[Path], None]
 ) -> None:
     job = cell("shut")
@@ -118,7 +118,7 @@ def test_results_that_cannot_be_written_are_refused_before_the_work(
     assert run_without_fault(server, replace(cell("open"), cache=job.cache)) == run_without_fault(server, cell("whole"))
 
 
-def test_finished_results_are_found_and_reported_where_nothing_can_be_written(
+def test_finished_results_are_reported_from_a_read_only_folder(
     server: fork_server.ForkServer, cell: MakeJob, read_only: Callable[[Path], None]
 ) -> None:
     job = cell("done")
@@ -130,7 +130,7 @@ def test_finished_results_are_found_and_reported_where_nothing_can_be_written(
     assert "tiny" in job.read_output()
 
 
-def test_a_cache_that_cannot_be_written_ends_in_two_lines(
+def test_a_read_only_cache_is_a_two_line_error(
     server: fork_server.ForkServer, cell: MakeJob, read_only: Callable[[Path], None]
 ) -> None:
     job = cell("shut")
@@ -142,7 +142,7 @@ def test_a_cache_that_cannot_be_written_ends_in_two_lines(
     assert "Traceback" not in job.read_output()
 
 
-def test_a_clock_that_jumps_changes_nothing(server: fork_server.ForkServer, cell: MakeJob) -> None:
+def test_a_jumping_clock_changes_nothing(server: fork_server.ForkServer, cell: MakeJob) -> None:
     wanted, draw = run_without_fault(server, cell("whole")), random.Random("clock")
     moments = cell("counted", phase="embedding").count_moments(server)
     for seed in range(1, 4):

@@ -13,7 +13,9 @@ pytestmark = pytest.mark.fault
 
 
 @pytest.mark.parametrize("phase", ["collection", "embedding", "search", "scoring", "record"])
-def test_ctrl_c_in_a_run(server: fork_server.ForkServer, cell: MakeJob, phase: str) -> None:
+def test_ctrl_c_in_a_run_exits_with_130_and_the_run_resumes(
+    server: fork_server.ForkServer, cell: MakeJob, phase: str
+) -> None:
     wanted, draw = run_without_fault(server, cell("whole")), random.Random(f"interrupt {phase}")
     moments = cell("counted", phase=phase).count_moments(server)
     for number in range(3):
@@ -25,7 +27,9 @@ def test_ctrl_c_in_a_run(server: fork_server.ForkServer, cell: MakeJob, phase: s
 
 
 @pytest.mark.parametrize("phase", ["training", "checkpoint", "model"])
-def test_ctrl_c_in_a_training(server: fork_server.ForkServer, training: MakeJob, phase: str) -> None:
+def test_ctrl_c_in_a_training_exits_with_130_and_the_training_resumes(
+    server: fork_server.ForkServer, training: MakeJob, phase: str
+) -> None:
     wanted, draw = run_training(server, training("whole")), random.Random(f"interrupt {phase}")
     moments = training("counted", phase=phase).count_moments(server)
     job = run_until_signal(server, training("stopped", phase=phase, signal=signal.SIGINT), moments, draw)

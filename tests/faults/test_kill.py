@@ -24,7 +24,7 @@ MOMENTS = {"collection": 4, "embedding": 12, "search": 6, "scoring": 6, "record"
 
 
 @pytest.mark.parametrize(("phase", "kills"), MOMENTS.items(), ids=MOMENTS)
-def test_a_run_killed_in_any_phase_ends_like_one_that_was_not(
+def test_a_run_killed_in_any_phase_resumes_to_the_same_result(
     server: fork_server.ForkServer, cell: MakeJob, phase: str, kills: int
 ) -> None:
     wanted, draw = run_without_fault(server, cell("whole")), random.Random(f"kill {phase}")
@@ -37,7 +37,7 @@ def test_a_run_killed_in_any_phase_ends_like_one_that_was_not(
         assert not list(Path(job.out).rglob("*.partial"))
 
 
-def test_killed_again_and_again_until_it_comes_through(server: fork_server.ForkServer, cell: MakeJob) -> None:
+def test_a_run_killed_many_times_resumes_to_the_same_result(server: fork_server.ForkServer, cell: MakeJob) -> None:
     wanted, draw, kills = run_without_fault(server, cell("whole")), random.Random("again"), 0
     moments, attempts = cell("counted", phase="embedding").count_moments(server), 0
     while kills < 6:
@@ -69,9 +69,7 @@ def test_a_training_killed_in_any_phase_gives_the_same_weights(
 # Reports and studies
 
 
-def test_a_report_killed_on_its_way_is_whole_or_not_there(
-    server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path
-) -> None:
+def test_a_killed_report_is_complete_or_absent(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
     done = cell("done")
     run_without_fault(server, done)
     page, draw = tmp_path / "page.html", random.Random("kill report")
@@ -86,7 +84,9 @@ def test_a_report_killed_on_its_way_is_whole_or_not_there(
         assert page.read_bytes() == wanted
 
 
-def test_a_study_killed_at_its_notes_goes_on(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
+def test_a_study_killed_while_writing_its_status_resumes(
+    server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path
+) -> None:
     plan, draw = tmp_path / "little.toml", random.Random("kill note")
     first = cell("whole")
     plan.write_text(

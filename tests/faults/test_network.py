@@ -142,7 +142,7 @@ def serve_files(files: ServedFiles) -> Iterator[int]:
         thread.join()
 
 
-def test_a_hub_that_dies_in_the_middle_of_a_fetch(tmp_path: Path, own_cache: Path) -> None:
+def test_a_hub_that_dies_during_a_fetch_exits_with_3_and_the_fetch_resumes(tmp_path: Path, own_cache: Path) -> None:
     folder = tiny_models.build_model(tmp_path / "tiny")
     content = {f"/org/tiny/resolve/{REVISION}/{file.name}": file.read_bytes() for file in folder.iterdir()}
     whole = sum(map(len, content.values()))
@@ -185,7 +185,7 @@ fetch_collection(TaskCard("small-archive", SourceSpec(**json.loads(sys.argv[1]))
 """
 
 
-def test_a_download_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_download_resumes(tmp_path: Path) -> None:
     content = build_archive(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.CHUNK_BYTES)})
     files = ServedFiles({"/small.zip": content}, hang=3 * beir_archives.CHUNK_BYTES)
     with serve_files(files) as port:
@@ -234,7 +234,7 @@ def run_with_server(job: FaultJob, address: str, pantry: Path, engine: str) -> F
 
 
 @pytest.mark.parametrize("name", FINAL_FAULTS)
-def test_a_server_that_fails_in_the_middle_of_a_run(
+def test_a_server_that_fails_during_a_run_stops_it_with_an_error(
     server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path, name: str
 ) -> None:
     pantry = small_collection.write_folder(tmp_path / "pantry")
@@ -256,7 +256,7 @@ def test_a_server_that_fails_in_the_middle_of_a_run(
         assert sum(len(body["input"]) for body in running.requests[asked:]) <= TEXTS + 2 * fork_server.SHARD_ROWS
 
 
-def test_a_server_that_stumbles_changes_nothing(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
+def test_temporary_server_errors_change_nothing(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
     pantry, stumbles = (
         small_collection.write_folder(tmp_path / "pantry"),
         (local_server.answer_with_error(500), local_server.answer_half, local_server.answer_too_few),

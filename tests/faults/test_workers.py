@@ -29,7 +29,7 @@ def is_stopped(process: int) -> bool:
 
 
 @pytest.mark.parametrize("same_results", [False, True])
-def test_the_one_that_waits_takes_over_from_the_one_that_is_killed(
+def test_a_waiting_process_takes_over_from_a_killed_one(
     server: fork_server.ForkServer, other: fork_server.ForkServer, cell: MakeJob, same_results: bool
 ) -> None:
     wanted, first, second = run_without_fault(server, cell("whole")), cell("first", phase="embedding"), cell("second")
@@ -48,7 +48,7 @@ def test_the_one_that_waits_takes_over_from_the_one_that_is_killed(
     assert second.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS
 
 
-def test_two_that_finish_the_same_cell_leave_one_whole_record(
+def test_two_processes_that_finish_one_cell_leave_one_complete_record(
     server: fork_server.ForkServer, other: fork_server.ForkServer, cell: MakeJob
 ) -> None:
     wanted, one = run_without_fault(server, cell("whole")), cell("one", delay=0.02)
@@ -59,7 +59,7 @@ def test_two_that_finish_the_same_cell_leave_one_whole_record(
     assert not list(Path(one.out).rglob("*.partial"))
 
 
-def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(
+def test_a_worker_out_of_memory_halves_its_batches_with_the_same_result(
     server: fork_server.ForkServer, cell: MakeJob
 ) -> None:
     wanted = run_without_fault(server, cell("whole"))
@@ -75,7 +75,7 @@ def test_a_worker_short_of_memory_halves_its_batches_and_the_end_is_the_same(
     assert found == wanted
 
 
-def test_a_worker_without_room_for_one_text_says_so_and_the_next_command_goes_on(
+def test_a_worker_without_memory_for_one_text_fails_and_the_next_run_resumes(
     server: fork_server.ForkServer, cell: MakeJob
 ) -> None:
     wanted, job = (

@@ -1,0 +1,83 @@
+"""Renamed recipe keys: old keys are refused with the new name, and stored ones are translated when they are read."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from retbench.cards import catalog, recipe_keys
+from retbench.cards.adaptor_recipe import AdaptorRecipe, apply_adaptor_options
+from retbench.cards.recipe import (
+    BatchSettings,
+    ContrastiveSettings,
+    CropSettings,
+    ListwiseTraining,
+    LoraSettings,
+    MiningSettings,
+    OptimizerSettings,
+    QueryLikelihoodTraining,
+    Recipe,
+    apply_recipe_options,
+)
+from retbench.errors import DataError, UsageError
+
+
+def test_old_and_new_recipe_keys_name_the_same_training() -> None:
+    stored = {
+        "objective": "llm-ql",
+        "optimiser": {"rate": 1e-4, "max_steps": 3},
+        "likelihood": {"corruption": 0.5, "optimiser": {"epochs": 2}, "lengths": {"query": 8}},
+        "batch": {"contrast": 4, "update": 8},
+        "method": {"name": "mean", "cut": "tokens"},
+        "lora": None,
+    }
+    translated = recipe_keys.translate_recipe(stored)
+    assert translated == {
+        "objective": "llm-ql",
+        "optimizer": {"learning_rate": 1e-4, "max_steps": 3},
+        "query_likelihood": {
+            "corruption_ratio": 0.5,
+            "optimizer": {"num_train_epochs": 2},
+            "lengths": {"query": 8},
+        },
+        "batch": {"contrastive_batch_size": 4, "train_batch_size": 8},
+        "method": {"name": "mean", "cut": "tokens"},
+        "lora": None,
+    }
+    assert recipe_keys.translate_recipe(translated) == translated
+    assert recipe_keys.translate_recipe({"rate": 0.1, "batch": 8, "top": 5}) == {
+        "learning_rate": 0.1, "batch_size": 8, "negatives_top_k": 5,
+    }  # fmt: skip
+
+
+def test_every_renamed_key_is_a_field_today() -> None:
+    owners = {
+        "": Recipe, "contrastive": ContrastiveSettings, "mining": MiningSettings, "batch": BatchSettings,
+        "optimizer": OptimizerSettings, "lora": LoraSettings, "crops": CropSettings, "listwise": ListwiseTraining,
+        "query_likelihood": QueryLikelihoodTraining, recipe_keys.ADAPTOR: AdaptorRecipe,
+    }  # fmt: skip
+    assert recipe_keys.RENAMED_KEYS.keys() == owners.keys()
+    for table, renamed in recipe_keys.RENAMED_KEYS.items():
+        names = {field.name for field in fields(owners[table])}
+        assert set(renamed.values()) <= names
+        assert not set(renamed) & names
+
+
+def test_an_old_key_of_a_recipe_is_an_error_with_the_new_one(tmp_path: Path) -> None:
+    recipe = catalog.find_recipe("quick")
+    with pytest.raises(UsageError, match=r"optimiser\.rate: this key is now optimizer\.learning_rate") as caught:
+        apply_recipe_options(recipe, {"optimiser.rate": "1e-3"})
+    assert caught.value.next_step == "write --set optimizer.learning_rate=VALUE"
+    with pytest.raises(UsageError, match=r"now query_likelihood\.optimizer\.num_train_epochs"):
+        apply_recipe_options(recipe, {"likelihood.optimiser.epochs": "2"})
+    with pytest.raises(UsageError, match="now query_likelihood"):
+        apply_recipe_options(recipe, {"likelihood": "none"})
+    with pytest.raises(UsageError, match="now learning_rate"):
+        apply_adaptor_options(AdaptorRecipe(), {"rate": "1e-3"})
+    file = tmp_path / "old.toml"
+    shipped = (Path(__file__).parent.parent / "recipes" / "quick.toml").read_text(encoding="utf-8")
+    file.write_text(shipped.replace("[optimizer]\nlearning_rate", "[optimiser]\nrate").replace("lora_alpha", "alpha"))
+    with pytest.raises(DataError, match=r"old\.toml:\d+: optimiser\.rate: this key is now") as refused:
+        catalog.find_recipe(str(file))
+    assert "optimiser.rate -> optimizer.learning_rate" in refused.value.next_step
+    assert "lora.alpha -> lora.lora_alpha" in refused.value.next_step
