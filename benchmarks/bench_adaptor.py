@@ -51,7 +51,7 @@ def measure(documents: int, queries: int, width: int, recipe: AdaptorRecipe) -> 
     held = round(queries * HELD)
     learned = np.arange(held, queries)
     pairs = np.array([(row, wanted[q], 1) for row, q in enumerate(learned)], dtype=np.int64)
-    lessons = AdaptorTrainingData(asked[held:], vectors, pairs, [{int(wanted[q]): 1} for q in learned])
+    training_data = AdaptorTrainingData(asked[held:], vectors, pairs, [{int(wanted[q]): 1} for q in learned])
     others = np.setdiff1d(np.arange(documents), wanted[:held])[: VALIDATION_POOL - held]
     small = np.concatenate((wanted[:held], others))  # of a large corpus, validation looks at this many
     looks: list[float] = []
@@ -64,7 +64,7 @@ def measure(documents: int, queries: int, width: int, recipe: AdaptorRecipe) -> 
         return looks[-1]
 
     started, cpu = time.perf_counter(), time.process_time()
-    best = train_with_loss_weights(lessons, recipe, recipe.alpha[0], recipe.beta[0], score)
+    best = train_with_loss_weights(training_data, recipe, recipe.alpha[0], recipe.beta[0], score)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     steps = recipe.eval_steps * (len(looks) - 1)
     return {

@@ -43,12 +43,12 @@ def now() -> Moment:
 def ours(steps: int, dtype: str) -> list[Moment]:
     from retbench.cards import catalog
     from retbench.cards.recipe import apply_recipe_options
-    from retbench.cards.user_config import cache_folder
-    from retbench.pipelines.finetuning.train_encoder import finetune
+    from retbench.cards.user_config import get_cache_folder
+    from retbench.pipelines.finetuning.train_encoder import finetune_encoder
     from retbench.training.training_data import TrainingRequest
 
     seconds: list[Moment] = []
-    changes = {"optimiser.max_steps": str(steps), "max_minutes": "none", "dtype": dtype, "save_steps": "1000"}
+    changes = {"optimizer.max_steps": str(steps), "max_minutes": "none", "dtype": dtype, "save_steps": "1000"}
     recipe = apply_recipe_options(catalog.find_recipe("quick"), changes)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pairs.jsonl"
@@ -60,8 +60,8 @@ def ours(steps: int, dtype: str) -> list[Moment]:
             seconds.append(_since(clock[0]))
             clock[0] = now()
 
-        finetune(TrainingRequest(str(file), MODEL, recipe, out=Path(folder) / NAME, report=report))
-    (cache_folder() / "model_cards" / f"{NAME}.toml").unlink()  # known by name for a minute
+        finetune_encoder(TrainingRequest(str(file), MODEL, out=Path(folder) / NAME, report=report), recipe)
+    (get_cache_folder() / "model_cards" / f"{NAME}.toml").unlink()  # known by name for a minute
     return seconds
 
 

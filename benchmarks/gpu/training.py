@@ -10,24 +10,22 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
-
-from retbench.training.data import Wish
+from typing import Any
 
 from benchmarks.gpu import models
 from benchmarks.gpu.models import CUDA, DEVICE
 from benchmarks.gpu.peer import assembled
 from benchmarks.gpu.sheet import Sheet, free, median, synchronise
 from retbench.cards import catalog
-from retbench.cards.recipe import Recipe, changed
+from retbench.cards.recipe import Recipe, apply_recipe_options
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import memory
-from retbench.pipelines.finetuning.train_encoder import Course
 from retbench.training import lora
-from retbench.training.contrastive_batches import Labelled
-from retbench.training.train_forward import Trainee
-from retbench.training.train_loop import Run, Schedule
-from retbench.training.training_set import of_rows
+from retbench.training.contrastive_batches import LabelledBatchSource
+from retbench.training.contrastive_objective import ContrastiveObjective
+from retbench.training.train_forward import TrainableEncoder
+from retbench.training.train_loop import TrainLoop, TrainSchedule
+from retbench.training.training_set import parse_training_rows
 
 NAMES = ("0.5B", "7B") if CUDA else ("tiny qwen2",)
 BATCHES = {"0.5B": 64, "7B": 16, "tiny qwen2": 4}
@@ -82,25 +80,27 @@ def drawn(count: int, vocabulary: int) -> Pairs:
 
 def recipe_of(batch: int, tokens: int | None) -> Recipe:
     """The recipe `quick` for a GPU."""
-    wanted = {"dtype": "bfloat16", "max_minutes": "none", "batch.contrast": str(batch), "batch.update": str(batch),
+    changes = {"dtype": "bfloat16", "max_minutes": "none", "batch.contrastive_batch_size": str(batch),
+              "batch.train_batch_size": str(batch),
               "lengths.document": "156"}  # fmt: skip
-    return changed(catalog.find_recipe("quick"), wanted | ({"batch.tokens": str(tokens)} if tokens else {}))
+    changes |= {"batch.max_tokens": str(tokens)} if tokens else {}
+    return apply_recipe_options(catalog.find_recipe("quick"), changes)
 
 
 def ours(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) -> list[float]:
     """Seconds of the loop's own steps."""
-    training = of_rows("drawn", ((str(row), {"query": q, "positives": [p]}) for row, (q, p) in enumerate(pairs)))
-    adapted = lora.prepare(model, recipe)
-    trainee = Trainee(adapted, PromptTokenizer(tokenizer, recipe.method), recipe, True, DEVICE)
-    source = Labelled(training, recipe.contrast, recipe.seed)
+    rows = ((str(row), {"query": query, "positives": [passage]}) for row, (query, passage) in enumerate(pairs))
+    training_set = parse_training_rows("drawn", rows)
+    adapted = lora.prepare_for_training(model, recipe)
+    encoder = TrainableEncoder(adapted, PromptTokenizer(tokenizer, recipe.method), recipe, True, DEVICE)
+    objective = ContrastiveObjective(encoder, LabelledBatchSource(training_set, recipe.contrastive, recipe.seed))
+    schedule = TrainSchedule(STEPS, recipe.optimizer, 1000, 1000)
     folder = Path(tempfile.mkdtemp())
-    course = Course(Wish("drawn", "random", recipe), "random", folder, cast(Any, None), trainee, source, {})
-    schedule = Schedule(STEPS, recipe.optimiser, 1000, 1000)
-    run = Run(adapted, lora.trained(adapted), schedule, course.backward, folder, course.first_text)
+    loop = TrainLoop(adapted, lora.get_trainable_weights(adapted), schedule, objective, folder)
     taken: list[float] = []
     while len(taken) < STEPS and (len(taken) < WARM + LEAST or time.time() < ends):
         started = time.perf_counter()
-        run._step()
+        loop._train_step()
         synchronise()
         taken.append(time.perf_counter() - started)
     return taken

@@ -23,7 +23,7 @@ from retbench.cards.model import (
     WeightsSource,
 )
 from retbench.cards.recipe import describe_recipe
-from retbench.cards.user_config import cache_folder, encode_path_part, list_card_folders
+from retbench.cards.user_config import encode_path_part, get_cache_folder, list_card_folders
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import adapters, model_folders
 from retbench.errors import UsageError
@@ -135,7 +135,7 @@ def _get_eos_token(prompt_tokenizer: PromptTokenizer) -> EosToken | None:
 
 def choose_output_folder(name: str, out: Path | None) -> Path:
     """The folder of a training; by default one in the cache, where models are found by name."""
-    return out or cache_folder() / "model_cards" / encode_path_part(name)
+    return out or get_cache_folder() / "model_cards" / encode_path_part(name)
 
 
 def check_name_is_free(name: str, folder: Path) -> None:
@@ -153,7 +153,7 @@ def register_model(card: ModelCard, folder: Path) -> None:
     card_folders = list_card_folders("model_cards")
     is_known = any(folder.resolve().is_relative_to(card_folder.resolve()) for card_folder in card_folders)
     if not is_known and card.weights:
-        card_file = cache_folder() / "model_cards" / f"{encode_path_part(card.name)}.toml"
+        card_file = get_cache_folder() / "model_cards" / f"{encode_path_part(card.name)}.toml"
         card_file.parent.mkdir(parents=True, exist_ok=True)
         weights = WeightsSource("path", path=str(folder.resolve()), sha256=card.weights.sha256)
         write_file_atomically(card_file, toml_writer.format_card(replace(card, weights=weights)).encode())

@@ -82,7 +82,7 @@ class JoinedTexts(Sequence[str]):
 
 def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
     """The judged queries of one split; queries without a relevant document are left out and counted."""
-    ids: list[str] = collection.corpus.ids().to_pylist()
+    ids: list[str] = collection.corpus.read_ids().to_pylist()
     rows = {identifier: row for row, identifier in enumerate(ids)}
     queries, missing = [], 0
     for query in collection.queries:
