@@ -1,4 +1,4 @@
-"""The house: who may import whom, what starts without torch, and how large things may grow."""
+"""Import rules, sizes and names: which package may import which, what starts without torch, how long code may be."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ from retbench.cards.user_config import get_cache_folder
 
 PACKAGE = Path(__file__).parent.parent / "retbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = (  # from the ground up; rooms on one floor do not know each other
+FLOORS = (  # from the bottom up; packages on one floor do not import each other
     {"errors"},
     {"cards"},
     {"engines", "corpora", "store"},
@@ -24,12 +24,28 @@ FLOORS = (  # from the ground up; rooms on one floor do not know each other
     {"rerankers", "training", "reports"},
     {"pipelines"},
     {"cli"},
-    {"__init__", "__main__"},  # the package's own face: `import retbench`, `python -m retbench`
+    {"__init__", "__main__"},  # `import retbench`, `python -m retbench`
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LIGHT = ("cards", "corpora", "scoring", "records", "reports")
 HEAVY = ("torch", "transformers")
-QUICK = ("report", "runs.compare", "runs.inspect")  # stories that only look at what was run
+QUICK = ("report", "runs.compare", "runs.inspect")  # pipelines that only read finished runs
+
+PIPELINE_IMPORTS: dict[str, set[str]] = {  # which parts of retbench.pipelines a part may import, besides itself
+    "models": set(),
+    "runs": set(),
+    "reranking": {"models", "runs"},
+    "evaluation": {"reranking", "models", "runs"},
+    "finetuning": {"models"},
+    "checks": {"models", "runs"},
+    "report": set(),
+    "mteb_bridge": {"models", "runs", "report"},
+    "studies": {"evaluation", "finetuning", "report"},
+    "fetch": set(),
+    "doctor": set(),
+    "estimate_cost": set(),
+    "__init__": set(),
+}
 
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 70
@@ -48,8 +64,8 @@ def room_of(module: str) -> str | None:
     return (rest.partition(".")[0] or "__init__") if package == "retbench" else None
 
 
-def imported(module: str, source: str) -> Iterator[tuple[int, str]]:
-    """Line and room of every import of ours, wherever it stands: at the top, in a function, for type checking."""
+def list_imports(module: str, source: str) -> Iterator[tuple[int, str]]:
+    """Line and name of every import, wherever it is: at the top, in a function, for type checking."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -58,10 +74,16 @@ def imported(module: str, source: str) -> Iterator[tuple[int, str]]:
             base = node.module or ""
             if node.level:
                 base = ".".join([*module.split(".")[: -node.level], *filter(None, [node.module])])
-            names = [f"{base}.{alias.name}" for alias in node.names] if base == "retbench" else [base]
-        for name in names:
-            if room := room_of(name):
-                yield node.lineno, room
+            packages = ("retbench", "retbench.pipelines")
+            names = [f"{base}.{alias.name}" for alias in node.names] if base in packages else [base]
+        yield from ((node.lineno, name) for name in names)
+
+
+def imported(module: str, source: str) -> Iterator[tuple[int, str]]:
+    """Line and room of every import from retbench."""
+    for line, name in list_imports(module, source):
+        if room := room_of(name):
+            yield line, room
 
 
 def trespasses(module: str, source: str) -> list[str]:
@@ -121,6 +143,54 @@ assert heavy() == ["torch"], "this check would not notice"
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def get_pipeline_part(module: str) -> str | None:
+    """`retbench.pipelines.runs.compare` is in `runs`, and `retbench.pipelines.report` is `report`."""
+    parts = module.split(".")
+    if parts[:2] != ["retbench", "pipelines"]:
+        return None
+    return parts[2] if len(parts) > 2 else "__init__"
+
+
+def find_wrong_pipeline_imports(module: str, source: str) -> list[str]:
+    part = str(get_pipeline_part(module))
+    return [
+        f"{module}:{line} ({part}) imports {target}"
+        for line, name in list_imports(module, source)
+        if (target := get_pipeline_part(name)) and target not in {part, *PIPELINE_IMPORTS[part]}
+    ]
+
+
+# (module, source, how many of its imports go the wrong way)
+PIPELINE_CASES = {
+    "down": ("retbench.pipelines.evaluation.x", "from retbench.pipelines.reranking.chain import f", 0),
+    "own folder": ("retbench.pipelines.runs.x", "from retbench.pipelines.runs import compare", 0),
+    "up": ("retbench.pipelines.models.x", "from retbench.pipelines.evaluation import job", 1),
+    "across": ("retbench.pipelines.checks.x", "def f():\n    import retbench.pipelines.evaluation.job", 1),
+    "a folder by its name": ("retbench.pipelines.runs.x", "from retbench.pipelines import models, studies", 2),
+    "outside": ("retbench.pipelines.runs.x", "from retbench.records.cell import Cell", 0),
+}
+
+
+@pytest.mark.parametrize(("module", "source", "wrong"), PIPELINE_CASES.values(), ids=PIPELINE_CASES)
+def test_the_pipeline_import_rule_itself(module: str, source: str, wrong: int) -> None:
+    assert len(find_wrong_pipeline_imports(module, source)) == wrong
+
+
+def test_imports_between_pipelines_follow_the_arrows() -> None:
+    modules = [(module_name(file), file) for file in FILES if room_of(module_name(file)) == "pipelines"]
+    found = [wrong for name, file in modules for wrong in find_wrong_pipeline_imports(name, file.read_text("utf-8"))]
+    assert found == []
+
+
+def test_no_public_class_name_occurs_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for module, tree in parsed():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
 
 
 def parsed() -> Iterator[tuple[str, ast.Module]]:

@@ -1,1 +1,1 @@
-"""Pipelines: the stories of retbench, told from top to bottom."""
+"""Pipelines: one folder per capability, and one module for each small command."""

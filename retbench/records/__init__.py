@@ -1,1 +1,1 @@
-"""Records: everything about one run, and the folder they are kept in."""
+"""Records: everything about finished runs, and the results folder."""

@@ -1,4 +1,4 @@
-"""The cell: one row of `--json` and of a table, whether it was computed now, found on disk, skipped or failed."""
+"""A cell: one row of `--json` and of a table. It is computed now, found on disk, skipped or failed."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -9,11 +9,12 @@ from retbench.errors import PARTLY_DONE
 from retbench.records.record import Record
 
 Status = Literal["done", "failed", "skipped"]
+Exposure = Literal["seen", "unseen", "unknown"]
 
 
 @dataclass(frozen=True)
 class ExpectedScoreCheck:
-    """A score somebody published for a cell, and the one that came out."""
+    """A published score of a cell and the computed score."""
 
     metric: str
     score: float
@@ -23,7 +24,7 @@ class ExpectedScoreCheck:
 
     @property
     def is_met(self) -> bool:
-        """Whether the two agree within the tolerance."""
+        """True if both agree within the tolerance."""
         return abs(self.got - self.score) <= self.tolerance
 
 
@@ -41,7 +42,7 @@ class Cell:
     sample: int | None = None
     engine: str | None = None
     rerank: tuple[str, ...] = ()
-    seen: Literal["seen", "unseen", "unknown"] = "unknown"
+    seen: Exposure = "unknown"
     cached: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     main_score: float | None = None
@@ -56,34 +57,35 @@ class Cell:
     expected: tuple[ExpectedScoreCheck, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The object `--json` prints."""
+        """Return the object that `--json` prints."""
         facts = asdict(self)
         return {key: value for key, value in facts.items() if key != "exit_code" and value is not None}
 
 
-def classify_training_exposure(training_sets: tuple[str, ...] | None, card: dict[str, Any]) -> Literal["seen", "unseen", "unknown"]:
-    """Whether the model was trained on this task's collection, in any of its variants; `card` is the task's."""
+def classify_training_exposure(training_sets: tuple[str, ...] | None, task: dict[str, Any]) -> Exposure:
+    """Return whether the model was trained on any variant of the task's collection; `task` is the task card."""
     if training_sets is None:
         return "unknown"
-    own = card.get("collection") or _collection(card["name"])
-    if any(own == learned or own.startswith(f"{learned}/") for learned in map(_collection, training_sets)):
+    collection = task.get("collection") or _get_collection_name(task["name"])
+    trained_on = map(_get_collection_name, training_sets)
+    if any(collection == name or collection.startswith(f"{name}/") for name in trained_on):
         return "seen"
     return "unknown" if UNKNOWN_TRAINING_SETS in training_sets else "unseen"
 
 
-def _collection(name: str) -> str:
-    """The collection a task is a variant of; a name that no card has stands for itself."""
+def _get_collection_name(name: str) -> str:
+    """Return the collection that a task is a variant of; without a card, the name itself."""
     card = catalog.load_task_cards().cards.get(name)
     return (card.collection if card else None) or name
 
 
 def build_cell(record: Record, path: str, cached: bool) -> Cell:
-    """The cell of a finished run."""
+    """Build the cell of a finished run."""
     settings, sets = record.settings, record.cards["model"].get("training_sets")
     return Cell(
         record.model, record.method, record.task, record.suite, settings["split"], "done",
         settings_id=record.settings_id, sample=settings["sample"], engine=settings["engine"], cached=cached,
-        rerank=tuple(one["rerank"] for one in settings["rerankers"]),
+        rerank=tuple(reranker["rerank"] for reranker in settings["rerankers"]),
         seen=classify_training_exposure(tuple(sets) if sets is not None else None, record.cards["task"]),
         scores=record.scores, main_score=record.scores[record.cards["task"]["metric"]],
         documents=record.collection["documents"], queries=record.collection["queries"],
@@ -92,7 +94,7 @@ def build_cell(record: Record, path: str, cached: bool) -> Cell:
 
 
 def compute_exit_code(cells: list[Cell]) -> int:
-    """0 when nothing failed, 1 when some did, and the first cause's own code when nothing at all was done."""
+    """Return 0 if nothing failed, 1 if some cells failed, and the code of the first failure if no cell is done."""
     failures = [cell for cell in cells if cell.status == "failed"]
     if not failures:
         return 0

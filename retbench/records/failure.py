@@ -1,6 +1,6 @@
-"""The failure: a cell that could not be finished, kept as a note until a run of the same cell succeeds.
+"""A failure: a cell that could not be finished. Its file is removed when a run of the same cell succeeds.
 
-results/<suite>/<task>/<model>/<method>.failed.json; of a reranked cell <method>+<reranker>.failed.json
+results/<suite>/<task>/<model>/<method>.failed.json; for a reranked cell <method>+<reranker>.failed.json
 """
 
 import json
@@ -14,12 +14,12 @@ from retbench.errors import DataError
 from retbench.store.shard_store import write_file_atomically
 
 FAILURE_SUFFIX = ".failed.json"
-ANY_METHOD = "-"  # the model itself could not be opened
+ANY_METHOD = "-"  # the model could not be loaded
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What was asked for and why it did not happen."""
+    """The requested cell and the reason why it failed."""
 
     model: str
     method: str
@@ -37,23 +37,23 @@ class Failure:
 
     @property
     def label(self) -> str:
-        """The method, and what came after it."""
+        """The method and the rerankers."""
         return format_label(self.method, self.rerank)
 
     def write(self, file: Path) -> None:
-        """Store the note."""
+        """Write the failure to a file."""
         file.parent.mkdir(parents=True, exist_ok=True)
         write_file_atomically(file, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
 
 
 def format_label(method: str, rerank: Sequence[str]) -> str:
-    """A method and its rerankers as one name."""
+    """Join a method and its rerankers to one name."""
     return "+".join((method, *rerank))
 
 
 def read_failure(file: Path) -> Failure:
-    """One note."""
+    """Read one failure."""
     try:
         return Failure(**parse_json(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as problem:
-        raise DataError(f"{file} is not a note of a failed cell: {problem}", "remove it") from problem
+        raise DataError(f"{file} is not the file of a failed cell: {problem}", "remove it") from problem

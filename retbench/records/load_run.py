@@ -1,7 +1,6 @@
-"""From a record back to the texts it was made with; a record itself holds no text of others.
+"""Find the texts and the ranking of a finished run; a record itself contains no texts.
 
-The collection is looked for in the cache by name and fingerprint, because a record does not know where a user's
-folder lay.
+The collection is found in the cache by name and fingerprint, because a record does not contain the path of a folder.
 """
 
 import gzip
@@ -21,54 +20,59 @@ from retbench.records.results_folder import RECORD_FILE, ResultsFolder, decode_i
 
 
 def find_run(argument: str, results: Path) -> Path:
-    """A run's folder, named by its path or by the first letters of its settings-id."""
+    """Find a run's folder by its path or by the first characters of its settings-id."""
     path = Path(argument)
     if path.name == RECORD_FILE and path.is_file():
         return path.parent
     if (path / RECORD_FILE).is_file():
         return path
-    found = [file.parent for file in ResultsFolder(results).list_record_files() if argument and file.parent.name.startswith(argument)]
-    if len(found) == 1:
-        return found[0]
-    problem = f"{len(found)} runs in {results} begin with {argument!r}" if found else f"there is no run {argument!r}"
+    files = ResultsFolder(results).list_record_files() if argument else []
+    folders = [file.parent for file in files if file.parent.name.startswith(argument)]
+    if len(folders) == 1:
+        return folders[0]
+    problem = (
+        f"{len(folders)} runs in {results} begin with {argument!r}" if folders else f"there is no run {argument!r}"
+    )
     raise UsageError(problem, f"name a run's folder, or its settings-id: retbench list results --results {results}")
 
 
 def open_recorded_collection(record: Record) -> Collection:
-    """The collection a record was made on, at its split and sample."""
-    for candidate in _candidates(record):
+    """Open the collection of a record, at its split and sample."""
+    for collection in _list_cached_collections(record):
         sample = record.settings["sample"]
-        found = candidate.sample(sample) if sample else candidate
-        if found.fingerprint == record.collection["fingerprint"]:
-            return found
+        sampled = collection.sample(sample) if sample else collection
+        if sampled.fingerprint == record.collection["fingerprint"]:
+            return sampled
     raise MissingError(
         f"the texts of {record.task} (fingerprint {record.collection['fingerprint'][:12]}) are not in the cache",
         f"run any model on the same collection once, for example bm25 --task {record.task}, or set RETBENCH_CACHE",
     )
 
 
-def _candidates(record: Record) -> list[Collection]:
+def _list_cached_collections(record: Record) -> list[Collection]:
     drop = record.settings.get("excluded") == "drop"
     folders = sorted((get_cache_folder() / "collections").glob(f"{encode_path_part(record.task)}-*/{MANIFEST}"))
-    found = []
+    collections = []
     for manifest in folders:
         try:
-            found.append(load_collection(manifest.parent, record.settings["split"], drop))
-        except (RetbenchError, KeyError, TypeError):  # another collection of that name, or an older stored form
+            collections.append(load_collection(manifest.parent, record.settings["split"], drop))
+        except (RetbenchError, KeyError, TypeError):  # another collection of that name, or an older format
             continue
     if record.task in catalog.load_task_cards():
-        with suppress(RetbenchError):  # not fetched; the caller says so
-            found.append(open_collection(replace(catalog.find_task_card(record.task), split=record.settings["split"])))
-    return found
+        with suppress(RetbenchError):  # not fetched; the caller raises
+            collections.append(
+                open_collection(replace(catalog.find_task_card(record.task), split=record.settings["split"]))
+            )
+    return collections
 
 
 def read_trec_run(file: Path) -> dict[str, list[str]]:
-    """A TREC run, plain or gzipped: documents by query, in the order of the rank column, then of the id."""
+    """Read a TREC run, plain or gzipped: documents by query, sorted by the rank column, then by id."""
     return {query: [document for document, _ in found] for query, found in read_scored_trec_run(file).items()}
 
 
 def read_scored_trec_run(file: Path) -> dict[str, list[tuple[str, float]]]:
-    """The same with the scores the run gives."""
+    """Read a TREC run with its scores."""
     try:
         content = file.read_bytes()
         lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode().splitlines()
@@ -85,12 +89,12 @@ def read_scored_trec_run(file: Path) -> dict[str, list[tuple[str, float]]]:
 
 
 def read_rankings(folder: Path, collection: Collection) -> dict[str, list[str]]:
-    """Our own run with the collection's own ids; ids the collection does not have are an error."""
+    """Read the rankings of a retbench run; raise for ids that the collection does not have."""
     file = folder / "run.trec.gz"
-    found = {decode_id(query): list(map(decode_id, ids)) for query, ids in read_trec_run(file).items()}
-    ranked = {document for ids in found.values() for document in ids}
-    strange = {*found} - {*collection.judgments} or find_missing_ids(ranked, collection.corpus)
-    if strange:
-        cause = f"{file} ranks {min(strange)!r}, which the collection does not have"
+    rankings = {decode_id(query): list(map(decode_id, ids)) for query, ids in read_trec_run(file).items()}
+    ranked_ids = {document for ids in rankings.values() for document in ids}
+    unknown_ids = {*rankings} - {*collection.judgments} or find_missing_ids(ranked_ids, collection.corpus)
+    if unknown_ids:
+        cause = f"{file} ranks {min(unknown_ids)!r}, which the collection does not have"
         raise DataError(cause, "remove the run's folder and run the cell again")
-    return found
+    return rankings

@@ -1,4 +1,4 @@
-"""The machine and the versions behind a number. None of it changes a settings-id; all of it helps to explain one."""
+"""The machine and the package versions of a run. They explain a score and are not part of the settings-id."""
 
 import os
 import platform
@@ -12,42 +12,42 @@ PACKAGES = ("retbench", "torch", "transformers", "tokenizers", "numpy", "bm25s",
 
 
 def describe_machine() -> dict[str, Any]:
-    """Python, packages, processor, memory, threads, commit."""
+    """Return Python, packages, processor, memory, threads and commit; the GPUs if they were used."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "cpu": _cpu(),
+        "packages": {name: version for name in PACKAGES if (version := _get_version(name))},
+        "cpu": _get_cpu_name(),
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "commit": _commit(),
-        **_gpu(sys.modules.get("torch")),
+        "commit": _get_commit(),
+        **_describe_gpus(sys.modules.get("torch")),
     }
 
 
-def _gpu(torch: Any) -> dict[str, Any]:
-    """The GPUs that computed; nothing where none did. torch is looked at where it is loaded, never loaded for this."""
+def _describe_gpus(torch: Any) -> dict[str, Any]:
+    """Return the GPUs that computed, if any. torch is used only if it is loaded already."""
     if torch is None or not torch.cuda.is_initialized():
         return {}
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
-        "gpu": names[torch.cuda.current_device()],  # the name that a price in retbench.toml goes by
+        "gpu": names[torch.cuda.current_device()],  # prices in retbench.toml are by this name
         "gpus": names,
         "cuda": torch.version.cuda,
-        "driver": _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": _run_command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "float32_matmul": torch.backends.cuda.matmul.fp32_precision,
     }
 
 
-def _version(name: str) -> str | None:
+def _get_version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _cpu() -> str:
+def _get_cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next(
@@ -55,15 +55,15 @@ def _cpu() -> str:
     )
 
 
-def _commit() -> str | None:
-    """The commit of the checkout retbench runs from; none for an installed package."""
+def _get_commit() -> str | None:
+    """Return the commit of the checkout that retbench runs from; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    return _told("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return _run_command("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
-def _told(*command: str) -> str | None:
+def _run_command(*command: str) -> str | None:
     """The first line a program says; none where there is no such program, or it says nothing."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,7 +1,6 @@
-"""Old records in today's form: one function a step, so that a record of any age can be read.
+"""Migration of old records to the current schema, one function per schema number.
 
-A step takes the facts of one schema and returns those of the next. What a step cannot know it leaves out or marks as
-not known; it never makes a fact up.
+A step takes the fields of one schema and returns those of the next. It leaves out what it cannot know.
 """
 
 from collections.abc import Callable
@@ -10,19 +9,19 @@ from typing import Any
 from retbench.errors import DataError
 from retbench.records.record import SCHEMA
 
-Facts = dict[str, Any]
+RecordFields = dict[str, Any]
 
 
-def _failures_left(facts: Facts) -> Facts:
-    """1 to 2: a failed cell became a note of its own (failure.py); the list in a finished record was always empty."""
+def _remove_failures(facts: RecordFields) -> RecordFields:
+    """1 to 2: a failed cell has its own file (failure.py); the list in a finished record was always empty."""
     return {key: value for key, value in facts.items() if key != "failures"}
 
 
-STEPS: dict[int, Callable[[Facts], Facts]] = {1: _failures_left}
+STEPS: dict[int, Callable[[RecordFields], RecordFields]] = {1: _remove_failures}
 
 
-def migrate_record(facts: Facts, name: str) -> Facts:
-    """The facts in today's schema; a record of the future is refused."""
+def migrate_record(facts: RecordFields, name: str) -> RecordFields:
+    """Return the fields in the current schema; refuse a record of a newer version."""
     schema = facts["schema"]
     if schema not in {*STEPS, SCHEMA}:
         raise DataError(f"{name} has schema {schema}, this version reads up to {SCHEMA}", "update retbench")

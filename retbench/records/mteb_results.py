@@ -1,4 +1,4 @@
-"""mteb result files: what their JSON holds, with our name of the task."""
+"""mteb result files: their scores, with the retbench name of the task."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, MissingError
 
 MODEL_META = "model_meta.json"
-MTEB_PROTOCOLS = ("standard", "mteb")  # those under which mteb's own figures may stand
-EXPERIMENTS_FOLDER = "experiments"  # mteb's folder below a revision for other settings than the model's own
-DEFAULT_SUBSET = "default"  # mteb's name of the subset of a task that has none
+MTEB_PROTOCOLS = ("standard", "mteb")  # protocols of task cards under which mteb measures too
+EXPERIMENTS_FOLDER = "experiments"  # mteb's folder, below a revision, for settings that are not the model's default
+DEFAULT_SUBSET = "default"  # mteb's subset name for a task without subsets
 
 
 @dataclass(frozen=True)
 class MtebResult:
-    """The scores of one model on one task, as mteb wrote them."""
+    """The scores of one model on one task, from an mteb file."""
 
     model: str
     task: str
@@ -27,51 +27,56 @@ class MtebResult:
 
 
 def read_mteb_results(file: Path) -> list[MtebResult]:
-    """One result file: a result for every subset, and for every split that is a task of ours.
+    """Read a result file: a result for every subset, and for every split that has a task card.
 
-    The model's name is beside it in model_meta.json, or in the folders' names.
+    The model's name is in model_meta.json beside it, or in the names of the folders.
     """
     try:
         facts = parse_json(file.read_text(encoding="utf-8"))
         name, splits = facts["task_name"], facts["scores"]
         main = "test" if "test" in splits else next(iter(splits))
-        found = {
-            (split, one.get("hf_subset", DEFAULT_SUBSET)): _scores(one) for split, subsets in splits.items() for one in subsets
+        scores_by_part = {
+            (split, subset.get("hf_subset", DEFAULT_SUBSET)): _extract_scores(subset)
+            for split, subsets in splits.items()
+            for subset in subsets
         }
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as problem:
         raise DataError(
             f"{file} is not an mteb result file: {problem!r}",
             "give a file with task_name and scores, as mteb writes it",
         ) from problem
-    model, known, alone = _model(file), _tasks(), len(splits[main]) == 1
+    model, known, alone = _read_model_name(file), _index_tasks(), len(splits[main]) == 1
     stated = {"dataset_revision": repr(facts.get("dataset_revision")), "mteb": repr(facts.get("mteb_version"))}
-    made = []
-    for (split, subset), scores in found.items():
+    results = []
+    for (split, subset), scores in scores_by_part.items():
         whole = known.get((name, None, split)) if alone or subset == DEFAULT_SUBSET else None
         task = known.get((name, subset, split)) or whole
         if task or split == main:
-            theirs = name.lower() if alone or subset == DEFAULT_SUBSET else f"{name.lower()}-{subset}"
-            told = {"split": repr(split), "subset": repr(subset), **stated}
-            made.append(MtebResult(model, task or theirs, split, scores, told))
-    return made
+            mteb_name = name.lower() if alone or subset == DEFAULT_SUBSET else f"{name.lower()}-{subset}"
+            facts = {"split": repr(split), "subset": repr(subset), **stated}
+            results.append(MtebResult(model, task or mteb_name, split, scores, facts))
+    return results
 
 
-def _scores(subset: dict[str, Any]) -> dict[str, float]:
+def _extract_scores(subset: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in subset.items() if "_at_" in key and isinstance(value, int | float)}
 
 
-def _model(file: Path) -> str:
-    """mteb's layout is results/<org>__<model>/<revision>/<task>.json, or .../<revision>/experiments/<settings>/..."""
+def _read_model_name(file: Path) -> str:
+    """Read the model's name.
+
+    mteb's layout is results/<org>__<model>/<revision>/<task>.json, or .../<revision>/experiments/<settings>/...
+    """
     folder, settings = file.parent, ""
-    if folder.parent.name == EXPERIMENTS_FOLDER:  # another measurement of the model, under a name of its own
+    if folder.parent.name == EXPERIMENTS_FOLDER:  # another measurement of the model, with its own name
         folder, settings = folder.parent.parent, f" ({folder.name})"
     named = read_json_object(file.parent / MODEL_META).get("name") if (file.parent / MODEL_META).is_file() else None
     model = named if isinstance(named, str) else folder.parent.name.replace("__", "/", 1) or file.stem
     return f"{model}{settings}"
 
 
-def _tasks() -> dict[tuple[str, str | None, str], str]:
-    """Our tasks by mteb's name, subset and split; of several cards of one collection the plain one."""
+def _index_tasks() -> dict[tuple[str, str | None, str], str]:
+    """Index task cards by mteb's name, subset and split; of several cards of a collection, the plain one."""
     known: dict[tuple[str, str | None, str], str] = {}
     for card in sorted(catalog.load_task_cards(), key=lambda card: card.collection is not None):
         if card.source.mteb and card.protocol in MTEB_PROTOCOLS:
@@ -80,8 +85,8 @@ def _tasks() -> dict[tuple[str, str | None, str], str]:
 
 
 def read_mteb_results_below(path: Path) -> list[MtebResult]:
-    """Every result file at or below a path."""
+    """Read all result files at or below a path."""
     files = [path] if path.is_file() else sorted(file for file in path.glob("**/*.json") if file.name != MODEL_META)
     if not files:
-        raise MissingError(f"{path} holds no .json file", "give an mteb result file or a folder of them")
+        raise MissingError(f"{path} has no .json file", "give an mteb result file or a folder of them")
     return [result for file in files for result in read_mteb_results(file)]

@@ -1,4 +1,4 @@
-"""Where a story leaves its cells and how it is told; and what it leaves of a cell that could not be finished."""
+"""The output of a command: the results folder, progress, and a record of cells that failed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from retbench.records.results_folder import ResultsFolder
 
 @dataclass(frozen=True)
 class RunOutput:
-    """Where cells are written, and how it is told."""
+    """The results folder and the progress of a command."""
 
     out: Path
     progress: ProgressListener
@@ -27,17 +27,17 @@ class RunOutput:
         self, error: RetbenchError, model: str, method: str, card: TaskCard, sample: int | None,
         rerank: tuple[str, ...] = (),
     ) -> Cell:  # fmt: skip
-        """The cell that fills the place of one that could not be finished; a note of it is kept."""
+        """Write a failed or skipped cell to the results folder and return it."""
         status: Literal["failed", "skipped"] = "skipped" if isinstance(error, InapplicableError) else "failed"
-        cause = error.cause.replace(str(get_cache_folder()), "$RETBENCH_CACHE")  # a note may travel to another machine
-        note = Failure(
+        cause = error.cause.replace(str(get_cache_folder()), "$RETBENCH_CACHE")  # results are shared between machines
+        failure = Failure(
             model, method, card.name, card.suite, card.split, card.protocol, sample, status,
             cause, error.next_step, error.exit_code, self.command, rerank,
         )  # fmt: skip
         try:
-            ResultsFolder(self.out).write_failure(note)
-        except ResourceError as problem:  # a full disk, most likely what stopped the cell too: that is the news
-            self.log_status(f"{problem.cause}: the failure is shown, not kept")
+            ResultsFolder(self.out).write_failure(failure)
+        except ResourceError as problem:  # probably a full disk, which stopped the cell too; `error` is more useful
+            self.log_status(f"{problem.cause}: the failure is shown but not written")
         return Cell(
             model, method, card.name, card.suite, card.split, status, sample=sample, rerank=rerank,
             error=error.cause, next_step=error.next_step, exit_code=error.exit_code,

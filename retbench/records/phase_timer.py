@@ -1,4 +1,4 @@
-"""The meter: how long each phase of a cell took, told to whoever shows progress while it runs."""
+"""The phase timer: how long each phase of a cell took; it also reports progress while a phase runs."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,60 +7,62 @@ from typing import Protocol
 
 
 class AdvanceProgress(Protocol):
-    """Tells what was done since the last call."""
+    """Reports the progress since the last call."""
 
     def __call__(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
-        """Some of `total`; where tokens are computed, how many, and how many are left."""
+        """Report `done` of `total`, and the tokens that were computed and that are left."""
         ...
 
 
-GetPeakThroughput = Callable[[], float | None]  # tokens a second at most, where that can be known; asked once there are tokens
+GetPeakThroughput = Callable[[], float | None]  # tokens per second; called when there are tokens
 
 
 class ProgressListener(Protocol):
-    """A place where progress is shown."""
+    """Receives the progress of phases."""
 
-    def begin_phase(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
-        """A phase starts."""
+    def begin_phase(self, phase: str, unit: str, peak_throughput: GetPeakThroughput) -> None:
+        """Start a phase."""
         ...
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
-        """Some more of it is done."""
+        """Add progress to the phase."""
         ...
 
     def end_phase(self, phase: str, seconds: float) -> None:
-        """The phase is over."""
+        """End the phase."""
         ...
 
 
 class NoProgress:
-    """Shows nothing."""
+    """Ignores progress."""
 
-    def begin_phase(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
-        """Say nothing."""
+    def begin_phase(self, phase: str, unit: str, peak_throughput: GetPeakThroughput) -> None:
+        """Do nothing."""
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def end_phase(self, phase: str, seconds: float) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class PhaseTimer:
-    """Seconds by phase, in the order they were entered."""
+    """Seconds by phase, in the order of their start."""
 
     def __init__(self, show: ProgressListener) -> None:
         self.progress = show
         self.seconds: dict[str, float] = {}
 
     def add_seconds(self, name: str, seconds: float) -> None:
-        """Count what earlier processes already spent on a phase, so that an interruption makes nothing look faster."""
+        """Add seconds to a phase, also those of an interrupted run, which would look too fast without them."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @contextmanager
-    def time_phase(self, name: str, unit: str = "", reach: GetPeakThroughput = lambda: None) -> Iterator[AdvanceProgress]:
-        """Time what is inside; the value handed out reports progress."""
-        self.progress.begin_phase(name, unit, reach)
+    def time_phase(
+        self, name: str, unit: str = "", peak_throughput: GetPeakThroughput = lambda: None
+    ) -> Iterator[AdvanceProgress]:
+        """Time the code inside; the value of `with` reports progress."""
+        self.progress.begin_phase(name, unit, peak_throughput)
         started = time.perf_counter()
         try:
             yield self.progress.advance

@@ -1,9 +1,9 @@
-"""The ledger: records in a results folder, one folder a run.
+"""The results folder: one folder per run.
 
 results/<suite>/<task>/<model>/<settings-id>/
-    record.json         written last: a folder without it is an interrupted run and does not count
+    record.json         written last: a folder without it is an interrupted run and is ignored
     per_query.parquet   every metric of every query, and the raw scores behind the ranking
-    run.trec.gz         our order with strictly falling scores, so that any evaluator gives our figures
+    run.trec.gz         the ranking with strictly falling scores, so that every evaluator gives the same figures
     sample.json         the exact first query and document, text and token ids
 results/<suite>/<task>/<model>/<method>.failed.json   a cell that could not be finished, and why
 """
@@ -44,7 +44,7 @@ ENCODED_CHARACTER = re.compile("%(?=[0-9A-Fa-f]{2})")
 
 
 class RunFiles(NamedTuple):
-    """What a finished run leaves besides its record."""
+    """The content of a run's files beside its record."""
 
     rankings: Mapping[str, Sequence[str]]
     raw_scores: Mapping[str, Sequence[float]]
@@ -54,7 +54,7 @@ class RunFiles(NamedTuple):
 
 @dataclass(frozen=True)
 class ResultsScan:
-    """Everything in a results folder: finished runs, notes of cells that failed, and what could not be read."""
+    """Everything in a results folder: finished runs, failed cells, and files that could not be read."""
 
     runs: list[ScoredRun] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -68,11 +68,11 @@ class ResultsFolder:
     root: Path
 
     def get_run_folder(self, suite: str, task: str, model: str, settings_id: str) -> Path:
-        """Where one run lives."""
+        """Return the folder of a run."""
         return self.root.joinpath(*map(encode_path_part, (suite, task, model)), settings_id)
 
     def find_record(self, folder: Path) -> Record | None:
-        """The finished record in a run's folder; one that was damaged since is told and does not count."""
+        """Return the finished record in a run's folder; None if it is absent or damaged, with a warning."""
         if not (folder / RECORD_FILE).exists():
             return None
         try:
@@ -82,7 +82,7 @@ class ResultsFolder:
             return None
 
     def require_writable(self) -> None:
-        """Refuse before the work what cannot be written after it; root may write anything, but not on such a disk."""
+        """Raise before the work if the folder cannot be written; for root only a read-only disk."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK):
@@ -91,15 +91,15 @@ class ResultsFolder:
             raise ResourceError(f"{self.root} cannot be written: {problem.strerror}", "name another --out") from problem
 
     def write_run(self, record: Record, run: RunFiles) -> Path:
-        """Store a run, all or nothing; what an interrupted try left is replaced."""
+        """Write a run completely or not at all; the files of an interrupted run are replaced."""
         folder = self.get_run_folder(record.suite, record.task, record.model, record.settings_id)
         partial = folder.with_name(f"{folder.name}.{socket.gethostname()}-{os.getpid()}.partial")
         try:
             _remove_orphans(folder)
             partial.mkdir(parents=True)
-            _write_files(partial, record, run)
-            _publish(partial, folder)
-            rerank = [one["rerank"] for one in record.settings["rerankers"]]
+            _write_run_files(partial, record, run)
+            _move_into_place(partial, folder)
+            rerank = [reranker["rerank"] for reranker in record.settings["rerankers"]]
             self.remove_failures(folder, format_label(record.method, rerank), ANY_METHOD)
         except OSError as problem:
             raise ResourceError(
@@ -110,7 +110,7 @@ class ResultsFolder:
         return folder
 
     def write_failure(self, failure: Failure) -> None:
-        """Remember a cell that could not be finished."""
+        """Write the file of a failed cell."""
         file = _get_failure_path(self.get_run_folder(failure.suite, failure.task, failure.model, ""), failure.label)
         try:
             failure.write(file)
@@ -120,13 +120,13 @@ class ResultsFolder:
             ) from problem
 
     def remove_failures(self, folder: Path, *labels: str) -> None:
-        """Take the notes of a cell away whose run is done, now or long ago."""
+        """Remove the failure files of a cell that is finished."""
         for label in labels:
-            with suppress(OSError):  # there is none; or the disk is only read, which stops no run that is done
+            with suppress(OSError):  # there is none, or the disk is read-only
                 _get_failure_path(folder.parent, label).unlink()
 
     def scan_runs(self) -> ResultsScan:
-        """Everything here; what cannot be read is named and left out."""
+        """Read everything; files that cannot be read become `problems`."""
         scan = ResultsScan()
         for file in self.list_record_files():
             try:
@@ -141,13 +141,13 @@ class ResultsFolder:
         return scan
 
     def list_record_files(self) -> list[Path]:
-        """The record.json of every finished run, read or not."""
-        found = sorted(self.root.glob(f"*/*/*/*/{RECORD_FILE}"))
-        return [file for file in found if not file.parent.name.endswith(".partial")]
+        """List the record.json of every finished run."""
+        files = sorted(self.root.glob(f"*/*/*/*/{RECORD_FILE}"))
+        return [file for file in files if not file.parent.name.endswith(".partial")]
 
 
 def read_record(file: Path) -> Record:
-    """One record.json."""
+    """Read one record.json."""
     try:
         facts = parse_json(file.read_text(encoding="utf-8"))
         return Record(**migrate_record(facts, str(file)))
@@ -156,11 +156,11 @@ def read_record(file: Path) -> Record:
 
 
 def _read_intact_record(folder: Path) -> Record:
-    """A record that hangs together; what lies beside it is read to its end, for both files carry checksums."""
+    """Read a record and verify it; the files beside it are read completely, because both have checksums."""
     record = load_scored_run(folder, read_record(folder / RECORD_FILE)).record
     try:
         pq.read_table(folder / PER_QUERY_FILE, page_checksum_verification=True)
-        if not (folder / TREC_FILE).stat().st_size:  # to gzip, nothing is a whole file
+        if not (folder / TREC_FILE).stat().st_size:  # gzip accepts an empty file
             raise EOFError(f"{TREC_FILE} is empty")
         with gzip.open(folder / TREC_FILE) as run:
             while run.read(1 << 20):
@@ -171,10 +171,10 @@ def _read_intact_record(folder: Path) -> Record:
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Remove what processes of this machine left that were killed while they wrote this run."""
-    ours = f"{folder.name}.{socket.gethostname()}-"
-    for orphan in folder.parent.glob("*.partial"):  # Python keeps a pattern it has compiled
-        if not orphan.name.startswith(ours):
+    """Remove the partial folders of processes of this machine that were killed while they wrote this run."""
+    prefix = f"{folder.name}.{socket.gethostname()}-"
+    for orphan in folder.parent.glob("*.partial"):  # a fixed pattern: Python caches compiled patterns
+        if not orphan.name.startswith(prefix):
             continue
         writer = int(orphan.name.removesuffix(".partial").rpartition("-")[2])
         if writer == os.getpid() or not _is_process_alive(writer):
@@ -186,13 +186,13 @@ def _is_process_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # a process of another user
         return True
     return True
 
 
-def _publish(partial: Path, folder: Path) -> None:
-    """Put a run in its place. The same one, finished meanwhile by another process, stays: at no moment is it gone."""
+def _move_into_place(partial: Path, folder: Path) -> None:
+    """Rename a run to its final folder. If another process finished the same run meanwhile, its folder stays."""
     if _is_same_run(partial, folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -205,21 +205,20 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def _is_same_run(partial: Path, folder: Path) -> bool:
-    """Whether the run is there already, whole and with the same scores and ranking."""
+    """Return whether the folder has the same run, intact and with the same scores and ranking."""
     try:
         _read_intact_record(folder)
     except (OSError, DataError):
         return False
-    return all(
-        (folder / name).is_file() and filecmp.cmp(partial / name, folder / name, False) for name in (PER_QUERY_FILE, TREC_FILE)
-    )
+    names = (PER_QUERY_FILE, TREC_FILE)
+    return all((folder / n).is_file() and filecmp.cmp(partial / n, folder / n, False) for n in names)
 
 
 def _get_failure_path(folder: Path, method: str) -> Path:
     return folder / f"{encode_path_part(method)}{FAILURE_SUFFIX}"
 
 
-def _write_files(folder: Path, record: Record, run: RunFiles) -> None:
+def _write_run_files(folder: Path, record: Record, run: RunFiles) -> None:
     (folder / TREC_FILE).write_bytes(format_trec_run(run.rankings, f"{record.model}:{record.method}"))
     columns: dict[str, list[Any]] = {"query": list(run.per_query)}
     for metric in next(iter(run.per_query.values())):
@@ -236,7 +235,7 @@ def _write_files(folder: Path, record: Record, run: RunFiles) -> None:
 
 
 def format_trec_run(rankings: Mapping[str, Sequence[str]], tag: str) -> bytes:
-    """A TREC run; the score falls by one a rank, so ties cannot be broken any other way than ours."""
+    """Format a TREC run; the score falls by one per rank, so an evaluator finds no ties."""
     lines = []
     for query, documents in rankings.items():
         for rank, document in enumerate(documents, start=1):
@@ -255,5 +254,5 @@ def encode_id(text: str) -> str:
 
 
 def decode_id(text: str) -> str:
-    """The id behind a word of our own run files."""
+    """Decode an id of a retbench run file."""
     return unquote(text)

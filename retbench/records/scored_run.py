@@ -1,7 +1,7 @@
-"""A kept run as a report needs it: the record, where it lies, and the main score of every query.
+"""A finished run for reports: its record, its folder, and the main score of every query.
 
-What does not hang together is refused by name: settings that do not give the settings-id, or any score that the queries
-do not add up to, mean that a file was edited or half copied.
+An inconsistent run is refused: if the settings do not give the settings-id, or a score is not the mean of its queries,
+a file was edited or copied in part.
 """
 
 import math
@@ -24,12 +24,12 @@ RUN_AGAIN = "remove its folder and run the cell again"
 
 
 class DamagedRecordError(DataError):
-    """A record that was cut short or changed after it was written."""
+    """A record that was truncated or changed after it was written."""
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One finished run."""
+    """A finished run and its main score per query."""
 
     folder: Path
     record: Record
@@ -48,25 +48,26 @@ class ScoredRun:
 
 
 def load_scored_run(folder: Path, record: Record) -> ScoredRun:
-    """Check a run and read its queries' scores."""
+    """Verify a run and read the scores of its queries."""
     try:
         return _verify_and_load(folder, record)
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:  # another form than any version wrote
-        raise DamagedRecordError(f"{folder}: record.json lacks what a record holds: {problem!r:.80}", RUN_AGAIN) from problem
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:  # a format that no version wrote
+        cause = f"{folder}: record.json is incomplete: {problem!r:.80}"
+        raise DamagedRecordError(cause, RUN_AGAIN) from problem
 
 
 def _verify_and_load(folder: Path, record: Record) -> ScoredRun:
     if compute_digest(record.settings)[:12] != record.settings_id:
         raise DamagedRecordError(f"{folder}: the settings do not give the settings-id {record.settings_id}", RUN_AGAIN)
     queries, values = _read_query_scores(folder)
-    far = [name for name in values if not math.isclose(values[name].mean(), record.scores[name], abs_tol=1e-9)]
-    if far or values.keys() != record.scores.keys():
+    wrong_means = [name for name in values if not math.isclose(values[name].mean(), record.scores[name], abs_tol=1e-9)]
+    if wrong_means or values.keys() != record.scores.keys():
         raise DamagedRecordError(f"{folder}: the scores in record.json are not the means of its queries", RUN_AGAIN)
     return ScoredRun(folder, record, queries, values[record.cards["task"]["metric"]])
 
 
 def _read_query_scores(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]:
-    """The query ids in their order, and every metric of each."""
+    """Read the query ids, sorted, and every metric of each query."""
     with _translate_damage(folder), pq.ParquetFile(folder / PER_QUERY_FILE) as file:
         names = [name for name in file.schema_arrow.names if name != "raw_scores"]
         table = file.read(columns=names).sort_by("query")
@@ -75,7 +76,7 @@ def _read_query_scores(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray
 
 
 def read_raw_scores(folder: Path) -> dict[str, list[float]]:
-    """What search gave each query's documents, in the order of its ranking."""
+    """Read the retrieval scores of each query's documents, in the order of the ranking."""
     with _translate_damage(folder):
         table = pq.read_table(folder / PER_QUERY_FILE, columns=["query", "raw_scores"])
         return dict(zip(table.column("query").to_pylist(), table.column("raw_scores").to_pylist(), strict=True))
@@ -83,7 +84,7 @@ def read_raw_scores(folder: Path) -> dict[str, list[float]]:
 
 @contextmanager
 def _translate_damage(folder: Path) -> Iterator[None]:
-    """Damage is told as such; a damaged length may ask for more memory than there is."""
+    """Raise DamagedRecordError for errors of pyarrow."""
     try:
         yield
     except (OSError, KeyError, pa.ArrowException) as problem:

@@ -1,1 +1,1 @@
-"""Scoring: rankings into metrics, and metrics into claims that hold."""
+"""Scoring: metrics of rankings, and significance of differences."""

@@ -1,12 +1,12 @@
-"""Metrics: how good one ranking is, given which documents were judged relevant.
+"""Metrics: the quality of a ranking, given the judged documents.
 
-A metric takes a ranking (document ids, best first) and never scores, so ties, rounding and float precision are
-decided once, by whoever ranked, and not a second time here. The definitions are trec_eval's: linear gain, a discount
-of log2(rank + 1), relevant means a grade above 0, and an unjudged document counts as not relevant. A collection may
-set a higher lowest grade for the metrics that know only relevant and not; nDCG uses every grade above 0 all the same.
+A metric takes a ranking (document ids, best first) and no scores, so ties, rounding and float precision are decided
+once, by the search. The definitions are trec_eval's: linear gain, a discount of log2(rank + 1), relevant means a grade
+above 0, and an unjudged document counts as not relevant. A task may set a higher minimum grade for the binary metrics;
+nDCG uses every grade above 0.
 
-Only the relevant documents that were found can move a metric, so each one is computed from their ranks alone: a curve
-with one value per relevant document found, read off at every cut.
+Only retrieved relevant documents change a metric, so each metric is computed from their ranks: a curve with one value
+per retrieved relevant document, read at every cut.
 """
 
 import functools
@@ -28,47 +28,47 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _RelevantRanks:
-    """The relevant documents in a ranking: their ranks from 1, rising, and grades; and all positive grades, falling."""
+    """Ranks (from 1, rising) and grades of retrieved relevant documents; `ideal` has all relevant grades, falling."""
 
     ranks: Integers
     grades: Floats
     ideal: Floats
 
     def count_until(self, cuts: Integers) -> Integers:
-        """How many relevant documents stand at or above each cut."""
+        """Return the number of relevant documents at or above each cut."""
         return np.searchsorted(self.ranks, cuts, side="right")
 
 
-def _ndcg(found: _RelevantRanks, cuts: Integers) -> Floats:
-    best = _running_sum(found.ideal / np.log2(np.arange(2, len(found.ideal) + 2)))
-    gained = _running_sum(found.grades / np.log2(found.ranks + 1))
-    return gained[found.count_until(cuts)] / best[np.minimum(cuts, len(found.ideal))]
+def _compute_ndcg(relevant: _RelevantRanks, cuts: Integers) -> Floats:
+    best = _running_sum(relevant.ideal / np.log2(np.arange(2, len(relevant.ideal) + 2)))
+    gained = _running_sum(relevant.grades / np.log2(relevant.ranks + 1))
+    return gained[relevant.count_until(cuts)] / best[np.minimum(cuts, len(relevant.ideal))]
 
 
-def _average_precision(found: _RelevantRanks, cuts: Integers) -> Floats:
-    precisions = np.arange(1, len(found.ranks) + 1) / found.ranks
-    return _running_sum(precisions)[found.count_until(cuts)] / len(found.ideal)
+def _compute_average_precision(relevant: _RelevantRanks, cuts: Integers) -> Floats:
+    precisions = np.arange(1, len(relevant.ranks) + 1) / relevant.ranks
+    return _running_sum(precisions)[relevant.count_until(cuts)] / len(relevant.ideal)
 
 
-def _recall(found: _RelevantRanks, cuts: Integers) -> Floats:
-    return found.count_until(cuts) / len(found.ideal)
+def _compute_recall(relevant: _RelevantRanks, cuts: Integers) -> Floats:
+    return relevant.count_until(cuts) / len(relevant.ideal)
 
 
-def _reciprocal_rank(found: _RelevantRanks, cuts: Integers) -> Floats:
-    return np.where(found.ranks[0] <= cuts, 1 / found.ranks[0], 0.0)
+def _compute_reciprocal_rank(relevant: _RelevantRanks, cuts: Integers) -> Floats:
+    return np.where(relevant.ranks[0] <= cuts, 1 / relevant.ranks[0], 0.0)
 
 
 def _running_sum(values: Floats) -> Floats:
-    """The sum of the first n values, at index n."""
+    """Return the sum of the first n values at index n."""
     return np.concatenate(([0.0], np.cumsum(values)))
 
 
 _GRADED = "ndcg"
 _METRICS: dict[str, tuple[Callable[[_RelevantRanks, Integers], Floats], tuple[int, ...]]] = {
-    _GRADED: (_ndcg, (1, 3, 5, 10, 20, 100, 1000)),
-    "map": (_average_precision, (1, 3, 5, 10, 20, 100, 1000)),
-    "recall": (_recall, (1, 5, 10, 20, 50, 100, 1000)),
-    "mrr": (_reciprocal_rank, (10, 100)),
+    _GRADED: (_compute_ndcg, (1, 3, 5, 10, 20, 100, 1000)),
+    "map": (_compute_average_precision, (1, 3, 5, 10, 20, 100, 1000)),
+    "recall": (_compute_recall, (1, 5, 10, 20, 50, 100, 1000)),
+    "mrr": (_compute_reciprocal_rank, (10, 100)),
 }
 
 
@@ -83,25 +83,25 @@ def _list_metric_names(depth: int) -> tuple[str, ...]:
 
 
 def score_query(ranking: Sequence[str], judged: Mapping[str, int], depth: int, relevant_from: int = 1) -> Scores:
-    """Every metric of one ranking, at every cut that a ranking of this depth can answer for."""
+    """Return every metric of one ranking, at every cut up to its depth."""
     graded = _find_relevant(ranking, judged, 1)
     binary = graded if relevant_from == 1 else _find_relevant(ranking, judged, relevant_from)
     curves = [_compute_curve(metric, graded if metric == _GRADED else binary, depth) for metric in _METRICS]
     return dict(zip(_list_metric_names(depth), np.concatenate(curves).tolist(), strict=True))
 
 
-def _compute_curve(metric: str, found: _RelevantRanks, depth: int) -> Floats:
+def _compute_curve(metric: str, relevant: _RelevantRanks, depth: int) -> Floats:
     cuts = _list_cuts(metric, depth)
-    return _METRICS[metric][0](found, cuts) if len(found.ranks) else np.zeros(len(cuts))
+    return _METRICS[metric][0](relevant, cuts) if len(relevant.ranks) else np.zeros(len(cuts))
 
 
-def _find_relevant(ranking: Sequence[str], judged: Mapping[str, int], lowest: int) -> _RelevantRanks:
-    places = dict(zip(ranking, itertools.count(1), strict=False))
-    if len(places) != len(ranking):
-        twice = Counter(ranking).most_common(1)[0][0]
-        raise DataError(f"document {twice!r} is ranked more than once", "keep each document once, at its best rank")
-    relevant = {document: grade for document, grade in judged.items() if grade >= lowest}
-    hits = sorted((places[document], grade) for document, grade in relevant.items() if document in places)
+def _find_relevant(ranking: Sequence[str], judged: Mapping[str, int], min_grade: int) -> _RelevantRanks:
+    rank_by_id = dict(zip(ranking, itertools.count(1), strict=False))
+    if len(rank_by_id) != len(ranking):
+        repeated = Counter(ranking).most_common(1)[0][0]
+        raise DataError(f"document {repeated!r} is ranked more than once", "keep each document once, at its best rank")
+    relevant = {document: grade for document, grade in judged.items() if grade >= min_grade}
+    hits = sorted((rank_by_id[document], grade) for document, grade in relevant.items() if document in rank_by_id)
     return _RelevantRanks(
         ranks=np.array([rank for rank, _ in hits], dtype=np.int64),
         grades=np.array([grade for _, grade in hits], dtype=np.float64),
@@ -115,7 +115,7 @@ def score_run(
     depth: int,
     relevant_from: int = 1,
 ) -> dict[str, Scores]:
-    """The metrics of every judged query, in the judgments' order; a query without a ranking found nothing."""
+    """Return the metrics of every judged query, in the judgments' order; a query without a ranking scores 0."""
     scores = {}
     for query, judged in judgments.items():
         try:
@@ -126,7 +126,7 @@ def score_run(
 
 
 def compute_mean_scores(per_query: Mapping[str, Mapping[str, float]]) -> Scores:
-    """The mean of each metric over all queries given, whatever their order (the sum is exact)."""
+    """Return the mean of each metric; the sum is exact, so the order of the queries has no effect."""
     if not per_query:
         raise DataError("there is no judged query to average over", "check the split and the judgments of this task")
     rows = list(per_query.values())

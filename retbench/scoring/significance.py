@@ -1,9 +1,9 @@
-"""Significance: is the difference between models real, or would other queries have told another story?
+"""Significance: is the difference between models larger than chance over queries explains?
 
 Everything here works on one score per query, the same queries in the same order for every model. Tests are
 randomisation tests: if two models were equal, exchanging their scores on any query would change nothing, so the
 observed difference is compared with those after random exchanges. No distribution is assumed, and a seed fixes the
-answer. When several models are compared, Holm's correction keeps the chance of even one false claim below alpha.
+answer. When several models are compared, Holm's correction keeps the probability of any false claim below alpha.
 """
 
 import itertools
@@ -23,23 +23,23 @@ Floats = NDArray[np.float64]
 Values = Sequence[float] | Floats
 Pairs = list[tuple[int, int]]
 
-# Up to so many queries all sign flips are tried (4096 of them), which is less work than sampling.
+# Up to this number of queries all 4096 sign flips are tried, which is less work than sampling.
 MAX_EXACT_QUERIES = 12
-# How many numbers a chunk of rounds may hold: 32 MiB of float64.
+# Numbers per chunk of rounds: 32 MiB of float64.
 CHUNK_NUMBERS = 1 << 22
 # A relative difference below this is float noise, not a difference between models.
 ROUNDING_ERROR = 1e-12
 
 
 class ConfidenceInterval(NamedTuple):
-    """Where the mean lies, at the level asked for."""
+    """A confidence interval of a mean."""
 
     low: float
     high: float
 
 
 class WinCounts(NamedTuple):
-    """On how many queries the first model is better than, equal to, and worse than the second."""
+    """The numbers of queries on which the first model is better than, equal to, and worse than the second."""
 
     wins: int
     ties: int
@@ -48,19 +48,21 @@ class WinCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelRank:
-    """A model's place: 1 + the number of models significantly better; models sharing a letter do not differ."""
+    """A model's rank: 1 + the number of significantly better models; models that share a letter do not differ."""
 
     rank: int
     letters: str
 
 
 def compute_paired_p_value(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> float:
-    """The two-sided p-value of the mean difference: exact for few queries, else by `rounds` random sign flips."""
+    """Return the two-sided p-value of the mean difference: exact for few queries, else by random sign flips."""
     return _compute_p_values(_build_pair_table(a, b), [(0, 1)], rounds, seed)[0]
 
 
-def compute_bootstrap_interval(values: Values, level: float = 0.95, rounds: int = 10_000, seed: int = 0) -> ConfidenceInterval:
-    """The percentile interval of the mean over resampled queries."""
+def compute_bootstrap_interval(
+    values: Values, level: float = 0.95, rounds: int = 10_000, seed: int = 0
+) -> ConfidenceInterval:
+    """Return the percentile interval of the mean over resampled queries."""
     column = _build_score_table({"the model": values})[:, 0]
     generator = np.random.default_rng(seed)
     means = [
@@ -73,7 +75,7 @@ def compute_bootstrap_interval(values: Values, level: float = 0.95, rounds: int 
 
 
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for having made all these tests, in the order given."""
+    """Adjust p-values for multiple tests by Holm's method; the order is kept."""
     adjusted = [0.0] * len(p_values)
     floor = 0.0
     for done, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -83,7 +85,7 @@ def adjust_p_values(p_values: Sequence[float]) -> list[float]:
 
 
 def compute_effect_size(a: Values, b: Values) -> float:
-    """Cohen's d of the paired differences; 0 when they do not vary, because then nothing is there to divide by."""
+    """Return Cohen's d of the paired differences; 0 if they do not vary, because their deviation is 0."""
     table = _build_pair_table(a, b)
     difference = table[:, 0] - table[:, 1]
     if len(difference) == 1 or np.ptp(difference) <= ROUNDING_ERROR * np.abs(table).max():
@@ -92,7 +94,7 @@ def compute_effect_size(a: Values, b: Values) -> float:
 
 
 def compute_detectable_difference(a: Values, b: Values) -> float | None:
-    """The mean difference that a test of so many queries, as unlike as these, would find in four of five cases."""
+    """Return the mean difference that a test of these queries would detect with a power of 80%."""
     table = _build_pair_table(a, b)
     if len(table) == 1:
         return None
@@ -101,7 +103,7 @@ def compute_detectable_difference(a: Values, b: Values) -> float | None:
 
 
 def count_wins(a: Values, b: Values) -> WinCounts:
-    """Queries won, tied and lost by the first model; float noise is a tie."""
+    """Count the queries that the first model wins, ties and loses; a difference of float noise is a tie."""
     table = _build_pair_table(a, b)
     difference = table[:, 0] - table[:, 1]
     difference[np.abs(difference) <= ROUNDING_ERROR * np.abs(table).max(axis=1)] = 0.0
@@ -110,22 +112,22 @@ def count_wins(a: Values, b: Values) -> WinCounts:
 
 
 def rank_models(scores: Mapping[str, Values], alpha: float = 0.05) -> dict[str, ModelRank]:
-    """The standing of every model, given its scores per query; all pairs are tested as one family."""
+    """Rank the models by their scores per query; all pairs are tested as one family."""
     table = _build_score_table(scores)
     means = table.mean(axis=0)
     order = [int(model) for model in np.argsort(-means, kind="stable")]
     pairs = list(itertools.combinations(order, 2))
-    # With too few rounds the smallest p-value there is would not survive the correction of a large family.
+    # With too few rounds the smallest possible p-value would not survive the correction for a large family.
     rounds = max(10_000, math.ceil(2 * len(pairs) / alpha))
     adjusted = adjust_p_values(_compute_p_values(table, pairs, rounds, seed=0))
-    different = [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= alpha]
-    letters = _assign_letters(order, different)
-    beaten = [worse for _, worse in different]
-    return {name: ModelRank(1 + beaten.count(model), letters[model]) for model, name in enumerate(scores)}
+    different_pairs = [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= alpha]
+    letters = _assign_letters(order, different_pairs)
+    beaten_models = [worse for _, worse in different_pairs]
+    return {name: ModelRank(1 + beaten_models.count(model), letters[model]) for model, name in enumerate(scores)}
 
 
 def _build_score_table(scores: Mapping[str, Values]) -> Floats:
-    """One row per query, one column per model."""
+    """Return a table with a row per query and a column per model."""
     sizes = {len(values) for values in scores.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise DataError(
@@ -143,9 +145,9 @@ def _build_pair_table(a: Values, b: Values) -> Floats:
 
 
 def _split_rounds(rounds: int, width: int) -> Iterator[int]:
-    """Row counts summing to `rounds`, each small enough for memory.
+    """Yield row counts that sum to `rounds`, each small enough for memory.
 
-    Multiples of 8, so that random numbers are drawn in whole words and the answer does not depend on the chunks.
+    They are multiples of 8, so random numbers are drawn in whole words and the result does not depend on the chunks.
     """
     step = max(8, CHUNK_NUMBERS // width // 8 * 8)
     for start in range(0, rounds, step):
@@ -153,10 +155,10 @@ def _split_rounds(rounds: int, width: int) -> Iterator[int]:
 
 
 def _compute_p_values(table: Floats, pairs: Pairs, rounds: int, seed: int) -> list[float]:
-    """One p-value per pair of columns, all from the same sign flips.
+    """Return one p-value per pair of columns, all from the same sign flips.
 
     A flip turns the difference a - b of a query into b - a. The flipped sum of a pair is the difference of two
-    flipped columns, so a round costs one product per model and not one per pair.
+    flipped columns, so a round costs one product per model, not one per pair.
     """
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     totals = table.sum(axis=0)
@@ -171,9 +173,9 @@ def _compute_p_values(table: Floats, pairs: Pairs, rounds: int, seed: int) -> li
 
 
 def _draw_signs(queries: int, width: int, rounds: int, seed: int) -> Iterator[Floats]:
-    """Chunks of sign flips, one a row: all there are if they are few, else what was observed and `rounds` random ones.
+    """Yield chunks of sign flips, one per row: all if they are few, else the observed one and `rounds` random ones.
 
-    What was observed is a possible outcome like any other; leaving it out would allow a p-value of 0.
+    The observed signs are a possible outcome too; without them a p-value could be 0.
     """
     if queries <= MAX_EXACT_QUERIES:
         yield np.array(list(itertools.product((1.0, -1.0), repeat=queries)))
@@ -186,23 +188,23 @@ def _draw_signs(queries: int, width: int, rounds: int, seed: int) -> Iterator[Fl
 
 
 def _assign_letters(order: Sequence[int], different: Iterable[tuple[int, int]]) -> dict[int, str]:
-    """The compact letter display, by insert and absorb (Piepho 2004).
+    """Build the compact letter display by insert and absorb (Piepho 2004).
 
-    A letter is a group of models without a difference that no further model could join. Each pair that differs splits
-    every group holding both; a group inside another is absorbed. `order` is best first, and so are the letters.
+    A letter is a maximal group of models without a difference. Each pair that differs splits every group with both;
+    a group inside another is absorbed. `order` and the letters are best first.
     """
     groups = [frozenset(order)]
     for pair in different:
-        split = {group - {one} for group in groups for one in pair if group.issuperset(pair)}
+        split = {group - {model} for group in groups for model in pair if group.issuperset(pair)}
         split.update(group for group in groups if not group.issuperset(pair))
         groups = [group for group in split if not any(group < other for other in split)]
-    place = {model: rank for rank, model in enumerate(order)}
-    groups.sort(key=lambda group: sorted(place[model] for model in group))
-    named = list(zip(groups, _iterate_letters(), strict=False))
-    return {model: "".join(letter for group, letter in named if model in group) for model in order}
+    position = {model: rank for rank, model in enumerate(order)}
+    groups.sort(key=lambda group: sorted(position[model] for model in group))
+    letter_groups = list(zip(groups, _iterate_letters(), strict=False))
+    return {model: "".join(letter for group, letter in letter_groups if model in group) for model in order}
 
 
 def _iterate_letters() -> Iterator[str]:
-    """The letters a to z, A to Z, then every other alphabet: one character each, however many groups there are."""
+    """Yield a to z, A to Z, then the letters of other alphabets: one character for any number of groups."""
     yield from ascii_letters
     yield from (letter for letter in map(chr, itertools.count(128)) if letter.isalpha())

@@ -1,1 +1,1 @@
-"""."""
+"""Evaluation: `retbench run`, from names to records."""

@@ -1,1 +1,1 @@
-"""."""
+"""Reranking: a ranking in, a ranking out."""

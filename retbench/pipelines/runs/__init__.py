@@ -1,1 +1,1 @@
-"""."""
+"""Runs: finished runs are recorded, read back, compared and inspected."""

@@ -1,4 +1,4 @@
-"""The comparison story: two sides are read, their settings laid side by side, their queries tested and shown."""
+"""`retbench compare`: the differing settings of two runs, their scores, a test, and the queries that changed most."""
 
 from pathlib import Path
 
@@ -22,24 +22,24 @@ SHOWN_CHARACTERS = 200
 def compare_runs(
     a: str, b: str, results: Path = Path("results"), task: str | None = None, queries: int = 5
 ) -> Comparison:
-    """A against B: a run's folder or settings-id, an mteb result file, or a TREC run."""
+    """Compare A with B: each is a run's folder or settings-id, an mteb result file, or a TREC run."""
     left, right = load_compared_runs(a, b, results, task)
     shared = {m: (left.scores[m], right.scores[m]) for m in left.scores if m in right.scores}
-    first = {left.metric: shared[left.metric]} if left.metric in shared else {}
-    remarks, test, moved = _obstacles(left, right), None, list[QueryChange]()
+    main_metric = {left.metric: shared[left.metric]} if left.metric in shared else {}
+    remarks, test, changes = _find_obstacles(left, right), None, list[QueryChange]()
     if not remarks:
-        test, moved = _tested(left, right, queries)
-        if moved and moved[0].text is None:
+        test, changes = _test_difference(left, right, queries)
+        if changes and changes[0].text is None:
             remarks.append("the texts are not in the cache, so the queries are shown without them")
     settings = list_setting_differences(left.facts, right.facts)
-    return Comparison(left.name, right.name, left.task, settings, {**first, **shared}, test, moved, remarks)
+    return Comparison(left.name, right.name, left.task, settings, {**main_metric, **shared}, test, changes, remarks)
 
 
-def _obstacles(a: ComparedRun, b: ComparedRun) -> list[str]:
-    """Why the queries cannot be paired; empty if they can."""
+def _find_obstacles(a: ComparedRun, b: ComparedRun) -> list[str]:
+    """Return why the queries cannot be paired; nothing if they can."""
     if a.task != b.task:
         return [f"no test: A is on {a.task} and B on {b.task}"]
-    means_only = [side.name for side in (a, b) if not side.per_query]
+    means_only = [run.name for run in (a, b) if not run.per_query]
     if means_only:
         return [f"no test: {' and '.join(means_only)} has only mean scores"]
     if a.metric != b.metric:
@@ -51,20 +51,20 @@ def _obstacles(a: ComparedRun, b: ComparedRun) -> list[str]:
     return []
 
 
-def _tested(a: ComparedRun, b: ComparedRun, shown: int) -> tuple[PairedTest, list[QueryChange]]:
+def _test_difference(a: ComparedRun, b: ComparedRun, shown: int) -> tuple[PairedTest, list[QueryChange]]:
     names = list(a.per_query)
-    left, right = (np.array([side.per_query[name] for name in names]) for side in (a, b))
+    left, right = (np.array([run.per_query[name] for name in names]) for run in (a, b))
     order = np.argsort(-np.abs(left - right), kind="stable")[:shown]
     collection = a.collection or b.collection
-    moved = [
-        QueryChange(names[i], float(left[i]), float(right[i]), *_texts(collection, names[i], a, b))
+    changes = [
+        QueryChange(names[i], float(left[i]), float(right[i]), *_load_query_texts(collection, names[i], a, b))
         for i in order
         if left[i] != right[i]
     ]
-    return compute_paired_test(a.metric, left, right), moved
+    return compute_paired_test(a.metric, left, right), changes
 
 
-def _texts(
+def _load_query_texts(
     collection: Collection | None, query: str, a: ComparedRun, b: ComparedRun
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
     if collection is None:
@@ -78,14 +78,14 @@ def _texts(
 
 
 def format_documents(collection: Collection, query: str, names: list[str]) -> tuple[str, ...]:
-    """Documents as a reader wants them: grade, id, the beginning of the text."""
-    places = {name: row for row, name in enumerate(collection.corpus.read_ids().to_pylist())}
+    """Format documents for a reader: grade, id, the beginning of the text."""
+    row_by_id = {name: row for row, name in enumerate(collection.corpus.read_ids().to_pylist())}
     judged = collection.judgments.get(query, {})
     lines = []
     for name in names:
         text = (
-            shorten_text(join_fields(collection.corpus[places[name]], ("title", "text")))
-            if name in places
+            shorten_text(join_fields(collection.corpus[row_by_id[name]], ("title", "text")))
+            if name in row_by_id
             else "not in the corpus"
         )
         lines.append(f"[{judged.get(name, '-')}] {name}: {text}")
@@ -93,6 +93,6 @@ def format_documents(collection: Collection, query: str, names: list[str]) -> tu
 
 
 def shorten_text(text: str) -> str:
-    """A text on one line, cut."""
+    """Return the beginning of a text on one line."""
     flat = " ".join(text.split())
     return flat if len(flat) <= SHOWN_CHARACTERS else f"{flat[: SHOWN_CHARACTERS - 1]}…"

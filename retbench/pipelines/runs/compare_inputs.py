@@ -1,4 +1,4 @@
-"""A side of a comparison: a run of ours, an mteb result file, or anybody's TREC run, each read as far as it goes."""
+"""The two runs of a comparison: a retbench run, an mteb result file, or a TREC run of any system."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from retbench.reports.comparison import flatten_record
 from retbench.retrievers.ranking import get_excluded_ids
 from retbench.scoring.metrics import compute_mean_scores, score_run
 
-DEPTH = 100  # a run does not say where it was cut; as in trec_eval, what it does not list was not found
+MIN_DEPTH = 100  # a TREC run has no depth; as in trec_eval, a document that it does not list was not found
 
 
 @dataclass
 class ComparedRun:
-    """What is known of one side; `per_query` is empty where only means were published."""
+    """One run of a comparison; `per_query` is empty if only mean scores were published."""
 
     name: str
     task: str
@@ -37,99 +37,102 @@ class ComparedRun:
 
 
 def load_compared_runs(a: str, b: str, results: Path, task: str | None) -> tuple[ComparedRun, ComparedRun]:
-    """Both sides; a TREC run borrows the other side's judgments unless a task is named."""
-    foreign = [_is_run(a), _is_run(b)]
-    if all(foreign) and task is None:
-        raise UsageError("two TREC runs hold no judgments", "name the collection: --task TASK")
-    if not any(foreign):
-        wanted = task or _recorded(a, results) or _recorded(b, results)
-        return _stated(a, results, wanted), _stated(b, results, wanted)
-    if all(foreign):
-        return _run(a, task, None), _run(b, task, None)
-    ours = _stated(b if foreign[0] else a, results, task)
-    theirs = _run(a if foreign[0] else b, task, ours)
-    return (theirs, ours) if foreign[0] else (ours, theirs)
+    """Load both runs; a TREC run is scored by the judgments of the other run unless a task is named."""
+    is_trec_run = [_is_trec_run(a), _is_trec_run(b)]
+    if all(is_trec_run) and task is None:
+        raise UsageError("two TREC runs have no judgments", "name the collection: --task TASK")
+    if not any(is_trec_run):
+        task = task or _read_recorded_task(a, results) or _read_recorded_task(b, results)
+        return _load_described_run(a, results, task), _load_described_run(b, results, task)
+    if all(is_trec_run):
+        return _load_trec_run(a, task, None), _load_trec_run(b, task, None)
+    if is_trec_run[0]:
+        described = _load_described_run(b, results, task)
+        return _load_trec_run(a, task, described), described
+    described = _load_described_run(a, results, task)
+    return described, _load_trec_run(b, task, described)
 
 
-def _is_run(argument: str) -> bool:
+def _is_trec_run(argument: str) -> bool:
     path = Path(argument)
     return path.is_file() and path.suffix != ".json"
 
 
-def _is_result(argument: str) -> bool:
+def _is_mteb_file(argument: str) -> bool:
     path = Path(argument)
     return path.is_file() and path.name != RECORD_FILE
 
 
-def _recorded(argument: str, results: Path) -> str | None:
-    """The task of a run of ours."""
-    return None if _is_result(argument) else read_record(find_run(argument, results) / RECORD_FILE).task
+def _read_recorded_task(argument: str, results: Path) -> str | None:
+    """Return the task of a retbench run; None for an mteb file."""
+    return None if _is_mteb_file(argument) else read_record(find_run(argument, results) / RECORD_FILE).task
 
 
-def _chosen(path: Path, task: str | None) -> MtebResult:
-    """The result of an mteb file; of several the one of the task asked for."""
-    found = read_mteb_results(path)
-    fitting = [one for one in found if one.task == task] if len(found) > 1 else found
-    if not fitting:
-        held = ", ".join(one.task for one in found) or "nothing"
-        raise UsageError(f"{path} holds {held}, and not {task}", "name one of them: --task TASK")
-    return fitting[0]
+def _select_result(path: Path, task: str | None) -> MtebResult:
+    """Return the result of an mteb file; if it has several, the one of the task."""
+    results = read_mteb_results(path)
+    selected = [result for result in results if result.task == task] if len(results) > 1 else results
+    if not selected:
+        tasks = ", ".join(result.task for result in results) or "no results"
+        raise UsageError(f"{path} has {tasks}, but not {task}", "name one of them: --task TASK")
+    return selected[0]
 
 
-def _stated(argument: str, results: Path, task: str | None) -> ComparedRun:
-    """A side that says itself what it is: a record of ours or an mteb result file."""
+def _load_described_run(argument: str, results: Path, task: str | None) -> ComparedRun:
+    """Load a run that contains its description: a retbench run or an mteb result file."""
     path = Path(argument)
-    if _is_result(argument):
-        result = _chosen(path, task)
+    if _is_mteb_file(argument):
+        result = _select_result(path, task)
         metric = (
             catalog.find_task_card(result.task).metric if result.task in catalog.load_task_cards() else "ndcg_at_10"
         )
-        stated = {"model": repr(result.model), "task": repr(result.task), **result.facts}
-        return ComparedRun(f"{result.model} on {result.task} (mteb result)", result.task, metric, stated, result.scores)
+        facts = {"model": repr(result.model), "task": repr(result.task), **result.facts}
+        return ComparedRun(f"{result.model} on {result.task} (mteb result)", result.task, metric, facts, result.scores)
     folder = find_run(argument, results)
     run = load_scored_run(folder, read_record(folder / RECORD_FILE))
-    side = ComparedRun(
-        _name(run.record), run.record.task, run.metric, flatten_record(run.record), run.record.scores, record=run.record
-    )
-    side.per_query = dict(zip(run.queries, run.values.tolist(), strict=True))
+    record, facts = run.record, flatten_record(run.record)
+    compared = ComparedRun(_format_name(record), record.task, run.metric, facts, record.scores, record=record)
+    compared.per_query = dict(zip(run.queries, run.values.tolist(), strict=True))
     try:
-        side.collection = open_recorded_collection(run.record)
-        side.rankings = read_rankings(folder, side.collection)
-    except RetbenchError:  # without the texts the scores still stand
-        side.collection = None
-    return side
+        compared.collection = open_recorded_collection(record)
+        compared.rankings = read_rankings(folder, compared.collection)
+    except RetbenchError:  # scores can be compared without the texts
+        compared.collection = None
+    return compared
 
 
-def _name(record: Record) -> str:
+def _format_name(record: Record) -> str:
     return f"{record.model} · {record.method} · {record.task} ({record.settings_id})"
 
 
-def _run(argument: str, task: str | None, other: ComparedRun | None) -> ComparedRun:
-    """A foreign run, scored here on the task named or on the other side's collection."""
-    collection, metric, rules = _judged(task, other)
-    found = _allowed(read_trec_run(Path(argument)), collection, rules["same_id"] == "drop")
-    depth = max([DEPTH, *map(len, found.values())])
-    per_query = score_run(found, collection.judgments, depth, rules.get("relevant_from", 1))
+def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None) -> ComparedRun:
+    """Load and score a TREC run, by the given task or by the collection of the other run."""
+    collection, metric, rules = _load_judgments(task, other)
+    rankings = _remove_excluded(read_trec_run(Path(argument)), collection, rules["same_id"] == "drop")
+    depth = max([MIN_DEPTH, *map(len, rankings.values())])
+    per_query = score_run(rankings, collection.judgments, depth, rules.get("relevant_from", 1))
     scores = compute_mean_scores(per_query)
-    stated = {"task": repr(task or (other.task if other else ""))}
+    task = task or (other.task if other else "")
     values = {query: row[metric] for query, row in per_query.items()}
     name = f"{Path(argument).name} (TREC run)"
-    return ComparedRun(name, task or (other.task if other else ""), metric, stated, scores, values, found, collection)
+    return ComparedRun(name, task, metric, {"task": repr(task)}, scores, values, rankings, collection)
 
 
-def _allowed(found: dict[str, list[str]], collection: Collection, drop_same_id: bool) -> dict[str, list[str]]:
-    """A run without what its task does not rank; another system may not know the rule."""
-    kept = {}
-    for query, documents in found.items():
-        out = get_excluded_ids(collection, query, drop_same_id)
-        kept[query] = [document for document in documents if document not in out]
-    return kept
+def _remove_excluded(
+    rankings: dict[str, list[str]], collection: Collection, drop_same_id: bool
+) -> dict[str, list[str]]:
+    """Remove the documents that the task does not rank; the other system may not have done it."""
+    filtered = {}
+    for query, documents in rankings.items():
+        excluded = get_excluded_ids(collection, query, drop_same_id)
+        filtered[query] = [document for document in documents if document not in excluded]
+    return filtered
 
 
-def _judged(task: str | None, other: ComparedRun | None) -> tuple[Collection, str, dict[str, Any]]:
+def _load_judgments(task: str | None, other: ComparedRun | None) -> tuple[Collection, str, dict[str, Any]]:
     if task is not None:
         card = catalog.find_task_card(task)
         return open_collection(card), card.metric, {"relevant_from": card.relevant_from, "same_id": card.same_id}
     if other is None or other.record is None:
-        raise UsageError("a TREC run holds no judgments", "name the collection: --task TASK")
+        raise UsageError("a TREC run has no judgments", "name the collection: --task TASK")
     return other.collection or open_recorded_collection(other.record), other.metric, other.record.settings

@@ -1,4 +1,4 @@
-"""The inspection story: the queries a run answers worst, what it ranked, and where the relevant documents stood."""
+"""`retbench inspect`: the worst queries of a run, what it ranked, and the ranks of the relevant documents."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ class QueryInspection:
     score: float
     text: str
     ranked: tuple[str, ...]
-    relevant: dict[str, int | None]  # document to its rank; none where it was not found
+    relevant: dict[str, int | None]  # document to its rank; None if it was not found
     relevant_texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class RunInspection:
-    """What `retbench inspect` says."""
+    """The output of `retbench inspect`."""
 
     run: str
     metric: str
@@ -37,41 +37,41 @@ class RunInspection:
     answers: list[QueryInspection]
 
     def to_json(self) -> dict[str, Any]:
-        """The document `--json` prints."""
+        """Return the document that `--json` prints."""
         return asdict(self)
 
 
 def inspect_run(run: str, results: Path = Path("results"), query: str | None = None, queries: int = 5) -> RunInspection:
-    """The worst queries of a run, or the one asked for."""
+    """Return the worst queries of a run, or the given query."""
     folder = find_run(run, results)
-    found = load_scored_run(folder, read_record(folder / RECORD_FILE))
-    scores = dict(zip(found.queries, found.values.tolist(), strict=True))
+    scored_run = load_scored_run(folder, read_record(folder / RECORD_FILE))
+    scores = dict(zip(scored_run.queries, scored_run.values.tolist(), strict=True))
     if query is not None and query not in scores:
         raise UsageError(f"{run} has no query {query!r}", suggest_names(query, scores))
-    wanted = [query] if query is not None else sorted(scores, key=lambda name: (scores[name], name))[:queries]
-    collection = open_recorded_collection(found.record)
-    ranked = read_rankings(folder, collection)
-    answers = [_answer(collection, name, scores[name], ranked.get(name, [])) for name in wanted]
-    record = found.record
+    selected = [query] if query is not None else sorted(scores, key=lambda name: (scores[name], name))[:queries]
+    collection = open_recorded_collection(scored_run.record)
+    rankings = read_rankings(folder, collection)
+    answers = [_inspect_query(collection, name, scores[name], rankings.get(name, [])) for name in selected]
+    record = scored_run.record
     name = f"{record.model} · {record.method} · {record.task} ({record.settings_id})"
-    return RunInspection(name, found.metric, found.score, record.settings["depth"], answers)
+    return RunInspection(name, scored_run.metric, scored_run.score, record.settings["depth"], answers)
 
 
-def _answer(collection: Collection, query: str, score: float, ranked: list[str]) -> QueryInspection:
+def _inspect_query(collection: Collection, query: str, score: float, ranked: list[str]) -> QueryInspection:
     judged = collection.judgments[query]
-    places = {name: rank for rank, name in enumerate(ranked, start=1)}
+    rank_by_id = {name: rank for rank, name in enumerate(ranked, start=1)}
     relevant = sorted(
-        (d for d, grade in judged.items() if grade > 0), key=lambda d: (places.get(d, len(ranked) + 1), d)
+        (d for d, grade in judged.items() if grade > 0), key=lambda d: (rank_by_id.get(d, len(ranked) + 1), d)
     )
     text = collection.queries[collection.queries.read_ids().to_pylist().index(query)].text
     return QueryInspection(
         query, score, shorten_text(text), format_documents(collection, query, ranked[:SHOWN_RANKED]),
-        {name: places.get(name) for name in relevant}, format_documents(collection, query, relevant),
+        {name: rank_by_id.get(name) for name in relevant}, format_documents(collection, query, relevant),
     )  # fmt: skip
 
 
 def format_inspection(inspection: RunInspection) -> str:
-    """The inspection for a reader."""
+    """Format the inspection as text."""
     lines = [inspection.run, f"{inspection.metric} {100 * inspection.score:.2f}, depth {inspection.depth}"]
     for answer in inspection.answers:
         lines += [
