@@ -1,1 +1,1 @@
-"""Rerankers: a ranking in, a ranking out."""
+"""Rerankers: they take a ranking and return it in a new order."""

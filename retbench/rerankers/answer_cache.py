@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.text_parsers import parse_json
-from retbench.cards.user_config import cache_folder, encode_path_part
+from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.engines.generator import GeneratedAnswer, Generator
 from retbench.store.digest import compute_digest
 from retbench.store.shard_store import write_file_atomically
@@ -45,7 +45,7 @@ class CachedGenerator:
     @property
     def folder(self) -> Path:
         """The folder of this model's answers."""
-        return cache_folder() / "answers" / encode_path_part(self.inner.name)
+        return get_cache_folder() / "answers" / encode_path_part(self.inner.name)
 
     def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
         """Return the cached answer, or generate and store it."""
