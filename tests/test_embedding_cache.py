@@ -50,7 +50,7 @@ def test_a_store_in_use_is_kept() -> None:
     store = open_store("m", "busy")
     with store.lock():
         answer = run_command("cache", "prune", "--embeddings")
-    assert "1 in use by another process: kept" in answer.stderr
+    assert "1 kept: in use by another process" in answer.stderr
     assert store.folder.exists()
 
 

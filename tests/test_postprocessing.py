@@ -56,9 +56,9 @@ def test_whitening_gives_every_direction_unit_variance(components: int | None) -
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("mean:components=3", "3 components"),
-        ("mean:post=whiten,components=0", "0 components"),
-        ("promptreps-hybrid:post=centre", "ranks by terms"),
+        ("mean:components=3", "components = 3"),
+        ("mean:post=whiten,components=0", "components = 0"),
+        ("promptreps-hybrid:post=centre", "it takes no `post`"),
         ("mean:post=center", "did you mean centre"),
     ],
 )

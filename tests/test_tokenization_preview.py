@@ -36,7 +36,7 @@ def test_one_method_is_printed_as_text(model: Path) -> None:
     answer = run_command("show", "model", model, "--text", "Bees.", "--method", "echo", "--method", "promptreps-study")
     assert "'Document:Bees.\\nDocument again:Bees." in answer.output
     assert "<|im_start|>system\\nYou are a tiny helpful model." in answer.output
-    assert "th token on" in answer.output
+    assert "from token " in answer.output
 
 
 def test_a_method_that_does_not_apply_shows_the_reason(tmp_path: Path) -> None:
