@@ -68,7 +68,7 @@ def is_recipe_key(key: str, recipe: type[Any] = Recipe) -> bool:
     if name not in {field.name for field in fields(recipe)}:
         return False
     hint = get_type_hints(recipe)[name]
-    tables = [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
+    tables: list[Any] = [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
     return is_recipe_key(rest, tables[0]) if rest and tables else not rest
 
 
