@@ -67,7 +67,7 @@ def test_one_worker_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(local_workers.VISIBLE_DEVICES, "2,GPU-7,5")
     assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["2", "GPU-7", "5"]
     assert [seat.gpu for seat in local_workers.list_device_slots(2)] == ["2", "GPU-7"]
-    with pytest.raises(UsageError, match="shows 3 GPUs"):
+    with pytest.raises(UsageError, match="has 3 GPUs"):
         local_workers.list_device_slots(4)
     monkeypatch.delenv(local_workers.VISIBLE_DEVICES)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -84,7 +84,7 @@ def test_cpu_workers_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         assert alone is every is None
 
 
-# The team, with workers that are threads: death, problems, progress
+# The pool with fake workers: deaths, errors, progress
 
 
 class CountingRows:
@@ -113,7 +113,7 @@ class FakeWorker:
     died: Event = field(default_factory=Event)
     orders: list[int] = field(default_factory=list)
 
-    def ask(self, order: WorkItem, tell: OnBatch) -> WorkResult | Exception:
+    def run(self, order: WorkItem, tell: OnBatch) -> WorkResult | Exception:
         if isinstance(order.task, TokenizedTexts):
             return WorkResult(EncoderProfile("none", 2, 16, 1), 5.0)
         self.orders.append(order.task.shard)
@@ -131,7 +131,7 @@ class FakeWorker:
         tell(len(order.task.rows) - order.task.batch_sizes[0], 1)
         return WorkResult(None, 7.0)
 
-    def revived(self) -> bool:
+    def wait_for_restart(self) -> bool:
         return self.comes_back
 
     def close(self) -> None:
@@ -140,9 +140,9 @@ class FakeWorker:
 
 @dataclass
 class CountingEncoder(worker_pool.PooledEncoder):
-    """The team's side, with words in place of tokens."""
+    """A pooled encoder that counts words instead of tokens."""
 
-    def prepare(self, texts: Any, role: Any) -> TokenizedTexts:
+    def tokenize(self, texts: Any, role: Any) -> TokenizedTexts:
         rows = [np.arange(len(text.split()), dtype=np.int32) for text in texts]
         return TokenizedTexts(np.concatenate(rows), np.concatenate(([0], np.cumsum([len(row) for row in rows]))), 0, 0)
 
@@ -168,7 +168,7 @@ def test_the_shards_of_a_dead_worker_are_reassigned(tmp_path: Path, caplog: pyte
     assert is_complete(blocks)
     assert len(mortal.orders) == 2
     assert mortal.orders[1] in steady.orders
-    assert "exit code -9: what it was at goes to the others" in caplog.text
+    assert "exit code -9: another worker computes its shard" in caplog.text
     assert sum(done for done, _ in seen) == ROWS  # what came to nothing is not counted
     assert {total for _, total in seen} == {ROWS}
     assert ShardStore(tmp_path / "s").read_manifest() == {"peak_memory_mb": 7.0, "workers": 2}
@@ -250,7 +250,7 @@ class KillWorkerDuringPhase(NoProgress):
     def __init__(self) -> None:
         self.phase, self.killed = "", 0
 
-    def begin(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
+    def begin_phase(self, phase: str, unit: str, peak_throughput: GetPeakThroughput) -> None:
         self.phase = phase
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
@@ -263,14 +263,14 @@ class KillWorkerDuringPhase(NoProgress):
 def test_two_processes_give_the_bits_of_one_even_if_one_is_killed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("retbench.pipelines.models.search.Dense", partial(DenseRetriever, shard_rows=2))
+    monkeypatch.setattr("retbench.pipelines.models.search.DenseRetriever", partial(DenseRetriever, shard_rows=2))
     task = small_collection.write_folder(tmp_path / "small")
     alone = run_cell(model, task, tmp_path / "one", tmp_path / "c1", monkeypatch)
     show = KillWorkerDuringPhase()
-    both = run_cell(model, task, tmp_path / "two", tmp_path / "c2", monkeypatch, devices="2", show=show)
+    both = run_cell(model, task, tmp_path / "two", tmp_path / "c2", monkeypatch, devices="2", progress=show)
     assert both == alone
     assert show.killed
-    assert "exit code -9: what it was at goes to the others" in caplog.text
+    assert "exit code -9: another worker computes its shard" in caplog.text
     manifests = [json.loads(file.read_text()) for file in (tmp_path / "c2" / "embeddings").rglob("manifest.json")]
     assert [facts["workers"] for facts in manifests] == [2, 2]
     found = run_cell(model, task, tmp_path / "three", tmp_path / "c2", monkeypatch, devices="2")  # needs no worker
@@ -279,7 +279,7 @@ def test_two_processes_give_the_bits_of_one_even_if_one_is_killed(
 
 def test_the_endpoint_engine_refuses_devices(model: Path, tmp_path: Path) -> None:
     candidate = ResolvedModel(catalog.find_model_card(str(model)), None, Engine("endpoint"))
-    with pytest.raises(UsageError, match="endpoint shares its work out itself"):
+    with pytest.raises(UsageError, match="endpoint distributes its work itself"):
         worker_pool.attach_worker_pool(candidate, WorkerPool([FakeWorker], "cpu", 1))
 
 
@@ -302,5 +302,5 @@ def test_other_weights_on_a_workers_machine_are_refused(model: Path) -> None:
     card = catalog.find_model_card(str(model))
     local = obtain_weights(card)
     assert worker_pool.WorkerModel(card, local, Engine(), compute_folder_fingerprint(model)).resolve().weights == local
-    with pytest.raises(DataError, match="are not those of this machine"):
+    with pytest.raises(DataError, match="are not the weights of this machine"):
         worker_pool.WorkerModel(card, local, Engine(), "another").resolve()

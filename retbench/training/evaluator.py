@@ -6,7 +6,7 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.encoders.encoder_spec import compute_length_limits
 from retbench.records.phase_timer import ProgressListener
-from retbench.scoring.metrics import compute_mean_scores, score_run
+from retbench.retrievers.score_ranking import compute_search_depth, score_ranking
 from retbench.training import distributed, fsdp
 from retbench.training.in_training_search import rank_passages
 from retbench.training.train_forward import TrainableEncoder
@@ -21,7 +21,7 @@ class TrainingEvaluator:
     card: TaskCard
     collection: Collection
     max_length: int | None
-    show: ProgressListener
+    progress: ProgressListener
 
     def __call__(self) -> float:
         """The score now. One process computes it for all, unless the weights are sharded."""
@@ -31,11 +31,10 @@ class TrainingEvaluator:
 
     def _compute_score(self) -> float:
         queries = [row.text.strip() for row in self.collection.queries]
-        k = self.card.depth + (self.card.same_id == "drop") + self.collection.max_excluded
+        k = compute_search_depth(self.collection, self.card)
         passages = JoinedTexts(self.collection.corpus, self.card.fields)
         length_limits = compute_length_limits(self.card, self.max_length, None)
-        found = rank_passages(self.encoder, queries, passages, min(k, len(passages)), length_limits, lambda *_: None)
-        ranking = found.filter_and_cut(self.collection, self.card.same_id == "drop", self.card.depth)
-        document_ids = ranking.to_document_ids(self.collection)
-        per_query = score_run(document_ids, self.collection.judgments, self.card.depth, self.card.relevant_from)
-        return compute_mean_scores(per_query)[self.card.metric]
+        top_passages = rank_passages(
+            self.encoder, queries, passages, min(k, len(passages)), length_limits, lambda *_: None
+        )
+        return score_ranking(top_passages, self.collection, self.card).compute_means()[self.card.metric]
