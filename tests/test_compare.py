@@ -159,7 +159,7 @@ def test_a_subset_of_an_mteb_file_is_selected(results: Path, tmp_path: Path) -> 
     run = str(_list_runs(results)[1])
     assert compare_runs(run, str(file)).scores[METRIC][1] == 0.5
     assert compare_runs(run, str(file), task="small-go").scores[METRIC][1] == 0.25
-    with pytest.raises(UsageError, match="holds small, small-go, and not other"):
+    with pytest.raises(UsageError, match="has small, small-go, but not other"):
         compare_runs(run, str(file), task="other")
 
 

@@ -57,7 +57,7 @@ def test_only_the_allowed_documents_are_ranked(tmp_path: Path) -> None:
 
 
 def test_settings_are_validated_like_those_of_a_run() -> None:
-    with pytest.raises(UsageError, match="dtype=fp32: no such dtype"):
+    with pytest.raises(UsageError, match="dtype=fp32: there is no such dtype"):
         retbench.as_mteb("bm25", overrides={"dtype": "fp32"})
 
 

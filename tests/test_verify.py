@@ -134,7 +134,7 @@ def test_an_unexplained_difference_ends_with_exit_4(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = run_bm25(folder, tmp_path, monkeypatch)
-    monkeypatch.setattr(external_evaluators, "_beir_scores", lambda *_: {"ndcg_at_10": 0.123})
+    monkeypatch.setattr(external_evaluators, "_compute_beir_scores", lambda *_: {"ndcg_at_10": 0.123})
     done = CliRunner().invoke(app, ["verify", str(record)])
     assert done.exit_code == 4
     assert "NOT EXPLAINED" in done.output
