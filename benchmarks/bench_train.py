@@ -60,7 +60,7 @@ def ours(steps: int, dtype: str) -> list[Moment]:
             seconds.append(_since(clock[0]))
             clock[0] = now()
 
-        finetune_encoder(TrainingRequest(str(file), MODEL, out=Path(folder) / NAME, report=report), recipe)
+        finetune_encoder(TrainingRequest(str(file), MODEL, out=Path(folder) / NAME, log_metrics=report), recipe)
     (get_cache_folder() / "model_cards" / f"{NAME}.toml").unlink()  # known by name for a minute
     return seconds
 

@@ -137,7 +137,7 @@ def finetune(
     changes = {k: v if isinstance(v, str) else format_toml_value(v) for k, v in (overrides or {}).items()}
     request = TrainingRequest(
         str(dataset), model, name, Path(out) if out else None, split, eval_task, export, trackers, resume, force,
-        say=log_status or _ignore_status, report=log_metrics or _ignore_metrics,
+        log_status=log_status or _ignore_status, log_metrics=log_metrics or _ignore_metrics,
     )  # fmt: skip
     recipe_name = str(recipe) if recipe else None
     if objective == choose_recipe.ADAPTOR:

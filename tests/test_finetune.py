@@ -138,7 +138,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(learn: Learn, lora: Lora
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
-        learn("halved", lora=lora, report=cut)
+        learn("halved", lora=lora, log_metrics=cut)
     assert has_same_weights(whole, learn("halved", lora=lora, resume=True))
 
 
@@ -149,7 +149,7 @@ from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training.training_data import TrainingRequest
 from tests.test_finetune import slow_recipe
 data, model, out = sys.argv[1:]
-request = TrainingRequest(data, model, out=Path(out), resume=True, report=lambda _: time.sleep(0.05))
+request = TrainingRequest(data, model, out=Path(out), resume=True, log_metrics=lambda _: time.sleep(0.05))
 finetune_encoder(request, slow_recipe())
 """
 
@@ -383,7 +383,7 @@ def test_a_folder_in_ms_marcos_layout_without_a_test_split(learn: Learn, tmp_pat
     (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny_models.SENTENCES[n]}?\n" for n in range(9)))
     (folder / "qrels.train.tsv").write_text("".join(f"{n} 0 {n + 1} 1\n" for n in range(9)))
     said: list[str] = []
-    card = learn(of=folder, say=said.append, mining=replace(RECIPE.mining, source="bm25"))
+    card = learn(of=folder, log_status=said.append, mining=replace(RECIPE.mining, source="bm25"))
     assert card.training
     assert (card.training.data["pairs"], card.training.data["negatives"]["source"]) == (9, "bm25")
     assert any("were not checked" in line for line in said)
@@ -488,7 +488,7 @@ def test_two_stages_are_one_command_and_resume_between_stages(learn: Learn, tmp_
 
     for steps in (4, 8):  # stage 1, then stage 2
         with pytest.raises(PowerCutError):
-            learn("cut", **settings, report=cut(steps), resume=True)
+            learn("cut", **settings, log_metrics=cut(steps), resume=True)
     resumed = learn("cut", **settings, resume=True)
     assert has_same_weights(whole, resumed)
     assert not has_same_weights(whole, learn("without", objective="llm-ql", query_likelihood=None))

@@ -192,7 +192,7 @@ def test_queries_without_a_relevant_document_are_counted_and_reported(collection
     file = collection / "qrels" / "train.tsv"
     file.write_text(file.read_text().replace("1\t17\t2", "1\t17\t0").replace("1\t19\t1", "1\t19\t0"))
     said: list[str] = []
-    made = load_training_set(replace(request(collection), say=said.append))
+    made = load_training_set(replace(request(collection), log_status=said.append))
     assert (len(made.queries), made.facts["queries_without_positive"]) == (1, 1)
     assert any("1 queries that have no relevant document" in line for line in said)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.gpu import models
 from benchmarks.gpu.models import CUDA, DEVICE
-from benchmarks.gpu.peer import assembled
-from benchmarks.gpu.sheet import Sheet, free, median, synchronise
+from benchmarks.gpu.peer import build_sentence_transformer
+from benchmarks.gpu.result_sheet import ResultSheet, compute_median, release_memory, synchronize
 from retbench.cards import catalog
 from retbench.cards.recipe import Recipe, apply_recipe_options
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
@@ -28,57 +28,59 @@ from retbench.training.train_loop import TrainLoop, TrainSchedule
 from retbench.training.training_set import parse_training_rows
 
 NAMES = ("0.5B", "7B") if CUDA else ("tiny qwen2",)
-BATCHES = {"0.5B": 64, "7B": 16, "tiny qwen2": 4}
-WARM, STEPS = 2, 12 if CUDA else 4
-LEAST = 5  # steps of each side that count, whatever the time: one step alone says little
-LARGE = 1 << 14  # tokens of a pass
+BATCH_SIZES = {"0.5B": 64, "7B": 16, "tiny qwen2": 4}
+WARMUP_STEPS, STEPS = 2, 12 if CUDA else 4
+MIN_STEPS = 5  # steps of each side that count, whatever the time: one step alone says little
+LARGE_PASS_TOKENS = 1 << 14  # tokens of a pass
 OURS, THEIRS, BY_RECIPE = "ours, passes of 16,384 tokens", "theirs", "ours, as the recipe"
 Pairs = list[tuple[str, str]]
 
 
-def measure(sheet: Sheet) -> None:
+def measure(sheet: ResultSheet) -> None:
     """Ours and theirs for each shape; a side has an equal share of what is left."""
     sides = [(name, side) for name in NAMES for side in (OURS, THEIRS, BY_RECIPE)]
     paces: dict[tuple[str, str], float] = {}
     for number, (name, side) in enumerate(sides):
-        ends = time.time() + sheet.left() / (len(sides) - number)
-        if sheet.left() < 4:
-            sheet.row("skipped", model=name, side=side, why="the time was over")
+        ends = time.time() + sheet.seconds_left() / (len(sides) - number)
+        if sheet.seconds_left() < 4:
+            sheet.write_row("skipped", model=name, side=side, why="the time was over")
             continue
-        with sheet.caught("training", model=name, side=side):
-            facts = alone(name, side, ends)
+        with sheet.record_errors("training", model=name, side=side):
+            facts = measure_side(name, side, ends)
             paces[name, side] = facts["pairs_per_second"]
             if (name, THEIRS) in paces and (name, OURS) in paces:
                 own = paces[name, BY_RECIPE if side == BY_RECIPE else OURS]
                 facts["times_theirs"] = round(own / paces[name, THEIRS], 3)
-            sheet.row("training", model=name, side=side, measured=CUDA, batch=BATCHES[name], **facts)
-        free()
+            sheet.write_row("training", model=name, side=side, measured=CUDA, batch=BATCH_SIZES[name], **facts)
+        release_memory()
 
 
-def alone(name: str, side: str, ends: float) -> dict[str, Any]:
+def measure_side(name: str, side: str, ends: float) -> dict[str, Any]:
     """A fresh model, trained for some steps."""
-    model = models.made(models.shapes()[name])
+    model = models.build_model(models.get_shapes()[name])
     vocabulary = int(model.config.vocab_size)
-    tokenizer = models.tokenizer_of(vocabulary)
-    batch = BATCHES[name]
-    pairs = drawn(batch * STEPS, vocabulary)
+    tokenizer = models.build_tokenizer(vocabulary)
+    batch = BATCH_SIZES[name]
+    pairs = draw_pairs(batch * STEPS, vocabulary)
     memory.reset_peak_memory()
     if side == THEIRS:
-        taken = theirs(model, tokenizer, pairs, batch, ends)
+        taken = time_sentence_transformers_steps(model, tokenizer, pairs, batch, ends)
     else:
-        taken = ours(model, tokenizer, pairs, recipe_of(batch, LARGE if side == OURS else None), ends)
-    kept = taken[WARM:] or taken
-    return {"pairs_per_second": round(batch / median(kept), 2), "peak_mb": round(memory.get_peak_memory_mb()),
+        taken = time_retbench_steps(
+            model, tokenizer, pairs, build_recipe(batch, LARGE_PASS_TOKENS if side == OURS else None), ends
+        )
+    kept = taken[WARMUP_STEPS:] or taken
+    return {"pairs_per_second": round(batch / compute_median(kept), 2), "peak_mb": round(memory.get_peak_memory_mb()),
             "steps": len(kept), "seconds": [round(one, 4) for one in taken]}  # fmt: skip
 
 
-def drawn(count: int, vocabulary: int) -> Pairs:
+def draw_pairs(count: int, vocabulary: int) -> Pairs:
     """Queries of about a dozen words, passages of the usual lengths."""
-    passages = models.drawn("passages", count * 90, vocabulary)[:count]
+    passages = models.draw_texts("passages", count * 90, vocabulary)[:count]
     return [(" ".join(passage.split()[1:13]) + f" w{2 + row % 400}", passage) for row, passage in enumerate(passages)]
 
 
-def recipe_of(batch: int, tokens: int | None) -> Recipe:
+def build_recipe(batch: int, tokens: int | None) -> Recipe:
     """The recipe `quick` for a GPU."""
     changes = {"dtype": "bfloat16", "max_minutes": "none", "batch.contrastive_batch_size": str(batch),
               "batch.train_batch_size": str(batch),
@@ -87,7 +89,7 @@ def recipe_of(batch: int, tokens: int | None) -> Recipe:
     return apply_recipe_options(catalog.find_recipe("quick"), changes)
 
 
-def ours(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) -> list[float]:
+def time_retbench_steps(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) -> list[float]:
     """Seconds of the loop's own steps."""
     rows = ((str(row), {"query": query, "positives": [passage]}) for row, (query, passage) in enumerate(pairs))
     training_set = parse_training_rows("drawn", rows)
@@ -98,15 +100,15 @@ def ours(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) 
     folder = Path(tempfile.mkdtemp())
     loop = TrainLoop(adapted, lora.get_trainable_weights(adapted), schedule, objective, folder)
     taken: list[float] = []
-    while len(taken) < STEPS and (len(taken) < WARM + LEAST or time.time() < ends):
+    while len(taken) < STEPS and (len(taken) < WARMUP_STEPS + MIN_STEPS or time.time() < ends):
         started = time.perf_counter()
         loop._train_step()
-        synchronise()
+        synchronize()
         taken.append(time.perf_counter() - started)
     return taken
 
 
-def theirs(model: Any, tokenizer: Any, pairs: Pairs, batch: int, ends: float) -> list[float]:
+def time_sentence_transformers_steps(model: Any, tokenizer: Any, pairs: Pairs, batch: int, ends: float) -> list[float]:
     """Seconds between two steps of the trainer: its loader and its collator are part of it, as ours are."""
     import datasets
     import sentence_transformers as st
@@ -114,7 +116,7 @@ def theirs(model: Any, tokenizer: Any, pairs: Pairs, batch: int, ends: float) ->
     from sentence_transformers.sentence_transformer import losses
     from transformers import TrainerCallback
 
-    whole = assembled(model, tokenizer, 156, "mean")
+    whole = build_sentence_transformer(model, tokenizer, 156, "mean")
     whole.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
     columns = {"anchor": [query for query, _ in pairs], "positive": [passage for _, passage in pairs]}
     marks: list[float] = []
@@ -125,11 +127,11 @@ def theirs(model: Any, tokenizer: Any, pairs: Pairs, batch: int, ends: float) ->
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
             self.mark()
-            control.should_training_stop = len(marks) > WARM + LEAST and time.time() > ends
+            control.should_training_stop = len(marks) > WARMUP_STEPS + MIN_STEPS and time.time() > ends
             return control
 
         def mark(self) -> None:
-            synchronise()
+            synchronize()
             marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:

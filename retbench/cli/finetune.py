@@ -63,11 +63,11 @@ def finetune(
     split, trackers = changes.pop("split", "train"), tuple(filter(None, changes.pop("report_to", "").split("+")))
     encoder_options = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task, "--set report_to": trackers}
     choose_recipe.check_objective(objective, encoder_options)
-    show: dict[str, Any] = (
-        {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status, "report": MetricsLine()}
-    )
+    output: dict[str, Any] = {}
+    if not is_quiet():
+        output = {"progress": ProgressDisplay(), "log_status": print_status, "log_metrics": MetricsLine()}
     request = TrainingRequest(dataset, model, name, out, split, eval_task, export, trackers, resume, force,
-                              command=format_command_line(), **show)  # fmt: skip
+                              command=format_command_line(), **output)  # fmt: skip
     if objective == choose_recipe.ADAPTOR:
         _print_facts(_finetune_adaptor(request, recipe, changes), as_json)
         return

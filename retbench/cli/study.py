@@ -85,9 +85,9 @@ def run(
         estimates = list(estimate_study(study, out, stage))
         print_json(estimates) if as_json else print_result(_format_estimates(estimates))
         return 0
-    show: dict[str, Any] = {} if is_quiet() else {"show": ProgressDisplay(), "say": print_status}
+    output: dict[str, Any] = {} if is_quiet() else {"progress": ProgressDisplay(), "log_status": print_status}
     results = []
-    for result in run_study(study, out, stage, devices=devices, **show):
+    for result in run_study(study, out, stage, devices=devices, **output):
         if result.status != "skipped":
             outcome = result.error or f"{100 * (result.main_score or 0):.2f}"
             print_status(f"{result.model} · {result.method} · {result.task}: {outcome}")

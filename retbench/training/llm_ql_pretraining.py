@@ -59,9 +59,9 @@ def _run_loop(
     request: TrainingRequest, objective: QueryLikelihoodObjective, folder: Path, schedule: TrainSchedule
 ) -> TrainLoop:
     model = objective.language_model.model
-    loop = TrainLoop(model, lora.get_trainable_weights(model), schedule, objective, folder, request.report)
+    loop = TrainLoop(model, lora.get_trainable_weights(model), schedule, objective, folder, request.log_metrics)
     loop.resume()
-    request.say(f"stage 1, query likelihood: {schedule.steps:,} steps, from step {loop.progress.step}")
+    request.log_status(f"stage 1, query likelihood: {schedule.steps:,} steps, from step {loop.progress.step}")
     loop.run()
     return loop
 

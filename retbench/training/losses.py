@@ -48,12 +48,12 @@ def _loss_at_width(queries: Tensor, passages: Tensor, batch: ContrastiveBatch, s
 
 def _distillation_loss(cosine: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
     """The Kullback-Leibler divergence of a query's scores of its own passages from the teacher's."""
-    own = (
+    is_own = (
         torch.from_numpy(batch.owner).to(cosine.device)[None, :]
         == torch.arange(len(cosine), device=cosine.device)[:, None]
     )
     teacher_scores = torch.from_numpy(batch.teacher_scores).to(cosine).expand_as(cosine)
-    teacher = teacher_scores.masked_fill(~own, -torch.inf).log_softmax(1)
-    student = (cosine / settings.temperature).masked_fill(~own, -torch.inf).log_softmax(1)
-    difference = (teacher - student).masked_fill(~own, 0.0)
+    teacher = teacher_scores.masked_fill(~is_own, -torch.inf).log_softmax(1)
+    student = (cosine / settings.temperature).masked_fill(~is_own, -torch.inf).log_softmax(1)
+    difference = (teacher - student).masked_fill(~is_own, 0.0)
     return (teacher.exp() * difference).sum(1).mean()

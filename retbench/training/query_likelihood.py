@@ -80,8 +80,8 @@ class QueryLikelihoodModel:
             batch = [rows[int(index)] for index in pass_rows]
             first = min(row.bottleneck for row in batch)  # the logits of documents would need most of the memory
             token_scores = -_compute_token_losses(*self.compute_logits(batch, first))
-            for place, (index, row) in enumerate(zip(pass_rows, batch, strict=True)):
-                query_scores = token_scores[place, row.bottleneck - first : len(row.ids) - 1 - first]
+            for position, (index, row) in enumerate(zip(pass_rows, batch, strict=True)):
+                query_scores = token_scores[position, row.bottleneck - first : len(row.ids) - 1 - first]
                 log_likelihoods[index] = float(query_scores.sum())
         return log_likelihoods
 

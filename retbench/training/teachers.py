@@ -20,7 +20,7 @@ JUDGMENTS, GIVEN = "judgments", "given"
 ScoredRanking = Mapping[str, Sequence[tuple[str, float]]]  # query id to documents with their scores
 
 
-def add_teacher_scores(training_set: TrainingSet, recipe: Recipe, say: Callable[[str], None]) -> TrainingSet:
+def add_teacher_scores(training_set: TrainingSet, recipe: Recipe, log_status: Callable[[str], None]) -> TrainingSet:
     """The set with the scores of the recipe's teacher."""
     if recipe.teacher == GIVEN:
         return training_set
@@ -31,7 +31,7 @@ def add_teacher_scores(training_set: TrainingSet, recipe: Recipe, say: Callable[
         training_set, _read_scored_ranking(run), run.name, recipe.mining.negatives_per_query
     )
     dropped = scored_set.facts["teacher"]["queries_without_teacher"]
-    say(
+    log_status(
         f"teacher {run.name}: scores for {len(scored_set.queries):,} queries; "
         f"left out {dropped:,} queries whose positives it does not rank"
     )

@@ -73,7 +73,7 @@ class TrainLoop:
     schedule: TrainSchedule
     objective: TrainingObjective
     folder: Path
-    report: Report = lambda _: None
+    log_metrics: Report = lambda _: None
     evaluate: Evaluate | None = None
     progress: TrainingProgress = field(default_factory=TrainingProgress)
 
@@ -157,7 +157,7 @@ class TrainLoop:
         if distributed.get_rank() == 0:
             with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as out:
                 out.write(json.dumps(facts) + "\n")
-            self.report(facts)
+            self.log_metrics(facts)
 
 
 def _parse_step(line: str) -> float:

@@ -35,9 +35,9 @@ class TrainingRequest:
     report_to: tuple[str, ...] = ()
     resume: bool = False
     force: bool = False
-    show: ProgressListener = field(default_factory=NoProgress)
-    say: Callable[[str], None] = lambda _: None
-    report: Callable[[dict[str, Any]], None] = lambda _: None
+    progress: ProgressListener = field(default_factory=NoProgress)
+    log_status: Callable[[str], None] = lambda _: None
+    log_metrics: Callable[[dict[str, Any]], None] = lambda _: None
     command: str = "retbench.finetune(...)"
 
 
@@ -55,7 +55,7 @@ def load_training_set(request: TrainingRequest, negatives_per_query: int = DEFAU
     """Queries and their passages, without any query of an evaluation."""
     full_set = _read_dataset(request, negatives_per_query)
     training_set = remove_leaked_queries(full_set, _iterate_evaluation_queries(request))
-    request.say(
+    request.log_status(
         f"{full_set.name}: {len(training_set.queries):,} queries, {len(full_set.passages):,} passages; "
         f"removed {training_set.facts['leaked_queries_removed']} queries "
         f"({training_set.facts['leaked_texts']} texts) that an evaluation also has"
@@ -93,10 +93,10 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
     train_card = replace(card, split=request.split, fingerprint=None)
     training_set = build_training_set(train_card, open_collection(train_card))
     if dropped := training_set.facts["queries_without_positive"]:
-        request.say(f"{card.name}: left out {dropped:,} queries that have no relevant document in the corpus")
+        request.log_status(f"{card.name}: left out {dropped:,} queries that have no relevant document in the corpus")
     if triples := msmarco_triples.find_triples(path, request.split):
         training_set = msmarco_triples.add_triple_negatives(training_set, triples, negatives_per_query)
-        request.say(f"{triples.name}: {training_set.facts['negatives']['taken']:,} negatives")
+        request.log_status(f"{triples.name}: {training_set.facts['negatives']['taken']:,} negatives")
     if request.split == card.split:
         return training_set.with_queries(training_set.queries, evaluated_split=True)
     return training_set
@@ -121,7 +121,9 @@ def _iterate_evaluation_queries(request: TrainingRequest) -> Iterator[str]:
         try:
             yield from _load_query_texts(card)
         except (MissingError, UsageError) as problem:  # a task that is not on this machine cannot be compared
-            request.say(f"{card.name}, split {card.split}: leaks into its queries were not checked: {problem.cause}")
+            request.log_status(
+                f"{card.name}, split {card.split}: leaks into its queries were not checked: {problem.cause}"
+            )
 
 
 def _list_evaluated_tasks(request: TrainingRequest) -> list[TaskCard]:

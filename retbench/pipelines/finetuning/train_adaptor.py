@@ -92,12 +92,12 @@ def finetune_adaptor(request: TrainingRequest, recipe: AdaptorRecipe) -> ModelCa
 
     def say_score(adaptor: search_adaptor.TrainedAdaptor) -> None:
         score_text = f"nDCG@10 {100 * adaptor.score:.2f} at step {adaptor.step}"
-        request.say(f"  alpha {adaptor.alpha:g}, beta {adaptor.beta:g}: {score_text}")
+        request.log_status(f"  alpha {adaptor.alpha:g}, beta {adaptor.beta:g}: {score_text}")
 
     data = _build_training_data(vectors, training_rows, recipe)
     best = search_adaptor.search_loss_weights(data, recipe, score, say_score)
     result = _validate(vectors, validation_rows, best)
-    request.say(result.format_summary())
+    request.log_status(result.format_summary())
     provenance = _build_provenance(vectors, best, result, recipe, request)
     card = _write_adaptor(folder, name, vectors, best, provenance, result.format_summary())
     save_model.register_model(card, folder)
@@ -110,14 +110,14 @@ def _load_vectors(request: TrainingRequest, parent: ModelCard, recipe: AdaptorRe
     if parent.kind == "lexical":
         raise UsageError(f"{parent.name} has no vectors", "name a backbone (retbench list models)")
     card, collection = _load_training_queries(request, recipe)
-    model = ResolvedModel.resolve(parent, None, request.say)
+    model = ResolvedModel.resolve(parent, None, request.log_status)
     (method, *_) = model.resolve_methods([])
     if method.kind != "dense" or parent.adapted:
         raise UsageError(
             f"{parent.name} has no vectors of its own to adapt", "name a model with a dense method, not an adaptor"
         )
     spec = model.build_encoder_spec(method, card, Overrides(max_length=recipe.max_length))
-    timer = PhaseTimer(request.show)
+    timer = PhaseTimer(request.progress)
     release_freed_pages()
     reset_peak_memory()  # the peak of this embedding is stored for the cells that will read the vectors
     retriever = build_dense_retriever(model, spec, card, collection, timer)

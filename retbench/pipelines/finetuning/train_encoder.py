@@ -70,13 +70,13 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
     """Train a model and register it by name; with --resume a finished folder is used as it is."""
     distributed.join_processes()
     if distributed.get_rank():
-        request = replace(request, show=NoProgress(), say=lambda _: None)
+        request = replace(request, progress=NoProgress(), log_status=lambda _: None)
     try:
         name, folder = _choose_name_and_folder(request, recipe)
         trackers = request.report_to if not distributed.get_rank() else ()
-        request = replace(request, report=add_trackers(trackers, folder, name, request.report))
+        request = replace(request, log_metrics=add_trackers(trackers, folder, name, request.log_metrics))
         if (folder / catalog.CARD_FILE).exists() and request.resume:
-            request.say(f"{folder} is finished: nothing to do")
+            request.log_status(f"{folder} is finished: nothing to do")
             return _register_and_export(request, recipe, folder)
         _check_folder_is_empty(folder, request.resume)
         job = prepare_training(request, recipe)
@@ -100,7 +100,7 @@ def prepare_training(request: TrainingRequest, recipe: Recipe, pretrain: bool = 
         source, data = build_crop_source(request, encoder)
     else:
         training_set = add_hard_negatives(training_set, encoder, request, folder)
-        training_set = add_teacher_scores(training_set, recipe, request.say)
+        training_set = add_teacher_scores(training_set, recipe, request.log_status)
         source = build_labelled_source(training_set, encoder)
         data = training_set.describe(len(source))
     _check_process_count(min(len(source), recipe.batch.contrastive_batch_size))
@@ -133,7 +133,7 @@ def load_labels(request: TrainingRequest, recipe: Recipe) -> TrainingSet | None:
 
 def load_parent(request: TrainingRequest, recipe: Recipe, card: ModelCard) -> ParentWeights:
     """The weights that training starts from, if they fit into memory."""
-    local = weights.obtain_weights(card, on_message=request.say)
+    local = weights.obtain_weights(card, on_message=request.log_status)
     check_memory(local.folder, recipe)
     return ParentWeights(card, local.folder, local.fingerprint)
 
@@ -165,7 +165,9 @@ def build_crop_source(request: TrainingRequest, encoder: TrainableEncoder) -> tu
     name, fingerprint, texts = training_data.load_unlabelled_texts(request)
     tokenizer = encoder.prompt_tokenizer.tokenizer
     source = CropBatchSource.build(texts, tokenizer, recipe.crops, recipe.contrastive, recipe.seed)
-    request.say(f"{name}: {len(source):,} of {len(texts):,} texts are long enough for crops; labels are not used")
+    request.log_status(
+        f"{name}: {len(source):,} of {len(texts):,} texts are long enough for crops; labels are not used"
+    )
     return source, {"set": name, "fingerprint": fingerprint, "texts": len(source), "labels": False}
 
 
@@ -180,7 +182,7 @@ def add_hard_negatives(
         return hard_negatives.read_hard_negatives(training_set, file)
     if settings.source == "given" or not recipe.contrastive.hard_negatives:
         return training_set
-    with PhaseTimer(request.show).time_phase(f"mine negatives by {settings.source}", "texts") as advance:
+    with PhaseTimer(request.progress).time_phase(f"mine negatives by {settings.source}", "texts") as advance:
         if settings.source == "bm25":
             ranker, miner = hard_negatives.build_bm25_ranker(training_set), "bm25"
         else:
@@ -209,10 +211,12 @@ def run_training(job: TrainingJob, steps: int) -> TrainLoop:
     recipe, trainable = job.recipe, lora.get_trainable_weights(job.encoder.model)
     schedule = TrainSchedule(steps, recipe.optimizer, recipe.save_steps, recipe.eval_steps)
     evaluator = _build_evaluator(job)
-    loop = TrainLoop(job.encoder.model, trainable, schedule, job.objective, job.folder, job.request.report, evaluator)
+    loop = TrainLoop(
+        job.encoder.model, trainable, schedule, job.objective, job.folder, job.request.log_metrics, evaluator
+    )
     loop.resume()
     count = sum(weight.numel() for weight in trainable.values())
-    job.request.say(f"training {count:,} weights in {steps:,} steps, from step {loop.progress.step}")
+    job.request.log_status(f"training {count:,} weights in {steps:,} steps, from step {loop.progress.step}")
     loop.run()
     checkpoint.restore_best_weights(job.folder, trainable)
     return loop
@@ -224,7 +228,7 @@ def _build_evaluator(job: TrainingJob) -> TrainingEvaluator | None:
     task, sample = training_data.parse_eval_task(job.request.eval_task)
     parent = job.parent.card
     max_length = parent.max_length or parent.context_length
-    return TrainingEvaluator(job.encoder, task, open_collection(task, sample), max_length, job.request.show)
+    return TrainingEvaluator(job.encoder, task, open_collection(task, sample), max_length, job.request.progress)
 
 
 def save_and_register(job: TrainingJob, loop: TrainLoop) -> ModelCard:
@@ -249,7 +253,7 @@ def _register_and_export(request: TrainingRequest, recipe: Recipe, folder: Path)
     if distributed.get_rank() == 0:
         save_model.register_model(card, folder)
         if request.export and not (folder / request.export).exists():
-            local = weights.obtain_weights(card, on_message=request.say)
+            local = weights.obtain_weights(card, on_message=request.log_status)
             tokenizer = PromptTokenizer(load_tokenizer(local.folder), recipe.method, recipe.method.instruction)
             width = model_folders.read_shape(local.folder)["width"]
             sentence_transformers_export.export_sentence_transformers(

@@ -24,7 +24,7 @@ NEXT_STEP = "add what is missing and run the study again; other stages run now"
 COST_KEYS = ("documents", "queries", "tokens", "seconds", "disk_bytes")
 
 
-def run_study(study: Study, out: Path, stage_name: str | None = None, **show: Any) -> Iterator[Cell]:
+def run_study(study: Study, out: Path, stage_name: str | None = None, **output: Any) -> Iterator[Cell]:
     """Run all cells of a study, or of one stage; yield each result when it is ready."""
     for stage in select_stages(study, stage_name):
         command = f"retbench study run {study.name} --stage {stage.name}"
@@ -34,7 +34,7 @@ def run_study(study: Study, out: Path, stage_name: str | None = None, **show: An
             }
             yield from (_build_skipped_result(cell, reason) for cell, reason in skipped.items())
             ready = {cell.task: cell for cell in cells if cell not in skipped}
-            for result in _run_cells(study, stage, ready, out=out, command=command, **show):
+            for result in _run_cells(study, stage, ready, out=out, command=command, **output):
                 write_note(ready[result.task], result, out)
                 yield result
 

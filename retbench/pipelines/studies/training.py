@@ -32,11 +32,11 @@ def build_recipe(stage: Stage, cell: StudyCell) -> Recipe | AdaptorRecipe:
     return apply_recipe_options(catalog.find_recipe(stage.options["recipe"]), changes)
 
 
-def train_model(study: Study, stage: Stage, cell: StudyCell, **show: Any) -> str:
+def train_model(study: Study, stage: Stage, cell: StudyCell, **output: Any) -> str:
     """Train a cell's model if it is not finished; return its name."""
     from retbench.pipelines.finetuning import train_adaptor, train_encoder
 
-    request, recipe = _build_training_request(study, stage, cell, **show), build_recipe(stage, cell)
+    request, recipe = _build_training_request(study, stage, cell, **output), build_recipe(stage, cell)
     if isinstance(recipe, AdaptorRecipe):
         train_adaptor.finetune_adaptor(request, recipe)
     else:
@@ -45,12 +45,12 @@ def train_model(study: Study, stage: Stage, cell: StudyCell, **show: Any) -> str
     return request.name or ""
 
 
-def _build_training_request(study: Study, stage: Stage, cell: StudyCell, **show: Any) -> Any:
+def _build_training_request(study: Study, stage: Stage, cell: StudyCell, **output: Any) -> Any:
     from retbench.training.training_data import TrainingRequest
 
     dataset, split = stage.options.get("dataset", cell.argument), stage.options.get("split", "train")
     name = format_model_name(study, stage, cell)
-    return TrainingRequest(dataset, cell.model, name, split=split, resume=True, **show)
+    return TrainingRequest(dataset, cell.model, name, split=split, resume=True, **output)
 
 
 def _require_same_recipe(model: str, recipe: Recipe | AdaptorRecipe) -> None:
