@@ -13,6 +13,7 @@ from retbench.cards import catalog
 from retbench.cards.task import TaskCard
 from retbench.pipelines.checks.verify import verify_run
 from retbench.pipelines.models.model import ResolvedModel
+from retbench.pipelines.models.overrides import Overrides
 from tests import mteb_task, small_collection
 from tests.test_anchors import find_collection
 
@@ -56,7 +57,8 @@ class Encoder:
 
     def __init__(self, card: TaskCard) -> None:
         candidate = ResolvedModel.resolve(catalog.find_model_card("minilm-l6"), None, lambda _: None)
-        self.encoder = candidate.load_encoder(candidate.build_encoder_spec(candidate.resolve_methods([])[0], card, {}))
+        (method,) = candidate.resolve_methods([])[:1]
+        self.encoder = candidate.load_encoder(candidate.build_encoder_spec(method, card, Overrides()))
         self.mteb_model_meta = retbench.as_mteb("minilm-l6").mteb_model_meta
 
     def encode(self, inputs: Any, *, prompt_type: Any, **_: Any) -> np.ndarray:

@@ -155,7 +155,7 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
         (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=fp32"), 2, "did you mean float32"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=float64"), 2, "no such dtype"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "max_length=0"), 2, "max_length=0 is too small"),
-        (("--model", "bm25", "--suite", "stdlib", "--set", "depth=5"), 2, "ndcg_at_10 looks deeper"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "depth=5"), 2, "depth 5 is too small for ndcg_at_10"),
         (("--model", "bm25", "--suite", "stdlib", "--sample", "0"), 2, "--sample must be at least 1"),
         (("--model", "minilm-l6", "--suite", "stdlib", "--method", "maen"), 2, "did you mean mean"),
     ],

@@ -87,7 +87,7 @@ def _scipy_p_value(a: Floats, b: Floats, rounds: int) -> float:
 def test_sampling_agrees_with_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = _draw_paired_scores(12, gap=0.05)
     exact = compute_paired_p_value(a, b)
-    monkeypatch.setattr(significance, "EXACT_UNTIL", 0)
+    monkeypatch.setattr(significance, "MAX_EXACT_QUERIES", 0)
     sampled = compute_paired_p_value(a, b, rounds=40_000)
     assert 0.0 < abs(sampled - exact) < 4 * math.sqrt(exact * (1 - exact) / 40_000)
 
@@ -119,7 +119,7 @@ def test_chunking_does_not_change_the_p_value(monkeypatch: pytest.MonkeyPatch) -
     a, b = _draw_paired_scores(77, gap=0.01)
     whole = compute_paired_p_value(a, b), compute_bootstrap_interval(a), rank_models({"a": a, "b": b, "c": b + 0.01})
     sizes = list(significance._split_rounds(1000, 77))
-    monkeypatch.setattr(significance, "CELLS", 77 * 30)
+    monkeypatch.setattr(significance, "CHUNK_NUMBERS", 77 * 30)
     assert (sizes, list(significance._split_rounds(50, 77))) == ([1000], [24, 24, 2])
     assert (
         compute_paired_p_value(a, b),

@@ -68,7 +68,10 @@ def _list_cached_collections(record: Record) -> list[Collection]:
 
 def read_trec_run(file: Path) -> dict[str, list[str]]:
     """Read a TREC run, plain or gzipped: documents by query, sorted by the rank column, then by id."""
-    return {query: [document for document, _ in found] for query, found in read_scored_trec_run(file).items()}
+    return {
+        query: [document for document, _ in scored_documents]
+        for query, scored_documents in read_scored_trec_run(file).items()
+    }
 
 
 def read_scored_trec_run(file: Path) -> dict[str, list[tuple[str, float]]]:

@@ -45,15 +45,15 @@ def read_mteb_results(file: Path) -> list[MtebResult]:
             f"{file} is not an mteb result file: {problem!r}",
             "give a file with task_name and scores, as mteb writes it",
         ) from problem
-    model, known, alone = _read_model_name(file), _index_tasks(), len(splits[main]) == 1
-    stated = {"dataset_revision": repr(facts.get("dataset_revision")), "mteb": repr(facts.get("mteb_version"))}
+    model, task_by_mteb_name, has_one_subset = _read_model_name(file), _index_tasks(), len(splits[main]) == 1
+    file_facts = {"dataset_revision": repr(facts.get("dataset_revision")), "mteb": repr(facts.get("mteb_version"))}
     results = []
     for (split, subset), scores in scores_by_part.items():
-        whole = known.get((name, None, split)) if alone or subset == DEFAULT_SUBSET else None
-        task = known.get((name, subset, split)) or whole
+        whole_task = task_by_mteb_name.get((name, None, split)) if has_one_subset or subset == DEFAULT_SUBSET else None
+        task = task_by_mteb_name.get((name, subset, split)) or whole_task
         if task or split == main:
-            mteb_name = name.lower() if alone or subset == DEFAULT_SUBSET else f"{name.lower()}-{subset}"
-            facts = {"split": repr(split), "subset": repr(subset), **stated}
+            mteb_name = name.lower() if has_one_subset or subset == DEFAULT_SUBSET else f"{name.lower()}-{subset}"
+            facts = {"split": repr(split), "subset": repr(subset), **file_facts}
             results.append(MtebResult(model, task or mteb_name, split, scores, facts))
     return results
 
@@ -77,11 +77,11 @@ def _read_model_name(file: Path) -> str:
 
 def _index_tasks() -> dict[tuple[str, str | None, str], str]:
     """Index task cards by mteb's name, subset and split; of several cards of a collection, the plain one."""
-    known: dict[tuple[str, str | None, str], str] = {}
+    task_by_mteb_name: dict[tuple[str, str | None, str], str] = {}
     for card in sorted(catalog.load_task_cards(), key=lambda card: card.collection is not None):
         if card.source.mteb and card.protocol in MTEB_PROTOCOLS:
-            known.setdefault((card.source.mteb, card.source.subset, card.split), card.name)
-    return known
+            task_by_mteb_name.setdefault((card.source.mteb, card.source.subset, card.split), card.name)
+    return task_by_mteb_name
 
 
 def read_mteb_results_below(path: Path) -> list[MtebResult]:

@@ -127,18 +127,18 @@ class ResultsFolder:
 
     def scan_runs(self) -> ResultsScan:
         """Read everything; files that cannot be read become `problems`."""
-        scan = ResultsScan()
+        results_scan = ResultsScan()
         for file in self.list_record_files():
             try:
-                scan.runs.append(load_scored_run(file.parent, read_record(file)))
+                results_scan.runs.append(load_scored_run(file.parent, read_record(file)))
             except DataError as problem:
-                scan.problems.append(problem)
+                results_scan.problems.append(problem)
         for file in sorted(self.root.glob(f"*/*/*/*{FAILURE_SUFFIX}")):
             try:
-                scan.failures.append(read_failure(file))
+                results_scan.failures.append(read_failure(file))
             except DataError as problem:
-                scan.problems.append(problem)
-        return scan
+                results_scan.problems.append(problem)
+        return results_scan
 
     def list_record_files(self) -> list[Path]:
         """List the record.json of every finished run."""

@@ -78,8 +78,8 @@ def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for multiple tests by Holm's method; the order is kept."""
     adjusted = [0.0] * len(p_values)
     floor = 0.0
-    for done, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        floor = max(floor, min(1.0, (len(p_values) - done) * p_values[index]))
+    for count_done, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        floor = max(floor, min(1.0, (len(p_values) - count_done) * p_values[index]))
         adjusted[index] = floor
     return adjusted
 

@@ -56,7 +56,7 @@ class Overrides:
         """Return the task with the changed split and depth."""
         card = replace(card, split=self.split or card.split, depth=card.depth if self.depth is None else self.depth)
         if card.depth < int(card.metric.rpartition("_")[2]):
-            raise UsageError(f"{card.metric} looks deeper than depth {card.depth}", "give a larger --set depth=")
+            raise UsageError(f"depth {card.depth} is too small for {card.metric}", "give a larger --set depth=")
         return card
 
 
