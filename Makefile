@@ -57,7 +57,7 @@ fuzz: install  ## damaged input for every parser, MINUTES of it (10); counts in 
 
 bench: install  ## CPU speed against sentence-transformers and mteb, exact search against faiss (pip install -e .[bench])
 	$(BIN)/retbench fetch smollm2-135m-instruct-q4
-	$(BIN)/python benchmarks/bench_cpu.py --weights "$$($(BIN)/python benchmarks/weights.py)" --collection $(RETBENCH_SHARED)/collections/scifact
+	$(BIN)/python benchmarks/bench_cpu.py --weights "$$($(BIN)/python benchmarks/print_weights_folder.py)" --collection $(RETBENCH_SHARED)/collections/scifact
 	$(BIN)/python benchmarks/bench_search.py
 
 bench-gpu: install  ## what a GPU is asked in five minutes: tests, speed, search, training; without one it only shows that it runs

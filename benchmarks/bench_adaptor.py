@@ -1,10 +1,10 @@
-"""How long an adaptor takes over many stored vectors: one training (one alpha, one beta) with its looks at validation.
+"""Time to train an adaptor on many stored vectors: one training (one alpha, one beta) with its validation.
 
     python benchmarks/bench_adaptor.py --documents 100000
 
-The vectors are drawn: clusters of documents, and queries that are documents moved by one rotation, so there is
-something to learn. `retbench finetune --objective adaptor` does nothing else once its vectors are stored; its default
-grid has nine such trainings. Seconds on the clock tell of the neighbours too, so CPU seconds stand beside them.
+The vectors are random: clusters of documents, and queries that are rotated documents, so there is something to learn.
+`retbench finetune --objective adaptor` does the same after its vectors are cached; its default grid has nine such
+trainings. CPU seconds are reported too, because other work on the machine slows the clock.
 """
 
 import argparse
@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 HELD = 0.2
 
 
-def drawn(documents: int, queries: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_clusters(documents: int, queries: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Documents, queries, and the document each query is for."""
     draw = np.random.default_rng(1)
     centres = draw.normal(size=(1000, width))
@@ -37,23 +37,23 @@ def drawn(documents: int, queries: int, width: int) -> tuple[np.ndarray, np.ndar
     rotation, _ = np.linalg.qr(draw.normal(size=(width, width)))
     wanted = draw.choice(documents, queries, replace=False)
     asked = vectors[wanted] @ (0.3 * np.eye(width) + rotation) + 0.5 * draw.normal(size=(queries, width))
-    return unit(vectors), unit(asked), wanted
+    return normalize(vectors), normalize(asked), wanted
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """At length one, in float32."""
+def normalize(vectors: np.ndarray) -> np.ndarray:
+    """Normalise to length one, in float32."""
     return np.ascontiguousarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
 
 
-def measure(documents: int, queries: int, width: int, recipe: AdaptorRecipe) -> dict[str, float]:
-    """One training and what it found."""
-    vectors, asked, wanted = drawn(documents, queries, width)
+def measure_training(documents: int, queries: int, width: int, recipe: AdaptorRecipe) -> dict[str, float]:
+    """Run one training; return its seconds and scores."""
+    vectors, asked, wanted = draw_clusters(documents, queries, width)
     held = round(queries * HELD)
     learned = np.arange(held, queries)
     pairs = np.array([(row, wanted[q], 1) for row, q in enumerate(learned)], dtype=np.int64)
     training_data = AdaptorTrainingData(asked[held:], vectors, pairs, [{int(wanted[q]): 1} for q in learned])
     others = np.setdiff1d(np.arange(documents), wanted[:held])[: VALIDATION_POOL - held]
-    small = np.concatenate((wanted[:held], others))  # of a large corpus, validation looks at this many
+    small = np.concatenate((wanted[:held], others))  # the size of the validation pool for a large corpus
     looks: list[float] = []
 
     def score(tensors: dict[str, np.ndarray]) -> float:
@@ -84,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     recipe = AdaptorRecipe(alpha=(0.1,), beta=(0.01,), max_steps=options.iterations)
-    found = measure(options.documents, options.queries, options.width, recipe)
+    found = measure_training(options.documents, options.queries, options.width, recipe)
     facts = {
         "command": " ".join(["python", *sys.argv]),
         "python": platform.python_version(),

@@ -1,10 +1,10 @@
-"""Speed on a CPU against what one would use instead: the same texts, the same weights, one run.
+"""Speed of embedding on a CPU against sentence-transformers and mteb: same texts, same weights, one run.
 
     python benchmarks/bench_cpu.py --weights FOLDER --collection BEIR_FOLDER
 
-Every contestant gets a fresh process, a warm-up that does not count, and the texts; tokenising is counted, loading is
-not. Matrix products alone are timed in the same run: their speed, weighted by what the model asks of each shape, is the
-peak a forward pass can reach. Results go to benchmarks/results/cpu.json; only ratios travel between machines.
+Every contestant runs in a new process with a warm-up. Tokenization is measured; warm-up and loading are not. The
+same run times matrix products alone: their speed, weighted by the model's use of each shape, is the peak that a forward
+pass can reach. Results go to benchmarks/results/cpu.json. Only ratios are comparable between machines.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-WARM = 8  # texts before the clock starts
+WARMUP_TEXTS = 8  # texts of the warm-up
 
 Encode = Callable[[list[str]], np.ndarray]
 
 
-def ours(options: argparse.Namespace, dtype: str) -> Encode:
-    """retbench from texts to shards on disk, as `retbench run` does it."""
+def build_retbench_run(options: argparse.Namespace, dtype: str) -> Encode:
+    """retbench from texts to shards on disk, as in `retbench run`."""
     import torch
 
     from retbench.cards.method import Method
@@ -41,14 +41,15 @@ def ours(options: argparse.Namespace, dtype: str) -> Encode:
     from retbench.retrievers.dense_retriever import compute_token_budget
     from retbench.store.shard_store import ShardStore
 
-    method = Method("bench", "", "exact", "library", "last")  # what sentence-transformers pools of a bare decoder
+    method = Method("bench", "", "exact", "library", "last")  # the pooling of sentence-transformers for a decoder
     spec = EncoderSpec("", method, "", options.length, options.length, dtype)  # type: ignore[arg-type]
     loaded = backbone.load_backbone(Path(options.weights), spec.dtype, torch.device("cpu"))
     encoder = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method))
 
     def encode(texts: list[str]) -> np.ndarray:
         with tempfile.TemporaryDirectory() as folder:
-            job = EmbeddingJob(Lines(texts), ("text",), "document", compute_token_budget("cpu", options.threads))  # type: ignore[arg-type]
+            budget, rows = compute_token_budget("cpu", options.threads), InMemoryTexts(texts)
+            job = EmbeddingJob(rows, ("text",), "document", budget)  # type: ignore[arg-type]
             vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
             for block in embed_texts(InProcessWorker(lambda: encoder), job, ShardStore(Path(folder)), lambda *_: None):
                 vectors[block.rows] = block.vectors
@@ -57,8 +58,8 @@ def ours(options: argparse.Namespace, dtype: str) -> Encode:
     return encode
 
 
-class Lines:
-    """Texts in memory, as a job reads them."""
+class InMemoryTexts:
+    """Texts in memory with the interface that a job reads."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts, self.fingerprint = texts, "bench"
@@ -72,8 +73,8 @@ class Lines:
         return (TextRow(str(number), "", text) for number, text in enumerate(self.texts))
 
 
-def sentence_transformers(options: argparse.Namespace, dtype: str | None) -> Any:
-    """The library most people would call; `dtype` None is its default."""
+def build_sentence_transformers_run(options: argparse.Namespace, dtype: str | None) -> Any:
+    """sentence-transformers; `dtype` None is its default."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -88,19 +89,19 @@ def sentence_transformers(options: argparse.Namespace, dtype: str | None) -> Any
 
 
 def peer(options: argparse.Namespace, dtype: str | None) -> Encode:
-    model = sentence_transformers(options, dtype)
+    model = build_sentence_transformers_run(options, dtype)
     return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, convert_to_numpy=True))
 
 
-def mteb_route(options: argparse.Namespace) -> Encode:
-    """What `mteb.evaluate` does with a sentence-transformers model: its wrapper, its data loader."""
+def build_mteb_run(options: argparse.Namespace) -> Encode:
+    """The path of `mteb.evaluate` for a sentence-transformers model: its wrapper and data loader."""
     import mteb
     from datasets import Dataset
     from mteb.models import SentenceTransformerEncoderWrapper
     from mteb.types import PromptType
     from torch.utils.data import DataLoader
 
-    wrapper = SentenceTransformerEncoderWrapper(sentence_transformers(options, None))
+    wrapper = SentenceTransformerEncoderWrapper(build_sentence_transformers_run(options, None))
     task = mteb.get_task("SciFact").metadata
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -115,17 +116,17 @@ def mteb_route(options: argparse.Namespace) -> Encode:
 
 
 CONTESTANTS: dict[str, Callable[[argparse.Namespace], Encode]] = {
-    "retbench bfloat16": lambda options: ours(options, "bfloat16"),
-    "retbench float32": lambda options: ours(options, "float32"),
+    "retbench bfloat16": lambda options: build_retbench_run(options, "bfloat16"),
+    "retbench float32": lambda options: build_retbench_run(options, "float32"),
     "sentence-transformers bfloat16": lambda options: peer(options, "bfloat16"),
     "sentence-transformers default": lambda options: peer(options, None),
-    "mteb": mteb_route,
+    "mteb": build_mteb_run,
 }
 TRUTH = "sentence-transformers default"
 
 
-def documents(options: argparse.Namespace) -> list[str]:
-    """Documents spread evenly over the corpus, title and text."""
+def sample_documents(options: argparse.Namespace) -> list[str]:
+    """Title and text of documents spread evenly over the corpus."""
     file = next(Path(options.collection).glob("corpus.jsonl*"))
     content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     lines = content.decode().splitlines()
@@ -133,14 +134,14 @@ def documents(options: argparse.Namespace) -> list[str]:
     return [f"{row.get('title', '')} {row['text']}".strip() for row in rows]
 
 
-def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """One contestant in this process; its vectors go to the folder of the run."""
+def measure_contestant(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Measure one contestant in this process; write its vectors to the folder of the run."""
     import torch
 
     torch.set_num_threads(options.threads)
-    texts = documents(options)
+    texts = sample_documents(options)
     encode = CONTESTANTS[name](options)
-    encode(texts[:WARM])
+    encode(texts[:WARMUP_TEXTS])
     started, used = time.perf_counter(), time.process_time()
     vectors = encode(texts)
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
@@ -148,7 +149,7 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": cpu}
 
 
-def peak(options: argparse.Namespace) -> dict[str, Any]:
+def measure_peak(options: argparse.Namespace) -> dict[str, Any]:
     """GFLOP/s of matrix products alone: each linear shape of the model, weighted by its share of the work."""
     import torch
     from transformers import AutoConfig, AutoModel
@@ -168,8 +169,8 @@ def peak(options: argparse.Namespace) -> dict[str, Any]:
     return {"flop_per_token": flop, **{dtype: flop * pace / 1e9 for dtype, pace in paces.items()}}
 
 
-def child(options: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:
-    """Run one contestant in a process of its own."""
+def run_contestant(options: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:
+    """Run one contestant in a new process."""
     command = [sys.executable, __file__, "--only", name, "--folder", folder]
     for key in ("weights", "collection", "documents", "length", "threads"):
         command += [f"--{key}", str(getattr(options, key))]
@@ -181,22 +182,22 @@ def child(options: argparse.Namespace, name: str, folder: str) -> dict[str, Any]
     return answer
 
 
-def race(options: argparse.Namespace) -> dict[str, Any]:
-    """Everybody in turn, `rounds` times, and the peak before and after; the best round of each counts."""
+def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Run all contestants in turn, `rounds` times, with the peak before and after; keep the best round of each."""
     names = [name for name in CONTESTANTS if not options.contestants or name in options.contestants]
     with tempfile.TemporaryDirectory() as folder:
         tries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         peaks = []
         for _ in range(options.rounds):
-            peaks.append(child(options, "peak", folder))
+            peaks.append(run_contestant(options, "peak", folder))
             for name in names:
-                tries[name].append(child(options, name, folder))
+                tries[name].append(run_contestant(options, name, folder))
                 print(f"{name}: {tries[name][-1]}", file=sys.stderr, flush=True)
-        peaks.append(child(options, "peak", folder))
+        peaks.append(run_contestant(options, "peak", folder))
         rows = {name: min(tried, key=lambda one: one["seconds"]) for name, tried in tries.items()}
         vectors = {name: np.load(Path(folder) / f"{name}.npy") for name in rows}
     best = {key: max(p[key] for p in peaks) for key in ("bfloat16", "float32", "flop_per_token")}
-    tokens = count(options)
+    tokens = count_tokens(options)
     for name, row in rows.items():
         row["tokens_per_second"] = tokens / row["seconds"]
         reach = best["bfloat16" if "bfloat16" in name else "float32"]
@@ -204,25 +205,28 @@ def race(options: argparse.Namespace) -> dict[str, Any]:
         if TRUTH in vectors:
             row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
     setting = {key: getattr(options, key) for key in ("documents", "length", "threads", "rounds")}
-    asked = {"weights": '"$(python benchmarks/weights.py)"', "collection": Path(options.collection).name, **setting}
+    weights_folder = '"$(python benchmarks/print_weights_folder.py)"'
+    arguments = {"weights": weights_folder, "collection": Path(options.collection).name, **setting}
     if options.contestants:
-        asked["contestants"] = " ".join(f'"{name}"' for name in names)
-    command = " ".join(["python benchmarks/bench_cpu.py", *(f"--{key} {value}" for key, value in asked.items())])
+        arguments["contestants"] = " ".join(f'"{name}"' for name in names)
+    command = " ".join(["python benchmarks/bench_cpu.py", *(f"--{key} {value}" for key, value in arguments.items())])
     return {"command": command, "settings": {**setting, "tokens": tokens}, "peak_gflops": best, "contestants": rows}
 
 
-def count(options: argparse.Namespace) -> int:
-    """Tokens of the texts after the cut, without padding."""
+def count_tokens(options: argparse.Namespace) -> int:
+    """Tokens of the truncated texts, without padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(options.weights) / "tokenizer.json"))
     tokenizer.no_padding()
-    return sum(min(len(encoding.ids), options.length) for encoding in tokenizer.encode_batch(documents(options)))
+    return sum(min(len(encoding.ids), options.length) for encoding in tokenizer.encode_batch(sample_documents(options)))
 
 
-def table(found: dict[str, Any]) -> str:
-    """The race for a reader; how many times faster than each peer retbench is."""
-    first = found["contestants"].get("retbench bfloat16", {}).get("seconds")  # not asked for: no factors
+def format_table(found: dict[str, Any]) -> str:
+    """The results as a table, with the speed-up of retbench over each peer."""
+    first = (
+        found["contestants"].get("retbench bfloat16", {}).get("seconds")
+    )  # without this contestant there are no speed-ups
     head = ("contestant", "tokens/s", "share of peak", "seconds", "CPU seconds", "retbench bfloat16 is faster by")
     lines = ["| " + " | ".join((*head, "least cosine to fp32")) + " |", "|---" * 7 + "|"]
     for name, row in found["contestants"].items():
@@ -254,12 +258,14 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(options.threads)
-        print(json.dumps(peak(options) if options.only == "peak" else measure(options, options.only)))
+        print(
+            json.dumps(measure_peak(options) if options.only == "peak" else measure_contestant(options, options.only))
+        )
         return
-    found = race(options)
+    found = run_benchmark(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
+    print(format_table(found))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Exact search against faiss's flat index: the same vectors, the same threads, ids compared, in one run.
+"""Speed of exact search against faiss' flat index: same vectors, same threads, ids compared, in one run.
 
     python benchmarks/bench_search.py
     python benchmarks/bench_search.py --memory     peak memory of 502,939 queries over 50,000 documents
 
-Where the ids of a query differ, both sides are scored in float64: `lost` is what our set lacks of faiss's, summed over
-its k scores; below 0 ours is the better one. CPU seconds stand beside those of the clock, because a neighbour who takes
-a core for a moment slows only the clock.
+If the ids of a query differ, both results are scored in float64: `lost` is the sum of faiss' k scores minus the sum of
+ours, so below 0 ours is better. CPU seconds are measured too, because other work on the machine slows only the clock.
 """
 
 import argparse
@@ -39,18 +38,18 @@ SHAPES = (  # documents, queries, width
 MANY_QUERIES, MANY_DOCUMENTS, NARROW = 502_939, 50_000, 64
 
 
-def unit(rows: int, width: int, seed: int) -> np.ndarray:
+def draw_unit_vectors(rows: int, width: int, seed: int) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32)
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
-def shards(matrix: np.ndarray) -> Iterator[VectorBlock]:
+def split_into_shards(matrix: np.ndarray) -> Iterator[VectorBlock]:
     for at in range(0, len(matrix), SHARD):
         yield VectorBlock(np.arange(at, min(len(matrix), at + SHARD)), matrix[at : at + SHARD])
 
 
-def fastest(call: Callable[[], Any], times: int) -> tuple[dict[str, float], Any]:
-    """The least seconds by the clock and of the CPU, each over all times."""
+def measure_fastest(call: Callable[[], Any], times: int) -> tuple[dict[str, float], Any]:
+    """The smallest wall-clock and CPU seconds over all repetitions."""
     clock, cpu, found = [], [], None
     for _ in range(times):
         started, spent = time.perf_counter(), time.process_time()
@@ -60,8 +59,8 @@ def fastest(call: Callable[[], Any], times: int) -> tuple[dict[str, float], Any]
     return {"seconds": min(clock), "cpu_seconds": min(cpu)}, found
 
 
-def lost(asked: np.ndarray, matrix: np.ndarray, ours: Ranking, theirs: np.ndarray) -> list[float]:
-    """For each query with other ids: how much more faiss's set scores in float64 than ours."""
+def compute_lost_scores(asked: np.ndarray, matrix: np.ndarray, ours: Ranking, theirs: np.ndarray) -> list[float]:
+    """For each query with different ids: the float64 score sum of faiss' result minus that of ours."""
     found = []
     for query, rows, others in zip(asked.astype(np.float64), ours.rows, theirs, strict=True):
         if set(rows) != set(others):
@@ -69,17 +68,19 @@ def lost(asked: np.ndarray, matrix: np.ndarray, ours: Ranking, theirs: np.ndarra
     return found
 
 
-def compare(documents: int, queries: int, width: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    matrix, asked = unit(documents, width, 1), unit(queries, width, 2)
+def compare_with_faiss(documents: int, queries: int, width: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    matrix, asked = draw_unit_vectors(documents, width, 1), draw_unit_vectors(queries, width, 2)
     index = faiss.IndexFlatIP(width)
     index.add(matrix)
     rows = []
     for threads in options.threads:
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
-        ours, ranking = fastest(lambda: search_exactly(asked, shards(matrix), options.k), options.times)
-        theirs, (_, ids) = fastest(lambda: index.search(asked, options.k), options.times)
-        others = lost(asked, matrix, ranking, ids)
+        ours, ranking = measure_fastest(
+            lambda: search_exactly(asked, split_into_shards(matrix), options.k), options.times
+        )
+        theirs, (_, ids) = measure_fastest(lambda: index.search(asked, options.k), options.times)
+        others = compute_lost_scores(asked, matrix, ranking, ids)
         rows.append({
             "documents": documents, "queries": queries, "width": width, "threads": threads, "retbench": ours,
             "faiss": theirs, "faster": theirs["seconds"] / ours["seconds"],
@@ -89,12 +90,12 @@ def compare(documents: int, queries: int, width: int, options: argparse.Namespac
     return rows
 
 
-def memory(options: argparse.Namespace) -> dict[str, Any]:
-    matrix, asked = unit(MANY_DOCUMENTS, NARROW, 1), unit(MANY_QUERIES, NARROW, 2)
-    search_exactly(asked[:600], shards(matrix), options.k)  # what torch takes at its first use
+def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
+    matrix, asked = draw_unit_vectors(MANY_DOCUMENTS, NARROW, 1), draw_unit_vectors(MANY_QUERIES, NARROW, 2)
+    search_exactly(asked[:600], split_into_shards(matrix), options.k)  # warm-up of torch
     torch.set_num_threads(max(options.threads))
     before, started = get_peak_memory_mb(), time.perf_counter()
-    found = search_exactly(asked, shards(matrix), options.k)
+    found = search_exactly(asked, split_into_shards(matrix), options.k)
     seconds, grown = time.perf_counter() - started, get_peak_memory_mb() - before
     return {
         "queries": MANY_QUERIES, "documents": MANY_DOCUMENTS, "width": NARROW, "k": options.k, "seconds": seconds,
@@ -104,7 +105,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> None:
+def format_table(rows: list[dict[str, Any]]) -> None:
     print("| documents | queries | width | threads | retbench s | faiss flat s | faster | by CPU time | other ids |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -128,14 +129,16 @@ def main() -> None:
     facts: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "k": options.k, "fast_bf16": has_fast_bf16()}
     facts |= {"torch": torch.__version__, "faiss": faiss.__version__, "python": platform.python_version()}
     if options.memory:
-        facts |= memory(options)
+        facts |= measure_memory(options)
         print(json.dumps(facts, indent=1))
     else:
         facts["shapes"] = []
         for shape in SHAPES:
-            facts["shapes"] += compare(*shape, options)
-            out.write_text(json.dumps(facts, indent=1) + "\n")  # a slow machine shows what it has so far
-        table(facts["shapes"])
+            facts["shapes"] += compare_with_faiss(*shape, options)
+            out.write_text(
+                json.dumps(facts, indent=1) + "\n"
+            )  # written after each shape, so that partial results are kept
+        format_table(facts["shapes"])
     out.write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -1,12 +1,11 @@
-"""Training speed beside sentence-transformers' own trainer: the same model, adapters, data, batch, loss and precision.
+"""Training speed against the trainer of sentence-transformers: same model, adapters, data, batch, loss and precision.
 
     python benchmarks/bench_train.py [--steps 6] [--rounds 2] [--dtype bfloat16] [--out benchmarks/results/train.json]
 
-Both train SmolLM2-135M on stdlib-code by in-batch softmax at temperature 0.05, low-rank adapters on all linear layers,
-texts cut at the same lengths, in the same precision (in bfloat16, frozen weights are held in it and both autocast).
-Each round runs both, each in a process of its own, and every measurement leaves out the first step. Printed are pairs a
-second, pairs a second of CPU (which other work on the machine disturbs less), peak memory, and our ratio to theirs,
-round by round.
+Both train SmolLM2-135M on stdlib-code with softmax over in-batch negatives at temperature 0.05 and LoRA on all linear
+layers. The maximum lengths and the precision are equal (in bfloat16, frozen weights are bfloat16 and both autocast).
+Each round runs both sides, each in its own process, and leaves out the first step. The output is pairs per second,
+pairs per CPU second (less sensitive to other work on the machine), peak memory, and the ratio of each round.
 """
 
 import argparse
@@ -21,12 +20,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-Moment = tuple[float, float]  # of the clock, and of the CPU
+Moment = tuple[float, float]  # wall-clock seconds and CPU seconds
 
 NAME, MODEL, TASK, BATCH, LENGTHS = "bench-train", "smollm2-135m-instruct-q4", "stdlib-code", 32, (32, 96)
 
 
-def pairs(count: int) -> list[tuple[str, str]]:
+def load_pairs(count: int) -> list[tuple[str, str]]:
     from retbench.cards import catalog
     from retbench.corpora.open_collection import open_collection
     from retbench.training.training_set import build_training_set
@@ -36,11 +35,11 @@ def pairs(count: int) -> list[tuple[str, str]]:
     return [(query.text, training.passages[query.positives[0]]) for query in training.queries[:count]]
 
 
-def now() -> Moment:
+def read_clocks() -> Moment:
     return time.perf_counter(), time.process_time()
 
 
-def ours(steps: int, dtype: str) -> list[Moment]:
+def time_retbench_steps(steps: int, dtype: str) -> list[Moment]:
     from retbench.cards import catalog
     from retbench.cards.recipe import apply_recipe_options
     from retbench.cards.user_config import get_cache_folder
@@ -52,16 +51,16 @@ def ours(steps: int, dtype: str) -> list[Moment]:
     recipe = apply_recipe_options(catalog.find_recipe("quick"), changes)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pairs.jsonl"
-        lines = [json.dumps({"query": q, "positives": [p]}) for q, p in pairs(BATCH * steps)]
+        lines = [json.dumps({"query": q, "positives": [p]}) for q, p in load_pairs(BATCH * steps)]
         file.write_text("\n".join(lines))
-        clock = [now()]
+        clock = [read_clocks()]
 
         def report(_: dict[str, Any]) -> None:
             seconds.append(_since(clock[0]))
-            clock[0] = now()
+            clock[0] = read_clocks()
 
         finetune_encoder(TrainingRequest(str(file), MODEL, out=Path(folder) / NAME, log_metrics=report), recipe)
-    (get_cache_folder() / "model_cards" / f"{NAME}.toml").unlink()  # known by name for a minute
+    (get_cache_folder() / "model_cards" / f"{NAME}.toml").unlink()  # the card was registered only for this run
     return seconds
 
 
@@ -69,7 +68,7 @@ def _since(moment: Moment) -> Moment:
     return time.perf_counter() - moment[0], time.process_time() - moment[1]
 
 
-def theirs(steps: int, dtype: str) -> list[Moment]:
+def time_sentence_transformers_steps(steps: int, dtype: str) -> list[Moment]:
     import datasets
     import sentence_transformers as st
     import torch
@@ -81,13 +80,13 @@ def theirs(steps: int, dtype: str) -> list[Moment]:
     from retbench.cards import catalog
     from retbench.engines import weights
 
-    folder = _plain(weights.obtain_weights(catalog.find_model_card(MODEL)).folder)
+    folder = _copy_without_chat_template(weights.obtain_weights(catalog.find_model_card(MODEL)).folder)
     base = Transformer(folder, max_seq_length=LENGTHS[1])
     base.tokenizer.pad_token = base.tokenizer.pad_token or base.tokenizer.eos_token
     model = st.SentenceTransformer(modules=[base, Pooling(base.get_embedding_dimension(), "mean")], device="cpu")
-    model.to(getattr(torch, dtype))  # the adapters that follow are float32, as ours
+    model.to(getattr(torch, dtype))  # the adapters added later are float32, as on our side
     model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
-    cut = [(_cut(base.tokenizer, q, LENGTHS[0]), p) for q, p in pairs(BATCH * steps)]
+    cut = [(_truncate_text(base.tokenizer, q, LENGTHS[0]), p) for q, p in load_pairs(BATCH * steps)]
     data = datasets.Dataset.from_dict({"anchor": [q for q, _ in cut], "positive": [p for _, p in cut]})
     seconds: list[Moment] = []
 
@@ -95,7 +94,7 @@ def theirs(steps: int, dtype: str) -> list[Moment]:
         started = (0.0, 0.0)
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = now()
+            self.started = read_clocks()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(_since(self.started))
@@ -113,8 +112,8 @@ def theirs(steps: int, dtype: str) -> list[Moment]:
     return seconds
 
 
-def _plain(folder: Path) -> str:
-    """The same model without the chat template that the library would wrap around every text."""
+def _copy_without_chat_template(folder: Path) -> str:
+    """Copy the model without its chat template, which the library would apply to every text."""
     made = Path(tempfile.mkdtemp())
     for file in (*folder.glob("*.safetensors"), folder / "config.json"):
         (made / file.name).symlink_to(file.resolve())
@@ -124,34 +123,34 @@ def _plain(folder: Path) -> str:
     return str(made)
 
 
-def _cut(tokenizer: Any, text: str, length: int) -> str:
+def _truncate_text(tokenizer: Any, text: str, length: int) -> str:
     ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
     return str(tokenizer.decode(ids))
 
 
-def measure(side: str, steps: int, dtype: str) -> dict[str, float]:
-    """One side in a process of its own."""
+def run_side(side: str, steps: int, dtype: str) -> dict[str, float]:
+    """Run one side in a new process."""
     command = [sys.executable, __file__, "--side", side, "--steps", str(steps), "--dtype", dtype]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     answer: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
     return answer
 
 
-def alone(side: str, steps: int, dtype: str) -> None:
-    """What one process measures."""
+def measure_side(side: str, steps: int, dtype: str) -> None:
+    """Measure one side in this process."""
     import torch
 
     from retbench.engines.memory import get_peak_memory_mb
 
-    kept = (ours if side == "ours" else theirs)(steps, dtype)[1:]
+    kept = (time_retbench_steps if side == "ours" else time_sentence_transformers_steps)(steps, dtype)[1:]
     clock, cpu = (BATCH * len(kept) / sum(one[place] for one in kept) for place in (0, 1))
     facts = {"pairs_per_second": clock, "pairs_per_cpu_second": cpu, "peak_mb": get_peak_memory_mb()}
     print(json.dumps({**facts, "threads": torch.get_num_threads()}))
 
 
-def one_round(number: int, steps: int, dtype: str) -> dict[str, Any]:
-    """Both sides, in turns who is first."""
-    found = {side: measure(side, steps, dtype) for side in (("ours", "theirs"), ("theirs", "ours"))[number % 2]}
+def run_round(number: int, steps: int, dtype: str) -> dict[str, Any]:
+    """Run both sides; the order alternates."""
+    found = {side: run_side(side, steps, dtype) for side in (("ours", "theirs"), ("theirs", "ours"))[number % 2]}
     for side, figures in found.items():
         clock, cpu = figures["pairs_per_second"], figures["pairs_per_cpu_second"]
         print(f"round {number + 1} {side}: {clock:.2f} pairs/s, {cpu:.2f} a CPU second, {figures['peak_mb']:,.0f} MB")
@@ -169,9 +168,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     if wanted.side:
-        alone(wanted.side, wanted.steps, wanted.dtype)
+        measure_side(wanted.side, wanted.steps, wanted.dtype)
         return
-    rounds = [one_round(number, wanted.steps, wanted.dtype) for number in range(wanted.rounds)]
+    rounds = [run_round(number, wanted.steps, wanted.dtype) for number in range(wanted.rounds)]
     if wanted.out:
         command = (
             f"python benchmarks/bench_train.py --steps {wanted.steps} --rounds {wanted.rounds} --dtype {wanted.dtype}"

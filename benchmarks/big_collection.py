@@ -2,9 +2,9 @@
 
     python benchmarks/big_collection.py [ROWS] [--out benchmarks/results/big_collection.json]
 
-The texts are made up; number and length are MS MARCO's. A BEIR folder is written to a temporary place, then one fresh
-process checks it and stores it in the cache, and another opens it, streams every passage, draws a sample and names a
-ranking. What each may hold at its peak is 2 GB.
+The texts are random; their number and length are those of MS MARCO. A BEIR folder is written to a temporary folder.
+Then one new process checks it and stores it in the cache, and another opens it, streams every passage, draws a sample and
+looks up the ids of a ranking. The peak of each must stay below 2 GB.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from retbench.cards.task import SourceSpec, TaskCard
 PASSAGES, QUERIES, LENGTH, LIMIT_MB = 8_841_823, 6_980, 335, 2_000
 
 
-def write(folder: Path, rows: int) -> None:
-    draw = random.Random(0)  # made-up words, not secrets
+def write_folder(folder: Path, rows: int) -> None:
+    draw = random.Random(0)  # random words, not secrets
     words = " ".join(f"{draw.choice('bdfgklmnprst')}{draw.choice('aeiou')}{n % 997}" for n in range(40_000))
     (folder / "qrels").mkdir(parents=True)
     with (folder / "corpus.jsonl").open("w") as corpus:
@@ -39,28 +39,28 @@ def write(folder: Path, rows: int) -> None:
             judgments.write(f"q{number}\t{draw.randrange(rows)}\t1\n")
 
 
-def card(folder: Path) -> TaskCard:
+def build_card(folder: Path) -> TaskCard:
     return TaskCard("big", SourceSpec("folder", path=str(folder)), split="dev")
 
 
-def store(folder: Path) -> None:
+def store_collection(folder: Path) -> None:
     from retbench.corpora.open_collection import open_collection
 
-    open_collection(card(folder))
+    open_collection(build_card(folder))
 
 
-def use(folder: Path) -> None:
+def use_collection(folder: Path) -> None:
     from retbench.corpora.open_collection import open_collection
 
-    collection = open_collection(card(folder))
+    collection = open_collection(build_card(folder))
     characters = sum(len(row.text) for row in collection.corpus)
     assert characters > 0.9 * LENGTH * len(collection.corpus)
     assert len(collection.sample(500).corpus) == 10_000
-    ids = collection.corpus.ids()
+    ids = collection.corpus.read_ids()
     assert len({ids[row].as_py() for row in range(0, len(ids), 1000)}) > 1
 
 
-def measured(step: Callable[[Path], None], folder: Path, answers: "multiprocessing.Queue[tuple[float, float]]") -> None:
+def run_step(step: Callable[[Path], None], folder: Path, answers: "multiprocessing.Queue[tuple[float, float]]") -> None:
     started = time.perf_counter()
     step(folder)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -75,12 +75,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["RETBENCH_CACHE"] = f"{place}/cache"
         folder = Path(place) / "big"
-        write(folder, given.rows)
+        write_folder(folder, given.rows)
         facts: dict[str, object] = {"passages": given.rows, "characters_each": LENGTH, "queries": QUERIES}
         facts |= {"corpus_mb": round((folder / "corpus.jsonl").stat().st_size / 1e6)}
-        for step in (store, use):
+        for step in (store_collection, use_collection):
             answers: multiprocessing.Queue[tuple[float, float]] = multiprocessing.get_context("spawn").Queue()
-            child = multiprocessing.get_context("spawn").Process(target=measured, args=(step, folder, answers))
+            child = multiprocessing.get_context("spawn").Process(target=run_step, args=(step, folder, answers))
             child.start()
             child.join()
             assert child.exitcode == 0

@@ -1,9 +1,9 @@
-"""Time by the number of workers on a CPU: `retbench run --devices N`, with one thread a worker, over the same texts.
+"""Time by the number of workers on a CPU: `retbench run --devices N` with one thread per worker, over the same texts.
 
     python benchmarks/devices.py --model minilm-l6 --documents 8192 --devices 1 2
 
-Every run starts from an empty store of vectors. The seconds are the clock's, of the phase that embeds and searches the
-documents; start and loading fall into the phase before. A machine with other work on it gives other figures.
+Every run starts with an empty embedding cache. The seconds are wall-clock time of the phase that embeds and searches
+the documents, without start and loading. Other work on the machine changes the numbers.
 """
 
 import argparse
@@ -36,8 +36,8 @@ VOCABULARY = (
 )
 
 
-def collection(folder: Path, documents: int, words: Callable[[random.Random], int] = lambda _: WORDS) -> Path:
-    """A BEIR folder of random words; all texts are equally long, so that shards are alike, or as `words` draws them."""
+def write_collection(folder: Path, documents: int, words: Callable[[random.Random], int] = lambda _: WORDS) -> Path:
+    """Write a BEIR folder of random words; all texts are equally long, or as `words` draws them."""
     draw = random.Random(1)
 
     def lines(prefix: str, count: int) -> str:
@@ -53,14 +53,14 @@ def collection(folder: Path, documents: int, words: Callable[[random.Random], in
     return folder
 
 
-def one(model: str, task: Path, devices: int, work: Path) -> dict[str, Any]:
-    """One run from an empty store; the weights are those of the user's cache."""
-    from retbench.cards.user_config import cache_folder
+def measure_run(model: str, task: Path, devices: int, work: Path) -> dict[str, Any]:
+    """Run once with an empty embedding cache; the weights are those of the user's cache."""
+    from retbench.cards.user_config import get_cache_folder
 
     cache = work / f"cache{devices}"
     cache.mkdir()
-    (cache / "weights").symlink_to((cache_folder() / "weights").resolve())
-    # a single worker of one thread is the whole process held to one thread; N of them share N threads
+    (cache / "weights").symlink_to((get_cache_folder() / "weights").resolve())
+    # one worker with one thread limits the whole process to one thread; N workers share N threads
     own = {"RETBENCH_CACHE": str(cache), "OMP_NUM_THREADS": str(devices), "RETBENCH_DEVICE": "cpu"}
     command = [sys.executable, "-m", "retbench", "-q", "run", "--model", model, "--task", str(task), "--method", "mean"]
     command += ["--devices", str(devices), "--out", str(work / f"results{devices}"), "--json"]
@@ -80,7 +80,7 @@ def one(model: str, task: Path, devices: int, work: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm-l6")
     parser.add_argument("--documents", type=int, default=8192)
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "devices.json")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        task = collection(Path(folder) / "texts", asked.documents)
-        rows = [one(asked.model, task, count, Path(folder)) for count in asked.devices]
+        task = write_collection(Path(folder) / "texts", asked.documents)
+        rows = [measure_run(asked.model, task, count, Path(folder)) for count in asked.devices]
     same = len({json.dumps([row.pop("scores"), row.pop("files")]) for row in rows}) == 1
     for row in rows:
         row["faster_by"] = round(rows[0]["seconds"] / row["seconds"], 3)

@@ -1,11 +1,11 @@
-"""Cost as the work grows: embedding through the store and searching, with an encoder that costs nothing.
+"""Cost by corpus size: embedding into the cache and search, with an encoder that costs nothing.
 
     python benchmarks/scale.py --documents 1000 10000 100000 1000000
 
-What is measured is all of ours around a model: reading texts, planning, shards on disk, search. Each size runs in
-a process of its own, so that its peak of resident memory is its own. Time per document and memory should stay flat;
-what grows with the corpus and stays is a few numbers a text (its length, its place in the plan), no text, id or vector.
-The table and a plot lie beside the figures, in results/scale.md.
+This measures everything around the model: reading texts, the batch plan, shards on disk, search. Each size runs in its
+own process, so that its peak memory is separate. Time per document and memory should stay flat: only a few numbers per
+text grow with the corpus (its length, its position in the plan), no text, id or vector. The table and a plot are in
+results/scale.md.
 """
 
 import argparse
@@ -26,14 +26,14 @@ HERE = Path(__file__).parent
 WIDTH, QUERIES, K, WORDS = 64, 100, 100, 12
 
 
-def batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def split_batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     iterator = iter(texts)
     while chunk := list(islice(iterator, size)):
         yield chunk
 
 
-class Static:
-    """Rows of a fixed table, summed: one text one vector, at almost no cost."""
+class StaticEncoder:
+    """An encoder at almost no cost: a vector is the sum of rows of a fixed table."""
 
     dimension = WIDTH
     kernel = "none"
@@ -42,22 +42,22 @@ class Static:
         self.table = np.random.default_rng(0).standard_normal((50_000, WIDTH), dtype=np.float32)
 
     def tokenize(self, texts: Iterable[str], role: str) -> Any:
-        """Words are numbers already."""
+        """The words are token ids already."""
         from retbench.encoders.prompt_tokenizer import TEXTS_PER_CHUNK, TokenizedTexts
         from retbench.encoders.token_ids import TokenIdBuffer
 
         with TokenIdBuffer() as ids:
-            for chunk in batched(texts, TEXTS_PER_CHUNK):
+            for chunk in split_batches(texts, TEXTS_PER_CHUNK):
                 ids.append([list(map(int, text.split())) for text in chunk])
             return TokenizedTexts(ids.read_all(), ids.compute_offsets(), 0, 0)
 
     def encode(self, batch: Any) -> np.ndarray:
-        """Sums of rows, at length one."""
+        """Normalised sums of rows."""
         sums = np.add.reduceat(self.table[batch.flat], batch.offsets[:-1])
         return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
 
 
-def one(documents: int) -> dict[str, Any]:
+def measure_size(documents: int) -> dict[str, Any]:
     from retbench.corpora.collection_cache import compile_collection
     from retbench.corpora.rows import Judgment, RawCollection, TextRow
     from retbench.corpora.texts import Texts
@@ -67,7 +67,7 @@ def one(documents: int) -> dict[str, Any]:
     from retbench.retrievers.exact_search import search_exactly
     from retbench.store.shard_store import ShardStore
 
-    draw, encoder = np.random.default_rng(documents), Static()
+    draw, encoder = np.random.default_rng(documents), StaticEncoder()
 
     def rows() -> Iterable[TextRow]:
         for number in range(documents):
@@ -98,8 +98,8 @@ def one(documents: int) -> dict[str, Any]:
         }
 
 
-def plot(rows: list[dict[str, Any]]) -> str:
-    """Bars in text: no plotting library is worth a dependency here."""
+def format_plot(rows: list[dict[str, Any]]) -> str:
+    """A bar chart in text, without a plotting library."""
     lines = []
     for key, unit in (("microseconds_per_document", "µs a document"), ("peak_mb", "MB resident at most")):
         top = max(row[key] for row in rows)
@@ -108,7 +108,7 @@ def plot(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[dict[str, Any]]) -> str:
     keys = (
         "seconds",
         "microseconds_per_document",
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one(options.one)))
+        print(json.dumps(measure_size(options.one)))
         return
     rows = []
     for documents in options.documents:
@@ -144,7 +144,7 @@ def main() -> None:
     typed = " ".join(["python", *sys.argv])
     facts = {"command": typed, "python": platform.python_version(), "width": WIDTH, "queries": QUERIES, "sizes": rows}
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
-    told = f"# Cost as the work grows\n\n    {typed}\n\n{table(rows)}\n\n```{plot(rows)}\n```\n"
+    told = f"# Cost by corpus size\n\n    {typed}\n\n{format_table(rows)}\n\n```{format_plot(rows)}\n```\n"
     options.out.with_suffix(".md").write_text(told)
     print(told)
 

@@ -19,19 +19,19 @@ def build_fake_torch(initialized: bool) -> Any:
 
 def test_a_gpu_that_was_used_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_told", lambda *command: command[0])
-    assert machine._gpu(build_fake_torch(initialized=True)) == {
+    assert machine._describe_gpus(build_fake_torch(initialized=True)) == {
         "gpu": "NVIDIA H100", "gpus": ["NVIDIA A100", "NVIDIA H100"], "cuda": "13.0", "driver": "nvidia-smi",
         "float32_matmul": "tf32",
     }  # fmt: skip
 
 
 def test_a_gpu_that_was_not_used_is_not_recorded() -> None:
-    assert machine._gpu(None) == {}
-    assert machine._gpu(build_fake_torch(initialized=False)) == {}
+    assert machine._describe_gpus(None) == {}
+    assert machine._describe_gpus(build_fake_torch(initialized=False)) == {}
     assert "gpu" not in machine.describe_machine()
 
 
 def test_a_missing_or_failing_program_gives_none() -> None:
-    assert machine._told("no-such-program") is None
-    assert machine._told("false") is None
-    assert machine._told("printf", "one\\ntwo") == "one"
+    assert machine._run_command("no-such-program") is None
+    assert machine._run_command("false") is None
+    assert machine._run_command("printf", "one\\ntwo") == "one"

@@ -77,7 +77,8 @@ def build_model(folder: Path, **config: Any) -> Path:
         torch.manual_seed(SEED)
         model = Qwen2ForCausalLM(Qwen2Config(**{**settings, **config}))
         with torch.no_grad():  # transformers leaves the padding token's row at zero; here it is also the end token
-            model.get_input_embeddings().weight[tokens.pad_token_id].normal_(std=0.02)
+            embeddings: Any = model.get_input_embeddings()
+            embeddings.weight[tokens.pad_token_id].normal_(std=0.02)
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
     return folder

@@ -1,7 +1,7 @@
-"""Texts to stored vectors, by the path of `retbench run`, against sentence-transformers around the same weights.
+"""Speed of embedding, by the code path of `retbench run`, against sentence-transformers with the same weights.
 
-Both sides pay for tokenising. Ours also writes its shards to the disk, as every run does. Each is warmed by an eighth
-of the texts; sentence-transformers is tried with several batch sizes and the best one is repeated.
+Both times include tokenization. Ours also includes writing the shards to disk, as in every run. Each side is warmed up
+with an eighth of the texts. sentence-transformers runs with several batch sizes, and the best one is repeated.
 """
 
 import shutil
@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.gpu import machine, models
 from benchmarks.gpu.models import CUDA, DEVICE
-from benchmarks.gpu.peer import assembled
-from benchmarks.gpu.sheet import Sheet, free, median, seconds
+from benchmarks.gpu.peer import build_sentence_transformer
+from benchmarks.gpu.result_log import ResultLog, compute_median, measure_seconds, release_memory
 from retbench.cards import catalog
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.encoders.dense_encoder import BackboneEncoder
@@ -33,107 +33,107 @@ from retbench.engines.backbone import Backbone
 from retbench.retrievers import dense_retriever
 from retbench.store.shard_store import ShardStore
 
-Run = Callable[[list[str]], np.ndarray]
+EncodeTexts = Callable[[list[str]], np.ndarray]
 
-TOKENS = {"135M": 200_000, "0.5B": 150_000, "7B": 60_000}  # few enough for three repeats of every side
-SHARE = {"7B": 2.0}  # of the time, against one for the others
-BATCHES = (32, 128, 512)
+TOKENS = {"135M": 200_000, "0.5B": 150_000, "7B": 60_000}  # few enough for three repeats of each side
+TIME_SHARES = {"7B": 2.0}  # the weight of a shape's time limit; the others have 1
+BATCH_SIZES = (32, 128, 512)
 REPEATS = 3
-LIMIT = 4096
+MAX_LENGTH = 4096
 
 
-def measure(sheet: Sheet) -> None:
-    """Every kind of text by every shape."""
-    peak = machine.describe(sheet)
+def measure(log: ResultLog) -> None:
+    """Measure every kind of text with every shape."""
+    peak = machine.describe_machine(log)
     made: dict[str, Any] = {}
-    for name, shape in models.shapes().items():
-        with sheet.caught("embedding", model=name):
-            made[name] = models.made(shape)
+    for name, shape in models.get_shapes().items():
+        with log.record_errors("embedding", model=name):
+            made[name] = models.build_model(shape)
     cells = [(name, kind) for kind in models.LENGTHS for name in made]
-    weights = [SHARE.get(name, 1.0) for name, _ in cells]
+    weights = [TIME_SHARES.get(name, 1.0) for name, _ in cells]
     for number, (name, kind) in enumerate(cells):
-        share = sheet.left() * weights[number] / sum(weights[number:])
-        if sheet.left() < 3:
-            sheet.row("skipped", model=name, lengths=kind, why="the time was over")
+        share = log.seconds_left() * weights[number] / sum(weights[number:])
+        if log.seconds_left() < 3:
+            log.write_row("skipped", model=name, lengths=kind, why="no time left")
             continue
-        with sheet.caught("embedding", model=name, lengths=kind):
-            Cell(sheet, name, kind, made[name], peak, time.time() + share).measure()
-        free()
+        with log.record_errors("embedding", model=name, lengths=kind):
+            EmbeddingBenchmark(log, name, kind, made[name], peak, time.time() + share).measure()
+        release_memory()
 
 
 @dataclass
-class Timed:
-    """The runs of one side."""
+class TimedRuns:
+    """The times of one side."""
 
-    run: Run
+    run: EncodeTexts
     seconds: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
 
-    def once(self, texts: list[str]) -> float:
-        """Run, and remember what it took."""
+    def run_once(self, texts: list[str]) -> float:
+        """Run once and store the seconds and the peak memory."""
         memory.reset_peak_memory()
-        self.seconds.append(seconds(lambda: self.run(texts)))
+        self.seconds.append(measure_seconds(lambda: self.run(texts)))
         self.peak_mb = max(self.peak_mb, memory.get_peak_memory_mb())
         return self.seconds[-1]
 
 
 @dataclass
-class Cell:
-    """One model over one kind of text."""
+class EmbeddingBenchmark:
+    """One model with one kind of text."""
 
-    sheet: Sheet
+    log: ResultLog
     name: str
     kind: str
     model: Any
     peak: float
-    ends: float
+    deadline: float
 
     def measure(self) -> None:
-        """Both sides in turns, then one row."""
+        """Run both sides in turns, then write one row."""
         vocabulary = int(self.model.config.vocab_size)
-        tokenizer = models.tokenizer_of(vocabulary)
-        texts = models.drawn(self.kind, TOKENS.get(self.name, 4000), vocabulary)
-        ours = Timed(by_retbench(self.model, tokenizer))
+        tokenizer = models.build_tokenizer(vocabulary)
+        texts = models.draw_texts(self.kind, TOKENS.get(self.name, 4000), vocabulary)
+        ours = TimedRuns(build_retbench_run(self.model, tokenizer))
         few = texts[: max(8, len(texts) // 8)]
         ours.run(few)
-        self._tell("ours", ours.once(texts))
+        self._write_timing("ours", ours.run_once(texts))
         best, batch, tried, near = None, None, {}, None
-        with self.sheet.caught("peer", model=self.name, lengths=self.kind):
-            tried = self._peers(tokenizer, few, texts)
+        with self.log.record_errors("peer", model=self.name, lengths=self.kind):
+            tried = self._time_peers(tokenizer, few, texts)
             batch = min(tried, key=lambda size: tried[size].seconds[0])
             best = tried[batch]
-            near = cosine(ours.run(texts[:8]), best.run(texts[:8]))
-        while time.time() < self.ends and len(ours.seconds) < REPEATS:
-            self._tell("ours", ours.once(texts))
+            near = compute_min_cosine(ours.run(texts[:8]), best.run(texts[:8]))
+        while time.time() < self.deadline and len(ours.seconds) < REPEATS:
+            self._write_timing("ours", ours.run_once(texts))
             if best:
-                self._tell(f"sentence-transformers {batch}", best.once(texts))
-        self._row(texts, ours, best, batch=batch, least_cosine=near,
+                self._write_timing(f"sentence-transformers {batch}", best.run_once(texts))
+        self._write_row(texts, ours, best, batch=batch, least_cosine=near,
                   tried={size: round(side.seconds[0], 3) for size, side in tried.items()})  # fmt: skip
 
-    def _peers(self, tokenizer: Any, few: list[str], texts: list[str]) -> dict[int, Timed]:
-        """sentence-transformers, once at each batch size as long as there is time."""
-        model = assembled(self.model, tokenizer, LIMIT, flash=find_spec("flash_attn") is not None)
-        tried: dict[int, Timed] = {}
-        for size in BATCHES:
-            if tried and time.time() > self.ends:
+    def _time_peers(self, tokenizer: Any, few: list[str], texts: list[str]) -> dict[int, TimedRuns]:
+        """Run sentence-transformers once with each batch size, while there is time."""
+        model = build_sentence_transformer(self.model, tokenizer, MAX_LENGTH, flash=find_spec("flash_attn") is not None)
+        tried: dict[int, TimedRuns] = {}
+        for size in BATCH_SIZES:
+            if tried and time.time() > self.deadline:
                 break
-            side = Timed(by_sentence_transformers(model, size))
+            side = TimedRuns(build_sentence_transformers_run(model, size))
             try:
                 side.run(few)
-                self._tell(f"sentence-transformers {size}", side.once(texts))
+                self._write_timing(f"sentence-transformers {size}", side.run_once(texts))
                 tried[size] = side
             except torch.OutOfMemoryError:
-                self._tell(f"sentence-transformers {size}", float("inf"))
-            free()
+                self._write_timing(f"sentence-transformers {size}", float("inf"))
+            release_memory()
         return tried
 
-    def _tell(self, side: str, taken: float) -> None:
-        self.sheet.row("timing", model=self.name, lengths=self.kind, side=side, seconds=round(taken, 3))
+    def _write_timing(self, side: str, taken: float) -> None:
+        self.log.write_row("timing", model=self.name, lengths=self.kind, side=side, seconds=round(taken, 3))
 
-    def _row(self, texts: list[str], ours: Timed, best: Timed | None, **facts: Any) -> None:
+    def _write_row(self, texts: list[str], ours: TimedRuns, best: TimedRuns | None, **facts: Any) -> None:
         tokens = sum(text.count(" ") + 1 for text in texts)
-        pace = tokens / median(ours.seconds)
-        work = 2 * models.linear_weights(self.model)
+        pace = tokens / compute_median(ours.seconds)
+        work = 2 * models.count_linear_weights(self.model)
         found: dict[str, Any] = {
             "model": self.name, "lengths": self.kind, "texts": len(texts), "tokens": tokens, "measured": CUDA,
             "tokens_per_second": round(pace), "share_of_peak": round(pace * work / self.peak, 4),
@@ -142,16 +142,16 @@ class Cell:
             "seconds": [round(one, 3) for one in ours.seconds],
         }  # fmt: skip
         if best:
-            theirs = tokens / median(best.seconds)
+            theirs = tokens / compute_median(best.seconds)
             found |= {"their_tokens_per_second": round(theirs), "times_theirs": round(pace / theirs, 3),
                       "their_peak_mb": round(best.peak_mb), "their_repeats": len(best.seconds)}  # fmt: skip
-        self.sheet.row("embedding", **found, **facts)
+        self.log.write_row("embedding", **found, **facts)
 
 
-def by_retbench(model: Any, tokenizer: Any) -> Run:
-    """Shards in a store of their own, as a run makes them."""
+def build_retbench_run(model: Any, tokenizer: Any) -> EncodeTexts:
+    """Our side: embed into a new shard store, as a run does."""
     method = catalog.find_method("last")
-    spec = EncoderSpec("random", method, "", LIMIT, LIMIT, "bfloat16")
+    spec = EncoderSpec("random", method, "", MAX_LENGTH, MAX_LENGTH, "bfloat16")
     backbone = Backbone(model, tokenizer, True, "bfloat16", DEVICE)
     encoder = BackboneEncoder(spec, backbone, PromptTokenizer(tokenizer, method))
 
@@ -159,7 +159,7 @@ def by_retbench(model: Any, tokenizer: Any) -> Run:
         folder = Path(tempfile.mkdtemp())
         workers = InProcessWorker(lambda: encoder)
         job = EmbeddingJob(
-            _stored(texts, folder / "texts.arrow"),
+            _store_texts(texts, folder / "texts.arrow"),
             ("text",),
             "document",
             dense_retriever.compute_token_budget(*workers.device),
@@ -173,18 +173,18 @@ def by_retbench(model: Any, tokenizer: Any) -> Run:
     return run
 
 
-def _stored(texts: list[str], file: Path) -> Texts:
+def _store_texts(texts: list[str], file: Path) -> Texts:
     columns = {"id": [str(row) for row in range(len(texts))], "title": [""] * len(texts), "text": texts}
     with pa.ipc.new_file(str(file), SCHEMA) as out:
         out.write_table(pa.table(columns, schema=SCHEMA))
     return Texts.open(file, "drawn")
 
 
-def by_sentence_transformers(model: Any, batch: int) -> Run:
-    """The library's own `encode`."""
+def build_sentence_transformers_run(model: Any, batch: int) -> EncodeTexts:
+    """The other side: `SentenceTransformer.encode`."""
     return lambda texts: np.asarray(model.encode(texts, batch_size=batch, show_progress_bar=False))
 
 
-def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The least over some texts; both are of length one."""
+def compute_min_cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The smallest cosine of corresponding rows; both matrices are normalised."""
     return round(float((ours * theirs).sum(axis=1).min()), 5)

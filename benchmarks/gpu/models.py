@@ -1,7 +1,7 @@
-"""Models of real shapes with random weights, made on the device, and texts of drawn words for them.
+"""Models of real shapes with random weights, built on the device, and random texts for them.
 
-One word is one token, so drawn lengths are token lengths; both sides use this tokenizer, which is faster than a real
-byte-pair one.
+One word is one token, so the drawn lengths are token lengths. Both sides use this tokenizer, which is faster than a
+real byte-pair tokenizer.
 """
 
 from typing import Any
@@ -28,13 +28,13 @@ TINY: dict[str, Shape] = {
 LENGTHS = {"passages": (70, 0.4, 512), "code": (250, 0.9, 2048), "constant 512": (512, 0.0, 512)}
 
 
-def shapes() -> dict[str, Shape]:
-    """The real ones on a GPU, tiny ones elsewhere."""
+def get_shapes() -> dict[str, Shape]:
+    """Real shapes on a GPU, tiny shapes on a CPU."""
     return SHAPES if CUDA else TINY
 
 
-def made(shape: Shape) -> Any:
-    """A backbone in bfloat16."""
+def build_model(shape: Shape) -> Any:
+    """A backbone in bfloat16 with random weights."""
     kind, width, layers, heads, keys, mlp, vocabulary = shape
     config = AutoConfig.for_model(
         kind, vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
@@ -46,13 +46,13 @@ def made(shape: Shape) -> Any:
     return model.to(DEVICE).eval()
 
 
-def linear_weights(model: Any) -> int:
-    """Weights that every token is multiplied with."""
+def count_linear_weights(model: Any) -> int:
+    """The number of weights that every token is multiplied with."""
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
 
 
-def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One word one token."""
+def build_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(vocabulary)}, unk_token="w0"))  # noqa: S106  no password
@@ -60,8 +60,8 @@ def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w0", eos_token="w1")  # noqa: S106  no password
 
 
-def drawn(kind: str, tokens: int, vocabulary: int, seed: int = 7) -> list[str]:
-    """Texts of about so many tokens in all."""
+def draw_texts(kind: str, tokens: int, vocabulary: int, seed: int = 7) -> list[str]:
+    """Random texts with about `tokens` tokens in total."""
     middle, spread, longest = LENGTHS[kind]
     draw = np.random.default_rng(seed)
     count = max(4, int(tokens / (middle * np.exp(spread**2 / 2))))

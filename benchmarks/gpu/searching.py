@@ -1,4 +1,4 @@
-"""Exact search from the host's memory, against brute force in torch with everything already on the device."""
+"""Speed of exact search over vectors in host memory, against brute force in torch with all vectors on the device."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.models import CUDA, DEVICE
-from benchmarks.gpu.sheet import Sheet, free, median, seconds
+from benchmarks.gpu.result_log import ResultLog, compute_median, measure_seconds, release_memory
 from retbench.engines import memory
 from retbench.retrievers import exact_search
 from retbench.retrievers.ranking import Ranking
@@ -16,100 +16,104 @@ from retbench.store.shard_store import VectorBlock
 
 ROWS, QUERIES, WIDTHS = (1_000_000, 6980, (896, 3584)) if CUDA else (3000, 70, (64, 96))
 DEPTH = 100
-BLOCK = 2048  # rows of a stored shard
-PILOT = 65_536 if CUDA else 1024
+BLOCK_ROWS = 2048  # rows of a stored shard
+PILOT_ROWS = 65_536 if CUDA else 1024
 TILE, QUERY_TILE = 131_072, 1024
-SAMPLE = 64  # queries whose ids are compared
+SAMPLE_QUERIES = 64  # queries whose ids are compared
 REPEATS = 3
 
 
-def measure(sheet: Sheet) -> None:
-    """The narrow width first, which shows whether the wide one fits into the time."""
+def measure(log: ResultLog) -> None:
+    """Measure the small width first; the large one gets the remaining time."""
     for number, width in enumerate(WIDTHS):
-        with sheet.caught("search", width=width):
-            share = sheet.left() * (0.35 if number == 0 else 1.0)
-            Bench(sheet, width, time.time() + share).measure()
-        free()
+        with log.record_errors("search", width=width):
+            share = log.seconds_left() * (0.35 if number == 0 else 1.0)
+            SearchBenchmark(log, width, time.time() + share).measure()
+        release_memory()
 
 
-class Bench:
-    """One width."""
+class SearchBenchmark:
+    """Exact search at one vector width."""
 
-    def __init__(self, sheet: Sheet, width: int, ends: float) -> None:
-        self.sheet, self.width, self.ends = sheet, width, ends
-        self.queries = unit(QUERIES, width, 1).cpu().numpy()
+    def __init__(self, log: ResultLog, width: int, ends: float) -> None:
+        self.log, self.width, self.deadline = log, width, ends
+        self.queries = draw_unit_vectors(QUERIES, width, 1).cpu().numpy()
         self.documents = np.empty((ROWS, width), dtype=np.float32)
         self.rows = 0
-        self.found: list[float] = []
+        self.seconds: list[float] = []
 
     def measure(self) -> None:
-        """A pilot decides how many rows there is time for."""
-        generated = seconds(lambda: self.generate(PILOT))
-        self.ours(PILOT)  # kernels are loaded, pages are touched
-        pace = (seconds(lambda: self.ours(PILOT)) + generated) / PILOT
-        self.sheet.row("timing", side="pilot", width=self.width, rows=PILOT, seconds=round(pace * PILOT, 3))
-        room = int((self.ends - time.time()) * 0.4 / pace)
-        rows = min(ROWS, max(PILOT, room // PILOT * PILOT if room < ROWS else ROWS))
-        self.generate(rows)
+        """Measure a pilot, choose the number of rows by its speed, then measure both sides."""
+        generated = measure_seconds(lambda: self.generate_documents(PILOT_ROWS))
+        self.run_exact_search(PILOT_ROWS)  # warm-up: loads kernels and touches memory pages
+        pace = (measure_seconds(lambda: self.run_exact_search(PILOT_ROWS)) + generated) / PILOT_ROWS
+        self.log.write_row(
+            "timing", side="pilot", width=self.width, rows=PILOT_ROWS, seconds=round(pace * PILOT_ROWS, 3)
+        )
+        room = int((self.deadline - time.time()) * 0.4 / pace)
+        rows = min(ROWS, max(PILOT_ROWS, room // PILOT_ROWS * PILOT_ROWS if room < ROWS else ROWS))
+        self.generate_documents(rows)
         memory.reset_peak_memory()
         ranking: list[Ranking] = []
-        self.found.append(seconds(lambda: ranking.append(self.ours(rows))))
-        self.sheet.row("timing", side="ours", width=self.width, rows=rows, seconds=round(self.found[0], 3))
-        peak_mb, copied = memory.get_peak_memory_mb(), seconds(lambda: self.copy(rows))
+        self.seconds.append(measure_seconds(lambda: ranking.append(self.run_exact_search(rows))))
+        self.log.write_row("timing", side="ours", width=self.width, rows=rows, seconds=round(self.seconds[0], 3))
+        peak_mb, copied = memory.get_peak_memory_mb(), measure_seconds(lambda: self.copy_to_device(rows))
         facts: dict[str, Any] = {"measured": CUDA, "width": self.width, "rows": rows, "wanted_rows": ROWS,
                                  "queries": QUERIES, "k": DEPTH, "peak_mb": round(peak_mb),
                                  "copy_seconds": round(copied, 3)}  # fmt: skip
-        with self.sheet.caught("peer", width=self.width):
-            facts |= self.peers(rows, ranking[0])
-        while time.time() + self.found[0] < self.ends and len(self.found) < REPEATS:
-            self.found.append(seconds(lambda: self.ours(rows)))
-        facts |= {"seconds": [round(one, 3) for one in self.found], "repeats": len(self.found)}
-        self.sheet.row("search", ours=round(median(self.found), 3), **facts)
+        with self.log.record_errors("peer", width=self.width):
+            facts |= self.measure_peers(rows, ranking[0])
+        while time.time() + self.seconds[0] < self.deadline and len(self.seconds) < REPEATS:
+            self.seconds.append(measure_seconds(lambda: self.run_exact_search(rows)))
+        facts |= {"seconds": [round(one, 3) for one in self.seconds], "repeats": len(self.seconds)}
+        self.log.write_row("search", ours=round(compute_median(self.seconds), 3), **facts)
 
-    def generate(self, rows: int) -> None:
-        """Fill the host's memory from the device."""
-        for start in range(self.rows, rows, PILOT):
-            end = min(start + PILOT, rows)
-            torch.from_numpy(self.documents[start:end]).copy_(unit(end - start, self.width, 10 + start))
+    def generate_documents(self, rows: int) -> None:
+        """Draw documents on the device and copy them to host memory."""
+        for start in range(self.rows, rows, PILOT_ROWS):
+            end = min(start + PILOT_ROWS, rows)
+            torch.from_numpy(self.documents[start:end]).copy_(draw_unit_vectors(end - start, self.width, 10 + start))
         self.rows = max(self.rows, rows)
 
-    def ours(self, rows: int) -> Ranking:
-        """What a run does with stored vectors."""
-        return exact_search.search_exactly(self.queries, self.blocks(rows), DEPTH)
+    def run_exact_search(self, rows: int) -> Ranking:
+        """Our side: search as in a run over stored vectors."""
+        return exact_search.search_exactly(self.queries, self.iterate_blocks(rows), DEPTH)
 
-    def blocks(self, rows: int) -> Iterator[VectorBlock]:
-        """As the store hands them on."""
-        for start in range(0, rows, BLOCK):
-            end = min(start + BLOCK, rows)
+    def iterate_blocks(self, rows: int) -> Iterator[VectorBlock]:
+        """Blocks as the shard store yields them."""
+        for start in range(0, rows, BLOCK_ROWS):
+            end = min(start + BLOCK_ROWS, rows)
             yield VectorBlock(np.arange(start, end), self.documents[start:end])
 
-    def copy(self, rows: int) -> None:
-        """What bringing the vectors to the device costs by itself."""
-        for block in self.blocks(rows):
+    def copy_to_device(self, rows: int) -> None:
+        """Only copy the vectors to the device, to measure that part alone."""
+        for block in self.iterate_blocks(rows):
             torch.from_numpy(block.vectors).to(DEVICE)
 
-    def peers(self, rows: int, ranking: Ranking) -> dict[str, Any]:
-        """torch with the whole corpus on the device, and how many ids agree."""
+    def measure_peers(self, rows: int, ranking: Ranking) -> dict[str, Any]:
+        """Measure torch with the whole corpus on the device, and the share of equal ids."""
         documents = torch.from_numpy(self.documents[:rows]).to(DEVICE)
         queries = torch.from_numpy(self.queries).to(DEVICE)
-        sample = queries[:SAMPLE]
-        ids = np.stack(ranking.rows[:SAMPLE])
+        sample = queries[:SAMPLE_QUERIES]
+        ids = np.stack(ranking.rows[:SAMPLE_QUERIES])
         found: dict[str, Any] = {
             "sample": len(sample),
-            "agrees_with_float64": agreement(ids, brute(sample, documents, torch.float64)),
-            "agrees_with_float32": agreement(ids, brute(sample, documents, torch.float32)),
+            "agrees_with_float64": compute_agreement(ids, search_by_brute_force(sample, documents, torch.float64)),
+            "agrees_with_float32": compute_agreement(ids, search_by_brute_force(sample, documents, torch.float32)),
         }
         timings = {"torch_float32": (queries, documents)}
-        found |= {key: round(best(*sides), 3) for key, sides in timings.items()}
+        found |= {key: round(measure_brute_force(*sides), 3) for key, sides in timings.items()}
         short = documents.bfloat16()
         del documents
-        found["torch_bfloat16"] = round(best(queries.bfloat16(), short), 3)
-        found["bfloat16_agrees_with_ours"] = agreement(ids, brute(queries[:SAMPLE].bfloat16(), short, torch.bfloat16))
-        found["faiss_gpu"] = self.faiss(rows)
+        found["torch_bfloat16"] = round(measure_brute_force(queries.bfloat16(), short), 3)
+        found["bfloat16_agrees_with_ours"] = compute_agreement(
+            ids, search_by_brute_force(queries[:SAMPLE_QUERIES].bfloat16(), short, torch.bfloat16)
+        )
+        found["faiss_gpu"] = self.measure_faiss(rows)
         return found
 
-    def faiss(self, rows: int) -> Any:
-        """Seconds of its flat index, where it is here."""
+    def measure_faiss(self, rows: int) -> Any:
+        """Seconds of faiss' flat index on the GPU, if it is installed."""
         try:
             import faiss
         except ImportError:
@@ -118,27 +122,27 @@ class Bench:
             return "not present"
         index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), self.width)
         index.add(self.documents[:rows])
-        return round(seconds(lambda: index.search(self.queries, DEPTH)), 3)
+        return round(measure_seconds(lambda: index.search(self.queries, DEPTH)), 3)
 
 
-def unit(rows: int, width: int, seed: int) -> torch.Tensor:
-    """Random directions, the same at every call."""
+def draw_unit_vectors(rows: int, width: int, seed: int) -> torch.Tensor:
+    """Random unit vectors, the same at every call."""
     made = torch.Generator(device=DEVICE).manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(rows, width, device=DEVICE, generator=made), dim=1)
 
 
-def best(queries: torch.Tensor, documents: torch.Tensor) -> float:
-    """The better of two."""
-    return min(seconds(lambda: brute(queries, documents, queries.dtype)) for _ in range(2))
+def measure_brute_force(queries: torch.Tensor, documents: torch.Tensor) -> float:
+    """The smaller time of two runs."""
+    return min(measure_seconds(lambda: search_by_brute_force(queries, documents, queries.dtype)) for _ in range(2))
 
 
-def brute(queries: torch.Tensor, documents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Products tile by tile and a running top-k."""
+def search_by_brute_force(queries: torch.Tensor, documents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Matrix products tile by tile with a running top-k."""
     tile = TILE // 4 if dtype == torch.float64 else TILE
-    return torch.cat([_tile(part.to(dtype), documents, tile) for part in torch.split(queries, QUERY_TILE)])
+    return torch.cat([_search_tile(part.to(dtype), documents, tile) for part in torch.split(queries, QUERY_TILE)])
 
 
-def _tile(queries: torch.Tensor, documents: torch.Tensor, tile: int) -> torch.Tensor:
+def _search_tile(queries: torch.Tensor, documents: torch.Tensor, tile: int) -> torch.Tensor:
     scores, rows = None, None
     for start in range(0, len(documents), tile):
         part = queries @ documents[start : start + tile].to(queries.dtype).T
@@ -152,7 +156,7 @@ def _tile(queries: torch.Tensor, documents: torch.Tensor, tile: int) -> torch.Te
     return rows
 
 
-def agreement(ids: np.ndarray, rows: torch.Tensor) -> float:
-    """The share of ids that both have among their best, by query on average."""
+def compute_agreement(ids: np.ndarray, rows: torch.Tensor) -> float:
+    """The share of equal ids in the top-k, averaged over queries."""
     other = rows.cpu().numpy()
     return round(float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(ids, other, strict=True)])), 6)

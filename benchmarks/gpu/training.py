@@ -1,9 +1,9 @@
-"""LoRA by contrasts: the steps of `retbench finetune` against sentence-transformers' own trainer.
+"""Speed of contrastive LoRA training: the steps of `retbench finetune` against the trainer of sentence-transformers.
 
-Both have the same model in bfloat16, adapters of rank 16 on all linear layers in float32, the same pairs, batch and
-cuts, and in-batch softmax at temperature 0.05 over mean pooling. The first two steps are left out. Ours is measured
-with the recipe's bound of tokens a pass, and with a larger one; the other side runs a batch's queries at once, then its
-passages.
+Both have the same model in bfloat16, rank-16 adapters in float32 on all linear layers, the same pairs, batch size and
+maximum lengths, and softmax over in-batch negatives at temperature 0.05 with mean pooling. The first two steps are left
+out. Ours is measured with the token limit per pass of the recipe and with a larger one. sentence-transformers runs all
+queries of a batch at once, then all passages.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.gpu import models
 from benchmarks.gpu.models import CUDA, DEVICE
 from benchmarks.gpu.peer import build_sentence_transformer
-from benchmarks.gpu.result_sheet import ResultSheet, compute_median, release_memory, synchronize
+from benchmarks.gpu.result_log import ResultLog, compute_median, release_memory, synchronize
 from retbench.cards import catalog
 from retbench.cards.recipe import Recipe, apply_recipe_options
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
@@ -30,33 +30,33 @@ from retbench.training.training_set import parse_training_rows
 NAMES = ("0.5B", "7B") if CUDA else ("tiny qwen2",)
 BATCH_SIZES = {"0.5B": 64, "7B": 16, "tiny qwen2": 4}
 WARMUP_STEPS, STEPS = 2, 12 if CUDA else 4
-MIN_STEPS = 5  # steps of each side that count, whatever the time: one step alone says little
-LARGE_PASS_TOKENS = 1 << 14  # tokens of a pass
+MIN_STEPS = 5  # measured steps of each side, even past the time limit: a single step is not reliable
+LARGE_PASS_TOKENS = 1 << 14  # tokens per pass
 OURS, THEIRS, BY_RECIPE = "ours, passes of 16,384 tokens", "theirs", "ours, as the recipe"
 Pairs = list[tuple[str, str]]
 
 
-def measure(sheet: ResultSheet) -> None:
-    """Ours and theirs for each shape; a side has an equal share of what is left."""
+def measure(log: ResultLog) -> None:
+    """Measure both sides for each shape; the remaining time is divided equally."""
     sides = [(name, side) for name in NAMES for side in (OURS, THEIRS, BY_RECIPE)]
     paces: dict[tuple[str, str], float] = {}
     for number, (name, side) in enumerate(sides):
-        ends = time.time() + sheet.seconds_left() / (len(sides) - number)
-        if sheet.seconds_left() < 4:
-            sheet.write_row("skipped", model=name, side=side, why="the time was over")
+        ends = time.time() + log.seconds_left() / (len(sides) - number)
+        if log.seconds_left() < 4:
+            log.write_row("skipped", model=name, side=side, why="no time left")
             continue
-        with sheet.record_errors("training", model=name, side=side):
+        with log.record_errors("training", model=name, side=side):
             facts = measure_side(name, side, ends)
             paces[name, side] = facts["pairs_per_second"]
             if (name, THEIRS) in paces and (name, OURS) in paces:
                 own = paces[name, BY_RECIPE if side == BY_RECIPE else OURS]
                 facts["times_theirs"] = round(own / paces[name, THEIRS], 3)
-            sheet.write_row("training", model=name, side=side, measured=CUDA, batch=BATCH_SIZES[name], **facts)
+            log.write_row("training", model=name, side=side, measured=CUDA, batch=BATCH_SIZES[name], **facts)
         release_memory()
 
 
 def measure_side(name: str, side: str, ends: float) -> dict[str, Any]:
-    """A fresh model, trained for some steps."""
+    """Build a new model and train it for some steps."""
     model = models.build_model(models.get_shapes()[name])
     vocabulary = int(model.config.vocab_size)
     tokenizer = models.build_tokenizer(vocabulary)
@@ -75,13 +75,13 @@ def measure_side(name: str, side: str, ends: float) -> dict[str, Any]:
 
 
 def draw_pairs(count: int, vocabulary: int) -> Pairs:
-    """Queries of about a dozen words, passages of the usual lengths."""
+    """Pairs of a query of about twelve words and a passage."""
     passages = models.draw_texts("passages", count * 90, vocabulary)[:count]
     return [(" ".join(passage.split()[1:13]) + f" w{2 + row % 400}", passage) for row, passage in enumerate(passages)]
 
 
 def build_recipe(batch: int, tokens: int | None) -> Recipe:
-    """The recipe `quick` for a GPU."""
+    """The recipe `quick` with the settings of this benchmark."""
     changes = {"dtype": "bfloat16", "max_minutes": "none", "batch.contrastive_batch_size": str(batch),
               "batch.train_batch_size": str(batch),
               "lengths.document": "156"}  # fmt: skip
@@ -90,7 +90,7 @@ def build_recipe(batch: int, tokens: int | None) -> Recipe:
 
 
 def time_retbench_steps(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe, ends: float) -> list[float]:
-    """Seconds of the loop's own steps."""
+    """Seconds of each step of our train loop."""
     rows = ((str(row), {"query": query, "positives": [passage]}) for row, (query, passage) in enumerate(pairs))
     training_set = parse_training_rows("drawn", rows)
     adapted = lora.prepare_for_training(model, recipe)
@@ -109,7 +109,7 @@ def time_retbench_steps(model: Any, tokenizer: Any, pairs: Pairs, recipe: Recipe
 
 
 def time_sentence_transformers_steps(model: Any, tokenizer: Any, pairs: Pairs, batch: int, ends: float) -> list[float]:
-    """Seconds between two steps of the trainer: its loader and its collator are part of it, as ours are."""
+    """Seconds of each step of the trainer, with its data loader and collator, as on our side."""
     import datasets
     import sentence_transformers as st
     from peft import LoraConfig

@@ -1,4 +1,4 @@
-"""Prints where the fetched weights of the CPU bench lie."""
+"""Prints the folder of the fetched weights for the CPU benchmark."""
 
 from retbench.engines.weights_cache import get_weights_folder
 
