@@ -53,8 +53,8 @@ def read_mteb_results(file: Path) -> list[MtebResult]:
         task = task_by_mteb_name.get((name, subset, split)) or whole_task
         if task or split == main:
             mteb_name = name.lower() if has_one_subset or subset == DEFAULT_SUBSET else f"{name.lower()}-{subset}"
-            facts = {"split": repr(split), "subset": repr(subset), **file_facts}
-            results.append(MtebResult(model, task or mteb_name, split, scores, facts))
+            result_facts = {"split": repr(split), "subset": repr(subset), **file_facts}
+            results.append(MtebResult(model, task or mteb_name, split, scores, result_facts))
     return results
 
 
