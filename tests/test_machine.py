@@ -18,7 +18,7 @@ def build_fake_torch(initialized: bool) -> Any:
 
 
 def test_a_gpu_that_was_used_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_told", lambda *command: command[0])
+    monkeypatch.setattr(machine, "_run_command", lambda *command: command[0])
     assert machine._describe_gpus(build_fake_torch(initialized=True)) == {
         "gpu": "NVIDIA H100", "gpus": ["NVIDIA A100", "NVIDIA H100"], "cuda": "13.0", "driver": "nvidia-smi",
         "float32_matmul": "tf32",

@@ -64,7 +64,7 @@ def _get_commit() -> str | None:
 
 
 def _run_command(*command: str) -> str | None:
-    """The first line a program says; none where there is no such program, or it says nothing."""
+    """Return the first line that a program prints; None if it is missing, fails or prints nothing."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
