@@ -3,7 +3,7 @@
     python benchmarks/big_collection.py [ROWS] [--out benchmarks/results/big_collection.json]
 
 The texts are random; their number and length are those of MS MARCO. A BEIR folder is written to a temporary folder.
-Then one new process checks it and stores it in the cache, and another opens it, streams every passage, draws a sample and
+Then one new process checks it and stores it in the cache. Another opens it, streams every passage, draws a sample and
 looks up the ids of a ranking. The peak of each must stay below 2 GB.
 """
 

@@ -1,4 +1,4 @@
-"""What every test gets: one thread, no network, a cache of its own, and none of the developer's own settings."""
+"""Fixtures of every test: one thread, no network, a cache folder per test, and no settings of the developer."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Finished runs without running anything: records with the per-query scores a test wants."""
+"""Writes finished runs without running anything: records with the given per-query scores."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

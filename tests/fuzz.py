@@ -1,4 +1,4 @@
-"""Every parser against damaged input: what comes out is a value or one of our own errors, never anything else.
+"""Fuzzes every parser with damaged input: the result must be a value or a retbench error, nothing else.
 
     python -m tests.fuzz --minutes 10       new inputs every time, counts appended to benchmarks/results/fuzz.jsonl
 

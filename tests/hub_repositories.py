@@ -1,4 +1,4 @@
-"""Small folders in the layouts that dataset repositories on the hub have, for mteb's own loader to read."""
+"""Writes small folders in the layouts of dataset repositories on the hub, for mteb's loader to read."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A small embeddings server with OpenAI's protocol, well behaved or not, on a port of this machine."""
+"""A small local server with OpenAI's embeddings and chat protocol, which can also misbehave."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A collection of ours as an mteb task of its own, from a folder on this machine."""
+"""Builds an mteb task from a collection folder on this machine."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What each method's source says, written down a second time: one text, transformers alone, no code of ours."""
+"""A second implementation of each method from its source: one text, only transformers, no retbench code."""
 
 import functools
 from collections.abc import Callable

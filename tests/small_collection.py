@@ -1,4 +1,4 @@
-"""A collection of twenty documents and five judged queries, and the ways a BEIR folder may lie on a disk."""
+"""A collection of twenty documents and five judged queries, written in every variant of a BEIR folder."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Anchors: numbers somebody else published, met with real weights on real collections (`make anchors`)."""
+"""Anchors: published numbers reproduced with real weights on real collections (`make anchors`)."""
 
 import os
 from pathlib import Path

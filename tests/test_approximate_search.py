@@ -1,4 +1,4 @@
-"""Approximate search: what it finds, that its recall is measured, and that it is never the default."""
+"""Approximate search: its results, its measured recall, and that it is never the default."""
 
 import json
 from itertools import pairwise

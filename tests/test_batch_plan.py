@@ -1,4 +1,4 @@
-"""The batch plan: nothing is lost or run twice, no batch is above the budget, no shard is longer than another."""
+"""The batch plan: every text once, no batch above the token budget, shards of equal length."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""BEIR's archives: fetched with a checksum, resumed, unpacked without trust. The server is this machine."""
+"""BEIR archives: fetched with a checksum, resumed, unpacked safely. The server is local."""
 
 import hashlib
 import io

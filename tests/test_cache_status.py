@@ -1,4 +1,4 @@
-"""What lies in the cache: `fetch --list`, `list tasks`, `show task`, and a suite of which one part cannot be had."""
+"""What is in the cache: `fetch --list`, `list tasks`, `show task`, and a suite with one missing part."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Cards: every complaint names file, line and field; names, aliases, paths and hub ids; where cards are looked for."""
+"""Cards: errors name file, line and field; names, aliases, paths and hub ids; where cards are searched."""
 
 import os
 from collections.abc import Callable

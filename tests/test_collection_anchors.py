@@ -1,4 +1,4 @@
-"""Anchors for collections: real folders through retbench and through mteb, to the last digit mteb tells."""
+"""Collection anchors: real folders give equal scores in retbench and in mteb, to the last digit mteb prints."""
 
 import warnings
 from collections.abc import Iterator

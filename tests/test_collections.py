@@ -1,4 +1,4 @@
-"""Collections: every way a BEIR folder may lie on a disk, every way it may be wrong, and what a sample keeps."""
+"""Collections: every valid layout of a BEIR folder, every kind of damage, and sampling."""
 
 import errno
 import gzip

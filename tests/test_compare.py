@@ -1,4 +1,4 @@
-"""compare and inspect: settings first, then the test, then the queries with their texts."""
+"""compare and inspect: settings first, then the significance test, then queries with their texts."""
 
 import gzip
 import json

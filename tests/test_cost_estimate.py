@@ -1,4 +1,4 @@
-"""What a corpus takes on paper: the formulas by hand, and `retbench plan` printing them."""
+"""`retbench plan`: the cost formulas computed by hand, and the printed table."""
 
 import json
 from typing import Any

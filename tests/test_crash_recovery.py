@@ -1,4 +1,4 @@
-"""Nothing is lost: killed at random moments, out of disk, out of memory, damaged or run twice, a run ends the same."""
+"""Crash recovery: killed, out of disk, out of memory, damaged or started twice, a run has the same result."""
 
 import dataclasses
 import errno

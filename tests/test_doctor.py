@@ -1,4 +1,4 @@
-"""`retbench doctor`: every trouble it knows, really made or, where it needs a GPU, a torch that says it has one."""
+"""`retbench doctor`: every problem it detects, created for real, or with a fake torch where a GPU is needed."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The cache verb: embeddings are listed with their cost and users, and pruned; splits and tasks share them."""
+"""The command `cache`: embeddings are listed with cost and users, and pruned."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The name of stored vectors: any change that moves a vector gives another one, and no other change does."""
+"""The embedding key: it changes with everything that changes a vector, and with nothing else."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The endpoint engine against a real server on this machine, well behaved and not; no key ever leaves the request."""
+"""The endpoint engine against a local server that also misbehaves; the key is only in the request."""
 
 import json
 from collections.abc import Iterator

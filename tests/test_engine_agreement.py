@@ -1,4 +1,4 @@
-"""Two engines on one run: they agree, or the command fails."""
+"""`retbench verify --engine`: two engines agree on a run, or the command fails."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Search: exact search against brute force with ties everywhere, BM25 by hand, and what is removed before the cut."""
+"""Exact search against brute force with many ties, BM25 by hand, and documents removed before the cutoff."""
 
 import math
 import subprocess

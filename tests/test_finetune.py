@@ -1,4 +1,4 @@
-"""The finetune story: a model is trained, killed, resumed, saved, known by name; and what must be refused."""
+"""`retbench finetune`: a model is trained, killed, resumed, saved and found by name; invalid requests are refused."""
 
 import json
 import os

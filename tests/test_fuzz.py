@@ -1,4 +1,4 @@
-"""A few damaged inputs of every parser, the same ones each time; `make fuzz` tries new ones for a time."""
+"""A few damaged inputs of every parser, the same ones each time; `make fuzz` tries new ones."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: sort, filter, tooltip, links, keyboard, narrow and dark, and no foreign script."""
+"""The HTML page in a real browser: sort, filter, tooltip, links, keyboard, narrow and dark, no foreign script."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Collections from the hub: read by mteb's own loader from a folder in the hub's layout, with no network at all."""
+"""Collections from the hub: mteb's loader reads a folder in the hub's layout, without network."""
 
 import json
 import shutil

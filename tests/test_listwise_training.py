@@ -1,4 +1,4 @@
-"""Training to rank lists (e2rank): the prompt, RankNet by hand, one gradient however it is cut, a whole run."""
+"""Listwise training (e2rank): the prompt, RankNet by hand, the gradient in passes, a whole run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Reranking by a language model: prompts, repairs, the tiny decoder against plain loops, servers that fail."""
+"""LLM rerankers: prompts, answer repair, the tiny decoder against plain loops, servers that fail."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a record says of its machine; a GPU only where one computed."""
+"""The machine in a record; a GPU is recorded only if it computed."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every method gives the ids of its source, and the vector of a plain transformers computation of one text alone."""
+"""Every method gives the token ids of its source, and the vector of a plain transformers computation."""
 
 from pathlib import Path
 

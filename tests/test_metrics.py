@@ -1,4 +1,4 @@
-"""Metrics: small cases by hand, trec_eval itself as the referee, and properties that hold for every ranking."""
+"""Metrics: small cases by hand, trec_eval as the reference, and properties that hold for every ranking."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Finished runs in mteb's result format: mteb reads them back, and what it would not have measured is refused."""
+"""Export to mteb's result format: mteb reads the files, and runs that mteb would not measure are refused."""
 
 import json
 import warnings

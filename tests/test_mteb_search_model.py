@@ -1,4 +1,4 @@
-"""A retbench model inside mteb: its search, mteb's data flow, metrics and result files, and the same figures."""
+"""A retbench model inside mteb: its search, mteb's data flow, metrics and result files, and equal scores."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Our own forward pass gives the states of a plain transformers one, for every family it says it computes."""
+"""Our forward pass gives the states of transformers, for every supported model family."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The training pass without padding: states and gradients of transformers' layers and peft's adapters."""
+"""The packed training pass: states and gradients equal those of transformers' layers and peft's adapters."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sums over a text's states: a GPU's way gives what float64 gives, always the same bits, and a CPU's bits stay."""
+"""Sums over token states: the GPU sum equals float64 and is deterministic; the CPU sum is unchanged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Post-processing is learned from the corpus alone, changes no stored vector, and is what its papers say."""
+"""Post-processing: fitted on the corpus only, cached vectors unchanged, results as in the papers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The line of progress: what it says follows from what was done and when."""
+"""The progress line: speed and time left from the work done and its times."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Token ids are those of each method's specification, computed here a second time, one text after the other."""
+"""Token ids equal each method's specification, computed here a second time, one text after the other."""
 
 from pathlib import Path
 from typing import Any

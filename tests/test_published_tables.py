@@ -1,4 +1,4 @@
-"""Published numbers: the tables, how they stand beside ours, imports, and what a run is expected to give."""
+"""Published scores: the shipped tables, their rows on the leaderboard, imports, and expected scores."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Query likelihood: over words by hand, through a bottleneck position by position."""
+"""Query likelihood: lexical, computed by hand; with a bottleneck, position by position."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The depot: shards on storage of many machines are whole or not there, under one plan, and a lost place is told."""
+"""The remote store: shards are complete or absent, all machines share one plan, a lost location is an error."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The board: what may stand side by side, how rows are ranked, and that no name can break a table."""
+"""The leaderboard: which runs are comparable, how rows are ranked, and that no name can break a table."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Reranking by vectors: the listwise prompt byte for byte, scores as plainly computed, bad runs refused."""
+"""Embedding rerankers: the listwise prompt byte for byte, scores as computed plainly, invalid runs refused."""
 
 import json
 from collections.abc import Callable

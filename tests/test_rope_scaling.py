@@ -1,4 +1,4 @@
-"""Stretched rotary positions: what is typed, what the model then does, and where it is written down."""
+"""RoPE scaling: the setting, its effect on the model, and its place in the record."""
 
 import json
 from pathlib import Path

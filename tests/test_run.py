@@ -1,4 +1,4 @@
-"""The main story from the command line: real files in, records and boards out, clear errors, nothing lost."""
+"""`retbench run` from the command line: real files in, records and leaderboards out, clear errors."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The adaptor: losses as plain sums, nothing changed at step 0, run on stored vectors, honest when it does not help."""
+"""Search-Adaptor: losses equal plain sums, an untrained adaptor changes nothing, cached vectors are reused."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""sentence-transformers as an engine: our ids, its modules, the same vectors; no chat template in the way."""
+"""The sentence-transformers engine: our token ids, its modules, the same vectors, no chat template applied."""
 
 from pathlib import Path
 from typing import Any

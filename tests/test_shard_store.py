@@ -1,4 +1,4 @@
-"""The store: a shard is there completely or not at all, damage is noticed, and two processes never do the same work."""
+"""The shard store: a shard is complete or absent, damage is detected, two processes never do the same work."""
 
 import errno
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The cards this repository ships: every one loads, and what a score depends on is written in it."""
+"""The shipped cards: every one loads, and everything that a score depends on is in it."""
 
 import json
 import re

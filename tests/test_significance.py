@@ -1,4 +1,4 @@
-"""Significance: scipy and brute force as referees, hand-computed corrections and letters, and honest error rates."""
+"""Significance: scipy and brute force as references, corrections and letters by hand, correct error rates."""
 
 import itertools
 import math

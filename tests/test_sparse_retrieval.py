@@ -1,4 +1,4 @@
-"""PromptReps' sparse half against the whole language model, the inverted index and the fusion against plain loops."""
+"""The sparse half of PromptReps against the full language model; inverted index and fusion against plain loops."""
 
 from pathlib import Path
 

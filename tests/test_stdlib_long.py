@@ -1,4 +1,4 @@
-"""The generated long documents: one needle each, at its depth, in filling that says nothing about it."""
+"""The generated long documents: one needle each, at its depth, in unrelated filling."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The embedded suite: what must hold for any Python, checked on the one that runs, and the rules on tiny inputs."""
+"""The embedded suite: properties that hold for any Python, checked on this one, and the rules on tiny inputs."""
 
 import hashlib
 import os

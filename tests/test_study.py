@@ -1,4 +1,4 @@
-"""Studies: every shipped plan holds together; a plan runs cell by cell, resumes, tells what it needs, and reports."""
+"""Studies: every shipped plan is valid; a plan runs cell by cell, resumes, lists what it needs, and reports."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Teachers and official triples: who says what is better, and which passages are asked about."""
+"""Teachers and MS MARCO triples: teacher scores, and the passages that get one."""
 
 import gzip
 import json

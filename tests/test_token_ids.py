@@ -1,4 +1,4 @@
-"""Token ids of a whole corpus: the same in memory and in a file, and the file's pages are given back."""
+"""Token ids of a corpus: the same in memory and in a file, and the memory of the file is released."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a user sees before a run: the exact text and ids; models of several parts; cards that come with a package."""
+"""The preview of prompts and token ids, vision-language models, and cards of installed packages."""
 
 import importlib.metadata
 import json

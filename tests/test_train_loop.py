@@ -1,4 +1,4 @@
-"""Training: the loss, its gradient in passes and in processes, the order of the data, rates, checkpoints."""
+"""Training: the loss, its gradient in passes and in processes, data order, learning rates, checkpoints."""
 
 import json
 import math

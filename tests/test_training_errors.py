@@ -1,4 +1,4 @@
-"""What cannot be learned from is said before it is tried."""
+"""Training data and models that cannot be trained are refused before training starts."""
 
 from dataclasses import replace
 from pathlib import Path

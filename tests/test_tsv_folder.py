@@ -1,4 +1,4 @@
-"""The MS MARCO layout, and the lines and judgments that every folder is made of, in every bad shape."""
+"""The MS MARCO layout, and the lines and judgments that every folder consists of, with every kind of damage."""
 
 import gzip
 from pathlib import Path

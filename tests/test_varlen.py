@@ -1,4 +1,4 @@
-"""Packed texts give the states of each text alone, for every family that is packed; the kernel is a stand-in here."""
+"""Packed batches give the states of each text alone, for every supported family; the kernel is a stand-in here."""
 
 from itertools import pairwise
 from typing import Any

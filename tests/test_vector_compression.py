@@ -1,4 +1,4 @@
-"""Smaller vectors: the first dimensions alone, fewer bytes on disk; and embeddings shared by splits and tasks."""
+"""Smaller vectors: truncated dimensions, fewer bytes on disk; embeddings shared by splits and tasks."""
 
 import json
 from pathlib import Path

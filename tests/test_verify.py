@@ -1,4 +1,4 @@
-"""The referees: what mteb and beir make of a run of ours, and that every difference is explained or refused."""
+"""`retbench verify`: mteb and beir score our run, and every difference is explained or refused."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""vLLM for real, on a CPU, in an environment of its own (`make test-vllm`); elsewhere it is not there: skipped."""
+"""vLLM on a CPU, in its own environment (`make test-vllm`); skipped if it is not installed."""
 
 import json
 from collections.abc import Iterator

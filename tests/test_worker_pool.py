@@ -1,4 +1,4 @@
-"""Many devices: worker processes give the bits of one, and what a dead one leaves goes to the others."""
+"""The worker pool: worker processes give the bits of a single one, and the shards of a dead worker are reassigned."""
 
 import json
 import multiprocessing

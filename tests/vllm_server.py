@@ -1,4 +1,4 @@
-"""A real `vllm serve` on this machine, for as long as a test needs it."""
+"""Starts a real `vllm serve` on this machine for the duration of a test."""
 
 import socket
 import subprocess

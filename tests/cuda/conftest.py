@@ -1,4 +1,4 @@
-"""What depends on the device: `pytest --device=cuda tests/cuda`; without the option the device is the CPU too."""
+"""Tests that depend on the device: `pytest --device=cuda tests/cuda`; without the option the device is the CPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A GPU whose memory is really full: batches are halved, and a plan made there fits."""
+"""A GPU with full memory: batches are halved, and a batch plan made there fits."""
 
 import gc
 from collections.abc import Iterator

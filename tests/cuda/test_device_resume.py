@@ -1,4 +1,4 @@
-"""A run on the device that was killed ends with the bytes of one that was not."""
+"""A killed run on the device gives the same bytes as an uninterrupted one."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Exact search on the device: ids of float64, and the same bits however queries, pairs and blocks are cut."""
+"""Exact search on the device: the ids of float64, and the same bits for any division into tiles and blocks."""
 
 import numpy as np
 import pytest

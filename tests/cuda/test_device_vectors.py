@@ -1,4 +1,4 @@
-"""Every method and every family of models gives on the device the vectors of plain transformers on a CPU."""
+"""Every method and model family gives on the device the vectors of plain transformers on a CPU."""
 
 from pathlib import Path
 from typing import Any

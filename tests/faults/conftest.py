@@ -1,4 +1,4 @@
-"""What the fault tests run: cells and trainings as jobs of a server, which can strike them."""
+"""Fixtures of the fault tests: cells and trainings as jobs of a fork server, which can inject a fault."""
 
 from collections.abc import Iterator
 from dataclasses import replace

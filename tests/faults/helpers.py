@@ -1,4 +1,4 @@
-"""What the fault tests share: running a job, striking it, and what a finished one must leave."""
+"""Shared by the fault tests: run a job, inject a fault, and check the results."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A fork that runs one command of retbench and meets a fault at a chosen moment of a chosen phase.
+"""A fork that runs one retbench command and injects a fault at a chosen moment of a chosen phase.
 
 A moment is a number: how many Python calls, returns and calls into C happened since the phase began. A run without a
 fault writes down how many there were, so a test draws one of them and the fault strikes exactly there, without a clock:

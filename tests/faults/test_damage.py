@@ -1,4 +1,4 @@
-"""What changed on the disk is seen, told and done again, or refused with the next step; it is never kept."""
+"""Files that changed on disk are detected, reported, and computed again or refused; they are never used."""
 
 import gzip
 import json

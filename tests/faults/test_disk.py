@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written, as small file systems of their own; and a clock that jumps."""
+"""Full and read-only disks, as small file systems; and a jumping clock."""
 
 import os
 import random

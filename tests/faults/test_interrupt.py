@@ -1,4 +1,4 @@
-"""Ctrl-C in every phase: exit 130, two words about it, and the next command goes on to the same end."""
+"""Ctrl-C in every phase: exit 130, a short message, and the next command resumes to the same result."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""SIGKILL at fifty random moments, spread over every phase: nothing finished is lost, and the end is the same."""
+"""SIGKILL at fifty random moments over all phases: nothing finished is lost, and the result is the same."""
 
 import random
 from dataclasses import replace

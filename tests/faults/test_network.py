@@ -1,4 +1,4 @@
-"""Networks that fail in the middle: a hub that dies, a download that is killed, a server with every kind of fault."""
+"""Network failures: a hub that dies, a killed download, a server with every kind of fault."""
 
 import hashlib
 import json

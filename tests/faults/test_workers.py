@@ -1,4 +1,4 @@
-"""Two processes on one key, one of them killed; and a worker whose memory really runs out."""
+"""Two processes on one key, one of them killed; and a worker that really runs out of memory."""
 
 import os
 import signal
