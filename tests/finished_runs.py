@@ -31,7 +31,7 @@ def write_finished_run(
     cost: dict[str, Any] | None = None,
     **card: Any,
 ) -> Path:
-    """One finished run; returns its folder."""
+    """Write one finished run; return its folder."""
     queries = [f"q{number:03}" for number in range(len(scores))]
     model_card = ModelCard(model, **{"kind": "lexical", "lexical": LexicalSettings(), **card})
     task_card = TaskCard(task, SourceSpec("folder", path=task), suite)
@@ -65,7 +65,7 @@ def write_finished_run(
 def write_failed_run(
     root: Path, model: str, task: str, *, method: str = "bm25", suite: str = "mine", error: str = "no weights"
 ) -> None:
-    """One cell that failed."""
+    """Write one failed cell."""
     note = Failure(
         model, method, task, suite, "test", "standard", None, "failed", error, "fetch them", 3, "retbench run"
     )

@@ -1,7 +1,7 @@
 """A process that can be killed: it runs one cell with an encoder that costs nothing, or with the tiny decoder.
 
-Started once, it has imported everything; each line on stdin is a job for a fork of it, so that a kill at a random
-moment hits the work and not the imports. The encoder writes down every text it was asked for.
+The server imports everything once. Each line on stdin is a job for a fork of it, so that a kill at a random moment hits
+the work and not the imports. The encoder logs every text that it computes.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ WIDTH = 16
 
 @dataclass(frozen=True)
 class HashEncoder:
-    """Vectors out of the digest of the token ids: no model, and still one text one vector."""
+    """Computes a vector from the digest of the token ids, without a model."""
 
     spec: EncoderSpec
     prompt_tokenizer: PromptTokenizer | None
@@ -58,7 +58,7 @@ class HashEncoder:
 
 @dataclass(frozen=True)
 class LoggingEncoder:
-    """Another encoder, slower, that writes a line for every text it computes."""
+    """Slows an encoder down and writes a line to a log for every text that it computes."""
 
     encoder: DenseEncoder
     log: Path
@@ -76,7 +76,7 @@ class LoggingEncoder:
 
 @dataclass(frozen=True)
 class CellRun:
-    """One cell to be run."""
+    """A run of one cell."""
 
     model: str
     task: str
@@ -90,7 +90,7 @@ class CellRun:
         return len(Path(self.log).read_text()) // 2 if Path(self.log).exists() else 0
 
     def install_encoder(self) -> None:
-        """Put the encoder that costs nothing, or the watched one, in the place of every encoder; small shards."""
+        """Replace every encoder by the hash encoder or by a logging one; use small shards."""
         os.environ["RETBENCH_CACHE"] = self.cache
         load = model_module.ResolvedModel.load_encoder
 
@@ -112,7 +112,7 @@ class CellRun:
 
 @dataclass(frozen=True)
 class ForkServer:
-    """The side of the tests: start work in a fork, kill it, ask how it ended."""
+    """The client of the fork server: start a job in a fork, kill it, wait for its exit code."""
 
     process: subprocess.Popen[str]
 
@@ -124,12 +124,12 @@ class ForkServer:
         return int(self.process.stdout.readline())
 
     def wait_for_exit(self) -> int:
-        """The exit code; a signal is negative."""
+        """Wait for the exit code; a signal is negative."""
         assert self.process.stdout
         return int(self.process.stdout.readline())
 
     def start_and_kill(self, work: CellRun, seconds: float) -> bool:
-        """Start, wait, kill; whether it was still at work."""
+        """Start a job and kill it after some seconds; return whether it was still running."""
         pid = self.start(work)
         time.sleep(seconds)
         with suppress(ProcessLookupError):
@@ -150,7 +150,7 @@ def start_fork_server(module: str = "tests.fork_server") -> Iterator[ForkServer]
 
 
 def serve_forks(kind: type[CellRun] = CellRun) -> None:
-    """One fork a line: its number, then how it ended."""
+    """Fork once for every line of stdin; print the process id, then the exit code."""
     for module in (
         "pandas",
         "transformers.models.qwen2.modeling_qwen2",
@@ -165,7 +165,7 @@ def serve_forks(kind: type[CellRun] = CellRun) -> None:
             except RetbenchError as problem:
                 sys.stderr.write(f"{problem}\n")
                 code = problem.exit_code
-            except BaseException:  # noqa: BLE001  a fork must never come back into this loop
+            except BaseException:  # noqa: BLE001  a fork must never return to this loop
                 traceback.print_exc()
                 code = 99
             os._exit(code)

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz --minutes 10       new inputs every time, counts appended to benchmarks/results/fuzz.jsonl
 
-Each target has samples that are right; hypothesis damages them (bytes cut, doubled, moved, replaced by words that have
-hurt other parsers) and shrinks what breaks. `test_fuzz.py` runs a few inputs of each with every `make test`.
+Each target has valid samples. Hypothesis damages them (bytes removed, doubled, moved, replaced by strings that broke
+other parsers) and shrinks every failing input. `test_fuzz.py` runs a few inputs of each with every `make test`.
 """
 
 import argparse

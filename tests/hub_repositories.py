@@ -14,7 +14,7 @@ REVISION = "a" * 40
 
 
 def write_repository(folder: Path, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
-    """A repository: each configuration has one split, given as (split, rows)."""
+    """Write a repository; each configuration has one split, given as (split, rows)."""
     lines = ["---", "configs:"]
     for name, (split, rows) in configs.items():
         file = f"{name}.jsonl"
@@ -28,7 +28,7 @@ def write_repository(folder: Path, configs: dict[str, tuple[str, Iterable[dict[s
 def write_fetched_repository(
     repo: str, revision: str, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]
 ) -> Path:
-    """A repository as a finished fetch leaves it in the cache."""
+    """Write a repository into the cache, as a finished fetch does."""
     folder = write_repository(DatasetSnapshot(repo, revision).folder, configs)
     assert folder.name == encode_path_part(revision)
     folder.with_name(f"{folder.name}.json").write_text('{"files": {}, "fingerprint": ""}')
@@ -42,7 +42,7 @@ def build_retrieval_configs(
     split: str = "test",
     prefix: str = "",
 ) -> dict[str, tuple[str, list[dict[str, Any]]]]:
-    """The layout of nearly every repository: corpus, queries, and judgments in the default configuration."""
+    """The most common layout: corpus, queries, and judgments in the default configuration."""
     return {
         f"{prefix}corpus": ("corpus", [{"_id": i, "title": t, "text": x} for i, t, x in documents]),
         f"{prefix}queries": ("queries", [{"_id": i, "text": x} for i, x in queries]),
@@ -54,7 +54,7 @@ def build_retrieval_configs(
 
 
 def list_hub_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """Names, sizes and git's own checksums, as the hub lists them."""
+    """File names with sizes and git checksums, as the hub lists them."""
     listed = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         content = file.read_bytes()
@@ -64,5 +64,5 @@ def list_hub_files(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def build_source(**fields: Any) -> SourceSpec:
-    """A hub source at the pinned revision of these tests."""
+    """Build a hub source at the pinned revision of these tests."""
     return SourceSpec("hub", revision=REVISION, **fields)

@@ -16,7 +16,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 def embed_text(text: str, width: int = WIDTH) -> list[float]:
-    """A vector that shares directions with every text that shares a word."""
+    """A vector that is similar for texts with common words."""
     total = np.zeros(WIDTH)
     for word in text.lower().split() or [""]:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
@@ -33,7 +33,7 @@ def answer_embeddings(body: dict[str, Any]) -> Answer:
 
 
 def answer_chat(say: Callable[[dict[str, Any]], str | None]) -> Callable[[dict[str, Any]], Answer]:
-    """A chat server: what it says to a request."""
+    """Build a chat answer from a request."""
 
     def answer(body: dict[str, Any]) -> Answer:
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
@@ -48,7 +48,7 @@ def answer_with_error(status: int, words: str = "no", **headers: str) -> Callabl
 
 
 def answer_half(body: dict[str, Any]) -> Answer:
-    """Announces a whole answer and sends half of it."""
+    """Announce the whole length and send half of it."""
     status, _, content = answer_embeddings(body)
     return status, {"Content-Length": str(len(content))}, content[: len(content) // 2]
 
@@ -67,7 +67,7 @@ def answer_slowly(body: dict[str, Any]) -> Answer:
 
 
 class LocalServer:
-    """What it was asked, and how it answers: `faults` are used up first."""
+    """The requests of a server and its answers; `faults` are answered first."""
 
     def __init__(self) -> None:
         self.faults: list[Callable[[dict[str, Any]], Answer]] = []
@@ -91,7 +91,7 @@ def start_server() -> Iterator[LocalServer]:
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            with suppress(OSError):  # the client did not wait
+            with suppress(OSError):  # the client closed the connection
                 self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:

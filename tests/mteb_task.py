@@ -8,7 +8,7 @@ from retbench.corpora.open_collection import open_collection
 
 
 def build_task(card: TaskCard, sample: int | None = None) -> Any:
-    """An mteb task over the card's collection, title and text as they lie in the folder."""
+    """Build an mteb task over the card's collection, with title and text as in the folder."""
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -39,7 +39,7 @@ def build_task(card: TaskCard, sample: int | None = None) -> Any:
 
 
 def compute_scores(model: Any, mteb_task: Any, folder: Path) -> dict[str, float]:
-    """What mteb says about a model on a task; its result files lie in the folder afterwards."""
+    """The scores of mteb for a model on a task; its result files are written to the folder."""
     import mteb
     from mteb.cache import ResultCache
 

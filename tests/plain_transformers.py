@@ -13,7 +13,7 @@ SYSTEM_TURN = {"role": "system", "content": "You are an AI assistant that can un
 
 
 class PooledIds(NamedTuple):
-    """The ids of one text, and which of them are pooled, with what weight."""
+    """The token ids of one text and the pooling weight of each."""
 
     ids: list[int]
     weights: list[float]
@@ -80,12 +80,12 @@ def tokenize_llm2vec(tokenizer: Any, text: str, role: str, limit: int, before: s
 
 
 def count_tokens_of_last_characters(tokenizer: Any, prompt: str, characters: int) -> int:
-    """How many tokens at the end reach into the last characters."""
+    """The number of tokens at the end that overlap the last characters."""
     spans = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
     return sum(end > len(prompt) - characters for _, end in spans)
 
 
-# (tokenizer, text, role, limit) -> what is read
+# (tokenizer, text, role, limit) -> token ids with pooling weights
 METHODS: dict[str, Callable[[Any, str, str, int], PooledIds]] = {
     "last": lambda t, text, role, limit: pool_last(tokenize_text(t, text, limit)),
     "mean": lambda t, text, role, limit: pool_tail(ids := tokenize_text(t, text, limit), len(ids)),
@@ -140,7 +140,7 @@ def load_model(folder: Path, bidirectional: bool) -> Any:
 
 
 def compute_vector(folder: Path, read: PooledIds, bidirectional: bool, layer: int = -1) -> np.ndarray:
-    """One text alone through transformers."""
+    """The vector of one text, computed by transformers."""
     with torch.no_grad():
         found = load_model(folder, bidirectional)(torch.tensor([read.ids]), output_hidden_states=True)
     states = found.hidden_states[layer][0]

@@ -50,7 +50,7 @@ TRAIN_JUDGMENTS = (("q4", "owl", 1), ("q5", "compass", 1))
 
 
 class Layout(NamedTuple):
-    """How the same collection may be written."""
+    """A variant in which the collection is written."""
 
     gzipped: bool = False
     newline: str = "\n"
@@ -65,7 +65,7 @@ PLAIN = Layout()
 
 
 def write_folder(folder: Path, layout: Layout = PLAIN) -> Path:
-    """The collection as a BEIR folder."""
+    """Write the collection as a BEIR folder."""
     name = layout.id_field
     _write_lines(folder / "corpus.jsonl", [_to_json({name: i, "title": t, "text": x}) for i, t, x in DOCUMENTS], layout)
     _write_lines(folder / "queries.jsonl", [_to_json({name: i, "text": x}) for i, x in QUERIES], layout)
@@ -79,7 +79,7 @@ def write_folder(folder: Path, layout: Layout = PLAIN) -> Path:
 
 
 def build_card(folder: Path, **fields: object) -> TaskCard:
-    """A task card for a folder."""
+    """Build a task card for a folder."""
     return TaskCard(**{"name": "small", "source": SourceSpec(kind="folder", path=str(folder)), **fields})  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
-"""Ray for real, in an environment of its own (`make test-ray`); elsewhere it is not there: skipped.
+"""Runs on a real Ray cluster, in its own environment (`make test-ray`); skipped if Ray is not installed.
 
-Two nodes are started on this machine, with one CPU each, and one of them is killed in the middle of a run. The run is a
-process of its own, and its workers stop over a piece in the middle until the test lets them go on: whoever dies, dies
+Two nodes with one CPU each are started on this machine, and one of them is killed in the middle of a run. The run is a
+separate process. Its workers wait at a shard in the middle until the test continues, so that a killed worker is always
 at work.
 """
 
@@ -62,7 +62,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A server that speaks S3, and the environment that every machine needs for it."""
+    """An S3 server, and the environment variables that every machine needs for it."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -82,7 +82,7 @@ def bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def cluster(bucket: str) -> Iterator[Any]:
-    """Two nodes with one CPU each; what they need of the environment they have from here."""
+    """Two nodes with one CPU each, which inherit the environment."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +97,7 @@ def cluster(bucket: str) -> Iterator[Any]:
 
 
 def start_run(folder: Path, model: Path, task: Path, devices: str) -> "subprocess.Popen[str]":
-    """A run with a cache of its own, in a process of its own."""
+    """Start a run with its own cache in a new process."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "RETBENCH_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", RUN, *map(str, (folder, model, task)), devices]
@@ -105,7 +105,7 @@ def start_run(folder: Path, model: Path, task: Path, devices: str) -> "subproces
 
 
 def wait_for_run(process: "subprocess.Popen[str]") -> str:
-    """What it said, having ended well."""
+    """Wait for exit code 0; return stderr."""
     _, said = process.communicate()
     assert process.returncode == 0, said[-3000:]
     return said
@@ -125,7 +125,7 @@ def alone(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def wait_until_working(running: "subprocess.Popen[str]", note: Path) -> int:
-    """The worker that left this note when it began a piece in the middle."""
+    """Wait for the file that a worker writes at a shard in the middle; return its process id."""
     while not (note.exists() and note.read_text()):
         assert running.poll() is None, running.communicate()[1][-3000:]
         time.sleep(0.05)
@@ -133,7 +133,7 @@ def wait_until_working(running: "subprocess.Popen[str]", note: Path) -> int:
 
 
 def read_worker_logs(folder: Path) -> dict[str, str]:
-    """Every shard's note: its checksum, and the seconds it took."""
+    """The metadata of every shard: its checksum and its seconds."""
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("shard-*.json")}
 
 

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises and no other test holds: no key in anything written or said, no code run without trust.
+"""The promises of SECURITY.md without another test: no key in any output, no remote code without trust.
 
 Elsewhere: pickles (test_weights.py), archives (test_beir_archives.py), ids and names as paths (test_collections.py,
 test_cards.py), hostile names in the page (test_html_page.py), damaged input (test_fuzz.py).
@@ -72,7 +72,7 @@ def build_run_command(task: Path, out: Path, *more: str) -> tuple[str, ...]:
 
 
 def run_subprocess(words: tuple[str, ...]) -> tuple[int, str, str]:
-    """The command as a user starts it, with everything it says; at its most talkative."""
+    """Run the command in a new process with --verbose; return exit code, stdout and stderr."""
     command = [sys.executable, "-m", "retbench", "--verbose", *words]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     return ran.returncode, ran.stdout, ran.stderr

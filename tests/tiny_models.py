@@ -1,6 +1,7 @@
 """A tiny Qwen2-type model, random weights and a trained byte-level tokenizer: a real Hugging Face folder in a second.
 
-Random, so its rankings mean nothing; real, so loading, tokens, padding, chat template and shapes are as with Qwen2.5.
+Its weights are random, so its rankings mean nothing. Loading, tokens, padding, chat template and shapes are those of
+Qwen2.5.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ VOCABULARY = 480
 WIDTH = 64
 LAYERS = 2
 
-# Like Qwen2.5's own template, it writes a system turn of its own when the caller passes none.
+# Like Qwen2.5's template, it adds a system turn if the caller passes none.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -76,7 +77,7 @@ def build_model(folder: Path, **config: Any) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = Qwen2ForCausalLM(Qwen2Config(**{**settings, **config}))
-        with torch.no_grad():  # transformers leaves the padding token's row at zero; here it is also the end token
+        with torch.no_grad():  # transformers sets the row of the padding token to zero; here it is also the end token
             embeddings: Any = model.get_input_embeddings()
             embeddings.weight[tokens.pad_token_id].normal_(std=0.02)
     model.save_pretrained(folder)

@@ -60,7 +60,7 @@ def server() -> Iterator[fork_server.ForkServer]:
 
 @pytest.fixture
 def cell(model: Path, task: Path, tmp_path: Path) -> MakeJob:
-    """Jobs of one cell, each with a results folder and a cache of its own."""
+    """Build jobs of one cell, each with its own results folder and cache."""
 
     def make(name: str, **changes: Any) -> FaultJob:
         out, cache, log = (str(tmp_path / f"{name}{end}") for end in ("", "-cache", ".log"))

@@ -23,7 +23,7 @@ def run_job(server: fork_server.ForkServer, job: FaultJob) -> int:
 
 
 def run_without_fault(server: fork_server.ForkServer, job: FaultJob) -> dict[str, Any]:
-    """Run it without any fault; what it left."""
+    """Run a job without a fault; return its results."""
     healthy = replace(job, phase="", signal_at=None, memory_headroom=0)
     assert run_job(server, healthy) == 0, job.read_output()
     return read_results(healthy)
@@ -36,7 +36,7 @@ def run_training(server: fork_server.ForkServer, job: FaultJob) -> tuple[bytes, 
 
 
 def run_until_signal(server: fork_server.ForkServer, job: FaultJob, moments: int, draw: random.Random) -> FaultJob:
-    """Run it into its signal at a random moment of its phase; one that came through has passed the moment."""
+    """Run a job until a signal at a random moment of its phase; return the job."""
     hit = replace(job, signal_at=draw.randint(1, moments))
     expected = -signal.SIGKILL if job.signal == signal.SIGKILL else 130
     assert run_job(server, hit) == expected, (hit.signal_at, moments, job.read_output())

@@ -1,8 +1,8 @@
 """A fork that runs one retbench command and injects a fault at a chosen moment of a chosen phase.
 
-A moment is a number: how many Python calls, returns and calls into C happened since the phase began. A run without a
-fault writes down how many there were, so a test draws one of them and the fault strikes exactly there, without a clock:
-between two files, between a write and its rename, inside a step. SIGKILL is not caught by anything.
+A moment is the number of Python calls, returns and calls into C since the phase began. A run without a fault counts
+them, so a test can draw one of them, and the fault happens exactly there without a clock: between two files, between a
+write and its rename, inside a step. SIGKILL cannot be caught.
 """
 
 import os
@@ -50,7 +50,7 @@ PHASES: dict[str, Callable[..., Any]] = {
 
 
 class MomentCounter:
-    """Counts what happens inside a phase; at one of the moments the process is sent a signal."""
+    """Counts the moments of a phase, and sends the process a signal at one of them."""
 
     def __init__(self, phase: str, at: int | None, number: int) -> None:
         self.code: CodeType = PHASES[phase].__code__  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ class MomentCounter:
 
 @dataclass(frozen=True)
 class MemoryHungryEncoder:
-    """An encoder that really asks for memory, as much as it has texts before it."""
+    """An encoder that allocates memory in proportion to the batch."""
 
     encoder: Any
     bytes_per_text: int
@@ -87,20 +87,20 @@ class MemoryHungryEncoder:
 
 @dataclass(frozen=True)
 class FaultJob(fork_server.CellRun):
-    """One command, and what befalls it. What it says goes to `<log>.said`, the count of moments to `<log>.moments`."""
+    """A command and its fault. Its output goes to `<log>.said`, the count of moments to `<log>.moments`."""
 
     argv: tuple[str, ...] = ()
     environment: dict[str, str] | None = None
     phase: str = ""
     signal_at: int | None = None
     signal: int = signal.SIGKILL
-    memory_headroom: int = 0  # bytes of memory beside what a warm process has
-    bytes_per_text: int = 0  # bytes an encoder asks for, a text
-    clock_seed: int = 0  # the seed of a clock that jumps
-    keep_encoder: bool = False  # the encoder stays the one that was asked for
+    memory_headroom: int = 0  # bytes of memory above those of the forked process
+    bytes_per_text: int = 0  # bytes that the encoder allocates per text
+    clock_seed: int = 0  # the seed of a jumping clock
+    keep_encoder: bool = False  # use the encoder of the command
 
     def run(self) -> int:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a process group may have been told to ignore it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the process group may ignore it
         said = os.open(f"{self.log}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1), os.dup2(said, 2)
         self.install_encoder()
@@ -133,7 +133,7 @@ class FaultJob(fork_server.CellRun):
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def count_moments(self, server: fork_server.ForkServer) -> int:
-        """How many moments its phase has, from a run in which nothing happened."""
+        """Count the moments of the phase in a run without a fault."""
         server.start(replace(self, signal_at=None))
         assert server.wait_for_exit() == 0, self.read_output()
         return int(Path(f"{self.log}.moments").read_text())
@@ -152,7 +152,7 @@ def install_memory_hungry_encoder(each: int) -> None:
 
 
 def install_jumping_clock(draw: random.Random) -> None:
-    """Every look at the clock of the wall finds another hour, forwards or back."""
+    """Make every reading of the wall clock jump, forwards or back."""
     now = time.time
 
     def jumped() -> float:
