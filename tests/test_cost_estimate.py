@@ -42,6 +42,12 @@ def test_peak_flops_and_utilisation_give_the_rate() -> None:
     assert found.cost is None
 
 
+def test_search_is_at_least_as_long_as_reading_the_vectors() -> None:
+    fast = estimate_cost.DeviceSpec(peak=1e15)
+    found = estimate_cost.estimate_cost(CARD, CORPUS, fast, {"vector_dtype": "int8"})
+    assert found.search_seconds == pytest.approx(1000 * 100 * 4 / estimate_cost.SEARCH_BYTES_PER_SECOND)
+
+
 WRONG_ARGUMENTS: dict[str, Any] = {
     "no speed": lambda: estimate_cost.estimate_cost(CARD, CORPUS, estimate_cost.DeviceSpec(), {}),
     "no shape": lambda: estimate_cost.estimate_cost(

@@ -1,13 +1,12 @@
 """Estimate tokens, device hours, disk, network and cost for a corpus of any size (docs/scale.md).
 
-Nothing is measured here. The user gives the speed: tokens per second of a finished run, or a device's peak and the
-fraction of it that is reached.
+The user gives the speed: tokens per second of a finished run, or a device's peak and the fraction of it that is reached.
 
     FLOP per token 2 x (parameters - vocabulary x width) + 2 x layers x width x mean tokens (causal attention)
     tokens         documents x mean tokens (and the queries')
     device hours   tokens / (tokens per second of one device) / 3600
     disk           (documents + queries) x bytes per vector
-    search         2 x documents x queries x dimensions FLOP
+    search         2 x documents x queries x dimensions FLOP, or reading the vectors if that takes longer
 """
 
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_r
 
 TEXT_BYTES = 4.5  # per token of English text; only the network estimate uses it
 WEIGHT_BYTES = 2  # bfloat16
+# float32 vectors per second from host memory through exact search on one H200: benchmarks/results/gpu_check_h200.md
+SEARCH_BYTES_PER_SECOND = 4e9
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,16 @@ def estimate_cost(card: ModelCard, corpus: CorpusSize, devices: DeviceSpec, over
     return CostEstimate(
         card.name, flop, tokens, throughput, hours, hours / devices.count, disk,
         devices.count * weights + tokens * TEXT_BYTES + disk, search,
-        search / (devices.peak * devices.utilization) if devices.peak else None,
+        estimate_search_seconds(search, corpus.documents * dimensions, devices),
         hours * devices.price if devices.price is not None else None,
     )  # fmt: skip
+
+
+def estimate_search_seconds(flop: float, numbers: float, devices: DeviceSpec) -> float | None:
+    """Estimate exact search on one device: products, or reading so many float32 numbers; None without a peak."""
+    if not devices.peak:
+        return None
+    return max(flop / (devices.peak * devices.utilization), 4 * numbers / SEARCH_BYTES_PER_SECOND)
 
 
 def compute_flop_per_token(card: ModelCard, length: float) -> float:
