@@ -16,7 +16,8 @@ from retbench.engines.padding import pad_rows
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.training import lora
-from retbench.training.query_likelihood import QueryLikelihoodModel, build_attention_mask, corrupt_text
+from retbench.training.attention_stop import build_attention_mask
+from retbench.training.query_likelihood import QueryLikelihoodModel, corrupt_text
 from tests import small_collection, tiny_models
 
 PLAIN = LexicalSettings(variant="dirichlet", mu=3.0, stopwords="en")

@@ -21,6 +21,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.padding import pad_rows
 from retbench.errors import UsageError
 from retbench.training import distributed
+from retbench.training.attention_stop import Masks, build_model_masks, check_mask_is_obeyed
 from retbench.training.contrastive_batches import BatchSampler
 from retbench.training.train_forward import split_into_passes
 from retbench.training.training_set import TrainingSet
@@ -49,6 +50,7 @@ class QueryLikelihoodModel:
             raise UsageError(
                 "the tokenizer has no end-of-sequence token, which is needed as bottleneck", "use another model"
             )
+        check_mask_is_obeyed(self.model, self._run_model, self._build_masks)
 
     def tokenize_pairs(self, documents: Sequence[str], queries: Sequence[str]) -> list[QueryLikelihoodRow]:
         """Pairs as rows; documents are cut before they are put into the template, so the prompt stays complete."""
@@ -63,13 +65,22 @@ class QueryLikelihoodModel:
     def compute_logits(self, rows: Sequence[QueryLikelihoodRow], first: int = 0) -> tuple[Tensor, Tensor]:
         """The logits of padded rows from a position on, and the rows' ids from there."""
         padded, lengths = pad_rows([row.ids for row in rows])
-        mask = build_attention_mask(lengths, [row.bottleneck for row in rows], self.settings.attention_stop)
+        logits = self._run_model(padded, self._build_masks(lengths, [row.bottleneck for row in rows]), first)
+        return logits.float(), padded[:, first:].to(self.device)
+
+    def _build_masks(self, lengths: Tensor, bottlenecks: Sequence[int]) -> Masks:
+        config: Any = self.model.config
+        dtype = torch.bfloat16 if self.dtype == "bfloat16" else next(self.model.parameters()).dtype
+        return build_model_masks(config, lengths, bottlenecks, self.settings.attention_stop, dtype, self.device)
+
+    def _run_model(self, ids: Tensor, masks: Masks, first: int = 0) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
             output = self.model(
-                input_ids=padded.to(self.device), attention_mask=mask.to(self.device), use_cache=False,
-                logits_to_keep=padded.shape[1] - first,
-            ).logits  # fmt: skip
-        return output.float(), padded[:, first:].to(self.device)
+                input_ids=ids.to(self.device), attention_mask=masks, use_cache=False,
+                logits_to_keep=ids.shape[1] - first,
+            )  # fmt: skip
+        logits: Tensor = output.logits
+        return logits
 
     @torch.no_grad()
     def compute_log_likelihoods(self, documents: Sequence[str], queries: Sequence[str], max_tokens: int) -> np.ndarray:
@@ -84,19 +95,6 @@ class QueryLikelihoodModel:
                 query_scores = token_scores[position, row.bottleneck - first : len(row.ids) - 1 - first]
                 log_likelihoods[index] = float(query_scores.sum())
         return log_likelihoods
-
-
-def build_attention_mask(lengths: Tensor, bottlenecks: Sequence[int], stop: bool) -> Tensor:
-    """The causal mask, [row, 1, from, to]. A padding position attends to itself, or its softmax would be NaN."""
-    size = int(lengths.max())
-    causal = torch.ones(size, size, dtype=torch.bool).tril()
-    allowed = causal.repeat(len(lengths), 1, 1)
-    for row, (length, bottleneck) in enumerate(zip(lengths.tolist(), bottlenecks, strict=True)):
-        if stop:
-            allowed[row, bottleneck + 1 :, :bottleneck] = False
-        allowed[row, :, length:] = False
-    allowed |= torch.eye(size, dtype=torch.bool)
-    return allowed[:, None]
 
 
 def corrupt_text(text: str, ratio: float, mask_word: str, seed: tuple[int, ...]) -> str:
