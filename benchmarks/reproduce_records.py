@@ -4,8 +4,8 @@
     python benchmarks/reproduce_records.py --models smollm2-135m-instruct-q4 --documents 1000
 
 Use it to check a change that must not change any result, such as a refactoring. The settings-id and the scores must be
-equal. In the run file the score at every rank must be equal to 1e-5, because the last bits of a float32 sum depend on
-the processor: two documents whose scores are that close may change places.
+equal. A document must have the same score to 1e-5, because the last bits of a float32 sum depend on the processor: two
+documents whose scores are that close may change places in the run file.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from retbench.records.scored_run import read_raw_scores
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("RETBENCH_SHARED", ROOT.parent / "shared")) / "collections"
@@ -56,18 +58,19 @@ def find_cells(models: list[str], documents: int) -> Iterator[CommittedCell]:
             yield CommittedCell(file.parent, record)
 
 
-def read_run(file: Path) -> dict[str, list[tuple[str, float]]]:
-    """Documents and scores by query, in the order of the file."""
-    run: dict[str, list[tuple[str, float]]] = {}
-    for line in gzip.decompress(file.read_bytes()).decode().splitlines():
-        query, _, document, _, score, _ = line.split()
-        run.setdefault(query, []).append((document, float(score)))
-    return run
+def read_run(folder: Path) -> dict[str, list[tuple[str, float]]]:
+    """Documents and their raw scores by query, in the order of the run file."""
+    raw_scores = read_raw_scores(folder)
+    documents: dict[str, list[str]] = {}
+    for line in gzip.decompress((folder / "run.trec.gz").read_bytes()).decode().splitlines():
+        query, _, document, *_ = line.split()
+        documents.setdefault(query, []).append(document)
+    return {query: list(zip(names, raw_scores[query], strict=True)) for query, names in documents.items()}
 
 
 def compare_runs(before: Path, after: Path) -> str | None:
-    """The first difference of two run files; a run file that was not committed is not compared."""
-    if not before.exists():
+    """The first difference of two runs; a run file that was not committed is not compared."""
+    if not (before / "run.trec.gz").exists():
         return None
     old, new = read_run(before), read_run(after)
     if {query: len(ranking) for query, ranking in old.items()} != {query: len(new[query]) for query in new}:
@@ -77,7 +80,7 @@ def compare_runs(before: Path, after: Path) -> str | None:
         by_rank = max(abs(a[1] - b[1]) for a, b in zip(ranking, new[query], strict=True))
         by_document = max(abs(score - scores.get(name, ranking[-1][1])) for name, score in ranking)
         if max(by_rank, by_document) > TOLERANCE:
-            return f"query {query}: a score of the run file differs by {max(by_rank, by_document):.2e}"
+            return f"query {query}: the score of a document differs by {max(by_rank, by_document):.2e}"
     return None
 
 
@@ -88,7 +91,7 @@ def compare_records(cell: CommittedCell, answer: dict[str, Any]) -> str | None:
     for name, score in cell.record["scores"].items():
         if abs(answer["scores"][name] - score) > TOLERANCE:
             return f"{name} {answer['scores'][name]:.6f}, committed {score:.6f}"
-    return compare_runs(cell.folder / "run.trec.gz", Path(answer["record"]) / "run.trec.gz")
+    return compare_runs(cell.folder, Path(answer["record"]))
 
 
 def reproduce(cell: CommittedCell, out: Path) -> str | None:
