@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import re
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, MissingError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base_model.model."  # before every name in an adapter of peft
 
 
 def is_adapter_folder(path: Path) -> bool:
@@ -49,23 +52,67 @@ def check_parent(folder: Path, fingerprint: str) -> None:
 
 def merge_adapter(parent_folder: Path, adapter: Path, folder: Path) -> None:
     """Merge parent and adapter into `folder`; in float32, so that small changes are not lost by rounding."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers import AutoTokenizer
 
-    peft = import_peft()
-    transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
-        model: Any = AutoModel.from_pretrained(
-            parent_folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        config = peft.PeftConfig.from_pretrained(adapter)
-        config.task_type = None  # load it into the backbone, whatever task it was trained for
-        model = peft.PeftModel.from_pretrained(model, adapter, config=config).merge_and_unload()
-    model.save_pretrained(folder, max_shard_size="1TB")
+    from retbench.engines import model_loader
+
+    parent = model_loader.load_text_model(parent_folder, "float32")
+    model = _load_adapter(parent, adapter).merge_and_unload()
+    model_loader.save_model_folder(model, folder)
     tokenizer_folder = adapter if (adapter / "tokenizer_config.json").exists() else parent_folder
     AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False).save_pretrained(folder)
+
+
+def _load_adapter(parent: Any, adapter: Path) -> Any:
+    """The parent with the adapter beside its weights. Every weight of the adapter must have found its layer."""
+    from safetensors import safe_open
+
+    from retbench.engines import model_loader
+
+    peft = import_peft()
+    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:
+        names = list(stored.keys())
+    text_names = [name for name in names if not re.search(model_loader.TOWERS, name)]
+    prefix = _find_layer_prefix(text_names, {name for name, _ in parent.named_modules()})
+    config = peft.PeftConfig.from_pretrained(adapter)
+    config.task_type = None  # load it into the backbone, whatever task it was trained for
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+        try:
+            model = peft.PeftModel.from_pretrained(
+                parent, adapter, config=config, key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None
+            )
+        except (ValueError, RuntimeError) as problem:  # no such layer, or one of another shape
+            raise DataError(
+                f"{adapter} does not fit its parent: {str(problem).splitlines()[0]}",
+                "give the parent it was trained on",
+            ) from problem
+    _check_all_used(adapter, {name.replace(BASE + prefix, BASE, 1) for name in names}, model, peft)
+    return model
+
+
+def _find_layer_prefix(names: list[str], layers: set[str]) -> str:
+    """What stands before the layers' names in an adapter trained on a whole language model (`model.`) or on a
+    multimodal one (`model.language_model.`): the parent is loaded without its head.
+    """
+    found: Counter[str] = Counter()
+    for name in names:
+        parts = name.removeprefix(BASE).split(".")
+        paths = [(start, end) for start in range(len(parts)) for end in range(len(parts), start + 1, -1)]
+        match = next((start for start, end in paths if ".".join(parts[start:end]) in layers), None)
+        if match is not None:
+            found["".join(f"{part}." for part in parts[:match])] += 1
+    return found.most_common(1)[0][0] if found else ""
+
+
+def _check_all_used(adapter: Path, names: set[str], model: Any, peft: Any) -> None:
+    from retbench.engines import model_loader
+
+    expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+    known = expected | {name.replace(".base_layer.", ".") for name in model.state_dict()}
+    info = {"missing_keys": expected - names, "unexpected_keys": names - known, "mismatched_keys": ()}
+    model_loader.check_loaded_weights(adapter, info, unused=(model_loader.TOWERS, model_loader.HEADS))
 
 
 def import_peft() -> Any:

@@ -14,15 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED_LM_TYPES
-from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype
-from retbench.engines import peak_throughput, remote_code, rotary_positions, varlen
-from retbench.engines.memory import keep_freed_pages
+from retbench.engines import model_loader, peak_throughput, remote_code, rotary_positions, varlen
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 from retbench.engines.padding import pad_rows
 from retbench.engines.tokenizers import load_tokenizer
@@ -126,20 +124,10 @@ class Backbone:
 
 def is_causal(folder: Path) -> bool:
     """Whether the model attends only to earlier tokens, by its config. Masked language models are bidirectional."""
-    config = _read_config(folder)
+    config = model_loader.read_text_settings(folder)
     is_marked_causal = config.get("is_causal", True) is not False and not config.get("use_bidirectional_attention")
     is_masked_lm = config.get("model_type") in MASKED_LM_TYPES or "AutoModelForMaskedLM" in config.get("auto_map", {})
     return is_marked_causal and not is_masked_lm
-
-
-def choose_attention_kernel(folder: Path) -> str | None:
-    """The required attention kernel: eager for soft-capped scores, which not all versions of the kernels support."""
-    return "eager" if _read_config(folder).get("attn_logit_softcapping") else None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return {**config, **config.get("text_config", {})}
 
 
 def has_text_config(folder: Path) -> bool:
@@ -152,22 +140,9 @@ def load_backbone(folder: Path, dtype: Dtype, device: torch.device, rope: str | 
 
     `rope` is the RoPE scaling.
     """
-    keep_freed_pages()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     trust = remote_code.is_remote_code_trusted()
-    with remote_code.explain_refused_code(folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    model_class: Any = MODEL_MAPPING[type(config.get_text_config())] if has_text_config(folder) else AutoModel
-    options: dict[str, Any] = {}
-    if rope:
-        options = {"config": config.get_text_config()}
-        rotary_positions.apply_rope_scaling(options["config"], rope)
-    model = model_class.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=choose_attention_kernel(folder),
-        trust_remote_code=trust, use_safetensors=True, **get_device_map_options(device), **options,
-    )  # fmt: skip
-    return Backbone(model.to(device).eval(), load_tokenizer(folder), is_causal(folder), dtype, device)
+    loaded: Any = model_loader.load_text_model(folder, dtype, get_device_map_options(device), rope, trust)
+    return Backbone(loaded.to(device).eval(), load_tokenizer(folder), is_causal(folder), dtype, device)
 
 
 def get_device_map_options(device: torch.device) -> dict[str, Any]:

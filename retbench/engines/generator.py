@@ -12,11 +12,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retbench.cards.model import Dtype
-from retbench.engines import backbone, lm_head
+from retbench.engines import backbone, lm_head, model_loader
 from retbench.engines.tokenizers import load_tokenizer, truncate_texts
 from retbench.errors import UsageError
 
@@ -124,14 +123,7 @@ class TransformersGenerator(GeneratorBase):
     @cached_property
     def causal_model(self) -> PreTrainedModel:
         """The whole causal language model, for generation."""
-        transformers_logging.disable_progress_bar()
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.folder,
-            dtype=getattr(torch, self.dtype),
-            attn_implementation=backbone.choose_attention_kernel(self.folder),
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+        model: Any = model_loader.load_language_model(self.folder, self.dtype)
         loaded: PreTrainedModel = model.to(self.device).eval()
         return loaded
 

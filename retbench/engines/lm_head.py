@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from retbench.engines.backbone import Backbone
+from retbench.engines.model_loader import list_weight_files
 from retbench.errors import UsageError
 
 HEAD_NAMES = ("lm_head", "embed_out")  # the names in different architectures; the second is GPT-NeoX
@@ -37,7 +38,7 @@ def load_lm_head(folder: Path, backbone: Backbone) -> LMHead:
     config = backbone.model.config
     weight = _read_head_tensor(folder, "weight")
     if weight is None:
-        if not (config.tie_word_embeddings or config.get_text_config().tie_word_embeddings):
+        if not getattr(config, "tie_word_embeddings", False):
             raise UsageError(
                 f"the weights at {folder.name} have no language-model head, but this method needs its logits",
                 "use a dense method, or weights with the head",
@@ -56,7 +57,7 @@ def _find_input_embedding_name(backbone: Backbone) -> str:
 
 def _read_head_tensor(folder: Path, part: str) -> Tensor | None:
     key_endings = tuple(f"{name}.{part}" for name in HEAD_NAMES)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in list_weight_files(folder):
         with safe_open(file, "pt") as stored:
             for key in stored.keys():  # noqa: SIM118  # no dict: it cannot be iterated
                 if key.endswith(key_endings):

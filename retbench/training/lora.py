@@ -6,31 +6,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from retbench.cards.recipe import LoraSettings, Recipe
+from retbench.engines import model_loader
 from retbench.engines.adapters import import_peft
-from retbench.engines.backbone import choose_attention_kernel
-from retbench.engines.memory import keep_freed_pages
 from retbench.errors import DataError
 
 
 def load_model(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
     """Load the model to train: frozen weights in the recipe's dtype, or all of them in float32."""
-    keep_freed_pages()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    model_class = AutoModelForCausalLM if head else AutoModel
-    dtype = getattr(torch, recipe.dtype) if recipe.lora and not head else torch.float32
-    model: nn.Module = model_class.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation=choose_attention_kernel(folder),
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    return model
+    if head:
+        return model_loader.load_language_model(folder, "float32")
+    return model_loader.load_text_model(folder, recipe.dtype if recipe.lora else "float32")
 
 
 def prepare_for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -81,4 +68,4 @@ def save_trained_weights(model: Any, folder: Path, parent: str, state: dict[str,
         model.save_pretrained(folder, save_embedding_layers=False, **options)  # else peft asks the hub about the parent
         (folder / "README.md").unlink(missing_ok=True)  # peft writes an empty form
     else:
-        model.save_pretrained(folder, max_shard_size="1TB", **options)
+        model_loader.save_model_folder(model, folder, **options)

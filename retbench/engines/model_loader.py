@@ -1,0 +1,203 @@
+"""Loads the weights of a Hugging Face folder, and refuses a model that the folder does not hold completely.
+
+transformers fills a missing weight with random numbers and says so only in a log. So everything that loads weights
+(evaluation, training, merging, mining, reranking) does it here, where missing and unused weights are an error, except
+those that cannot change a vector (below: towers, heads, poolers, buffers).
+
+Of a multimodal model only the text part is loaded. The prefix of its names differs between the hub, transformers'
+versions and trained models (`model.`, `language_model.model.`, `model.language_model.`), so it is read from the files.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from retbench.cards.model import Dtype
+from retbench.engines import remote_code, rotary_positions
+from retbench.engines.memory import keep_freed_pages
+from retbench.errors import DataError
+
+INDEX_FILE = "model.safetensors.index.json"
+TOWERS = r"(^|\.)(visual|vision_tower|vision_model|vision_embed_tokens|multi_modal_projector|audio_tower|embed_audio)\."
+HEADS = (  # of language models, classifiers, BERT, DistilBERT, ALBERT, ELECTRA and ModernBERT
+    r"(^|\.)(lm_head|embed_out|score|classifier|qa_outputs)\."
+    r"|^(cls|predictions|vocab_transform|vocab_layer_norm|vocab_projector|(discriminator|generator)_predictions)\."
+    r"|^head\.(dense|norm)\.|^decoder\.(weight|bias)$"
+)
+POOLER = r"(^|\.)pooler\."  # BERT's layer over its first state; no method reads it
+BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|(attention|attn)\.(masked_)?bias$"  # computed, not learned
+EMBEDDING = "embed_tokens.weight"
+MAX_NAMES = 4  # in a message
+
+
+def load_text_model(
+    folder: Path,
+    dtype: Dtype,
+    device_options: dict[str, Any] | None = None,
+    rope: str | None = None,
+    trust: bool = False,
+) -> PreTrainedModel:
+    """The text part without language-model head. `rope` is the RoPE scaling; `trust` allows remote code."""
+    config = load_config(folder, trust)
+    text_config = find_text_config(config)
+    options: dict[str, Any] = {**(device_options or {}), "trust_remote_code": trust}
+    if text_config is not None or rope:
+        options["config"] = text_config or config.get_text_config()
+    if rope:
+        rotary_positions.apply_rope_scaling(options["config"], rope)
+    model_class: Any = AutoModel if text_config is None else MODEL_MAPPING[type(text_config)]
+    model, info = _load(model_class, folder, dtype, _map_text_names(folder, ""), options)
+    check_loaded_weights(folder, info, missing=(POOLER,), unused=(TOWERS, HEADS, POOLER, BUFFERS))
+    part: Any = model
+    part.has_renamed_weights = text_config is not None  # for save_model_folder
+    return model
+
+
+def load_language_model(folder: Path, dtype: Dtype) -> PreTrainedModel:
+    """The causal language model with its head; a vision tower that comes along is frozen."""
+    config = load_config(folder)
+    text_config = find_text_config(config)
+    if text_config is not None and type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        model, info = _load(AutoModelForImageTextToText, folder, dtype, {}, {})
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(not re.search(TOWERS, name))
+    else:
+        options = {} if text_config is None else {"config": text_config}
+        model, info = _load(AutoModelForCausalLM, folder, dtype, _map_text_names(folder, "model."), options)
+    check_loaded_weights(folder, info, missing=(), unused=(TOWERS, POOLER, BUFFERS))
+    return model
+
+
+def load_config(folder: Path, trust: bool = False) -> Any:
+    """The config of a folder."""
+    with remote_code.explain_refused_code(folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+
+
+def find_text_config(config: Any) -> Any | None:
+    """The config of the text part of a multimodal model; None for other models."""
+    text_config = config.get_text_config()
+    if text_config is config or type(text_config) not in MODEL_MAPPING:
+        return None
+    if getattr(config, "tie_word_embeddings", None) is not None:  # whether the head is the embedding is told there
+        text_config.tie_word_embeddings = config.tie_word_embeddings
+    return text_config
+
+
+def _load(
+    model_class: Any, folder: Path, dtype: Dtype, names: dict[str, str], options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' lists of missing, unused and ill-shaped weights."""
+    keep_freed_pages()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    model, info = model_class.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=choose_attention_kernel(folder),
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        key_mapping=names or None,
+        **{"trust_remote_code": False, **options},
+    )
+    return model, info
+
+
+def read_text_settings(folder: Path) -> dict[str, Any]:
+    """The settings in config.json; those of a text part take precedence."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return {**config, **config.get("text_config", {})}
+
+
+def choose_attention_kernel(folder: Path) -> str | None:
+    """The required attention kernel: eager for soft-capped scores, which not all versions of the kernels support."""
+    return "eager" if read_text_settings(folder).get("attn_logit_softcapping") else None
+
+
+def list_weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers reads: those of the index, or one file."""
+    index = folder / INDEX_FILE
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return sorted(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
+    try:
+        files = sorted({folder / Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise DataError(f"{index} is damaged: {problem}", "copy or fetch the folder again") from problem
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise DataError(f"{folder} has no {absent[0]}, which its index names", "copy or fetch the folder again")
+    return files
+
+
+def read_weight_names(folder: Path) -> list[str]:
+    """The names of all stored weights."""
+    names: list[str] = []
+    for file in list_weight_files(folder):
+        with safe_open(file, "pt") as stored:
+            names += stored.keys()
+    return names
+
+
+def _map_text_names(folder: Path, target: str) -> dict[str, str]:
+    """Patterns that rename the stored weights of a text part, if transformers would not find them by itself."""
+    stored = [name for name in read_weight_names(folder) if not re.search(TOWERS, name)]
+    prefixes = {name.removesuffix(EMBEDDING) for name in stored if re.search(rf"(^|\.){EMBEDDING}$", name)}
+    if len(prefixes) != 1 or prefixes <= {"", "model."}:
+        return {}
+    heads = {match.group() for name in stored if (match := re.search(r"^.*\.(?=lm_head\.)", name))}
+    return {f"^{re.escape(prefix)}(?!lm_head)": target for prefix in prefixes} | {
+        f"^{re.escape(head)}(?=lm_head)": "" for head in heads
+    }
+
+
+def check_loaded_weights(
+    folder: Path, info: dict[str, Any], missing: Iterable[str] = (), unused: Iterable[str] = ()
+) -> None:
+    """Raise an error for missing, unused and ill-shaped weights, except those that the patterns allow."""
+    problems = {
+        "has no": _drop_matching(info["missing_keys"], missing),
+        "has, but its config does not need,": _drop_matching(info["unexpected_keys"], unused),
+        "has in another shape than its config": sorted(str(entry[0]) for entry in info["mismatched_keys"]),
+        "cannot be read:": sorted(map(str, info.get("error_msgs") or ())),
+    }
+    for word, names in problems.items():
+        if names:
+            raise DataError(
+                f"{folder} {word} {format_names(names)}",
+                "a model with random or unused weights would be scored: copy or fetch the folder again, or report its "
+                "layout",
+            )
+
+
+def _drop_matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    harmless = "|".join(patterns)
+    return sorted(name for name in map(str, names) if not (harmless and re.search(harmless, name)))
+
+
+def format_names(names: list[str]) -> str:
+    """The first names of a list, and how many there are."""
+    shown = ", ".join(names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown} and {len(names) - MAX_NAMES} more ({len(names)} weights)"
+
+
+def save_model_folder(model: nn.Module, folder: Path, **options: Any) -> None:
+    """Write a loaded model in one file; a text part under its own names, so that every library reads it."""
+    saved: Any = model
+    renamed = getattr(model, "has_renamed_weights", False)
+    saved.save_pretrained(folder, max_shard_size="1TB", save_original_format=not renamed, **options)
