@@ -18,6 +18,7 @@ from retbench.pipelines.runs.compare import compare_runs
 from retbench.pipelines.runs.inspect import inspect_run
 from retbench.records.load_run import read_trec_run
 from retbench.records.results_folder import ResultsFolder
+from retbench.reports.comparison import format_comparison
 from retbench.scoring.significance import compute_paired_p_value
 from tests import small_collection
 from tests.finished_runs import METRIC, write_finished_run
@@ -193,3 +194,21 @@ def test_a_run_is_found_by_a_settings_id_prefix(results: Path) -> None:
     assert out.exit_code == 0
     assert "All recorded settings are equal." in out.stdout
     assert runner.invoke(app, ["inspect", "zzz", "--results", str(results)]).exit_code == 2
+
+
+@pytest.mark.parametrize(("queries", "expected"), [(4, "0.1250"), (5, "0.0625"), (6, "same sign on every query")])
+def test_no_power_is_claimed_that_so_few_queries_cannot_have(tmp_path: Path, queries: int, expected: str) -> None:
+    a = write_finished_run(tmp_path, "a", "t", [0.9, 0.8, 0.7, 0.9, 0.6, 0.8][:queries])
+    b = write_finished_run(tmp_path, "b", "t", [0.1, 0.1, 0.2, 0.2, 0.1, 0.3][:queries])
+    comparison = retbench.compare(a, b)
+    assert comparison.test is not None
+    assert (comparison.test.p_value <= 0.05) == (queries == 6)
+    printed = format_comparison(comparison)
+    assert expected in printed
+    assert "80%" not in printed
+
+
+def test_the_detectable_difference_is_printed_for_more_queries(tmp_path: Path) -> None:
+    a = write_finished_run(tmp_path, "a", "t", [0.9, 0.8, 0.7, 0.9, 0.6, 0.8, 0.4, 0.9])
+    b = write_finished_run(tmp_path, "b", "t", [0.1, 0.1, 0.2, 0.2, 0.1, 0.3, 0.5, 0.4])
+    assert "significant in about 80% of cases" in format_comparison(retbench.compare(a, b))

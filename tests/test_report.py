@@ -49,6 +49,32 @@ def test_rank_counts_the_rows_that_are_significantly_better(tmp_path: Path) -> N
     assert sorted(_list_board_rows(tmp_path)) == [(1, "a", "good"), (1, "a", "same"), (3, "b", "bad")]
 
 
+def test_a_better_rank_below_a_worse_one_is_explained(tmp_path: Path) -> None:
+    """The third row loses by more, but its differences vary so much that this may be chance."""
+    best = [0.601] * 40
+    write_finished_run(tmp_path, "best", "t", best)
+    write_finished_run(
+        tmp_path, "second", "t", [score - 0.07 - 0.02 * (number % 2) for number, score in enumerate(best)]
+    )
+    write_finished_run(tmp_path, "third", "t", [0.5 + 0.45 * (-1) ** number for number in range(40)])
+    (board,) = build_report(tmp_path).boards
+    assert [(row.model, board.get_rank(row, "t").rank) for row in board.rows] == [
+        ("best", 1),
+        ("second", 2),
+        ("third", 1),
+    ]
+    (note,) = [note for note in build_table(board).notes if "better rank" in note]
+    assert "third bm25 (rank 1)" in note
+    assert "second" not in note
+
+
+def test_ranks_in_the_order_of_the_scores_need_no_explanation(tmp_path: Path) -> None:
+    for model, score in (("best", 0.9), ("second", 0.5), ("third", 0.1)):
+        write_finished_run(tmp_path, model, "t", [score + 0.01 * (number % 3) for number in range(20)])
+    (board,) = build_report(tmp_path).boards
+    assert not [note for note in build_table(board).notes if "better rank" in note]
+
+
 def test_the_average_is_ranked_over_the_queries_of_all_tasks(tmp_path: Path) -> None:
     for model, shift in (("good", 0.0), ("bad", 0.2)):
         write_finished_run(tmp_path, model, "one", GOOD - shift)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from retbench.errors import DataError
-from retbench.scoring import significance
+from retbench.scoring import randomisation_test, significance
 from retbench.scoring.significance import (
     ConfidenceInterval,
     ModelRank,
@@ -67,49 +67,136 @@ def test_exact_equals_scipy(queries: int) -> None:
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.01, 0.02])
-def test_sampling_agrees_with_scipy(gap: float) -> None:
+def test_p_value_agrees_with_scipy_sampling(gap: float) -> None:
     a, b = _draw_paired_scores(200, gap)
     ours, theirs = compute_paired_p_value(a, b), _scipy_p_value(a, b, rounds=9999)
-    # Four standard errors of the difference of two estimates from 10,000 rounds each.
-    assert abs(ours - theirs) <= 4 * math.sqrt(2 * max(ours * (1 - ours), 1e-4) / 10_000)
+    # Four standard errors of an estimate from 10,000 rounds.
+    assert abs(ours - theirs) <= 4 * math.sqrt(max(ours * (1 - ours), 1e-4) / 10_000)
 
 
-def _scipy_p_value(a: Floats, b: Floats, rounds: int) -> float:
+def _scipy_p_value(a: Floats, b: Floats, rounds: int, seed: int = 3) -> float:
     def statistic(x: Floats, y: Floats, axis: int) -> Floats:
         return np.asarray(np.mean(x - y, axis=axis))
 
     found = stats.permutation_test(
-        (a, b), statistic, permutation_type="samples", vectorized=True, n_resamples=rounds, rng=np.random.default_rng(3)
+        (a, b),
+        statistic,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=rounds,
+        rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
 
 
-def test_sampling_agrees_with_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = _draw_paired_scores(12, gap=0.05)
-    exact = compute_paired_p_value(a, b)
-    monkeypatch.setattr(significance, "MAX_EXACT_QUERIES", 0)
-    sampled = compute_paired_p_value(a, b, rounds=40_000)
-    assert 0.0 < abs(sampled - exact) < 4 * math.sqrt(exact * (1 - exact) / 40_000)
+@pytest.mark.parametrize("queries", [16, 20, 31, 50])
+def test_p_value_of_signed_ranks_equals_scipy_wilcoxon(queries: int) -> None:
+    ranks = np.arange(1, queries + 1) * np.where(np.random.default_rng(queries).random(queries) < 0.33, -1.0, 1.0)
+    expected = stats.wilcoxon(ranks, method="exact").pvalue
+    for scale in (1.0, 0.1, 1 / 77):
+        a, b = np.maximum(ranks * scale, 0), np.maximum(-ranks * scale, 0)
+        assert compute_paired_p_value(a, b) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_sampled_p_value_is_never_zero() -> None:
+@pytest.mark.parametrize(("wins", "losses"), [(15, 5), (40, 20), (125, 75), (3660, 3340), (31, 0)])
+def test_p_value_of_wins_and_losses_equals_scipy_sign_test(wins: int, losses: int) -> None:
+    # Every exchange with the same number of wins is a tie with the observed sum.
+    a, b = [1.0] * wins + [0.0] * (losses + 9), [0.0] * wins + [1.0] * losses + [0.0] * 9
+    expected = stats.binomtest(wins, wins + losses).pvalue
+    assert compute_paired_p_value(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("queries", [12, 18, 20])
+def test_p_value_equals_full_enumeration(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = _draw_paired_scores(queries, gap=0.05)
+    signs = ((np.arange(2**queries)[:, None] >> np.arange(queries)) & 1) * 2.0 - 1
+    expected = float((np.abs(signs @ (a - b)) >= abs((a - b).sum()) - 1e-12).mean())
+    assert compute_paired_p_value(a, b) == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(randomisation_test, "MAX_ENUMERATED", 0)
+    assert compute_paired_p_value(a, b) == pytest.approx(expected, rel=2e-3)  # 2 ** 20 sums lie close to each other
+
+
+@pytest.mark.parametrize("queries", [50, 300, 2000])
+def test_a_finer_grid_gives_the_same_p_value(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(queries)
+    a = generator.random(queries) ** 3
+    b = a + generator.normal(0.2 / math.sqrt(queries), 0.1, queries)
+    p_value = compute_paired_p_value(a, b)
+    monkeypatch.setattr(randomisation_test, "STEPS_PER_DEVIATION", 200_000)
+    assert 1e-6 < p_value < 0.2
+    assert compute_paired_p_value(a, b) == pytest.approx(p_value, rel=1e-3)
+
+
+def test_p_value_is_never_zero_and_order_does_not_matter() -> None:
     a, b = _draw_paired_scores(100, gap=5.0)
-    assert compute_paired_p_value(a, b, rounds=999) == 1 / 1000
-
-
-def test_the_seed_fixes_the_p_value_and_order_does_not_matter() -> None:
+    assert 0 < compute_paired_p_value(a, b) <= 1e-12
     a, b = _draw_paired_scores(200, gap=0.01)
-    assert (
-        compute_paired_p_value(a, b, seed=4)
-        == compute_paired_p_value(a, b, seed=4)
-        == compute_paired_p_value(b, a, seed=4)
-    )
-    assert compute_paired_p_value(a, b, seed=4) != compute_paired_p_value(a, b, seed=5)
+    assert compute_paired_p_value(a, b) == compute_paired_p_value(b, a)
     assert compute_paired_p_value(a, a) == 1.0
+    assert compute_paired_p_value(100 * a, 100 * b) == pytest.approx(compute_paired_p_value(a, b), rel=1e-3)
+
+
+def test_equal_differences_are_ties_although_floats_round_them() -> None:
+    # Differences of a tenth, written in ways that differ in the last bit: all exchanges with 20 pluses are ties.
+    a = [0.3, 0.7, 0.4, 0.9, 0.8] * 8
+    b = [0.2, 0.6, 0.3, 0.8, 0.7] * 8
+    swapped = ([*b[:10], *a[10:]], [*a[:10], *b[10:]])
+    assert compute_paired_p_value(*swapped) == pytest.approx(stats.binomtest(30, 40).pvalue, rel=1e-9)
+
+
+def _draw_scores_of_many_kinds(seed: int, queries: int) -> Floats:
+    """Twelve models on one kind of score: 0 or 1, nDCG with one relevant document, continuous, or rare wins."""
+    generator = np.random.default_rng(seed)
+    levels = np.linspace(0.3, 0.6, 12)
+    ranks = np.minimum(1 + generator.geometric(levels, (queries, 12)), 12)
+    return [
+        (generator.random((queries, 12)) < levels).astype(float),
+        np.where(ranks > 10, 0.0, 1 / np.log2(ranks)),
+        np.clip(generator.normal(levels, 0.25, (queries, 12)), 0, 1),
+        (generator.random((queries, 12)) < levels / 10).astype(float),
+    ][seed % 4]
+
+
+@pytest.mark.parametrize("queries", [6, 9, 14, 40, 150])
+def test_bounds_contain_the_p_value(queries: int) -> None:
+    for seed in range(8):
+        table = _draw_scores_of_many_kinds(seed, queries)
+        pairs = list(itertools.combinations(range(12), 2))
+        exact = np.array([compute_paired_p_value(table[:, a], table[:, b]) for a, b in pairs])
+        bounds = randomisation_test.bound_p_values(np.array([table[:, a] - table[:, b] for a, b in pairs]))
+        assert (bounds.low <= exact * (1 + 1e-6)).all()
+        assert (exact <= np.maximum(bounds.high, 1e-12) * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ranks_are_those_of_exact_p_values(seed: int) -> None:
+    table = _draw_scores_of_many_kinds(seed, 60)
+    columns = {f"m{number}": table[:, number] for number in range(12)}
+    pairs = list(itertools.combinations(columns, 2))
+    adjusted = adjust_p_values([compute_paired_p_value(columns[a], columns[b]) for a, b in pairs])
+    beaten = [
+        min(pair, key=lambda name: columns[name].mean()) for pair, p in zip(pairs, adjusted, strict=True) if p <= 0.05
+    ]
+    assert {name: rank.rank for name, rank in rank_models(columns).items()} == {
+        name: 1 + beaten.count(name) for name in columns
+    }
+    assert beaten or seed % 4 in (0, 3)
+
+
+def test_a_rank_near_alpha_does_not_depend_on_a_draw() -> None:
+    """Ten thousand random exchanges print a p-value below or above 0.05, by their seed."""
+    a, b = _draw_paired_scores(200, gap=0.0104, seed=12)
+    p_value = compute_paired_p_value(a, b)
+    sampled = [_scipy_p_value(a, b, rounds=9999, seed=seed) for seed in range(12)]
+    assert min(sampled) < p_value < max(sampled)
+    assert min(sampled) <= 0.05 < max(sampled), (p_value, sampled)
+    assert abs(np.mean(sampled) - p_value) < 4 * math.sqrt(p_value / (12 * 9999))
+    assert rank_models({"a": a, "b": b}, alpha=p_value * 1.0001)["a"].rank == 2
+    assert rank_models({"a": a, "b": b}, alpha=p_value * 0.9999)["a"].rank == 1
 
 
 def test_the_false_positive_rate_is_as_promised() -> None:
-    p_values = [compute_paired_p_value(*_draw_paired_scores(30, gap=0.0, seed=seed), rounds=199) for seed in range(600)]
+    p_values = [compute_paired_p_value(*_draw_paired_scores(30, gap=0.0, seed=seed)) for seed in range(600)]
     for level in (0.05, 0.2, 0.5):
         rate = sum(p_value <= level for p_value in p_values) / 600
         assert abs(rate - level) < 4 * math.sqrt(level * (1 - level) / 600)
@@ -175,16 +262,34 @@ def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -
     assert all(adjusted[i] <= adjusted[j] for i, j in itertools.pairwise(order))
 
 
-def test_the_detectable_difference_has_power_0_8() -> None:
-    draw = np.random.default_rng(3)
-    assert compute_detectable_difference([0.5], [0.2]) is None
-    reach = compute_detectable_difference(draw.normal(size=5000), np.zeros(5000))
+@pytest.mark.parametrize("queries", [7, 8, 10, 14, 20])
+def test_the_detectable_difference_has_power_0_8(queries: int) -> None:
+    generator = np.random.default_rng(3)
+    detectable = np.mean(
+        [compute_detectable_difference(generator.normal(size=queries), np.zeros(queries)) or 0 for _ in range(400)]
+    )
+    difference = detectable / _mean_of_a_sample_deviation(queries)
+    p_values = [compute_paired_p_value(generator.normal(difference, 1, queries), np.zeros(queries)) for _ in range(600)]
+    power = sum(p_value <= 0.05 for p_value in p_values) / 600
+    assert 0.73 < power < 0.87
+
+
+def _mean_of_a_sample_deviation(queries: int) -> float:
+    """The mean of the standard deviation of a sample of a standard normal distribution."""
+    log_ratio = math.lgamma(queries / 2) - math.lgamma((queries - 1) / 2)
+    return math.sqrt(2 / (queries - 1)) * math.exp(log_ratio)
+
+
+def test_the_detectable_difference_of_many_queries_is_the_normal_one() -> None:
+    reach = compute_detectable_difference(np.random.default_rng(3).normal(size=5000), np.zeros(5000))
     assert reach == pytest.approx(2.8016 / math.sqrt(5000), rel=0.05)
-    found = 0
-    for _ in range(400):
-        gaps = draw.normal(2.8016 / math.sqrt(50), 1.0, size=50)
-        found += stats.ttest_1samp(gaps, 0).pvalue < 0.05
-    assert 0.73 < found / 400 < 0.87
+
+
+@pytest.mark.parametrize("queries", range(1, 7))
+def test_few_queries_have_no_detectable_difference(queries: int) -> None:
+    a, b = np.linspace(0.5, 1.0, queries), np.zeros(queries)
+    assert (compute_paired_p_value(a, b) <= 0.05) == (queries >= significance.MIN_SIGNIFICANT_QUERIES)
+    assert compute_detectable_difference(a, b) is None
 
 
 def test_effect_size_computed_by_hand() -> None:

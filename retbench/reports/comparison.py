@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retbench.records.record import Record
+from retbench.reports.ranks import ALPHA
 from retbench.scoring.significance import (
+    MIN_SIGNIFICANT_QUERIES,
     ConfidenceInterval,
     WinCounts,
     compute_bootstrap_interval,
@@ -138,12 +140,27 @@ def _format_test(test: PairedTest) -> list[str]:
         f"{test.metric} over {test.queries:,} queries: A - B = {100 * test.difference:+.2f} "
         f"(95% interval {100 * low:+.2f} to {100 * high:+.2f}), p = {test.p_value:.4f}, effect size {test.effect:+.2f}",
         f"A wins {test.wins.wins:,}, ties {test.wins.ties:,}, loses {test.wins.losses:,}",
-        *([] if test.detectable is None else [_format_detectable_difference(test.detectable)]),
+        _describe_power(test),
     ]
 
 
-def _format_detectable_difference(detectable: float) -> str:
-    return f"with this many queries a difference of {100 * detectable:.2f} is detected in 80% of cases (alpha 0.05)"
+def _describe_power(test: PairedTest) -> str:
+    """Say which difference the test can find; with few queries it finds none."""
+    smallest = 2.0 ** (1 - test.queries)
+    if test.queries < MIN_SIGNIFICANT_QUERIES:
+        return (
+            f"no difference over {test.queries} queries can be significant at alpha {ALPHA}: "
+            f"the smallest p-value of this test is {smallest:.4f}"
+        )
+    if test.detectable is None:
+        return (
+            f"over {test.queries} queries only a difference of the same sign on every query is significant at "
+            f"alpha {ALPHA} (p = {smallest:.4f})"
+        )
+    return (
+        f"over {test.queries:,} queries that vary as these do, a true difference of {100 * test.detectable:.2f} is "
+        f"significant in about 80% of cases (alpha {ALPHA})"
+    )
 
 
 def _format_query_change(change: QueryChange) -> list[str]:

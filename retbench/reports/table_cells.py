@@ -181,6 +181,7 @@ def _build_notes(board: Leaderboard) -> list[str]:
         notes.append(f"Older runs of the same cells, not shown: {board.superseded_runs}.")
     notes += [
         _describe_tests(board),
+        *_describe_rank_inversions(board),
         *_describe_missing_entries(board),
         _describe_fidelity(board),
         *_describe_seeds(board),
@@ -201,7 +202,8 @@ def _describe_tests(board: Leaderboard) -> str:
     queries = sum({t: len(run.values) for row in board.rows for t, run in row.runs.items()}.values())
     pairs = len(row_ranks) * (len(row_ranks) - 1) // 2
     text = (
-        "rank = 1 + the number of significantly better rows. Rows that share a letter do not differ significantly. "
+        "rank = 1 + the number of significantly better rows. Between rows that share a letter no significant "
+        "difference was found, which does not show that they are equal. "
         f"Paired randomisation test over {queries:,} queries, Holm's correction over {pairs} pairs, alpha {ALPHA}."
     )
     if board.ranked_by is None and row_ranks[0].rank_over_tasks is None:
@@ -213,6 +215,23 @@ def _describe_tests(board: Leaderboard) -> str:
             + "."
         )
     return text
+
+
+def _describe_rank_inversions(board: Leaderboard) -> list[str]:
+    """Explain every row that has a better rank than a row above it, although its score is lower."""
+    worst, explained = 0, []
+    for row in board.rows:
+        if (row_rank := board.get_rank(row, board.ranked_by)) is None:
+            continue
+        if row_rank.rank < worst:
+            explained.append(f"{row.model} {row.label} (rank {row_rank.rank})")
+        worst = max(worst, row_rank.rank)
+    if not explained:
+        return []
+    return [
+        f"A lower score and a better rank than a row above: {', '.join(explained)}. Fewer rows are significantly "
+        "better, because the differences to them vary more from query to query."
+    ]
 
 
 def _describe_missing_entries(board: Leaderboard) -> list[str]:

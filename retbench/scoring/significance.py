@@ -2,8 +2,10 @@
 
 Everything here works on one score per query, the same queries in the same order for every model. Tests are
 randomisation tests: if two models were equal, exchanging their scores on any query would change nothing, so the
-observed difference is compared with those after random exchanges. No distribution is assumed, and a seed fixes the
-answer. When several models are compared, Holm's correction keeps the probability of any false claim below alpha.
+observed difference is compared with those after every exchange. This assumes no shape of distribution. It assumes
+exchangeability: the queries are independent, and without a difference between the models every exchange is as likely
+as the observation. p-values depend on no seed. When several models are compared, Holm's correction keeps the
+probability of any false claim below alpha.
 """
 
 import itertools
@@ -18,14 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retbench.errors import DataError
+from retbench.scoring.randomisation_test import PValueBounds, bound_p_values, compute_p_value
 
 Floats = NDArray[np.float64]
 Values = Sequence[float] | Floats
 Pairs = list[tuple[int, int]]
 
-# Up to this number of queries all 4096 sign flips are tried, which is less work than sampling.
-MAX_EXACT_QUERIES = 12
-# Numbers per chunk of rounds: 32 MiB of float64.
+# With fewer queries no difference has a p-value of 0.05: the smallest is 2 / 2^queries.
+MIN_SIGNIFICANT_QUERIES = 6
+# With fewer queries the formula for the detectable difference promises more than the test can do.
+MIN_QUERIES_FOR_POWER = 7
+# Numbers per chunk: 32 MiB of float64.
 CHUNK_NUMBERS = 1 << 22
 # A relative difference below this is float noise, not a difference between models.
 ROUNDING_ERROR = 1e-12
@@ -54,9 +59,10 @@ class ModelRank:
     letters: str
 
 
-def compute_paired_p_value(a: Values, b: Values, rounds: int = 10_000, seed: int = 0) -> float:
-    """Return the two-sided p-value of the mean difference: exact for few queries, else by random sign flips."""
-    return _compute_p_values(_build_pair_table(a, b), [(0, 1)], rounds, seed)[0]
+def compute_paired_p_value(a: Values, b: Values) -> float:
+    """Return the two-sided p-value of the mean difference by the randomisation test over queries."""
+    table = _build_pair_table(a, b)
+    return compute_p_value(table[:, 0], table[:, 1])
 
 
 def compute_bootstrap_interval(
@@ -94,12 +100,24 @@ def compute_effect_size(a: Values, b: Values) -> float:
 
 
 def compute_detectable_difference(a: Values, b: Values) -> float | None:
-    """Return the mean difference that a test of these queries would detect with a power of 80%."""
+    """Return the mean difference that a test of these queries would detect with a power of 80%; None if there is none.
+
+    The queries are taken to vary as these do. With few queries Student's t makes the figure as large as the
+    randomisation test needs.
+    """
     table = _build_pair_table(a, b)
-    if len(table) == 1:
+    if len(table) < MIN_QUERIES_FOR_POWER:
         return None
-    normal, spread = NormalDist(), float((table[:, 0] - table[:, 1]).std(ddof=1))
-    return (normal.inv_cdf(0.975) + normal.inv_cdf(0.8)) * spread / math.sqrt(len(table))
+    spread = float((table[:, 0] - table[:, 1]).std(ddof=1))
+    quantiles = _compute_t_quantile(0.975, len(table) - 1) + _compute_t_quantile(0.8, len(table) - 1)
+    return quantiles * spread / math.sqrt(len(table))
+
+
+def _compute_t_quantile(level: float, freedom: int) -> float:
+    """Return a quantile of Student's t by its expansion around the normal quantile: to 1% from six degrees on."""
+    z = NormalDist().inv_cdf(level)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2
 
 
 def count_wins(a: Values, b: Values) -> WinCounts:
@@ -117,10 +135,7 @@ def rank_models(scores: Mapping[str, Values], alpha: float = 0.05) -> dict[str, 
     means = table.mean(axis=0)
     order = [int(model) for model in np.argsort(-means, kind="stable")]
     pairs = list(itertools.combinations(order, 2))
-    # With too few rounds the smallest possible p-value would not survive the correction for a large family.
-    rounds = max(10_000, math.ceil(2 * len(pairs) / alpha))
-    adjusted = adjust_p_values(_compute_p_values(table, pairs, rounds, seed=0))
-    different_pairs = [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= alpha]
+    different_pairs = _find_different_pairs(table, pairs, alpha)
     letters = _assign_letters(order, different_pairs)
     beaten_models = [worse for _, worse in different_pairs]
     return {name: ModelRank(1 + beaten_models.count(model), letters[model]) for model, name in enumerate(scores)}
@@ -154,37 +169,35 @@ def _split_rounds(rounds: int, width: int) -> Iterator[int]:
         yield min(step, rounds - start)
 
 
-def _compute_p_values(table: Floats, pairs: Pairs, rounds: int, seed: int) -> list[float]:
-    """Return one p-value per pair of columns, all from the same sign flips.
+def _find_different_pairs(table: Floats, pairs: Pairs, alpha: float) -> Pairs:
+    """Return the pairs whose p-value, with Holm's correction, is at most alpha.
 
-    A flip turns the difference a - b of a query into b - a. The flipped sum of a pair is the difference of two
-    flipped columns, so a round costs one product per model, not one per pair.
+    Most pairs are decided by bounds. The p-value of every other pair is computed, so no rank depends on a seed.
     """
-    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    totals = table.sum(axis=0)
-    sizes = np.abs(table).sum(axis=0)
-    observed = np.abs(totals[first] - totals[second]) - ROUNDING_ERROR * (sizes[first] + sizes[second])
-    extreme, tried = np.zeros(len(pairs), dtype=np.int64), 0
-    for signs in _draw_signs(len(table), max(table.shape[1], len(pairs)), rounds, seed):
-        flipped = signs @ table
-        extreme += (np.abs(flipped[:, first] - flipped[:, second]) >= observed).sum(axis=0)
-        tried += len(signs)
-    return [float(count) / tried for count in extreme]
+    if not pairs:
+        return []
+    bounds = _bound_pairs(table, pairs)
+    low, p_values, high = (values.copy() for values in bounds)
+    while True:
+        order = np.argsort(p_values, kind="stable")
+        factors = np.empty(len(pairs))
+        factors[order] = np.arange(len(pairs), 0, -1)
+        undecided = np.flatnonzero((low < high) & (low * factors <= alpha) & (alpha < high * factors))
+        if not len(undecided):
+            break
+        for index in undecided:
+            first, second = pairs[index]
+            low[index] = high[index] = p_values[index] = compute_p_value(table[:, first], table[:, second])
+    adjusted = adjust_p_values(p_values.tolist())
+    return [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= alpha]
 
 
-def _draw_signs(queries: int, width: int, rounds: int, seed: int) -> Iterator[Floats]:
-    """Yield chunks of sign flips, one per row: all if they are few, else the observed one and `rounds` random ones.
-
-    The observed signs are a possible outcome too; without them a p-value could be 0.
-    """
-    if queries <= MAX_EXACT_QUERIES:
-        yield np.array(list(itertools.product((1.0, -1.0), repeat=queries)))
-        return
-    yield np.ones((1, queries))
-    generator = np.random.default_rng(seed)
-    for rows in _split_rounds(rounds, max(queries, width)):
-        octets = generator.integers(256, size=(rows, -(-queries // 8)), dtype=np.uint8)
-        yield np.unpackbits(octets, axis=1, count=queries).astype(np.float64) * 2 - 1
+def _bound_pairs(table: Floats, pairs: Pairs) -> PValueBounds:
+    """Bound the p-values of all pairs, as many at a time as memory allows."""
+    step = max(1, CHUNK_NUMBERS // len(table))
+    chunks = [np.array(pairs[start : start + step]) for start in range(0, len(pairs), step)]
+    bounds = [bound_p_values((table[:, chunk[:, 0]] - table[:, chunk[:, 1]]).T) for chunk in chunks]
+    return PValueBounds(*(np.concatenate(parts) for parts in zip(*bounds, strict=True)))
 
 
 def _assign_letters(order: Sequence[int], different: Iterable[tuple[int, int]]) -> dict[int, str]:
