@@ -5,6 +5,9 @@ from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 
 BM25_METHOD = Method("bm25", "words, no vectors", "exact", "library bm25s", "mean")
+ANSERINI_METHOD = Method(
+    "bm25", "words, no vectors", "exact", "castorini/anserini: Lucene's EnglishAnalyzer and BM25Similarity", "mean"
+)
 QUERY_LIKELIHOOD_METHOD = Method(
     "query-likelihood", "words, no vectors", "ours", "Dirichlet smoothing, Zhai and Lafferty", "mean"
 )
@@ -13,7 +16,8 @@ QUERY_LIKELIHOOD_METHOD = Method(
 def resolve_methods(card: ModelCard, requested: list[Method]) -> list[Method]:
     """Return the requested methods, or the card's default; a lexical model has only one."""
     if card.kind == "lexical":
-        return [QUERY_LIKELIHOOD_METHOD if card.lexical and card.lexical.variant == "dirichlet" else BM25_METHOD]
+        variant = card.lexical.variant if card.lexical else None
+        return [{"dirichlet": QUERY_LIKELIHOOD_METHOD, "anserini": ANSERINI_METHOD}.get(variant or "", BM25_METHOD)]
     default = card.method
     if default and default.own:
         return requested or [default.own]

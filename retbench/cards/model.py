@@ -47,24 +47,28 @@ class DefaultMethod:
     own: Method | None = None
 
 
+UNUSED_LEXICAL_SETTINGS = {"dirichlet": ("k1", "b"), "anserini": ("mu", "stemmer", "stopwords")}
+
+
 @dataclass(frozen=True)
 class LexicalSettings:
-    """Settings of a lexical model (kind `lexical`): three variants of BM25, or `dirichlet` (query likelihood).
+    """Settings of a lexical model (kind `lexical`): four variants of BM25, or `dirichlet` (query likelihood).
 
     In the BM25 variants a query word that a document lacks adds nothing. `k1` and `b` belong to BM25, `mu` to
-    Dirichlet smoothing.
+    Dirichlet smoothing. `anserini` is what Anserini and Pyserini compute, with Lucene's own words, stemmer and stop
+    words; `lucene` is bm25s's variant of that name: the same formula over other words and exact lengths.
     """
 
     k1: float = 1.5
     b: float = 0.75
-    variant: Literal["lucene", "robertson", "atire", "dirichlet"] = "lucene"
+    variant: Literal["lucene", "robertson", "atire", "anserini", "dirichlet"] = "lucene"
     stemmer: str = "english"
     stopwords: str = "en"
     mu: float = 2000.0
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that the variant uses: those that change a score."""
-        unused = ("k1", "b") if self.variant == "dirichlet" else ("mu",)
+        unused = UNUSED_LEXICAL_SETTINGS.get(self.variant, ("mu",))
         return {key: value for key, value in asdict(self).items() if key not in unused}
 
 

@@ -1,6 +1,7 @@
 """A ranking: for every query, the document rows from best to worst.
 
-The order is by (-score, document row), so ties do not depend on tile sizes or the order of shards.
+The order is by (-score, document row), so ties do not depend on tile sizes or the order of shards. `lucene_index.py`
+alone orders ties by document id, as Anserini does.
 """
 
 from dataclasses import dataclass

@@ -25,7 +25,7 @@ from retbench.scoring.metrics import Scores, compute_mean_scores, score_run
 RAW_SCORES = "raw scores"
 RULE_EXPLANATIONS = {
     "same id": "the evaluator removes a document with the query's own id after the cut; the task card keeps it",
-    "ties": "{ties} queries have documents with equal scores: the evaluator orders them by id, retbench by corpus row",
+    "ties": "{ties} queries have documents with equal scores: the evaluator orders them by falling id",
     "missing": "{missing} queries have no results: the evaluator excludes them from the mean, retbench counts 0",
     "grade": "the evaluator counts every grade above 0 as relevant, the task card only {grade} and above",
 }

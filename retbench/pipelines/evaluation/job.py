@@ -51,7 +51,7 @@ class EvaluationJob:
             "encoder": self.encoder_spec.describe() if self.encoder_spec else None,
             "lexical": lexical.describe() if lexical else None,
             "retriever": self.method.name if lexical else self._name_retriever(),
-            "engine": "bm25s" if lexical else self.model.engine.settings_name,
+            "engine": self._name_engine(),
             "rerankers": [],
             **describe_task_settings(self.task, self.collection, self.request.sample),
         }
@@ -60,6 +60,12 @@ class EvaluationJob:
     def settings_id(self) -> str:
         """The digest of the settings; it names the record."""
         return compute_settings_id(self.settings)
+
+    def _name_engine(self) -> str:
+        lexical = self.model.lexical_settings
+        if lexical is None:
+            return self.model.engine.settings_name
+        return "retbench" if lexical.variant == "anserini" else "bm25s"
 
     def _name_retriever(self) -> str:
         search = self.request.parsed_overrides.search

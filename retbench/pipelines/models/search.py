@@ -15,6 +15,7 @@ from retbench.pipelines.models.model import ResolvedModel
 from retbench.records.phase_timer import PhaseTimer
 from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.dense_retriever import DenseRetriever
+from retbench.retrievers.lucene_index import LuceneIndex
 from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.retrievers.ranking import Ranking
 
@@ -43,10 +44,15 @@ class LexicalRetriever:
     def rank(self, k: int) -> Ranking:
         """Index the documents and return the k best of every query."""
         with self.timer.time_phase("index documents"):
-            index_class = DirichletIndex if self.settings.variant == "dirichlet" else BM25Index
-            index = index_class(self.settings, (join_fields(row, self.task.fields) for row in self.collection.corpus))
+            index = self._build_index()
         with self.timer.time_phase("search"):
             return index.search((row.text for row in self.collection.queries), k)
+
+    def _build_index(self) -> BM25Index | LuceneIndex | DirichletIndex:
+        texts = (join_fields(row, self.task.fields) for row in self.collection.corpus)
+        if self.settings.variant == "anserini":
+            return LuceneIndex(self.settings, texts, self.collection.corpus.read_ids().to_pylist())
+        return (DirichletIndex if self.settings.variant == "dirichlet" else BM25Index)(self.settings, texts)
 
     def collect_facts(self) -> dict[str, Any]:
         """Return nothing: no tokens are counted."""
