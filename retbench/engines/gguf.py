@@ -25,6 +25,11 @@ UNQUANTIZED = ("f32", "f16", "bf16")
 DIGIT_SPLITTERS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 
 
+ROPE_TENSOR = "rope_freqs.weight"
+LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.3, and of Llama 3.2
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
 @dataclass(frozen=True)
 class GgufHeader:
     """The header of a GGUF file; `label` is its quantisation, such as `q4_k_m`."""
@@ -32,6 +37,9 @@ class GgufHeader:
     parameters: int
     label: str | None
     pre_tokenizer: str
+    architecture: str = ""
+    tensors: tuple[str, ...] = ()
+    rope_factors: tuple[float, ...] = ()  # of Llama 3.1 and later: divisors of the rotary frequencies
 
 
 def read_header(file: Path) -> GgufHeader:
@@ -50,6 +58,9 @@ def read_header(file: Path) -> GgufHeader:
         parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
         label=None if label in UNQUANTIZED else label,
         pre_tokenizer=str(pre_tokenizer or ""),
+        architecture=str(_read_field(reader, "general.architecture") or ""),
+        tensors=tuple(tensor.name for tensor in reader.tensors),
+        rope_factors=next((tuple(map(float, t.data)) for t in reader.tensors if t.name == ROPE_TENSOR), ()),
     )
 
 
@@ -75,6 +86,8 @@ def convert_to_folder(file: Path, facts: GgufHeader, folder: Path) -> None:
     import torch
     import transformers
 
+    from retbench.engines import model_loader
+
     dtype = torch.float32 if facts.parameters < HALF_PRECISION_ABOVE else torch.float16
     config = getattr(
         transformers, "GgufConfig", None
@@ -82,15 +95,47 @@ def convert_to_folder(file: Path, facts: GgufHeader, folder: Path) -> None:
     options = {"quantization_config": config(dequantize=True)} if config else {}
     with _silence_transformers():
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=dtype, **options
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True, **options
             )
             tokenizer = load_gguf_tokenizer(file, facts)
         except ValueError as problem:
             raise DataError(f"{file}: transformers cannot read it: {problem}", "use a Hugging Face folder") from problem
+        info["unexpected_keys"] = _list_unused_tensors(model, facts)
+        model_loader.check_loaded_weights(file, info)
+        _set_rope_factors(model.config, file, facts)
         _check_finite(model, file)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _list_unused_tensors(model: Any, facts: GgufHeader) -> list[str]:
+    """The tensors of the file that have no place in the model; transformers does not report them."""
+    import gguf
+
+    layers = model.config.get_text_config().num_hidden_layers
+    architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[facts.architecture]
+    names = gguf.get_tensor_name_map(architecture, layers)
+    used = {names.get_name(name, (".weight", ".bias")) for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [name for name in facts.tensors if name not in used and name != ROPE_TENSOR and "_exps." not in name]
+
+
+def _set_rope_factors(config: Any, file: Path, facts: GgufHeader) -> None:
+    """Scale the rotary frequencies of Llama 3.1 and later; transformers ignores the factors in the file."""
+    if not facts.rope_factors or all(factor == 1 for factor in facts.rope_factors):
+        return
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    plain = config.rope_parameters
+    exponents = torch.arange(0, len(facts.rope_factors)).float() / len(facts.rope_factors)
+    for factor in LLAMA3_FACTORS:
+        config.rope_parameters = {**plain, "rope_type": "llama3", "factor": factor, **LLAMA3_ROPE}
+        frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        found = plain["rope_theta"] ** -exponents / frequencies
+        if torch.allclose(found, torch.tensor(facts.rope_factors), rtol=1e-4):
+            return
+    raise DataError(f"{file}: {ROPE_TENSOR} is not that of a Llama 3 model", "use a Hugging Face folder")
 
 
 def load_gguf_tokenizer(file: Path, facts: GgufHeader) -> Any:
