@@ -189,5 +189,11 @@ def test_the_eight_models_declare_their_eos_token(name: str) -> None:
     ends = [
         note for note in catalog.find_model_card(name).notes if "The end-of-sequence token in its config is" in note
     ]
-    assert len(ends) == 1
-    assert re.search(r"15164[35]", ends[0])
+    assert len(eos_tokens) == 1
+    assert re.search(r"15164[35]", eos_tokens[0])
+
+
+@pytest.mark.parametrize("size", ["1.5b", "7b", "72b"])
+def test_qwen_math_starts_from_qwen(size: str) -> None:
+    """Its authors initialise the base models with Qwen2.5's, so the effect of mathematics has a row to subtract."""
+    assert catalog.find_model_card(f"qwen2.5-math-{size}").parent == f"qwen2.5-{size}"
