@@ -66,16 +66,16 @@ def test_cutoffs_deeper_than_the_run_are_left_out(tmp_path: Path) -> None:
 def test_the_languages_of_a_task_go_into_one_file(tmp_path: Path) -> None:
     rows: dict[str, Any] = {}
     for language in ("go", "ruby"):
-        own = build_retrieval_configs(
+        configs = build_retrieval_configs(
             small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, prefix=f"{language}-"
         )
-        split, queries = own[f"{language}-queries"]
-        rows |= {**own, f"{language}-queries": (split, [{**query, "partition": "test"} for query in queries])}
+        split, queries = configs[f"{language}-queries"]
+        rows |= {**configs, f"{language}-queries": (split, [{**query, "partition": "test"} for query in queries])}
     source = catalog.find_task_card("codesearchnet-go").source
     write_fetched_repository(str(source.repo), str(source.revision), rows)
     (file,) = export_results(run_tasks(tmp_path, "codesearchnet-go", "codesearchnet-ruby"), tmp_path / "mteb")
-    told = json.loads(file.read_text())["scores"]["test"]
-    assert sorted(entry["hf_subset"] for entry in told) == ["go", "ruby"]
+    scores = json.loads(file.read_text())["scores"]["test"]
+    assert sorted(entry["hf_subset"] for entry in scores) == ["go", "ruby"]
 
 
 def test_the_command_prints_the_files(tmp_path: Path) -> None:
@@ -108,23 +108,48 @@ def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
     write_cached_dataset("scifact")
     model = str(tiny_models.build_model(tmp_path / "tiny"))
 
-    def run(**overrides: Any) -> str:
+    def run(engine: str = "transformers", **overrides: Any) -> str:
         (cell,) = retbench.evaluate(
-            [model], tasks=["scifact"], methods=["mean"], out=tmp_path / "results", overrides=overrides
+            [model], tasks=["scifact"], methods=["mean"], out=tmp_path / "results", overrides=overrides, engine=engine
         )
         return str(cell.record)
 
-    whole, half, short = run(dtype="float32"), run(dtype="bfloat16"), run(dtype="float32", max_length=4)
+    whole, wide, short = run(dtype="bfloat16"), run(dtype="float32"), run(dtype="bfloat16", max_length=4)
+    other_engine, approximate = (
+        run("sentence-transformers", dtype="bfloat16"),
+        run(dtype="bfloat16", search="ivf:lists=1,probes=1"),
+    )
     with pytest.raises(UsageError, match="have different settings, but mteb uses one file for both"):
-        export_results([whole, half], tmp_path / "mteb")
+        export_results([whole, other_engine], tmp_path / "mteb")
     assert not [*(tmp_path / "mteb").rglob("*.json")]
-    own, other = export_results([whole, short], tmp_path / "mteb")
-    assert other.relative_to(own.parent).as_posix() == "experiments/max_length_4/SciFact.json"
-    assert export_results([whole], tmp_path / "mteb") == [own]  # the same again is no news
-    facts = json.loads(own.read_text())
+    configs, other_file, wide_file = export_results([whole, short, wide], tmp_path / "mteb")
+    assert wide_file.relative_to(configs.parent).as_posix() == "experiments/dtype_float32/SciFact.json"
+    assert other_file.relative_to(configs.parent).as_posix() == "experiments/max_length_4/SciFact.json"
+    assert export_results([whole], tmp_path / "mteb") == [configs]  # the same again is no news
+    facts = json.loads(configs.read_text())
     facts["scores"]["test"][0]["main_score"] = 0.25  # another run's
-    own.write_text(json.dumps(facts))
+    configs.write_text(json.dumps(facts))
     with pytest.raises(UsageError, match="holds other scores"):
         export_results([whole], tmp_path / "mteb")
     with pytest.raises(UsageError, match="the run used ivf"):
-        export_results([run(search="ivf:lists=1,probes=1")], tmp_path / "mteb")
+        export_results([approximate], tmp_path / "mteb")
+
+
+def test_the_dtype_of_an_older_record_is_stated_unless_the_card_names_it(tmp_path: Path) -> None:
+    write_cached_dataset("scifact")
+    model = str(tiny_models.build_model(tmp_path / "tiny"))
+    (cell,) = retbench.evaluate(
+        [model], tasks=["scifact"], methods=["mean"], out=tmp_path / "results", overrides={"dtype": "bfloat16"}
+    )
+    file = Path(str(cell.record)) / "record.json"
+    record = json.loads(file.read_text())
+    del record["texts"]["dtype"]
+    paths = {}
+    for card_dtype in (None, "bfloat16", "float32"):
+        record["cards"]["model"]["dtype"] = card_dtype
+        file.write_text(json.dumps(record))
+        (paths[card_dtype],) = export_results([str(cell.record)], tmp_path / f"mteb-{card_dtype}")
+    assert {dtype: path.parent.name for dtype, path in paths.items() if "experiments" in path.parts} == {
+        None: "dtype_bfloat16",
+        "float32": "dtype_bfloat16",
+    }

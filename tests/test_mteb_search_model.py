@@ -11,7 +11,7 @@ import retbench
 from retbench.cards import catalog
 from retbench.errors import UsageError
 from retbench.pipelines.mteb_bridge.search_model import build_model_meta, find_task_card
-from tests import mteb_task, small_collection
+from tests import mteb_task, small_collection, tiny_models
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +48,12 @@ def test_only_the_allowed_documents_are_ranked(tmp_path: Path) -> None:
     model = retbench.as_mteb("bm25")
     model.index(Dataset.from_list([{"id": f"d{n}", "title": "", "text": "tea leaves"} for n in range(5)]))
     metadata = TaskMetadata.model_construct(name="None")
-    found = model.search(
+    actual = model.search(
         Dataset.from_list([{"id": "q", "text": "tea"}, {"id": "free", "text": "tea"}]),
         task_metadata=metadata, hf_split="test", hf_subset="default", top_k=2, top_ranked={"q": ["d4", "d3"]},
     )  # fmt: skip
-    assert found["q"].keys() == {"d3", "d4"}
-    assert found["free"].keys() == {"d0", "d1"}
+    assert actual["q"].keys() == {"d3", "d4"}
+    assert actual["free"].keys() == {"d0", "d1"}
 
 
 def test_settings_are_validated_like_those_of_a_run() -> None:
@@ -71,11 +71,31 @@ def test_the_model_reads_the_fields_of_our_task_card() -> None:
 def test_a_model_is_filed_under_its_repository_and_another_method_is_an_experiment() -> None:
     card = catalog.find_model_card("qwen2.5-7b")
     assert card.method is not None
-    own = build_model_meta(card, catalog.find_method(card.method.default), "abc")
-    other = build_model_meta(card, catalog.find_method("mean"), "abc", {"dtype": "float32"})
-    assert (own.name, own.experiment_kwargs) == ("Qwen/Qwen2.5-7B", None)
-    assert (other.name, other.experiment_kwargs) == ("Qwen/Qwen2.5-7B", {"method": "mean", "dtype": "float32"})
+    default_meta = build_model_meta(card, catalog.find_method(card.method.default), "abc")
+    other_meta = build_model_meta(card, catalog.find_method("mean"), "abc", {"dtype": "float32"})
+    assert (default_meta.name, default_meta.experiment_kwargs) == ("Qwen/Qwen2.5-7B", None)
+    assert (other_meta.name, other_meta.experiment_kwargs) == (
+        "Qwen/Qwen2.5-7B",
+        {"method": "mean", "dtype": "float32"},
+    )
     assert build_model_meta(catalog.find_model_card("bm25"), catalog.find_method("mean"), None).revision == "retbench"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fast", "stated"),
+    [
+        ({}, True, None),
+        ({}, False, "float32"),
+        ({"dtype": "float32"}, True, "float32"),
+        ({"dtype": "bfloat16"}, False, None),
+    ],
+)
+def test_mteb_is_told_the_dtype_that_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any], fast: bool, stated: str | None
+) -> None:
+    monkeypatch.setattr("retbench.engines.device.has_fast_bf16", lambda: fast)
+    model = retbench.as_mteb(str(tiny_models.build_model(tmp_path / "tiny")), overrides=overrides)
+    assert (model.mteb_model_meta.experiment_kwargs or {}).get("dtype") == stated
 
 
 def test_no_files_are_left_in_the_cache(tmp_path: Path, own_cache: Path) -> None:

@@ -23,8 +23,8 @@ def run_command(*words: object) -> Any:
 def run_cells(*words: object) -> list[dict[str, Any]]:
     answer = run_command(*words, "--json")
     assert answer.exit_code == 0, answer.output
-    found: list[dict[str, Any]] = json.loads(answer.stdout)
-    return found
+    cells: list[dict[str, Any]] = json.loads(answer.stdout)
+    return cells
 
 
 def test_a_run_writes_a_complete_record(model: Path, task: Path, out: Path) -> None:
@@ -47,14 +47,35 @@ def test_a_run_writes_a_complete_record(model: Path, task: Path, out: Path) -> N
     assert np.mean(table.column("ndcg_at_10").to_pylist()) == pytest.approx(cell["main_score"])
 
 
+@pytest.mark.parametrize(
+    ("options", "fast", "expected"),
+    [
+        ((), True, ("bfloat16", "default")),
+        ((), False, ("float32", "machine")),
+        (("--set", "dtype=float32"), True, ("float32", "--set dtype")),
+        (("--set", "dtype=bfloat16"), False, ("bfloat16", "--set dtype")),
+    ],
+)
+def test_the_record_says_which_dtype_computed_and_who_chose_it(
+    model: Path, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...], fast: bool, expected: tuple[str, str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("retbench.engines.device.has_fast_bf16", lambda: fast)
+    (cell,) = run_cells("run", "--model", model, "--task", task, "--method", "mean", "--out", out, *options)
+    record = json.loads((Path(cell["record"]) / "record.json").read_text())
+    dtype, chosen_by = expected
+    assert record["texts"]["dtype"] == {"computed": dtype, "usual": "bfloat16", "chosen_by": chosen_by}
+    assert record["texts"]["query"]["dtype"] == record["settings"]["encoder"]["dtype"] == dtype
+
+
 def test_the_same_command_again_does_nothing(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--method", "mean", "--out", out)
     (first,) = run_cells(*line)
-    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
-    (again,) = run_cells(*line)
-    assert again["cached"]
-    assert again["scores"] == first["scores"]
-    assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
+    (second,) = run_cells(*line)
+    assert second["cached"]
+    assert second["scores"] == first["scores"]
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == times
     assert "already done" in run_command(*line).output
 
 
@@ -108,24 +129,24 @@ def test_scores_can_be_recomputed_from_the_run_file(task: Path, out: Path) -> No
     judged: dict[str, dict[str, int]] = {}
     for query, document, grade in small_collection.TEST_JUDGMENTS:
         judged.setdefault(query, {})[document] = grade
-    found = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(run)
-    assert sum(scores["ndcg_cut_10"] for scores in found.values()) / len(judged) == pytest.approx(cell["main_score"])
+    cells = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10"}).evaluate(run)
+    assert sum(scores["ndcg_cut_10"] for scores in cells.values()) / len(judged) == pytest.approx(cell["main_score"])
 
 
 def test_a_model_without_chat_template_is_skipped_with_the_reason(task: Path, out: Path, tmp_path: Path) -> None:
-    bare = tiny_models.build_model(tmp_path / "bare")
-    for file in (bare / "chat_template.jinja", bare / "tokenizer_config.json"):
+    folder = tiny_models.build_model(tmp_path / "bare")
+    for file in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
         if file.suffix == ".jinja":
             file.unlink(missing_ok=True)
         else:
             facts = json.loads(file.read_text())
             facts.pop("chat_template", None)
             file.write_text(json.dumps(facts))
-    found = run_cells(
-        "run", "--model", bare, "--task", task, "--method", "mean", "--method", "promptreps", "--out", out
+    cells = run_cells(
+        "run", "--model", folder, "--task", task, "--method", "mean", "--method", "promptreps", "--out", out
     )
-    assert [cell["status"] for cell in found] == ["done", "skipped"]
-    assert "chat template" in found[1]["error"]
+    assert [cell["status"] for cell in cells] == ["done", "skipped"]
+    assert "chat template" in cells[1]["error"]
 
 
 def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: Path) -> None:
@@ -140,7 +161,7 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--model", "bm52", "--suite", "stdlib"), 2, "did you mean bm25"),
         (("--model", "bm25", "--suite", "stdlip"), 2, "did you mean stdlib"),
@@ -161,11 +182,11 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
     ],
 )
 def test_wrong_arguments_give_two_lines_and_an_exit_code(
-    words: tuple[str, ...], code: int, said: str, out: Path
+    words: tuple[str, ...], code: int, message: str, out: Path
 ) -> None:
     answer = run_command("run", *words, "--out", out)
     assert answer.exit_code == code
-    assert said in answer.output
+    assert message in answer.output
     assert not out.exists()
     as_json = json.loads(run_command("run", *words, "--out", out, "--json").stdout)
     assert as_json["exit_code"] == code
@@ -198,13 +219,13 @@ def test_ctrl_c_keeps_finished_cells(task: Path, out: Path, monkeypatch: pytest.
         return search(self, queries, k)
 
     monkeypatch.setattr(BM25Index, "search", interrupted)
-    other = small_collection.write_folder(task.parent / "larder")
-    line = ("run", "--model", "bm25", "--task", task, "--task", other, "--out", out)
+    second_task = small_collection.write_folder(task.parent / "larder")
+    line = ("run", "--model", "bm25", "--task", task, "--task", second_task, "--out", out)
     answer = run_command(*line)
     assert answer.exit_code == 130
     assert "finished cells and shards are kept" in answer.output
-    found = run_cells(*line)
-    assert [cell["cached"] for cell in found] == [True, False]
+    cells = run_cells(*line)
+    assert [cell["cached"] for cell in cells] == [True, False]
 
 
 def test_a_dry_run_shows_texts_tokens_and_time_and_runs_nothing(model: Path, task: Path, out: Path) -> None:

@@ -33,6 +33,11 @@ class DenseEncoder(Protocol):
         ...
 
     def peak_throughput(self) -> float | None:
+    @property
+    def computed_dtype(self) -> str:
+        """The dtype of the loaded weights, for the record; `unknown` behind a server."""
+        ...
+
         """Tokens per second if only the matrix products took time; None if it cannot be measured."""
         ...
 
@@ -65,6 +70,11 @@ class BackboneEncoder:
 
     def peak_throughput(self) -> float | None:
         """Tokens per second if only the matrix products took time."""
+    @property
+    def computed_dtype(self) -> str:
+        """The dtype of the loaded weights, for the record."""
+        return str(self.backbone.model.dtype).removeprefix("torch.")
+
         return self.backbone.peak_throughput()
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:

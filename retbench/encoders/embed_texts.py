@@ -135,6 +135,7 @@ class EmbeddingRun:
             "empty": tokens.empty,
             "threads": profile.threads,
             "kernel": profile.kernel,
+            "dtype": profile.dtype,
             "device": profile.device,
             "budget": profile.budget,
             "shard_rows": self.job.shard_rows,

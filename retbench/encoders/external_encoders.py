@@ -32,6 +32,11 @@ class TokenIdEngine(Protocol):
         ...
 
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of the loaded weights."""
+        ...
+
 @dataclass(frozen=True)
 class TokenIdEncoder:
     """Our prompts and token ids, with the forward pass and pooling of an external engine."""
@@ -55,6 +60,11 @@ class TokenIdEncoder:
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as token ids, truncated to the limit of the role."""
+    @property
+    def computed_dtype(self) -> str:
+        """The dtype of the loaded weights, for the record."""
+        return self.engine.dtype
+
         return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
@@ -84,6 +94,11 @@ class EndpointEncoder:
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Texts as UTF-8 bytes, truncated to the limit of the role at a character boundary."""
+    @property
+    def computed_dtype(self) -> str:
+        """Not known: the server does not say."""
+        return "unknown"
+
         limit, truncated, empty, rows = BYTES_PER_TOKEN * self.spec.get_limit(role), 0, 0, []
         for text in texts:
             empty += not text.strip()

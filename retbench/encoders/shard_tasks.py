@@ -47,6 +47,7 @@ class EncoderProfile:
     budget: int
     threads: int
     device: str = "cpu"  # its type
+    dtype: str = "unknown"  # of the loaded weights
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,9 @@ def measure_encoder(encoder: DenseEncoder, longest: TokenizedTexts, max_tokens: 
     budget = memory.compute_token_budget(
         lambda texts: encoder.encode(longest.select(np.zeros(texts, dtype=int))), int(longest.lengths[0]), max_tokens
     )
-    return EncoderProfile(encoder.kernel, encoder.dimension, budget, memory.get_thread_count(), get_device().type)
+    return EncoderProfile(
+        encoder.kernel, encoder.dimension, budget, memory.get_thread_count(), get_device().type, encoder.computed_dtype
+    )
 
 
 def compute_shard(encoder: DenseEncoder, task: ShardTask, on_batch: OnBatch) -> ComputedShard:

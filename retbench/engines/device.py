@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -31,11 +33,24 @@ def has_fast_bf16() -> bool:
     return bool(flags & FAST_BF16_FLAGS)
 
 
-def choose_dtype(card: ModelCard, causal: bool) -> Dtype:
-    """The dtype of the card, or float32 for small encoders, or bfloat16. Slow bfloat16 becomes float32."""
+@dataclass(frozen=True)
+class DtypeChoice:
+    """The dtype of a model on this machine, and who chose it."""
+
+    dtype: Dtype
+    usual: Dtype  # without `--set dtype`, on a machine with fast bfloat16
+    chosen_by: Literal["--set dtype", "model card", "default", "machine"]
+
+
+def choose_dtype(card: ModelCard, causal: bool, requested: Dtype | None = None) -> DtypeChoice:
+    """The requested dtype, or the card's, or float32 for small encoders, or bfloat16. Slow bfloat16 becomes float32."""
     small_encoder = not causal and (card.parameters or 0) < SMALL_MODEL_PARAMETERS
-    dtype: Dtype = card.dtype or ("float32" if small_encoder else "bfloat16")
-    return "float32" if dtype == "bfloat16" and not has_fast_bf16() else dtype
+    usual: Dtype = card.dtype or ("float32" if small_encoder else "bfloat16")
+    if requested:
+        return DtypeChoice(requested, usual, "--set dtype")
+    if usual == "bfloat16" and not has_fast_bf16():
+        return DtypeChoice("float32", usual, "machine")
+    return DtypeChoice(usual, usual, "model card" if card.dtype else "default")
 
 
 @contextmanager

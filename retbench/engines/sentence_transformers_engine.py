@@ -34,6 +34,11 @@ class SentenceTransformersModel:
         """Width of a vector."""
         return int(self.modules.get_embedding_dimension())
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of the loaded weights."""
+        return str(next(self.modules.parameters()).dtype).removeprefix("torch.")
+
     @torch.inference_mode()
     def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """One vector per row of token ids."""

@@ -31,6 +31,11 @@ class VllmModel:
     dimension: int
     max_length: int  # of a row, in tokens
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of the loaded weights."""
+        return str(self.engine.llm_engine.model_config.dtype).removeprefix("torch.")
+
     def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """One vector per row of token ids."""
         if (longest := max(map(len, rows))) > self.max_length:

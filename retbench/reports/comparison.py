@@ -78,9 +78,13 @@ class Comparison:
 def flatten_record(record: Record) -> dict[str, str]:
     """All fields of a record that may explain a difference, by dotted name."""
     machine = dict(record.machine)
-    truncated = {role: side.get("truncated") for role, side in record.texts.items()}
+    truncated = {role: side["truncated"] for role, side in record.texts.items() if "truncated" in side}
+    dtype = record.texts.get("dtype", {})
     stated = {"model": record.model, "method": record.method, "task": record.task, "settings": record.settings}
-    return _flatten({**stated, "texts truncated": truncated, "collection": record.collection, "machine": machine}, "")
+    return _flatten(
+        {**stated, "texts truncated": truncated, "dtype": dtype, "collection": record.collection, "machine": machine},
+        "",
+    )
 
 
 def _flatten(value: Any, name: str) -> dict[str, str]:

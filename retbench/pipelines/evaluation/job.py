@@ -108,8 +108,19 @@ class EvaluationJob:
         return self._build_record(timer, texts, scored.compute_means()), scored.to_run_files(sample)
 
     def _build_record(self, timer: PhaseTimer, texts: dict[str, Any], scores: dict[str, float]) -> Record:
+        if self.encoder_spec:
+            texts = {**texts, "dtype": self._describe_dtype(texts.get("document", {}))}
         inputs = RunInputs.describe(self.model.card, self.method, self.task, self.collection, texts)
         return build_record(inputs, self.settings, self._compute_cost(timer, texts), scores, self.request.command)
+
+    def _describe_dtype(self, document: dict[str, Any]) -> dict[str, str]:
+        """Return the dtype that computed, the one that the model's card means, and who chose."""
+        choice = self.model.choose_dtype(self.request.parsed_overrides)
+        return {
+            "computed": document.get("dtype", "unknown"),  # vectors of an earlier version do not say
+            "usual": choice.usual,
+            "chosen_by": choice.chosen_by,
+        }
 
     def _compute_cost(self, timer: PhaseTimer, texts: dict[str, Any]) -> dict[str, Any]:
         document, weights = texts.get("document"), self.model.local_weights

@@ -10,7 +10,7 @@ from retbench.cards import catalog
 from retbench.cards.default_methods import resolve_methods
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
-from retbench.cards.model import Dtype, LexicalSettings, ModelCard
+from retbench.cards.model import LexicalSettings, ModelCard
 from retbench.cards.task import TaskCard
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
@@ -19,7 +19,7 @@ from retbench.encoders.encoder_spec import EncoderSpec, compute_length_limits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.shard_tasks import ShardWorkers
 from retbench.engines import backbone, fingerprints, http_client, remote_code, weights
-from retbench.engines.device import choose_dtype
+from retbench.engines.device import DtypeChoice, choose_dtype
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import InapplicableError
 from retbench.pipelines.models.encoder_factory import EncoderFactory, get_served_name
@@ -89,7 +89,7 @@ class ResolvedModel:
         uses_instruction = any("{instruction}" in template for template in (method.query, method.document))
         instruction = (task.instruction or method.instruction) if uses_instruction else ""
         return EncoderSpec(
-            self._describe_weights(), method, instruction, query_limit, document_limit, self._choose_dtype(overrides),
+            self._describe_weights(), method, instruction, query_limit, document_limit, self.choose_dtype(overrides).dtype,
             self.engine.settings_name, self._get_adaptor_digest(method), **self._collect_options(method, overrides),
         )  # fmt: skip
 
@@ -146,10 +146,11 @@ class ResolvedModel:
             return self.local_weights.fingerprint
         return f"{get_served_name(self.engine, self.card)} at {compute_digest(http_client.get_endpoint_address())[:12]}"
 
-    def _choose_dtype(self, overrides: Overrides) -> Dtype:
-        if self.local_weights is None:
-            return "float32"  # the dtype of the vectors that a server sends; its own dtype is unknown
-        return overrides.dtype or choose_dtype(self.card, backbone.is_causal(self.local_weights.folder))
+    def choose_dtype(self, overrides: Overrides) -> DtypeChoice:
+        """Choose the dtype that the model computes in."""
+        if self.local_weights is None:  # the dtype of the vectors that a server sends; its own dtype is unknown
+            return DtypeChoice("float32", "float32", "default")
+        return choose_dtype(self.card, backbone.is_causal(self.local_weights.folder), overrides.dtype)
 
     def load_encoder(self, spec: EncoderSpec) -> DenseEncoder:
         """Load the encoder of a specification; weights are loaded once."""

@@ -151,13 +151,26 @@ def _build_meta(record: Record) -> Any:
     kinds = {"model": ModelCard, "method": Method, "task": TaskCard}
     card, method, task = (parse_stored_card(kind, record.cards[name]) for name, kind in kinds.items())
     encoder = record.settings["encoder"] or {}
-    return build_model_meta(
-        card, method, encoder.get("weights", "")[:40] or None, _list_changed_settings(encoder, card, task)
-    )
+    changed = {**_list_changed_settings(encoder, card, task), **_find_unusual_dtype(record, card)}
+    return build_model_meta(card, method, encoder.get("weights", "")[:40] or None, changed)
+
+
+def _find_unusual_dtype(record: Record, card: ModelCard) -> dict[str, str]:
+    """Return the dtype that computed if it is not the model's usual one: mteb's file then says so in its path.
+
+    Records of earlier versions hold only the dtype that was asked for. Without one in the card they are told apart
+    from nothing: whether theirs is the usual one is unknown, so it is always stated.
+    """
+    encoder = record.settings["encoder"]
+    if not encoder or record.settings["engine"].startswith("endpoint"):
+        return {}
+    dtype = record.texts.get("dtype", {"computed": encoder["dtype"], "usual": card.dtype})
+    computed = encoder["dtype"] if dtype["computed"] == "unknown" else dtype["computed"]
+    return {} if computed == dtype["usual"] else {"dtype": computed}
 
 
 def _list_changed_settings(encoder: Mapping[str, Any], card: ModelCard, task: TaskCard) -> dict[str, Any]:
-    """Return the settings in which a run differs from its cards; without the dtype, which may depend on the machine."""
+    """Return the settings other than the dtype in which a run differs from its cards."""
     if not encoder:
         return {}
     changed = {key: encoder[key] for key in OPTIONAL_KEYS if key in encoder}

@@ -83,7 +83,15 @@ class MtebSearchModel:
     def mteb_model_meta(self) -> Any:
         """The metadata for mteb's result files."""
         fingerprint = self.model.local_weights.fingerprint[:40] if self.model.local_weights else None
-        return build_model_meta(self.model.card, self.method, fingerprint, self.overrides)
+        return build_model_meta(self.model.card, self.method, fingerprint, self._list_changed_settings())
+
+    def _list_changed_settings(self) -> dict[str, Any]:
+        """Return the overrides, with the dtype that computes if it is not the model's usual one, whoever chose it."""
+        changed = {key: value for key, value in self.overrides.items() if key != "dtype"}
+        if self.model.lexical_settings or self.model.local_weights is None:
+            return changed
+        choice = self.model.choose_dtype(Overrides.parse(self.overrides))
+        return changed if choice.dtype == choice.usual else {**changed, "dtype": choice.dtype}
 
     def index(self, corpus: Any, **_: Any) -> None:
         """Write the corpus to a memory-mapped file. It is embedded in `search`, once the queries are known."""
