@@ -98,6 +98,8 @@ def write_gguf(
     writer.add_token_list([token for token, _ in tokens])
     writer.add_token_types([3 if number in control else 1 for _, number in tokens])
     writer.add_token_merges([" ".join(pair) for pair in tokenizer_json["model"]["merges"]])
+    if architecture == "llama":
+        writer.add_bos_token_id(0)
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
     writer.add_chat_template(tiny_models.CHAT_TEMPLATE)

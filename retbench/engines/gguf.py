@@ -89,13 +89,14 @@ def convert_to_folder(file: Path, facts: GgufHeader, folder: Path) -> None:
     from retbench.engines import model_loader
 
     dtype = torch.float32 if facts.parameters < HALF_PRECISION_ABOVE else torch.float16
+    model_class: Any = transformers.AutoModelForCausalLM
     config = getattr(
         transformers, "GgufConfig", None
     )  # the lowest supported transformers has none and always dequantises
     options = {"quantization_config": config(dequantize=True)} if config else {}
     with _silence_transformers():
         try:
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            model, info = model_class.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True, **options
             )
             tokenizer = load_gguf_tokenizer(file, facts)

@@ -74,7 +74,9 @@ def load_language_model(folder: Path, dtype: Dtype) -> PreTrainedModel:
     config = load_config(folder)
     text_config = find_text_config(config)
     if text_config is not None and type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        model, info = _load(AutoModelForImageTextToText, folder, dtype, {}, {})
+        model, info = _load(
+            AutoModelForImageTextToText, folder, dtype, _map_text_names(folder, "model.language_model."), {}
+        )
         for name, weight in model.named_parameters():
             weight.requires_grad_(not re.search(TOWERS, name))
     else:

@@ -6,13 +6,22 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from retbench.engines import remote_code
+from retbench.errors import DataError
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a Hugging Face folder. Its own code runs only if the user trusts it."""
+    """Load the tokenizer of a Hugging Face folder. Its own code runs only if the user trusts it.
+
+    Without vocabulary files transformers makes an empty tokenizer, which reads every text as nothing.
+    """
     with remote_code.explain_refused_code(folder):
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=remote_code.is_remote_code_trusted()
+        )
+    files = set(loaded.vocab_files_names.values())
+    if files and not any((folder / name).is_file() for name in files):
+        raise DataError(
+            f"{folder} has no tokenizer: none of {', '.join(sorted(files))}", "copy or fetch the whole folder again"
         )
     return loaded
 
