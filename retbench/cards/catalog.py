@@ -9,7 +9,8 @@ from typing import Generic, Protocol, TypeVar
 
 from retbench.cards import options, toml_parser, user_config
 from retbench.cards.method import DESCRIPTIVE_FIELDS, Method
-from retbench.cards.model import DefaultMethod, ModelCard, WeightsSource
+from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.published_method import describe_published_card
 from retbench.cards.recipe import Recipe, load_recipe
 from retbench.cards.study import Study
 from retbench.cards.task import SourceSpec, Suite, TaskCard
@@ -172,9 +173,7 @@ def find_model_card(argument: str) -> ModelCard:
         return _find_model_at(Path(argument).expanduser())
     if argument in load_model_cards() or not re.fullmatch(r"[\w.-]+/[\w.-]+", argument):
         return load_model_cards().find(argument)
-    return ModelCard(
-        name=argument.lower(), weights=WeightsSource(source="hub", repo=argument), method=DefaultMethod("mean")
-    )
+    return ModelCard(name=argument.lower(), weights=WeightsSource(source="hub", repo=argument))
 
 
 def _find_model_at(path: Path) -> ModelCard:
@@ -187,7 +186,7 @@ def _find_model_at(path: Path) -> ModelCard:
         WeightsSource, {"source": "path", "layout": layout, "path": str(path)}, toml_parser.CardLocation(path, "")
     )
     name = path.resolve().name if path.is_dir() else path.stem  # `stem` would cut the folder name qwen2.5-0.5b at .5b
-    return ModelCard(name=name.lower(), weights=weights, method=DefaultMethod("mean"))
+    return describe_published_card(ModelCard(name=name.lower(), weights=weights), path)
 
 
 def find_task_card(argument: str) -> TaskCard:

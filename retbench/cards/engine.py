@@ -38,7 +38,7 @@ class Engine:
     def find_unsupported(self, method: Method) -> str | None:
         """Return the first feature of a method that this engine does not support; None if it supports all."""
         if self.name == "transformers":
-            return "the model's own pooling" if method.pooling == "model" else None
+            return None
         poolings = SUPPORTED_POOLINGS[self.name]
         unsupported = {
             f"{method.pooling} pooling": method.pooling not in poolings,

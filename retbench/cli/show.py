@@ -75,7 +75,9 @@ def _find_card(kind: CardKind, name: str) -> Any:
     from retbench.cards import catalog
 
     if kind is CardKind.model:
-        return catalog.find_model_card(name)
+        from retbench.engines.weights import find_described_card
+
+        return find_described_card(name)
     if kind is CardKind.task:
         return catalog.find_task_card(name)
     if kind is CardKind.recipe:

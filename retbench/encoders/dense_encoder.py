@@ -1,7 +1,7 @@
-"""The dense encoder: turns texts into normalized vectors."""
+"""The dense encoder: turns texts into vectors, of length one unless the method compares by dot product."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 
 from retbench.cards.method import Role
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.pooling import POOLINGS, drop_leading_tokens
+from retbench.encoders.pooling import POOLINGS, drop_leading_tokens, scale_for_similarity
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.backbone import Backbone
+from retbench.engines.published_head import PublishedHead
 
 
 class DenseEncoder(Protocol):
@@ -32,12 +33,12 @@ class DenseEncoder(Protocol):
         """The attention kernel, for the record."""
         ...
 
-    def peak_throughput(self) -> float | None:
     @property
     def computed_dtype(self) -> str:
         """The dtype of the loaded weights, for the record; `unknown` behind a server."""
         ...
 
+    def peak_throughput(self) -> float | None:
         """Tokens per second if only the matrix products took time; None if it cannot be measured."""
         ...
 
@@ -46,7 +47,7 @@ class DenseEncoder(Protocol):
         ...
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """One batch of token ids as float32 vectors of length one."""
+        """One batch of token ids as float32 vectors, ready for the method's similarity."""
         ...
 
 
@@ -57,24 +58,25 @@ class BackboneEncoder:
     spec: EncoderSpec
     backbone: Backbone
     prompt_tokenizer: PromptTokenizer
+    head: PublishedHead | None = field(default=None, kw_only=True)  # the modules of a published embedder
 
     @property
     def dimension(self) -> int:
         """Width of a vector."""
-        return self.backbone.dimension
+        return (self.head and self.head.dimension) or self.backbone.dimension
 
     @property
     def kernel(self) -> str:
         """The attention kernel, for the record."""
         return self.backbone.kernel
 
-    def peak_throughput(self) -> float | None:
-        """Tokens per second if only the matrix products took time."""
     @property
     def computed_dtype(self) -> str:
         """The dtype of the loaded weights, for the record."""
         return str(self.backbone.model.dtype).removeprefix("torch.")
 
+    def peak_throughput(self) -> float | None:
+        """Tokens per second if only the matrix products took time."""
         return self.backbone.peak_throughput()
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
@@ -82,11 +84,13 @@ class BackboneEncoder:
         return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """Encode one batch of token ids as float32 vectors of length one."""
+        """Encode one batch of token ids as float32 vectors, ready for the method's similarity."""
         pooled = self._pool(batch, *self.backbone.compute_states(list(batch)))
-        return np.asarray(torch.nn.functional.normalize(pooled, dim=1).cpu().numpy())
+        return np.asarray(scale_for_similarity(pooled, self.spec.method.similarity).cpu().numpy())
 
     def _pool(self, batch: TokenizedTexts, flat: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         if batch.pooling_starts is not None:
             flat, offsets = drop_leading_tokens(flat, offsets, torch.from_numpy(batch.pooling_starts).to(flat.device))
+        if self.head:
+            return self.head.transform(POOLINGS[self.head.pooling](flat, offsets))
         return POOLINGS[self.spec.method.pooling](flat, offsets)

@@ -5,6 +5,7 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.method import Method, Role
+from retbench.cards.published_method import follow_published_model
 from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import weights
@@ -31,9 +32,11 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
 def preview_tokenization(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
     """First the tokenizer; then, for each method and role, the exact string, its ids and the first pooled token."""
     card = catalog.find_model_card(model)
-    tokenizer = load_tokenizer(weights.obtain_weights(card, path).folder)
+    folder = weights.obtain_weights(card, path).folder
+    tokenizer = load_tokenizer(folder)
     yield describe_tokenizer(tokenizer)
-    for method in map(catalog.find_method, methods) if methods else catalog.load_methods():
+    for preset in map(catalog.find_method, methods) if methods else catalog.load_methods():
+        method = follow_published_model(preset, folder)
         for role in ROLES:
             yield {"method": method.name, "role": role} | _preview_method(tokenizer, method, text, role)
 

@@ -40,7 +40,8 @@ def compute_modules_fingerprint(folder: Path) -> str:
     """The fingerprint of the sentence-transformers modules: configs and weights of what follows the backbone."""
     modules_file = folder / "modules.json"
     paths = [module.get("path") for module in parse_json(modules_file.read_text())] if modules_file.is_file() else []
-    files = [file for path in paths if path for file in (folder / path).iterdir() if file.is_file()]
+    # a module without files (Normalize) may have no folder: git and the hub keep no empty ones
+    files = [file for path in paths if path for file in (folder / path).glob("*") if file.is_file()]
     checksums = {
         file.relative_to(folder).as_posix(): cached_sha256(file) for file in (modules_file, *files) if file.is_file()
     }

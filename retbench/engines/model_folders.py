@@ -10,6 +10,7 @@ from retbench.cards import catalog
 from retbench.cards.checksums import cached_sha256
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
+from retbench.cards.published_method import require_dense_model
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
 
@@ -20,11 +21,16 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
+# models whose first positions, up to that of the padding token, are not used
+OFFSET_POSITION_TYPES = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "xmod")
+
 SHAPE_FIELDS = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabulary": "vocab_size"}
 
 
 def check_folder(folder: Path) -> None:
-    """Raise an error if weights or config are missing, the weights are pickles, or files are truncated."""
+    """Raise an error if weights or config are missing, the weights are pickles, files are truncated, or it is no dense
+    model."""
+    require_dense_model(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} has no config.json", "give a Hugging Face folder or a .gguf file")
     if tensors := sorted(folder.glob("*.safetensors")):
@@ -72,6 +78,16 @@ def read_shape(folder: Path) -> dict[str, Any]:
     config = read_json_object(folder / "config.json")
     text = config.get("text_config", config)
     return {figure: text.get(key, config.get(key)) for figure, key in SHAPE_FIELDS.items()}
+
+
+def read_context_window(folder: Path) -> int | None:
+    """The number of positions that the model has; None if its config does not limit them."""
+    config = read_json_object(folder / "config.json")
+    text = config.get("text_config", config)
+    positions: int | None = text.get("max_position_embeddings")
+    if positions and text.get("model_type") in OFFSET_POSITION_TYPES:
+        return positions - int(text.get("pad_token_id") or 0) - 1
+    return positions
 
 
 def check_shape(card: ModelCard, folder: Path) -> None:

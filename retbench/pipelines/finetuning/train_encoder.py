@@ -23,6 +23,7 @@ from retbench.training import (
     distributed,
     fsdp,
     hard_negatives,
+    hub_datasets,
     in_training_search,
     lora,
     save_model,
@@ -71,6 +72,7 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
     distributed.join_processes()
     if distributed.get_rank():
         request = replace(request, progress=NoProgress(), log_status=lambda _: None)
+    recipe = use_task_instruction(request, recipe)
     try:
         name, folder = _choose_name_and_folder(request, recipe)
         trackers = request.report_to if not distributed.get_rank() else ()
@@ -83,6 +85,14 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
         return save_and_register(job, run_training(job, plan_steps(job)))
     finally:
         distributed.leave_processes()
+
+
+def use_task_instruction(request: TrainingRequest, recipe: Recipe) -> Recipe:
+    """The recipe with the instruction that an evaluation on the dataset's task uses too."""
+    if not recipe.method.uses_instruction:
+        return recipe
+    instruction = recipe.method.choose_instruction(training_data.find_task_of_dataset(request.dataset))
+    return replace(recipe, method=replace(recipe.method, instruction=instruction))
 
 
 def prepare_training(request: TrainingRequest, recipe: Recipe, pretrain: bool = True) -> TrainingJob:
@@ -118,6 +128,10 @@ def check_request(request: TrainingRequest, recipe: Recipe, name: str, folder: P
         raise UsageError(
             f"method {method.name} cannot be trained: training needs the last layer and the model's own attention",
             "use a dense method without layer and attention",
+        )
+    if method.pooling == "model":
+        raise UsageError(
+            f"method {method.name} cannot be trained: it has layers after the pooling", "use pooling = last, mean or first"
         )
     if request.export:
         sentence_transformers_export.get_prefixes(method)
@@ -210,7 +224,7 @@ def run_training(job: TrainingJob, steps: int) -> TrainLoop:
     """Run the train loop from the last checkpoint; the model then has the best or the last weights."""
     recipe, trainable = job.recipe, lora.get_trainable_weights(job.encoder.model)
     schedule = TrainSchedule(steps, recipe.optimizer, recipe.save_steps, recipe.eval_steps)
-    evaluator = _build_evaluator(job)
+    evaluator = build_evaluator(job)
     loop = TrainLoop(
         job.encoder.model, trainable, schedule, job.objective, job.folder, job.request.log_metrics, evaluator
     )
@@ -222,13 +236,18 @@ def run_training(job: TrainingJob, steps: int) -> TrainLoop:
     return loop
 
 
-def _build_evaluator(job: TrainingJob) -> TrainingEvaluator | None:
+def build_evaluator(job: TrainingJob) -> TrainingEvaluator | None:
+    """What scores the weights during training; its prompts have the instruction of the evaluated task."""
     if not job.request.eval_task:
         return None
     task, sample = training_data.parse_eval_task(job.request.eval_task)
     parent = job.parent.card
     max_length = parent.max_length or parent.context_length
-    return TrainingEvaluator(job.encoder, task, open_collection(task, sample), max_length, job.request.progress)
+    prompt_tokenizer = replace(
+        job.encoder.prompt_tokenizer, instruction=job.recipe.method.choose_instruction(task)
+    )
+    encoder = replace(job.encoder, prompt_tokenizer=prompt_tokenizer)
+    return TrainingEvaluator(encoder, task, open_collection(task, sample), max_length, job.request.progress)
 
 
 def save_and_register(job: TrainingJob, loop: TrainLoop) -> ModelCard:
@@ -285,6 +304,7 @@ def _check_process_count(queries_per_batch: int) -> None:
 
 def estimate_plan(request: TrainingRequest, recipe: Recipe) -> dict[str, Any]:
     """What a training would do, by a short measurement (--dry-run); nothing is kept."""
+    recipe = use_task_instruction(request, recipe)
     name, _ = _choose_name_and_folder(request, recipe)
     with TemporaryDirectory() as scratch:
         scratch_request = replace(request, name=name, out=Path(scratch) / "plan")
@@ -313,7 +333,9 @@ def summarize_training(card: ModelCard) -> dict[str, Any]:
     """The new model in a few facts."""
     if card.training is None or card.weights is None:
         raise DataError(f"{card.name} was not trained by retbench", "name a folder that `finetune` wrote")
-    run = card.training.run
+    run, dataset = card.training.run, card.training.data["set"]
+    hub_set = hub_datasets.HUB_SETS.get(dataset)
+    measured = f"--suite {hub_set.suite}" if hub_set else f"--task {dataset}"
     return {
         "model": card.name,
         "folder": card.weights.path,
@@ -321,5 +343,5 @@ def summarize_training(card: ModelCard) -> dict[str, Any]:
         "seconds": round(run["seconds"], 1),
         "tokens": run["tokens"],
         "data": card.training.data,
-        "next": f"retbench run --model {card.name} --task {card.training.data['set']}",
+        "next": f"retbench run --model {card.name} {measured}",
     }

@@ -11,7 +11,7 @@ from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.external_encoders import EndpointEncoder, TokenIdEncoder
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.sparse_encoder import SparseEncoder
-from retbench.engines import backbone, lm_head
+from retbench.engines import backbone, lm_head, published_head
 from retbench.engines.device import get_device
 from retbench.engines.embeddings_client import EmbeddingsClient
 from retbench.engines.http_client import EndpointServer
@@ -48,7 +48,9 @@ class EncoderFactory:
         configured = self.loaded[key].with_method(spec.method.attention, spec.method.layer)
         prompt_tokenizer = PromptTokenizer(configured.tokenizer, spec.method, spec.instruction)
         if spec.method.kind == "dense":
-            return BackboneEncoder(spec, configured, prompt_tokenizer)
+            has_head = spec.method.pooling == "model"
+            head = published_head.load_head(folder, configured.device) if has_head else None
+            return BackboneEncoder(spec, configured, prompt_tokenizer, head=head)
         if key not in self.heads:
             self.heads[key] = lm_head.load_lm_head(folder, configured)
         return SparseEncoder(spec, configured, prompt_tokenizer, self.heads[key])

@@ -1,5 +1,6 @@
 """A resolved model: a card and its weights on this machine. The backbone is loaded only when a cell needs it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,8 @@ from retbench.cards.default_methods import resolve_methods
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
 from retbench.cards.model import LexicalSettings, ModelCard
+from retbench.cards.published_method import describe_published_card, follow_published_model, is_published
+from retbench.cards.rope_scaling import parse_rope_scaling
 from retbench.cards.task import TaskCard
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
@@ -18,10 +21,10 @@ from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec, compute_length_limits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.shard_tasks import ShardWorkers
-from retbench.engines import backbone, fingerprints, http_client, remote_code, weights
+from retbench.engines import backbone, fingerprints, http_client, model_folders, published_head, remote_code, weights
 from retbench.engines.device import DtypeChoice, choose_dtype
 from retbench.engines.tokenizers import load_tokenizer
-from retbench.errors import InapplicableError
+from retbench.errors import InapplicableError, UsageError
 from retbench.pipelines.models.encoder_factory import EncoderFactory, get_served_name
 from retbench.pipelines.models.overrides import Overrides
 from retbench.store.digest import compute_digest
@@ -52,6 +55,7 @@ class ResolvedModel:
         if card.kind == "lexical" or engine.name == "endpoint":
             return ResolvedModel(card, None, engine)
         local_weights = weights.obtain_weights(card, path, log_status)
+        card = describe_published_card(card, local_weights.folder)
         name = f"{card.name}+{local_weights.label}" if path and local_weights.label else card.name
         is_text_only = backbone.has_text_config(local_weights.folder) and TEXT_ONLY_NOTE not in card.notes
         notes = (*card.notes, TEXT_ONLY_NOTE) if is_text_only else card.notes
@@ -70,10 +74,13 @@ class ResolvedModel:
         return self.card.lexical or LexicalSettings() if self.card.kind == "lexical" else None
 
     def resolve_methods(self, methods: list[Method]) -> list[Method]:
-        """Return the given methods; the card's default if none is given."""
+        """Return the given methods, else the card's default; `as-published` as the model's folder describes it."""
         if self.engine.name == "endpoint" and not self.lexical_settings:
             return methods or [catalog.find_method("as-published")]
-        return resolve_methods(self.card, methods)
+        resolved = resolve_methods(self.card, methods)
+        if self.local_weights is None or resolved == [self.card.method and self.card.method.own]:
+            return resolved
+        return [follow_published_model(method, self.local_weights.folder) for method in resolved]
 
     def build_encoder_spec(self, method: Method, task: TaskCard, overrides: Overrides) -> EncoderSpec:
         """Collect everything that decides a vector, without loading the model."""
@@ -82,16 +89,30 @@ class ResolvedModel:
                 f"method {method.name} needs {unsupported}, which the engine {self.engine.name} does not support",
                 "use another --method (retbench list methods) or another --engine",
             )
+        self._check_window(overrides)
         query_limit, document_limit = compute_length_limits(
-            task, overrides.max_length or self.card.max_length, self.card.context_length
+            task, self.card.max_length, self.card.context_length, overrides.max_length
         )
-        # an instruction that no template uses changes no vector and must not change a key
-        uses_instruction = any("{instruction}" in template for template in (method.query, method.document))
-        instruction = (task.instruction or method.instruction) if uses_instruction else ""
         return EncoderSpec(
-            self._describe_weights(), method, instruction, query_limit, document_limit, self.choose_dtype(overrides).dtype,
-            self.engine.settings_name, self._get_adaptor_digest(method), **self._collect_options(method, overrides),
+            self._describe_weights(), method.fit_to_task(task), method.choose_instruction(task), query_limit,
+            document_limit, self.choose_dtype(overrides).dtype, self.engine.settings_name,
+            self._get_adaptor_digest(method), **self._collect_options(method, overrides),
         )  # fmt: skip
+
+    def _check_window(self, overrides: Overrides) -> None:
+        """Refuse a `--set max_length` beyond the model's context window, as far as RoPE scaling stretches it."""
+        read = self.local_weights and model_folders.read_context_window(self.local_weights.folder)
+        window, wanted = read or self.card.context_length, overrides.max_length
+        if wanted is None or window is None:
+            return
+        scaling = parse_rope_scaling(overrides.rope) if overrides.rope else None
+        factor = 1.0 if scaling is None else math.inf if scaling.kind == "dynamic" else scaling.factor
+        if wanted > window * factor:
+            raise UsageError(
+                f"--set max_length={wanted}: the context window of {self.card.name} has {window} tokens",
+                f"give {window} or less; a model with rotary positions reads more with "
+                f"--set rope=yarn:{math.ceil(wanted / window)}",
+            )
 
     def _collect_options(self, method: Method, overrides: Overrides) -> dict[str, Any]:
         """Return the optional settings of an encoder that are in use."""
@@ -110,9 +131,18 @@ class ResolvedModel:
             options["rope"] = overrides.rope
         if self.local_weights and self.engine.name == "transformers":
             options["code"] = remote_code.compute_code_digest(self.local_weights.folder)
-        if self.local_weights and self.engine.name == "sentence-transformers" and method.pooling == "model":
+        if self.local_weights and method.pooling == "model":
+            self._check_modules(method, self.local_weights.folder)
             options["modules"] = fingerprints.compute_modules_fingerprint(self.local_weights.folder)
         return options
+
+    def _check_modules(self, method: Method, folder: Path) -> None:
+        if not is_published(folder):
+            raise InapplicableError(
+                f"method {method.name} needs the modules of a published embedder: {self.card.name} has no modules.json",
+                "use --method last or mean",
+            )
+        published_head.check_head(folder, self.engine.name)
 
     def _get_adaptor_digest(self, method: Method) -> str | None:
         """Return the digest of the model's adaptor, which was trained on the vectors of one method."""

@@ -12,6 +12,7 @@ from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe_keys import ADAPTOR, restore_key
 from retbench.cards.study import Stage, Study
+from retbench.engines.weights import find_described_card
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.store.digest import compute_digest
@@ -56,7 +57,7 @@ def list_study_cells(study: Study, stage: Stage) -> Iterator[StudyCell]:
     settings_digest = _digest_stage_settings(stage)
     method_word = "the method" if stage.verb == "run" else "the recipe"
     for seed, model in itertools.product(stage.options.get("seeds", (None,)), stage.models):
-        card = _find_or_none(catalog.find_model_card, model)
+        card = _find_or_none(find_described_card, model)
         for method, is_known in _resolve_stage_methods(stage, card):
             for argument, name, missing_task in tasks:
                 missing_cards = [f"the model {model}"] * (card is None) + [f"{method_word} {method}"] * (not is_known)

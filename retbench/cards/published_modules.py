@@ -1,0 +1,106 @@
+"""The modules of a sentence-transformers folder (`modules.json`), read without that library and without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retbench.cards.text_parsers import parse_json
+from retbench.errors import DataError
+
+MODULES_FILE = "modules.json"
+LEGACY_MODES = {  # in the order in which sentence-transformers concatenates
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class PublishedModule:
+    """One module: its class, its folder and its config.json."""
+
+    type: str
+    path: str
+    settings: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The class name of a module of sentence-transformers; of another module the full name of its class."""
+        return self.type.rpartition(".")[2] if self.type.startswith("sentence_transformers.") else self.type
+
+    def get_pooling_modes(self) -> tuple[str, ...]:
+        """The modes of a Pooling module, in the new or in the old form of its config; empty for other modules."""
+        if self.kind != "Pooling":
+            return ()
+        modes = self.settings.get("pooling_mode")
+        if modes is None:
+            return tuple(mode for key, mode in LEGACY_MODES.items() if self.settings.get(key)) or ("mean",)
+        return (modes,) if isinstance(modes, str) else tuple(map(str, modes))
+
+    @property
+    def reads_pooled(self) -> bool:
+        """Whether the module reads and writes the pooled state, as all after the pooling usually do."""
+        names = (self.settings.get(f"module_{end}_name") or "sentence_embedding" for end in ("input", "output"))
+        return set(names) == {"sentence_embedding"}
+
+    def describe(self) -> str:
+        """The module in a few words."""
+        if self.kind == "Pooling":
+            return f"pooling {'+'.join(self.get_pooling_modes())}"
+        if self.kind == "Dense":
+            activation = str(self.settings.get("activation_function", "Tanh")).rpartition(".")[2]
+            return f"Dense {self.settings.get('in_features')} to {self.settings.get('out_features')} {activation}"
+        return self.kind
+
+
+def read_module_types(folder: Path) -> list[str]:
+    """The class of every module; empty without a modules.json."""
+    return [str(entry["type"]) for entry in _read_entries(folder)]
+
+
+def read_modules(folder: Path) -> list[PublishedModule]:
+    """All modules in their order."""
+    modules = []
+    for entry in _read_entries(folder):
+        path = str(entry.get("path") or "")
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise DataError(f"{folder / MODULES_FILE} names a module outside its folder: {path}", "use another model")
+        settings = read_optional_object(folder / path / "config.json") if path else {}
+        modules.append(PublishedModule(str(entry["type"]), path, settings))
+    if not modules or modules[0].kind != "Transformer" or modules[0].path:
+        first = f"{modules[0].kind} in {modules[0].path or 'the folder itself'}" if modules else "no module"
+        raise DataError(
+            f"{folder} starts with {first}, not with a Transformer in the folder itself",
+            "save it again with a current sentence-transformers, or use another model",
+        )
+    return modules
+
+
+def _read_entries(folder: Path) -> list[dict[str, Any]]:
+    file = folder / MODULES_FILE
+    if not file.is_file():
+        return []
+    entries = _parse(file)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "type" in entry for entry in entries):
+        raise DataError(f"{file}: expected a list of modules with a `type`", "fetch the folder again")
+    return entries
+
+
+def read_optional_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; empty if there is no such file."""
+    if not file.is_file():
+        return {}
+    value = _parse(file)
+    if not isinstance(value, dict):
+        raise DataError(f"{file}: expected a JSON object", "fetch the file again, or delete it")
+    return value
+
+
+def _parse(file: Path) -> Any:
+    try:
+        return parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise DataError(f"{file}: not valid JSON: {problem}", "fetch the file again, or delete it") from problem

@@ -1,0 +1,138 @@
+"""What follows the transformer in a sentence-transformers folder: one pooling, then Dense, LayerNorm and Normalize.
+
+A head that we cannot compute exactly is refused by name. The engine sentence-transformers runs more modules.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from retbench.cards.method import Pooling
+from retbench.cards.published_method import POOLINGS
+from retbench.cards.published_modules import PublishedModule, read_modules
+from retbench.errors import DataError
+
+OWN_MODULES = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+THEIR_MODULES = (*OWN_MODULES, "CNN", "LSTM")  # the engine sentence-transformers runs these too, from our token ids
+WEIGHTS_FILE = "model.safetensors"
+MODULES_WITH_WEIGHTS = ("Dense", "LayerNorm", "CNN", "LSTM")
+
+
+@dataclass(frozen=True)
+class PublishedHead:
+    """The pooling and the layers after it, in float32."""
+
+    pooling: Pooling
+    layers: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
+    dimension: int | None  # None: the width of a state
+
+    def transform(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Apply the layers to pooled states."""
+        for layer in self.layers:
+            pooled = layer(pooled)
+        return pooled
+
+
+def check_head(folder: Path, engine: str) -> None:
+    """Raise an error for modules that an engine cannot run; no weights are loaded."""
+    modules = read_modules(folder)
+    known = OWN_MODULES if engine == "transformers" else THEIR_MODULES
+    problems = [f"the module {module.kind}" for module in modules if module.kind not in known]
+    if engine == "transformers" and not problems:
+        problems = _find_problems(modules)
+    if problems:
+        raise DataError(
+            f"{folder} has {problems[0]}, which the engine {engine} cannot run",
+            "use --engine sentence-transformers, or a --method of ours"
+            if engine == "transformers"
+            else "use a --method of ours, such as mean (another model)",
+        )
+    for module in modules:
+        if module.kind in MODULES_WITH_WEIGHTS and not (folder / module.path / WEIGHTS_FILE).is_file():
+            raise DataError(
+                f"{folder / module.path} has no {WEIGHTS_FILE}",
+                "save the model again as safetensors: pickles can run code when they are opened",
+            )
+
+
+def _find_problems(modules: list[PublishedModule]) -> list[str]:
+    modes = [mode for module in modules for mode in module.get_pooling_modes()]
+    if len(modes) != 1:
+        return [f"{len(modes)} poolings ({', '.join(modes)})" if modes else "no pooling"]
+    if modes[0] not in POOLINGS:
+        return [f"{modes[0]} pooling"]
+    if not all(module.reads_pooled for module in modules):
+        return ["a module that does not read the pooled state"]
+    if [module.kind for module in modules[:2]] != ["Transformer", "Pooling"]:
+        return ["a module before its pooling"]
+    if [module.kind for module in modules].count("Transformer") > 1:
+        return ["two transformers"]
+    return ["a Dense module with a residual" for module in modules if module.settings.get("use_residual")]
+
+
+def load_head(folder: Path, device: torch.device) -> PublishedHead:
+    """Load the modules after the transformer."""
+    check_head(folder, "transformers")
+    modules = read_modules(folder)
+    builders = {"Dense": _build_dense, "LayerNorm": _build_layer_norm}
+    layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
+    dimension = None
+    for module in modules:
+        if module.kind == "Normalize":
+            layers.append(partial(nn.functional.normalize, dim=1))
+        if module.kind in builders:
+            layers.append(builders[module.kind](folder, module).to(device).eval().requires_grad_(False))
+        if module.kind == "Dense":
+            dimension = int(module.settings["out_features"])
+    (mode,) = (mode for module in modules for mode in module.get_pooling_modes())
+    return PublishedHead(POOLINGS[mode], tuple(layers), dimension)
+
+
+def _build_dense(folder: Path, module: PublishedModule) -> nn.Module:
+    settings = module.settings
+    try:
+        sizes = int(settings["in_features"]), int(settings["out_features"])
+    except (KeyError, TypeError, ValueError) as problem:
+        raise DataError(
+            f"{folder / module.path / 'config.json'} has no in_features and out_features", "fetch the folder again"
+        ) from problem
+    linear = nn.Linear(*sizes, bias=bool(settings.get("bias", True)))
+    _load_weights(folder / module.path, linear, "linear.")
+    return nn.Sequential(linear, _build_activation(folder, str(settings.get("activation_function", "torch.nn.Tanh"))))
+
+
+def _build_activation(folder: Path, name: str) -> nn.Module:
+    activation: Any = getattr(nn, name.rpartition(".")[2], None) if name.startswith("torch.nn.") else None
+    if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
+        raise DataError(f"{folder} has the activation {name}, which is not one of torch.nn", "use another model")
+    built: nn.Module = activation()
+    return built
+
+
+def _build_layer_norm(folder: Path, module: PublishedModule) -> nn.Module:
+    norm = nn.LayerNorm(int(module.settings["dimension"]))
+    _load_weights(folder / module.path, norm, "norm.")
+    return norm
+
+
+def _load_weights(folder: Path, layer: nn.Module, prefix: str) -> None:
+    """Load all weights of a layer; names and shapes must be exactly those of the file."""
+    stored = {name.removeprefix(prefix): weight.float() for name, weight in load_file(folder / WEIGHTS_FILE).items()}
+    expected = {name: weight.shape for name, weight in layer.state_dict().items()}
+    if {name: weight.shape for name, weight in stored.items()} != expected:
+        raise DataError(
+            f"the weights in {folder} are {_format_shapes(stored.items())}, not "
+            f"{_format_shapes(layer.state_dict().items())}",
+            "fetch the folder again, or use another model",
+        )
+    layer.load_state_dict(stored)
+
+
+def _format_shapes(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, weight.shape))}" for name, weight in sorted(weights))
