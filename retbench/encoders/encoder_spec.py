@@ -82,8 +82,15 @@ def describe_method(method: Method) -> dict[str, Any]:
     }
 
 
-def compute_length_limits(task: TaskCard, max_length: int | None, context_length: int | None) -> tuple[int, int]:
-    """Limits for queries and documents: the smaller one of task and model. 0 in the task means no limit."""
-    model_limit = max_length or context_length or 512
+def compute_length_limits(
+    task: TaskCard, max_length: int | None, context_length: int | None, wanted: int | None = None
+) -> tuple[int, int]:
+    """Limits for queries and documents: the smaller one of task and model. 0 in the task means no limit.
+
+    `wanted` is that of `--set max_length`; longer than both limits of the task, it replaces them.
+    """
     lengths = (task.lengths.query, task.lengths.document)
+    if wanted and all(0 < length < wanted for length in lengths):
+        return wanted, wanted
+    model_limit = wanted or max_length or context_length or 512
     return (min(lengths[0] or model_limit, model_limit), min(lengths[1] or model_limit, model_limit))

@@ -260,13 +260,25 @@ def _build_rows(runs: list[ScoredRun], failures: list[Failure]) -> list[Leaderbo
                     row.failures[failure.task] = failure
     for notes in variants.values():
         if len(notes) == 1:
-            next(iter(notes.values())).settings_note = ""
+            row = next(iter(notes.values()))
+            row.settings_note = next(filter(None, (_describe_longer_lengths(run) for run in row.runs.values())), "")
     return [row for notes in variants.values() for row in notes.values()]
 
 
 def format_method_label(method: str, rerankers: Iterable[str]) -> str:
     """The method's name, followed by its rerankers."""
     return " + ".join((method, *rerankers))
+
+
+def _describe_longer_lengths(run: ScoredRun) -> str:
+    """The lengths of a run that read more of a text than its task's protocol; empty for the others."""
+    encoder, limits = run.record.settings["encoder"], run.record.cards["task"].get("lengths")
+    if encoder is None or limits is None:
+        return ""
+    used, allowed = (encoder["query_limit"], encoder["document_limit"]), (limits["query"], limits["document"])
+    if not any(0 < limit < length for length, limit in zip(used, allowed, strict=True)):
+        return ""
+    return f"{used[0]}/{used[1]} tokens, the protocol has {allowed[0]}/{allowed[1]}"
 
 
 def _describe_settings(settings: dict[str, Any]) -> str:

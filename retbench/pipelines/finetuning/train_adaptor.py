@@ -116,7 +116,8 @@ def _load_vectors(request: TrainingRequest, parent: ModelCard, recipe: AdaptorRe
         raise UsageError(
             f"{parent.name} has no vectors of its own to adapt", "name a model with a dense method, not an adaptor"
         )
-    spec = model.build_encoder_spec(method, card, Overrides(max_length=recipe.max_length))
+    length = recipe.max_length or model.card.max_length  # as the finished model's card will say
+    spec = replace(model, card=replace(model.card, max_length=length)).build_encoder_spec(method, card, Overrides())
     timer = PhaseTimer(request.progress)
     release_freed_pages()
     reset_peak_memory()  # the peak of this embedding is stored for the cells that will read the vectors
