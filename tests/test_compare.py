@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,9 +17,10 @@ from retbench.errors import DataError, UsageError
 from retbench.pipelines.runs import compare_inputs
 from retbench.pipelines.runs.compare import compare_runs
 from retbench.pipelines.runs.inspect import inspect_run
-from retbench.records.load_run import read_trec_run
+from retbench.records.load_run import load_trec_run
 from retbench.records.results_folder import ResultsFolder
 from retbench.reports.comparison import format_comparison
+from retbench.scoring.metrics import score_run
 from retbench.scoring.significance import compute_paired_p_value
 from tests import small_collection
 from tests.finished_runs import METRIC, write_finished_run
@@ -75,7 +77,7 @@ def test_texts_come_from_the_cache(results: Path, tmp_path: Path) -> None:
     run = _list_runs(results)[1]
     lines = gzip.decompress((run / "run.trec.gz").read_bytes()).decode().splitlines()
     rows = [line.split() for line in lines]
-    worse = [" ".join([row[0], row[1], row[2], str(99 - int(row[3])), *row[4:]]) for row in rows]  # upside down
+    worse = [" ".join([*row[:3], str(99 - int(row[3])), str(-float(row[4])), row[5]]) for row in rows]  # upside down
     (tmp_path / "worse.trec").write_text("\n".join(worse))
     found = compare_runs(str(run), str(tmp_path / "worse.trec"))
     assert found.test is not None
@@ -125,9 +127,23 @@ def test_an_imported_run_is_scored_by_the_task_rules(
     assert retbench.compare(file, file, task=twins).scores["mrr_at_10"][0] == pytest.approx(1 / 3)
 
 
-def test_an_empty_run_scores_zero(results: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.trec").write_text("")
-    assert compare_runs(str(tmp_path / "empty.trec"), str(_list_runs(results)[0])).scores[METRIC][0] == 0
+def test_an_empty_or_foreign_run_is_an_error(results: Path, tmp_path: Path) -> None:
+    ours = str(_list_runs(results)[0])
+    (tmp_path / "empty.trec").write_text("\n")
+    with pytest.raises(DataError, match="is an empty run"):
+        compare_runs(str(tmp_path / "empty.trec"), ours)
+    (tmp_path / "foreign.trec").write_text("another Q0 tea 1 2.0 x\n")
+    with pytest.raises(DataError, match="has none of the 3 queries"):
+        compare_runs(str(tmp_path / "foreign.trec"), ours)
+
+
+def test_ranks_that_contradict_the_scores_are_named(results: Path, tmp_path: Path) -> None:
+    ours = str(_list_runs(results)[0])
+    (tmp_path / "theirs.trec").write_text("q1 Q0 tea 1 1.0 x\nq1 Q0 coffee 2 2.0 x\nq2 Q0 ship 1 2.0 x\n")
+    comparison = compare_runs(str(tmp_path / "theirs.trec"), ours)
+    assert "contradicts the scores in 1 of 2 queries" in comparison.remarks[-1]
+    (tmp_path / "theirs.trec").write_text("q1 Q0 tea 0 1.0 x\nq1 Q0 coffee 0 2.0 x\n")  # no order, so no contradiction
+    assert compare_runs(str(tmp_path / "theirs.trec"), ours).remarks == []
 
 
 def test_two_imported_runs_need_a_task(results: Path, tmp_path: Path) -> None:
@@ -164,12 +180,58 @@ def test_a_subset_of_an_mteb_file_is_selected(results: Path, tmp_path: Path) -> 
         compare_runs(run, str(file), task="other")
 
 
-def test_an_imported_run_is_read_by_its_rank_column(tmp_path: Path) -> None:
-    (tmp_path / "r").write_text("q Q0 b 2 9.0 x\nq Q0 a 1 1.0 x\nq Q0 d 2 9.0 x\n")
-    assert read_trec_run(tmp_path / "r") == {"q": ["a", "b", "d"]}
-    (tmp_path / "r").write_text("not a run\n")
-    with pytest.raises(DataError, match="TREC"):
-        read_trec_run(tmp_path / "r")
+def test_an_imported_run_is_ordered_by_score_and_then_by_id(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("q Q0 b 1 9.0 x\nq Q0 a 0 1.0 x\nq Q0 d zero 9.0 x\nq Q0 c 0 9.00000001 x\n")
+    assert load_trec_run(tmp_path / "r").rankings == {"q": ["d", "c", "b", "a"]}  # in float32 the three are equal
+
+
+@pytest.mark.parametrize(
+    "line", ["not a run", "q Q0 d 1", "q Q0 d 1 high x", "q Q0 d 1 nan x"], ids=["words", "short", "no number", "nan"]
+)
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "r").write_text(f"q Q0 b 1 9.0 x\n{line}\n")
+    with pytest.raises(DataError, match="r, line 2 "):
+        load_trec_run(tmp_path / "r")
+
+
+@pytest.mark.parametrize("ranks", ["rising", "zero", "falling", "random"])
+@pytest.mark.parametrize("seed", range(6))
+def test_imported_runs_score_as_in_pytrec_eval(tmp_path: Path, seed: int, ranks: str) -> None:
+    """Ties, scores that are equal only in float32, huge and negative scores, and lines in any order."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    generator = np.random.default_rng(seed)
+    documents = [f"{'Dd-é'[number % 4]}{number}" for number in range(60)]
+    judgments = {f"q{query}": {doc: int(generator.integers(0, 3)) for doc in documents[::2]} for query in range(5)}
+    draws: list[Callable[[], np.ndarray]] = [
+        lambda: generator.integers(0, 4, 40).astype(float),
+        lambda: 1 + generator.integers(0, 9, 40) * 1e-8,
+        lambda: generator.normal(0, 1e30, 40),
+    ]
+    run: dict[str, dict[str, float]] = {}
+    lines = []
+    for query in judgments:
+        found = generator.permutation(60)[:40]
+        scores = draws[seed % 3]()
+        run[query] = {documents[row]: float(score) for row, score in zip(found, scores, strict=True)}
+        rank = {
+            "rising": range(1, 41),
+            "zero": [0] * 40,
+            "falling": range(40, 0, -1),
+            "random": generator.integers(0, 99, 40),
+        }
+        lines += [
+            f"{query}\tQ0 {documents[row]}  {place} {score!r} tag"
+            for row, place, score in zip(found, rank[ranks], scores.tolist(), strict=True)
+        ]
+    generator.shuffle(lines)
+    file = tmp_path / "run.trec.gz"
+    file.write_bytes(gzip.compress("\n".join(lines).encode()))
+    expected = pytrec_eval.RelevanceEvaluator(judgments, {"ndcg_cut.10", "recip_rank", "map_cut.100"}).evaluate(run)
+    actual = score_run(load_trec_run(file).rankings, judgments, 100)
+    for query, figures in expected.items():
+        assert actual[query]["ndcg_at_10"] == pytest.approx(figures["ndcg_cut_10"], abs=1e-9)
+        assert actual[query]["map_at_100"] == pytest.approx(figures["map_cut_100"], abs=1e-9)
+        assert actual[query]["mrr_at_100"] == pytest.approx(figures["recip_rank"], abs=1e-9)
 
 
 def test_inspect_shows_the_worst_queries_and_the_ranks_of_relevant_documents(results: Path) -> None:

@@ -4,10 +4,17 @@ The collection is found in the cache by name and fingerprint, because a record d
 """
 
 import gzip
+import itertools
+import logging
+import math
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from retbench.cards import catalog
 from retbench.cards.user_config import encode_path_part, get_cache_folder
@@ -17,6 +24,10 @@ from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, ResultsFolder, decode_id
+
+log = logging.getLogger(__name__)
+
+TREC_COLUMNS = "six columns: query Q0 document rank score tag"
 
 
 def find_run(argument: str, results: Path) -> Path:
@@ -66,29 +77,98 @@ def _list_cached_collections(record: Record) -> list[Collection]:
     return collections
 
 
-def read_trec_run(file: Path) -> dict[str, list[str]]:
-    """Read a TREC run, plain or gzipped: documents by query, sorted by the rank column, then by id."""
-    return {
-        query: [document for document, _ in scored_documents]
-        for query, scored_documents in read_scored_trec_run(file).items()
-    }
+class TrecEntry(NamedTuple):
+    """One line of a TREC run."""
+
+    single: float  # the score as trec_eval compares it, in float32
+    document: str
+    score: float
+    rank: int | None  # None if it is not a number
+
+
+@dataclass(frozen=True)
+class TrecRun:
+    """A TREC run in the order of trec_eval: by score, equal scores by document id, the last id first."""
+
+    scored: dict[str, list[tuple[str, float]]]
+    contradictory_queries: int  # queries whose rank column orders documents otherwise
+
+    @property
+    def rankings(self) -> dict[str, list[str]]:
+        """Documents by query, best first."""
+        return {query: [document for document, _ in entries] for query, entries in self.scored.items()}
+
+    def describe_contradiction(self, file: Path) -> str | None:
+        """Say that ranks and scores contradict each other; None if they agree."""
+        if not self.contradictory_queries:
+            return None
+        return (
+            f"{file.name}: the rank column contradicts the scores in {self.contradictory_queries:,} of "
+            f"{len(self.scored):,} queries; as in trec_eval, the scores count"
+        )
+
+
+def load_trec_run(file: Path) -> TrecRun:
+    """Read a TREC run of any system, plain or gzipped; a run without a line is an error."""
+    run = _parse_trec_run(file)
+    if not run.scored:
+        raise DataError(f"{file} is an empty run", f"name a run with lines of {TREC_COLUMNS}")
+    return run
 
 
 def read_scored_trec_run(file: Path) -> dict[str, list[tuple[str, float]]]:
-    """Read a TREC run with its scores."""
+    """Read the documents and scores of a TREC run by query, best first; log where its ranks contradict its scores."""
+    run = load_trec_run(file)
+    if contradiction := run.describe_contradiction(file):
+        log.warning(contradiction)
+    return run.scored
+
+
+def read_trec_run(file: Path) -> dict[str, list[str]]:
+    """Read the ranking of a retbench run, whose scores fall with the rank."""
+    return _parse_trec_run(file).rankings
+
+
+def _parse_trec_run(file: Path) -> TrecRun:
     try:
         content = file.read_bytes()
         lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode().splitlines()
-        rows = [line.split() for line in lines if line.strip()]
-        entries = sorted((row[0], int(row[3]), row[2], float(row[4])) for row in rows)
-    except (OSError, ValueError, IndexError, EOFError, zlib.error) as problem:
-        raise DataError(
-            f"{file} is not a TREC run: {problem}", "six columns: query Q0 document rank score tag"
-        ) from problem
-    ranking: dict[str, list[tuple[str, float]]] = {}
-    for query, _, document, score in entries:
-        ranking.setdefault(query, []).append((document, score))
-    return ranking
+    except (OSError, ValueError, EOFError, zlib.error) as problem:
+        raise DataError(f"{file} is not a TREC run: {problem}", f"give lines of {TREC_COLUMNS}") from problem
+    entries: dict[str, list[TrecEntry]] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            query, entry = _parse_trec_line(line, f"{file}, line {number}")
+            entries.setdefault(query, []).append(entry)
+    for found in entries.values():
+        found.sort(reverse=True, key=lambda entry: (entry.single, entry.document))
+    scored = {query: [(entry.document, entry.score) for entry in found] for query, found in entries.items()}
+    return TrecRun(scored, sum(map(_has_contradiction, entries.values())))
+
+
+def _parse_trec_line(line: str, place: str) -> tuple[str, TrecEntry]:
+    """Return the query and the entry of a line."""
+    row = line.split()
+    try:
+        query, document, score = row[0], row[2], float(row[4])
+    except (ValueError, IndexError) as problem:
+        raise DataError(f"{place} is not a TREC run line: {line[:80]!r}", f"give {TREC_COLUMNS}") from problem
+    if math.isnan(score):
+        raise DataError(f"{place} has a score that is not a number", "correct the run, or leave the document out")
+    with np.errstate(over="ignore"):  # a score beyond float32 is infinite in trec_eval too
+        single = float(np.float32(score))
+    return query, TrecEntry(single, document, score, int(row[3]) if row[3].isdecimal() else None)
+
+
+def _has_contradiction(entries: Sequence[TrecEntry]) -> bool:
+    """Return whether a document has a worse rank than one with a lower score."""
+    best = math.inf  # the best rank among lower scores
+    for _, group in itertools.groupby(reversed(entries), key=lambda entry: entry.single):
+        ranks = [entry.rank for entry in group if entry.rank is not None]
+        if ranks and max(ranks) > best:
+            return True
+        best = min([best, *ranks])
+    return False
 
 
 def read_rankings(folder: Path, collection: Collection) -> dict[str, list[str]]:

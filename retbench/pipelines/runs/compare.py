@@ -31,6 +31,7 @@ def compare_runs(
         test, changes = _test_difference(left, right, queries)
         if changes and changes[0].text is None:
             remarks.append("the texts are not in the cache, so the queries are shown without them")
+    remarks += [*left.remarks, *right.remarks]
     settings = list_setting_differences(left.facts, right.facts)
     return Comparison(left.name, right.name, left.task, settings, {**main_metric, **shared}, test, changes, remarks)
 

@@ -8,8 +8,8 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
-from retbench.errors import RetbenchError, UsageError
-from retbench.records.load_run import find_run, open_recorded_collection, read_rankings, read_trec_run
+from retbench.errors import DataError, RetbenchError, UsageError
+from retbench.records.load_run import find_run, load_trec_run, open_recorded_collection, read_rankings
 from retbench.records.mteb_results import MtebResult, read_mteb_results
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
@@ -34,6 +34,7 @@ class ComparedRun:
     rankings: dict[str, list[str]] = field(default_factory=dict)
     collection: Collection | None = None
     record: Record | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def load_compared_runs(a: str, b: str, results: Path, task: str | None) -> tuple[ComparedRun, ComparedRun]:
@@ -108,14 +109,21 @@ def _format_name(record: Record) -> str:
 def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None) -> ComparedRun:
     """Load and score a TREC run, by the given task or by the collection of the other run."""
     collection, metric, rules = _load_judgments(task, other)
-    rankings = _remove_excluded(read_trec_run(Path(argument)), collection, rules["same_id"] == "drop")
+    run = load_trec_run(Path(argument))
+    if not run.scored.keys() & collection.judgments.keys():
+        raise DataError(
+            f"{argument} has none of the {len(collection.judgments)} queries", "name the task it was made for: --task"
+        )
+    rankings = _remove_excluded(run.rankings, collection, rules["same_id"] == "drop")
     depth = max([MIN_DEPTH, *map(len, rankings.values())])
     per_query = score_run(rankings, collection.judgments, depth, rules.get("relevant_from", 1))
     scores = compute_mean_scores(per_query)
     task = task or (other.task if other else "")
     values = {query: row[metric] for query, row in per_query.items()}
     name = f"{Path(argument).name} (TREC run)"
-    return ComparedRun(name, task, metric, {"task": repr(task)}, scores, values, rankings, collection)
+    facts, contradiction = {"task": repr(task)}, run.describe_contradiction(Path(argument))
+    remarks = [contradiction] if contradiction else []
+    return ComparedRun(name, task, metric, facts, scores, values, rankings, collection, remarks=remarks)
 
 
 def _remove_excluded(
