@@ -313,6 +313,27 @@ def test_damaged_dense_weights_are_refused(make_folder: MakeFolder) -> None:
         encode_here(folder, "query")
 
 
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}),
+        ("sentence_bert_config.json", {"max_seq_length": "many"}),
+        ("sentence_bert_config.json", {"modality_config": ["text"]}),
+        ("sentence_bert_config.json", {"model_args": 3}),
+        ("1_Pooling/config.json", {"pooling_mode": 3}),
+        ("2_Dense/config.json", {"in_features": None}),
+        ("2_Dense/config.json", {"activation_function": "torch.nn.Module.forward"}),
+        ("2_Dense/config.json", {"activation_function": "os.system"}),
+        ("tokenizer_config.json", {"model_max_length": "many"}),
+    ],
+)
+def test_damaged_configs_are_errors_of_their_folder(make_folder: MakeFolder, file: str, changes: Any) -> None:
+    folder = make_folder(*HEADS["dense"]())
+    edit_json(folder / file, **changes)
+    with pytest.raises(DataError, match=r"published|2_Dense|activation"):
+        encode_here(folder, "query")
+
+
 def test_a_folder_without_modules_is_no_published_model(model: Path) -> None:
     resolved = ResolvedModel.resolve(catalog.find_model_card(str(model)), None, print)
     with pytest.raises(InapplicableError, match=r"no modules\.json"):

@@ -23,7 +23,8 @@ from retbench.errors import DataError
 METHOD_NAME = "as-published"
 CONFIG_FILE = "config_sentence_transformers.json"
 TRANSFORMER_FILES = tuple(
-    f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean", "weightedmean": "weighted", "lasttoken": "last"}
@@ -88,6 +89,13 @@ def require_dense_model(folder: Path) -> None:
 def read_published_model(folder: Path) -> PublishedModel:
     """Read the method of a sentence-transformers folder; raise an error for what a method cannot express."""
     require_dense_model(folder)
+    try:
+        return _build_published_model(folder)
+    except (AttributeError, TypeError, ValueError) as problem:  # a field of another type
+        raise _make_error(folder, f"one of its config files is damaged: {problem}") from problem
+
+
+def _build_published_model(folder: Path) -> PublishedModel:
     config = read_optional_object(folder / CONFIG_FILE)
     transformer = _read_transformer_settings(folder)
     modules = read_modules(folder)

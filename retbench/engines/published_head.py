@@ -89,22 +89,24 @@ def load_head(folder: Path, device: torch.device) -> PublishedHead:
         if module.kind in builders:
             layers.append(builders[module.kind](folder, module).to(device).eval().requires_grad_(False))
         if module.kind == "Dense":
-            dimension = int(module.settings["out_features"])
+            dimension = _read_size(folder, module, "out_features")
     (mode,) = (mode for module in modules for mode in module.get_pooling_modes())
     return PublishedHead(POOLINGS[mode], tuple(layers), dimension)
 
 
 def _build_dense(folder: Path, module: PublishedModule) -> nn.Module:
     settings = module.settings
-    try:
-        sizes = int(settings["in_features"]), int(settings["out_features"])
-    except (KeyError, TypeError, ValueError) as problem:
-        raise DataError(
-            f"{folder / module.path / 'config.json'} has no in_features and out_features", "fetch the folder again"
-        ) from problem
+    sizes = [_read_size(folder, module, name) for name in ("in_features", "out_features")]
     linear = nn.Linear(*sizes, bias=bool(settings.get("bias", True)))
     _load_weights(folder / module.path, linear, "linear.")
     return nn.Sequential(linear, _build_activation(folder, str(settings.get("activation_function", "torch.nn.Tanh"))))
+
+
+def _read_size(folder: Path, module: PublishedModule, name: str) -> int:
+    size = module.settings.get(name)
+    if not isinstance(size, int) or size < 1:
+        raise DataError(f"{folder / module.path / 'config.json'}: {name} is {size}", "fetch the folder again")
+    return size
 
 
 def _build_activation(folder: Path, name: str) -> nn.Module:
@@ -116,7 +118,7 @@ def _build_activation(folder: Path, name: str) -> nn.Module:
 
 
 def _build_layer_norm(folder: Path, module: PublishedModule) -> nn.Module:
-    norm = nn.LayerNorm(int(module.settings["dimension"]))
+    norm = nn.LayerNorm(_read_size(folder, module, "dimension"))
     _load_weights(folder / module.path, norm, "norm.")
     return norm
 
