@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import retbench
+from retbench.cards import catalog
 from retbench.cards.model import TrainingProvenance
 from retbench.cli.main import app
 from retbench.errors import DataError, MissingError
@@ -167,6 +170,24 @@ def test_training_exposure_is_marked(tmp_path: Path, sets: tuple[str, ...] | Non
     write_finished_run(tmp_path, "m", "t", [0.5] * 4, training_sets=sets)
     (board,) = build_report(tmp_path).boards
     assert [cell.mark for cell in build_table(board).lines[0].cells if cell.task == "t"] == [mark]
+
+
+def test_fidelity_is_what_the_preset_says_now(tmp_path: Path) -> None:
+    """A source may be read again: an old record's word counts only for a method that is no longer a preset."""
+    preset = asdict(catalog.find_method("promptreps-study"))
+    for model, method in (
+        ("one", preset),
+        ("two", {**preset, "name": "gone"}),
+        ("three", {**preset, "query": "{text}"}),
+    ):
+        file = write_finished_run(tmp_path, model, "pantry", GOOD, method=method["name"]) / "record.json"
+        record = json.loads(file.read_text())
+        record["cards"]["method"] = {**method, "fidelity": "exact", "source": "as it was"}
+        file.write_text(json.dumps(record))
+        code, out, _ = _run_command("report", tmp_path)
+        assert code == 0
+        assert f"sources: {'reconstructed' if model == 'one' else 'exact'}: {method['name']}" in out
+        shutil.rmtree(file.parent)
 
 
 @pytest.mark.parametrize(

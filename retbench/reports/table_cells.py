@@ -1,10 +1,12 @@
 """The leaderboard as a table of plain cells, built once and printed by every format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from retbench.cards import catalog
+from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.user_config import load_user_config
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.reports.published_tables import PublishedRow
@@ -256,10 +258,10 @@ SEED_RANGE_NOTE = "Over seeds: mean (lowest–highest). Differences within this 
 
 
 def _describe_fidelity(board: Leaderboard) -> str:
-    """How closely each method follows its source, from the method card in the record."""
+    """How closely each method follows its source."""
     records = [run.record for row in board.rows for run in row.runs.values()]
     fidelity_by_method = {
-        record.method: record.cards["method"]["fidelity"] for record in records if record.cards.get("method")
+        record.method: _get_fidelity(record.cards["method"]) for record in records if record.cards.get("method")
     }
     descriptions = [
         f"{kind}: {', '.join(names)}"
@@ -267,6 +269,15 @@ def _describe_fidelity(board: Leaderboard) -> str:
         if (names := sorted(name for name, fidelity in fidelity_by_method.items() if fidelity == kind))
     ]
     return f"Fidelity of the methods to their sources: {'; '.join(descriptions)}." if descriptions else ""
+
+
+def _get_fidelity(stored_card: dict[str, Any]) -> str:
+    """What the preset of that name says now, if it makes the same vectors: a source may have been read again."""
+    presets = catalog.load_methods()
+    preset = asdict(presets.find(stored_card["name"])) if stored_card["name"] in presets else {}
+    vector_fields = {key: value for key, value in stored_card.items() if key not in DESCRIPTIVE_FIELDS}
+    is_same = all(preset.get(key) == value for key, value in vector_fields.items())
+    return str((preset if is_same else stored_card)["fidelity"])
 
 
 def _describe_seeds(board: Leaderboard) -> list[str]:
