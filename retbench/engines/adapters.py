@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.checksums import cached_sha256
+from retbench.cards.model import ModelCard
 from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, MissingError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MERGE = "2"  # grows when an adapter is merged to other weights than before: then cached folders are not used
 BASE = "base_model.model."  # before every name in an adapter of peft
 
 
@@ -35,8 +37,19 @@ def read_parent_name(folder: Path) -> str:
 
 def get_merged_folder(folder: Path) -> Path:
     """The cache folder for the merged weights."""
-    facts = "\n".join((cached_sha256(folder / ADAPTER_WEIGHTS), cached_sha256(folder / ADAPTER_CONFIG)))
+    facts = "\n".join((cached_sha256(folder / ADAPTER_WEIGHTS), cached_sha256(folder / ADAPTER_CONFIG), MERGE))
     return weights_cache.get_weights_folder(hashlib.sha256(facts.encode()).hexdigest()[:16])
+
+
+def check_base_adapter(card: ModelCard, folder: Path) -> None:
+    """Check that an adapter over another adapter names that one as its parent, and not the model below both."""
+    base = card.weights.base_adapter if card.weights else None
+    parent = Path(read_parent_name(folder)).expanduser()
+    if base and not is_adapter_folder(parent) and not (parent / "config.json").is_file():
+        raise DataError(
+            f"{card.name} is an adapter over the adapter {base}, but {ADAPTER_CONFIG} of {folder} names only {parent}",
+            f"download {base} too, and write its folder as `base_model_name_or_path` into {folder / ADAPTER_CONFIG}",
+        )
 
 
 def check_parent(folder: Path, fingerprint: str) -> None:

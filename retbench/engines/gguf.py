@@ -4,6 +4,7 @@ Vectors need only the backbone; generation and query likelihood also need the la
 """
 
 import contextlib
+import hashlib
 import io
 import logging
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ UNQUANTIZED = ("f32", "f16", "bf16")
 DIGIT_SPLITTERS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 
 
+# A number in the name of the cached folder. It grows when a file is converted to other weights than before.
+CONVERSION = 2
+
 ROPE_TENSOR = "rope_freqs.weight"
 LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.3, and of Llama 3.2
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -40,6 +44,10 @@ class GgufHeader:
     architecture: str = ""
     tensors: tuple[str, ...] = ()
     rope_factors: tuple[float, ...] = ()  # of Llama 3.1 and later: divisors of the rotary frequencies
+
+    def compute_fingerprint(self, checksum: str) -> str:
+        """The checksum of the file; another value for files whose rotary factors were ignored by conversion 1."""
+        return hashlib.sha256(f"{checksum} {CONVERSION}".encode()).hexdigest() if self.rope_factors else checksum
 
 
 def read_header(file: Path) -> GgufHeader:
