@@ -96,8 +96,8 @@ def load_head(folder: Path, device: torch.device) -> PublishedHead:
 
 def _build_dense(folder: Path, module: PublishedModule) -> nn.Module:
     settings = module.settings
-    sizes = [_read_size(folder, module, name) for name in ("in_features", "out_features")]
-    linear = nn.Linear(*sizes, bias=bool(settings.get("bias", True)))
+    inputs, outputs = _read_size(folder, module, "in_features"), _read_size(folder, module, "out_features")
+    linear = nn.Linear(inputs, outputs, bias=bool(settings.get("bias", True)))
     _load_weights(folder / module.path, linear, "linear.")
     return nn.Sequential(linear, _build_activation(folder, str(settings.get("activation_function", "torch.nn.Tanh"))))
 
