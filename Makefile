@@ -4,7 +4,7 @@ BIN := .venv/bin
 RETBENCH_SHARED ?= ../shared
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors fuzz test-matrix faults soak lint types clean
+.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors referee fuzz test-matrix faults soak lint types clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ test-ray: .venv-ray/installed  ## Ray on two nodes of this machine, S3, Ray Trai
 
 anchors: install  ## real weights and collections against published numbers
 	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m anchor
+
+referee: install  ## whole collections through retbench, mteb with sentence-transformers, and Anserini: hours on a CPU
+	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m referee tests/test_referee.py
 
 test-matrix:  ## the tests with the lowest and newest transformers, and on Python 3.11 to 3.13
 	.ci/matrix $(CELLS)
