@@ -22,6 +22,7 @@ from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.recipe import LoraSettings, OptimizerSettings
 from retbench.engines import adapters, lm_head, model_loader, weights
 from retbench.engines.backbone import load_backbone
+from retbench.engines.sentence_transformers_engine import load_sentence_transformers_model
 from retbench.errors import DataError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training import lora
@@ -304,7 +305,7 @@ def load_plain(folder: Path) -> Any:
     return AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     file = next(folder.glob("*.safetensors"))
     weights = load_file(file)
     change(weights)
@@ -337,6 +338,15 @@ def test_a_layout_that_cannot_be_read_is_refused(kind: str, layout: str, tmp_pat
     folder = write(build(kind), tmp_path / "model", get_layout(kind, layout)[1])
     with pytest.raises(DataError, match=r"has no .* more"):
         load_backbone(folder, "float32", CPU)
+
+
+def test_sentence_transformers_gets_complete_weights_only(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    folder = write(build("qwen2"), tmp_path / "model")
+    load_sentence_transformers_model(folder, "float32", CPU, "mean")
+    change_weights(folder, lambda state: state.pop("model.norm.weight"))
+    with pytest.raises(DataError, match=r"has no norm\.weight"):
+        load_sentence_transformers_model(folder, "float32", CPU, "mean")
 
 
 def test_a_language_model_without_its_head_is_refused(tmp_path: Path) -> None:

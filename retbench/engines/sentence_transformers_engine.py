@@ -14,6 +14,7 @@ import torch
 
 from retbench.cards.method import Pooling
 from retbench.cards.model import Dtype
+from retbench.engines import model_loader
 from retbench.engines.padding import pad_rows
 from retbench.errors import DataError, MissingError, UsageError
 
@@ -65,6 +66,8 @@ def load_sentence_transformers_model(
             f"{folder.name} is not a sentence-transformers model: it has no modules.json and no pooling",
             "use --method last or mean",
         )
+    if not getattr(model_loader.load_config(folder), "is_encoder_decoder", False):
+        model_loader.load_text_model(folder, dtype)  # only to refuse missing weights: the library makes them random
     modules: Any = SentenceTransformer(
         str(folder),
         device=str(device),
