@@ -13,7 +13,8 @@ from retbench.cards import catalog
 from retbench.cards.user_config import get_cache_folder
 from tests import small_collection
 
-for name in [name for name in os.environ if name.startswith("RETBENCH_") and name != "RETBENCH_SHARED"]:
+KEPT = ("RETBENCH_SHARED", "RETBENCH_ANCHORS_REQUIRED")  # the collections of anchors, and whether one may be skipped
+for name in [name for name in os.environ if name.startswith("RETBENCH_") and name not in KEPT]:
     del os.environ[name]
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # torch is not loaded yet
 
