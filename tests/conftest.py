@@ -27,9 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    wanted = config.getoption("--device")
-    if wanted != "cpu" or Path("/dev/nvidiactl").exists():  # without a GPU the CPU is the only device
-        os.environ["RETBENCH_DEVICE"] = wanted
+    expected = config.getoption("--device")
+    if expected != "cpu" or Path("/dev/nvidiactl").exists():  # without a GPU retbench finds the CPU itself
+        os.environ["RETBENCH_DEVICE"] = expected
 
 
 LOCAL = {"localhost", "127.0.0.1", "::1", None}
@@ -53,12 +53,14 @@ def _peer(peer: socket.socket, address: Any, *_: Any) -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_network_and_no_cache_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _block_network_and_isolate_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for method in ("connect", "connect_ex"):
             patch.setattr(socket.socket, method, _guarded(getattr(socket.socket, method), _peer))
         patch.setattr(socket, "getaddrinfo", _guarded(socket.getaddrinfo, lambda host, *_: host))
-        patch.setenv("RETBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))  # for wider fixtures
+        patch.setenv(
+            "RETBENCH_CACHE", str(tmp_path_factory.mktemp("cache"))
+        )  # for fixtures of session and module scope
         yield
 
 
@@ -70,8 +72,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are fetched once, into the user's cache; embeddings stay in the cache of the test."""
+def user_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the weights in the user's cache, so that they are fetched once; embeddings go to the cache of the test."""
     monkeypatch.delenv("RETBENCH_CACHE")
     users = get_cache_folder() / "weights"
     users.mkdir(parents=True, exist_ok=True)
@@ -80,8 +82,8 @@ def users_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def real_work(users_weights: None) -> None:
-    """Real weights and all threads of the machine."""
+def real_model_environment(user_weights: None) -> None:
+    """Use real weights and all threads of the machine."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -89,7 +91,7 @@ def real_work(users_weights: None) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests import tiny_models  # imports torch, which some interpreters of the matrix lack
+    from tests import tiny_models  # here because it imports torch, which some environments of the matrix do not have
 
     return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny")
 
@@ -106,7 +108,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fresh_catalog() -> Iterator[Callable[[], None]]:
-    """For tests that change the card folders: call it after the change. The shipped cards are restored at the end."""
+    """Return a function that clears the caches of the catalog, for tests that change the card folders."""
 
     def forget() -> None:
         for shelf in (catalog.load_model_cards, catalog.load_task_cards, catalog.load_suites, catalog.load_methods):

@@ -52,8 +52,8 @@ class HashEncoder:
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         seeds = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little") for ids in batch]
-        drawn = np.stack([np.random.default_rng(seed).standard_normal(self.dimension) for seed in seeds])
-        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+        vectors = np.stack([np.random.default_rng(seed).standard_normal(self.dimension) for seed in seeds])
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True)

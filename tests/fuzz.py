@@ -54,10 +54,10 @@ from tests import small_collection
 
 ROOT = Path(__file__).parent.parent
 LOG = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
-ROUND = 60  # inputs of one parser before the next has its turn
-ROOM = 8 << 30  # bytes of address space: a parser that wants more has broken
+INPUTS_PER_TURN = 60  # inputs of one parser before the next parser is tried
+MAX_ADDRESS_SPACE = 8 << 30  # limit of the address space, in bytes
 
-WORDS = (
+INSERTIONS = (
     b"\0", b"\xff", b"\xef\xbb\xbf", b"\r\n", b"\n", b"\t", b"\\", b'"', b"%", b"../", b"[" * 2000, b'{"a":' * 2000,
     b"9" * 5000, b"-1", b"1e999", b"NaN", b"Infinity", b"null", b"true", b"[]", b"{}", b'""', b"\\ud83d", b"1.5",
     "\u2028".encode(), "\u0661".encode(), b"[1] > [2]", b"<think>", b"</think>", b"\x1f\x8b", b"[[a]]", b"a = 1\n",
@@ -66,7 +66,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Target:
-    """One parser: the name of the file it reads, right contents, and how it is called."""
+    """One parser: the name of its file, valid contents, and a function that calls it."""
 
     name: str
     samples: Callable[[], list[bytes]]
@@ -74,28 +74,28 @@ class Target:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, samples: list[bytes]) -> bytes:
-    """A right file after a few accidents."""
+def damage_content(draw: st.DrawFn, samples: list[bytes]) -> bytes:
+    """Damage a valid file up to four times."""
     content = draw(st.sampled_from(samples))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(content)))
         end = draw(st.integers(start, min(len(content), start + draw(st.sampled_from([0, 1, 8, 200, 1 << 20])))))
-        new = draw(st.sampled_from(WORDS) | st.binary(max_size=6) | st.just(content[start:end] * 2))
+        new = draw(st.sampled_from(INSERTIONS) | st.binary(max_size=6) | st.just(content[start:end] * 2))
         content = content[:start] + new + content[end:]
     return content
 
 
-def _place(name: str) -> Path:
-    """Room for a sample, until this process ends."""
+def _make_temporary_path(name: str) -> Path:
+    """Return a path in a temporary folder, which is removed when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="fuzz")
     atexit.register(folder.cleanup)
     return Path(folder.name) / name
 
 
-def _collection(name: str, packed: bool, file: Path) -> None:
-    """The damaged file in the place of one of a collection's, read and stored as a run would."""
+def _compile_damaged(name: str, packed: bool, file: Path) -> None:
+    """Replace a file of a collection by the damaged one, and compile the collection as a run does."""
     folder = file.parent / "collection"
-    shutil.copytree(_plain_collection(), folder)
+    shutil.copytree(_write_plain_collection(), folder)
     (folder / name).unlink()
     shutil.copy(file, folder / (f"{name}.gz" if packed else name))
     compile_collection(layout.read_folder(folder), file.parent / "stored")
@@ -103,17 +103,17 @@ def _collection(name: str, packed: bool, file: Path) -> None:
 
 
 @cache
-def _plain_collection() -> Path:
-    return small_collection.write_folder(_place("small"))
+def _write_plain_collection() -> Path:
+    return small_collection.write_folder(_make_temporary_path("small"))
 
 
-def _of_collection(name: str, packed: bool) -> list[bytes]:
-    content = (_plain_collection() / name).read_bytes()
+def _read_sample(name: str, packed: bool) -> list[bytes]:
+    content = (_write_plain_collection() / name).read_bytes()
     return [gzip.compress(content, mtime=0) if packed else content]
 
 
-def _passages(file: Path) -> None:
-    """A folder in MS MARCO's layout with the damaged file in it."""
+def _compile_damaged_passages(file: Path) -> None:
+    """Compile a folder in MS MARCO's layout that has the damaged file."""
     folder = file.parent / "passages"
     folder.mkdir()
     for name, content in PASSAGES.items():
@@ -122,74 +122,74 @@ def _passages(file: Path) -> None:
     compile_collection(layout.read_folder(folder), file.parent / "stored")
 
 
-def _cards(pattern: str, count: int = 6) -> list[bytes]:
-    """A few shipped cards, the longest among them."""
+def _read_cards(pattern: str, count: int = 6) -> list[bytes]:
+    """Read the longest shipped cards that match a pattern."""
     files = sorted(ROOT.glob(pattern), key=lambda file: (-file.stat().st_size, file))
     return [file.read_bytes() for file in files[:count]]
 
 
 @cache
-def _stored() -> Path:
-    folder = _place("stored")
-    compile_collection(layout.read_folder(_plain_collection()), folder)
+def _compile_plain() -> Path:
+    folder = _make_temporary_path("stored")
+    compile_collection(layout.read_folder(_write_plain_collection()), folder)
     return folder
 
 
-def _manifest(file: Path) -> None:
-    for other in _stored().glob("*.arrow"):
-        shutil.copy(other, file.parent)
+def _read_manifest(file: Path) -> None:
+    for file_to_copy in _compile_plain().glob("*.arrow"):
+        shutil.copy(file_to_copy, file.parent)
     read_manifest(file.parent)
 
 
 @cache
-def _run() -> Path:
-    """A finished run of this repository."""
+def _find_finished_run() -> Path:
+    """Return the folder of a finished run of this repository."""
     return min((ROOT / "results").rglob(RECORD_FILE)).parent
 
 
-def _record(file: Path) -> None:
-    shutil.copy(_run() / PER_QUERY_FILE, file.parent)
+def _read_record(file: Path) -> None:
+    shutil.copy(_find_finished_run() / PER_QUERY_FILE, file.parent)
     load_scored_run(file.parent, read_record(file))
 
 
-def _scores(file: Path) -> None:
-    shutil.copy(_run() / RECORD_FILE, file.parent)
+def _read_scores(file: Path) -> None:
+    shutil.copy(_find_finished_run() / RECORD_FILE, file.parent)
     load_scored_run(file.parent, read_record(file.parent / RECORD_FILE))
 
 
-def _pins(file: Path) -> None:
+def _read_pins(file: Path) -> None:
     pins.get_pins_file().parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, pins.get_pins_file())
     pins.read_pin("models", "a")
     pins.write_pin("models", "b", pins.Pin("r", "f"))
 
 
-def _notes(file: Path) -> None:
-    """Notes of checksums: whatever they say, the checksum is right."""
+def _read_checksums(file: Path) -> None:
+    """Read a damaged file of cached checksums: the returned checksum must be correct."""
     user_config.get_cache_folder().mkdir(parents=True, exist_ok=True)
     shutil.copy(file, user_config.get_cache_folder() / "checksums.json")
-    assert checksums.cached_sha256(_big()) == _right()
+    assert checksums.cached_sha256(_write_large_file()) == _compute_correct_checksum()
 
 
 @cache
-def _big() -> Path:
-    file = _place("big")
+def _write_large_file() -> Path:
+    file = _make_temporary_path("big")
     file.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     return file
 
 
 @cache
-def _right() -> str:
-    return checksums.compute_sha256(_big())
+def _compute_correct_checksum() -> str:
+    return checksums.compute_sha256(_write_large_file())
 
 
-def _answer(file: Path) -> None:
-    """What a model says about five candidates: always an order of the five."""
+def _parse_answer(file: Path) -> None:
+    """Parse a model's answer about five candidates: the result is always an order of the five."""
     order, _ = parse_order(file.read_text(errors="replace"), 5)
     assert sorted(order) == list(range(5))
 
 
-def _vectors(file: Path) -> None:
+def _parse_vectors_answer(file: Path) -> None:
     try:
         EmbeddingsClient(EndpointServer(Engine("endpoint")), "m")._parse_vectors(file.read_bytes(), ["a", "b"])
     except TransientError:
@@ -200,7 +200,7 @@ def _vectors(file: Path) -> None:
 def _gguf_samples() -> list[bytes]:
     import gguf as library
 
-    file = _place("model.gguf")
+    file = _make_temporary_path("model.gguf")
     writer = library.GGUFWriter(file, "llama")
     writer.add_file_type(library.LlamaFileType.ALL_F32)
     writer.add_tokenizer_pre("smollm")
@@ -233,48 +233,50 @@ rates = {"m" = {read = 1.0, written = 2.0}}
 """
 
 
-def _json(*values: object) -> Callable[[], list[bytes]]:
+def _encode(*values: object) -> Callable[[], list[bytes]]:
     return lambda: [json.dumps(value).encode() for value in values]
 
 
-def _toml(cls: type, pattern: str, **given: str) -> Target:
+def _build_card_target(cls: type, pattern: str, **arguments: str) -> Target:
     return Target(
-        f"{cls.__name__}.toml", partial(_cards, pattern), lambda file: toml_parser.load_card(cls, file, **given)
+        f"{cls.__name__}.toml",
+        partial(_read_cards, pattern),
+        lambda file: toml_parser.load_card(cls, file, **arguments),
     )
 
 
 TARGETS = (
     *(
-        Target(name + ".gz" * packed, partial(_of_collection, name, packed), partial(_collection, name, packed))
+        Target(name + ".gz" * packed, partial(_read_sample, name, packed), partial(_compile_damaged, name, packed))
         for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
         for packed in (False, True)
     ),
-    *(Target(name, lambda name=name: [PASSAGES[name]], _passages) for name in PASSAGES),
-    _toml(ModelCard, "model_cards/**/*.toml"),
-    _toml(TaskCard, "tasks/*/*.toml", suite="x"),
-    _toml(Recipe, "recipes/*.toml"),
-    _toml(Study, "studies/*.toml"),
-    _toml(Method, "retbench/**/methods/*.toml"),
+    *(Target(name, lambda name=name: [PASSAGES[name]], _compile_damaged_passages) for name in PASSAGES),
+    _build_card_target(ModelCard, "model_cards/**/*.toml"),
+    _build_card_target(TaskCard, "tasks/*/*.toml", suite="x"),
+    _build_card_target(Recipe, "recipes/*.toml"),
+    _build_card_target(Study, "studies/*.toml"),
+    _build_card_target(Method, "retbench/**/methods/*.toml"),
     Target("retbench.toml", lambda: [USER_CONFIG], lambda file: toml_parser.load_card(user_config.UserConfig, file)),
     Target("run.trec", lambda: [RUN], read_scored_trec_run),
     Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], read_scored_trec_run),
-    Target("mteb.json", _json(MTEB), read_mteb_results_below),
-    Target("record.json", lambda: [(_run() / RECORD_FILE).read_bytes()], _record),
-    Target("per_query.parquet", lambda: [(_run() / PER_QUERY_FILE).read_bytes()], _scores),
-    Target("cell.failed.json", _json(asdict(FAILURE)), read_failure),
-    Target("manifest.json", lambda: [(_stored() / "manifest.json").read_bytes()], _manifest),
-    Target("checksums.json", _json({"/x": {"size": 1, "mtime_ns": 2, "inode": 3, "sha256": "00"}}), _notes),
-    Target("pins.toml", lambda: [b'[models."a"]\nrevision = "r"\nfingerprint = "f"\n'], _pins),
-    Target("config.json", _json({"model_type": "llama", "num_hidden_layers": 2}), read_json_object),
-    Target("published.toml", partial(_cards, "retbench/**/references/*.toml"), published_tables.read_table),
-    Target("rerank answer", lambda: [b"[2] > [1] > [5] > [4] > [3]", b"<think>1</think>[3, 1]"], _answer),
-    Target("endpoint answer", _json(VECTORS), _vectors),
+    Target("mteb.json", _encode(MTEB), read_mteb_results_below),
+    Target("record.json", lambda: [(_find_finished_run() / RECORD_FILE).read_bytes()], _read_record),
+    Target("per_query.parquet", lambda: [(_find_finished_run() / PER_QUERY_FILE).read_bytes()], _read_scores),
+    Target("cell.failed.json", _encode(asdict(FAILURE)), read_failure),
+    Target("manifest.json", lambda: [(_compile_plain() / "manifest.json").read_bytes()], _read_manifest),
+    Target("checksums.json", _encode({"/x": {"size": 1, "mtime_ns": 2, "inode": 3, "sha256": "00"}}), _read_checksums),
+    Target("pins.toml", lambda: [b'[models."a"]\nrevision = "r"\nfingerprint = "f"\n'], _read_pins),
+    Target("config.json", _encode({"model_type": "llama", "num_hidden_layers": 2}), read_json_object),
+    Target("published.toml", partial(_read_cards, "retbench/**/references/*.toml"), published_tables.read_table),
+    Target("rerank answer", lambda: [b"[2] > [1] > [5] > [4] > [3]", b"<think>1</think>[3, 1]"], _parse_answer),
+    Target("endpoint answer", _encode(VECTORS), _parse_vectors_answer),
     Target("model.gguf", _gguf_samples, gguf.read_header),
 )  # fmt: skip
 
 
-def attempt(target: Target, content: bytes, strict: bool = False) -> None:
-    """One input; only a value may come out, or, unless `strict`, an error of ours."""
+def try_input(target: Target, content: bytes, strict: bool = False) -> None:
+    """Parse one input: the result must be a value or, unless `strict`, a RetbenchError."""
     work = Path(tempfile.mkdtemp(prefix="fuzz"))
     try:
         file = work / Path(target.name).name
@@ -283,49 +285,51 @@ def attempt(target: Target, content: bytes, strict: bool = False) -> None:
     except RetbenchError as error:
         if strict:
             raise
-        assert error.cause  # noqa: PT017  # one of ours is as good as a value, if it says something
+        assert error.cause  # noqa: PT017  # a RetbenchError is accepted if it has both lines
         assert error.next_step  # noqa: PT017
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def hunt(target: Target, inputs: int, seed: int | None, until: float = math.inf) -> int:
-    """Try this many inputs, or until that moment; the smallest that breaks is raised. Returns how many were tried."""
-    tried = 0
+def fuzz_target(target: Target, inputs: int, seed: int | None, until: float = math.inf) -> int:
+    """Try `inputs` inputs, or until the time `until`; raise the smallest failing input. Return the number tried."""
+    attempts = 0
 
-    @hypothesis.given(damaged(target.samples()))
+    @hypothesis.given(damage_content(target.samples()))
     @hypothesis.settings(
         max_examples=inputs, deadline=None, database=None, derandomize=seed is None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
-    def every(content: bytes) -> None:
-        nonlocal tried
+    def attempt_input(content: bytes) -> None:
+        nonlocal attempts
         if time.monotonic() < until:
-            tried += 1
-            attempt(target, content)
+            attempts += 1
+            try_input(target, content)
 
-    (every if seed is None else hypothesis.seed(seed)(every))()
-    return tried
+    (attempt_input if seed is None else hypothesis.seed(seed)(attempt_input))()
+    return attempts
 
 
 def main() -> int:
-    """Parsers in turn until the time is up; exit 1 when one broke."""
+    """Fuzz the parsers in turn until the time is up; exit 1 if one failed."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--minutes", type=float, default=10)
-    options.add_argument("--only", default="", help="targets whose name holds this")
-    given = options.parse_args()
-    targets = [target for target in TARGETS if given.only in target.name and target.samples()]
+    options.add_argument("--only", default="", help="only targets whose name contains this")
+    arguments = options.parse_args()
+    targets = [target for target in TARGETS if arguments.only in target.name and target.samples()]
     started, counts, broken = time.monotonic(), dict.fromkeys((t.name for t in targets), 0), set[str]()
-    resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was tried until then is counted
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the counts are written
     with tempfile.TemporaryDirectory() as cache_folder, suppress(SystemExit):
         os.environ["RETBENCH_CACHE"] = cache_folder
-        until = started + given.minutes * 60
+        until = started + arguments.minutes * 60
         while time.monotonic() < until:
             for target in [one for one in targets if one.name not in broken]:
                 try:
-                    counts[target.name] += hunt(target, ROUND, random.SystemRandom().getrandbits(64), until)
-                except Exception as problem:  # noqa: BLE001  # whatever it is, it is the find
+                    counts[target.name] += fuzz_target(
+                        target, INPUTS_PER_TURN, random.SystemRandom().getrandbits(64), until
+                    )
+                except Exception as problem:  # noqa: BLE001  # any exception is a finding
                     broken.add(target.name)
                     note = "".join(getattr(problem, "__notes__", []))[:2000]
                     print(f"{target.name}: {problem!r:.500}\n{note}", file=sys.stderr)  # noqa: T201

@@ -26,8 +26,8 @@ def embed_text(text: str, width: int = WIDTH) -> list[float]:
 
 def answer_embeddings(body: dict[str, Any]) -> Answer:
     rows = [
-        {"object": "embedding", "index": place, "embedding": embed_text(text, body.get("dimensions", WIDTH))}
-        for place, text in enumerate(body["input"])
+        {"object": "embedding", "index": position, "embedding": embed_text(text, body.get("dimensions", WIDTH))}
+        for position, text in enumerate(body["input"])
     ]
     return 200, {}, json.dumps({"object": "list", "model": body["model"], "data": rows[::-1]}).encode()
 

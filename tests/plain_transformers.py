@@ -60,22 +60,22 @@ def tokenize_with_eos(tokenizer: Any, text: str, limit: int) -> PooledIds:
 
 
 def pool_weighted(ids: list[int]) -> PooledIds:
-    return PooledIds(ids, [float(place) for place in range(1, len(ids) + 1)])
+    return PooledIds(ids, [float(position) for position in range(1, len(ids) + 1)])
 
 
 def tokenize_echo(tokenizer: Any, text: str, role: str, limit: int) -> PooledIds:
-    own = cut_text(tokenizer, text, limit)
-    first = f"Instruct:Retrieve passages that answer the question,\nQuery:{own}\nQuery again:"
-    head = first if role == "query" else f"Document:{own}\nDocument again:"
-    ids = [*tokenizer(head + own)["input_ids"], tokenizer.eos_token_id]
-    return pool_tail(ids, count_tokens_of_last_characters(tokenizer, head + own, len(own)) + 1)
+    shortened = cut_text(tokenizer, text, limit)
+    introduction = f"Instruct:Retrieve passages that answer the question,\nQuery:{shortened}\nQuery again:"
+    head = introduction if role == "query" else f"Document:{shortened}\nDocument again:"
+    ids = [*tokenizer(head + shortened)["input_ids"], tokenizer.eos_token_id]
+    return pool_tail(ids, count_tokens_of_last_characters(tokenizer, head + shortened, len(shortened)) + 1)
 
 
 def tokenize_llm2vec(tokenizer: Any, text: str, role: str, limit: int, before: str = "", after: str = "") -> PooledIds:
-    own = cut_text(tokenizer, text, limit)
-    prompt = before + (f"{WEB_INSTRUCTION}: {own}" if role == "query" else own) + after
+    shortened = cut_text(tokenizer, text, limit)
+    prompt = before + (f"{WEB_INSTRUCTION}: {shortened}" if role == "query" else shortened) + after
     return pool_tail(
-        list(tokenizer(prompt)["input_ids"]), count_tokens_of_last_characters(tokenizer, prompt, len(own + after))
+        list(tokenizer(prompt)["input_ids"]), count_tokens_of_last_characters(tokenizer, prompt, len(shortened + after))
     )
 
 
@@ -123,7 +123,7 @@ METHODS: dict[str, Callable[[Any, str, str, int], PooledIds]] = {
         tokenize_text(t, f"Instruct: {WEB_INSTRUCTION}\nQuery:{text}" if role == "query" else text, limit)
     ),
     "gte-qwen2": lambda t, text, role, limit: tokenize_with_eos(
-        t, f"Instruct: {WEB_INSTRUCTION}\nQuery:{text}" if role == "query" else text, limit
+        t, f"Instruct: {WEB_INSTRUCTION}\nQuery: {text}" if role == "query" else text, limit
     ),
 }
 BIDIRECTIONAL = ("llm2vec", "llm2vec-llama3-instruct", "llm2vec-mistral-instruct", "gte-qwen2")
@@ -139,10 +139,10 @@ def load_model(folder: Path, bidirectional: bool) -> Any:
     return AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def compute_vector(folder: Path, read: PooledIds, bidirectional: bool, layer: int = -1) -> np.ndarray:
+def compute_vector(folder: Path, pooled_ids: PooledIds, bidirectional: bool, layer: int = -1) -> np.ndarray:
     """The vector of one text, computed by transformers."""
     with torch.no_grad():
-        found = load_model(folder, bidirectional)(torch.tensor([read.ids]), output_hidden_states=True)
-    states = found.hidden_states[layer][0]
-    pooled = (states * torch.tensor(read.weights)[:, None]).sum(0)
+        output = load_model(folder, bidirectional)(torch.tensor([pooled_ids.ids]), output_hidden_states=True)
+    states = output.hidden_states[layer][0]
+    pooled = (states * torch.tensor(pooled_ids.weights)[:, None]).sum(0)
     return np.asarray((pooled / pooled.norm()).numpy())

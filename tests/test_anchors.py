@@ -21,7 +21,7 @@ from tests.test_prompt_tokenizer import TEXTS, compute_specified_ids
 from tests.test_sparse_retrieval import compute_specified_terms as lexically_specified
 from tests.test_sparse_retrieval import load_encoder as lexical_encoder
 
-pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
+pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_model_environment")]
 
 SHARED = Path(os.environ.get("RETBENCH_SHARED", "../shared"))
 
@@ -60,9 +60,9 @@ def test_bm25_gets_the_score_of_bm25s(name: str, expected: float, tmp_path: Path
 def test_promptreps_token_ids_on_real_tokenizers(name: str, role: Any) -> None:
     tokenizer = load_tokenizer(weights.obtain_weights(catalog.find_model_card(name)).folder)
     texts = [*TEXTS, "def add(a, b):\n\treturn a + b  # 1,000,000", "  two  spaces\n\n1 line"]
-    found = PromptTokenizer(tokenizer, catalog.load_methods().find("promptreps")).tokenize(texts, role, 64)
+    results = PromptTokenizer(tokenizer, catalog.load_methods().find("promptreps")).tokenize(texts, role, 64)
     for row, text in enumerate(texts):
-        assert found[row].tolist() == compute_specified_ids(tokenizer, text, role, 64), text
+        assert results[row].tolist() == compute_specified_ids(tokenizer, text, role, 64), text
 
 
 def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_real_decoder_ranks_better_than_chance(tmp_path: Path) -> None:
         ["smollm2-135m-instruct-q4"], tasks=["stdlib-text"], methods=("promptreps",), sample=10, out=tmp_path
     )
     assert cell.main_score is not None
-    assert cell.main_score > 0.1  # chance over 200 documents is about 0.02
+    assert cell.main_score > 0.1  # a random ranking of 200 documents scores about 0.02
 
 
 @pytest.mark.parametrize("name", plain_transformers.METHODS)
@@ -79,15 +79,16 @@ def test_methods_on_a_real_decoder_match_their_sources(name: str) -> None:
     method = catalog.find_method(name)
     loaded = backbone.load_backbone(folder, "float32", torch.device("cpu")).with_method(method.attention, method.layer)
     spec = EncoderSpec("weights", method, method.instruction, 64, 64, "float32")
-    made = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method, method.instruction))
+    encoder = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method, method.instruction))
     for role in ("query", "document"):
-        tokens = made.tokenize(METHOD_TEXTS, role)
-        vectors = made.encode(tokens)
+        tokens = encoder.tokenize(METHOD_TEXTS, role)
+        vectors = encoder.encode(tokens)
         for row, text in enumerate(METHOD_TEXTS):
-            read = plain_transformers.METHODS[name](loaded.tokenizer, text, role, 64)
-            assert tokens[row].tolist() == read.ids, text
+            pooled_ids = plain_transformers.METHODS[name](loaded.tokenizer, text, role, 64)
+            assert tokens[row].tolist() == pooled_ids.ids, text
             assert (
-                vectors[row] @ plain_transformers.compute_vector(folder, read, name in plain_transformers.BIDIRECTIONAL)
+                vectors[row]
+                @ plain_transformers.compute_vector(folder, pooled_ids, name in plain_transformers.BIDIRECTIONAL)
                 > 0.9999
             ), text
 
@@ -96,27 +97,27 @@ def test_methods_on_a_real_decoder_match_their_sources(name: str) -> None:
 def test_train_test_overlap_is_found(name: str, leaked: int) -> None:
     from retbench.training.training_data import TrainingRequest, load_training_set
 
-    found = load_training_set(TrainingRequest(find_collection(name), "bm25"))
-    assert found.facts["leaked_texts"] == leaked
+    results = load_training_set(TrainingRequest(find_collection(name), "bm25"))
+    assert results.facts["leaked_texts"] == leaked
 
 
 def test_terms_of_a_real_decoder_match_the_full_language_model() -> None:
     folder = weights.obtain_weights(catalog.find_model_card("smollm2-135m-instruct-q4")).folder
-    made = lexical_encoder(folder)
-    found = split_rows(made.encode(made.tokenize(METHOD_TEXTS, "document")))
+    encoder = lexical_encoder(folder)
+    results = split_rows(encoder.encode(encoder.tokenize(METHOD_TEXTS, "document")))
     for row, text in enumerate(METHOD_TEXTS):
         state, impacts = lexically_specified(folder, text, "document")
-        assert found.dense[row] @ state > 0.9999
-        terms = dict(zip(found.terms[row].tolist(), found.weights[row].tolist(), strict=True))
+        assert results.dense[row] @ state > 0.9999
+        terms = dict(zip(results.terms[row].tolist(), results.weights[row].tolist(), strict=True))
         assert {term for term, weight in terms.items() if weight} == impacts.keys(), text
-        assert max(abs(terms[term] - impacts[term]) for term in impacts) <= 1  # one step of rounding
+        assert max(abs(terms[term] - impacts[term]) for term in impacts) <= 1  # weights are rounded to whole numbers
 
 
 def test_sentence_transformers_agrees_on_a_published_encoder(tmp_path: Path) -> None:
     from retbench.pipelines.checks.engine_agreement import compare_engines
 
     (cell,) = retbench.evaluate(["minilm-l6"], tasks=["stdlib-text"], sample=10, out=tmp_path)
-    found = compare_engines(str(cell.record), tmp_path, "sentence-transformers")
-    assert found.documents == 200
-    assert found.cosine_min > 0.9999
-    assert found.scores[0] == pytest.approx(found.scores[1], abs=1e-9)
+    results = compare_engines(str(cell.record), tmp_path, "sentence-transformers")
+    assert results.documents == 200
+    assert results.cosine_min > 0.9999
+    assert results.scores[0] == pytest.approx(results.scores[1], abs=1e-9)

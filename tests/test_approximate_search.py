@@ -20,8 +20,8 @@ pytest.importorskip("faiss", reason="approximate search needs faiss: pip install
 
 
 def draw_unit_vectors(rows: int, seed: int, width: int = 16) -> np.ndarray:
-    drawn = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 QUERIES, DOCUMENTS = draw_unit_vectors(30, 1), draw_unit_vectors(3000, 2)
@@ -33,34 +33,34 @@ def build_blocks() -> list[VectorBlock]:
     return [VectorBlock(order[start:end], DOCUMENTS[order[start:end]]) for start, end in cuts]
 
 
-def search_with(word: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
-    wanted = ann_settings.parse_ann_settings(word)
-    assert wanted
-    return approximate_search.search_approximately(wanted, QUERIES, build_blocks(), 10, len(DOCUMENTS))
+def search_with(spelling: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
+    expected = ann_settings.parse_ann_settings(spelling)
+    assert expected
+    return approximate_search.search_approximately(expected, QUERIES, build_blocks(), 10, len(DOCUMENTS))
 
 
-@pytest.mark.parametrize("word", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
-def test_searching_every_list_equals_exact_search(word: str) -> None:
-    ranking, told = search_with(word)
-    truth = exact_search.search_exactly(QUERIES, build_blocks(), 10)
-    assert told["recall"] >= 0.99
-    for rows, scores, right in zip(ranking.rows, ranking.scores, truth.rows, strict=True):
+@pytest.mark.parametrize("spelling", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
+def test_searching_every_list_equals_exact_search(spelling: str) -> None:
+    ranking, facts = search_with(spelling)
+    exact = exact_search.search_exactly(QUERIES, build_blocks(), 10)
+    assert facts["recall"] >= 0.99
+    for rows, scores, right in zip(ranking.rows, ranking.scores, exact.rows, strict=True):
         assert len(np.intersect1d(rows, right)) >= 9
         assert (np.diff(scores) <= 0).all()
         assert rows.dtype == np.int64
 
 
 def test_reported_recall_is_the_recall_of_the_ranking() -> None:
-    ranking, told = search_with("ivf:lists=50,probes=2")
-    truth = exact_search.search_exactly(QUERIES, build_blocks(), 10)
-    shares = [len(np.intersect1d(*sides)) / 10 for sides in zip(ranking.rows, truth.rows, strict=True)]
-    assert told == {
+    ranking, facts = search_with("ivf:lists=50,probes=2")
+    exact = exact_search.search_exactly(QUERIES, build_blocks(), 10)
+    shares = [len(np.intersect1d(*sides)) / 10 for sides in zip(ranking.rows, exact.rows, strict=True)]
+    assert facts == {
         "search": "ivf:lists=50,probes=2",
         "recall": pytest.approx(np.mean(shares)),
         "at": 10,
         "sampled_queries": 30,
     }
-    assert 0.05 < told["recall"] < 0.9  # two of fifty lists do not hold everything
+    assert 0.05 < facts["recall"] < 0.9  # 2 of 50 lists miss some of the top 10
 
 
 def test_recall_is_measured_on_a_sample_of_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,17 +69,17 @@ def test_recall_is_measured_on_a_sample_of_many_queries(monkeypatch: pytest.Monk
 
 
 def test_lists_with_fewer_than_k_documents_return_fewer() -> None:
-    wanted = ann_settings.IvfSettings(lists=3, probes=1)
+    expected = ann_settings.IvfSettings(lists=3, probes=1)
     ranking, _ = approximate_search.search_approximately(
-        wanted, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6
+        expected, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6
     )
     assert all(0 < len(rows) < 6 for rows in ranking.rows)
 
 
 def test_no_documents_give_an_empty_ranking() -> None:
-    ranking, told = approximate_search.search_approximately(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
+    ranking, facts = approximate_search.search_approximately(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
     assert [len(rows) for rows in ranking.rows] == [0] * 30
-    assert told["recall"] == 1.0
+    assert facts["recall"] == 1.0
 
 
 def test_equal_settings_have_one_spelling() -> None:
@@ -94,11 +94,11 @@ def test_equal_settings_have_one_spelling() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["ivff", "ivf:probe=3", "ivf:probes=0", "hnsw:links=x", "exact:probes=3", "hnsw:links"]
+    "spelling", ["ivff", "ivf:probe=3", "ivf:probes=0", "hnsw:links=x", "exact:probes=3", "hnsw:links"]
 )
-def test_invalid_settings_are_refused(word: str) -> None:
+def test_invalid_settings_are_refused(spelling: str) -> None:
     with pytest.raises(UsageError):
-        ann_settings.parse_ann_settings(word)
+        ann_settings.parse_ann_settings(spelling)
 
 
 def test_missing_faiss_names_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,17 +124,17 @@ def test_a_run_records_the_search_and_its_recall(tmp_path: Path) -> None:
     ]
 
     def record(*more: str) -> dict[str, Any]:
-        ran = CliRunner().invoke(app, [*line, *more], catch_exceptions=False)
-        assert ran.exit_code == 0, ran.output
-        (cell,) = json.loads(ran.stdout)
+        answer = CliRunner().invoke(app, [*line, *more], catch_exceptions=False)
+        assert answer.exit_code == 0, answer.output
+        (cell,) = json.loads(answer.stdout)
         return dict(json.loads((Path(cell["record"]) / "record.json").read_text()))
 
-    plain = record()
-    assert plain["settings"]["retriever"] == "dense"
-    assert "search" not in plain["texts"]
+    exact_record = record()
+    assert exact_record["settings"]["retriever"] == "dense"
+    assert "search" not in exact_record["texts"]
     close = record("--set", "search=ivf:lists=2,probes=2")
     assert close["settings"]["retriever"] == "ivf:lists=2,probes=2"
-    assert close["settings_id"] != plain["settings_id"]
-    assert close["texts"]["search"]["recall"] == 1.0  # both lists are looked at
-    assert close["scores"] == plain["scores"]
-    assert record("--set", "search=exact")["settings_id"] == plain["settings_id"]
+    assert close["settings_id"] != exact_record["settings_id"]
+    assert close["texts"]["search"]["recall"] == 1.0  # both lists are searched
+    assert close["scores"] == exact_record["scores"]
+    assert record("--set", "search=exact")["settings_id"] == exact_record["settings_id"]

@@ -21,7 +21,7 @@ def test_every_row_is_run_exactly_once(lengths: np.ndarray, budget: int, shard_r
     assert sorted(row for shard in batched for row in shard) == list(range(len(lengths)))
     assert batched == [
         list(plan.get_shard_rows(shard)) for shard in range(plan.shards)
-    ]  # the order vectors are stored in
+    ]  # the order in which vectors are stored
 
 
 @given(lengths, budgets, shard_rows)
@@ -32,9 +32,9 @@ def test_a_padded_batch_is_within_the_token_budget_or_has_one_text(
     for shard in range(plan.shards):
         batches = list(plan.iterate_batches(shard))
         assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= budget for batch in batches)
-        for batch, after in pairwise(batches):  # and never needlessly small
+        for batch, next_batch in pairwise(batches):  # a batch is not smaller than necessary
             assert (len(batch) + 1) * max(1, lengths[batch].max()) > budget
-            assert lengths[batch].min() >= lengths[after].max()
+            assert lengths[batch].min() >= lengths[next_batch].max()
 
 
 @given(lengths, budgets, shard_rows)
@@ -49,11 +49,11 @@ def test_shards_are_equally_long_in_rows_and_in_tokens(lengths: np.ndarray, budg
 
 @given(lengths, budgets, shard_rows)
 def test_the_same_lengths_give_the_same_plan(lengths: np.ndarray, budget: int, shard_rows: int) -> None:
-    one, two = BatchPlan.build(lengths, budget, shard_rows), BatchPlan.build(lengths.copy(), budget, shard_rows)
-    assert one.fingerprint == two.fingerprint
-    for shard in range(one.shards):
-        assert [list(batch) for batch in one.iterate_batches(shard)] == [
-            list(batch) for batch in two.iterate_batches(shard)
+    first, second = BatchPlan.build(lengths, budget, shard_rows), BatchPlan.build(lengths.copy(), budget, shard_rows)
+    assert first.fingerprint == second.fingerprint
+    for shard in range(first.shards):
+        assert [list(batch) for batch in first.iterate_batches(shard)] == [
+            list(batch) for batch in second.iterate_batches(shard)
         ]
 
 
@@ -62,7 +62,7 @@ def test_texts_of_equal_length_stay_in_row_order(lengths: np.ndarray) -> None:
     assert list(BatchPlan.build(lengths, 10, 5).order) == sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
 
-# (lengths, budget, rows a shard): each differs from [4, 3, 2, 1], 8, 2 in one thing
+# (lengths, budget, rows per shard): each differs from ([4, 3, 2, 1], 8, 2) in one value
 OTHERS = {
     "a length": ([4, 3, 2, 2], 8, 2),
     "the order": ([3, 4, 2, 1], 8, 2),
@@ -82,5 +82,8 @@ def test_the_fingerprint_follows_the_plan(lengths: list[int], budget: int, rows:
 
 def test_a_plan_computed_by_hand() -> None:
     plan = BatchPlan.build(np.array([1, 9, 2, 4, 3, 2]), budget=8, shard_rows=3)
-    assert [list(batch) for batch in plan.iterate_batches(0)] == [[1], [4, 5]]  # nine tokens alone; then twice three
-    assert [list(batch) for batch in plan.iterate_batches(1)] == [[3, 2], [0]]  # twice four
+    assert [list(batch) for batch in plan.iterate_batches(0)] == [
+        [1],
+        [4, 5],
+    ]  # 9 tokens alone; then 2 texts x 3 tokens
+    assert [list(batch) for batch in plan.iterate_batches(1)] == [[3, 2], [0]]  # 2 texts x 4 tokens

@@ -22,7 +22,7 @@ from tests import small_collection
 
 
 def ignore_status(_: str) -> None:
-    """Fetching reports to nobody here."""
+    """Ignore status lines."""
 
 
 def build_archive(tmp_path: Path, extra: dict[str, bytes] | None = None, top: str = "small/") -> bytes:
@@ -42,8 +42,8 @@ def build_card(url: str, content: bytes, member: str = "small", **fields: Any) -
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> tuple[TaskCard, Path]:
-    """A card whose archive lies at a file: address."""
+def file_archive(tmp_path: Path) -> tuple[TaskCard, Path]:
+    """A card whose archive has a file: URL."""
     content = build_archive(tmp_path)
     file = tmp_path / "small.zip"
     file.write_bytes(content)
@@ -56,24 +56,24 @@ class ArchiveHandler(BaseHTTPRequestHandler):
     cut_at: ClassVar[int | None] = None
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        byte_range = self.headers.get("Range")
+        self.ranges.append(byte_range)
+        start = int(byte_range.removeprefix("bytes=").rstrip("-")) if byte_range else 0
         if start >= len(self.content):
             self.send_error(416)
             return
-        self.send_response(206 if asked else 200)
+        self.send_response(206 if byte_range else 200)
         self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
         self.wfile.write(self.content[start : self.cut_at])
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[TaskCard, type[ArchiveHandler]]]:
-    """A card whose archive is served by http, and the server's own state."""
+def http_archive(tmp_path: Path) -> Iterator[tuple[TaskCard, type[ArchiveHandler]]]:
+    """A card whose archive is on an HTTP server, and the server's handler."""
     handler = type("Handler", (ArchiveHandler,), {"content": build_archive(tmp_path), "ranges": [], "cut_at": None})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -82,41 +82,43 @@ def served(tmp_path: Path) -> Iterator[tuple[TaskCard, type[ArchiveHandler]]]:
     server.server_close()
 
 
-def test_an_archive_gives_the_collection_of_its_folder(local: tuple[TaskCard, Path], tmp_path: Path) -> None:
-    fetched = fetch_collection(local[0], ignore_status)
+def test_an_archive_gives_the_collection_of_its_folder(file_archive: tuple[TaskCard, Path], tmp_path: Path) -> None:
+    fetched = fetch_collection(file_archive[0], ignore_status)
     assert fetched.fingerprint == open_collection(small_collection.build_card(tmp_path / "plain")).fingerprint
-    assert pins.read_pin("collections", "small-archive/test") == pins.Pin(str(local[0].source.md5), fetched.fingerprint)
-
-
-def test_an_archive_that_was_not_fetched_is_missing(local: tuple[TaskCard, Path]) -> None:
-    with pytest.raises(MissingError, match="is not in the cache") as caught:
-        open_collection(local[0])
-    assert "retbench fetch small-archive" in caught.value.next_step
-
-
-def test_unpacked_files_are_removed(local: tuple[TaskCard, Path], own_cache: Path) -> None:
-    fetch_collection(local[0], ignore_status)
-    assert not list(own_cache.rglob("*.partial"))
-
-
-def test_a_wrong_checksum_names_both_and_keeps_nothing(local: tuple[TaskCard, Path], own_cache: Path) -> None:
-    wrong = replace(local[0], source=replace(local[0].source, md5="0" * 32))
-    with pytest.raises(DataError) as caught:
-        fetch_collection(wrong, ignore_status)
-    assert "0" * 32 in caught.value.cause
-    assert str(local[0].source.md5) in caught.value.cause
-    assert not list((own_cache / "collections" / "archives").glob("*.partial"))
-
-
-def test_sha256_takes_precedence_over_md5(local: tuple[TaskCard, Path]) -> None:
-    right = hashlib.sha256(local[1].read_bytes()).hexdigest()
-    assert fetch_collection(
-        replace(local[0], source=replace(local[0].source, sha256=right, md5="0" * 32)), ignore_status
+    assert pins.read_pin("collections", "small-archive/test") == pins.Pin(
+        str(file_archive[0].source.md5), fetched.fingerprint
     )
 
 
-def test_an_interrupted_download_resumes(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
-    task, server = served
+def test_an_archive_that_was_not_fetched_is_missing(file_archive: tuple[TaskCard, Path]) -> None:
+    with pytest.raises(MissingError, match="is not in the cache") as caught:
+        open_collection(file_archive[0])
+    assert "retbench fetch small-archive" in caught.value.next_step
+
+
+def test_unpacked_files_are_removed(file_archive: tuple[TaskCard, Path], own_cache: Path) -> None:
+    fetch_collection(file_archive[0], ignore_status)
+    assert not list(own_cache.rglob("*.partial"))
+
+
+def test_a_wrong_checksum_names_both_and_keeps_nothing(file_archive: tuple[TaskCard, Path], own_cache: Path) -> None:
+    wrong = replace(file_archive[0], source=replace(file_archive[0].source, md5="0" * 32))
+    with pytest.raises(DataError) as caught:
+        fetch_collection(wrong, ignore_status)
+    assert "0" * 32 in caught.value.cause
+    assert str(file_archive[0].source.md5) in caught.value.cause
+    assert not list((own_cache / "collections" / "archives").glob("*.partial"))
+
+
+def test_sha256_takes_precedence_over_md5(file_archive: tuple[TaskCard, Path]) -> None:
+    right = hashlib.sha256(file_archive[1].read_bytes()).hexdigest()
+    assert fetch_collection(
+        replace(file_archive[0], source=replace(file_archive[0].source, sha256=right, md5="0" * 32)), ignore_status
+    )
+
+
+def test_an_interrupted_download_resumes(http_archive: tuple[TaskCard, type[ArchiveHandler]]) -> None:
+    task, server = http_archive
     server.cut_at = 700
     with pytest.raises(MissingError, match=r"could not be fetched: the download ended after 700 bytes") as caught:
         fetch_collection(task, ignore_status)
@@ -127,25 +129,25 @@ def test_an_interrupted_download_resumes(served: tuple[TaskCard, type[ArchiveHan
 
 
 def test_a_complete_unverified_download_is_not_repeated(
-    served: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path
+    http_archive: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path
 ) -> None:
-    task, server = served
+    task, server = http_archive
     partial = beir_archives.ZipArchive(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(server.content)
     assert len(fetch_collection(task, ignore_status).corpus) == len(small_collection.DOCUMENTS)
 
 
-def test_an_unreachable_address_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
-    served[1].content = b""
+def test_an_unreachable_address_is_missing(http_archive: tuple[TaskCard, type[ArchiveHandler]]) -> None:
+    http_archive[1].content = b""
     with pytest.raises(MissingError, match="could not be fetched"):
-        fetch_collection(served[0], ignore_status)
+        fetch_collection(http_archive[0], ignore_status)
 
 
-def test_a_non_http_answer_is_missing(served: tuple[TaskCard, type[ArchiveHandler]]) -> None:
-    served[1].do_GET = lambda self: self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")  # type: ignore[method-assign]  # another server
+def test_a_non_http_answer_is_missing(http_archive: tuple[TaskCard, type[ArchiveHandler]]) -> None:
+    http_archive[1].do_GET = lambda self: self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")  # type: ignore[method-assign]  # replaced for this test
     with pytest.raises(MissingError, match="could not be fetched"):
-        fetch_collection(served[0], ignore_status)
+        fetch_collection(http_archive[0], ignore_status)
 
 
 def fetch_archive(tmp_path: Path, content: bytes, member: str = "small") -> Any:
@@ -154,18 +156,18 @@ def fetch_archive(tmp_path: Path, content: bytes, member: str = "small") -> Any:
 
 
 def test_paths_outside_the_folder_are_not_unpacked(tmp_path: Path, own_cache: Path) -> None:
-    evil = {
+    members = {
         "../escaped.jsonl": b"x", "/escaped.jsonl": b"x", "small/../../escaped.tsv": b"x",
         "small/qrels/../../../escaped.tsv": b"x", "small/readme.txt": b"x",
     }  # fmt: skip
-    assert len(fetch_archive(tmp_path, build_archive(tmp_path, evil)).corpus) == len(small_collection.DOCUMENTS)
+    assert len(fetch_archive(tmp_path, build_archive(tmp_path, members)).corpus) == len(small_collection.DOCUMENTS)
     assert not list(tmp_path.rglob("escaped*"))
     assert not list(own_cache.rglob("escaped*"))
 
 
 def test_the_right_folder_of_many_is_read(tmp_path: Path) -> None:
-    other = {"many/other/corpus.jsonl": json.dumps({"_id": "x", "text": "other"}).encode()}
-    collection = fetch_archive(tmp_path, build_archive(tmp_path, other, top="many/small/"), "many/small")
+    other_members = {"many/other/corpus.jsonl": json.dumps({"_id": "x", "text": "other"}).encode()}
+    collection = fetch_archive(tmp_path, build_archive(tmp_path, other_members, top="many/small/"), "many/small")
     assert len(collection.corpus) == len(small_collection.DOCUMENTS)
 
 
@@ -192,8 +194,8 @@ def test_a_file_that_is_no_archive_is_an_error(tmp_path: Path) -> None:
 
 
 def test_repeated_judgments_of_a_published_collection_count_once(tmp_path: Path) -> None:
-    again = {"small/qrels/again.tsv": b"query\tdoc\tscore\nq1\ttea\t1\nq1\ttea\t2\n"}
-    content = build_archive(tmp_path, again)
+    repeated = {"small/qrels/again.tsv": b"query\tdoc\tscore\nq1\ttea\t1\nq1\ttea\t2\n"}
+    content = build_archive(tmp_path, repeated)
     (tmp_path / "a.zip").write_bytes(content)
     task = replace(build_card((tmp_path / "a.zip").as_uri(), content), split="again")
     assert fetch_collection(task, ignore_status).judgments == {"q1": {"tea": 2}}

@@ -43,15 +43,15 @@ def run_command(arguments: list[str], code: int = 0) -> str:
 
 def test_a_task_is_missing_then_fetched_then_cached() -> None:
     card = catalog.find_task_card("scifact")
-    found = get_cache_status(card)
-    assert (found.state, found.documents, found.queries, found.bytes) == ("missing", 5183, 300, 0)
+    status = get_cache_status(card)
+    assert (status.state, status.documents, status.queries, status.bytes) == ("missing", 5183, 300, 0)
     write_cached_dataset("scifact")
-    found = get_cache_status(card)
-    assert (found.state, found.documents) == ("fetched", 5183)
-    assert found.bytes > 0
+    status = get_cache_status(card)
+    assert (status.state, status.documents) == ("fetched", 5183)
+    assert status.bytes > 0
     open_collection(card)
-    found = get_cache_status(card)
-    assert (found.state, found.documents, found.queries) == ("cached", len(small_collection.DOCUMENTS), 3)
+    status = get_cache_status(card)
+    assert (status.state, status.documents, status.queries) == ("cached", len(small_collection.DOCUMENTS), 3)
 
 
 def test_every_source_kind_has_a_status(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_fetch_list_counts_what_tasks_share_once() -> None:
 
 
 def test_fetch_list_of_names_shows_tasks_and_models() -> None:
-    told = run_command(["fetch", "--list", "msmarco", "scifact", "minilm-l6", "bm25"])
-    assert "msmarco-dev: missing, 0.0 MB, 8,841,823 documents, 6,980 queries" in told
-    assert "minilm-l6: missing" in told
-    assert "bm25: needs none" in told
+    answer = run_command(["fetch", "--list", "msmarco", "scifact", "minilm-l6", "bm25"])
+    assert "msmarco-dev: missing, 0.0 MB, 8,841,823 documents, 6,980 queries" in answer
+    assert "minilm-l6: missing" in answer
+    assert "bm25: needs none" in answer
 
 
 def test_fetch_without_a_name_explains_its_arguments() -> None:
@@ -97,12 +97,12 @@ def refuse_fetch_of(*names: str) -> Any:
 
 def test_one_failed_fetch_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(story.open_collection, "fetch_collection", refuse_fetch_of("stdlib-doc"))
-    told = run_command(["fetch", "stdlib"], 1)
-    assert "stdlib-code:" in told
-    assert "stdlib-text:" in told
-    assert "stdlib-doc: not fetched" in told
-    assert "error: None is gated" in told
-    assert "next:  accept the licence, then set HF_TOKEN" in told
+    answer = run_command(["fetch", "stdlib"], 1)
+    assert "stdlib-code:" in answer
+    assert "stdlib-text:" in answer
+    assert "stdlib-doc: not fetched" in answer
+    assert "error: None is gated" in answer
+    assert "next:  accept the licence, then set HF_TOKEN" in answer
 
 
 def test_if_every_fetch_fails_the_exit_code_is_that_of_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,21 +117,21 @@ def test_list_tasks_shows_counts_and_state() -> None:
     rows = {row["name"]: row for row in json.loads(run_command(["list", "tasks", "--json"]))}
     assert (rows["scifact"]["documents"], rows["scifact"]["cached"]) == (len(small_collection.DOCUMENTS), True)
     assert (rows["nfcorpus"]["documents"], rows["nfcorpus"]["cached"]) == (3633, False)
-    told = run_command(["list", "tasks"])
-    assert "documents" in told
-    assert rows["scifact"]["size"] in told
+    answer = run_command(["list", "tasks"])
+    assert "documents" in answer
+    assert rows["scifact"]["size"] in answer
 
 
 def test_show_task_prints_the_whole_protocol() -> None:
-    told = run_command(["show", "task", "cosqa"])
+    answer = run_command(["show", "task", "cosqa"])
     for fact in (
         "revision: bc5efb7e9d437246ce393ed19d772e08e4a79535",
         "state: missing",
         "documents: 20604",
         "512 tokens",
     ):
-        assert fact in told
-    assert "md5" not in told
+        assert fact in answer
+    assert "md5" not in answer
 
 
 def test_the_protocol_lists_every_rule() -> None:
@@ -149,7 +149,7 @@ def test_the_protocol_lists_every_rule() -> None:
 
 
 def change_one_letter(file: Path) -> None:
-    """Another byte in the middle: same size, same time."""
+    """Change one byte in the middle; size and modification time stay the same."""
     stat, content = file.stat(), bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -173,11 +173,13 @@ def test_a_changed_stored_collection_is_read_again(
     file = next((own_cache / "collections").glob("SciFact-*")) / name
     spoil(file)
     with caplog.at_level(logging.WARNING):
-        again = open_collection(catalog.find_task_card("scifact"))
-    assert (again.fingerprint, list(again.corpus)) == (right.fingerprint, list(right.corpus))
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == (0 if spoil is Path.unlink and name == MANIFEST else 1)  # without a manifest it never counted
-    assert all(name in line and line.endswith("it is rebuilt from its source") for line in told)
+        reopened = open_collection(catalog.find_task_card("scifact"))
+    assert (reopened.fingerprint, list(reopened.corpus)) == (right.fingerprint, list(right.corpus))
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (
+        0 if spoil is Path.unlink and name == MANIFEST else 1
+    )  # a folder without a manifest is ignored without a warning
+    assert all(name in line and line.endswith("it is rebuilt from its source") for line in warnings)
 
 
 @pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
@@ -191,19 +193,19 @@ def test_a_changed_stored_collection_without_its_source_ends_with_exit_4(
     spoil(file)
     wrong = checksums.compute_sha256(file) if file.exists() else "missing"
     shutil.rmtree(own_cache / "collections" / "hub")
-    looks: tuple[Callable[[], object], ...] = (
+    readers: tuple[Callable[[], object], ...] = (
         lambda: open_collection(catalog.find_task_card("scifact")),  # a run
-        lambda: load_collection(file.parent, "test"),  # what looks into the cache by itself, such as verify
+        lambda: load_collection(file.parent, "test"),  # a direct read of the cache, as in verify
     )
-    for look in looks:
+    for look in readers:
         with pytest.raises(DataError, match=rf"its checksum was {right} and is now {wrong}") as caught:
             look()
         assert caught.value.exit_code == 4
-    asked: list[str] = []
-    monkeypatch.setattr(DatasetSnapshot, "fetch", lambda self, say: asked.append(self.repo))
-    with pytest.raises(DataError):  # this hub brings nothing
+    fetched: list[str] = []
+    monkeypatch.setattr(DatasetSnapshot, "fetch", lambda self, say: fetched.append(self.repo))
+    with pytest.raises(DataError):  # the fake hub downloads nothing
         fetch_collection(catalog.find_task_card("scifact"), lambda _: None)
-    assert asked  # but a fetch does not take the damaged one for whole
+    assert fetched  # the damaged copy was not used
 
 
 def test_a_collection_stored_before_checksums_is_read_again(own_cache: Path) -> None:

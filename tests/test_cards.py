@@ -17,7 +17,7 @@ from retbench.errors import DataError, MissingError, UsageError
 TASK = 'name = "t"\n[source]\nkind = "folder"\n'
 KNOWN = 'model = "m"\nmetric = "ndcg_at_10"\nscore = 0.5\ntolerance = 0.01\nsource = "s"\n'
 
-# (card, line, field, what is said, what to do)
+# (card, line, field, problem, next step)
 WRONG_CARDS = {
     "unknown field": ('name = "t"\nsplti = "dev"\n[source]\nkind = "folder"\n', 2, "splti", "unknown field", "split"),
     "unknown field of a table": (TASK + 'subste = "x"\n', 4, "source.subste", "unknown field", "did you mean subset?"),
@@ -62,16 +62,16 @@ def write_card(folder: Path, text: str, name: str = "card.toml") -> Path:
     return file
 
 
-@pytest.mark.parametrize(("text", "line", "field", "problem", "remedy"), WRONG_CARDS.values(), ids=WRONG_CARDS)
+@pytest.mark.parametrize(("text", "line", "field", "problem", "next_step"), WRONG_CARDS.values(), ids=WRONG_CARDS)
 def test_an_error_names_file_line_and_field(
-    tmp_path: Path, text: str, line: int, field: str, problem: str, remedy: str
+    tmp_path: Path, text: str, line: int, field: str, problem: str, next_step: str
 ) -> None:
     file = write_card(tmp_path, text)
     with pytest.raises(DataError) as caught:
         toml_parser.load_card(TaskCard, file)
     assert caught.value.cause.startswith(f"{file}:{line}: {field}: ")
     assert problem in caught.value.cause
-    assert remedy in caught.value.next_step
+    assert next_step in caught.value.next_step
 
 
 def test_a_syntax_error_names_file_and_line(tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ OwnCards = Callable[[str, str], Path]
 
 
 @pytest.fixture
-def own_cards(
+def write_own_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]
 ) -> Callable[[str, str], Path]:
-    """Writes a card into the user's folder, found through RETBENCH_CARDS."""
+    """Return a function that writes a card to the user's card folder (RETBENCH_CARDS)."""
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "mine"))
 
     def add(name: str, text: str) -> Path:
@@ -124,24 +124,24 @@ def own_cards(
     return add
 
 
-def test_user_cards_are_found_beside_the_shipped_ones(own_cards: OwnCards) -> None:
-    own_cards("model_cards/mine.toml", 'name = "mine"\naliases = ["my-own"]\nparameters = 7\n')
-    own_cards("tasks/home/kitchen.toml", TASK.replace('"t"', '"kitchen"'))
-    own_cards("tasks/home/suite.toml", 'name = "home"\ntasks = ["kitchen"]\n')
+def test_user_cards_are_found_beside_the_shipped_ones(write_own_card: OwnCards) -> None:
+    write_own_card("model_cards/mine.toml", 'name = "mine"\naliases = ["my-own"]\nparameters = 7\n')
+    write_own_card("tasks/home/kitchen.toml", TASK.replace('"t"', '"kitchen"'))
+    write_own_card("tasks/home/suite.toml", 'name = "home"\ntasks = ["kitchen"]\n')
     assert catalog.find_model_card("my-own").parameters == 7
     assert catalog.find_task_card("kitchen").suite == "home"
     assert catalog.load_suites().find("home").expand_tasks() == ("kitchen",)
     assert "bm25" in catalog.load_model_cards()
 
 
-def test_names_and_aliases_are_found_in_any_case(own_cards: OwnCards) -> None:
-    own_cards("model_cards/mine.toml", 'name = "MyModel"\naliases = ["Org/My-Model"]\n')
+def test_names_and_aliases_are_found_in_any_case(write_own_card: OwnCards) -> None:
+    write_own_card("model_cards/mine.toml", 'name = "MyModel"\naliases = ["Org/My-Model"]\n')
     for name in ("MyModel", "mymodel", "MYMODEL", "org/my-model", "Org/My-Model"):
         assert catalog.find_model_card(name).name == "MyModel"
         assert name in catalog.load_model_cards()
 
 
-# (name and aliases of the second card): the first is `first`, alias `one`
+# name and aliases of the second card; the first card is `first` with the alias `one`
 NAME_CONFLICTS = {
     "name and name": 'name = "first"',
     "name and alias": 'name = "one"',
@@ -152,24 +152,24 @@ NAME_CONFLICTS = {
 
 
 @pytest.mark.parametrize("claim", NAME_CONFLICTS.values(), ids=NAME_CONFLICTS)
-def test_two_cards_with_one_name_are_both_named(own_cards: OwnCards, claim: str) -> None:
-    first = own_cards("model_cards/a.toml", 'name = "first"\naliases = ["one"]\n')
-    second = own_cards("model_cards/deeper/b.toml", claim)
+def test_two_cards_with_one_name_are_both_named(write_own_card: OwnCards, claim: str) -> None:
+    first = write_own_card("model_cards/a.toml", 'name = "first"\naliases = ["one"]\n')
+    second = write_own_card("model_cards/deeper/b.toml", claim)
     with pytest.raises(DataError, match="both define") as caught:
         catalog.load_model_cards()
     assert str(first) in caught.value.cause
     assert str(second) in caught.value.cause
 
 
-def test_a_card_cannot_take_a_shipped_name(own_cards: OwnCards) -> None:
-    own = own_cards("model_cards/a.toml", 'name = "bm25"\n')
+def test_a_card_cannot_take_a_shipped_name(write_own_card: OwnCards) -> None:
+    own_card = write_own_card("model_cards/a.toml", 'name = "bm25"\n')
     with pytest.raises(DataError, match=r"both define.*'bm25'") as caught:
         catalog.load_model_cards()
-    assert str(own) in caught.value.cause
+    assert str(own_card) in caught.value.cause
 
 
 @pytest.mark.parametrize(
-    ("ask", "name", "offered"),
+    ("ask", "name", "suggestion"),
     [
         (catalog.find_model_card, "qwen2.5-codr", "qwen2.5-coder"),
         (catalog.find_model_card, "QWEN2.5-CODR", "qwen2.5-coder"),
@@ -178,15 +178,15 @@ def test_a_card_cannot_take_a_shipped_name(own_cards: OwnCards) -> None:
         (catalog.load_methods().find, "promptrep", "promptreps"),
     ],
 )
-def test_an_unknown_name_suggests_the_closest(ask: Callable[[str], object], name: str, offered: str) -> None:
+def test_an_unknown_name_suggests_the_closest(ask: Callable[[str], object], name: str, suggestion: str) -> None:
     with pytest.raises(UsageError, match=f"called '{name}'") as caught:
         ask(name)
     assert "did you mean" in caught.value.next_step
-    assert offered in caught.value.next_step
+    assert suggestion in caught.value.next_step
 
 
-# An argument: path, card or hub id. In the working folder lie the folders `here`, `bm25`, `.dot` and `org/local`, and
-# the files `m-q4.gguf` and `org/m-q4.gguf`.
+# How an argument is read: path, card or hub id. The working folder has the folders `here`, `bm25`, `.dot` and
+# `org/local`, and the files `m-q4.gguf` and `org/m-q4.gguf`.
 MODELS = {
     "a card": ("qwen2.5-coder-7b", "card", "qwen2.5-coder-7b"),
     "an alias": ("qwen2.5-coder", "card", "qwen2.5-coder-7b"),
@@ -264,7 +264,7 @@ def test_a_task_argument_is_resolved(working_folder: Path) -> None:
         catalog.find_task_card("here")
 
 
-# (retbench.toml, environment, what is in force)
+# (retbench.toml, environment, resulting settings)
 SETTINGS: dict[str, tuple[str | None, dict[str, str], user_config.UserConfig]] = {
     "nothing": (None, {}, user_config.UserConfig()),
     "the file": (
@@ -358,7 +358,7 @@ def test_a_path_part_never_leaves_its_folder(name: str) -> None:
     assert not part.startswith(".")
     assert not set(part) & set('/\\:*?"<>|\0\n')
     if name:
-        assert unquote(part) == name  # so two names never share a part
+        assert unquote(part) == name  # so two names never have the same path part
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-coder-7b", "qwen2.5@step=10", "name+q4_k_m"])
@@ -366,8 +366,8 @@ def test_a_path_part_keeps_plain_names(name: str) -> None:
     assert user_config.encode_path_part(name) == name
 
 
-def test_lexical_cards_have_their_variant(own_cards: OwnCards) -> None:
-    own_cards("model_cards/mine.toml", 'name = "mine"\nkind = "lexical"\n[lexical]\nvariant = "bm26"\n')
+def test_lexical_cards_have_their_variant(write_own_card: OwnCards) -> None:
+    write_own_card("model_cards/mine.toml", 'name = "mine"\nkind = "lexical"\n[lexical]\nvariant = "bm26"\n')
     with pytest.raises(DataError, match=r"lexical\.variant: 'bm26' is not allowed"):
         catalog.load_model_cards()
 

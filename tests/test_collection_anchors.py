@@ -17,7 +17,7 @@ from retbench.pipelines.models.overrides import Overrides
 from tests import mteb_task, small_collection
 from tests.test_anchors import find_collection
 
-pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_work")]
+pytestmark = [pytest.mark.anchor, pytest.mark.usefixtures("real_model_environment")]
 
 
 @pytest.fixture(autouse=True)
@@ -36,15 +36,17 @@ def assert_scores_agree(ours: dict[str, float], theirs: dict[str, float]) -> Non
 
 @pytest.mark.parametrize("name", ["scifact", "cranfield", "cosqa", "codetrans-java-cs"])
 def test_bm25_scores_are_the_same_in_mteb_and_retbench(name: str, tmp_path: Path) -> None:
-    """mteb orders equal scores its own way, so it is held to what the referee says of our raw scores."""
+    """mteb orders ties in its own way, so it is compared with the evaluator's scores of our raw scores."""
     folder = find_collection(name)
     (cell,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
-    found = verify_run(str(cell.record))
-    assert found.unexplained == []
-    assert all(verdict.agrees for verdict in found.checks if verdict.evaluator == "mteb" and not _missing(verdict))
+    verification = verify_run(str(cell.record))
+    assert verification.unexplained == []
+    assert all(
+        verdict.agrees for verdict in verification.checks if verdict.evaluator == "mteb" and not _missing(verdict)
+    )
     card = small_collection.build_card(Path(folder), name=name)
     theirs = mteb_task.compute_scores(retbench.as_mteb("bm25"), mteb_task.build_task(card), tmp_path / "mteb")
-    ours = {v.metric: v.theirs for v in found.checks if v.evaluator == "mteb, raw scores"}
+    ours = {v.metric: v.theirs for v in verification.checks if v.evaluator == "mteb, raw scores"}
     assert_scores_agree(ours, theirs)
 
 
@@ -53,7 +55,7 @@ def _missing(verdict: Any) -> bool:
 
 
 class Encoder:
-    """MiniLM as mteb's encoder protocol has it: mteb batches, searches and scores; only the vectors are ours."""
+    """MiniLM with mteb's encoder interface: mteb batches, searches and scores; only the vectors are from retbench."""
 
     def __init__(self, card: TaskCard) -> None:
         candidate = ResolvedModel.resolve(catalog.find_model_card("minilm-l6"), None, lambda _: None)

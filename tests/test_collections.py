@@ -77,13 +77,13 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_same_collection_has_the_same_fingerprint(tmp_path: Path, folder: Path, layout: Layout) -> None:
-    plain, other = open_folder(folder), open_folder(small_collection.write_folder(tmp_path / "other", layout))
-    assert other.fingerprint == plain.fingerprint
-    assert other.judgments == plain.judgments
-    assert list(other.corpus) == list(plain.corpus)
+    first, second = open_folder(folder), open_folder(small_collection.write_folder(tmp_path / "other", layout))
+    assert second.fingerprint == first.fingerprint
+    assert second.judgments == first.judgments
+    assert list(second.corpus) == list(first.corpus)
 
 
-# (file, line, new content): one letter, one title, one id, one grade
+# (file, line, new content)
 CHANGES = {
     "a letter": ("corpus.jsonl", 2, '{"_id": "tea", "title": "Tea", "text": "Leave the leaves in hot water."}'),
     "a title": ("corpus.jsonl", 2, f'{{"_id": "tea", "title": "tea", "text": "{small_collection.DOCUMENTS[1][2]}"}}'),
@@ -133,7 +133,7 @@ def test_grades_may_be_negative(folder: Path) -> None:
     assert open_folder(folder).judgments["q1"]["tea"] == -1
 
 
-# (file, line, new content, what is said); every message also names the file and the line
+# (file, line, new content, part of the message); every message also names the file and the line
 WRONG_LINES: dict[str, tuple[str, int, str | bytes, str]] = {
     "not JSON": ("corpus.jsonl", 3, '{"_id": "tea", "text": "Leave', "not valid JSON"),
     "two objects": ("corpus.jsonl", 3, '{"_id": "a"} {"_id": "b"}', "not valid JSON"),
@@ -182,7 +182,7 @@ def test_a_wrong_line_is_named(folder: Path, file: str, number: int, line: str |
     assert caught.value.cause.startswith(f"{folder / file}:{number}: ")
     assert problem in caught.value.cause
     assert caught.value.next_step
-    caught.value.cause.encode()  # it can be printed
+    caught.value.cause.encode()  # it can be printed: no lone surrogates
 
 
 def test_a_wrong_line_of_a_gzipped_file_is_named(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def remove_file(file: str) -> Callable[[Path], None]:
     return lambda folder: (folder / file).unlink()
 
 
-# (how the folder is spoilt, which error, what its cause says)
+# (how to damage the folder, error class, part of its cause)
 DAMAGED_FOLDERS: dict[str, tuple[Callable[[Path], None], type[RetbenchError], str]] = {
     "a document twice": (repeat_line("corpus.jsonl", 3), DataError, "document id 'coffee' is repeated (1 such ids)"),
     "a query twice": (repeat_line("queries.jsonl", 2), DataError, "query id 'q2' is repeated"),
@@ -282,7 +282,7 @@ def test_an_unavailable_source_is_missing() -> None:
         open_collection(TaskCard("far", SourceSpec("hub", repo="org/far")))
 
 
-# Once, completely, or not at all
+# A collection is compiled once, completely or not at all
 
 
 def list_finished_collections(cache: Path) -> list[Path]:
@@ -334,9 +334,11 @@ def test_a_full_disk_is_an_error_and_leaves_no_files(
 def test_files_of_a_killed_process_are_never_opened(folder: Path, own_cache: Path) -> None:
     right = open_folder(folder).fingerprint
     (done,) = list_finished_collections(own_cache)
-    done.parent.rename(done.parent.with_name(f"{done.parent.name}.1234abcd.partial"))  # killed before the last rename
+    done.parent.rename(
+        done.parent.with_name(f"{done.parent.name}.1234abcd.partial")
+    )  # as if the process was killed before the final rename
     assert open_folder(folder).fingerprint == right
-    done.unlink()  # a removal that was interrupted
+    done.unlink()  # as if a removal was interrupted
     (done.parent / "corpus.arrow").write_bytes(b"")
     assert open_folder(folder).fingerprint == right
 
@@ -354,30 +356,30 @@ def test_two_processes_may_compile_the_same_collection(tmp_path: Path, folder: P
 
 
 def open_numbered_collection(folder: Path, queries: int, judged: int) -> Collection:
-    """600 documents; every query judges some of its own."""
+    """Open a collection of 600 documents in which no two queries judge the same document."""
     documents = [TextRow(f"d{number}", "", f"document {number}") for number in range(600)]
-    asked = [TextRow(f"q{number}", "", f"query {number}") for number in range(queries)]
+    query_rows = [TextRow(f"q{number}", "", f"query {number}") for number in range(queries)]
     judgments = [Judgment(f"q{q}", f"d{q * judged + n}", n % 2) for q in range(queries) for n in range(judged)]
-    compile_collection(RawCollection(documents, asked, {"test": judgments}), folder)
+    compile_collection(RawCollection(documents, query_rows, {"test": judgments}), folder)
     return load_collection(folder, "test")
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+def numbered_collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     return open_numbered_collection(tmp_path_factory.mktemp("large") / "collection", queries=11, judged=3)
 
 
 @pytest.mark.parametrize("size", range(1, 11))
-def test_a_sample_keeps_the_judged_documents_of_its_queries(large: Collection, size: int) -> None:
-    sample = large.sample(size)
+def test_a_sample_keeps_the_judged_documents_of_its_queries(numbered_collection: Collection, size: int) -> None:
+    sample = numbered_collection.sample(size)
     documents = {row.id for row in sample.corpus}
     judged = {document for grades in sample.judgments.values() for document in grades}
     assert len(sample.queries) == len(sample.judgments) == size
     assert list(sample.judgments) == [row.id for row in sample.queries]
-    assert all(sample.judgments[query] == large.judgments[query] for query in sample.judgments)
+    assert all(sample.judgments[query] == numbered_collection.judgments[query] for query in sample.judgments)
     assert judged <= documents
     assert len(documents) == len(sample.corpus) == size * DOCUMENTS_PER_QUERY
-    assert sample.fingerprint != large.fingerprint
+    assert sample.fingerprint != numbered_collection.fingerprint
 
 
 def test_a_sample_with_more_judged_documents_than_its_size_has_no_distractors(tmp_path: Path) -> None:
@@ -387,33 +389,38 @@ def test_a_sample_with_more_judged_documents_than_its_size_has_no_distractors(tm
     assert {row.id for row in sample.corpus} == judged
 
 
-def test_a_sample_is_deterministic(large: Collection) -> None:
-    one, two = large.sample(4), large.sample(4)
-    assert one.fingerprint == two.fingerprint
-    assert list(one.corpus) == list(two.corpus)
-    assert [row.id for row in one.queries] == ["q2", "q3", "q4", "q10"]  # another draw is another collection
-    assert [row.id for row in one.corpus][:5] == ["d2", "d6", "d7", "d8", "d9"]
-    assert len({large.sample(size).fingerprint for size in range(1, 11)}) == 10
+def test_a_sample_is_deterministic(numbered_collection: Collection) -> None:
+    first_sample, second_sample = numbered_collection.sample(4), numbered_collection.sample(4)
+    assert first_sample.fingerprint == second_sample.fingerprint
+    assert list(first_sample.corpus) == list(second_sample.corpus)
+    assert [row.id for row in first_sample.queries] == [
+        "q2",
+        "q3",
+        "q4",
+        "q10",
+    ]  # fixed: a change of the sampling would change committed settings-ids
+    assert [row.id for row in first_sample.corpus][:5] == ["d2", "d6", "d7", "d8", "d9"]
+    assert len({numbered_collection.sample(size).fingerprint for size in range(1, 11)}) == 10
 
 
-def test_a_sample_keeps_the_order_of_the_corpus(large: Collection) -> None:
-    numbers = [int(row.id[1:]) for row in large.sample(3).corpus]
+def test_a_sample_keeps_the_order_of_the_corpus(numbered_collection: Collection) -> None:
+    numbers = [int(row.id[1:]) for row in numbered_collection.sample(3).corpus]
     assert numbers == sorted(numbers)
 
 
-def test_a_sample_as_large_as_the_corpus_is_the_corpus(large: Collection) -> None:
-    assert large.sample(11) is large
-    assert large.sample(1000) is large
+def test_a_sample_as_large_as_the_corpus_is_the_corpus(numbered_collection: Collection) -> None:
+    assert numbered_collection.sample(11) is numbered_collection
+    assert numbered_collection.sample(1000) is numbered_collection
 
 
 def test_a_card_is_opened_with_a_sample(folder: Path) -> None:
     sample = open_collection(small_collection.build_card(folder), sample=2)
     assert len(sample.queries) == 2
-    assert len(sample.corpus) == len(small_collection.DOCUMENTS)  # 40 would be allowed
+    assert len(sample.corpus) == len(small_collection.DOCUMENTS)  # the limit is 40
 
 
-def test_a_view_of_texts_has_the_selected_rows(large: Collection) -> None:
-    texts = large.corpus
+def test_a_view_of_texts_has_the_selected_rows(numbered_collection: Collection) -> None:
+    texts = numbered_collection.corpus
     view = texts.take([5, 3, 9])
     assert [row.id for row in view] == ["d5", "d3", "d9"]
     assert (len(view), view[1].id, view.read_ids().to_pylist()) == (3, "d3", ["d5", "d3", "d9"])
@@ -421,8 +428,8 @@ def test_a_view_of_texts_has_the_selected_rows(large: Collection) -> None:
     assert list(texts.take([])) == []
 
 
-def test_the_fingerprint_of_a_view_follows_its_rows(large: Collection) -> None:
-    texts = large.corpus
+def test_the_fingerprint_of_a_view_follows_its_rows(numbered_collection: Collection) -> None:
+    texts = numbered_collection.corpus
     assert texts.take(range(len(texts))).fingerprint == texts.fingerprint
     prints = [texts.take(rows).fingerprint for rows in ([5, 3], [3, 5], [3], [])]
     assert len({texts.fingerprint, *prints}) == 5
@@ -445,7 +452,7 @@ def test_texts_of_many_chunks_are_read_in_order(tmp_path: Path, monkeypatch: pyt
     assert load_collection(tmp_path / "one", "test").corpus.fingerprint == corpus.fingerprint
 
 
-# (title, text, fields, what a model reads)
+# (title, text, fields, joined text)
 JOINED_FIELDS = [
     ("Tea", "Leaves.", ("title", "text"), "Tea Leaves."),
     ("Tea", "Leaves.", ("text",), "Leaves."),
@@ -456,12 +463,12 @@ JOINED_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("title", "text", "fields", "read"), JOINED_FIELDS)
-def test_fields_are_joined_by_one_space(title: str, text: str, fields: tuple[str, ...], read: str) -> None:
-    assert join_fields(TextRow("d", title, text), fields) == read
+@pytest.mark.parametrize(("title", "text", "fields", "joined_text"), JOINED_FIELDS)
+def test_fields_are_joined_by_one_space(title: str, text: str, fields: tuple[str, ...], joined_text: str) -> None:
+    assert join_fields(TextRow("d", title, text), fields) == joined_text
 
 
-# Ids that are no words
+# Ids that are unsafe as paths or as words of a run file
 
 ODD_IDS = (
     "../../escaped",
@@ -492,8 +499,8 @@ def test_unusual_ids_are_never_paths_and_survive_a_run(folder: Path, own_cache: 
     rankings = index.search((row.text for row in collection.queries), 100).to_document_ids(collection)
     lines = [line.split() for line in gzip.decompress(format_trec_run(rankings, "bm25:bm25")).decode().splitlines()]
     assert all(len(line) == 6 for line in lines)
-    found = [unquote(line[2]) for line in lines if unquote(line[0]) == "../q 7"]
-    assert found == list(ODD_IDS)
+    actual = [unquote(line[2]) for line in lines if unquote(line[0]) == "../q 7"]
+    assert actual == list(ODD_IDS)
 
 
 IDS = st.text(min_size=1) | st.lists(st.sampled_from(["%", "2", "0", "41", " ", "a", "\n"]), min_size=1).map("".join)
@@ -512,10 +519,10 @@ def test_any_id_is_one_word_in_a_run_file(documents: list[str], tag: str) -> Non
 
 def test_a_run_file_reads_back_the_ids_of_its_collection(folder: Path, tmp_path: Path) -> None:
     collection = open_folder(folder)
-    wanted = {"q1": [row.id for row in collection.corpus][:2]}
-    (tmp_path / "run.trec.gz").write_bytes(format_trec_run(wanted, "x"))
-    assert read_rankings(tmp_path, collection) == wanted
-    for wrong in ({"q1": ["stranger"]}, {"stranger": wanted["q1"]}):
+    expected = {"q1": [row.id for row in collection.corpus][:2]}
+    (tmp_path / "run.trec.gz").write_bytes(format_trec_run(expected, "x"))
+    assert read_rankings(tmp_path, collection) == expected
+    for wrong in ({"q1": ["stranger"]}, {"stranger": expected["q1"]}):
         (tmp_path / "run.trec.gz").write_bytes(format_trec_run(wrong, "x"))
         with pytest.raises(DataError, match="ranks 'stranger', which the collection does not have"):
             read_rankings(tmp_path, collection)

@@ -16,36 +16,36 @@ CORPUS = estimate_cost.CorpusSize(documents=1000, queries=10, tokens=50, query_t
 
 
 def test_flops_count_layers_and_causal_attention() -> None:
-    # 900,000 weights beside the embeddings, a product and a sum each; 2 layers x 100 wide x 50 tokens, twice
+    # 2 FLOP for each of the 900,000 weights without embeddings; attention: 2 x 2 layers x width 100 x 50 tokens
     assert estimate_cost.compute_flop_per_token(CARD, 50) == 2 * 900_000 + 2 * 2 * 100 * 50
 
 
 def test_an_estimate_computed_by_hand() -> None:
-    found = estimate_cost.estimate_cost(
+    estimate = estimate_cost.estimate_cost(
         CARD, CORPUS, estimate_cost.DeviceSpec(count=4, tokens_per_second=10, price=3.0), {}
     )
-    assert found.tokens == 1000 * 50 + 10 * 20
-    assert found.device_hours == pytest.approx(50_200 / 10 / 3600)
-    assert found.hours == pytest.approx(found.device_hours / 4)
-    assert found.cost == pytest.approx(found.device_hours * 3)
-    assert found.disk_bytes == 1010 * (8 + 4 * 100)
-    assert found.network_bytes == 4 * 2_000_000 + 50_200 * 4.5 + found.disk_bytes
-    assert (found.search_flop, found.search_seconds) == (2 * 1000 * 10 * 100, None)
+    assert estimate.tokens == 1000 * 50 + 10 * 20
+    assert estimate.device_hours == pytest.approx(50_200 / 10 / 3600)
+    assert estimate.hours == pytest.approx(estimate.device_hours / 4)
+    assert estimate.cost == pytest.approx(estimate.device_hours * 3)
+    assert estimate.disk_bytes == 1010 * (8 + 4 * 100)
+    assert estimate.network_bytes == 4 * 2_000_000 + 50_200 * 4.5 + estimate.disk_bytes
+    assert (estimate.search_flop, estimate.search_seconds) == (2 * 1000 * 10 * 100, None)
 
 
 def test_peak_flops_and_utilisation_give_the_rate() -> None:
     used = estimate_cost.DeviceSpec(peak=1e9, utilization=0.5)
-    found = estimate_cost.estimate_cost(CARD, CORPUS, used, {"dimensions": 50, "vector_dtype": "fp16"})
-    assert found.tokens_per_second == pytest.approx(0.5e9 / found.flop_per_token)
-    assert found.search_seconds == pytest.approx(2 * 1000 * 10 * 50 / 0.5e9)
-    assert found.disk_bytes == 1010 * (8 + 2 * 50)
-    assert found.cost is None
+    estimate = estimate_cost.estimate_cost(CARD, CORPUS, used, {"dimensions": 50, "vector_dtype": "fp16"})
+    assert estimate.tokens_per_second == pytest.approx(0.5e9 / estimate.flop_per_token)
+    assert estimate.search_seconds == pytest.approx(2 * 1000 * 10 * 50 / 0.5e9)
+    assert estimate.disk_bytes == 1010 * (8 + 2 * 50)
+    assert estimate.cost is None
 
 
 def test_search_is_at_least_as_long_as_reading_the_vectors() -> None:
     fast = estimate_cost.DeviceSpec(peak=1e15)
-    found = estimate_cost.estimate_cost(CARD, CORPUS, fast, {"vector_dtype": "int8"})
-    assert found.search_seconds == pytest.approx(1000 * 100 * 4 / estimate_cost.SEARCH_BYTES_PER_SECOND)
+    estimate = estimate_cost.estimate_cost(CARD, CORPUS, fast, {"vector_dtype": "int8"})
+    assert estimate.search_seconds == pytest.approx(1000 * 100 * 4 / estimate_cost.SEARCH_BYTES_PER_SECOND)
 
 
 WRONG_ARGUMENTS: dict[str, Any] = {
@@ -69,9 +69,9 @@ def test_an_estimate_that_is_not_possible_is_reported(ask: Any) -> None:
 
 def test_the_command_prints_one_line_per_model() -> None:
     words = ["plan", "--model", "qwen2.5-0.5b", "--model", "qwen2.5-7b", "--documents", "1000000", "--rate", "1000"]
-    ran = CliRunner().invoke(app, [*words, "--json"])
-    small, large = json.loads(ran.stdout)
-    assert ran.exit_code == 0
+    answer = CliRunner().invoke(app, [*words, "--json"])
+    small, large = json.loads(answer.stdout)
+    assert answer.exit_code == 0
     assert small["device_hours"] == large["device_hours"] == pytest.approx((1e6 * 80 + 1000 * 16) / 1000 / 3600)
     assert small["disk_bytes"] < large["disk_bytes"]
     table = CliRunner().invoke(app, words).stdout
@@ -80,18 +80,18 @@ def test_the_command_prints_one_line_per_model() -> None:
 
 
 def test_document_counts_come_from_the_task() -> None:
-    ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--task", "scifact", "--peak", "989", "--json"])
-    (found,) = json.loads(ran.stdout)
-    assert (found["documents"], found["queries"]) == (5183, 300)
+    answer = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--task", "scifact", "--peak", "989", "--json"])
+    (estimate,) = json.loads(answer.stdout)
+    assert (estimate["documents"], estimate["queries"]) == (5183, 300)
 
 
 def test_a_setting_without_a_value_suggests_a_valid_one() -> None:
-    ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--set", "dimensions"])
-    assert ran.exit_code == 2
-    assert "for example --set dimensions=256" in ran.output
+    answer = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--set", "dimensions"])
+    assert answer.exit_code == 2
+    assert "for example --set dimensions=256" in answer.output
 
 
 def test_a_throughput_is_required() -> None:
-    ran = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--json"])
-    assert ran.exit_code == 2
-    assert "--rate" in json.loads(ran.stdout)["next_step"]
+    answer = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--json"])
+    assert answer.exit_code == 2
+    assert "--rate" in json.loads(answer.stdout)["next_step"]

@@ -36,15 +36,15 @@ COMPARED_FILES = ("per_query.parquet", "run.trec.gz")
 
 
 def write_collection(folder: Path) -> Path:
-    """Documents of many lengths, every query with one that is right."""
+    """Write documents of many lengths, and queries with one relevant document each."""
     (folder / "qrels").mkdir(parents=True)
-    draw = random.Random(5)
+    rng = random.Random(5)
     words = " ".join(tiny_models.SENTENCES).split()
-    lines = [{"_id": f"d{i}", "title": "", "text": " ".join(draw.choices(words, k=1 + i))} for i in range(DOCUMENTS)]
+    lines = [{"_id": f"d{i}", "title": "", "text": " ".join(rng.choices(words, k=1 + i))} for i in range(DOCUMENTS)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    asked = [{"_id": f"q{i}", "text": " ".join(draw.choices(words, k=4))} for i in range(QUERIES)]
-    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
-    judged = "".join(f"q{i}\td{draw.randrange(DOCUMENTS)}\t1\n" for i in range(QUERIES))
+    query_rows = [{"_id": f"q{i}", "text": " ".join(rng.choices(words, k=4))} for i in range(QUERIES)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in query_rows))
+    judged = "".join(f"q{i}\td{rng.randrange(DOCUMENTS)}\t1\n" for i in range(QUERIES))
     (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
     return folder
 
@@ -72,7 +72,7 @@ def work(model: Path, task: Path, tmp_path: Path) -> Callable[..., fork_server.C
 
 
 def read_results(work: fork_server.CellRun) -> dict[str, Any]:
-    """What a finished run left, and must leave however often it was killed."""
+    """Read the results of a finished run that must not depend on kills."""
     (record,) = Path(work.out).rglob("record.json")
     facts = json.loads(record.read_text())
     texts = {
@@ -84,7 +84,7 @@ def read_results(work: fork_server.CellRun) -> dict[str, Any]:
 
 
 def assert_seconds_add_up(work: fork_server.CellRun) -> None:
-    """A phase took at least what the shards of it took, in whichever process they were computed."""
+    """Check that a phase took at least the seconds of its shards, also of those that earlier processes computed."""
     (record,) = Path(work.out).rglob("record.json")
     facts = json.loads(record.read_text())
     assert facts["cost"]["seconds"]["embed and search documents"] >= facts["texts"]["document"]["seconds"] > 0
@@ -97,55 +97,55 @@ def run_to_end(server: fork_server.ForkServer, work: fork_server.CellRun) -> Non
 
 
 def kill_until_finished(
-    server: fork_server.ForkServer, work: fork_server.CellRun, draw: random.Random, longest: float
+    server: fork_server.ForkServer, work: fork_server.CellRun, rng: random.Random, longest: float
 ) -> int:
-    """Kill at random moments until a run comes through; how many were killed at work."""
+    """Kill a run at random moments until it finishes; return the number of kills."""
     kills = 0
-    while server.start_and_kill(work, draw.uniform(0, longest)):
+    while server.start_and_kill(work, rng.uniform(0, longest)):
         kills += 1
         assert (
             work.count_computed_texts() <= TEXTS + kills * fork_server.SHARD_ROWS
-        )  # each kill loses one shard at the most
+        )  # each kill loses at most one shard
         assert kills < 100
     return kills
 
 
-@pytest.mark.parametrize(("real", "least"), [(False, 15), (True, 3)], ids=["fake", "decoder"])
+@pytest.mark.parametrize(("real", "min_texts"), [(False, 15), (True, 3)], ids=["fake", "decoder"])
 def test_a_killed_run_resumes_to_the_same_result(
-    server: fork_server.ForkServer, work: Callable[..., fork_server.CellRun], real: bool, least: int
+    server: fork_server.ForkServer, work: Callable[..., fork_server.CellRun], real: bool, min_texts: int
 ) -> None:
-    whole = work("whole", real=real)
+    uninterrupted = work("whole", real=real)
     run_to_end(server, work("warm", real=real))
     started = time.monotonic()
-    run_to_end(server, whole)
+    run_to_end(server, uninterrupted)
     longest = time.monotonic() - started
-    assert whole.count_computed_texts() == TEXTS
-    wanted, draw, attempts = read_results(whole), random.Random(11), 0
-    kills = halfway = 0  # halfway: a shard was lost and computed again
-    while kills < least or not halfway:
+    assert uninterrupted.count_computed_texts() == TEXTS
+    expected, rng, attempts = read_results(uninterrupted), random.Random(11), 0
+    kills = halfway = 0  # halfway: runs in which a shard was lost and computed again
+    while kills < min_texts or not halfway:
         attempts += 1
         assert attempts < 60
         broken = work(f"broken{attempts}", real=real)
-        kills += kill_until_finished(server, broken, draw, longest)
+        kills += kill_until_finished(server, broken, rng, longest)
         run_to_end(server, broken)
-        assert read_results(broken) == wanted
+        assert read_results(broken) == expected
         assert_seconds_add_up(broken)
         halfway += broken.count_computed_texts() > TEXTS
 
 
 def test_two_processes_share_the_work(work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer) -> None:
-    one, two = work("one"), work("two")
-    two = dataclasses.replace(two, cache=one.cache, log=one.log)
-    with fork_server.start_fork_server() as other:
-        server.start(one)
-        other.start(two)
-        assert (server.wait_for_exit(), other.wait_for_exit()) == (0, 0)
-    assert one.count_computed_texts() == TEXTS  # each text once, by one of the two
-    assert read_results(one) == read_results(two)
+    first, second = work("one"), work("two")
+    second = dataclasses.replace(second, cache=first.cache, log=first.log)
+    with fork_server.start_fork_server() as other_server:
+        server.start(first)
+        other_server.start(second)
+        assert (server.wait_for_exit(), other_server.wait_for_exit()) == (0, 0)
+    assert first.count_computed_texts() == TEXTS  # each text was computed once, by one of the two processes
+    assert read_results(first) == read_results(second)
 
 
 def open_document_store(work: fork_server.CellRun) -> ShardStore:
-    """The finished store with the documents of a cell."""
+    """Open the finished store with a cell's documents."""
     stores = [ShardStore(plan.parent) for plan in Path(work.cache).rglob("plan.json")]
     return max(stores, key=lambda store: store.load_or_create_plan(dict)["rows"])
 
@@ -155,13 +155,13 @@ def test_a_damaged_shard_is_reported_and_computed_again(
 ) -> None:
     done = work("done")
     run_to_end(server, done)
-    wanted = read_results(done)
+    expected = read_results(done)
     store = open_document_store(done)
     file = store.folder / "shard-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     shutil.rmtree(done.out)
     run_to_end(server, done)
-    assert read_results(done) == wanted
+    assert read_results(done) == expected
     assert done.count_computed_texts() == TEXTS + fork_server.SHARD_ROWS
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_shard_is_reported_and_computed_again(
 
 
 class GeneratedRows:
-    """Texts that are only counted."""
+    """Texts that are generated on access."""
 
     def __init__(self, count: int) -> None:
         self.count, self.fingerprint = count, "rows"
@@ -187,7 +187,7 @@ class GeneratedRows:
 
 
 class MemoryLimitedEncoder(fork_server.HashEncoder):
-    """Token ids without a tokenizer, and a limit on the texts that fit into memory together."""
+    """An encoder without a tokenizer and with a memory limit per batch."""
 
     room = 1000
 
@@ -208,37 +208,37 @@ def job() -> EmbeddingJob:
 
 
 def build_encoder_factory(room: int = 1000) -> Callable[[], DenseEncoder]:
-    made = MemoryLimitedEncoder(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
-    object.__setattr__(made, "room", room)
-    return lambda: made  # type: ignore[return-value]
+    encoder = MemoryLimitedEncoder(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    object.__setattr__(encoder, "room", room)
+    return lambda: encoder  # type: ignore[return-value]
 
 
 def embed_to_matrix(job: EmbeddingJob, store: ShardStore, make: Callable[[], DenseEncoder]) -> np.ndarray:
-    found = np.zeros((len(job.texts), fork_server.WIDTH), dtype=np.float32)
+    matrix = np.zeros((len(job.texts), fork_server.WIDTH), dtype=np.float32)
     for block in embed_texts(InProcessWorker(make), job, store, lambda *_: None):
-        found[block.rows] = block.vectors
-    return found
+        matrix[block.rows] = block.vectors
+    return matrix
 
 
 def test_damage_in_an_unfinished_store_is_reported(
     job: EmbeddingJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
+    uninterrupted = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
     store = ShardStore(tmp_path / "broken")
     blocks = embed_texts(InProcessWorker(build_encoder_factory()), job, store, lambda *_: None)
     next(blocks), next(blocks)
     blocks.close()
     (store.folder / "shard-00001.safetensors").write_bytes(b"")
     with caplog.at_level(logging.WARNING, "retbench"):
-        assert np.array_equal(embed_to_matrix(job, store, build_encoder_factory()), whole)
+        assert np.array_equal(embed_to_matrix(job, store, build_encoder_factory()), uninterrupted)
     assert [record.getMessage() for record in caplog.records] == ["shard 1 of broken is damaged: it is computed again"]
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_reported(job: EmbeddingJob, tmp_path: Path) -> None:
-    whole = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
-    halved = ShardStore(tmp_path / "halved")
-    assert np.array_equal(embed_to_matrix(job, halved, build_encoder_factory(room=2)), whole)
-    assert halved.compute_total_cost().split_batches > 0
+    uninterrupted = embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory())
+    halved_store = ShardStore(tmp_path / "halved")
+    assert np.array_equal(embed_to_matrix(job, halved_store, build_encoder_factory(room=2)), uninterrupted)
+    assert halved_store.compute_total_cost().split_batches > 0
     assert ShardStore(tmp_path / "whole").compute_total_cost().split_batches == 0
 
 
@@ -248,7 +248,7 @@ def test_a_single_text_that_does_not_fit_is_an_error(job: EmbeddingJob, tmp_path
     assert "max_length" in caught.value.next_step
 
 
-# (problem, whether memory ran out)
+# (exception, whether it means out of memory)
 PROBLEMS = {
     "cuda": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
     "cpu": (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), True),
@@ -276,9 +276,9 @@ def test_only_out_of_memory_errors_split_a_batch(
             calls.append(len(batch))
             raise problem
 
-    made = Failing(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    encoder = Failing(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
     with pytest.raises(ResourceError if expected else type(problem)):
-        embed_to_matrix(job, ShardStore(tmp_path / "store"), lambda: made)  # type: ignore[arg-type,return-value]
+        embed_to_matrix(job, ShardStore(tmp_path / "store"), lambda: encoder)  # type: ignore[arg-type,return-value]
     assert (len(calls) > 1) is expected
 
 
@@ -286,7 +286,7 @@ def test_only_out_of_memory_errors_split_a_batch(
 def test_a_memory_probe_out_of_memory_runs_long_texts_alone(
     longest: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU that holds 5,000 tokens of 1 MB each; the ceiling allows 20,000."""
+    """The fake GPU holds 5,000 tokens of 1 MB each; the token budget allows 20,000."""
     monkeypatch.setattr(memory, "get_device", lambda: torch.device("cuda"))
     held = {"max_memory_allocated": 0, "memory_reserved": 0, "memory_allocated": 0}
     for name in held:
@@ -321,14 +321,14 @@ def test_too_little_disk_space_is_refused_before_embedding(
 def test_a_full_disk_reports_what_is_kept_and_needed(
     job: EmbeddingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, store = (
+    uninterrupted, store = (
         embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory()),
         ShardStore(tmp_path / "full"),
     )
-    fsync, room = os.fsync, iter(range(10))  # the plan, then two shards: file and folder, shard and note
+    fsync, budget = os.fsync, iter(range(10))  # enough for the plan and two shards; every file also syncs its folder
 
     def filling(handle: int) -> None:
-        if next(room, None) is None:
+        if next(budget, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(handle)
 
@@ -338,7 +338,7 @@ def test_a_full_disk_reports_what_is_kept_and_needed(
             embed_to_matrix(job, store, build_encoder_factory())
     assert caught.value.next_step.endswith("then run the same command: 2 of 4 shards are kept")
     assert not list(store.folder.glob("*.partial"))
-    assert np.array_equal(embed_to_matrix(job, store, build_encoder_factory()), whole)
+    assert np.array_equal(embed_to_matrix(job, store, build_encoder_factory()), uninterrupted)
 
 
 def test_temporary_files_of_a_killed_writer_are_removed(job: EmbeddingJob, tmp_path: Path) -> None:
@@ -376,9 +376,9 @@ def test_a_plan_for_other_tokens_is_refused(job: EmbeddingJob, tmp_path: Path) -
 def test_a_run_file_does_not_depend_on_the_time(
     work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer
 ) -> None:
-    one, two = work("one"), work("two")
-    run_to_end(server, one)
-    time.sleep(1.1)  # gzip would write the second down
-    run_to_end(server, two)
-    assert read_results(one) == read_results(two)
-    assert gzip.decompress(read_results(one)["run.trec.gz"]).decode().startswith("q0 Q0 d")
+    first, second = work("one"), work("two")
+    run_to_end(server, first)
+    time.sleep(1.1)  # gzip stores the time in seconds
+    run_to_end(server, second)
+    assert read_results(first) == read_results(second)
+    assert gzip.decompress(read_results(first)["run.trec.gz"]).decode().startswith("q0 Q0 d")

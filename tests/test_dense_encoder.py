@@ -36,8 +36,8 @@ def build_other_model(folder: Path, kind: str, **config: Any) -> Path:
 
     torch.manual_seed(3)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    made: Any = AutoConfig.for_model(kind, vocab_size=tiny_models.VOCABULARY, **sizes, **config)
-    AutoModel.from_config(made).save_pretrained(folder)
+    model: Any = AutoConfig.for_model(kind, vocab_size=tiny_models.VOCABULARY, **sizes, **config)
+    AutoModel.from_config(model).save_pretrained(folder)
     tiny_models.build_tokenizer().save_pretrained(folder)
     return folder
 
@@ -50,7 +50,7 @@ def load_encoder(folder: Path, method: str, **changes: Any) -> BackboneEncoder:
 
 
 def compute_plain_vector(folder: Path, ids: list[int], pooling: str) -> np.ndarray:
-    """One text, no padding, no code of ours."""
+    """Compute one text without padding and without retbench code."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -62,18 +62,18 @@ def compute_plain_vector(folder: Path, ids: list[int], pooling: str) -> np.ndarr
 
 @pytest.mark.parametrize("method", ["last", "mean", "promptreps"])
 def test_a_padded_batch_gives_the_vectors_of_single_texts(decoder: Path, method: str) -> None:
-    made = load_encoder(decoder, method)
-    tokens = made.tokenize(TEXTS, "document")
-    vectors = made.encode(tokens)
+    encoder = load_encoder(decoder, method)
+    tokens = encoder.tokenize(TEXTS, "document")
+    vectors = encoder.encode(tokens)
     assert vectors.dtype == np.float32
     for row in range(len(TEXTS)):
-        assert vectors[row] @ compute_plain_vector(decoder, tokens[row].tolist(), made.spec.method.pooling) > 0.99999
+        assert vectors[row] @ compute_plain_vector(decoder, tokens[row].tolist(), encoder.spec.method.pooling) > 0.99999
 
 
 GEMMA = {"num_key_value_heads": 1, "head_dim": 16}
 BIDIRECTIONAL_FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {},
-    "mpnet": {},  # it has no fast kernel
+    "mpnet": {},  # it has no fused attention kernel
     "albert": {"embedding_size": 32},
     "camembert": {},
     "gemma3_text": {**GEMMA, "use_bidirectional_attention": True},
@@ -83,20 +83,20 @@ BIDIRECTIONAL_FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("kind", "config"), BIDIRECTIONAL_FAMILIES.items(), ids=BIDIRECTIONAL_FAMILIES)
 def test_bidirectional_attention_ignores_padding(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
     folder = build_other_model(tmp_path, kind, **config)
-    made = load_encoder(folder, "mean")
-    assert not made.backbone.causal
-    tokens = made.tokenize(TEXTS, "query")
-    vectors = made.encode(tokens)
+    encoder = load_encoder(folder, "mean")
+    assert not encoder.backbone.causal
+    tokens = encoder.tokenize(TEXTS, "query")
+    vectors = encoder.encode(tokens)
     for row in range(len(TEXTS)):
         assert vectors[row] @ compute_plain_vector(folder, tokens[row].tolist(), "mean") > 0.99999
 
 
 def test_soft_capped_attention_uses_eager_attention(tmp_path: Path) -> None:
     folder = build_other_model(tmp_path, "gemma2", **GEMMA)
-    made = load_encoder(folder, "last")
-    assert (made.backbone.causal, made.kernel) == (True, "eager")
-    tokens = made.tokenize(TEXTS, "query")
-    for vector, row in zip(made.encode(tokens), range(len(TEXTS)), strict=True):
+    encoder = load_encoder(folder, "last")
+    assert (encoder.backbone.causal, encoder.kernel) == (True, "eager")
+    tokens = encoder.tokenize(TEXTS, "query")
+    for vector, row in zip(encoder.encode(tokens), range(len(TEXTS)), strict=True):
         assert vector @ compute_plain_vector(folder, tokens[row].tolist(), "last") > 0.99999
 
 
@@ -110,85 +110,91 @@ def texts(tmp_path: Path, rows: int = len(DOCUMENTS)) -> Texts:
     return Texts.open(tmp_path / "compiled" / "corpus.arrow", "print")
 
 
-def embed_to_matrix(made: Any, job: EmbeddingJob, store: ShardStore) -> np.ndarray:
-    matrix = np.zeros((len(job.texts), made.dimension), dtype=np.float32)
-    for block in embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None):
+def embed_to_matrix(encoder: Any, job: EmbeddingJob, store: ShardStore) -> np.ndarray:
+    matrix = np.zeros((len(job.texts), encoder.dimension), dtype=np.float32)
+    for block in embed_texts(InProcessWorker(lambda: encoder), job, store, lambda *step: None):
         matrix[block.rows] = block.vectors
     return matrix
 
 
 def test_a_finished_store_needs_no_model(decoder: Path, tmp_path: Path) -> None:
-    made, job, store = load_encoder(decoder, "mean"), None, ShardStore(tmp_path / "store")
+    encoder, job, store = load_encoder(decoder, "mean"), None, ShardStore(tmp_path / "store")
     job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
-    first = embed_to_matrix(made, job, store)
+    first = embed_to_matrix(encoder, job, store)
 
     def never() -> BackboneEncoder:
         raise AssertionError("the model was asked for")
 
-    again = [block for block in embed_texts(InProcessWorker(never), job, store, lambda *step: None)]
-    assert np.array_equal(np.concatenate([b.vectors for b in again]), first[np.concatenate([b.rows for b in again])])
+    blocks = [block for block in embed_texts(InProcessWorker(never), job, store, lambda *step: None)]
+    assert np.array_equal(np.concatenate([b.vectors for b in blocks]), first[np.concatenate([b.rows for b in blocks])])
     assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
 
 
 def test_an_interrupted_job_resumes(decoder: Path, tmp_path: Path) -> None:
-    made = load_encoder(decoder, "mean")
+    encoder = load_encoder(decoder, "mean")
     job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
-    whole = embed_to_matrix(made, job, ShardStore(tmp_path / "whole"))
+    uninterrupted = embed_to_matrix(encoder, job, ShardStore(tmp_path / "whole"))
     seen: list[int] = []
     broken = ShardStore(tmp_path / "broken")
     blocks = embed_texts(
-        InProcessWorker(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))
+        InProcessWorker(lambda: encoder),
+        job,
+        broken,
+        lambda done, total, tokens, left: seen.append(done * (tokens > 0)),
     )
     next(blocks), next(blocks)
     blocks.close()
     assert sum(seen) == 20
     assert not broken.is_complete()
     seen.clear()
-    resumed = np.zeros_like(whole)
+    resumed = np.zeros_like(uninterrupted)
     for block in embed_texts(
-        InProcessWorker(lambda: made), job, broken, lambda done, total, tokens, left: seen.append(done * (tokens > 0))
+        InProcessWorker(lambda: encoder),
+        job,
+        broken,
+        lambda done, total, tokens, left: seen.append(done * (tokens > 0)),
     ):
         resumed[block.rows] = block.vectors
     assert sum(seen) == 20  # the two finished shards were read, not computed
-    assert np.array_equal(resumed, whole)
+    assert np.array_equal(resumed, uninterrupted)
 
 
 def test_a_store_started_on_one_device_type_is_not_resumed_on_another(
     decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, store = load_encoder(decoder, "mean"), ShardStore(tmp_path / "store")
+    encoder, store = load_encoder(decoder, "mean"), ShardStore(tmp_path / "store")
     job = EmbeddingJob(texts(tmp_path, 40), ("title", "text"), "document", 64, shard_rows=10)
-    begun = embed_texts(InProcessWorker(lambda: made), job, store, lambda *step: None)
+    begun = embed_texts(InProcessWorker(lambda: encoder), job, store, lambda *step: None)
     next(begun)
     begun.close()
     assert store.load_or_create_plan(dict)["device"] == "cpu"
     monkeypatch.setattr(shard_tasks.memory, "compute_token_budget", lambda run, longest, ceiling: ceiling)
     monkeypatch.setattr(shard_tasks, "get_device", lambda: torch.device("cuda"))
-    with pytest.raises(DataError, match="started on cpu, and this run computes on cuda") as found:
-        embed_to_matrix(made, job, store)
-    assert "RETBENCH_DEVICE=cpu" in found.value.next_step
+    with pytest.raises(DataError, match="started on cpu, and this run computes on cuda") as caught:
+        embed_to_matrix(encoder, job, store)
+    assert "RETBENCH_DEVICE=cpu" in caught.value.next_step
     monkeypatch.undo()
-    embed_to_matrix(made, job, store)
+    embed_to_matrix(encoder, job, store)
 
 
 def test_a_damaged_shard_is_computed_again(decoder: Path, tmp_path: Path) -> None:
-    made, store = load_encoder(decoder, "mean"), ShardStore(tmp_path / "store")
+    encoder, store = load_encoder(decoder, "mean"), ShardStore(tmp_path / "store")
     job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
-    first = embed_to_matrix(made, job, store)
+    first = embed_to_matrix(encoder, job, store)
     file = store.folder / "shard-00000.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(bytes(content))
-    assert np.array_equal(embed_to_matrix(made, job, store), first)
+    assert np.array_equal(embed_to_matrix(encoder, job, store), first)
 
 
 def test_a_nan_vector_names_its_document(decoder: Path, tmp_path: Path) -> None:
-    made = load_encoder(decoder, "mean")
+    encoder = load_encoder(decoder, "mean")
     with torch.no_grad():
-        made.backbone.model.get_input_embeddings().weight.fill_(float("nan"))
+        encoder.backbone.model.get_input_embeddings().weight.fill_(float("nan"))
     job = EmbeddingJob(texts(tmp_path), ("title", "text"), "document", 256)
     with pytest.raises(DataError, match=r"vector of document '.*' is zero or not a number"):
-        embed_to_matrix(made, job, ShardStore(tmp_path / "store"))
+        embed_to_matrix(encoder, job, ShardStore(tmp_path / "store"))
 
 
 def test_the_key_follows_every_fact(tmp_path: Path) -> None:

@@ -26,30 +26,30 @@ def _offline(monkeypatch: Patch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
 
 
-def find_check(what: str) -> DoctorCheck:
-    (check,) = [one for one in run_checks() if one.what == what]
+def find_check(name: str) -> DoctorCheck:
+    (check,) = [one for one in run_checks() if one.what == name]
     return check
 
 
-def find_failed_check(what: str) -> DoctorCheck:
-    check = find_check(what)
+def find_failed_check(name: str) -> DoctorCheck:
+    check = find_check(name)
     assert not check.ok
     assert check.next_step
     return check
 
 
 def test_all_checks_are_printed_and_written_as_json() -> None:
-    told = CliRunner().invoke(app, ["doctor"])
-    assert told.exit_code == 0
+    answer = CliRunner().invoke(app, ["doctor"])
+    assert answer.exit_code == 0
     as_json = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     names = [check["what"] for check in as_json]
     assert {"torch", "threads", "cache", "downloads", "cards", "card folders", "extras", "hub"} <= set(names)
-    assert all(name in told.stdout for name in names)
-    assert told.stdout.count("    next: ") == sum(not check["ok"] for check in as_json)
+    assert all(name in answer.stdout for name in names)
+    assert answer.stdout.count("    next: ") == sum(not check["ok"] for check in as_json)
 
 
 class Cuda:
-    """The torch of a machine with a GPU of this generation."""
+    """Make torch look like that of a machine with the given GPU."""
 
     def __init__(self, patch: Patch, cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str]) -> None:
         patch.setattr(doctor, "_has_nvidia_gpu", lambda: True)
@@ -59,7 +59,7 @@ class Cuda:
         patch.setattr(torch.cuda, "get_arch_list", lambda: built)
 
 
-# (CUDA of the build, whether the driver takes it, the GPU, what the build knows, what is said; None: nothing wrong)
+# (CUDA of the build, works with the driver, the GPU's sm, sm of the build, part of the message; None: no problem)
 BUILDS: dict[str, tuple[str | None, bool, tuple[int, int], list[str], str | None]] = {
     "for CPUs": (None, False, (9, 0), [], "is a CPU build, but this machine has an NVIDIA GPU"),
     "too new for the driver": ("13.0", False, (9, 0), ["sm_90"], "does not work with the GPU driver"),
@@ -71,15 +71,15 @@ BUILDS: dict[str, tuple[str | None, bool, tuple[int, int], list[str], str | None
 }
 
 
-@pytest.mark.parametrize(("cuda", "usable", "gpu", "built", "said"), BUILDS.values(), ids=BUILDS)
+@pytest.mark.parametrize(("cuda", "usable", "gpu", "built", "message"), BUILDS.values(), ids=BUILDS)
 def test_a_torch_build_that_does_not_support_the_gpu(
-    cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str], said: str | None, monkeypatch: Patch
+    cuda: str | None, usable: bool, gpu: tuple[int, int], built: list[str], message: str | None, monkeypatch: Patch
 ) -> None:
     Cuda(monkeypatch, cuda, usable, gpu, built)
     check = doctor._check_torch()
-    assert check.ok is (said is None)
-    if said:
-        assert said in check.finding
+    assert check.ok is (message is None)
+    if message:
+        assert message in check.finding
         assert "install" in check.next_step
 
 
@@ -110,7 +110,7 @@ def test_a_missing_extra_is_reported(monkeypatch: Patch) -> None:
 
 
 def write_cached_weights(cache: Path, name: str, tokenizer: str) -> Path:
-    """Weights in the cache, as far as the doctor looks at them."""
+    """Write the files of cached weights that doctor reads."""
     folder = cache / "weights" / name
     folder.mkdir(parents=True)
     (folder / "tokenizer_config.json").write_text(tokenizer)
@@ -133,10 +133,10 @@ def test_a_tokenizer_without_a_pad_token_is_reported(own_cache: Path) -> None:
     assert "not valid JSON" in find_failed_check("tokenizer broken").finding
 
 
-@pytest.mark.parametrize("place", ["weights/org%2Fhalf.partial", "collections/half-1a2b.3c4d.partial"])
-def test_an_incomplete_cache_is_reported(place: str, own_cache: Path) -> None:
+@pytest.mark.parametrize("subfolder", ["weights/org%2Fhalf.partial", "collections/half-1a2b.3c4d.partial"])
+def test_an_incomplete_cache_is_reported(subfolder: str, own_cache: Path) -> None:
     assert find_check("downloads").ok
-    (own_cache / place).mkdir(parents=True)
+    (own_cache / subfolder).mkdir(parents=True)
     check = find_failed_check("downloads")
     assert "half" in check.finding
     assert "retbench fetch" in check.next_step
@@ -152,7 +152,7 @@ def test_weights_with_a_missing_file_are_reported(own_cache: Path) -> None:
 def test_an_unreachable_hub_is_reported(monkeypatch: Patch) -> None:
     assert find_check("hub").ok
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    with socket.socket() as bound:  # bound, but nobody listens
+    with socket.socket() as bound:  # a bound port without a listener
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{bound.getsockname()[1]}")
         check = find_failed_check("hub")
@@ -189,7 +189,7 @@ def test_too_little_disk_space_is_reported(monkeypatch: Patch) -> None:
     assert "free disk space" in find_failed_check("cache").next_step
 
 
-# (cpu.max of a container, threads of torch, cores, whether that is right); None: no container
+# (cpu.max of the container or None, threads of torch, cores, whether doctor accepts it)
 QUOTAS: dict[str, tuple[str | None, int, int, bool]] = {
     "as many as cores": (None, 4, 4, True),
     "more than cores": (None, 5, 4, False),
@@ -215,7 +215,7 @@ def test_more_threads_than_cores_are_reported(
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda folder: None, "is not a folder"),
         (lambda folder: folder.mkdir(), "has none of model_cards"),
@@ -223,11 +223,11 @@ def test_more_threads_than_cores_are_reported(
     ids=["not there", "without cards"],
 )
 def test_an_ignored_card_folder_is_reported(
-    make: Callable[[Path], object], said: str, monkeypatch: Patch, tmp_path: Path
+    make: Callable[[Path], object], message: str, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     make(tmp_path / "own")
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "own"))
-    assert said in find_failed_check("card folders").finding
+    assert message in find_failed_check("card folders").finding
 
 
 def test_an_unreadable_card_is_reported(monkeypatch: Patch, tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:

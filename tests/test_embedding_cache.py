@@ -18,17 +18,17 @@ def run_command(*words: object) -> Result:
 def list_cache_rows(*words: object) -> list[dict[str, Any]]:
     answer = run_command(*words, "--json")
     assert answer.exit_code == 0, answer.output
-    found: list[dict[str, Any]] = json.loads(answer.stdout)
-    return found
+    stored_rows: list[dict[str, Any]] = json.loads(answer.stdout)
+    return stored_rows
 
 
 def test_stored_embeddings_are_listed_and_pruned(model: Path, tmp_path: Path) -> None:
     task = small_collection.write_folder(tmp_path / "pantry")
     run_command("run", "--model", model, "--task", task, "--method", "mean", "--out", tmp_path / "out")
-    found = list_cache_rows("cache", "list")
-    assert sorted(stored["rows"] for stored in found) == [3, 20]
-    assert all(stored["finished"] and stored["used_by"] == ["pantry (mean)"] for stored in found)
-    documents = max(found, key=lambda stored: stored["rows"])
+    stored_rows = list_cache_rows("cache", "list")
+    assert sorted(stored["rows"] for stored in stored_rows) == [3, 20]
+    assert all(stored["finished"] and stored["used_by"] == ["pantry (mean)"] for stored in stored_rows)
+    documents = max(stored_rows, key=lambda stored: stored["rows"])
     assert documents["bytes"] > 20 * tiny_models.WIDTH * 4
     assert "pantry (mean)" in run_command("cache", "list").stdout
     assert list_cache_rows("cache", "prune", "--unfinished") == []

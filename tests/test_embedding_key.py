@@ -28,9 +28,9 @@ CHANGES_NO_KEY: list[tuple[str, Any]] = [
 
 
 def apply_changes(spec: EncoderSpec, changes: dict[str, Any]) -> EncoderSpec:
-    own = {name: value for name, value in changes.items() if "." not in name}
+    own_changes = {name: value for name, value in changes.items() if "." not in name}
     inner = {name.removeprefix("method."): value for name, value in changes.items() if "." in name}
-    return replace(spec, method=replace(spec.method, **inner), **own)
+    return replace(spec, method=replace(spec.method, **inner), **own_changes)
 
 
 def compute_keys(spec: EncoderSpec) -> tuple[str, str]:
@@ -47,8 +47,8 @@ def test_a_key_changes_exactly_with_what_changes_a_vector(
     documents: set[tuple[str, Any]],
     neither: set[tuple[str, Any]],
 ) -> None:
-    found = compute_keys(apply_changes(SPEC, dict(both | queries | documents | neither)))
-    differs = tuple(one != other for one, other in zip(found, compute_keys(SPEC), strict=True))
+    keys = compute_keys(apply_changes(SPEC, dict(both | queries | documents | neither)))
+    differs = tuple(key != spec_key for key, spec_key in zip(keys, compute_keys(SPEC), strict=True))
     assert differs == (bool(both | queries), bool(both | documents))
 
 
@@ -57,8 +57,8 @@ moves = st.sets(st.sampled_from(CHANGES_BOTH_KEYS + CHANGES_QUERY_KEY + CHANGES_
 
 @given(moves, moves)
 def test_two_sets_of_changes_share_a_key_only_if_they_are_equal(
-    one: set[tuple[str, Any]], other: set[tuple[str, Any]]
+    key: set[tuple[str, Any]], spec_key: set[tuple[str, Any]]
 ) -> None:
-    assert (compute_keys(apply_changes(SPEC, dict(one))) == compute_keys(apply_changes(SPEC, dict(other)))) == (
-        one == other
+    assert (compute_keys(apply_changes(SPEC, dict(key))) == compute_keys(apply_changes(SPEC, dict(spec_key)))) == (
+        key == spec_key
     )

@@ -40,8 +40,8 @@ def build_client(waits: list[float], **options: Any) -> EmbeddingsClient:
 
 
 def test_vectors_come_back_in_the_order_of_the_texts(server: local_server.LocalServer, waits: list[float]) -> None:
-    found = build_client(waits, batch_size=2).embed_texts(TEXTS)
-    assert np.allclose(found, [local_server.embed_text(text) for text in TEXTS])
+    vectors = build_client(waits, batch_size=2).embed_texts(TEXTS)
+    assert np.allclose(vectors, [local_server.embed_text(text) for text in TEXTS])
     assert [len(body["input"]) for body in server.requests] == [2, 2, 1]
     assert set(server.keys) == {f"Bearer {SECRET}"}
     assert waits == []
@@ -158,13 +158,13 @@ def test_a_run_with_the_endpoint_engine(
     assert {body["model"] for body in server.requests} == {"openai/text-embedding"}
     assert max(len(body["input"]) for body in server.requests) == 8
     before = len(server.requests)
-    (again,) = run_cells(*line)
-    (other,) = run_cells(
+    (cached_cell,) = run_cells(*line)
+    (other_cell,) = run_cells(
         *line, "--engine", "endpoint:model=another,dimensions=8", "--method", "as-published:query=q: {text}"
     )
-    assert again["cached"]
-    assert not other["cached"]
-    assert other["settings_id"] != cell["settings_id"]
+    assert cached_cell["cached"]
+    assert not other_cell["cached"]
+    assert other_cell["settings_id"] != cell["settings_id"]
     assert server.requests[before]["dimensions"] == 8
     written = [file for folder in (out, own_cache) for file in folder.rglob("*") if file.is_file()]
     assert len(written) > 10
@@ -193,7 +193,7 @@ def test_a_method_the_endpoint_does_not_support_is_skipped(
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("engine", "message"),
     [
         ("endpiont", "no engine called"),
         ("endpoint:tries=3", "renamed to 'max_attempts'"),
@@ -201,9 +201,9 @@ def test_a_method_the_endpoint_does_not_support_is_skipped(
         ("vllm:max_attempts=3", "takes no options"),
     ],
 )
-def test_a_wrong_engine_is_a_usage_error(word: str, message: str) -> None:
+def test_a_wrong_engine_is_a_usage_error(engine: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse_engine(word)
+        parse_engine(engine)
 
 
 def test_retries_and_timeouts_are_not_in_the_settings_id() -> None:

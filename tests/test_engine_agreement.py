@@ -30,11 +30,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_sentence_transformers_agrees(run: Path, model: Path) -> None:
     answer = run_command("verify", run, "--against", "sentence-transformers", "--weights", model, "--json")
     assert answer.exit_code == 0, answer.output
-    found: dict[str, Any] = json.loads(answer.stdout)
-    assert found["engines"] == ["transformers", "sentence-transformers"]
-    assert found["cosine_min"] > 0.99999
-    assert found["scores"][0] == found["scores"][1]
-    assert found["documents"] == 20
+    agreement: dict[str, Any] = json.loads(answer.stdout)
+    assert agreement["engines"] == ["transformers", "sentence-transformers"]
+    assert agreement["cosine_min"] > 0.99999
+    assert agreement["scores"][0] == agreement["scores"][1]
+    assert agreement["documents"] == 20
 
 
 def test_an_engine_with_other_vectors_fails(

@@ -28,7 +28,7 @@ from tests import small_collection
 
 
 class Case(NamedTuple):
-    """Small whole numbers, so that products are exact in any order of summing and ties are everywhere."""
+    """Vectors of small whole numbers: sums are exact in any order, and there are many ties."""
 
     queries: np.ndarray
     documents: np.ndarray
@@ -57,12 +57,12 @@ def draw_case(draw: st.DrawFn) -> Case:
 
 
 def search_by_brute_force(queries: np.ndarray, documents: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
-    """Sort everything; nothing to get wrong."""
-    found = []
+    """Sort all documents of every query, as a simple reference."""
+    ranking = []
     for query in queries:
         scores = [float(sum(query * document)) for document in documents]
-        found.append(sorted(enumerate(scores), key=lambda hit: (-hit[1], hit[0]))[:k])
-    return found
+        ranking.append(sorted(enumerate(scores), key=lambda hit: (-hit[1], hit[0]))[:k])
+    return ranking
 
 
 def list_hits(ranking: Ranking) -> list[list[tuple[int, float]]]:
@@ -77,8 +77,8 @@ def test_exact_search_equals_brute_force_for_any_tiles_and_blocks(case: Case) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact_search, "QUERY_TILE", case.query_tile)
         patch.setattr(exact_search, "DOCUMENT_TILE", case.document_tile)
-        found = exact_search.search_exactly(case.queries, case.blocks, case.k)
-    assert list_hits(found) == search_by_brute_force(case.queries, case.documents, case.k)
+        ranking = exact_search.search_exactly(case.queries, case.blocks, case.k)
+    assert list_hits(ranking) == search_by_brute_force(case.queries, case.documents, case.k)
 
 
 def test_equal_scores_rank_the_first_rows() -> None:
@@ -89,8 +89,8 @@ def test_equal_scores_rank_the_first_rows() -> None:
 
 def test_a_corpus_smaller_than_k_is_ranked_whole() -> None:
     vectors = np.array([[1, 0], [0, 1]], dtype=np.float32)
-    found = exact_search.search_exactly(vectors, [VectorBlock(np.array([1, 0]), vectors[::-1].copy())], 100)
-    assert list_hits(found) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
+    ranking = exact_search.search_exactly(vectors, [VectorBlock(np.array([1, 0]), vectors[::-1].copy())], 100)
+    assert list_hits(ranking) == [[(0, 1.0), (1, 0.0)], [(1, 1.0), (0, 0.0)]]
 
 
 def test_blocks_from_the_store_are_searched(tmp_path: Path) -> None:
@@ -103,19 +103,19 @@ def test_blocks_from_the_store_are_searched(tmp_path: Path) -> None:
 
 
 def test_scores_are_summed_in_float32() -> None:
-    small_part = np.float32(2**-12)  # lost beside 1 in bfloat16 and in float16
+    small_part = np.float32(2**-12)  # rounded away in bfloat16 and in float16
     vectors = np.array([[1, small_part], [1, 0]], dtype=np.float32)
-    found = exact_search.search_exactly(np.array([[1, 1]], dtype=np.float32), [VectorBlock(np.arange(2), vectors)], 2)
-    assert list_hits(found) == [[(0, 1.000244140625), (1, 1.0)]]
+    ranking = exact_search.search_exactly(np.array([[1, 1]], dtype=np.float32), [VectorBlock(np.arange(2), vectors)], 2)
+    assert list_hits(ranking) == [[(0, 1.000244140625), (1, 1.0)]]
 
 
-# The rough pass decides nothing
+# The low-precision pass only selects candidates; ids and scores are those of float32
 
 
-def draw_unit_vectors(rows: int, width: int, seed: int, common: float = 0.0) -> np.ndarray:
-    """Random directions; with `common` all of them lie close to one, as the states of an untrained decoder do."""
-    drawn = np.random.default_rng(seed).standard_normal((rows, width)) + common
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+def draw_unit_vectors(rows: int, width: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Draw unit vectors; with `shift` all are close to one direction, as in an untrained decoder."""
+    vectors = np.random.default_rng(seed).standard_normal((rows, width)) + shift
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def split_into_blocks(vectors: np.ndarray, size: int) -> list[VectorBlock]:
@@ -124,7 +124,7 @@ def split_into_blocks(vectors: np.ndarray, size: int) -> list[VectorBlock]:
 
 
 @pytest.fixture
-def searched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranking]:
+def search_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ranking]:
     def search(queries: np.ndarray, documents: np.ndarray, k: int, bf16: bool = True, window: int = 700) -> Ranking:
         monkeypatch.setattr(exact_search, "has_fast_bf16", lambda: bf16)
         monkeypatch.setattr(exact_search, "MIN_QUERIES_FOR_ROUNDING", 1)
@@ -152,27 +152,27 @@ VECTORS = {
 @pytest.mark.parametrize("k", [1, 10, 300])
 @pytest.mark.parametrize(("queries", "documents"), VECTORS.values(), ids=VECTORS)
 def test_bfloat16_and_tiles_do_not_change_ids_or_scores(
-    searched: Callable[..., Ranking], queries: np.ndarray, documents: np.ndarray, k: int
+    search_with: Callable[..., Ranking], queries: np.ndarray, documents: np.ndarray, k: int
 ) -> None:
-    plain = searched(queries, documents, k, bf16=False, window=1 << 15)
-    assert list_hits(searched(queries, documents, k)) == list_hits(plain)
-    truth = queries.astype(np.float64) @ documents.astype(np.float64).T
-    for query, (rows, scores) in enumerate(zip(plain.rows, plain.scores, strict=True)):
+    reference = search_with(queries, documents, k, bf16=False, window=1 << 15)
+    assert list_hits(search_with(queries, documents, k)) == list_hits(reference)
+    exact_scores = queries.astype(np.float64) @ documents.astype(np.float64).T
+    for query, (rows, scores) in enumerate(zip(reference.rows, reference.scores, strict=True)):
         slack = 1e-6 * np.linalg.norm(queries[query]) * np.linalg.norm(documents, axis=1).max()
-        assert np.abs(scores - truth[query][rows]).max() <= slack
-        assert truth[query][rows].min() >= np.sort(truth[query])[-k] - 2 * slack
+        assert np.abs(scores - exact_scores[query][rows]).max() <= slack
+        assert exact_scores[query][rows].min() >= np.sort(exact_scores[query])[-k] - 2 * slack
         assert [*zip(-scores, rows, strict=True)] == sorted(zip(-scores, rows, strict=True))
 
 
 def test_bfloat16_without_rescoring_would_give_other_ids() -> None:
-    """So the test above can fail."""
+    """Show that the test above can fail."""
     queries, documents = (torch.from_numpy(side) for side in VECTORS["nearly one direction"])
-    rough = (queries.bfloat16() @ documents.bfloat16().T).topk(10).indices.sort().values
-    assert not torch.equal(rough, (queries @ documents.T).topk(10).indices.sort().values)
+    rounded = (queries.bfloat16() @ documents.bfloat16().T).topk(10).indices.sort().values
+    assert not torch.equal(rounded, (queries @ documents.T).topk(10).indices.sort().values)
 
 
 def test_a_window_with_many_candidates_is_scored_in_float32(
-    searched: Callable[..., Ranking], monkeypatch: pytest.MonkeyPatch
+    search_with: Callable[..., Ranking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[torch.dtype] = []
     candidates = exact_search.RunningTopK._find_candidates
@@ -182,21 +182,23 @@ def test_a_window_with_many_candidates_is_scored_in_float32(
         return candidates(top, window)
 
     monkeypatch.setattr(exact_search.RunningTopK, "_find_candidates", told)
-    searched(*VECTORS["nearly one direction"], 10)
+    search_with(*VECTORS["nearly one direction"], 10)
     assert torch.float32 in passes
     passes.clear()
-    searched(*VECTORS["random"], 10)
+    search_with(*VECTORS["random"], 10)
     assert set(passes) == {torch.bfloat16}
 
 
 def test_pairs_have_the_same_scores_without_a_special_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU does, tried on a CPU."""
+    """Run the path of a GPU on the CPU."""
     monkeypatch.setattr(exact_search, "PAIRS_PER_PRODUCT", 7)
     queries, documents = (torch.from_numpy(side) for side in VECTORS["random"])
-    places, owners = torch.arange(0, 2000, 10), torch.arange(200) % 40
-    expected = (documents.double() @ queries.double().T)[places, owners]
+    positions, owners = torch.arange(0, 2000, 10), torch.arange(200) % 40
+    expected = (documents.double() @ queries.double().T)[positions, owners]
     for products in (exact_search.multiply_gathered, exact_search.multiply_sampled):
-        torch.testing.assert_close(products(documents, queries, places, owners).double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            products(documents, queries, positions, owners).double(), expected, rtol=0, atol=1e-6
+        )
 
 
 MANY_QUERIES_PROGRAM = """
@@ -218,8 +220,8 @@ print(get_peak_memory_mb() - before)
 
 
 def test_memory_does_not_grow_with_queries_times_documents() -> None:
-    ran = subprocess.run([sys.executable, "-c", MANY_QUERIES_PROGRAM], capture_output=True, text=True, check=True)
-    assert float(ran.stdout) < 300  # all scores at once are 800 MB
+    process = subprocess.run([sys.executable, "-c", MANY_QUERIES_PROGRAM], capture_output=True, text=True, check=True)
+    assert float(process.stdout) < 300  # all scores together would take 800 MB
 
 
 LARGE_STORE_PROGRAM = """
@@ -253,11 +255,11 @@ def test_between_windows_a_query_keeps_only_k_keys() -> None:
 
 
 def test_stored_vectors_are_streamed(tmp_path: Path) -> None:
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LARGE_STORE_PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) > 160e6
-    assert float(ran.stdout) < 60
+    assert float(process.stdout) < 60
 
 
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 35))
@@ -270,19 +272,19 @@ def test_select_top_k_cuts_a_row_of_scores(scores: list[int], k: int) -> None:
 
 
 def test_bm25_computed_by_hand() -> None:
-    # Three documents of 2, 2 and 4 words; only "cat" is asked for; idf and length as in Lucene's formula.
+    # Three documents of 2, 2 and 4 words; the query is "cat"; idf and length normalisation as in Lucene.
     documents = ["cat dog", "bird dog", "cat cat cat fish"]
-    found = BM25Index(LexicalSettings(k1=1.2, b=0.75), documents).search(["cat"], 10)
+    ranking = BM25Index(LexicalSettings(k1=1.2, b=0.75), documents).search(["cat"], 10)
     idf = math.log(1 + (3 - 2 + 0.5) / (2 + 0.5))
 
     def weight(count: int, length: int) -> float:
         return idf * count / (count + 1.2 * (1 - 0.75 + 0.75 * length / (8 / 3)))
 
-    assert found.rows[0].tolist() == [2, 0]
-    assert found.scores[0].tolist() == pytest.approx([weight(3, 4), weight(1, 2)], rel=1e-6)
+    assert ranking.rows[0].tolist() == [2, 0]
+    assert ranking.scores[0].tolist() == pytest.approx([weight(3, 4), weight(1, 2)], rel=1e-6)
 
 
-# (query, what is found in: 0 "The cats are running", 1 "a dog", 2 "The runner has a cat", 3 "", 4 "cat dog")
+# (query, expected documents of: 0 "The cats are running", 1 "a dog", 2 "The runner has a cat", 3 "", 4 "cat dog")
 BM25_QUERIES = {
     "words are stemmed": ("cat runs", {0, 2, 4}),
     "case does not matter": ("DOG", {1, 4}),
@@ -305,8 +307,8 @@ def test_bm25_finds_only_documents_with_a_query_word(query: str, expected: set[i
 
 
 def test_bm25_orders_ties_by_row() -> None:
-    found = BM25Index(LexicalSettings(), ["cat", "dog", "cat", "cat", "bird"]).search(["cat", "dog", "cat"], 2)
-    assert [rows.tolist() for rows in found.rows] == [[0, 2], [1], [0, 2]]
+    ranking = BM25Index(LexicalSettings(), ["cat", "dog", "cat", "cat", "bird"]).search(["cat", "dog", "cat"], 2)
+    assert [rows.tolist() for rows in ranking.rows] == [[0, 2], [1], [0, 2]]
 
 
 def test_bm25_on_the_small_collection(tmp_path: Path) -> None:
@@ -319,12 +321,12 @@ def test_bm25_on_the_small_collection(tmp_path: Path) -> None:
     assert list(named) == ["q1", "q2", "q3"]
 
 
-# What may not be ranked goes before the cut
+# Excluded documents are removed before the cutoff
 
 
 @pytest.fixture
-def twins(tmp_path: Path) -> Callable[[bool], Collection]:
-    """Queries a and b are documents too; b must not see d."""
+def collection_factory(tmp_path: Path) -> Callable[[bool], Collection]:
+    """A collection in which queries a and b are documents too, and d is excluded for b."""
     documents = [TextRow(name, "", f"text {name}") for name in "abcd"]
     judgments = [Judgment("a", "b", 1), Judgment("b", "a", 1)]
     raw = RawCollection(
@@ -338,7 +340,7 @@ RANKED = Ranking(
     [np.array([0, 1, 2, 3]), np.array([3, 0, 1])],
     [np.array([4.0, 3.0, 2.0, 1.0], dtype=np.float32), np.array([3.0, 2.0, 1.0], dtype=np.float32)],
 )
-# (own id dropped, exclusions obeyed, depth, what is left)
+# (drop the query's own id, apply exclusions, depth, remaining documents)
 CUTS = {
     "everything": (False, False, 10, {"a": "abcd", "b": "dab"}),
     "cut": (False, False, 2, {"a": "ab", "b": "da"}),
@@ -348,34 +350,34 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize(("drop", "excluded", "depth", "left"), CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize(("drop", "excluded", "depth", "remaining"), CUTS.values(), ids=CUTS)
 def test_excluded_documents_are_removed_before_the_cutoff(
-    twins: Callable[[bool], Collection], drop: bool, excluded: bool, depth: int, left: dict[str, str]
+    collection_factory: Callable[[bool], Collection], drop: bool, excluded: bool, depth: int, remaining: dict[str, str]
 ) -> None:
-    collection = twins(excluded)
+    collection = collection_factory(excluded)
     ranking = RANKED.filter_and_cut(collection, drop_same_id=drop, depth=depth)
-    assert {query: "".join(documents) for query, documents in ranking.to_document_ids(collection).items()} == left
+    assert {query: "".join(documents) for query, documents in ranking.to_document_ids(collection).items()} == remaining
     assert [len(scores) for scores in ranking.scores] == [len(rows) for rows in ranking.rows]
     for rows, scores, all_rows, all_scores in zip(
         ranking.rows, ranking.scores, RANKED.rows, RANKED.scores, strict=True
-    ):  # every score stays with its document
+    ):  # every document keeps its score
         assert [all_scores[list(all_rows).index(row)] for row in rows] == list(scores)
 
 
-def test_an_empty_ranking_stays_empty(twins: Callable[[bool], Collection]) -> None:
+def test_an_empty_ranking_stays_empty(collection_factory: Callable[[bool], Collection]) -> None:
     nothing = Ranking([np.array([], dtype=np.int64)] * 2, [np.array([], dtype=np.float32)] * 2)
-    prepared = nothing.filter_and_cut(twins(True), drop_same_id=True, depth=10)
-    assert prepared.to_document_ids(twins(True)) == {"a": [], "b": []}
+    prepared = nothing.filter_and_cut(collection_factory(True), drop_same_id=True, depth=10)
+    assert prepared.to_document_ids(collection_factory(True)) == {"a": [], "b": []}
 
 
 def test_a_pair_score_does_not_depend_on_other_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(2)
     documents, queries = (draw.normal(size=(count, 37)).astype(np.float32) for count in (50, 9))
-    places, owners = torch.arange(450) // 9, torch.arange(450) % 9
+    positions, owners = torch.arange(450) // 9, torch.arange(450) % 9
     arguments = torch.from_numpy(documents), torch.from_numpy(queries)
-    together = exact_search.multiply_gathered(*arguments, places, owners)
+    together = exact_search.multiply_gathered(*arguments, positions, owners)
     monkeypatch.setattr(exact_search, "PAIRS_PER_PRODUCT", 7)
-    assert torch.equal(exact_search.multiply_gathered(*arguments, places, owners), together)
+    assert torch.equal(exact_search.multiply_gathered(*arguments, positions, owners), together)
     for at in (0, 123, 449):
         line = documents[at // 9] * queries[at % 9]
         while len(line) > 1:
@@ -386,12 +388,12 @@ def test_a_pair_score_does_not_depend_on_other_pairs(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("setting", [True, False])
 def test_search_disables_tf32_and_restores_the_setting(setting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    products, seen, rough = torch.backends.cuda.matmul, [], exact_search.RunningTopK._compute_rough_scores
+    products, seen, rounded = torch.backends.cuda.matmul, [], exact_search.RunningTopK._compute_rough_scores
     before = products.allow_tf32
 
     def spied(self: exact_search.RunningTopK, window: exact_search.DocumentWindow) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(products.fp32_precision)
-        return rough(self, window)
+        return rounded(self, window)
 
     monkeypatch.setattr(exact_search.RunningTopK, "_compute_rough_scores", spied)
     vectors = np.eye(3, dtype=np.float32)
@@ -405,18 +407,18 @@ def test_search_disables_tf32_and_restores_the_setting(setting: bool, monkeypatc
 
 
 def test_search_out_of_memory_continues_with_fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    rough, sizes = exact_search.RunningTopK._compute_rough_scores, []
+    rounded, sizes = exact_search.RunningTopK._compute_rough_scores, []
 
     def short(self: exact_search.RunningTopK, window: exact_search.DocumentWindow) -> tuple[torch.Tensor, torch.Tensor]:
         sizes.append(len(self.queries))
         if len(self.queries) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return rough(self, window)
+        return rounded(self, window)
 
     vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     blocks = [VectorBlock(np.arange(start, start + 20), vectors[start : start + 20]) for start in (0, 20)]
     monkeypatch.setattr(exact_search, "WINDOW_ROWS", 20)
-    wanted = exact_search.search_exactly(vectors[:9], blocks, 5)
+    expected = exact_search.search_exactly(vectors[:9], blocks, 5)
     monkeypatch.setattr(exact_search.RunningTopK, "_compute_rough_scores", short)
-    assert list_hits(exact_search.search_exactly(vectors[:9], blocks, 5)) == list_hits(wanted)
+    assert list_hits(exact_search.search_exactly(vectors[:9], blocks, 5)) == list_hits(expected)
     assert sizes == [9, 4, 2, 2, 5, 2, 3, 2, 2, 2, 3]

@@ -38,7 +38,7 @@ from retbench.training.training_data import TrainingRequest
 from tests import small_collection, tiny_models
 from tests.test_train_loop import RECIPE, write_jsonl
 
-Learn = Callable[..., ModelCard]
+TrainModel = Callable[..., ModelCard]
 
 
 @pytest.fixture
@@ -56,15 +56,15 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def learn(model: Path, data: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Learn:
+def train(model: Path, data: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> TrainModel:
     recipe = replace(RECIPE, optimizer=OptimizerSettings(learning_rate=1e-2, num_train_epochs=4))
 
-    def learned(name: str = "pupil", of: Path = data, **fields: Any) -> ModelCard:
+    def train_model(name: str = "pupil", of: Path = data, **fields: Any) -> ModelCard:
         changes = {key: fields.pop(key) for key in tuple(fields) if hasattr(recipe, key)}
         request = TrainingRequest(str(of), str(model), out=tmp_path / name, **fields)
         return finetune_encoder(request, replace(recipe, **changes))
 
-    return learned
+    return train_model
 
 
 def tensors(card: ModelCard) -> dict[str, Any]:
@@ -73,12 +73,14 @@ def tensors(card: ModelCard) -> dict[str, Any]:
 
 
 def has_same_weights(one: ModelCard, other: ModelCard) -> bool:
-    first, second = tensors(one), tensors(other)
-    return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
+    first_tensors, second_tensors = tensors(one), tensors(other)
+    return first_tensors.keys() == second_tensors.keys() and all(
+        bool((first_tensors[name] == second_tensors[name]).all()) for name in first_tensors
+    )
 
 
-def test_a_trained_model_is_found_by_name_and_by_folder(learn: Learn, tmp_path: Path) -> None:
-    card = learn()
+def test_a_trained_model_is_found_by_name_and_by_folder(train: TrainModel, tmp_path: Path) -> None:
+    card = train()
     assert (card.name, card.parent, card.training_sets) == ("pupil", "tiny", ("unknown", "sentences"))
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     by_name, by_folder = (
@@ -93,8 +95,8 @@ def test_a_trained_model_is_found_by_name_and_by_folder(learn: Learn, tmp_path: 
     assert str(tmp_path) not in json.dumps(record["cards"]["model"])
 
 
-def test_training_lowers_the_loss_and_logs_metrics(learn: Learn) -> None:
-    card = learn()
+def test_training_lowers_the_loss_and_logs_metrics(train: TrainModel) -> None:
+    card = train()
     assert card.weights
     lines = [json.loads(line) for line in (Path(str(card.weights.path)) / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 9))
@@ -102,33 +104,33 @@ def test_training_lowers_the_loss_and_logs_metrics(learn: Learn) -> None:
     assert lines[0].keys() >= {"rate", "tokens_per_second", "memory_mb", "seconds_left", "norm"}
 
 
-def test_an_adapter_gives_the_scores_of_the_merged_model(learn: Learn, tmp_path: Path) -> None:
+def test_an_adapter_gives_the_scores_of_the_merged_model(train: TrainModel, tmp_path: Path) -> None:
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
-    learn("whole"), learn("part", output="adapter")
+    train("whole"), train("part", output="adapter")
     assert not (tmp_path / "part" / "config.json").exists()
-    whole, part = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
-    assert whole.scores == part.scores
-    assert whole.settings_id == part.settings_id  # the same bytes, so the same fingerprint
+    merged, adapter = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
+    assert merged.scores == adapter.scores
+    assert merged.settings_id == adapter.settings_id  # the same bytes, so the same fingerprint
 
 
-def test_a_causal_lm_adapter_is_merged_into_the_backbone(learn: Learn, tmp_path: Path) -> None:
-    learn("whole"), learn("part", output="adapter")
-    told = tmp_path / "part" / "adapter_config.json"
-    told.write_text(json.dumps({**json.loads(told.read_text()), "task_type": "CAUSAL_LM"}))
+def test_a_causal_lm_adapter_is_merged_into_the_backbone(train: TrainModel, tmp_path: Path) -> None:
+    train("whole"), train("part", output="adapter")
+    config_file = tmp_path / "part" / "adapter_config.json"
+    config_file.write_text(json.dumps({**json.loads(config_file.read_text()), "task_type": "CAUSAL_LM"}))
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
-    whole, part = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
-    assert whole.scores == part.scores
+    merged, adapter = retbench.evaluate(["whole", "part"], tasks=[pantry], out=tmp_path / "results")
+    assert merged.scores == adapter.scores
 
 
-def test_the_seed_determines_the_weights(learn: Learn) -> None:
-    first = learn("first")
-    assert has_same_weights(first, learn("second"))
-    assert not has_same_weights(first, learn("third", seed=2))
+def test_the_seed_determines_the_weights(train: TrainModel) -> None:
+    first = train("first")
+    assert has_same_weights(first, train("second"))
+    assert not has_same_weights(first, train("third", seed=2))
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(4, 8, 0.2)])
-def test_a_resumed_training_equals_an_uninterrupted_one(learn: Learn, lora: LoraSettings | None) -> None:
-    whole = learn("whole", lora=lora)
+def test_a_resumed_training_equals_an_uninterrupted_one(train: TrainModel, lora: LoraSettings | None) -> None:
+    merged = train("whole", lora=lora)
 
     class PowerCutError(Exception):
         pass
@@ -138,8 +140,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(learn: Learn, lora: Lora
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
-        learn("halved", lora=lora, log_metrics=cut)
-    assert has_same_weights(whole, learn("halved", lora=lora, resume=True))
+        train("halved", lora=lora, log_metrics=cut)
+    assert has_same_weights(merged, train("halved", lora=lora, resume=True))
 
 
 KILLED_TRAINING_PROGRAM = """
@@ -163,19 +165,19 @@ def slow_recipe() -> Recipe:
     )
 
 
-def test_sigkill_and_resume_give_the_same_weights(learn: Learn, data: Path, model: Path, tmp_path: Path) -> None:
-    whole = learn("whole", **{name: getattr(slow_recipe(), name) for name in ("optimizer", "save_steps", "lora")})
+def test_sigkill_and_resume_give_the_same_weights(train: TrainModel, data: Path, model: Path, tmp_path: Path) -> None:
+    merged = train("whole", **{name: getattr(slow_recipe(), name) for name in ("optimizer", "save_steps", "lora")})
     out = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED_TRAINING_PROGRAM, str(data), str(model), str(out)]
     running = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
     while running.poll() is None and not list(out.glob("checkpoint-*")):
         time.sleep(0.05)
-    time.sleep(random.Random().uniform(0, 0.8))  # whenever it strikes
+    time.sleep(random.Random().uniform(0, 0.8))  # a random moment
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     assert not (out / "card.toml").exists()
     subprocess.run(command, env=os.environ, check=True, capture_output=True)
-    assert has_same_weights(whole, catalog.find_model_card(str(out)))
+    assert has_same_weights(merged, catalog.find_model_card(str(out)))
 
 
 TWO_PROCESS_PROGRAM = """
@@ -184,36 +186,39 @@ from dataclasses import replace
 from pathlib import Path
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training.training_data import TrainingRequest
-from tests.test_finetune import TWO_PROCESS_RECIPE
+from tests.test_finetune import TWO_PROCESS_LORA, TWO_PROCESS_RECIPE
 data, model, out, sharding, weights = sys.argv[1:]
-recipe = replace(TWO_PROCESS_RECIPE, sharding=sharding, lora=TWO_PROCESS_RECIPE.lora if weights == "lora" else None)
+recipe = replace(TWO_PROCESS_RECIPE, sharding=sharding, lora=TWO_PROCESS_LORA[weights])
 finetune_encoder(TrainingRequest(data, model, out=Path(out)), recipe)
 """
 TWO_PROCESS_RECIPE = replace(RECIPE, batch=BatchSettings(8, 8, 100))
+TWO_PROCESS_LORA = {"full": None, "dropout": LoraSettings(4, 8, 0.3)}
 
 
-@pytest.mark.parametrize(("sharding", "weights"), [("none", "lora"), ("fsdp", "full"), ("fsdp", "lora")])
+@pytest.mark.parametrize(("sharding", "weights"), [("none", "dropout"), ("fsdp", "full"), ("fsdp", "dropout")])
 def test_two_processes_give_the_weights_of_one(
-    learn: Learn, data: Path, model: Path, tmp_path: Path, sharding: str, weights: str
+    train: TrainModel, data: Path, model: Path, tmp_path: Path, sharding: str, weights: str
 ) -> None:
     import torch
 
-    lora = RECIPE.lora if weights == "lora" else None
-    alone = learn("alone", batch=TWO_PROCESS_RECIPE.batch, optimizer=RECIPE.optimizer, lora=lora)
+    lora = TWO_PROCESS_LORA[weights]
+    single_process = train("alone", batch=TWO_PROCESS_RECIPE.batch, optimizer=RECIPE.optimizer, lora=lora)
     program = tmp_path / "together.py"
     program.write_text(TWO_PROCESS_PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
                "--rdzv-endpoint=localhost:0"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    ran = subprocess.run(
+    process = subprocess.run(
         [*command, str(program), str(data), str(model), str(tmp_path / "both"), sharding, weights],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    first, second = tensors(alone), tensors(catalog.find_model_card(str(tmp_path / "both")))
+    assert process.returncode == 0, process.stderr[-2000:]
+    first, second = tensors(single_process), tensors(catalog.find_model_card(str(tmp_path / "both")))
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=5e-5, rtol=1e-4)  # Adam's first steps magnify
+        torch.testing.assert_close(
+            first[name], second[name], atol=5e-5, rtol=1e-4
+        )  # Adam's first steps amplify small differences
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("alone", "both")
@@ -221,9 +226,9 @@ def test_two_processes_give_the_weights_of_one(
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_the_best_evaluated_checkpoint_is_kept(learn: Learn, tmp_path: Path) -> None:
+def test_the_best_evaluated_checkpoint_is_kept(train: TrainModel, tmp_path: Path) -> None:
     small_collection.write_folder(tmp_path / "pantry")
-    card = learn(eval_task=f"{tmp_path / 'pantry'}:sample=2", eval_steps=2)
+    card = train(eval_task=f"{tmp_path / 'pantry'}:sample=2", eval_steps=2)
     assert card.weights
     assert card.training
     lines = [json.loads(line) for line in (Path(str(card.weights.path)) / "metrics.jsonl").read_text().splitlines()]
@@ -234,50 +239,50 @@ def test_the_best_evaluated_checkpoint_is_kept(learn: Learn, tmp_path: Path) -> 
     assert scores[run["best_step"]] == run["best"]
 
 
-def test_evaluation_queries_are_removed_from_training(learn: Learn, tmp_path: Path) -> None:
+def test_evaluation_queries_are_removed_from_training(train: TrainModel, tmp_path: Path) -> None:
     pantry = small_collection.write_folder(tmp_path / "pantry")
     queries = (pantry / "queries.jsonl").read_text()
     (pantry / "queries.jsonl").write_text(queries.replace("animals that hunt at night", "how to brew  a hot drink"))
     with pytest.raises(DataError, match="needs at least two"):
-        learn(of=pantry, contrastive=replace(RECIPE.contrastive, hard_negatives=0))
-    card = learn("second", of=pantry, contrastive=replace(RECIPE.contrastive, hard_negatives=1),
+        train(of=pantry, contrastive=replace(RECIPE.contrastive, hard_negatives=0))
+    card = train("second", of=pantry, contrastive=replace(RECIPE.contrastive, hard_negatives=1),
                  mining=replace(RECIPE.mining, source="bm25"))  # fmt: skip
     assert card.training
     assert card.training.data["leaked_queries_removed"] == 1
     assert card.training.data["pairs"] == 1
 
 
-def test_training_on_an_evaluation_split_is_refused_unless_forced(learn: Learn, tmp_path: Path) -> None:
+def test_training_on_an_evaluation_split_is_refused_unless_forced(train: TrainModel, tmp_path: Path) -> None:
     pantry = small_collection.write_folder(tmp_path / "pantry")
     with pytest.raises(UsageError, match="evaluated on its split 'test'"):
-        learn(of=pantry, split="test")
-    card = learn(of=pantry, split="test", force=True)
+        train(of=pantry, split="test")
+    card = train(of=pantry, split="test", force=True)
     assert card.training
     assert card.training.data["evaluated_split"] is True
 
 
 @pytest.mark.parametrize("source", ["bm25", "model"])
-def test_mined_hard_negatives_are_saved_and_reused(learn: Learn, tmp_path: Path, source: Any) -> None:
+def test_mined_hard_negatives_are_saved_and_reused(train: TrainModel, tmp_path: Path, source: Any) -> None:
     mined = replace(RECIPE.mining, source=source, rank_to=5, negatives_per_query=3)
-    first = learn("first", mining=mined)
+    first = train("first", mining=mined)
     file = tmp_path / "first" / "negatives.jsonl"
     head, *lines = map(json.loads, file.read_text().splitlines())
     assert head["negatives"]["source"] == source
     assert all(len(line["negatives"]) <= 3 for line in lines)
-    assert has_same_weights(first, learn("second", mining=replace(mined, file=str(file))))
+    assert has_same_weights(first, train("second", mining=replace(mined, file=str(file))))
     with pytest.raises(DataError, match="mined for other queries"):
-        learn("third", of=small_collection.write_folder(tmp_path / "pantry"), mining=replace(mined, file=str(file)))
+        train("third", of=small_collection.write_folder(tmp_path / "pantry"), mining=replace(mined, file=str(file)))
 
 
-def test_a_card_that_contradicts_its_checkpoint_is_an_error(learn: Learn, tmp_path: Path) -> None:
-    learn()
+def test_a_card_that_contradicts_its_checkpoint_is_an_error(train: TrainModel, tmp_path: Path) -> None:
+    train()
     file = tmp_path / "pupil" / "card.toml"
-    whole = file.read_text()
-    for old, new, what in (("Query: {text}", "Query:{text}", "method"), ("id = 0", "id = 1", "eos")):
-        file.write_text(whole.replace(old, new))
-        with pytest.raises(DataError, match=f"disagree about {what}"):
+    merged = file.read_text()
+    for old, new, reason in (("Query: {text}", "Query:{text}", "method"), ("id = 0", "id = 1", "eos")):
+        file.write_text(merged.replace(old, new))
+        with pytest.raises(DataError, match=f"disagree about {reason}"):
             weights.find_local_weights(catalog.find_model_card(str(tmp_path / "pupil")))
-    file.write_text(whole)
+    file.write_text(merged)
     tensors = tmp_path / "pupil" / "model.safetensors"
     content = tensors.read_bytes()
     tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -285,9 +290,9 @@ def test_a_card_that_contradicts_its_checkpoint_is_an_error(learn: Learn, tmp_pa
         weights.find_local_weights(catalog.find_model_card(str(tmp_path / "pupil")))
 
 
-def test_a_nan_loss_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_names_the_batch_and_keeps_the_checkpoint(train: TrainModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"NaN or infinite at step \d+; its first query is '.+'"):
-        learn(
+        train(
             optimizer=OptimizerSettings(learning_rate=1e30, max_grad_norm=0, num_train_epochs=4),
             lora=None,
             save_steps=1,
@@ -295,14 +300,14 @@ def test_a_nan_loss_stops_names_the_batch_and_keeps_the_checkpoint(learn: Learn,
     assert list((tmp_path / "pupil").glob("checkpoint-*"))
 
 
-def test_a_model_too_big_is_refused_before_loading(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_too_big_is_refused_before_loading(train: TrainModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost_estimate, "_get_free_bytes", lambda: 1000.0)
     with pytest.raises(ResourceError, match=r"0\.0 GB are free"):
-        learn()
+        train()
 
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(
-    learn: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: TrainModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from retbench.training import checkpoint
 
@@ -315,17 +320,17 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(ResourceError, match="No space left"):
-        learn()
+        train()
     assert [path.name for path in (tmp_path / "pupil").glob("checkpoint-*")] == ["checkpoint-00000002"]
 
 
-def test_another_recipe_cannot_resume_in_a_folder(learn: Learn, tmp_path: Path) -> None:
-    learn()
+def test_another_recipe_cannot_resume_in_a_folder(train: TrainModel, tmp_path: Path) -> None:
+    train()
     with pytest.raises(UsageError, match="is not empty"):
-        learn()
+        train()
     (tmp_path / "pupil" / "card.toml").unlink()
     with pytest.raises(DataError, match="begun with another recipe"):
-        learn(resume=True, seed=3)
+        train(resume=True, seed=3)
 
 
 def run_command(*words: object) -> Any:
@@ -353,7 +358,7 @@ def test_a_dry_run_with_many_processes_equals_that_of_one(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--objective", "triplet"), 2, "no objective 'triplet'"),
         (("--recipe", "quik"), 2, "did you mean quick"),
@@ -367,26 +372,26 @@ def test_a_dry_run_with_many_processes_equals_that_of_one(
     ],
 )
 def test_wrong_arguments_are_usage_errors(
-    model: Path, data: Path, words: tuple[str, ...], code: int, said: str
+    model: Path, data: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     import re
 
     answer = run_command("finetune", data, "--model", model, *words)
     assert answer.exit_code == code, answer.output
-    assert re.search(said, answer.output)
+    assert re.search(message, answer.output)
 
 
-def test_a_folder_in_ms_marcos_layout_without_a_test_split(learn: Learn, tmp_path: Path) -> None:
+def test_a_folder_in_ms_marcos_layout_without_a_test_split(train: TrainModel, tmp_path: Path) -> None:
     folder = tmp_path / "marco"
     folder.mkdir()
     (folder / "collection.tsv").write_text("".join(f"{n}\t{text}\n" for n, text in enumerate(tiny_models.SENTENCES)))
     (folder / "queries.train.tsv").write_text("".join(f"{n}\t{tiny_models.SENTENCES[n]}?\n" for n in range(9)))
     (folder / "qrels.train.tsv").write_text("".join(f"{n} 0 {n + 1} 1\n" for n in range(9)))
-    said: list[str] = []
-    card = learn(of=folder, log_status=said.append, mining=replace(RECIPE.mining, source="bm25"))
+    status_lines: list[str] = []
+    card = train(of=folder, log_status=status_lines.append, mining=replace(RECIPE.mining, source="bm25"))
     assert card.training
     assert (card.training.data["pairs"], card.training.data["negatives"]["source"]) == (9, "bm25")
-    assert any("were not checked" in line for line in said)
+    assert any("were not checked" in line for line in status_lines)
 
 
 def test_msmarco_without_network_names_the_next_step(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,8 +405,8 @@ def test_bm25_cannot_be_trained(data: Path) -> None:
     assert (answer.exit_code, "no weights to train" in answer.output) == (2, True)
 
 
-def test_a_card_reads_back_as_it_was_written(learn: Learn, tmp_path: Path) -> None:
-    card = learn()
+def test_a_card_reads_back_as_it_was_written(train: TrainModel, tmp_path: Path) -> None:
+    card = train()
     file = tmp_path / "again.toml"
     file.write_text(toml_writer.format_card(card))
     assert toml_parser.load_card(ModelCard, file) == card
@@ -416,11 +421,11 @@ def test_recipe_fields_are_overridden_by_dotted_path() -> None:
         apply_recipe_options(recipe, {"optimzer.learning_rate": "1"})
 
 
-def test_random_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
+def test_random_crops_need_no_labels(train: TrainModel, tmp_path: Path) -> None:
     from retbench.cards.recipe import CropSettings
 
     pantry = small_collection.write_folder(tmp_path / "pantry")
-    card = learn(
+    card = train(
         of=pantry,
         objective="llm2ir",
         crops=CropSettings(min_tokens=3),
@@ -428,11 +433,11 @@ def test_random_crops_need_no_labels(learn: Learn, tmp_path: Path) -> None:
     )
     assert card.training
     assert card.training.data["labels"] is False
-    assert card.training.data["texts"] == 19  # all but the empty one
+    assert card.training.data["texts"] == 19  # all texts except the empty one
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Path, pooling: Any) -> None:
+def test_sentence_transformers_gives_the_same_vectors(train: TrainModel, tmp_path: Path, pooling: Any) -> None:
     import numpy as np
 
     sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -441,7 +446,7 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
     from retbench.pipelines.models.overrides import Overrides
 
     method = replace(RECIPE.method, pooling=pooling, eos=pooling == "last")
-    card = learn(export="sentence-transformers", method=method)
+    card = train(export="sentence-transformers", method=method)
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "pupil" / "sentence-transformers"), device="cpu")
     candidate = ResolvedModel.resolve(card, None, lambda _: None)
     task = small_collection.build_card(tmp_path / "x")
@@ -450,17 +455,17 @@ def test_sentence_transformers_gives_the_same_vectors(learn: Learn, tmp_path: Pa
     texts = ["a short one", tiny_models.SENTENCES[3], "a longer text " * 200]
     for role, prompt in (("query", "query"), ("document", "document")):
         ours = encoder.encode(encoder.tokenize(texts, role))  # type: ignore[arg-type]
-        found = theirs.encode(texts, prompt_name=prompt)
-        assert float(np.abs(ours - found).max()) < 2e-6
+        their_vectors = theirs.encode(texts, prompt_name=prompt)
+        assert float(np.abs(ours - their_vectors).max()) < 2e-6
 
 
 @pytest.mark.parametrize("more", [{"document": "{text}:"}, {"post": "whiten"}], ids=["document", "post"])
 def test_a_method_that_is_more_than_a_prefix_is_not_exported(
-    learn: Learn, tmp_path: Path, more: dict[str, Any]
+    train: TrainModel, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     with pytest.raises(UsageError, match="supports only prefixes and pooling"):
-        learn(export="sentence-transformers", method=replace(RECIPE.method, **more))
-    assert not (tmp_path / "pupil").exists()  # said before the training
+        train(export="sentence-transformers", method=replace(RECIPE.method, **more))
+    assert not (tmp_path / "pupil").exists()  # refused before the training
 
 
 QUERY_LIKELIHOOD = QueryLikelihoodTraining(
@@ -471,9 +476,9 @@ QUERY_LIKELIHOOD = QueryLikelihoodTraining(
 )
 
 
-def test_two_stages_are_one_command_and_resume_between_stages(learn: Learn, tmp_path: Path) -> None:
+def test_two_stages_are_one_command_and_resume_between_stages(train: TrainModel, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"objective": "llm-ql", "query_likelihood": QUERY_LIKELIHOOD}
-    whole = learn("whole", **settings)
+    merged = train("whole", **settings)
     assert (tmp_path / "whole" / "stage-1" / "card.toml").exists()
 
     class PowerCutError(Exception):
@@ -488,32 +493,32 @@ def test_two_stages_are_one_command_and_resume_between_stages(learn: Learn, tmp_
 
     for steps in (4, 8):  # stage 1, then stage 2
         with pytest.raises(PowerCutError):
-            learn("cut", **settings, log_metrics=cut(steps), resume=True)
-    resumed = learn("cut", **settings, resume=True)
-    assert has_same_weights(whole, resumed)
-    assert not has_same_weights(whole, learn("without", objective="llm-ql", query_likelihood=None))
+            train("cut", **settings, log_metrics=cut(steps), resume=True)
+    resumed = train("cut", **settings, resume=True)
+    assert has_same_weights(merged, resumed)
+    assert not has_same_weights(merged, train("without", objective="llm-ql", query_likelihood=None))
     assert not has_same_weights(
-        whole, learn("no-stop", objective="llm-ql", query_likelihood=replace(QUERY_LIKELIHOOD, attention_stop=False))
+        merged, train("no-stop", objective="llm-ql", query_likelihood=replace(QUERY_LIKELIHOOD, attention_stop=False))
     )
     assert not has_same_weights(
-        whole, learn("no-gaps", objective="llm-ql", query_likelihood=replace(QUERY_LIKELIHOOD, corruption_ratio=0.0))
+        merged, train("no-gaps", objective="llm-ql", query_likelihood=replace(QUERY_LIKELIHOOD, corruption_ratio=0.0))
     )
 
 
-def test_the_first_stage_is_a_model_with_its_head(learn: Learn, tmp_path: Path) -> None:
-    learn(objective="llm-ql", query_likelihood=QUERY_LIKELIHOOD)
-    made = catalog.find_model_card(str(tmp_path / "pupil" / "stage-1"))
-    assert (made.name, made.parent) == ("pupil-stage-1", "tiny")
+def test_the_first_stage_is_a_model_with_its_head(train: TrainModel, tmp_path: Path) -> None:
+    train(objective="llm-ql", query_likelihood=QUERY_LIKELIHOOD)
+    stage_card = catalog.find_model_card(str(tmp_path / "pupil" / "stage-1"))
+    assert (stage_card.name, stage_card.parent) == ("pupil-stage-1", "tiny")
     config = json.loads((tmp_path / "pupil" / "stage-1" / "config.json").read_text())
     assert config["architectures"] == ["Qwen2ForCausalLM"]
 
 
-def test_candidates_are_ranked_by_query_likelihood(learn: Learn, tmp_path: Path) -> None:
-    learn(objective="llm-ql", query_likelihood=QUERY_LIKELIHOOD)
+def test_candidates_are_ranked_by_query_likelihood(train: TrainModel, tmp_path: Path) -> None:
+    train(objective="llm-ql", query_likelihood=QUERY_LIKELIHOOD)
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     run = str(retbench.evaluate(["bm25"], tasks=[pantry], out=tmp_path / "results")[0].record)
-    asked = f"likelihood:model={tmp_path / 'pupil' / 'stage-1'},depth=4"
-    answer = run_command("rerank", run, "--with", asked, "--out", tmp_path / "results", "--json")
+    reranker = f"likelihood:model={tmp_path / 'pupil' / 'stage-1'},depth=4"
+    answer = run_command("rerank", run, "--with", reranker, "--out", tmp_path / "results", "--json")
     assert answer.exit_code == 0, answer.output
     first, ranked = json.loads(answer.stdout)
     assert ranked["rerank"] == ["likelihood:depth=4,model=pupil-stage-1"]
@@ -524,28 +529,28 @@ def test_candidates_are_ranked_by_query_likelihood(learn: Learn, tmp_path: Path)
     assert "no language-model head" in headless.output
 
 
-def test_a_tracker_receives_every_step(learn: Learn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_receives_every_step(train: TrainModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import TrainerCallback
     from transformers.integrations import integration_utils
 
-    heard: list[Any] = []
+    events: list[Any] = []
 
     class Fake(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
-            (Path(args.output_dir) / "runs").mkdir(parents=True)  # as the real one does
-            heard.append("begin")
+            (Path(args.output_dir) / "runs").mkdir(parents=True)  # as the real callback does
+            events.append("begin")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            heard.append((state.global_step, logs["loss"]))
+            events.append((state.global_step, logs["loss"]))
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            heard.append("end")
+            events.append("end")
 
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Fake)
-    learn(report_to=("tensorboard",))
-    assert (heard[0], heard[-1], [step for step, _ in heard[1:-1]]) == ("begin", "end", list(range(1, 9)))
+    train(report_to=("tensorboard",))
+    assert (events[0], events[-1], [step for step, _ in events[1:-1]]) == ("begin", "end", list(range(1, 9)))
     with pytest.raises(UsageError, match="no tracker called 'tensorbord'"):
-        learn("other", report_to=("tensorbord",))
+        train("other", report_to=("tensorbord",))
 
 
 def test_mining_respects_ranks_and_margin() -> None:
@@ -568,16 +573,16 @@ def test_mining_respects_ranks_and_margin() -> None:
 
     assert negatives() == (5, 0, 1, 3, 4)
     assert negatives(rank_from=2, rank_to=4) == (0, 1, 3)
-    assert negatives(max_score_ratio=0.95) == (1, 3, 4)  # 9.9 and 7.9 are too close to the positive's 8.0, or above it
+    assert negatives(max_score_ratio=0.95) == (1, 3, 4)  # 9.9 and 7.9 are above 0.95 x the positive's 8.0
     assert negatives(max_score_ratio=0.95, negatives_per_query=1) == (1,)
 
 
-def test_a_name_is_taken_while_its_folder_exists(learn: Learn, tmp_path: Path) -> None:
-    learn("first/pupil")
+def test_a_name_is_taken_while_its_folder_exists(train: TrainModel, tmp_path: Path) -> None:
+    train("first/pupil")
     with pytest.raises(UsageError, match="already a model called pupil"):
-        learn("second/pupil")
+        train("second/pupil")
     shutil.rmtree(tmp_path / "first")
     catalog.load_model_cards.cache_clear()
-    assert learn("second/pupil").name == "pupil"
+    assert train("second/pupil").name == "pupil"
     with pytest.raises(UsageError, match="already a model called bm25"):
-        learn("bm25")
+        train("bm25")

@@ -1,4 +1,4 @@
-"""A few damaged inputs of every parser, the same ones each time; `make fuzz` tries new ones."""
+"""A few damaged inputs of every parser, the same in every run; `make fuzz` tries new ones."""
 
 import pytest
 
@@ -7,13 +7,13 @@ from tests import fuzz
 
 @pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.name)
 def test_damaged_input_gives_a_value_or_a_retbench_error(target: fuzz.Target) -> None:
-    assert fuzz.hunt(target, 25, seed=None) >= 20
+    assert fuzz.fuzz_target(target, 25, seed=None) >= 20
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS, ids=lambda target: target.name)
 def test_undamaged_samples_are_parsed(target: fuzz.Target, tmp_path: object) -> None:
-    """Else the hunt would only see the first complaint."""
+    """If a sample were invalid, its damaged copies would test only the first check of the parser."""
     samples = target.samples()
     assert samples
     for sample in samples:
-        fuzz.attempt(target, sample, strict=True)
+        fuzz.try_input(target, sample, strict=True)

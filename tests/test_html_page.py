@@ -45,13 +45,15 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])  # CI runs as root
+        chromium = driver.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox"]
+        )  # needed in CI, which runs as root
         yield chromium
         chromium.close()
 
 
-class Visit:
-    """An open page, with all it complained about and all it asked the network for."""
+class PageVisit:
+    """An open page with its console errors and its network requests."""
 
     def __init__(self, browser: Any, file: Path, **context: Any) -> None:
         self.page = browser.new_context(**context).new_page()
@@ -71,73 +73,73 @@ class Visit:
 
 
 @pytest.fixture
-def visit(browser: Any, page_file: Path) -> Iterator[Visit]:
-    opened = Visit(browser, page_file)
+def page_visit(browser: Any, page_file: Path) -> Iterator[PageVisit]:
+    opened = PageVisit(browser, page_file)
     yield opened
     assert [line for line in opened.noise if not line.startswith("data:")] == []
     opened.page.context.close()
 
 
 @needs_browser
-def test_sorting_by_click_puts_missing_values_last(visit: Visit) -> None:
-    head = visit.page.get_by_role("button", name="text", exact=True)
+def test_sorting_by_click_puts_missing_values_last(page_visit: PageVisit) -> None:
+    head = page_visit.page.get_by_role("button", name="text", exact=True)
     head.click()
-    column = visit.column(7)
+    column = page_visit.column(7)
     numbers = [float(text.rstrip("?*")) for text in column if text != "failed"]
     assert numbers == sorted(numbers, reverse=True)
     assert column[-1] == "failed"
     head.click()
-    assert visit.column(7)[-1] == "failed"
-    assert visit.page.query_selector("th[aria-sort=ascending]")
+    assert page_visit.column(7)[-1] == "failed"
+    assert page_visit.page.query_selector("th[aria-sort=ascending]")
 
 
 @needs_browser
-def test_filter_keeps_rows_with_all_words(visit: Visit) -> None:
-    visit.page.keyboard.press("/")
-    visit.page.keyboard.type("coder bm25")
-    assert [text.strip() for text in visit.column(3)] == ["coder"]
-    assert visit.page.inner_text("#shown") == "1 of 4 rows"
+def test_filter_keeps_rows_with_all_words(page_visit: PageVisit) -> None:
+    page_visit.page.keyboard.press("/")
+    page_visit.page.keyboard.type("coder bm25")
+    assert [text.strip() for text in page_visit.column(3)] == ["coder"]
+    assert page_visit.page.inner_text("#shown") == "1 of 4 rows"
 
 
 @needs_browser
-def test_tooltip_by_mouse_and_by_keyboard(visit: Visit) -> None:
-    link = visit.page.locator("tr", has_text="coder").locator("td a").first
+def test_tooltip_by_mouse_and_by_keyboard(page_visit: PageVisit) -> None:
+    link = page_visit.page.locator("tr", has_text="coder").locator("td a").first
     link.hover()
-    assert re.search(r"rank 1 of 3, letters a", visit.page.inner_text("#tip"))
-    visit.page.keyboard.press("Escape")
-    assert visit.page.locator("#tip").is_hidden()
+    assert re.search(r"rank 1 of 3, letters a", page_visit.page.inner_text("#tip"))
+    page_visit.page.keyboard.press("Escape")
+    assert page_visit.page.locator("#tip").is_hidden()
     link.focus()
-    assert visit.page.locator("#tip").is_visible()
+    assert page_visit.page.locator("#tip").is_visible()
 
 
 @needs_browser
-def test_a_score_links_to_its_record(visit: Visit) -> None:
-    visit.page.locator("tr", has_text="coder").locator("td a").first.click()
-    record = visit.page.locator("details.record[open]")
-    record.wait_for()  # the page opens it when the browser reports the new fragment, a moment after the click
+def test_a_score_links_to_its_record(page_visit: PageVisit) -> None:
+    page_visit.page.locator("tr", has_text="coder").locator("td a").first.click()
+    record = page_visit.page.locator("details.record[open]")
+    record.wait_for()  # the page opens the record after the event of the new URL fragment
     assert record.count() == 1
     assert "retbench run --model coder" in record.inner_text()
 
 
 @needs_browser
-def test_one_chart_is_shown_at_a_time(visit: Visit) -> None:
-    assert visit.page.locator("figure:visible").count() == 1
-    visit.page.select_option("select.cost", "documents_per_second")
-    assert visit.page.locator("figure:visible").get_attribute("data-cost") == "documents_per_second"
+def test_one_chart_is_shown_at_a_time(page_visit: PageVisit) -> None:
+    assert page_visit.page.locator("figure:visible").count() == 1
+    page_visit.page.select_option("select.cost", "documents_per_second")
+    assert page_visit.page.locator("figure:visible").get_attribute("data-cost") == "documents_per_second"
 
 
 @needs_browser
-def test_a_hostile_name_is_text(visit: Visit) -> None:
-    assert visit.page.locator("img").count() == 0
-    assert any("<img src=x onerror=alert(1)>" in text for text in visit.column(3))
+def test_a_hostile_name_is_text(page_visit: PageVisit) -> None:
+    assert page_visit.page.locator("img").count() == 0
+    assert any("<img src=x onerror=alert(1)>" in text for text in page_visit.column(3))
 
 
 @needs_browser
 def test_an_injected_script_would_not_run(browser: Any, page_file: Path, tmp_path: Path) -> None:
-    """The second wall, tried by breaking the first."""
+    """The content security policy blocks a script even if a name was not escaped."""
     broken = tmp_path / "broken.html"
     broken.write_text(page_file.read_text().replace("<main>", "<main><script>window.owned = 1</script>"))
-    opened = Visit(browser, broken)
+    opened = PageVisit(browser, broken)
     assert opened.page.evaluate("window.owned === undefined")
     assert "Content Security Policy" in opened.noise[0]
 
@@ -145,7 +147,7 @@ def test_an_injected_script_would_not_run(browser: Any, page_file: Path, tmp_pat
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_screen_scrolls_the_table_and_not_the_page(browser: Any, page_file: Path, scheme: str) -> None:
-    opened = Visit(browser, page_file, viewport={"width": 360, "height": 700}, color_scheme=scheme)
+    opened = PageVisit(browser, page_file, viewport={"width": 360, "height": 700}, color_scheme=scheme)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
     background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
@@ -159,9 +161,9 @@ def test_the_page_makes_no_request(page_file: Path) -> None:
 
 def test_specialisation_is_the_child_minus_its_parent(results: Path) -> None:
     (board,) = build_report(results).boards
-    found = [one for one in compute_deltas(board) if one.child.model == "coder"]
-    assert [one.task for one in found] == [None, "code", "text"]
-    assert all(one.difference == pytest.approx(0.2) and one.p_value < 0.001 for one in found)
+    deltas = [one for one in compute_deltas(board) if one.child.model == "coder"]
+    assert [one.task for one in deltas] == [None, "code", "text"]
+    assert all(one.difference == pytest.approx(0.2) and one.p_value < 0.001 for one in deltas)
 
 
 def test_the_pareto_front_has_the_undominated_models() -> None:

@@ -30,7 +30,7 @@ SCIFACT = TaskCard("scifact", build_source(repo="mteb/scifact", mteb="SciFact"))
 
 
 def ignore_status(_: str) -> None:
-    """Fetching reports to nobody here."""
+    """Ignore status lines."""
 
 
 # Reading
@@ -70,8 +70,8 @@ def test_the_first_split_does_not_hide_the_second() -> None:
     )
     card = TaskCard("msmarco", build_source(repo="mteb/msmarco", mteb="MSMARCO"), split="dev")
     assert len(open_collection(card).queries) == 3
-    places = {resolve_source(replace(card, split=split)).compute_cache_key() for split in ("dev", "test")}
-    assert len(places) == 2
+    cache_keys = {resolve_source(replace(card, split=split)).compute_cache_key() for split in ("dev", "test")}
+    assert len(cache_keys) == 2
 
 
 def test_cards_of_one_source_share_one_stored_collection(own_cache: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_loco_repository_whose_columns_changed_is_named() -> None:
 
 
 class FakeHub:
-    """A hub of one machine: hands out a folder the way the library does."""
+    """A fake hub that returns the files of a folder, with the interface of the hub's library."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.listed, self.asked = folder, list_hub_files(folder), 0
@@ -334,8 +334,10 @@ def test_a_gated_repository_ends_with_two_lines_and_exit_3(hub: FakeHub, monkeyp
 def test_the_token_is_stored_nowhere(hub: FakeHub, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     fetch_collection(SCIFACT, ignore_status)
-    kept = [file for file in own_cache.rglob("*") if file.is_file() and b"hf_verysecret" in file.read_bytes()]
-    assert kept == []
+    files_with_token = [
+        file for file in own_cache.rglob("*") if file.is_file() and b"hf_verysecret" in file.read_bytes()
+    ]
+    assert files_with_token == []
 
 
 def test_without_network_the_error_names_the_next_step(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

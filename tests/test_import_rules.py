@@ -15,7 +15,7 @@ from retbench.cards.user_config import get_cache_folder
 
 PACKAGE = Path(__file__).parent.parent / "retbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FLOORS = (  # from the bottom up; packages on one floor do not import each other
+LAYERS = (  # from the bottom up; packages of one layer do not import each other
     {"errors"},
     {"cards"},
     {"engines", "corpora", "store"},
@@ -26,12 +26,14 @@ FLOORS = (  # from the bottom up; packages on one floor do not import each other
     {"cli"},
     {"__init__", "__main__"},  # `import retbench`, `python -m retbench`
 )
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LIGHT = ("cards", "corpora", "scoring", "records", "reports")
-HEAVY = ("torch", "transformers")
-QUICK = ("report", "runs.compare", "runs.inspect")  # pipelines that only read finished runs
+LAYER = {folder: layer for layer, folders in enumerate(LAYERS) for folder in folders}
+TORCH_FREE = ("cards", "corpora", "scoring", "records", "reports")
+HEAVY_PACKAGES = ("torch", "transformers")
+LIGHT_PIPELINES = ("report", "runs.compare", "runs.inspect")  # pipelines that only read finished runs
 
-PIPELINE_IMPORTS: dict[str, set[str]] = {  # which parts of retbench.pipelines a part may import, besides itself
+PIPELINE_IMPORTS: dict[
+    str, set[str]
+] = {  # the folders of retbench.pipelines that each folder may import, besides itself
     "models": set(),
     "runs": set(),
     "reranking": {"models", "runs"},
@@ -47,9 +49,9 @@ PIPELINE_IMPORTS: dict[str, set[str]] = {  # which parts of retbench.pipelines a
     "__init__": set(),
 }
 
-LONGEST_FILE = 350
-LONGEST_FUNCTION = 70
-USUAL_FUNCTION = 35  # nine of ten are no longer
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 70
+USUAL_FUNCTION_LINES = 35  # the limit for nine of ten functions
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -58,14 +60,14 @@ def module_name(file: Path) -> str:
     return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
 
 
-def room_of(module: str) -> str | None:
-    """`retbench.corpora.texts` lies in `corpora`; a module of somebody else has no room."""
+def get_folder(module: str) -> str | None:
+    """Return the folder of a module (`corpora` for `retbench.corpora.texts`); None for a module of another package."""
     package, _, rest = module.partition(".")
     return (rest.partition(".")[0] or "__init__") if package == "retbench" else None
 
 
 def list_imports(module: str, source: str) -> Iterator[tuple[int, str]]:
-    """Line and name of every import, wherever it is: at the top, in a function, for type checking."""
+    """List line and name of every import, also in functions and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -79,19 +81,19 @@ def list_imports(module: str, source: str) -> Iterator[tuple[int, str]]:
         yield from ((node.lineno, name) for name in names)
 
 
-def imported(module: str, source: str) -> Iterator[tuple[int, str]]:
-    """Line and room of every import from retbench."""
+def list_package_imports(module: str, source: str) -> Iterator[tuple[int, str]]:
+    """List line and folder of every import from retbench."""
     for line, name in list_imports(module, source):
-        if room := room_of(name):
-            yield line, room
+        if folder := get_folder(name):
+            yield line, folder
 
 
-def trespasses(module: str, source: str) -> list[str]:
-    here = str(room_of(module))
+def find_wrong_imports(module: str, source: str) -> list[str]:
+    module_folder = str(get_folder(module))
     return [
-        f"{module}:{line} ({here}) imports {room}"
-        for line, room in imported(module, source)
-        if room != here and FLOOR[room] >= FLOOR[here]
+        f"{module}:{line} ({module_folder}) imports {folder}"
+        for line, folder in list_package_imports(module, source)
+        if folder != module_folder and LAYER[folder] >= LAYER[module_folder]
     ]
 
 
@@ -113,40 +115,42 @@ IMPORTS = {
 
 @pytest.mark.parametrize(("module", "source", "wrong"), IMPORTS.values(), ids=IMPORTS)
 def test_the_import_rule_itself(module: str, source: str, wrong: int) -> None:
-    assert len(trespasses(module, source)) == wrong
+    assert len(find_wrong_imports(module, source)) == wrong
 
 
 def test_every_module_lives_in_a_room() -> None:
     assert len(FILES) > 30
-    assert {room_of(module_name(file)) for file in FILES} - set(FLOOR) == set()
+    assert {get_folder(module_name(file)) for file in FILES} - set(LAYER) == set()
 
 
 def test_imports_point_down() -> None:
-    found = [wrong for file in FILES for wrong in trespasses(module_name(file), file.read_text(encoding="utf-8"))]
-    assert found == []
+    violations = [
+        wrong for file in FILES for wrong in find_wrong_imports(module_name(file), file.read_text(encoding="utf-8"))
+    ]
+    assert violations == []
 
 
 def test_light_rooms_start_without_torch() -> None:
-    light = [module_name(file) for file in FILES if room_of(module_name(file)) in LIGHT]
-    modules = [name.removesuffix(".__init__") for name in light]
-    assert {room_of(name) for name in modules} == set(LIGHT)
+    light_modules = [module_name(file) for file in FILES if get_folder(module_name(file)) in TORCH_FREE]
+    modules = [name.removesuffix(".__init__") for name in light_modules]
+    assert {get_folder(name) for name in modules} == set(TORCH_FREE)
     program = f"""
 import importlib, sys
 def heavy():
-    return [name for name in {HEAVY} if name in sys.modules]
-for module in {[*modules, *(f"retbench.pipelines.{story}" for story in QUICK), "retbench", "retbench.cli.main"]}:
+    return [name for name in {HEAVY_PACKAGES} if name in sys.modules]
+for module in {[*modules, *(f"retbench.pipelines.{m}" for m in LIGHT_PIPELINES), "retbench", "retbench.cli.main"]}:
     importlib.import_module(module)
     if heavy():
         sys.exit(f"{{module}} brings {{heavy()}}")
 import torch
 assert heavy() == ["torch"], "this check would not notice"
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def get_pipeline_part(module: str) -> str | None:
-    """`retbench.pipelines.runs.compare` is in `runs`, and `retbench.pipelines.report` is `report`."""
+    """Return the part of a pipelines module: `runs` for `pipelines.runs.compare`, `report` for `pipelines.report`."""
     parts = module.split(".")
     if parts[:2] != ["retbench", "pipelines"]:
         return None
@@ -179,81 +183,86 @@ def test_the_pipeline_import_rule_itself(module: str, source: str, wrong: int) -
 
 
 def test_imports_between_pipelines_follow_the_arrows() -> None:
-    modules = [(module_name(file), file) for file in FILES if room_of(module_name(file)) == "pipelines"]
-    found = [wrong for name, file in modules for wrong in find_wrong_pipeline_imports(name, file.read_text("utf-8"))]
-    assert found == []
+    modules = [(module_name(file), file) for file in FILES if get_folder(module_name(file)) == "pipelines"]
+    violations = [
+        wrong for name, file in modules for wrong in find_wrong_pipeline_imports(name, file.read_text("utf-8"))
+    ]
+    assert violations == []
 
 
 def test_no_public_class_name_occurs_twice() -> None:
-    places: dict[str, list[str]] = {}
-    for module, tree in parsed():
+    modules_by_class: dict[str, list[str]] = {}
+    for module, tree in parse_files():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places.setdefault(node.name, []).append(module)
-    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+                modules_by_class.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in modules_by_class.items() if len(modules) > 1} == {}
 
 
-def parsed() -> Iterator[tuple[str, ast.Module]]:
+def parse_files() -> Iterator[tuple[str, ast.Module]]:
     for file in FILES:
         yield module_name(file), ast.parse(file.read_text(encoding="utf-8"))
 
 
-def functions() -> list[tuple[int, str]]:
-    """How long each function is, from its first decorator to its last line, and where it stands."""
-    found = []
-    for module, tree in parsed():
+def measure_functions() -> list[tuple[int, str]]:
+    """List the lines of each function, from its first decorator to its last line, with its name."""
+    spans = []
+    for module, tree in parse_files():
         for node in ast.walk(tree):
             if isinstance(node, Function):
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                found.append((int(node.end_lineno or 0) - first + 1, f"{module}.{node.name}"))
-    return found
+                spans.append((int(node.end_lineno or 0) - first + 1, f"{module}.{node.name}"))
+    return spans
 
 
 def test_files_stay_short() -> None:
     sizes = {module_name(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
-    assert {name: size for name, size in sizes.items() if size > LONGEST_FILE} == {}
+    assert {name: size for name, size in sizes.items() if size > MAX_FILE_LINES} == {}
 
 
 def test_functions_stay_short() -> None:
-    found = functions()
-    assert len(found) > 100
-    assert [entry for entry in found if entry[0] > LONGEST_FUNCTION] == []
-    assert statistics.quantiles([size for size, _ in found], n=10)[-1] <= USUAL_FUNCTION
+    violations = measure_functions()
+    assert len(violations) > 100
+    assert [entry for entry in violations if entry[0] > MAX_FUNCTION_LINES] == []
+    assert statistics.quantiles([size for size, _ in violations], n=10)[-1] <= USUAL_FUNCTION_LINES
 
 
-def undocumented(tree: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
-    """Public functions and classes, and the public methods of public classes."""
+def find_undocumented(tree: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
+    """List public functions, classes and methods without a docstring."""
     for node in tree.body:
         if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
             if not ast.get_docstring(node):
                 yield f"{prefix}.{node.name}"
             if isinstance(node, ast.ClassDef):
-                yield from undocumented(node, f"{prefix}.{node.name}")
+                yield from find_undocumented(node, f"{prefix}.{node.name}")
 
 
 def test_public_names_say_what_they_are() -> None:
     sample = ast.parse('class A:\n  "x"\n  def f(self): ...\n  def _g(self): ...\ndef h(): "y"\ndef i(): ...')
-    assert list(undocumented(sample, "m")) == ["m.A.f", "m.i"]
-    assert [name for module, tree in parsed() for name in undocumented(tree, module)] == []
+    assert list(find_undocumented(sample, "m")) == ["m.A.f", "m.i"]
+    assert [name for module, tree in parse_files() for name in find_undocumented(tree, module)] == []
 
 
-# What conftest.py promises
+# The guarantees of conftest.py
 
 
 @pytest.mark.parametrize("reach", [lambda s: s.connect(("192.0.2.1", 80)), lambda s: s.connect_ex(("192.0.2.1", 80))])
 def test_no_test_reaches_the_network(reach: Callable[[socket.socket], object]) -> None:
-    with socket.socket() as reaching, pytest.raises(RuntimeError, match="reached for the network"):
+    with socket.socket() as reaching, pytest.raises(RuntimeError, match="a test used the network"):
         reach(reaching)
-    with pytest.raises(RuntimeError, match="reached for the network"):
+    with pytest.raises(RuntimeError, match="a test used the network"):
         socket.create_connection(("retbench.invalid", 443))
 
 
 def test_loopback_stays_open() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as here:
-        there, _ = server.accept()
-        with there:
-            here.sendall(b"x")
-            assert there.recv(1) == b"x"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
+            client.sendall(b"x")
+            assert accepted.recv(1) == b"x"
 
 
 def test_every_test_has_an_empty_cache_of_its_own(own_cache: Path) -> None:

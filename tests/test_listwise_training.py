@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_ranked_training_set() -> TrainingSet:
-    """Six queries with five documents each, and a teacher who prefers the third."""
+    """Build six queries with five documents each; the teacher prefers the third."""
     queries = [
         TrainingQuery(tiny_models.SENTENCES[n], (n + 6,), tuple(range(n + 7, n + 11)), (0.2, 0.1, 0.9, 0.3, 0.0))
         for n in range(6)
@@ -47,7 +47,7 @@ def build_batch_source(folder: Path, lists: ListwiseTraining = LISTWISE_SETTINGS
     return ListwiseBatchSource(build_ranked_training_set(), lists, sheet, 24, seed=1)
 
 
-def test_the_first_document_of_the_teacher_is_the_positive_and_the_list_is_sampled(folder: Path) -> None:
+def test_the_first_text_of_the_teacher_is_the_positive_and_the_list_is_sampled(folder: Path) -> None:
     source = build_batch_source(folder)
     group = source.build_batch(np.arange(6), 0)
     assert group.passages[:6] == [tiny_models.SENTENCES[n + 8] for n in range(6)]
@@ -61,28 +61,29 @@ def test_the_first_document_of_the_teacher_is_the_positive_and_the_list_is_sampl
     firsts = [prompt.index(f"] {group.passages[n]}") for n, prompt in enumerate(group.list_prompts)]
     assert (
         len({prompt[at - 1] for prompt, at in zip(group.list_prompts, firsts, strict=True)}) > 1
-    )  # not always number 1
-    again = source.build_batch(np.arange(6), 0)
-    assert again.list_prompts == group.list_prompts
+    )  # the positive is not always the first document
+    same_batch = source.build_batch(np.arange(6), 0)
+    assert same_batch.list_prompts == group.list_prompts
     assert source.build_batch(np.arange(6), 1).list_prompts != group.list_prompts
 
 
 def test_the_prompt_in_training_byte_for_byte(folder: Path) -> None:
     source = replace(build_batch_source(folder, replace(LISTWISE_SETTINGS, max_documents=2)), document_limit=200)
     group = source.build_batch(np.array([0]), 0)
-    one, two = sorted(group.passages, key=group.list_prompts[0].index)
+    first_text, second_text = sorted(group.passages, key=group.list_prompts[0].index)
     tokens = source.listwise_prompt.tokenize(group.list_prompts[0])
     assert source.listwise_prompt.prompt_tokenizer.tokenizer.decode(tokens[0]) == (
         "<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n<|im_start|>user\n"
         "Given a query and some relevant documents, rerank the documents that are the most relevant to the query:\n"
-        f"Documents:\n[1] {one}\n[2] {two}\nQuery: {group.queries[0]}<|endoftext|><|im_end|>\n<|im_start|>assistant\n"
+        f"Documents:\n[1] {first_text}\n[2] {second_text}\n"
+        f"Query: {group.queries[0]}<|endoftext|><|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_documents_of_a_long_list_share_its_length(folder: Path) -> None:
     source = build_batch_source(folder, replace(LISTWISE_SETTINGS, max_tokens=256 + 4 * 5))
-    shown = source.build_batch(np.array([0]), 0).list_prompts[0].partition("Documents:\n")[2].split("\n")[:4]
-    assert all(1 <= source.listwise_prompt.count_tokens(line.partition("] ")[2]) <= 6 for line in shown)
+    shown_documents = source.build_batch(np.array([0]), 0).list_prompts[0].partition("Documents:\n")[2].split("\n")[:4]
+    assert all(1 <= source.listwise_prompt.count_tokens(line.partition("] ")[2]) <= 6 for line in shown_documents)
 
 
 def test_ranknet_computed_by_hand() -> None:
@@ -90,7 +91,7 @@ def test_ranknet_computed_by_hand() -> None:
     group = ContrastiveBatch(
         [], [], np.array([0, 1, 0]), np.zeros((2, 3), dtype=bool), np.array([1.0, 5.0, 2.0]), ("a", "b")
     )
-    r = math.sqrt(0.5)  # list 0 has cosine 1 with passage 0 and r with passage 2, which the teacher prefers
+    r = math.sqrt(0.5)  # list 0 has cosine 1 with passage 0 and r with passage 2; the teacher prefers passage 2
     assert ranknet_loss(lists, passages, group, 0.5).item() == pytest.approx(
         math.log1p(math.exp((1 - r) / 0.5)), abs=1e-6
     )
@@ -100,16 +101,16 @@ def test_ranknet_computed_by_hand() -> None:
 
 def test_the_gradient_does_not_depend_on_the_passes(folder: Path) -> None:
     group = build_batch_source(folder).build_batch(np.arange(4), 0)
-    found = []
+    actual = []
     for tokens, caching in ((100_000, False), (300, False), (300, True)):
-        made = build_encoder(folder, replace(LISTWISE_RECIPE, batch=BatchSettings(4, 8, tokens, caching)))
-        found.append((backward_batch(made, group, 1.0, (0,))[0], collect_gradients(made)))
-    for value, other in found[1:]:
-        assert value == pytest.approx(found[0][0], abs=1e-5)
-        for name, gradient in found[0][1].items():
+        encoder = build_encoder(folder, replace(LISTWISE_RECIPE, batch=BatchSettings(4, 8, tokens, caching)))
+        actual.append((backward_batch(encoder, group, 1.0, (0,))[0], collect_gradients(encoder)))
+    for value, other in actual[1:]:
+        assert value == pytest.approx(actual[0][0], abs=1e-5)
+        for name, gradient in actual[0][1].items():
             torch.testing.assert_close(other[name], gradient, atol=1e-4, rtol=1e-3)
     plain = build_encoder(folder, replace(LISTWISE_RECIPE, objective="contrastive", listwise=None))
-    assert backward_batch(plain, replace(group, list_prompts=()), 1.0, (0,))[0] < found[0][0]
+    assert backward_batch(plain, replace(group, list_prompts=()), 1.0, (0,))[0] < actual[0][0]
 
 
 def write_jsonl(path: Path, *rows: object) -> Path:
@@ -119,8 +120,8 @@ def write_jsonl(path: Path, *rows: object) -> Path:
 
 def test_a_file_of_permutations_is_read(tmp_path: Path) -> None:
     row = {"query": "a", "document": ["x", "y", "z"], "ranking": [3, 1, 2], "source": "msmarco"}
-    (query,) = (read := read_training_file(write_jsonl(tmp_path / "own.jsonl", row))).queries
-    assert [read.passages[p] for p in (*query.positives, *query.negatives)] == ["z", "x", "y"]
+    (query,) = (training_set := read_training_file(write_jsonl(tmp_path / "own.jsonl", row))).queries
+    assert [training_set.passages[p] for p in (*query.positives, *query.negatives)] == ["z", "x", "y"]
     assert query.scores == (0.0, -1.0, -2.0)
     with pytest.raises(DataError, match="does not rank every document once"):
         read_training_file(write_jsonl(tmp_path / "bad.jsonl", {**row, "ranking": [1, 1, 2]}))
@@ -165,5 +166,5 @@ def test_a_model_is_trained_and_reranks(folder: Path, tmp_path: Path) -> None:
     assert answer.exit_code == 0, answer.output
     assert json.loads(answer.stdout)["steps"] == 2
     task = small_collection.write_folder(tmp_path / "pantry")
-    found = run_cells("run", "--model", "listed", "--task", task, "--rerank", "e2rank", "--out", tmp_path / "results")
-    assert [cell["method"] for cell in found] == ["e2rank", "e2rank"]
+    actual = run_cells("run", "--model", "listed", "--task", task, "--rerank", "e2rank", "--out", tmp_path / "results")
+    assert [cell["method"] for cell in actual] == ["e2rank", "e2rank"]

@@ -92,14 +92,14 @@ def test_the_prompt_of_a_list_byte_for_byte() -> None:
 
 
 def test_scores_are_formatted_as_set() -> None:
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     scores = np.array([12.0, 7.5, 2.0])
-    assert format_scores(scores, "none", draw) == []
-    assert format_scores(scores, "raw", draw) == ["12.000", "7.500", "2.000"]
-    assert format_scores(scores, "minmax", draw) == ["1.000", "0.550", "0.000"]
-    assert format_scores(scores, "percent", draw) == ["100.0", "55.0", "0.0"]
-    assert sorted(format_scores(scores, "shuffled", draw)) == ["12.000", "2.000", "7.500"]
-    assert format_scores(np.array([3.0, 3.0]), "minmax", draw) == ["1.000", "1.000"]
+    assert format_scores(scores, "none", rng) == []
+    assert format_scores(scores, "raw", rng) == ["12.000", "7.500", "2.000"]
+    assert format_scores(scores, "minmax", rng) == ["1.000", "0.550", "0.000"]
+    assert format_scores(scores, "percent", rng) == ["100.0", "55.0", "0.0"]
+    assert sorted(format_scores(scores, "shuffled", rng)) == ["12.000", "2.000", "7.500"]
+    assert format_scores(np.array([3.0, 3.0]), "minmax", rng) == ["1.000", "1.000"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,12 @@ def test_only_vllm_gets_a_guided_decoding_pattern() -> None:
 
 
 def test_guided_answers_are_cached_separately() -> None:
-    kept = CachedGenerator(ScriptedGenerator("free", "held"))
-    assert [kept.generate("a", 5).text, kept.generate("a", 5, "x").text, kept.generate("a", 5).text] == [
+    cached_generator = CachedGenerator(ScriptedGenerator("free", "held"))
+    assert [
+        cached_generator.generate("a", 5).text,
+        cached_generator.generate("a", 5, "x").text,
+        cached_generator.generate("a", 5).text,
+    ] == [
         "free",
         "held",
         "free",
@@ -153,7 +157,7 @@ def test_windows_move_up_and_repairs_are_counted() -> None:
         build_prompt_builder(generator, settings := ListwiseSettings(window=3, step=2)), settings
     )
     order, scores = lists.rerank(CANDIDATES)
-    # positions 4 5 6 -> 6 4 5, then 2 3 6 as they are, then 0 1 2 -> 1 0 2
+    # windows from the end: positions 4 5 6 -> 6 4 5, then 2 3 6 unchanged, then 0 1 2 -> 1 0 2
     assert order.tolist() == [1, 0, 2, 3, 6, 4, 5]
     assert np.all(np.diff(scores) < 0)
     facts = lists.collect_statistics()
@@ -191,11 +195,11 @@ def test_control_orders_and_scores_are_drawn_once_per_query() -> None:
 
 def test_a_shuffled_order_is_mapped_back_to_positions() -> None:
     settings = ListwiseSettings(window=0, order="shuffled")
-    asked = build_prompt_builder(ScriptedGenerator("no", "no"), settings)
-    order, _ = ListwiseLLMReranker(asked, settings).rerank(CANDIDATES)
-    shown, documents, _ = asked.arrange_candidates(CANDIDATES)
-    assert order.tolist() == shown.tolist()  # an answer that says nothing keeps the order it was shown
-    assert documents == [DOCUMENTS[place] for place in shown]
+    prompt_builder = build_prompt_builder(ScriptedGenerator("no", "no"), settings)
+    order, _ = ListwiseLLMReranker(prompt_builder, settings).rerank(CANDIDATES)
+    shown_positions, documents, _ = prompt_builder.arrange_candidates(CANDIDATES)
+    assert order.tolist() == shown_positions.tolist()  # an answer without an order keeps the order of the prompt
+    assert documents == [DOCUMENTS[position] for position in shown_positions]
 
 
 def test_a_prompt_longer_than_the_context_is_cut_equally_and_counted() -> None:
@@ -226,10 +230,10 @@ def test_a_nan_score_names_its_document() -> None:
         def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
             return np.array([1, 0, 2]), np.array([0.3, np.nan, 0.1])
 
-    found = Ranking([np.array([8, 5, 6])], [np.array([3.0, 2.0, 1.0])])
+    actual = Ranking([np.array([8, 5, 6])], [np.array([3.0, 2.0, 1.0])])
     with pytest.raises(DataError, match=r"row 8 for query 'tea\?' is NaN or infinite"):
         rerank_queries(
-            found, ["tea?"], Lost(build_prompt_builder(ScriptedGenerator(), PointwiseSettings())), lambda: None
+            actual, ["tea?"], Lost(build_prompt_builder(ScriptedGenerator(), PointwiseSettings())), lambda: None
         )
 
 
@@ -239,7 +243,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def local(model: Path) -> TransformersGenerator:
+def local_generator(model: Path) -> TransformersGenerator:
     return TransformersGenerator("tiny", model, "w", "float32", 2048, torch.device("cpu"))
 
 
@@ -249,28 +253,34 @@ PROMPT = (
 )
 
 
-def test_generation_is_greedy(model: Path, local: TransformersGenerator) -> None:
-    plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+def test_generation_is_greedy(model: Path, local_generator: TransformersGenerator) -> None:
+    transformers_model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model).eval(),
+        AutoTokenizer.from_pretrained(model),
+    )
     ids = tokenizer(PROMPT.format("Rank them."), return_tensors="pt")["input_ids"]
     start = ids.shape[1]
     with torch.inference_mode():
         while ids.shape[1] < start + 12 and ids[0, -1] != tokenizer.eos_token_id:
-            ids = torch.cat((ids, plain(ids).logits[:, -1:].argmax(-1)), dim=1)
-    found = local.generate("Rank them.", 12)
-    assert found.text == tokenizer.decode(ids[0, start:], skip_special_tokens=True)
-    assert (found.prompt_tokens, found.answer_tokens) == (start, ids.shape[1] - start)
+            ids = torch.cat((ids, transformers_model(ids).logits[:, -1:].argmax(-1)), dim=1)
+    actual = local_generator.generate("Rank them.", 12)
+    assert actual.text == tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert (actual.prompt_tokens, actual.answer_tokens) == (start, ids.shape[1] - start)
 
 
-def test_odds_come_from_the_logits_of_the_next_token(model: Path, local: TransformersGenerator) -> None:
-    plain, tokenizer = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+def test_odds_come_from_the_logits_of_the_next_token(model: Path, local_generator: TransformersGenerator) -> None:
+    transformers_model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(model).eval(),
+        AutoTokenizer.from_pretrained(model),
+    )
     prompts = ["Is it tea?", "Does the sun warm the sea? " * 9]
     words = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
-    first_tokens = [{tokenizer(word)["input_ids"][0] for word in some} for some in words]
-    assert first_tokens[0] & first_tokens[1]  # the space, which says neither
-    for prompt, answer in zip(prompts, local.score_yes_no(prompts), strict=True):
+    first_tokens = [{tokenizer(word)["input_ids"][0] for word in group} for group in words]
+    assert first_tokens[0] & first_tokens[1]  # " yes" and " no" share the token of the space, which must not count
+    for prompt, answer in zip(prompts, local_generator.score_yes_no(prompts), strict=True):
         ids = tokenizer(PROMPT.format(prompt), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
-            chance = plain(ids).logits[0, -1].float().softmax(-1)
+            chance = transformers_model(ids).logits[0, -1].float().softmax(-1)
         yes, no = (
             float(chance[sorted(one)].sum())
             for one in (first_tokens[0] - first_tokens[1], first_tokens[1] - first_tokens[0])
@@ -280,21 +290,25 @@ def test_odds_come_from_the_logits_of_the_next_token(model: Path, local: Transfo
 
 
 def test_answers_are_cached_and_no_request_is_sent_twice() -> None:
-    asked = ScriptedGenerator("one", "two")
-    kept = CachedGenerator(asked)
-    assert [kept.generate("a", 5).text, kept.generate("b", 5).text, kept.generate("a", 5).text] == ["one", "two", "one"]
-    assert (len(asked.prompts), kept.cache_hits) == (2, 1)
-    assert [answer.log_odds for answer in kept.score_yes_no(["tea", "x"])] == [1.0, 0.0]
-    assert [answer.log_odds for answer in CachedGenerator(asked).score_yes_no(["x", "tea", "coffee"])] == [
+    generator = ScriptedGenerator("one", "two")
+    cached_generator = CachedGenerator(generator)
+    assert [
+        cached_generator.generate("a", 5).text,
+        cached_generator.generate("b", 5).text,
+        cached_generator.generate("a", 5).text,
+    ] == ["one", "two", "one"]
+    assert (len(generator.prompts), cached_generator.cache_hits) == (2, 1)
+    assert [answer.log_odds for answer in cached_generator.score_yes_no(["tea", "x"])] == [1.0, 0.0]
+    assert [answer.log_odds for answer in CachedGenerator(generator).score_yes_no(["x", "tea", "coffee"])] == [
         0.0,
         1.0,
         1.0,
     ]
-    assert asked.prompts == ["a", "b", "tea", "x", "coffee"]
-    for file in kept.folder.rglob("*.json"):
-        file.write_bytes(b"{")  # damaged: asked again
-    asked.answers = ["three"]
-    assert kept.generate("a", 5).text == "three"
+    assert generator.prompts == ["a", "b", "tea", "x", "coffee"]
+    for file in cached_generator.folder.rglob("*.json"):
+        file.write_bytes(b"{")  # a damaged cached answer is requested again
+    generator.answers = ["three"]
+    assert cached_generator.generate("a", 5).text == "three"
 
 
 def answer_reversed(body: dict[str, Any]) -> str:
@@ -321,8 +335,8 @@ def read_ranking(cell: dict[str, Any]) -> dict[str, list[str]]:
 
 def read_reranker_statistics(cell: dict[str, Any]) -> dict[str, Any]:
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
-    found: dict[str, Any] = record["cost"]["rerank"][-1]
-    return found
+    actual: dict[str, Any] = record["cost"]["rerank"][-1]
+    return actual
 
 
 def test_a_server_reranks_a_run(
@@ -332,16 +346,21 @@ def test_a_server_reranks_a_run(
         'currency = "EUR"\n[rates.some-model]\nread = 1000.0\nwritten = 10000.0\n'
     )
     monkeypatch.chdir(task.parent)
-    plain, listed = run_cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
-    for query, found in read_ranking(plain).items():
-        assert read_ranking(listed)[query] == found[::-1]
+    first_stage, listed = run_cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    for query, actual in read_ranking(first_stage).items():
+        assert read_ranking(listed)[query] == actual[::-1]
     count = len(server.requests)
-    assert count == sum(len(found) > 1 for found in read_ranking(plain).values())
+    assert count == sum(len(actual) > 1 for actual in read_ranking(first_stage).values())
     assert server.requests[0]["temperature"] == 0
     assert "max_tokens" not in server.requests[0]
-    told = read_reranker_statistics(listed)
-    assert (told["requests"], told["read"], told["written"], told["repair_rate"]) == (count, 100 * count, 10 * count, 0)
-    assert (told["price"], told["currency"]) == (pytest.approx(count * 0.2), "EUR")
+    statistics = read_reranker_statistics(listed)
+    assert (statistics["requests"], statistics["read"], statistics["written"], statistics["repair_rate"]) == (
+        count,
+        100 * count,
+        10 * count,
+        0,
+    )
+    assert (statistics["price"], statistics["currency"]) == (pytest.approx(count * 0.2), "EUR")
     (folder,) = out.glob("custom/pantry/bm25/" + listed["settings_id"])
     assert server.address not in (folder / "record.json").read_text()
     sample = json.loads((folder / "sample.json").read_text())
@@ -355,25 +374,25 @@ def test_a_server_that_dies_in_the_middle_keeps_the_finished_queries(
     line = ("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
     server.faults = [server.answer, *[local_server.answer_with_error(500, "overloaded")] * 6]
     answer = run_command(*line, "--json")
-    plain, failed = json.loads(answer.stdout)
-    assert (plain["status"], failed["status"], answer.exit_code) == ("done", "failed", 1)
+    first_stage, failed = json.loads(answer.stdout)
+    assert (first_stage["status"], failed["status"], answer.exit_code) == ("done", "failed", 1)
     assert "failed 6 times" in failed["error"]
     assert "listwise" in run_command("report", out).output
-    asked = len(server.requests)
+    request_count = len(server.requests)
     _, listed = run_cells(*line)
-    told = read_reranker_statistics(listed)
-    assert (told["found_again"], len(server.requests) - asked) == (1, told["requests"] - 1)
+    statistics = read_reranker_statistics(listed)
+    assert (statistics["found_again"], len(server.requests) - request_count) == (1, statistics["requests"] - 1)
     assert not list(out.rglob("*.failed.json"))
 
 
 def test_a_killed_chain_of_rerankers_sends_no_request_twice(
     server: local_server.LocalServer, task: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL while each of the two rerankers waits for an answer; the third start ends as if nothing had happened."""
+    """SIGKILL while each of the two rerankers waits for an answer; the third start gives the uninterrupted result."""
     out, cache = tmp_path / "killed", tmp_path / "cache"
     chain = ("--rerank", LISTWISE, "--rerank", LISTWISE.replace("raw", "none"))
     words = ["run", "--model", "bm25", "--task", str(task), *chain, "--out", str(out)]
-    place = {**os.environ, "RETBENCH_CACHE": str(cache), "RETBENCH_ENDPOINT": server.address}
+    environment = {**os.environ, "RETBENCH_CACHE": str(cache), "RETBENCH_ENDPOINT": server.address}
 
     def waiting(reached: threading.Event, gone: threading.Event) -> Callable[[dict[str, Any]], local_server.Answer]:
         def wait(body: dict[str, Any]) -> local_server.Answer:
@@ -383,27 +402,27 @@ def test_a_killed_chain_of_rerankers_sends_no_request_twice(
 
         return wait
 
-    for answered in (1, 2):  # the second time two more answers are given: the first reranker ends, the next one begins
+    for answered in (1, 2):  # the second start gets two more answers: the first reranker ends, the second begins
         reached, gone = threading.Event(), threading.Event()
         server.faults = [*[server.answer] * answered, waiting(reached, gone)]
-        process = subprocess.Popen([sys.executable, "-m", "retbench", "-q", *words], env=place)
+        process = subprocess.Popen([sys.executable, "-m", "retbench", "-q", *words], env=environment)
         assert reached.wait(600)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         gone.set()
-    assert "BM25 score" not in server.requests[-1]["messages"][0]["content"]  # it was the second reranker's
+    assert "BM25 score" not in server.requests[-1]["messages"][0]["content"]  # it was a request of the second reranker
     server.faults = []
     ended = subprocess.run(
-        [sys.executable, "-m", "retbench", *words, "--json"], env=place, capture_output=True, check=False
+        [sys.executable, "-m", "retbench", *words, "--json"], env=environment, capture_output=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    whole = json.loads(ended.stdout)
-    assert [len(cell["rerank"]) for cell in whole] == [0, 1, 2]
+    cells = json.loads(ended.stdout)
+    assert [len(cell["rerank"]) for cell in cells] == [0, 1, 2]
     prompts = [json.dumps(body, sort_keys=True) for body in server.requests]
-    lost = 2  # each kill lost the one answer that had not come yet
+    lost = 2  # each kill lost the one answer it waited for
     assert len(prompts) - len(set(prompts)) == lost
     undisturbed = run_cells(*words[:-1], tmp_path / "whole")
-    assert [read_ranking(cell) for cell in whole] == [read_ranking(cell) for cell in undisturbed]
+    assert [read_ranking(cell) for cell in cells] == [read_ranking(cell) for cell in undisturbed]
 
 
 def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_sends_no_request(
@@ -412,28 +431,28 @@ def test_a_dry_run_shows_the_first_prompt_of_every_reranker_and_sends_no_request
     chain = ("--rerank", LISTWISE, "--rerank", "pointwise:engine=endpoint,model=some-model", "--rerank", "ql")
     line = ("run", "--model", "bm25", "--task", task, "--out", out, *chain)
     (plan,) = run_cells(*line, "--dry-run")
-    listed, pointed, likely = plan["rerank"]
+    listed, pointwise, likely = plan["rerank"]
     assert "has not been run" in listed["candidates"]
     assert small_collection.DOCUMENTS[0][2][:20] in listed["prompt"]
-    assert "Answer only with yes or no" in pointed["prompt"]
+    assert "Answer only with yes or no" in pointwise["prompt"]
     assert "prompt" not in likely
     assert server.requests == []
     run_cells(*line[:9])
     (plan,) = run_cells(*line, "--dry-run")
     assert plan["rerank"][0]["candidates"] == "the run on disk"
     assert plan["rerank"][0]["prompt"] == server.requests[0]["messages"][0]["content"]
-    shown = run_command(*line, "--dry-run").output
-    assert "listwise:engine=endpoint" in shown
-    assert "passages above by how well" in shown
+    output = run_command(*line, "--dry-run").output
+    assert "listwise:engine=endpoint" in output
+    assert "passages above by how well" in output
 
 
-@pytest.mark.parametrize("said", ["I would rather not.", "", None, "[1] [1] [1] 77"])
+@pytest.mark.parametrize("reply", ["I would rather not.", "", None, "[1] [1] [1] 77"])
 def test_an_unparsable_answer_keeps_the_order_and_is_counted(
-    server: local_server.LocalServer, task: Path, out: Path, said: str | None
+    server: local_server.LocalServer, task: Path, out: Path, reply: str | None
 ) -> None:
-    server.answer = local_server.answer_chat(lambda body: said)
-    plain, listed = run_cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
-    assert read_ranking(plain) == read_ranking(listed)
+    server.answer = local_server.answer_chat(lambda body: reply)
+    first_stage, listed = run_cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    assert read_ranking(first_stage) == read_ranking(listed)
     assert read_reranker_statistics(listed)["repair_rate"] == 1.0
 
 
@@ -462,22 +481,22 @@ def test_a_server_that_misbehaves_is_named(
 
 def test_odds_from_a_server_need_its_log_probabilities(server: local_server.LocalServer, task: Path, out: Path) -> None:
     def likely(body: dict[str, Any]) -> local_server.Answer:
-        tea = "tea" in body["messages"][0]["content"].lower()
-        tokens = [{"token": " Yes", "logprob": -0.1 if tea else -9999.0}, {"token": "no", "logprob": -2.0}]
+        mentions_tea = "tea" in body["messages"][0]["content"].lower()
+        tokens = [{"token": " Yes", "logprob": -0.1 if mentions_tea else -9999.0}, {"token": "no", "logprob": -2.0}]
         choice = {"message": {"content": "x"}, "logprobs": {"content": [{"top_logprobs": tokens}]}}
         return 200, {}, json.dumps({"choices": [choice]}).encode()
 
     (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
-    word = "pointwise:engine=endpoint,model=some-model"
-    refused = run_command("rerank", cell["settings_id"], "--with", word, "--out", out)
+    reranker = "pointwise:engine=endpoint,model=some-model"
+    refused = run_command("rerank", cell["settings_id"], "--with", reranker, "--out", out)
     assert (refused.exit_code, "no log-probabilities" in refused.output) == (2, True)
     server.answer = likely
-    _, pointed = run_cells("rerank", cell["settings_id"], "--with", word, "--out", out)
-    assert read_ranking(pointed)["q1"][0] == "tea"
+    _, pointwise = run_cells("rerank", cell["settings_id"], "--with", reranker, "--out", out)
+    assert read_ranking(pointwise)["q1"][0] == "tea"
 
 
 @pytest.mark.parametrize(
-    ("word", "words", "code"),
+    ("reranker", "words", "code"),
     [
         ("listwise", "bm25 is not a language model", 2),
         ("listwise:model=bm25", "bm25 is a lexical model and cannot generate", 2),
@@ -488,19 +507,19 @@ def test_odds_from_a_server_need_its_log_probabilities(server: local_server.Loca
         ("pointwise:cut=0", "cut=0 must be at least 1", 2),
     ],
 )
-def test_invalid_reranker_settings_are_refused(task: Path, out: Path, word: str, words: str, code: int) -> None:
+def test_invalid_reranker_settings_are_refused(task: Path, out: Path, reranker: str, words: str, code: int) -> None:
     (cell,) = run_cells("run", "--model", "bm25", "--task", task, "--out", out)
-    answer = run_command("rerank", cell["settings_id"], "--with", word, "--out", out)
+    answer = run_command("rerank", cell["settings_id"], "--with", reranker, "--out", out)
     assert (answer.exit_code, words in answer.output) == (code, True), answer.output
 
 
 def test_a_local_model_reranks_listwise_and_pointwise(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
     for name in ("pointwise", "listwise"):
-        plain, cell = run_cells(*line, "--rerank", f"{name}:model={model},scores=percent")
+        first_stage, cell = run_cells(*line, "--rerank", f"{name}:model={model},scores=percent")
         assert cell["rerank"] == [f"{name}:model=tiny,scores=percent"]
-        for query, found in read_ranking(plain).items():
-            assert sorted(read_ranking(cell)[query]) == sorted(found)
+        for query, actual in read_ranking(first_stage).items():
+            assert sorted(read_ranking(cell)[query]) == sorted(actual)
         assert read_reranker_statistics(cell)["read"] > 0
         assert str(model) not in (Path(cell["record"]) / "record.json").read_text()
 
@@ -508,10 +527,10 @@ def test_a_local_model_reranks_listwise_and_pointwise(model: Path, task: Path, o
 def test_the_scores_of_another_reranker_are_not_called_bm25(model: Path, task: Path, out: Path) -> None:
     from retbench.pipelines.reranking.llm import name_scores
 
-    plain, moved = run_cells(
+    first_stage, moved = run_cells(
         "run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"vectors:model={model}"
     )
-    assert name_scores(saved_run.load_run(Path(plain["record"]))) == "BM25 score"
+    assert name_scores(saved_run.load_run(Path(first_stage["record"]))) == "BM25 score"
     reranked = saved_run.load_run(Path(moved["record"]))
     assert name_scores(reranked) == "search score"
     assert name_scores(

@@ -46,25 +46,26 @@ def build_encoder(loaded: backbone.Backbone, method: Method) -> BackboneEncoder:
 def test_token_ids_and_vectors_match_the_source(
     decoder: Path, loaded: backbone.Backbone, name: str, role: Role
 ) -> None:
-    made = build_encoder(loaded, catalog.find_method(name))
-    tokens = made.tokenize(TEXTS, role)
-    vectors = made.encode(tokens)
+    encoder = build_encoder(loaded, catalog.find_method(name))
+    tokens = encoder.tokenize(TEXTS, role)
+    vectors = encoder.encode(tokens)
     for row, text in enumerate(TEXTS):
-        read = plain_transformers.METHODS[name](loaded.tokenizer, text, role, LIMIT)
-        assert tokens[row].tolist() == read.ids, text
+        pooled_ids = plain_transformers.METHODS[name](loaded.tokenizer, text, role, LIMIT)
+        assert tokens[row].tolist() == pooled_ids.ids, text
         assert (
-            vectors[row] @ plain_transformers.compute_vector(decoder, read, name in plain_transformers.BIDIRECTIONAL)
+            vectors[row]
+            @ plain_transformers.compute_vector(decoder, pooled_ids, name in plain_transformers.BIDIRECTIONAL)
             > 0.99999
         ), text
 
 
 @pytest.mark.parametrize("layer", [0, 1, -2])
 def test_a_chosen_layer_is_numbered_as_in_transformers(decoder: Path, loaded: backbone.Backbone, layer: int) -> None:
-    made = build_encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
-    vectors = made.encode(made.tokenize(TEXTS, "document"))
+    encoder = build_encoder(loaded, catalog.find_method(f"mean:layer={layer}"))
+    vectors = encoder.encode(encoder.tokenize(TEXTS, "document"))
     for row, text in enumerate(TEXTS):
-        read = plain_transformers.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
-        assert vectors[row] @ plain_transformers.compute_vector(decoder, read, False, layer) > 0.99999
+        pooled_ids = plain_transformers.METHODS["mean"](loaded.tokenizer, text, "document", LIMIT)
+        assert vectors[row] @ plain_transformers.compute_vector(decoder, pooled_ids, False, layer) > 0.99999
 
 
 def test_bidirectional_attention_leaves_the_loaded_model_causal(loaded: backbone.Backbone) -> None:
@@ -81,13 +82,13 @@ def test_bidirectional_attention_leaves_the_loaded_model_causal(loaded: backbone
 @pytest.mark.parametrize("name", ["echo", "llm2vec"])
 @pytest.mark.parametrize("text", ["", "   "])
 def test_an_empty_text_has_a_vector_with_every_pooling_span(loaded: backbone.Backbone, name: str, text: str) -> None:
-    made = build_encoder(loaded, catalog.find_method(name))
-    assert made.encode(made.tokenize([text], "document")).shape == (1, tiny_models.WIDTH)
+    encoder = build_encoder(loaded, catalog.find_method(name))
+    assert encoder.encode(encoder.tokenize([text], "document")).shape == (1, tiny_models.WIDTH)
 
 
 def test_a_batch_keeps_the_order_of_the_texts(loaded: backbone.Backbone) -> None:
-    made = build_encoder(loaded, catalog.find_method("echo"))
-    tokens, order = made.tokenize(TEXTS, "query"), torch.tensor([3, 0]).numpy()
+    encoder = build_encoder(loaded, catalog.find_method("echo"))
+    tokens, order = encoder.tokenize(TEXTS, "query"), torch.tensor([3, 0]).numpy()
     batch = tokens.select(order)
     assert [row.tolist() for row in batch] == [tokens[3].tolist(), tokens[0].tolist()]
     assert batch.pooling_starts is not None
@@ -103,7 +104,7 @@ def test_an_option_changes_one_field_and_the_method_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("spelling", "message"),
     [
         ("mean:layr=3", "no option 'layr'"),
         ("mean:layer=deep", "expected int"),
@@ -114,9 +115,9 @@ def test_an_option_changes_one_field_and_the_method_name() -> None:
         ("meen:layer=3", "no method called 'meen'"),
     ],
 )
-def test_a_wrong_option_is_a_usage_error(word: str, message: str) -> None:
+def test_a_wrong_option_is_a_usage_error(spelling: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        catalog.find_method(word)
+        catalog.find_method(spelling)
 
 
 def test_a_layer_the_model_lacks_is_a_usage_error(loaded: backbone.Backbone) -> None:
@@ -142,9 +143,11 @@ def test_every_preset_is_tested_here_or_with_its_engine() -> None:
         "promptreps-sparse",
         "promptreps-hybrid",
     }  # against the whole language model: test_sparse_retrieval.py
-    own = {method.name for method in catalog.load_methods() if method.pooling == "model"}
-    assert own == {"as-published"}  # against the published library: test_sentence_transformers.py
-    assert {method.name for method in catalog.load_methods()} == plain_transformers.METHODS.keys() | by_terms | own
+    tested_elsewhere = {method.name for method in catalog.load_methods() if method.pooling == "model"}
+    assert tested_elsewhere == {"as-published"}  # against the published library: test_sentence_transformers.py
+    assert {
+        method.name for method in catalog.load_methods()
+    } == plain_transformers.METHODS.keys() | by_terms | tested_elsewhere
 
 
 def test_every_preset_has_a_source() -> None:
@@ -160,6 +163,6 @@ def test_the_board_shows_the_fidelity_of_a_method(decoder: Path, tmp_path: Path)
     assert (
         "Fidelity of the methods to their sources: exact: promptreps; reconstructed: echo; ours: mean, mean:layer=1."
     ) in run_command("report", out).output
-    shown = run_command("show", "method", "mean").output
-    assert "layer: none" in shown
-    assert "not known" not in shown
+    output = run_command("show", "method", "mean").output
+    assert "layer: none" in output
+    assert "not known" not in output

@@ -35,7 +35,7 @@ def test_metrics_computed_by_hand() -> None:
 
 
 def test_the_ideal_ranking_is_cut_like_the_ranking() -> None:
-    # One place, two relevant documents: the best possible at 1 is the grade 2 alone.
+    # The ideal ranking at cutoff 1 has only the document of grade 2.
     scores = score_query(["low", "high"], {"low": 1, "high": 2}, depth=3)
     assert scores["ndcg_at_1"] == pytest.approx(1 / 2)
     assert scores["ndcg_at_3"] == pytest.approx((1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3)))
@@ -43,7 +43,7 @@ def test_the_ideal_ranking_is_cut_like_the_ranking() -> None:
 
 def test_a_cutoff_includes_its_own_rank() -> None:
     ranking = [f"x{number}" for number in range(200)]
-    at_ten, at_eleven = (score_query(ranking, {f"x{place}": 1}, depth=100) for place in (9, 10))
+    at_ten, at_eleven = (score_query(ranking, {f"x{position}": 1}, depth=100) for position in (9, 10))
     assert (at_ten["mrr_at_10"], at_ten["recall_at_10"]) == (pytest.approx(1 / 10), 1.0)
     assert (at_eleven["mrr_at_10"], at_eleven["recall_at_10"], at_eleven["ndcg_at_10"]) == (0.0, 0.0, 0.0)
     assert at_eleven["mrr_at_100"] == pytest.approx(1 / 11)
@@ -92,34 +92,34 @@ def test_the_mean_needs_queries_and_one_set_of_metrics() -> None:
 
 def test_the_mean_does_not_depend_on_the_order_of_queries() -> None:
     values = np.random.default_rng(5).random(1000) * 10.0 ** np.random.default_rng(6).integers(-9, 1, 1000)
-    forward = {f"q{place}": {"m": float(value)} for place, value in enumerate(values)}
+    forward = {f"q{position}": {"m": float(value)} for position, value in enumerate(values)}
     assert compute_mean_scores(forward) == compute_mean_scores(dict(reversed(forward.items())))
 
 
 def _random_case(queries: int, corpus: int, depth: int) -> tuple[Rankings, Judgments]:
-    """Graded, zero and negative judgments, among them documents that no ranking holds and grades that repeat."""
+    """Draw rankings and judgments: grades of 0 and below, repeated grades, judged documents that are not ranked."""
     generator = np.random.default_rng(7)
-    found, judgments = {}, {}
+    rankings, judgments = {}, {}
     for number in range(queries):
         size = depth if number % 3 else int(generator.integers(1, depth))
-        found[f"q{number}"] = [f"d{place}" for place in generator.permutation(corpus)[:size]]
+        rankings[f"q{number}"] = [f"d{position}" for position in generator.permutation(corpus)[:size]]
         chosen = generator.choice(corpus, size=int(generator.integers(1, 60)), replace=False)
-        judgments[f"q{number}"] = {f"d{place}": int(generator.integers(-2, 4)) for place in chosen}
-    return found, judgments
+        judgments[f"q{number}"] = {f"d{position}": int(generator.integers(-2, 4)) for position in chosen}
+    return rankings, judgments
 
 
-def _trec_eval(found: Mapping[str, Sequence[str]], judgments: Judgments, measures: set[str]) -> dict[str, Scores]:
-    """trec_eval sees minus the rank as score: given real scores it would round them to float32 and reorder ties."""
-    run = {query: {d: -float(place) for place, d in enumerate(ranking)} for query, ranking in found.items()}
+def _trec_eval(rankings: Mapping[str, Sequence[str]], judgments: Judgments, measures: set[str]) -> dict[str, Scores]:
+    """Run trec_eval with minus the rank as score: it would round real scores to float32 and reorder ties."""
+    run = {query: {d: -float(position) for position, d in enumerate(ranking)} for query, ranking in rankings.items()}
     scores: dict[str, Scores] = pytrec_eval.RelevanceEvaluator(judgments, measures).evaluate(run)
     return scores
 
 
 def test_equal_to_trec_eval() -> None:
-    found, judgments = _random_case(queries=150, corpus=1500, depth=1000)
-    ours = score_run(found, judgments, depth=1000)
+    rankings, judgments = _random_case(queries=150, corpus=1500, depth=1000)
+    ours = score_run(rankings, judgments, depth=1000)
     cuts = "1,3,5,10,20,50,100,1000"
-    theirs = _trec_eval(found, judgments, {f"ndcg_cut.{cuts}", f"map_cut.{cuts}", f"recall.{cuts}"})
+    theirs = _trec_eval(rankings, judgments, {f"ndcg_cut.{cuts}", f"map_cut.{cuts}", f"recall.{cuts}"})
     trec_names = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall"}
     compared = 0
     for query, row in ours.items():
@@ -134,22 +134,22 @@ def test_equal_to_trec_eval() -> None:
 
 @pytest.mark.parametrize("cut", [10, 100])
 def test_mrr_equals_trec_eval_on_the_cut_run(cut: int) -> None:
-    """trec_eval has no cut for the reciprocal rank, so the run is cut before it sees it."""
-    found, judgments = _random_case(queries=150, corpus=300, depth=200)
-    ours = score_run(found, judgments, depth=200)
-    theirs = _trec_eval({query: ranking[:cut] for query, ranking in found.items()}, judgments, {"recip_rank"})
+    """trec_eval has no cutoff for the reciprocal rank, so the run is cut first."""
+    rankings, judgments = _random_case(queries=150, corpus=300, depth=200)
+    ours = score_run(rankings, judgments, depth=200)
+    theirs = _trec_eval({query: ranking[:cut] for query, ranking in rankings.items()}, judgments, {"recip_rank"})
     values = {query: row[f"mrr_at_{cut}"] for query, row in ours.items()}
     assert values == pytest.approx({query: row["recip_rank"] for query, row in theirs.items()}, abs=1e-12)
     assert len(set(values.values())) > 5
 
 
 def test_a_query_that_returned_nothing_counts_where_trec_eval_skips_it() -> None:
-    """A retriever that finds nothing writes no line into a TREC run; skipping such queries would reward it."""
-    found: Rankings = {"answered": ["a"], "empty": []}
+    """A query without results has no line in a TREC run; skipping it would raise the mean."""
+    rankings: Rankings = {"answered": ["a"], "empty": []}
     judgments: Judgments = {"answered": {"a": 1}, "empty": {"a": 1}, "missing": {"a": 1}}
-    written = {query: ranking for query, ranking in found.items() if ranking}
+    written = {query: ranking for query, ranking in rankings.items() if ranking}
     assert _trec_eval(written, judgments, {"ndcg_cut.10"}) == {"answered": {"ndcg_cut_10": 1.0}}
-    assert compute_mean_scores(score_run(found, judgments, depth=10))["ndcg_at_10"] == pytest.approx(1 / 3)
+    assert compute_mean_scores(score_run(rankings, judgments, depth=10))["ndcg_at_10"] == pytest.approx(1 / 3)
 
 
 @settings(deadline=None)

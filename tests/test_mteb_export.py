@@ -125,9 +125,9 @@ def test_every_setting_has_a_file_of_its_own(tmp_path: Path) -> None:
     configs, other_file, wide_file = export_results([whole, short, wide], tmp_path / "mteb")
     assert wide_file.relative_to(configs.parent).as_posix() == "experiments/dtype_float32/SciFact.json"
     assert other_file.relative_to(configs.parent).as_posix() == "experiments/max_length_4/SciFact.json"
-    assert export_results([whole], tmp_path / "mteb") == [configs]  # the same again is no news
+    assert export_results([whole], tmp_path / "mteb") == [configs]  # the same run again changes nothing
     facts = json.loads(configs.read_text())
-    facts["scores"]["test"][0]["main_score"] = 0.25  # another run's
+    facts["scores"]["test"][0]["main_score"] = 0.25  # as if from another run
     configs.write_text(json.dumps(facts))
     with pytest.raises(UsageError, match="holds other scores"):
         export_results([whole], tmp_path / "mteb")

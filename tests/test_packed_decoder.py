@@ -62,13 +62,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "a key each": ("llama", {"num_key_value_heads": 6}),
     "wide heads": ("qwen3", {"head_dim": 16}),
 }
-LENGTHS = (300, 150, 150, 150, 129, 128, 7, 7, 2, 1)  # longer and shorter than a block of queries, alone and in runs
+LENGTHS = (
+    300,
+    150,
+    150,
+    150,
+    129,
+    128,
+    7,
+    7,
+    2,
+    1,
+)  # longer and shorter than a block of queries; equal lengths alone and in groups
 
 
 def build_model(family: str, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
     torch.manual_seed(3)
     model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(family, **{**SIZES, **config}))
-    for name, weight in model.named_parameters():  # norms of one and biases of zero would hide a mistake
+    for name, weight in model.named_parameters():  # norms of one and biases of zero would hide errors
         torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.2)
     return model.to(dtype).eval()
 
@@ -79,42 +90,44 @@ def build_decoder(model: PreTrainedModel) -> PackedDecoder:
 
 
 def draw_token_ids(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
-    draw = np.random.default_rng(1)
-    return [draw.integers(0, SIZES["vocab_size"], length).astype(np.int32) for length in lengths]
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, SIZES["vocab_size"], length).astype(np.int32) for length in lengths]
 
 
 @torch.inference_mode()
 def compute_plain_states(
-    model: PreTrainedModel, texts: list[np.ndarray], layer: int = -1, **wanted: Any
+    model: PreTrainedModel, texts: list[np.ndarray], layer: int = -1, **expected: Any
 ) -> torch.Tensor:
     states = []
     for ids in texts:
-        getattr(model, "rotary_emb", model).max_seq_len_cached = 0  # else a long text's angles stay for the next
+        getattr(
+            model, "rotary_emb", model
+        ).max_seq_len_cached = 0  # otherwise the rotary angles of a long text are reused for the next one
         output = model(
-            torch.from_numpy(ids.astype(np.int64))[None], output_hidden_states=True, use_cache=False, **wanted
+            torch.from_numpy(ids.astype(np.int64))[None], output_hidden_states=True, use_cache=False, **expected
         )
         states.append(output.hidden_states[layer][0])
     return torch.cat(states)
 
 
-def compute_min_cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float(torch.cosine_similarity(one.float(), other.float(), dim=1).min())
+def compute_min_cosine(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float(torch.cosine_similarity(first.float(), second.float(), dim=1).min())
 
 
 @pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
 def test_states_equal_those_of_transformers(family: str, config: dict[str, Any]) -> None:
     model = build_model(family, **config)
-    wanted, fast = compute_plain_states(model, draw_token_ids()), build_decoder(model)
-    found = fast(draw_token_ids(), causal=True)
-    assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-3)
-    assert compute_min_cosine(found, wanted) > 0.99999
+    expected, decoder = compute_plain_states(model, draw_token_ids()), build_decoder(model)
+    actual = decoder(draw_token_ids(), causal=True)
+    assert torch.allclose(actual, expected, atol=1e-4, rtol=1e-3)
+    assert compute_min_cosine(actual, expected) > 0.99999
 
 
 def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16() -> None:
     exact, short = compute_plain_states(build_model("qwen2"), draw_token_ids()), build_model("qwen2", torch.bfloat16)
-    fast = build_decoder(short)
+    decoder = build_decoder(short)
     assert (
-        compute_min_cosine(fast(draw_token_ids(), causal=True), exact)
+        compute_min_cosine(decoder(draw_token_ids(), causal=True), exact)
         > compute_min_cosine(compute_plain_states(short, draw_token_ids()), exact) - 1e-3
     )
 
@@ -122,9 +135,9 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16() -> None:
 @pytest.mark.parametrize("layer", [0, 1, 2, 3, -1, -2, -4])
 def test_an_earlier_layer_equals_that_of_transformers(layer: int) -> None:
     model = build_model("qwen2")
-    fast = build_decoder(model)
+    decoder = build_decoder(model)
     assert torch.allclose(
-        fast(draw_token_ids(), causal=True, layer=layer),
+        decoder(draw_token_ids(), causal=True, layer=layer),
         compute_plain_states(model, draw_token_ids(), layer),
         atol=1e-4,
     )
@@ -132,36 +145,36 @@ def test_an_earlier_layer_equals_that_of_transformers(layer: int) -> None:
 
 def test_bidirectional_attention_equals_transformers() -> None:
     model = build_model("llama")
-    fast = build_decoder(model)
-    wanted = compute_plain_states(model, draw_token_ids(), is_causal=False, attention_mask=None)
-    assert compute_min_cosine(fast(draw_token_ids(), causal=False), fast(draw_token_ids(), causal=True)) < 0.99
-    assert torch.allclose(fast(draw_token_ids(), causal=False), wanted, atol=1e-4)
+    decoder = build_decoder(model)
+    expected = compute_plain_states(model, draw_token_ids(), is_causal=False, attention_mask=None)
+    assert compute_min_cosine(decoder(draw_token_ids(), causal=False), decoder(draw_token_ids(), causal=True)) < 0.99
+    assert torch.allclose(decoder(draw_token_ids(), causal=False), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 20])
 def test_threads_change_nothing(threads: int) -> None:
     model, before = build_model("qwen2"), torch.get_num_threads()
-    fast = build_decoder(model)
-    alone = fast(draw_token_ids(), causal=True)
+    decoder = build_decoder(model)
+    single_threaded = decoder(draw_token_ids(), causal=True)
     try:
         torch.set_num_threads(threads)
-        together = fast(draw_token_ids(), causal=True)
+        together = decoder(draw_token_ids(), causal=True)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(together, single_threaded, atol=1e-5)
 
 
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama")
-    fast = build_decoder(model)
-    wanted = fast(draw_token_ids(), causal=True)
+    decoder = build_decoder(model)
+    expected = decoder(draw_token_ids(), causal=True)
     for name, value in {"MLP_BLOCK_VALUES": 640, "NORM_BLOCK_VECTORS": 3, "QUERY_BLOCK": 3, "MAX_SCORES": 40}.items():
         monkeypatch.setattr(decoders, name, value)
-    assert torch.allclose(fast(draw_token_ids(), causal=True), wanted, atol=1e-5)
+    assert torch.allclose(decoder(draw_token_ids(), causal=True), expected, atol=1e-5)
 
 
-# (model type, config) that transformers must compute
+# (model type, config) that only transformers supports
 UNSUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "a sliding window": ("mistral", {"sliding_window": 64}),
     "some layers with a window": (
@@ -181,18 +194,26 @@ def test_unsupported_models_are_left_to_transformers(family: str, config: dict[s
 
 def test_changed_weights_and_replaced_layers_are_used() -> None:
     model = build_model("qwen2")
-    fast = build_decoder(model)
-    with torch.no_grad():  # as an optimiser does
+    decoder = build_decoder(model)
+    with torch.no_grad():  # change weights in place, as an optimizer does
         model.layers[0].self_attn.q_proj.weight.add_(0.1)
-    assert torch.allclose(fast(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4)
-    model.layers[1].mlp.up_proj.weight.data = model.layers[1].mlp.up_proj.weight.data * 2  # as `.to(dtype)` does
-    assert torch.allclose(fast(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4)
+    assert torch.allclose(
+        decoder(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4
+    )
+    model.layers[1].mlp.up_proj.weight.data = (
+        model.layers[1].mlp.up_proj.weight.data * 2
+    )  # replace the tensor, as `.to(dtype)` does
+    assert torch.allclose(
+        decoder(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4
+    )
 
     class Adapted(torch.nn.Linear):
-        """A layer of another kind in its place, as an adapter is."""
+        """A layer of another class, as an adapter is."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             return super().forward(states) * 3
 
     model.layers[2].self_attn.v_proj = Adapted(48, 16)
-    assert torch.allclose(fast(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4)
+    assert torch.allclose(
+        decoder(draw_token_ids(), causal=True), compute_plain_states(model, draw_token_ids()), atol=1e-4
+    )

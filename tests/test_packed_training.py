@@ -22,47 +22,47 @@ def build_adapted_model(family: str, dtype: torch.dtype = torch.float32, **lora:
     kind, config = FAMILIES[family]
     recipe = replace(catalog.find_recipe("quick"), lora=LoraSettings(r=4, **{"lora_dropout": 0.0, **lora}))
     model = lora_module.prepare_for_training(build_model(kind, dtype, **config), recipe)
-    for weight in lora_module.get_trainable_weights(model).values():  # halves of zero would hide a mistake
+    for weight in lora_module.get_trainable_weights(model).values():  # the zero matrices of LoRA would hide errors
         torch.nn.init.normal_(weight, std=0.1)
     return model
 
 
 def draw_token_ids() -> list[np.ndarray]:
-    draw = np.random.default_rng(5)
-    return [draw.integers(0, 100, size=length) for length in LENGTHS]
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, 100, size=length) for length in LENGTHS]
 
 
 def compute_plain_states(model: Any, texts: list[np.ndarray]) -> Tensor:
-    """What transformers and peft compute, without the padding."""
+    """Compute the states with transformers and peft, and remove the padding."""
     padded, lengths = pad_rows(texts)
     states = model(input_ids=padded, use_cache=False).last_hidden_state
     return torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
 
 
 def compute_gradients(model: Any, states: Tensor) -> dict[str, Tensor]:
-    """The gradient of a sum whose parts weigh differently."""
+    """Compute the gradient of a randomly weighted sum."""
     torch.manual_seed(1)
     (states.float() * torch.randn(states.shape)).sum().backward()  # type: ignore[no-untyped-call]  # torch's
-    found = {
+    actual = {
         name: weight.grad.clone()
         for name, weight in lora_module.get_trainable_weights(model).items()
         if weight.grad is not None
     }
     model.zero_grad()
-    return found
+    return actual
 
 
 def assert_same_states_and_gradients(model: Any, tolerance: float) -> None:
     assert packed_forward.supports_model(model)
     ours, theirs = packed_forward.compute_states(model, draw_token_ids()), compute_plain_states(model, draw_token_ids())
     assert (ours - theirs).norm() < tolerance * theirs.norm()
-    found, expected = compute_gradients(model, ours), compute_gradients(model, theirs)
-    assert found.keys() == expected.keys() == lora_module.get_trainable_weights(model).keys()
-    for name, slope in expected.items():
-        assert (found[name] - slope).norm() < tolerance * slope.norm(), name
+    actual, expected = compute_gradients(model, ours), compute_gradients(model, theirs)
+    assert actual.keys() == expected.keys() == lora_module.get_trainable_weights(model).keys()
+    for name, gradient in expected.items():
+        assert (actual[name] - gradient).norm() < tolerance * gradient.norm(), name
 
 
-# a rope that follows the length turns a padded text by the longest beside it, so transformers' pass is no measure
+# with dynamic rope, transformers rotates a padded text by the longest text of the batch, so it is no reference
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "a rope that follows the length"])
 def test_states_and_gradients_equal_those_of_transformers(family: str) -> None:
     assert_same_states_and_gradients(build_adapted_model(family), 1e-4)
@@ -80,16 +80,16 @@ def test_many_attention_scores_are_computed_in_row_chunks(monkeypatch: pytest.Mo
 
 def test_bfloat16_is_as_close_to_float32_as_transformers_bfloat16() -> None:
     exact = build_adapted_model("llama")
-    rough = build_adapted_model("llama", torch.bfloat16)
+    bfloat16_model = build_adapted_model("llama", torch.bfloat16)
     truth, ours = (
         compute_gradients(exact, compute_plain_states(exact, draw_token_ids())),
-        compute_gradients(rough, packed_forward.compute_states(rough, draw_token_ids())),
+        compute_gradients(bfloat16_model, packed_forward.compute_states(bfloat16_model, draw_token_ids())),
     )
     with torch.autocast("cpu", torch.bfloat16):
-        theirs = compute_gradients(rough, compute_plain_states(rough, draw_token_ids()))
+        theirs = compute_gradients(bfloat16_model, compute_plain_states(bfloat16_model, draw_token_ids()))
 
-    def off(found: dict[str, Tensor]) -> float:
-        return max(float((found[name] - slope).norm() / slope.norm()) for name, slope in truth.items())
+    def off(actual: dict[str, Tensor]) -> float:
+        return max(float((actual[name] - gradient).norm() / gradient.norm()) for name, gradient in truth.items())
 
     assert off(ours) < 1.2 * off(theirs)
 

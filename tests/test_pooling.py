@@ -13,11 +13,11 @@ def draw_states() -> torch.Tensor:
 
 
 def test_gpu_sums_equal_those_of_float64() -> None:
-    found = pooling._sum_in_fixed_order(draw_states(), OFFSETS)
+    sums = pooling._sum_in_fixed_order(draw_states(), OFFSETS)
     exact = torch.stack([part.double().sum(dim=0) for part in draw_states().split(OFFSETS.diff().tolist())])
-    assert found.dtype == torch.float32
-    assert float((found - exact).abs().max()) < 1e-4
-    assert torch.equal(found, pooling._sum_in_fixed_order(draw_states(), OFFSETS))
+    assert sums.dtype == torch.float32
+    assert float((sums - exact).abs().max()) < 1e-4
+    assert torch.equal(sums, pooling._sum_in_fixed_order(draw_states(), OFFSETS))
 
 
 @pytest.mark.parametrize("name", ["mean", "weighted"])

@@ -45,16 +45,16 @@ def test_dropping_removes_the_main_directions() -> None:
 
 @pytest.mark.parametrize("components", [None, 4])
 def test_whitening_gives_every_direction_unit_variance(components: int | None) -> None:
-    word = "mean:post=whiten" + (f",components={components}" if components else "")
-    after = fit_postprocessing(catalog.find_method(word), build_blocks())(VECTORS)
+    spelling = "mean:post=whiten" + (f",components={components}" if components else "")
+    after = fit_postprocessing(catalog.find_method(spelling), build_blocks())(VECTORS)
     centred = VECTORS - VECTORS.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     white = normalize((centred @ directions.T / sizes)[:, :components])
-    assert np.allclose(after @ after.T, white @ white.T, atol=1e-4)  # the signs of directions are free
+    assert np.allclose(after @ after.T, white @ white.T, atol=1e-4)  # the signs of the directions are arbitrary
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("spelling", "message"),
     [
         ("mean:components=3", "components = 3"),
         ("mean:post=whiten,components=0", "components = 0"),
@@ -62,9 +62,9 @@ def test_whitening_gives_every_direction_unit_variance(components: int | None) -
         ("mean:post=center", "did you mean centre"),
     ],
 )
-def test_an_invalid_combination_is_refused(word: str, message: str) -> None:
+def test_an_invalid_combination_is_refused(spelling: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        catalog.find_method(word)
+        catalog.find_method(spelling)
     assert message in f"{caught.value.cause} {caught.value.next_step}"
 
 
@@ -76,12 +76,12 @@ def test_more_directions_than_the_corpus_has_are_refused() -> None:
 
 def test_postprocessing_embeds_nothing_again(model: Path, task: Path, out: Path, own_cache: Path) -> None:
     methods = ["mean", "mean:post=centre", "mean:post=whiten", "mean:post=drop-top,components=3"]
-    found = run_cells(
+    cells = run_cells(
         "run", "--model", model, "--task", task, "--out", out, *(w for m in methods for w in ("--method", m))
     )
-    assert [cell["method"] for cell in found] == [
+    assert [cell["method"] for cell in cells] == [
         "mean", "mean:post=centre", "mean:post=whiten", "mean:components=3,post=drop-top",
     ]  # fmt: skip
-    assert len({cell["settings_id"] for cell in found}) == 4
+    assert len({cell["settings_id"] for cell in cells}) == 4
     assert len(list((own_cache / "embeddings").rglob("manifest.json"))) == 2
     assert run_command("report", out).exit_code == 0

@@ -16,40 +16,40 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_time_left_is_estimated_by_tokens(clock: list[float]) -> None:
-    pace = PhaseProgress("texts")
+    phase_progress = PhaseProgress("texts")
     clock[0] += 10
-    pace.add(1, 4, tokens=500, tokens_left=500)  # one long text is half of the work
-    assert pace.estimate_seconds_left() == 10
-    assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in pace.format_line()
+    phase_progress.add(1, 4, tokens=500, tokens_left=500)  # one long text has half of the tokens
+    assert phase_progress.estimate_seconds_left() == 10
+    assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in phase_progress.format_line()
 
 
 def test_work_found_on_disk_does_not_count_as_speed(clock: list[float]) -> None:
-    pace = PhaseProgress("texts")
+    phase_progress = PhaseProgress("texts")
     clock[0] += 1
-    pace.add(1000, 2000, tokens=0, tokens_left=800)  # read, in no time
+    phase_progress.add(1000, 2000, tokens=0, tokens_left=800)  # read from the cache
     clock[0] += 10
-    pace.add(500, 2000, tokens=400, tokens_left=400)
-    assert pace.estimate_seconds_left() == 10
-    assert "50.0 texts/s" in pace.format_line()
+    phase_progress.add(500, 2000, tokens=400, tokens_left=400)
+    assert phase_progress.estimate_seconds_left() == 10
+    assert "50.0 texts/s" in phase_progress.format_line()
 
 
 def test_peak_throughput_is_measured_once_and_only_if_tokens_are_computed(clock: list[float]) -> None:
-    asked: list[int] = []
+    measurements: list[int] = []
 
     def reach() -> float:
-        asked.append(1)
+        measurements.append(1)
         return 200.0
 
-    pace = PhaseProgress("texts", reach)
+    phase_progress = PhaseProgress("texts", reach)
     clock[0] += 1
-    pace.add(5, 10, tokens=0, tokens_left=0)
-    assert "peak" not in pace.format_line()
-    assert not asked
+    phase_progress.add(5, 10, tokens=0, tokens_left=0)
+    assert "peak" not in phase_progress.format_line()
+    assert not measurements
     clock[0] += 2
-    pace.add(2, 10, tokens=100, tokens_left=100)
-    assert "50 tokens/s, 25% of peak" in pace.format_line()
-    pace.format_line()
-    assert asked == [1]
+    phase_progress.add(2, 10, tokens=100, tokens_left=100)
+    assert "50 tokens/s, 25% of peak" in phase_progress.format_line()
+    phase_progress.format_line()
+    assert measurements == [1]
 
 
 def test_a_log_gets_periodic_lines_and_a_last_line(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,16 +70,18 @@ def test_peak_throughput_is_that_of_the_linear_layers() -> None:
 
 
 def test_products_are_timed_together_without_synchronizing(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
+    calls: list[str] = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(peak_throughput, "_synchronize", lambda _: done.append("|"))
-    monkeypatch.setattr(peak_throughput.nn.functional, "linear", lambda *given: (done.append("."), linear(*given))[1])
+    monkeypatch.setattr(peak_throughput, "_synchronize", lambda _: calls.append("|"))
+    monkeypatch.setattr(
+        peak_throughput.nn.functional, "linear", lambda *arguments: (calls.append("."), linear(*arguments))[1]
+    )
     peak_throughput.measure_peak_throughput(torch.nn.Linear(8, 16), torch.float32, torch.device("cpu"), 64)
-    assert "".join(done) == "|....|" * (peak_throughput.REPETITIONS + 1)
+    assert "".join(calls) == "|....|" * (peak_throughput.REPETITIONS + 1)
 
 
 def test_a_share_above_one_is_not_shown(clock: list[float]) -> None:
-    pace = PhaseProgress("texts", lambda: 40.0)
+    phase_progress = PhaseProgress("texts", lambda: 40.0)
     clock[0] += 2
-    pace.add(2, 10, tokens=100, tokens_left=100)
-    assert "50 tokens/s, 1.0 texts/s" in pace.format_line()
+    phase_progress.add(2, 10, tokens=100, tokens_left=100)
+    assert "50 tokens/s, 1.0 texts/s" in phase_progress.format_line()

@@ -26,7 +26,7 @@ def tokens() -> Any:
 
 
 def compute_specified_ids(tokenizer: Any, text: str, role: Role, limit: int) -> list[int]:
-    """PromptReps, written down again: cut, decode, render the chat, cut after the answer, tokenise once."""
+    """Compute PromptReps' ids as its source does: cut, decode, render the chat, cut after the answer, tokenize once."""
     cut = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:limit])
     noun = "query" if role == "query" else "passage"
     turns = [
@@ -44,52 +44,54 @@ def compute_specified_ids(tokenizer: Any, text: str, role: Role, limit: int) -> 
 
 @pytest.mark.parametrize("role", ["query", "document"])
 def test_promptreps_token_ids_equal_the_specification(tokens: Any, role: Role) -> None:
-    found = PromptTokenizer(tokens, catalog.load_methods().find("promptreps")).tokenize(TEXTS, role, 32)
+    tokenized = PromptTokenizer(tokens, catalog.load_methods().find("promptreps")).tokenize(TEXTS, role, 32)
     for row, text in enumerate(TEXTS):
-        assert found[row].tolist() == compute_specified_ids(tokens, text, role, 32), text[:20]
-    assert found.truncated == sum(len(tokens(text)["input_ids"]) > 32 for text in TEXTS) > 0
-    assert found.empty == 1
+        assert tokenized[row].tolist() == compute_specified_ids(tokens, text, role, 32), text[:20]
+    assert tokenized.truncated == sum(len(tokens(text)["input_ids"]) > 32 for text in TEXTS) > 0
+    assert tokenized.empty == 1
 
 
 def test_plain_methods_truncate_the_finished_sequence(tokens: Any) -> None:
-    found = PromptTokenizer(tokens, catalog.load_methods().find("last")).tokenize(TEXTS, "document", 16)
+    tokenized = PromptTokenizer(tokens, catalog.load_methods().find("last")).tokenize(TEXTS, "document", 16)
     for row, text in enumerate(TEXTS[:4]):
-        assert found[row].tolist() == tokens(text)["input_ids"][:16]
-    assert found.lengths.max() == 16
-    assert found.truncated == sum(len(tokens(text)["input_ids"]) > 16 for text in TEXTS)
+        assert tokenized[row].tolist() == tokens(text)["input_ids"][:16]
+    assert tokenized.lengths.max() == 16
+    assert tokenized.truncated == sum(len(tokens(text)["input_ids"]) > 16 for text in TEXTS)
 
 
 def test_an_empty_text_is_one_end_token(tokens: Any) -> None:
-    found = PromptTokenizer(tokens, catalog.load_methods().find("mean")).tokenize([""], "document", 16)
-    assert found[0].tolist() == [tokens.eos_token_id]
+    tokenized = PromptTokenizer(tokens, catalog.load_methods().find("mean")).tokenize([""], "document", 16)
+    assert tokenized[0].tolist() == [tokens.eos_token_id]
 
 
 def test_an_eos_counts_towards_the_length(tokens: Any) -> None:
     method = Method("with-eos", "", "ours", "a test", "last", query="Query:{text}", eos=True)
-    found = PromptTokenizer(tokens, method).tokenize(["one two three", "word " * 50], "query", 24)
-    assert found[0].tolist() == [*tokens("Query:one two three")["input_ids"], tokens.eos_token_id]
-    assert len(found[1]) == 24
-    assert found[1][-1] == tokens.eos_token_id
+    tokenized = PromptTokenizer(tokens, method).tokenize(["one two three", "word " * 50], "query", 24)
+    assert tokenized[0].tolist() == [*tokens("Query:one two three")["input_ids"], tokens.eos_token_id]
+    assert len(tokenized[1]) == 24
+    assert tokenized[1][-1] == tokens.eos_token_id
 
 
 def test_an_instruction_is_placed_by_the_template(tokens: Any) -> None:
     method = Method("instructed", "", "ours", "a test", "last", query="Instruct: {instruction}\nQuery: {text}")
-    wording = PromptTokenizer(tokens, method, "Find the answer")
-    assert wording.build_prompt("what {text} is", "query") == "Instruct: Find the answer\nQuery: what {text} is"
+    prompt_tokenizer = PromptTokenizer(tokens, method, "Find the answer")
+    assert (
+        prompt_tokenizer.build_prompt("what {text} is", "query") == "Instruct: Find the answer\nQuery: what {text} is"
+    )
 
 
 def test_a_chat_method_needs_a_chat_template() -> None:
-    bare = tiny_models.build_tokenizer()
-    bare.chat_template = None
+    tokenizer = tiny_models.build_tokenizer()
+    tokenizer.chat_template = None
     with pytest.raises(InapplicableError, match="promptreps needs a chat template"):
-        PromptTokenizer(bare, catalog.load_methods().find("promptreps"))
+        PromptTokenizer(tokenizer, catalog.load_methods().find("promptreps"))
 
 
 def test_a_batch_of_texts_is_tokenised_like_single_texts(tokens: Any, tmp_path: Path) -> None:
-    wording = PromptTokenizer(tokens, catalog.load_methods().find("promptreps"))
+    prompt_tokenizer = PromptTokenizer(tokens, catalog.load_methods().find("promptreps"))
     texts = [
         f"{sentence} {number}" for number in range(40) for sentence in tiny_models.SENTENCES
-    ]  # more than one chunk
-    together = wording.tokenize(texts, "document", 20)
+    ]  # more texts than one chunk of the tokenizer
+    together = prompt_tokenizer.tokenize(texts, "document", 20)
     for row in (0, 1, 1023, 1024, 1025, len(texts) - 1):
-        assert together[row].tolist() == wording.tokenize([texts[row]], "document", 20)[0].tolist()
+        assert together[row].tolist() == prompt_tokenizer.tokenize([texts[row]], "document", 20)[0].tolist()

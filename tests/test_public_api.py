@@ -1,4 +1,4 @@
-"""The functions of `import retbench`: every argument is spelled out, and each gives what its command gives."""
+"""The functions of `import retbench`: every argument is explicit, and results equal those of the commands."""
 
 import inspect
 import json
@@ -36,9 +36,9 @@ def test_evaluate_takes_one_name_or_many(tmp_path: Path) -> None:
     folder = str(small_collection.write_folder(tmp_path / "small"))
     lines: list[str] = []
     (first,) = retbench.evaluate("bm25", tasks=folder, out=tmp_path / "results", log_status=lines.append)
-    (again,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
-    assert (first.status, first.cached, again.cached) == ("done", False, True)
-    assert again.scores == first.scores
+    (same_cell,) = retbench.evaluate(["bm25"], tasks=[folder], out=tmp_path / "results")
+    assert (first.status, first.cached, same_cell.cached) == ("done", False, True)
+    assert same_cell.scores == first.scores
     assert any("bm25" in line for line in lines)
 
 

@@ -50,7 +50,7 @@ def test_published_rows_are_marked_and_never_ranked(tmp_path: Path) -> None:
     assert build_report(tmp_path).boards[0].published_rows == []
     text = build_report(tmp_path, reference=True).format("markdown")
     assert "| – | – | E5-Mistral-7B† | published: mteb-beir | 76.42 |" in text
-    only = build_report(tmp_path, table_names=("repllama",)).format("markdown")
+    only = build_report(tmp_path, table_names=("repllama-scifact",)).format("markdown")
     assert "RepLLaMA-7B†" in only
     assert "E5-Mistral" not in only
     with pytest.raises(UsageError, match="repllamma"):
@@ -135,7 +135,7 @@ def test_two_scores_of_one_model_on_one_task_are_refused(tmp_path: Path) -> None
     with pytest.raises(UsageError, match=r"org/model has two scores on scifact: 0.6 and 0.7"):
         import_results(tmp_path / "m", tmp_path / "r")
     import_results(files[0], tmp_path / "r")
-    import_results(files[0], tmp_path / "r")  # the same again is no news
+    import_results(files[0], tmp_path / "r")  # the same import again changes nothing
     with pytest.raises(UsageError, match=r"org/model has two scores"):
         import_results(files[1], tmp_path / "r")
     assert _read_imported(tmp_path / "r") == {"org/model": (0.6,)}
@@ -161,8 +161,8 @@ def test_every_subset_and_every_known_split_of_an_mteb_file_is_read(tmp_path: Pa
         "MSMARCO": {"dev": rows("default"), "train": rows("default")},
     }.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"task_name": name, "scores": scores}))
-    found = {one.task: one.scores["ndcg_at_10"] for one in read_mteb_results_below(tmp_path)}
-    assert found == {
+    actual = {one.task: one.scores["ndcg_at_10"] for one in read_mteb_results_below(tmp_path)}
+    assert actual == {
         "codesearchnet-go": 1.0, "codesearchnet-python": 0.5, "coircodesearchnetretrieval-klingon": 0.5,
         "longembed-passkey-256": 0.5, "longembed-passkey-512": 0.5, "msmarco": 0.5,
     }  # fmt: skip
@@ -175,8 +175,8 @@ def _build_cell(model: str = "minilm-l6", method: str = "mean", sample: int | No
 def test_an_expected_score_is_checked_only_for_a_cell_with_card_settings() -> None:
     model = catalog.find_model_card("minilm-l6")
     request, task = EvaluationRequest(("minilm-l6",), ("scifact",)), catalog.find_task_card("scifact")
-    (found,) = find_expected_scores(_build_cell(), model, task, request)
-    assert (found.metric, found.is_met) == ("ndcg_at_10", True)
+    (actual,) = find_expected_scores(_build_cell(), model, task, request)
+    assert (actual.metric, actual.is_met) == ("ndcg_at_10", True)
     assert find_expected_scores(_build_cell(sample=10), model, task, request) == ()
     assert find_expected_scores(_build_cell(method="last"), model, task, request) == ()
     assert find_expected_scores(_build_cell(), model, replace(task, fields=("text",)), request) == ()
@@ -190,7 +190,7 @@ def test_an_expected_score_is_checked_only_for_a_cell_with_card_settings() -> No
 
 def test_a_model_card_may_have_an_expected_score() -> None:
     model = ModelCard("mine", reference=(PublishedScore("scifact", "ndcg_at_10", 0.9, "a paper", 0.01),))
-    (found,) = find_expected_scores(
+    (actual,) = find_expected_scores(
         _build_cell("mine"), model, catalog.find_task_card("scifact"), EvaluationRequest(("mine",), ("scifact",))
     )
-    assert (found.score, found.is_met) == (0.9, False)
+    assert (actual.score, actual.is_met) == (0.9, False)

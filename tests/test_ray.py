@@ -106,9 +106,9 @@ def start_run(folder: Path, model: Path, task: Path, devices: str) -> "subproces
 
 def wait_for_run(process: "subprocess.Popen[str]") -> str:
     """Wait for exit code 0; return stderr."""
-    _, said = process.communicate()
-    assert process.returncode == 0, said[-3000:]
-    return said
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr[-3000:]
+    return stderr
 
 
 def run_to_end(folder: Path, model: Path, task: Path, devices: str = "1") -> str:
@@ -118,7 +118,7 @@ def run_to_end(folder: Path, model: Path, task: Path, devices: str = "1") -> str
 
 
 @pytest.fixture(scope="module")
-def alone(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def local_results(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("alone")
     run_to_end(folder, model, task)
     return read_results(folder / "results")
@@ -138,16 +138,18 @@ def read_worker_logs(folder: Path) -> dict[str, str]:
 
 
 def test_a_run_over_s3_equals_a_local_run_and_resumes_on_another_machine(
-    cluster: Any, bucket: str, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
+    cluster: Any, bucket: str, model: Path, task: Path, local_results: dict[str, Any], tmp_path: Path
 ) -> None:
     on = f"ray:store={bucket}/place,address={cluster.address}"
     run_to_end(tmp_path / "first", model, task, on)
-    assert read_results(tmp_path / "first" / "results") == alone
-    run_to_end(tmp_path / "second", model, task, on)  # an empty cache: every shard is brought, none is computed
-    assert read_results(tmp_path / "second" / "results") == alone
-    one, other = (read_worker_logs(tmp_path / name / "cache" / "embeddings") for name in ("first", "second"))
-    assert len(one) == 12
-    assert one == other
+    assert read_results(tmp_path / "first" / "results") == local_results
+    run_to_end(
+        tmp_path / "second", model, task, on
+    )  # with an empty cache every shard is downloaded and none is computed
+    assert read_results(tmp_path / "second" / "results") == local_results
+    first, second = (read_worker_logs(tmp_path / name / "cache" / "embeddings") for name in ("first", "second"))
+    assert len(first) == 12
+    assert first == second
     import s3fs
 
     assert any(name.endswith("record.json") for name in s3fs.S3FileSystem().find(f"{BUCKET}/place/results"))
@@ -160,12 +162,12 @@ def test_ray_train_runs_the_same_command_in_two_processes(
     words += ["--set", "split=train", "--set", "batch.contrastive_batch_size=2", "--set", "batch.train_batch_size=2"]
     words += ["--set", "optimizer.max_steps=2"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RETBENCH_CACHE": str(tmp_path / "cache")}
-    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}  # Ray Train leaves its own results at home
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}  # Ray Train writes its own results to HOME
 
     def trained(command: list[str], name: str) -> dict[str, Any]:
         command = [*command, *words, "--out", str(tmp_path / name)]
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, ran.stderr[-3000:]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr[-3000:]
         from safetensors.numpy import load_file
 
         files = sorted((tmp_path / name).glob("*.safetensors"))
@@ -173,29 +175,29 @@ def test_ray_train_runs_the_same_command_in_two_processes(
         return {f"{file.name} {key}": tensor for file in files for key, tensor in load_file(file).items()}
 
     together = trained([sys.executable, str(ROOT / "docs" / "examples" / "ray_train.py"), "2"], "together")
-    one = trained([sys.executable, "-m", "retbench"], "one")
+    first = trained([sys.executable, "-m", "retbench"], "one")
     import numpy as np
 
-    assert together.keys() == one.keys()
-    for name, tensor in one.items():
+    assert together.keys() == first.keys()
+    for name, tensor in first.items():
         np.testing.assert_allclose(together[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_killing_one_of_two_nodes_does_not_change_the_run(
-    cluster: Any, model: Path, task: Path, alone: dict[str, Any], tmp_path: Path
+    cluster: Any, model: Path, task: Path, local_results: dict[str, Any], tmp_path: Path
 ) -> None:
     on = f"ray:store={tmp_path / 'shared'},address={cluster.address}"
     running = start_run(tmp_path / "run", model, task, on)
-    (other,) = (node for node in cluster.list_all_nodes() if node is not cluster.head_node)
-    for node in (cluster.head_node, other):
+    (second,) = (node for node in cluster.list_all_nodes() if node is not cluster.head_node)
+    for node in (cluster.head_node, second):
         wait_until_working(running, tmp_path / "run" / node.node_id)
-    cluster.remove_node(other, allow_graceful=False)
-    with suppress(ProcessLookupError):  # a worker outlives its raylet, but not for long
-        os.kill(wait_until_working(running, tmp_path / "run" / other.node_id), signal.SIGKILL)
+    cluster.remove_node(second, allow_graceful=False)
+    with suppress(ProcessLookupError):  # a worker may outlive its raylet for a moment
+        os.kill(wait_until_working(running, tmp_path / "run" / second.node_id), signal.SIGKILL)
     (tmp_path / "run" / "open").touch()
-    said = wait_for_run(running)
-    assert "on the cluster died: another worker computes its shard" in said
-    assert read_results(tmp_path / "run" / "results") == alone
+    stderr = wait_for_run(running)
+    assert "on the cluster died: another worker computes its shard" in stderr
+    assert read_results(tmp_path / "run" / "results") == local_results
     assert (
         json.loads(next((tmp_path / "run" / "cache" / "embeddings").rglob("manifest.json")).read_text())["workers"] == 2
     )

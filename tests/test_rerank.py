@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mute(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_without_template(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model without a chat template."""
     folder = tmp_path_factory.mktemp("models") / "mute"
     folder.mkdir()
@@ -46,8 +46,8 @@ def mute(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_record(cell: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(cell["record"]) / "record.json").read_text())
-    return found
+    record: dict[str, Any] = json.loads((Path(cell["record"]) / "record.json").read_text())
+    return record
 
 
 def read_ranking(cell: dict[str, Any]) -> dict[str, list[str]]:
@@ -61,19 +61,19 @@ def texts() -> dict[str, str]:
 
 
 def compute_vectors(folder: Path, prompts: list[str]) -> np.ndarray:
-    """Last states by transformers alone, one text at a time."""
+    """Compute the last token's state with transformers alone, one text at a time."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    found = []
+    actual = []
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         if not ids.shape[1]:
             ids = torch.tensor([[tokenizer.eos_token_id]])
         with torch.inference_mode():
-            found.append(torch.nn.functional.normalize(model(ids).last_hidden_state[0, -1].float(), dim=0).numpy())
-    return np.stack(found)
+            actual.append(torch.nn.functional.normalize(model(ids).last_hidden_state[0, -1].float(), dim=0).numpy())
+    return np.stack(actual)
 
 
-FLOAT32 = ("--set", "dtype=float32")  # a machine with fast bfloat16 would round where the plain computation does not
+FLOAT32 = ("--set", "dtype=float32")  # on a machine with fast bfloat16 the results would be rounded
 LISTWISE_OPTIONS = (
     "<|im_start|>system\nYou are a tiny helpful model.<|im_end|>\n<|im_start|>user\n"
     "Given a web search query and some relevant documents, rerank the documents that answer the query:\n"
@@ -82,7 +82,7 @@ LISTWISE_OPTIONS = (
 
 
 def test_the_listwise_prompt_and_its_cosines_equal_a_plain_computation(model: Path, task: Path, out: Path) -> None:
-    plain, listed = run_cells(
+    first_stage, listed = run_cells(
         "run",
         *FLOAT32,
         "--model",
@@ -96,18 +96,18 @@ def test_the_listwise_prompt_and_its_cosines_equal_a_plain_computation(model: Pa
         "--out",
         out,
     )
-    assert (plain["rerank"], listed["rerank"]) == ([], ["e2rank:documents=3"])
-    documents, before = texts(), read_ranking(plain)
-    every = compute_vectors(model, list(documents.values()))
-    for query, wording in small_collection.QUERIES[:3]:
-        shown = [" ".join(documents[name].split()) for name in before[query][:3]]
-        (asked,) = compute_vectors(model, [LISTWISE_OPTIONS.format(*shown, wording)])
-        scores = dict(zip(documents, every @ asked, strict=True))
-        after = read_ranking(listed)[query]
-        assert sorted(after) == sorted(before[query])
-        assert [scores[name] for name in after] == sorted(scores.values(), reverse=True)
+    assert (first_stage["rerank"], listed["rerank"]) == ([], ["e2rank:documents=3"])
+    documents, first_ranking = texts(), read_ranking(first_stage)
+    document_vectors = compute_vectors(model, list(documents.values()))
+    for query, query_text in small_collection.QUERIES[:3]:
+        shown_texts = [" ".join(documents[name].split()) for name in first_ranking[query][:3]]
+        (query_vector,) = compute_vectors(model, [LISTWISE_OPTIONS.format(*shown_texts, query_text)])
+        scores = dict(zip(documents, document_vectors @ query_vector, strict=True))
+        reranked = read_ranking(listed)[query]
+        assert sorted(reranked) == sorted(first_ranking[query])
+        assert [scores[name] for name in reranked] == sorted(scores.values(), reverse=True)
     sample = json.loads((Path(listed["record"]) / "sample.json").read_text())
-    names = before["q1"][:3]
+    names = first_ranking["q1"][:3]
     assert sample["prompt"] == LISTWISE_OPTIONS.format(*(documents[name] for name in names), "how to brew a hot drink")
     facts = read_record(listed)["cost"]["rerank"][0]
     assert (facts["form"], facts["prompts"], facts["prompts_cut"]) == ("chat", 3, 0)
@@ -135,8 +135,10 @@ def _method(name: str) -> Any:
     return catalog.find_method(name)
 
 
-def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, task: Path, out: Path) -> None:
-    line = ("run", "--model", mute, "--task", task, "--method", "last", "--out", out)
+def test_without_a_template_the_same_text_is_a_query_of_the_method(
+    model_without_template: Path, task: Path, out: Path
+) -> None:
+    line = ("run", "--model", model_without_template, "--task", task, "--method", "last", "--out", out)
     *_, listed = run_cells(*line, "--rerank", "e2rank:documents=2")
     sample = json.loads((Path(listed["record"]) / "sample.json").read_text())
     assert sample["prompt"].startswith("Given a web search query")
@@ -147,45 +149,61 @@ def test_without_a_template_the_same_text_is_a_query_of_the_method(mute: Path, t
     assert "no chat template" in skipped["error"]
 
 
-def test_documents_share_the_remaining_tokens_equally(mute: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(mute)
+def test_documents_share_the_remaining_tokens_equally(model_without_template: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_without_template)
     documents = ["short", "bread " * 400, "water " * 300]
     settings = reranker_settings.E2RankSettings(documents=3)
 
     def fitted(limit: int) -> tuple[list[int], Any]:
         sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=False, limit=limit)
-        asked: Any = listwise_embedding.ListwisePromptBuilder(sheet, settings, str)
-        ids = asked.fit_prompt("why?", documents).flat
+        prompt_builder: Any = listwise_embedding.ListwisePromptBuilder(sheet, settings, str)
+        ids = prompt_builder.fit_prompt("why?", documents).flat
         assert len(ids) <= limit
         parts = tokenizer.decode(ids).partition("Documents:\n")[2].partition("\nSearch Query")[0].split("\n")
-        return [sheet.count_tokens(part.partition("] ")[2]) for part in parts], asked.counts
+        return [sheet.count_tokens(part.partition("] ")[2]) for part in parts], prompt_builder.counts
 
     (first_, second, third), counts = fitted(300)
     assert (first_, counts.prompts_cut, counts.documents_left_out) == (len(tokenizer("short")["input_ids"]), 1, 0)
     assert abs(second - third) <= 1
-    room = 300 - len(tokenizer(build_listwise_prompt("why?", [*documents[:1], "", ""]))["input_ids"])
-    assert abs(second + third - room) < 8  # texts joined have other tokens than texts apart
+    free_tokens = 300 - len(tokenizer(build_listwise_prompt("why?", [*documents[:1], "", ""]))["input_ids"])
+    assert abs(second + third - free_tokens) < 8  # joined texts may have other tokens than separate texts
     sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=False, limit=0)
-    least = build_listwise_prompt("why?", sheet.truncate_texts(documents, listwise_embedding.MIN_DOCUMENT_TOKENS))
-    lengths, counts = fitted(len(sheet.tokenize(least).flat) - 1)
+    shortest_prompt = build_listwise_prompt(
+        "why?", sheet.truncate_texts(documents, listwise_embedding.MIN_DOCUMENT_TOKENS)
+    )
+    lengths, counts = fitted(len(sheet.tokenize(shortest_prompt).flat) - 1)
     assert (len(lengths), counts.documents_left_out) == (2, 1)
     with pytest.raises(UsageError, match="cannot hold two documents"):
         fitted(60)
 
 
-def test_a_query_that_is_too_long_is_truncated_and_counted(mute: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(mute)
+def test_a_query_that_is_too_long_is_truncated_and_counted(model_without_template: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_without_template)
     sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, _method("last")), chat=False, limit=300)
-    asked: Any = listwise_embedding.ListwisePromptBuilder(sheet, reranker_settings.E2RankSettings(), str)
-    assert len(asked.fit_prompt("north " * 500, ["one", "two"]).flat) <= 300
-    assert asked.counts.queries_cut == 1
+    prompt_builder: Any = listwise_embedding.ListwisePromptBuilder(sheet, reranker_settings.E2RankSettings(), str)
+    assert len(prompt_builder.fit_prompt("north " * 500, ["one", "two"]).flat) <= 300
+    assert prompt_builder.counts.queries_cut == 1
 
 
-def test_the_cell_is_skipped_if_fewer_than_two_documents_fit(mute: Path, task: Path, out: Path) -> None:
-    line = ("run", "--model", mute, "--task", task, "--method", "last", "--rerank", "e2rank:length=40", "--out", out)
+def test_the_cell_is_skipped_if_fewer_than_two_documents_fit(
+    model_without_template: Path, task: Path, out: Path
+) -> None:
+    line = (
+        "run",
+        "--model",
+        model_without_template,
+        "--task",
+        task,
+        "--method",
+        "last",
+        "--rerank",
+        "e2rank:length=40",
+        "--out",
+        out,
+    )
     answer = run_command(*line, "--json")
-    plain, skipped = json.loads(answer.stdout)
-    assert (plain["status"], skipped["status"], answer.exit_code) == ("done", "skipped", 0)
+    first_stage, skipped = json.loads(answer.stdout)
+    assert (first_stage["status"], skipped["status"], answer.exit_code) == ("done", "skipped", 0)
     assert "cannot hold two documents" in skipped["error"]
     board = run_command("report", out).output
     assert "e2rank:length=40" in board
@@ -207,56 +225,63 @@ def test_documents_are_not_embedded_again(model: Path, task: Path, out: Path, mo
 
 def test_only_candidates_are_embedded_if_the_corpus_is_not_cached(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:model={model},method=last")
-    plain, baseline, listed = run_cells(*line)
+    first_stage, baseline, listed = run_cells(*line)
     assert baseline["rerank"] == ["vectors:method=last,model=tiny"]
     assert listed["rerank"] == ["e2rank:method=last,model=tiny"]
-    found, documents = read_ranking(plain), texts()
-    for query, wording in small_collection.QUERIES[:3]:
-        asked, *rest = compute_vectors(model, [wording, *(documents[name] for name in found[query])])
-        scores = {name: float(asked @ other) for name, other in zip(found[query], rest, strict=True)}
-        assert read_ranking(baseline)[query] == sorted(found[query], key=lambda name: -scores[name])
+    actual, documents = read_ranking(first_stage), texts()
+    for query, query_text in small_collection.QUERIES[:3]:
+        query_vector, *candidate_vectors = compute_vectors(
+            model, [query_text, *(documents[name] for name in actual[query])]
+        )
+        scores = {
+            name: float(query_vector @ document_vector)
+            for name, document_vector in zip(actual[query], candidate_vectors, strict=True)
+        }
+        assert read_ranking(baseline)[query] == sorted(actual[query], key=lambda name: -scores[name])
     assert str(model) not in (Path(listed["record"]) / "record.json").read_text()
     assert read_record(listed)["cards"]["rerankers"][0]["name"] == "tiny"
-    (again, *_) = run_cells(*line)
-    assert again["cached"]
+    (cached_cell, *_) = run_cells(*line)
+    assert cached_cell["cached"]
 
 
 def test_rocchio_equals_the_textbook_formula(model: Path, task: Path, out: Path) -> None:
-    word = "rocchio:documents=2,alpha=0.5,beta=2,gamma=0.25"
-    plain, moved = run_cells(
-        "run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--rerank", word, "--out", out
+    reranker = "rocchio:documents=2,alpha=0.5,beta=2,gamma=0.25"
+    first_stage, reranked_cell = run_cells(
+        "run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--rerank", reranker, "--out", out
     )
-    documents, before = texts(), read_ranking(plain)
-    every = dict(zip(documents, compute_vectors(model, list(documents.values())), strict=True))
-    for query, wording in small_collection.QUERIES[:3]:
-        (asked,) = compute_vectors(model, [wording])
-        order = before[query]
-        asked = 0.5 * asked + 2 * np.mean([every[name] for name in order[:2]], axis=0)
-        asked = asked - 0.25 * np.mean([every[name] for name in order[-2:]], axis=0)
-        assert read_ranking(moved)[query] == sorted(order, key=lambda name: -float(every[name] @ asked))
+    documents, first_ranking = texts(), read_ranking(first_stage)
+    document_vectors = dict(zip(documents, compute_vectors(model, list(documents.values())), strict=True))
+    for query, query_text in small_collection.QUERIES[:3]:
+        (query_vector,) = compute_vectors(model, [query_text])
+        order = first_ranking[query]
+        query_vector = 0.5 * query_vector + 2 * np.mean([document_vectors[name] for name in order[:2]], axis=0)
+        query_vector = query_vector - 0.25 * np.mean([document_vectors[name] for name in order[-2:]], axis=0)
+        assert read_ranking(reranked_cell)[query] == sorted(
+            order, key=lambda name: -float(document_vectors[name] @ query_vector)
+        )
 
 
 @pytest.mark.skipif(not CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
 def test_the_peak_memory_of_a_reranked_cell_is_its_own(task: Path, out: Path) -> None:
     line = ("run", "--model", "bm25", "--task", task, "--out", out)
-    (plain,) = run_cells(*line)
-    large = np.ones(1 << 27)  # a gigabyte, for something else
+    (first_stage,) = run_cells(*line)
+    large = np.ones(1 << 27)  # a peak of one gigabyte outside the cell
     del large
     *_, ordered = run_cells(*line, "--rerank", "ql")
-    assert read_record(ordered)["cost"]["peak_memory_mb"] < read_record(plain)["cost"]["peak_memory_mb"] + 500
+    assert read_record(ordered)["cost"]["peak_memory_mb"] < read_record(first_stage)["cost"]["peak_memory_mb"] + 500
 
 
 def test_ql_equals_the_likelihood_of_words(task: Path, out: Path) -> None:
-    """By hand: counts smoothed by the collection's, for the words that stemming and stop words leave."""
-    own = run_command("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
-    (whole,) = json.loads(own.stdout)
+    """Computed by hand: smoothed counts of the words that remain after stemming and stop words."""
+    answer = run_command("run", "--model", "query-likelihood", "--task", task, "--out", out, "--json")
+    (cell,) = json.loads(answer.stdout)
     file = task.parent / "theirs.txt"
     file.write_text("".join(f"q1 Q0 {name} {n} {-n} x\n" for n, (name, _, _) in enumerate(small_collection.DOCUMENTS)))
     _, ordered = run_cells("rerank", file, "--task", task, "--with", "ql", "--out", out)
-    found = read_ranking(whole)["q1"]
-    assert read_ranking(ordered)["q1"][: len(found)] == found
-    rest = [name for name, _, _ in small_collection.DOCUMENTS if name not in found]
-    assert read_ranking(ordered)["q1"][len(found) :] == rest
+    actual = read_ranking(cell)["q1"]
+    assert read_ranking(ordered)["q1"][: len(actual)] == actual
+    candidate_vectors = [name for name, _, _ in small_collection.DOCUMENTS if name not in actual]
+    assert read_ranking(ordered)["q1"][len(actual) :] == candidate_vectors
     assert reranker_settings.parse_reranker("ql:model=some").spelling == "likelihood:model=some"
 
 
@@ -280,11 +305,11 @@ def test_a_reranking_depth_keeps_the_tail() -> None:
         collect_statistics = sample = dict
 
     ranking = Ranking([np.array([4, 7, 1, 9, 2]), np.array([3])], [np.arange(5, 0, -1.0), np.array([1.0])])
-    found = rerank_queries(ranking, ["a", "b"], Reversed(), lambda: None)
-    assert found.ranking.rows[0].tolist() == [1, 7, 4, 9, 2]
-    assert np.all(np.diff(found.ranking.scores[0]) < 0)
-    assert found.ranking.rows[1].tolist() == [3]  # one candidate is no question
-    assert len(found.seconds_per_query) == 2
+    actual = rerank_queries(ranking, ["a", "b"], Reversed(), lambda: None)
+    assert actual.ranking.rows[0].tolist() == [1, 7, 4, 9, 2]
+    assert np.all(np.diff(actual.ranking.scores[0]) < 0)
+    assert actual.ranking.rows[1].tolist() == [3]  # a single candidate needs no reranking
+    assert len(actual.seconds_per_query) == 2
 
 
 def test_sliding_windows_move_a_document_to_the_top() -> None:
@@ -312,18 +337,18 @@ def test_an_imported_run_is_reranked(model: Path, task: Path, out: Path) -> None
     file = task.parent / "theirs.txt"
     file.write_text(RUN)
     line = ("rerank", file, "--task", task, "--with", f"rocchio:model={model}", "--out", out)
-    own, baseline, moved = run_cells(*line)
-    assert [cell["model"] for cell in (own, baseline, moved)] == ["theirs"] * 3
-    assert read_ranking(own)["q1"] == ["coffee", "tea", "bread"]
-    assert sorted(read_ranking(moved)["q1"]) == ["bread", "coffee", "tea"]
-    assert read_ranking(moved)["q3"] == []
+    imported, baseline, reranked_cell = run_cells(*line)
+    assert [cell["model"] for cell in (imported, baseline, reranked_cell)] == ["theirs"] * 3
+    assert read_ranking(imported)["q1"] == ["coffee", "tea", "bread"]
+    assert sorted(read_ranking(reranked_cell)["q1"]) == ["bread", "coffee", "tea"]
+    assert read_ranking(reranked_cell)["q3"] == []
     assert "theirs" in run_command("report", out).output
     run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     (board,) = build_report(out).boards
     assert {(row.model, row.method) for row in board.rows} >= {("theirs", "run"), ("bm25", "bm25")}
-    again = run_cells("rerank", own["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
-    assert again[-1]["settings_id"] == moved["settings_id"]
-    assert again[-1]["cached"]
+    cells = run_cells("rerank", imported["settings_id"], "--with", f"rocchio:model={model}", "--out", out)
+    assert cells[-1]["settings_id"] == reranked_cell["settings_id"]
+    assert cells[-1]["cached"]
 
 
 def test_two_runs_of_one_name_are_two_rows(task: Path, out: Path) -> None:
@@ -364,28 +389,30 @@ def test_bad_runs_and_options_are_refused_by_name(
 def test_a_failed_reranker_keeps_finished_cells(task: Path, out: Path) -> None:
     run_cells("run", "--model", "bm25", "--task", task, "--out", out)
     (run,) = out.rglob("record.json")
-    lost = "listwise:model=./nowhere"
-    answer = run_command("rerank", run.parent, "--with", "ql", "--with", lost, "--with", "ql", "--out", out, "--json")
+    missing_reranker = "listwise:model=./nowhere"
+    answer = run_command(
+        "rerank", run.parent, "--with", "ql", "--with", missing_reranker, "--with", "ql", "--out", out, "--json"
+    )
     assert answer.exit_code == 1
     assert [(cell["rerank"], cell["status"]) for cell in json.loads(answer.stdout)] == [
-        ([], "done"), (["ql"], "done"), (["ql", lost], "failed"),
+        ([], "done"), (["ql"], "done"), (["ql", missing_reranker], "failed"),
     ]  # fmt: skip
     (failed,) = [cell for cell in json.loads(run_command("report", out, "--json").stdout) if cell["status"] == "failed"]
-    assert (failed["method"], failed["rerank"]) == ("bm25", ["ql", lost])
+    assert (failed["method"], failed["rerank"]) == ("bm25", ["ql", missing_reranker])
 
 
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("first_ranking", [False, True])
 def test_the_failure_file_is_removed_when_the_reranker_succeeds(
-    model: Path, task: Path, out: Path, tmp_path: Path, before: bool
+    model: Path, task: Path, out: Path, tmp_path: Path, first_ranking: bool
 ) -> None:
-    place = tmp_path / "tiny"
-    line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:documents=3,model={place}")
-    if before:  # done already, by another name of the same model
+    folder = tmp_path / "tiny"
+    line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:documents=3,model={folder}")
+    if first_ranking:  # the same cell was finished under another name of the model
         run_cells(*line[:-1], f"e2rank:documents=3,model={model}")
     assert run_command(*line).exit_code == 1
     assert list(out.rglob("*.failed.json"))
-    place.symlink_to(model)
-    assert run_cells(*line)[-1]["cached"] is before
+    folder.symlink_to(model)
+    assert run_cells(*line)[-1]["cached"] is first_ranking
     assert not list(out.rglob("*.failed.json"))
 
 
@@ -405,21 +432,26 @@ def test_reranking_never_returns_excluded_documents(
     monkeypatch.setattr(
         saved_run, "open_collection", lambda card: replace(opened(card), excluded={"q1": frozenset({"coffee"})})
     )
-    own, _ = saved_run.import_trec_run(file, str(task), out, "retbench rerank")
-    assert own.ranking.to_document_ids(own.collection)["q1"] == ["tea", "bread"]
+    imported, _ = saved_run.import_trec_run(file, str(task), out, "retbench rerank")
+    assert imported.ranking.to_document_ids(imported.collection)["q1"] == ["tea", "bread"]
 
 
 def test_other_weights_than_those_of_the_run_are_refused(model: Path, task: Path, out: Path) -> None:
     (cell,) = run_cells("run", *FLOAT32, "--model", model, "--task", task, "--method", "last", "--out", out)
-    other = saved_run.load_run(Path(cell["record"]))
+    document_vector = saved_run.load_run(Path(cell["record"]))
     from retbench.pipelines.reranking.base import ModelResolver
     from retbench.pipelines.reranking.factory import build_reranker_spec
 
-    moved = replace(
-        other, record=replace(other.record, model=str(tiny_models.build_model(task.parent / "tiny2", hidden_size=32)))
+    reranked_cell = replace(
+        document_vector,
+        record=replace(
+            document_vector.record, model=str(tiny_models.build_model(task.parent / "tiny2", hidden_size=32))
+        ),
     )
     with pytest.raises(DataError, match="are not the weights of the run"):
-        build_reranker_spec(reranker_settings.parse_reranker("rocchio"), moved, None, ModelResolver(lambda _: None))
+        build_reranker_spec(
+            reranker_settings.parse_reranker("rocchio"), reranked_cell, None, ModelResolver(lambda _: None)
+        )
 
 
 def test_equal_rerankers_have_one_spelling() -> None:

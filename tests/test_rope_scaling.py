@@ -31,35 +31,39 @@ def draw_token_ids(*lengths: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"), [("linear:2", "linear:2"), ("yarn:4.0", "yarn:4"), ("dynamic", "dynamic:1")]
+    ("spelling", "canonical"), [("linear:2", "linear:2"), ("yarn:4.0", "yarn:4"), ("dynamic", "dynamic:1")]
 )
-def test_equal_settings_have_one_spelling(word: str, meant: str) -> None:
-    assert rope_scaling.parse_rope_scaling(word).setting == meant
+def test_equal_settings_have_one_spelling(spelling: str, canonical: str) -> None:
+    assert rope_scaling.parse_rope_scaling(spelling).setting == canonical
 
 
 @pytest.mark.parametrize(
-    "word", ["linear", "linear:1", "yarn:x", "yarn:-2", "linear:inf", "dynamic:0.5", "lineal:2", ""]
+    "spelling", ["linear", "linear:1", "yarn:x", "yarn:-2", "linear:inf", "dynamic:0.5", "lineal:2", ""]
 )
-def test_a_factor_without_effect_is_refused(word: str) -> None:
+def test_a_factor_without_effect_is_refused(spelling: str) -> None:
     with pytest.raises(UsageError, match="rope="):
-        rope_scaling.parse_rope_scaling(word)
+        rope_scaling.parse_rope_scaling(spelling)
 
 
 def test_the_positions_of_a_loaded_model_are_scaled(folder: Path) -> None:
-    plain, halved = (backbone.load_backbone(folder, "float32", CPU, word).model for word in (None, "linear:2"))
-    assert torch.allclose(halved.rotary_emb.inv_freq, plain.rotary_emb.inv_freq / 2)
+    unscaled, scaled = (
+        backbone.load_backbone(folder, "float32", CPU, spelling).model for spelling in (None, "linear:2")
+    )
+    assert torch.allclose(scaled.rotary_emb.inv_freq, unscaled.rotary_emb.inv_freq / 2)
     stretched = backbone.load_backbone(folder, "float32", CPU, "yarn:4").model
-    slow, fast = stretched.rotary_emb.inv_freq[-1], stretched.rotary_emb.inv_freq[0]
-    assert torch.allclose(slow, plain.rotary_emb.inv_freq[-1] / 4)
-    assert torch.allclose(fast, plain.rotary_emb.inv_freq[0])
+    lowest, highest = stretched.rotary_emb.inv_freq[-1], stretched.rotary_emb.inv_freq[0]
+    assert torch.allclose(lowest, unscaled.rotary_emb.inv_freq[-1] / 4)
+    assert torch.allclose(highest, unscaled.rotary_emb.inv_freq[0])
     assert stretched.config.rope_parameters["original_max_position_embeddings"] == WINDOW
 
 
 def test_dynamic_scaling_changes_only_texts_beyond_the_window(folder: Path) -> None:
-    plain, dynamic = (backbone.load_backbone(folder, "float32", CPU, word) for word in (None, "dynamic"))
+    unscaled, dynamic = (backbone.load_backbone(folder, "float32", CPU, spelling) for spelling in (None, "dynamic"))
     for length, same in ((WINDOW, True), (WINDOW + 30, False)):
-        one, other = (loaded.compute_states(draw_token_ids(length)).flat for loaded in (plain, dynamic))
-        assert torch.allclose(one, other, atol=1e-5) is same
+        unscaled_states, dynamic_states = (
+            loaded.compute_states(draw_token_ids(length)).flat for loaded in (unscaled, dynamic)
+        )
+        assert torch.allclose(unscaled_states, dynamic_states, atol=1e-5) is same
 
 
 def build_other_family(family: str) -> Backbone:
@@ -79,8 +83,8 @@ def test_dynamic_scaling_uses_the_length_of_each_text(family: str) -> None:
     together = model.compute_states(texts)
     for number in np.random.default_rng(0).permutation(len(texts)):
         alone = model.compute_states([texts[number]]).flat
-        own = together.flat[together.offsets[number] : together.offsets[number + 1]]
-        torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
+        states = together.flat[together.offsets[number] : together.offsets[number + 1]]
+        torch.testing.assert_close(states, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_an_unsupported_rope_is_refused(folder: Path) -> None:
@@ -95,19 +99,24 @@ def test_an_unsupported_rope_is_refused(folder: Path) -> None:
 
 def test_the_setting_is_in_the_record_and_in_the_settings_id(folder: Path, tmp_path: Path) -> None:
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
-    found = {}
-    for word in (None, "linear:4", "linear:4.0", "yarn:4"):
-        overrides = {"rope": word} if word else {}
+    results = {}
+    for spelling in (None, "linear:4", "linear:4.0", "yarn:4"):
+        overrides = {"rope": spelling} if spelling else {}
         (cell,) = retbench.evaluate(
             [str(folder)], tasks=[pantry], methods=["mean"], out=tmp_path / "r", overrides=overrides
         )
         assert cell.status == "done", cell.error
-        found[word] = cell
-    assert found["linear:4.0"].cached
-    assert len({cell.settings_id for cell in found.values()}) == 3
-    told = [json.loads((Path(str(cell.record)) / "record.json").read_text()) for cell in found.values()]
-    assert [one["settings"]["encoder"].get("rope") for one in told] == [None, "linear:4", "linear:4", "yarn:4"]
-    assert found["linear:4"].scores != found[None].scores or found["yarn:4"].scores != found[None].scores
+        results[spelling] = cell
+    assert results["linear:4.0"].cached
+    assert len({cell.settings_id for cell in results.values()}) == 3
+    records = [json.loads((Path(str(cell.record)) / "record.json").read_text()) for cell in results.values()]
+    assert [unscaled_states["settings"]["encoder"].get("rope") for unscaled_states in records] == [
+        None,
+        "linear:4",
+        "linear:4",
+        "yarn:4",
+    ]
+    assert results["linear:4"].scores != results[None].scores or results["yarn:4"].scores != results[None].scores
 
 
 def test_other_engines_are_refused(folder: Path, tmp_path: Path) -> None:

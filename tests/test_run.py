@@ -112,7 +112,7 @@ def test_without_git_a_record_has_no_commit(
 def test_truncated_texts_are_counted(model: Path, task: Path, out: Path) -> None:
     (cell,) = run_cells("run", "--model", model, "--task", task, "--set", "max_length=8", "--out", out)
     texts = json.loads((Path(cell["record"]) / "record.json").read_text())["texts"]
-    assert texts["document"]["truncated"] == 19  # all but the empty one
+    assert texts["document"]["truncated"] == 19  # all documents except the empty one
     assert texts["document"]["longest"] == 8
 
 

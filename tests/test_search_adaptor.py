@@ -46,7 +46,7 @@ def test_losses_equal_plain_sums() -> None:
         draw_vectors(3, 2, WIDTH, seed=2),
     )
     grades, gaps = np.array([2.0, 1.0, 1.0]), np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
-    found = compute_losses(net, guess, *map(torch.from_numpy, (queries, documents, negatives)),
+    actual = compute_losses(net, guess, *map(torch.from_numpy, (queries, documents, negatives)),
                    torch.from_numpy(grades).float(), torch.from_numpy(gaps).float())  # fmt: skip
 
     def moved(part: AdaptorNet, vector: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_losses_equal_plain_sums() -> None:
             n = negatives[i, k] + moved(net, negatives[i, k])
             recovery.append(np.abs(n - negatives[i, k]).sum())
             ranking.append(gaps[i, k] * np.log1p(np.exp(cosine(q, n) - cosine(q, d))))
-    assert [value.item() for value in found] == pytest.approx(
+    assert [value.item() for value in actual] == pytest.approx(
         [np.mean(ranking), np.mean(recovery), prediction], rel=1e-5
     )
 
@@ -77,7 +77,7 @@ def test_an_untrained_adaptor_changes_nothing() -> None:
 
 
 def build_rotated_data() -> tuple[AdaptorTrainingData, np.ndarray]:
-    """Queries whose documents lie in another corner: a small net can learn the way, and nothing else finds them."""
+    """Build queries that are far from their documents by a fixed map, which a small net can learn."""
     documents = draw_vectors(60, WIDTH)
     queries = documents[:40] * np.array([-1, -1, -1, -1, 1, 1, 1, 1], dtype=np.float32)
     pairs = np.array([(row, row, 1) for row in range(30)])
@@ -85,45 +85,47 @@ def build_rotated_data() -> tuple[AdaptorTrainingData, np.ndarray]:
 
 
 def test_a_rotation_is_learned_deterministically() -> None:
-    lessons, held = build_rotated_data()
+    training, validation = build_rotated_data()
 
     def score(tensors: dict[str, np.ndarray]) -> float:
         change = Adaptor(tensors)
-        best = (change(held) @ change(lessons.documents).T).argmax(1)
+        best = (change(validation) @ change(training.documents).T).argmax(1)
         return float(np.mean(best == np.arange(30, 40)))
 
     recipe = AdaptorRecipe(learning_rate=1e-2, max_steps=300, patience=300, alpha=(0.0,), beta=(0.0, 0.01))
-    told: list[TrainedAdaptor] = []
-    best = search_loss_weights(lessons, recipe, score, told.append)
-    assert [(one.alpha, one.beta) for one in told] == [(0.0, 0.0), (0.0, 0.01)]
-    assert best.score == max(one.score for one in told) > score(AdaptorNet(WIDTH, zero=True).copy_tensors()) + 0.2
-    again = search_loss_weights(lessons, recipe, score, told.append)
-    assert all(np.array_equal(best.tensors[name], again.tensors[name]) for name in best.tensors)
+    adaptors: list[TrainedAdaptor] = []
+    best = search_loss_weights(training, recipe, score, adaptors.append)
+    assert [(one.alpha, one.beta) for one in adaptors] == [(0.0, 0.0), (0.0, 0.01)]
+    assert best.score == max(one.score for one in adaptors) > score(AdaptorNet(WIDTH, zero=True).copy_tensors()) + 0.2
+    repeated = search_loss_weights(training, recipe, score, adaptors.append)
+    assert all(np.array_equal(best.tensors[name], repeated.tensors[name]) for name in best.tensors)
 
 
 def test_one_layer_is_a_linear_map_that_starts_at_zero() -> None:
-    lessons, held = build_rotated_data()
+    training, validation = build_rotated_data()
     tensors = AdaptorNet(WIDTH, True, 1).copy_tensors()
     assert set(tensors) == {"first.weight", "first.bias"}
-    assert np.allclose(Adaptor(tensors)(held), held, atol=1e-7)
-    plain = draw_vectors(WIDTH, WIDTH), draw_vectors(WIDTH, seed=1)
-    moved = held + held @ plain[0].T + plain[1]
-    expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    assert np.allclose(Adaptor({"first.weight": plain[0], "first.bias": plain[1]})(held), expected, atol=1e-6)
-    scores = iter(range(100))  # every look is better than the last, so the last one is kept
-    learned = train_with_loss_weights(lessons, AdaptorRecipe(layers=1, max_steps=50), 0.0, 0.0, lambda _: next(scores))
+    assert np.allclose(Adaptor(tensors)(validation), validation, atol=1e-7)
+    first_stage = draw_vectors(WIDTH, WIDTH), draw_vectors(WIDTH, seed=1)
+    adapted = validation + validation @ first_stage[0].T + first_stage[1]
+    expected = adapted / np.linalg.norm(adapted, axis=1, keepdims=True)
+    assert np.allclose(
+        Adaptor({"first.weight": first_stage[0], "first.bias": first_stage[1]})(validation), expected, atol=1e-6
+    )
+    scores = iter(range(100))  # every validation is better than the previous one, so the last step is kept
+    learned = train_with_loss_weights(training, AdaptorRecipe(layers=1, max_steps=50), 0.0, 0.0, lambda _: next(scores))
     assert set(learned.tensors) == {"first.weight", "first.bias"}
     assert learned.step == 50
 
 
 def test_each_loss_can_be_switched_off() -> None:
-    lessons, _ = build_rotated_data()
+    training, _ = build_rotated_data()
     zero = AdaptorNet(WIDTH, zero=True).copy_tensors()
 
     def after(**change: Any) -> dict[str, np.ndarray]:
         scores = iter(range(100))
         recipe = AdaptorRecipe(max_steps=25, **change)
-        return train_with_loss_weights(lessons, recipe, 0.0, recipe.beta[0], lambda _: next(scores)).tensors
+        return train_with_loss_weights(training, recipe, 0.0, recipe.beta[0], lambda _: next(scores)).tensors
 
     assert np.array_equal(after(ranking_weight=0.0, beta=(0.0,))["last.weight"], zero["last.weight"])
     assert not np.array_equal(after(beta=(0.0,))["last.weight"], zero["last.weight"])
@@ -131,13 +133,13 @@ def test_each_loss_can_be_switched_off() -> None:
 
 
 def test_patience_stops_training_without_improvement() -> None:
-    lessons, _ = build_rotated_data()
+    training, _ = build_rotated_data()
     looks: list[float] = []
     learned = train_with_loss_weights(
-        lessons, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5
+        training, AdaptorRecipe(patience=50), 0.0, 0.0, lambda tensors: looks.append(0.5) or 0.5
     )
     assert (learned.step, len(looks)) == (0, 3)
-    assert np.allclose(Adaptor(learned.tensors)(lessons.queries), lessons.queries, atol=1e-7)
+    assert np.allclose(Adaptor(learned.tensors)(training.queries), training.queries, atol=1e-7)
 
 
 @pytest.fixture
@@ -169,20 +171,20 @@ def test_an_adaptor_is_run_by_name_and_embeds_nothing_again(
     model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "results"
-    (plain,) = run_cells("run", "--model", model, "--task", task, "--out", out)
+    (first_stage,) = run_cells("run", "--model", model, "--task", task, "--out", out)
     seen: list[int] = []
     embed = BackboneEncoder.encode
     monkeypatch.setattr(BackboneEncoder, "encode", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
     facts = train_adaptor(model, task, "--name", "moved")
-    assert sum(seen) == 17  # the training queries; the corpus was there
+    assert sum(seen) == 17  # the training queries; the corpus was cached
     seen.clear()
     (cell,) = run_cells("run", "--model", "moved", "--task", task, "--out", out)
     assert (cell["model"], cell["seen"], seen) == ("moved", "seen", [])
-    assert cell["settings_id"] != plain["settings_id"]
+    assert cell["settings_id"] != first_stage["settings_id"]
     assert facts["verdict"] in ("it helps", "it does not help")
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["adaptor"] == record["cards"]["model"]["adapted"]["sha256"]
-    assert "adaptor" not in json.loads((Path(plain["record"]) / "record.json").read_text())["settings"]["encoder"]
+    assert "adaptor" not in json.loads((Path(first_stage["record"]) / "record.json").read_text())["settings"]["encoder"]
     assert (
         len(run_cells("run", "--model", "moved", "--task", task, "--out", out, "--rerank", "e2rank:documents=2")) == 2
     )
@@ -191,11 +193,11 @@ def test_an_adaptor_is_run_by_name_and_embeds_nothing_again(
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="elsewhere the mark is the process's since its start")
 def test_the_peak_memory_of_a_cell_starts_at_its_training(model: Path, task: Path, tmp_path: Path) -> None:
     memory.reset_peak_memory()
-    before, large = memory.get_peak_memory_mb(), np.ones(1 << 27)  # a gigabyte
-    del large
+    peak_before, array = memory.get_peak_memory_mb(), np.ones(1 << 27)  # a gigabyte
+    del array
     train_adaptor(model, task, "--name", "moved")
     (cell,) = run_cells("run", "--model", "moved", "--task", task, "--out", tmp_path / "results")
-    assert json.loads((Path(cell["record"]) / "record.json").read_text())["cost"]["peak_memory_mb"] < before + 500
+    assert json.loads((Path(cell["record"]) / "record.json").read_text())["cost"]["peak_memory_mb"] < peak_before + 500
 
 
 def test_the_ranking_equals_that_of_the_adapted_vectors(model: Path, task: Path, tmp_path: Path) -> None:
@@ -205,7 +207,8 @@ def test_the_ranking_equals_that_of_the_adapted_vectors(model: Path, task: Path,
     (cell,) = run_cells(*line)
     run = saved_run.load_run(Path(cell["record"]))
     documents, queries = (
-        change(compute_means(model, some)) for some in (texts(), [text for _, text in small_collection.QUERIES[:3]])
+        change(compute_means(model, sample_texts))
+        for sample_texts in (texts(), [text for _, text in small_collection.QUERIES[:3]])
     )
     expected = -np.sort(-(queries @ documents.T), axis=1)
     assert np.allclose(np.stack(run.ranking.scores), expected, atol=1e-4)
@@ -215,21 +218,21 @@ def texts() -> list[str]:
     return [f"{title} {text}".strip() for _, title, text in small_collection.DOCUMENTS]
 
 
-def compute_means(folder: Path, some: list[str]) -> np.ndarray:
-    """Mean states by transformers alone, one text at a time."""
+def compute_means(folder: Path, sample_texts: list[str]) -> np.ndarray:
+    """Compute mean states with transformers alone, one text at a time."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    found = []
-    for text in some:
+    actual = []
+    for text in sample_texts:
         ids = tokenizer(text)["input_ids"] or [tokenizer.eos_token_id]
         with torch.inference_mode():
             state = model(torch.tensor([ids])).last_hidden_state[0].float().mean(0)
-        found.append(torch.nn.functional.normalize(state, dim=0).numpy())
-    return np.stack(found)
+        actual.append(torch.nn.functional.normalize(state, dim=0).numpy())
+    return np.stack(actual)
 
 
 def test_query_and_length_limits_apply_to_later_runs(model: Path, task: Path, tmp_path: Path) -> None:
     facts = train_adaptor(model, task, "--name", "short", "--set", "max_queries=10", "--set", "max_length=4")
-    assert facts["queries"] == 2  # a fifth of ten
+    assert facts["queries"] == 2  # a fifth of the 10 queries
     (cell,) = run_cells("run", "--model", "short", "--task", task, "--out", tmp_path / "results")
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["document_limit"] == 4
@@ -243,7 +246,7 @@ def test_an_adaptor_without_improvement_is_reported(model: Path, task: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "told", "code"),
+    ("words", "adaptors", "code"),
     [
         (("--set", "negatives_per_pair=0"), "is not above 0", 2),
         (("--set", "alpha=[]"), "empty list", 2),
@@ -257,9 +260,11 @@ def test_an_adaptor_without_improvement_is_reported(model: Path, task: Path) -> 
         (("--model", "bm25"), "bm25 has no vectors", 2),
     ],
 )
-def test_invalid_requests_are_refused(model: Path, task: Path, words: tuple[str, ...], told: str, code: int) -> None:
+def test_invalid_requests_are_refused(
+    model: Path, task: Path, words: tuple[str, ...], adaptors: str, code: int
+) -> None:
     answer = run_command("finetune", task, "--model", model, "--objective", "adaptor", *words)
-    assert (answer.exit_code, told in answer.output) == (code, True), answer.output
+    assert (answer.exit_code, adaptors in answer.output) == (code, True), answer.output
 
 
 def test_an_adaptor_for_other_weights_is_refused(model: Path, task: Path, tmp_path: Path) -> None:
@@ -271,7 +276,7 @@ def test_an_adaptor_for_other_weights_is_refused(model: Path, task: Path, tmp_pa
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\1\0")
     answer = run_command(*line)
     assert (answer.exit_code, "differs from the model card" in answer.output) == (4, True)
-    again = run_command(
+    repeated = run_command(
         "finetune", task, "--model", model, "--objective", "adaptor", *SHORT_TRAINING, "--name", "moved"
     )
-    assert (again.exit_code, "is not empty" in again.output) == (2, True)
+    assert (repeated.exit_code, "is not empty" in repeated.output) == (2, True)

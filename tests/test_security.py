@@ -30,10 +30,10 @@ KEYS = {
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.LocalServer]:
-    """A server, and an environment full of keys."""
+    """Set every key in the environment; yield them with a server."""
     with local_server.start_server() as running:
         monkeypatch.setenv("RETBENCH_ENDPOINT", running.address)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # doctor would ask whether the hub answers
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # otherwise doctor would connect to the hub
         for name, value in KEYS.items():
             monkeypatch.setenv(name, value)
         yield running
@@ -74,8 +74,8 @@ def build_run_command(task: Path, out: Path, *more: str) -> tuple[str, ...]:
 def run_subprocess(words: tuple[str, ...]) -> tuple[int, str, str]:
     """Run the command in a new process with --verbose; return exit code, stdout and stderr."""
     command = [sys.executable, "-m", "retbench", "--verbose", *words]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    return ran.returncode, ran.stdout, ran.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    return process.returncode, process.stdout, process.stderr
 
 
 def test_the_key_search_finds_a_key(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_the_key_search_finds_a_key(tmp_path: Path) -> None:
 def test_a_run_writes_and_prints_no_key(keys: local_server.LocalServer, task: Path, out: Path, own_cache: Path) -> None:
     status, stdout, stderr = run_subprocess(build_run_command(task, out, "--json"))
     assert status == 0, stderr
-    assert set(keys.keys) == {f"Bearer {KEYS['RETBENCH_ENDPOINT_KEY']}"}  # it was needed, and sent
+    assert set(keys.keys) == {f"Bearer {KEYS['RETBENCH_ENDPOINT_KEY']}"}  # the key was needed and sent
     (cell,) = json.loads(stdout)
     pages = [run_command("report", out, "--format", form).output for form in ("markdown", "html", "json")]
     looks = [run_command("doctor", "--json").output, run_command("inspect", cell["record"]).output]
@@ -98,7 +98,7 @@ def test_a_run_writes_and_prints_no_key(keys: local_server.LocalServer, task: Pa
 
 
 def answer_with_keys(body: dict[str, Any]) -> local_server.Answer:
-    """A careless server: every key comes back in its words."""
+    """Answer with an error that contains every key."""
     return 401, {}, f"bad key {' '.join(KEYS.values())}".encode()
 
 
@@ -125,22 +125,22 @@ def test_a_failing_request_prints_no_key(
     assert answer.exit_code == status
     assert keys.requests
     assert find_keys_in(answer.output, answer.stderr) == []
-    assert list(out.rglob("*.failed.json"))  # the failure was noted, and without a key
+    assert list(out.rglob("*.failed.json"))  # the failure was recorded without a key
     assert find_files_with_keys(out, own_cache) == []
 
 
 def test_no_option_takes_a_key() -> None:
-    """Keys come from the environment alone: no option takes one, so no shell history and no record holds one."""
+    """Keys are read only from the environment, so no shell history and no record contains one."""
     for words in (["run"], ["rerank"], ["finetune"], ["fetch"], ["verify"], ["study", "run"]):
         offered = run_command(*words, "--help").output.lower()
-        assert not [word for word in ("--token", "--key", "--api-key", "--password") if word in offered]
+        assert not [value for value in ("--token", "--key", "--api-key", "--password") if value in offered]
 
 
 # Code
 
 
 def write_model_with_code(folder: Path, marker: Path) -> Path:
-    """A tiny model whose config names classes in a file beside its weights; running it leaves a mark."""
+    """Write a tiny model whose config names classes in a file beside its weights; if it runs, it writes `marker`."""
     tiny_models.build_model(folder)
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
@@ -157,14 +157,14 @@ def write_model_with_code(folder: Path, marker: Path) -> Path:
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def model_with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv(remote_code.TRUST_VARIABLE, "")  # and is put back, whatever a command sets
+    monkeypatch.setenv(remote_code.TRUST_VARIABLE, "")  # restored after the test
     return write_model_with_code(tmp_path / "stranger", tmp_path / "mark"), tmp_path / "mark"
 
 
-def test_code_beside_weights_does_not_run(stranger: tuple[Path, Path], task: Path, out: Path) -> None:
-    folder, mark = stranger
+def test_code_beside_weights_does_not_run(model_with_code: tuple[Path, Path], task: Path, out: Path) -> None:
+    folder, mark = model_with_code
     answer = run_command("run", "--model", folder, "--task", task, "--out", out, "--method", "mean")
     assert answer.exit_code == 4
     assert "only be loaded by running the Python code beside its weights" in answer.output
@@ -173,11 +173,11 @@ def test_code_beside_weights_does_not_run(stranger: tuple[Path, Path], task: Pat
 
 
 def test_trusted_code_runs_and_its_digest_is_in_the_record(
-    stranger: tuple[Path, Path],
+    model_with_code: tuple[Path, Path],
     task: Path,
     out: Path,
 ) -> None:
-    folder, mark = stranger
+    folder, mark = model_with_code
     words = (
         "--trust-remote-code",
         "run",
@@ -196,10 +196,10 @@ def test_trusted_code_runs_and_its_digest_is_in_the_record(
     assert mark.read_text() == "ran"
     record = json.loads((Path(first["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["code"] == remote_code.compute_code_digest(folder)
-    with (folder / "own.py").open("a") as own:
-        own.write("# another line\n")
+    with (folder / "own.py").open("a") as code_file:
+        code_file.write("# another line\n")
     (second,) = json.loads(run_command(*words, "--json").stdout)
-    assert second["settings_id"] != first["settings_id"]  # other code, another cell
+    assert second["settings_id"] != first["settings_id"]  # changed code gives another cell
 
 
 def test_no_file_can_grant_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +207,9 @@ def test_no_file_can_grant_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "retbench.toml").write_text("trust_remote_code = true\n")
     assert not remote_code.is_remote_code_trusted()
-    for word, granted in {"1": True, "true": True, "0": False, "no": False, "": False}.items():
-        monkeypatch.setenv(remote_code.TRUST_VARIABLE, word)
-        assert remote_code.is_remote_code_trusted() is granted
+    for value, expected in {"1": True, "true": True, "0": False, "no": False, "": False}.items():
+        monkeypatch.setenv(remote_code.TRUST_VARIABLE, value)
+        assert remote_code.is_remote_code_trusted() is expected
 
 
 def test_help_names_the_variable_that_grants_trust() -> None:
@@ -225,26 +225,28 @@ def iterate_calls(name: str) -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_every_load_call_sets_trust_remote_code() -> None:
-    """Left out, transformers asks at the terminal, and a tired yes would run it."""
-    found = [(where, {word.arg for word in node.keywords}) for where, node in iterate_calls("from_pretrained")]
-    assert len(found) > 8
-    silent = [where for where, said in found if not said & {"trust_remote_code", "gguf_file"}]
-    assert [where for where in silent if "adapters.py" not in where] == []  # peft's, which loads no code
+    """Without the argument transformers asks at the terminal, where a user may agree by mistake."""
+    actual = [(location, {value.arg for value in node.keywords}) for location, node in iterate_calls("from_pretrained")]
+    assert len(actual) > 8
+    unset = [location for location, arguments in actual if not arguments & {"trust_remote_code", "gguf_file"}]
+    assert [
+        location for location in unset if "adapters.py" not in location
+    ] == []  # a call of peft, which loads no code
 
 
 def test_nothing_is_unpickled() -> None:
-    found = {where: node for name in ("load", "loads", "read_pickle") for where, node in iterate_calls(name)}
-    names = {where: ast.unparse(node.func) for where, node in found.items()}
+    actual = {location: node for name in ("load", "loads", "read_pickle") for location, node in iterate_calls(name)}
+    names = {location: ast.unparse(node.func) for location, node in actual.items()}
     pickles = ("pickle.", "joblib.", "dill.", "cloudpickle.", "marshal.", "shelve.", "pd.read_pickle")
-    assert [where for where, name in names.items() if name.startswith(pickles)] == []
-    torch_loads = [node for where, node in found.items() if names[where] == "torch.load"]
+    assert [location for location, name in names.items() if name.startswith(pickles)] == []
+    torch_loads = [node for location, node in actual.items() if names[location] == "torch.load"]
     assert all("weights_only=True" in ast.unparse(node) for node in torch_loads)
-    numpy_loads = [node for where, node in found.items() if names[where] == "np.load"]
+    numpy_loads = [node for location, node in actual.items() if names[location] == "np.load"]
     assert not any("allow_pickle=True" in ast.unparse(node) for node in numpy_loads)
 
 
 def test_only_safe_files_are_requested_from_the_hub(tmp_path: Path) -> None:
-    """Patterns decide before a byte is fetched: no pickle, no code."""
+    """The file patterns exclude pickles and code before anything is fetched."""
     from fnmatch import fnmatch
 
     from retbench.engines.model_folders import WANTED_PATTERNS

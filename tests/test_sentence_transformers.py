@@ -27,17 +27,17 @@ def load_both_encoders(folder: Path, name: str) -> tuple[BackboneEncoder, TokenI
     method = catalog.find_method(name)
     spec = EncoderSpec("weights", method, "", 64, 64, "float32")
     loaded = backbone.load_backbone(folder, "float32", CPU)
-    wording = PromptTokenizer(loaded.tokenizer, method)
+    prompt_tokenizer = PromptTokenizer(loaded.tokenizer, method)
     theirs = sentence_transformers_engine.load_sentence_transformers_model(folder, "float32", CPU, method.pooling)
-    return BackboneEncoder(spec, loaded, wording), TokenIdEncoder(spec, theirs, wording)
+    return BackboneEncoder(spec, loaded, prompt_tokenizer), TokenIdEncoder(spec, theirs, prompt_tokenizer)
 
 
 @pytest.mark.parametrize("name", ["last", "mean", "first", "weighted", "promptreps", "eos"])
 def test_both_engines_agree(model: Path, name: str) -> None:
     ours, theirs = load_both_encoders(model, name)
     tokens = ours.tokenize(tiny_models.SENTENCES, "query")
-    one, other = ours.encode(tokens), theirs.encode(tokens)
-    assert (one * other).sum(1).min() > 0.99999
+    our_vectors, their_vectors = ours.encode(tokens), theirs.encode(tokens)
+    assert (our_vectors * their_vectors).sum(1).min() > 0.99999
     assert theirs.dimension == ours.dimension
 
 
@@ -58,30 +58,30 @@ def test_a_published_model_keeps_its_modules(model: Path, tmp_path: Path) -> Non
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-    bare = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
+    peer = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
     torch.manual_seed(1)
-    parts = [bare[0], Pooling(tiny_models.WIDTH, pooling_mode="mean"), Dense(tiny_models.WIDTH, 16), Normalize()]
+    parts = [peer[0], Pooling(tiny_models.WIDTH, pooling_mode="mean"), Dense(tiny_models.WIDTH, 16), Normalize()]
     published = SentenceTransformer(modules=parts)
     published.save(str(tmp_path / "published"))
     loaded = sentence_transformers_engine.load_sentence_transformers_model(
         tmp_path / "published", "float32", CPU, "model"
     )
-    wording = PromptTokenizer(load_tokenizer(model), catalog.find_method("as-published"))
-    tokens = wording.tokenize(tiny_models.SENTENCES[:4], "query", 64)
-    wanted = published.encode(list(tiny_models.SENTENCES[:4]))
+    prompt_tokenizer = PromptTokenizer(load_tokenizer(model), catalog.find_method("as-published"))
+    tokens = prompt_tokenizer.tokenize(tiny_models.SENTENCES[:4], "query", 64)
+    expected = published.encode(list(tiny_models.SENTENCES[:4]))
     assert loaded.dimension == 16
-    assert np.allclose(loaded.encode(list(tokens)), wanted, atol=1e-5)
+    assert np.allclose(loaded.encode(list(tokens)), expected, atol=1e-5)
 
 
 def test_other_modules_on_the_same_backbone_change_the_key(model: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
-    bare = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
+    peer = SentenceTransformer(str(model), processor_kwargs={"chat_template": None})
     known = {fingerprints.compute_modules_fingerprint(model)}
     for seed in (1, 2):
         torch.manual_seed(seed)
-        parts = [bare[0], Pooling(tiny_models.WIDTH, pooling_mode="mean"), Dense(tiny_models.WIDTH, 16)]
+        parts = [peer[0], Pooling(tiny_models.WIDTH, pooling_mode="mean"), Dense(tiny_models.WIDTH, 16)]
         SentenceTransformer(modules=parts).save(str(tmp_path / str(seed)))
         known.add(fingerprints.compute_modules_fingerprint(tmp_path / str(seed)))
     assert len(known) == 3

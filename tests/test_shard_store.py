@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> ShardStore:
 
 
 @pytest.fixture
-def filled(store: ShardStore) -> ShardStore:
+def store_with_shard(store: ShardStore) -> ShardStore:
     store.write_shard(7, BLOCK, tokens=12, seconds=1.5)
     return store
 
@@ -37,27 +37,27 @@ def list_file_names(store: ShardStore) -> set[str]:
     return {path.name for path in store.folder.iterdir()}
 
 
-def test_a_shard_is_read_as_it_was_written(filled: ShardStore) -> None:
-    block = filled.read_shard(7)
+def test_a_shard_is_read_as_it_was_written(store_with_shard: ShardStore) -> None:
+    block = store_with_shard.read_shard(7)
     assert block is not None
     np.testing.assert_array_equal(block.rows, BLOCK.rows)
     np.testing.assert_array_equal(block.vectors, BLOCK.vectors)
     assert (block.rows.dtype, block.vectors.dtype) == (np.int64, np.float32)
-    assert list_file_names(filled) == FILES
+    assert list_file_names(store_with_shard) == FILES
 
 
-def test_an_unwritten_shard_is_none(filled: ShardStore) -> None:
-    assert filled.read_shard(8) is None
+def test_an_unwritten_shard_is_none(store_with_shard: ShardStore) -> None:
+    assert store_with_shard.read_shard(8) is None
 
 
-def test_a_rewritten_shard_is_the_new_one(filled: ShardStore) -> None:
-    filled.write_shard(7, VectorBlock(BLOCK.rows, -BLOCK.vectors), tokens=12, seconds=1.5)
-    block = filled.read_shard(7)
+def test_a_rewritten_shard_is_the_new_one(store_with_shard: ShardStore) -> None:
+    store_with_shard.write_shard(7, VectorBlock(BLOCK.rows, -BLOCK.vectors), tokens=12, seconds=1.5)
+    block = store_with_shard.read_shard(7)
     assert block is not None
     np.testing.assert_array_equal(block.vectors, -BLOCK.vectors)
 
 
-# (file, what happens to its bytes)
+# (file, change of its bytes)
 DAMAGE = {
     "a bit of the vectors": ("shard-00007.safetensors", lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:]),
     "the end of the vectors": ("shard-00007.safetensors", lambda b: b[:-4]),
@@ -73,24 +73,24 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("file", "change"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_shard_is_ignored(filled: ShardStore, file: str, change: Any) -> None:
-    path = filled.folder / file
+def test_a_damaged_shard_is_ignored(store_with_shard: ShardStore, file: str, change: Any) -> None:
+    path = store_with_shard.folder / file
     path.write_bytes(change(path.read_bytes()))
-    assert filled.read_shard(7) is None
-    filled.write_shard(7, BLOCK, tokens=12, seconds=1.5)
-    assert filled.read_shard(7) is not None
+    assert store_with_shard.read_shard(7) is None
+    store_with_shard.write_shard(7, BLOCK, tokens=12, seconds=1.5)
+    assert store_with_shard.read_shard(7) is not None
 
 
 @pytest.mark.parametrize("file", sorted(FILES))
-def test_a_truncated_shard_is_ignored(filled: ShardStore, file: str) -> None:
-    (filled.folder / file).unlink()
-    assert filled.read_shard(7) is None
+def test_a_truncated_shard_is_ignored(store_with_shard: ShardStore, file: str) -> None:
+    (store_with_shard.folder / file).unlink()
+    assert store_with_shard.read_shard(7) is None
 
 
-def test_two_swapped_shard_files_are_ignored(filled: ShardStore) -> None:
-    filled.write_shard(8, VectorBlock(BLOCK.rows + 10, BLOCK.vectors), tokens=12, seconds=1.0)
-    (filled.folder / "shard-00007.safetensors").replace(filled.folder / "shard-00008.safetensors")
-    assert filled.read_shard(8) is None
+def test_two_swapped_shard_files_are_ignored(store_with_shard: ShardStore) -> None:
+    store_with_shard.write_shard(8, VectorBlock(BLOCK.rows + 10, BLOCK.vectors), tokens=12, seconds=1.0)
+    (store_with_shard.folder / "shard-00007.safetensors").replace(store_with_shard.folder / "shard-00008.safetensors")
+    assert store_with_shard.read_shard(8) is None
 
 
 def test_the_first_batch_plan_is_kept(store: ShardStore) -> None:
@@ -99,23 +99,23 @@ def test_the_first_batch_plan_is_kept(store: ShardStore) -> None:
     assert ShardStore(store.folder).load_or_create_plan(dict) == {"budget": 4096}
 
 
-def test_a_store_is_complete_only_when_finished(filled: ShardStore) -> None:
-    assert not filled.is_complete()
-    filled.write_manifest({"peak_memory_mb": 3.5})
-    assert filled.is_complete()
-    assert filled.read_manifest() == {"peak_memory_mb": 3.5}
+def test_a_store_is_complete_only_when_finished(store_with_shard: ShardStore) -> None:
+    assert not store_with_shard.is_complete()
+    store_with_shard.write_manifest({"peak_memory_mb": 3.5})
+    assert store_with_shard.is_complete()
+    assert store_with_shard.read_manifest() == {"peak_memory_mb": 3.5}
 
 
-def test_seconds_add_up_over_shards(filled: ShardStore) -> None:
-    filled.write_shard(8, BLOCK, tokens=1, seconds=0.25)
-    assert filled.compute_total_cost().seconds == 1.75
+def test_seconds_add_up_over_shards(store_with_shard: ShardStore) -> None:
+    store_with_shard.write_shard(8, BLOCK, tokens=1, seconds=0.25)
+    assert store_with_shard.compute_total_cost().seconds == 1.75
 
 
 def raise_disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-# Where a full disk may show itself: while the bytes are flushed, or at the last moment
+# Calls that fail on a full disk: the flush, or the final rename
 FAULTS = {"at fsync": (os, "fsync"), "at rename": (Path, "rename")}
 
 
@@ -131,13 +131,13 @@ def test_a_full_disk_leaves_no_files(store: ShardStore, monkeypatch: pytest.Monk
     assert store.read_shard(7) is None
 
 
-def test_a_full_disk_keeps_the_existing_shard(filled: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_existing_shard(store_with_shard: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", raise_disk_full)
         with pytest.raises(ResourceError):
-            filled.write_shard(8, BLOCK, tokens=12, seconds=1.5)
-    assert list_file_names(filled) == FILES
-    assert filled.read_shard(7) is not None
+            store_with_shard.write_shard(8, BLOCK, tokens=12, seconds=1.5)
+    assert list_file_names(store_with_shard) == FILES
+    assert store_with_shard.read_shard(7) is not None
 
 
 def test_a_shard_without_metadata_is_ignored(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,16 +169,16 @@ def _run_second_process(folder: Path, pipe: Connection) -> None:
 
 def test_a_second_process_waits_until_the_first_is_done(store: ShardStore) -> None:
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    second = context.Process(target=_run_second_process, args=(store.folder, there))
+    parent_pipe, child_pipe = context.Pipe()
+    second = context.Process(target=_run_second_process, args=(store.folder, child_pipe))
     second.start()
-    assert here.recv() == "ready"
+    assert parent_pipe.recv() == "ready"
     with store.lock():
-        here.send("go")
-        assert here.recv() == "trying"
-        time.sleep(0.2)  # time for a second that does not wait to be caught at it
+        parent_pipe.send("go")
+        assert parent_pipe.recv() == "trying"
+        time.sleep(0.2)  # long enough to detect a second process that does not wait
         (store.folder / "done").touch()
-    assert here.recv() is True
+    assert parent_pipe.recv() is True
     second.join()
     assert second.exitcode == 0
 
@@ -204,7 +204,7 @@ def test_a_digest_does_not_depend_on_the_order_of_keys(facts: dict[str, Any], sh
     assert compute_digest(dict(items)) == compute_digest(facts)
 
 
-# One thing differs, however small
+# Pairs that differ in one small detail
 PAIRS = [
     ({"prompt": "Query:"}, {"prompt": "Query: "}),
     ({"length": 512}, {"length": "512"}),
@@ -214,9 +214,9 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_a_digest_changes_with_every_value(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert compute_digest(one) != compute_digest(other)
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_digest_changes_with_every_value(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert compute_digest(first) != compute_digest(second)
 
 
 def test_canonical_json_is_fixed() -> None:

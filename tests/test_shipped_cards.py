@@ -19,6 +19,7 @@ SUITE_SIZES = {
     "loco": 12,
     "longembed": 6,
     "msmarco": 3,
+    "msmarco-titled": 3,
     "nanobeir": 13,
     "r2med": 8,
     "specialized-beir": 14,
@@ -186,7 +187,7 @@ def test_every_released_size_of_a_family_has_a_card(line: str) -> None:
 
 @pytest.mark.parametrize("name", THE_EIGHT.values())
 def test_the_eight_models_declare_their_eos_token(name: str) -> None:
-    ends = [
+    eos_tokens = [
         note for note in catalog.find_model_card(name).notes if "The end-of-sequence token in its config is" in note
     ]
     assert len(eos_tokens) == 1

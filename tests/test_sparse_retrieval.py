@@ -30,22 +30,22 @@ def load_encoder(folder: Path) -> SparseEncoder:
 
 
 def compute_specified_terms(folder: Path, text: str, role: Role) -> tuple[np.ndarray, dict[int, float]]:
-    """PromptReps' own way, one text: the whole language model, the words' ids, log(1 + relu), 100, rounded."""
+    """Compute the terms of one text as PromptReps does: full model, the words' ids, round(100 log(1 + relu))."""
     import re
 
     from bm25s.stopwords import STOPWORDS_EN
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    read = plain_transformers.METHODS["promptreps"](tokenizer, text, role, 64)
+    language_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    pooled_ids = plain_transformers.METHODS["promptreps"](tokenizer, text, role, 64)
     with torch.no_grad():
-        output = whole(torch.tensor([read.ids]), output_hidden_states=True)
+        output = language_model(torch.tensor([pooled_ids.ids]), output_hidden_states=True)
     weights = torch.log(1 + torch.relu(output.logits[0, -1]))
     words = [word for word in re.findall(r"\w+", text.lower()) if word not in STOPWORDS_EN]
     ids = {i for word in words for i in tokenizer.encode(word, add_special_tokens=False)}
-    kept = ids or set(weights.topk(10).indices.tolist())
-    impacts = {i: float(np.rint(100 * weights[i].item())) for i in kept}
+    selected = ids or set(weights.topk(10).indices.tolist())
+    impacts = {i: float(np.rint(100 * weights[i].item())) for i in selected}
     state = output.hidden_states[-1][0, -1]
     return (state / state.norm()).numpy(), {i: impact for i, impact in impacts.items() if impact}
 
@@ -54,20 +54,20 @@ def compute_specified_terms(folder: Path, text: str, role: Role) -> tuple[np.nda
 @pytest.mark.parametrize("role", ["query", "document"])
 def test_terms_equal_those_of_the_full_language_model(tmp_path: Path, role: Role, tied: bool) -> None:
     folder = tiny_models.build_model(tmp_path / "lm", tie_word_embeddings=tied)
-    made = load_encoder(folder)
-    rows = made.encode(made.tokenize(TEXTS, role))
-    assert rows.shape == (len(TEXTS), made.dimension)
-    found = split_rows(rows)
+    encoder = load_encoder(folder)
+    rows = encoder.encode(encoder.tokenize(TEXTS, role))
+    assert rows.shape == (len(TEXTS), encoder.dimension)
+    actual = split_rows(rows)
     for row, text in enumerate(TEXTS):
         state, impacts = compute_specified_terms(folder, text, role)
-        assert found.dense[row] @ state > 0.99999
-        weights = dict(zip(found.terms[row].tolist(), found.weights[row].tolist(), strict=True))
+        assert actual.dense[row] @ state > 0.99999
+        weights = dict(zip(actual.terms[row].tolist(), actual.weights[row].tolist(), strict=True))
         assert {i: weight for i, weight in weights.items() if weight} == impacts, text
 
 
 def test_only_the_terms_with_the_highest_weights_are_kept(tmp_path: Path) -> None:
-    made = load_encoder(tiny_models.build_model(tmp_path / "lm"))
-    row = made._select_terms(torch.arange(tiny_models.VOCABULARY).float(), np.arange(200))
+    encoder = load_encoder(tiny_models.build_model(tmp_path / "lm"))
+    row = encoder._select_terms(torch.arange(tiny_models.VOCABULARY).float(), np.arange(200))
     assert row[:TERMS_PER_TEXT].tolist() == list(range(199, 199 - TERMS_PER_TEXT, -1))
     assert row[TERMS_PER_TEXT] == 19900
 
@@ -76,23 +76,23 @@ def test_weights_without_an_lm_head_are_an_error(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = tiny_models.build_model(tmp_path / "lm", tie_word_embeddings=False)
-    kept = {key: value for key, value in load_file(folder / "model.safetensors").items() if "lm_head" not in key}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    tensors = {key: value for key, value in load_file(folder / "model.safetensors").items() if "lm_head" not in key}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UsageError, match="no language-model head"):
         load_encoder(folder)
 
 
 def test_logit_soft_capping_is_applied() -> None:
-    made = lm_head.LMHead(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
-    wanted = 3 * torch.tanh(torch.tensor([[2.0, 6.0]]) / 3)
-    assert torch.allclose(made.compute_logits(torch.tensor([[2.0, 5.0]])), wanted)
+    head = lm_head.LMHead(torch.eye(2), torch.tensor([0.0, 1.0]), 3.0)
+    expected = 3 * torch.tanh(torch.tensor([[2.0, 6.0]]) / 3)
+    assert torch.allclose(head.compute_logits(torch.tensor([[2.0, 5.0]])), expected)
 
 
 def test_the_inverted_index_equals_a_dense_product() -> None:
     draw = np.random.default_rng(3)
     matrix = draw.integers(0, 4, (60, 30)) * (draw.random((60, 30)) < 0.3)
-    asked = draw.integers(0, 4, (5, 30)) * (draw.random((5, 30)) < 0.3)
-    asked[4] = 0
+    query_weights = draw.integers(0, 4, (5, 30)) * (draw.random((5, 30)) < 0.3)
+    query_weights[4] = 0
 
     def packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.tile(np.arange(30), (len(rows), 1)), rows.astype(np.float32)
@@ -101,30 +101,32 @@ def test_the_inverted_index_equals_a_dense_product() -> None:
     order = draw.permutation(60)
     for block in np.array_split(order, 4):
         index.add_documents(block, *packed(matrix[block]))
-    found = index.search(*packed(asked), 7)
-    for query, scores in enumerate(asked @ matrix.T):
-        wanted = sorted((row for row in range(60) if scores[row]), key=lambda row: (-scores[row], row))[:7]
-        assert found.rows[query].tolist() == wanted
-        assert found.scores[query].tolist() == scores[wanted].tolist()
+    actual = index.search(*packed(query_weights), 7)
+    for query, scores in enumerate(query_weights @ matrix.T):
+        expected = sorted((row for row in range(60) if scores[row]), key=lambda row: (-scores[row], row))[:7]
+        assert actual.rows[query].tolist() == expected
+        assert actual.scores[query].tolist() == scores[expected].tolist()
 
 
 def test_fusion_is_the_mean_of_min_max_scores() -> None:
-    one = Ranking([np.array([4, 2, 9]), np.array([1])], [np.array([3.0, 2.0, 1.0]), np.array([5.0])])
-    other = Ranking([np.array([2, 7]), np.array([], dtype=int)], [np.array([40.0, 30.0]), np.array([])])
-    found = fuse_rankings(one, other, 3)
-    assert found.rows[0].tolist() == [2, 4, 7]  # 0.25 + 0.5, 0.5, 0; 9 has 0 too and comes later
-    assert found.scores[0].tolist() == [0.75, 0.5, 0.0]
-    assert found.rows[1].tolist() == [1]
+    first = Ranking([np.array([4, 2, 9]), np.array([1])], [np.array([3.0, 2.0, 1.0]), np.array([5.0])])
+    second = Ranking([np.array([2, 7]), np.array([], dtype=int)], [np.array([40.0, 30.0]), np.array([])])
+    actual = fuse_rankings(first, second, 3)
+    assert actual.rows[0].tolist() == [2, 4, 7]  # 0.25 + 0.5, 0.5, 0; document 9 also has 0 and a higher row
+    assert actual.scores[0].tolist() == [0.75, 0.5, 0.0]
+    assert actual.rows[1].tolist() == [1]
 
 
 def test_sparse_and_hybrid_share_one_forward_pass(model: Path, task: Path, out: Path, own_cache: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out)
-    found = run_cells(*line, "--method", "promptreps-sparse", "--method", "promptreps-hybrid", "--method", "promptreps")
-    assert [cell["status"] for cell in found] == ["done"] * 3
-    assert len({cell["settings_id"] for cell in found}) == 3
+    actual = run_cells(
+        *line, "--method", "promptreps-sparse", "--method", "promptreps-hybrid", "--method", "promptreps"
+    )
+    assert [cell["status"] for cell in actual] == ["done"] * 3
+    assert len({cell["settings_id"] for cell in actual}) == 3
     assert (
         len(list((own_cache / "embeddings").rglob("manifest.json"))) == 4
-    )  # queries and documents, with terms and without
+    )  # queries and documents, each with and without terms
 
 
 def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_path: Path) -> None:

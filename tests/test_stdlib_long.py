@@ -42,15 +42,15 @@ def test_each_needle_is_only_in_its_document_at_its_depth(
         for row in rows:
             name, depth = identity(row)
             needle = needles[name].document
-            assert [other.id for other in rows if needle in other.text] == [row.id]
-            room = len(row.text) - len(needle)
-            assert abs(row.text.index(needle) - room * depth / 100) <= 64  # a passage is cut at a space
+            assert [document.id for document in rows if needle in document.text] == [row.id]
+            free_characters = len(row.text) - len(needle)
+            assert abs(row.text.index(needle) - free_characters * depth / 100) <= 64  # filling is cut at a space
 
 
 def test_a_document_is_as_long_as_its_name_says(documents: dict[str, list[TextRow]]) -> None:
     for name, rows in documents.items():
-        wanted = stdlib_long.LENGTH_BY_NAME[name] * stdlib_long.CHARACTERS_PER_TOKEN
-        assert all(wanted - 150 < len(row.text) < wanted + 10 for row in rows)
+        expected = stdlib_long.LENGTH_BY_NAME[name] * stdlib_long.CHARACTERS_PER_TOKEN
+        assert all(expected - 150 < len(row.text) < expected + 10 for row in rows)
 
 
 def test_a_module_is_used_for_needles_or_for_filling(needles: dict[str, stdlib_suite.StdlibPair]) -> None:
@@ -72,7 +72,7 @@ def test_documents_do_not_share_filling(
 def test_a_longer_document_extends_the_shorter_one(documents: dict[str, list[TextRow]]) -> None:
     short, long = documents["stdlib-long-1024"][0], documents["stdlib-long-4096"][0]
     assert identity(short)[1] == 0
-    assert long.text.startswith(short.text[:-400])  # all but the passage that was cut
+    assert long.text.startswith(short.text[:-400])  # except the passage that was cut
 
 
 def test_the_cards_open_a_deterministic_collection() -> None:
@@ -89,8 +89,10 @@ def test_the_cards_open_a_deterministic_collection() -> None:
     )
     stdlib_suite.build_text_groups.cache_clear()
     assert list(stdlib_long.generate_collection("stdlib-long-256").documents) == [
-        TextRow(row.id, row.title, row.text, again.where)
-        for row, again in zip(first.corpus, stdlib_long.generate_collection("stdlib-long-256").documents, strict=True)
+        TextRow(row.id, row.title, row.text, same_row.where)
+        for row, same_row in zip(
+            first.corpus, stdlib_long.generate_collection("stdlib-long-256").documents, strict=True
+        )
     ]
 
 

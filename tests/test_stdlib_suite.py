@@ -64,8 +64,8 @@ def texts(collection: Collection, split: str) -> tuple[set[str], set[str]]:
     return queries, {flatten(collection.documents[j.document].text) for j in judged}
 
 
-def build_tiny_collection(monkeypatch: pytest.MonkeyPatch, kind: str, *found: Definition) -> Collection:
-    monkeypatch.setattr(stdlib_suite, "iterate_definitions", lambda: iter(found))
+def build_tiny_collection(monkeypatch: pytest.MonkeyPatch, kind: str, *definitions: Definition) -> Collection:
+    monkeypatch.setattr(stdlib_suite, "iterate_definitions", lambda: iter(definitions))
     return collect(stdlib_suite.generate_collection(kind))
 
 
@@ -81,8 +81,8 @@ def test_another_process_with_another_hash_seed_generates_the_same(collections: 
     root = str(Path(stdlib_suite.__file__).parents[2])
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": root}
     command = [sys.executable, "-c", DIGEST]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-    assert told == [*(collections[kind].digest for kind in KINDS), stdlib_suite.compute_stamp()]
+    fingerprints = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert fingerprints == [*(collections[kind].digest for kind in KINDS), stdlib_suite.compute_stamp()]
 
 
 def test_no_text_is_shared_between_train_and_test(collection: Collection) -> None:
@@ -100,11 +100,11 @@ def test_every_text_is_unique_and_judged(collection: Collection) -> None:
 
 def test_queries_that_share_a_document_share_all_documents(collection: Collection) -> None:
     relevant: dict[str, set[str]] = {}
-    askers: dict[str, set[str]] = {}
+    documents_by_query: dict[str, set[str]] = {}
     for query, document in list_judged_pairs(collection):
         relevant.setdefault(query, set()).add(document)
-        askers.setdefault(document, set()).add(query)
-    assert all(len({frozenset(relevant[query]) for query in queries}) == 1 for queries in askers.values())
+        documents_by_query.setdefault(document, set()).add(query)
+    assert all(len({frozenset(relevant[query]) for query in queries}) == 1 for queries in documents_by_query.values())
     assert any(len(documents) > 1 for documents in relevant.values())
 
 
@@ -152,13 +152,16 @@ def test_no_text_comes_from_tests_or_installed_packages() -> None:
 
 
 def test_equal_texts_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = "    return open(self.path, mode, encoding, errors)", "    with lock: notify(waiting, threads, woken)"
+    first, second = (
+        "    return open(self.path, mode, encoding, errors)",
+        "    with lock: notify(waiting, threads, woken)",
+    )
     pooled = build_tiny_collection(
         monkeypatch,
         "stdlib-code",
-        build_function("first", "Open the file again.", one),
-        build_function("second", "Open  the file\nagain.", other),
-        build_function("third", "Wake the sleeping threads.", other),
+        build_function("first", "Open the file again.", first),
+        build_function("second", "Open  the file\nagain.", second),
+        build_function("third", "Wake the sleeping threads.", second),
     )
     queries, documents = {"q:m:first", "q:m:third"}, {"m:first", "m:second"}
     assert list_judged_pairs(pooled) == {(query, document) for query in queries for document in documents}
@@ -171,7 +174,7 @@ def test_trivial_and_ambiguous_pairs_are_dropped(monkeypatch: pytest.MonkeyPatch
             yield build_function(f"emit{number}", "Emit the given record.", f"    send(record, '{words}', target)")
 
     body = "    return open(self.path, mode, encoding, errors)"
-    kept = build_tiny_collection(
+    pairs = build_tiny_collection(
         monkeypatch,
         "stdlib-code",
         build_function("kept", "Open the file again.", body),
@@ -184,7 +187,7 @@ def test_trivial_and_ambiguous_pairs_are_dropped(monkeypatch: pytest.MonkeyPatch
         build_function("__enter__", "Open the file on entering.", body + "3"),
         *emitters(),
     )
-    assert list_judged_pairs(kept) == {("q:m:kept", "m:kept")}
+    assert list_judged_pairs(pairs) == {("q:m:kept", "m:kept")}
 
 
 def test_names_are_replaced_as_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +240,10 @@ def test_ids_stay_unique_and_nested_definitions_are_found(monkeypatch: pytest.Mo
         "            '''Three\n            lines.'''\n            # why\n\n            return x\n",
         encoding="utf-8",
     )
-    found = {each.id: each for each in stdlib_definitions.iterate_definitions()}
-    assert list(found) == ["json", "json:f", "json:f#2", "json:C.D.h"]
-    assert found["json:C.D.h"].above == "async def h(self,\n            x):"
-    assert found["json:C.D.h"].below == "    # why\n    return x"
+    definitions = {definition.id: definition for definition in stdlib_definitions.iterate_definitions()}
+    assert list(definitions) == ["json", "json:f", "json:f#2", "json:C.D.h"]
+    assert definitions["json:C.D.h"].above == "async def h(self,\n            x):"
+    assert definitions["json:C.D.h"].below == "    # why\n    return x"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,11 +67,11 @@ def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
         assert [name for name in stage.suites if name not in catalog.load_suites()] == []
         assert [name for name in stage.tasks if name not in catalog.load_task_cards()] == []
         for word in stage.options.get("rerank", ()):
-            parse_reranker(word)  # refuses what no reranker knows
-        made = list(list_study_cells(plan, stage))
-        assert made
+            parse_reranker(word)  # raises for an unknown reranker or key
+        cells = list(list_study_cells(plan, stage))
+        assert cells
         if stage.verb == "run":
-            assert {slot.needs for slot in made} == {None}
+            assert {slot.needs for slot in cells} == {None}
 
 
 def test_the_study_of_specialised_models_has_the_eight_and_bm25() -> None:
@@ -82,11 +82,11 @@ def test_the_study_of_specialised_models_has_the_eight_and_bm25() -> None:
 
 def test_a_study_runs_resumes_and_lists_what_it_needs(plan_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
-    code, shown, _ = _run_command("study", "run", plan_file, "--out", out)
-    assert code == 1  # one cell is done, one collection is broken
-    assert "words: 1 of 3 done\n  ✓✗–  bm25 · bm25" in shown
-    assert "needs the task ./nowhere" in shown
-    assert "later: 0 of 1 done\n  –  bm25 · quick\n  needs `retbench teach`" in shown
+    code, output, _ = _run_command("study", "run", plan_file, "--out", out)
+    assert code == 1  # one cell is done, one cell has a damaged collection
+    assert "words: 1 of 3 done\n  ✓✗–  bm25 · bm25" in output
+    assert "needs the task ./nowhere" in output
+    assert "later: 0 of 1 done\n  –  bm25 · quick\n  needs `retbench teach`" in output
     cells = list(run_module.run_study(catalog.find_study(str(plan_file)), out))
     assert [(cell.task, cell.status) for cell in cells] == [
         ("./nowhere", "skipped"), ("small", "done"), ("broken", "failed"), ("small", "skipped"),
@@ -101,8 +101,8 @@ def test_status_is_open_failed_done_and_open_again_when_the_record_is_gone(plan_
     assert [state.status for state in story.list_statuses(plan, out)] == ["done", "failed", "skipped", "skipped"]
     shutil.rmtree(ResultsFolder(out).list_record_files()[0].parent)
     assert [state.status for state in story.list_statuses(plan, out)] == ["open", "failed", "skipped", "skipped"]
-    _, shown, _ = _run_command("study", "status", plan_file, "--out", out, "--json")
-    assert [slot["status"] for slot in json.loads(shown)] == ["open", "failed", "skipped", "skipped"]
+    _, output, _ = _run_command("study", "status", plan_file, "--out", out, "--json")
+    assert [slot["status"] for slot in json.loads(output)] == ["open", "failed", "skipped", "skipped"]
 
 
 def test_two_machines_share_a_study_by_copying_folders(plan_file: Path, tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_a_request_that_is_refused_fails_its_cells_and_not_the_study(tmp_path: P
 
 def test_a_method_is_run_in_any_spelling() -> None:
     stage = Stage("s", ("minilm-l6", "bm25"), tasks=("scifact",), methods=("Last", "last:pooling=weighted,eos=false"))
-    asked = [
+    requested = [
         (slot.method, build_request(stage, slot.model, slot.method, ("scifact",)).methods)
         for slot in list_study_cells(Study("s", "s", (stage,)), stage)
     ]
-    assert asked == [
+    assert requested == [
         ("last", ("last",)),
         ("last:eos=false,pooling=weighted", ("last:eos=false,pooling=weighted",)),
         ("bm25", ()),
@@ -165,11 +165,14 @@ def test_a_status_file_without_its_request_still_counts(tmp_path: Path) -> None:
 
 
 def test_two_folders_with_the_same_name_are_distinguished(tmp_path: Path) -> None:
-    one, two = (str(small_collection.write_folder(tmp_path / place / "small")) for place in "ab")
-    plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(one, two)),))
+    first_folder, second_folder = (str(small_collection.write_folder(tmp_path / parent / "small")) for parent in "ab")
+    plan = Study("s", "s", (Stage("words", ("bm25",), tasks=(first_folder, second_folder)),))
     assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r")] == ["skipped", "done"]
     first, second = story.list_statuses(plan, tmp_path / "r")
-    assert (first.status, second.reason) == ("done", f"needs another name for {two}: {one} is also called small")
+    assert (first.status, second.reason) == (
+        "done",
+        f"needs another name for {second_folder}: {first_folder} is also called small",
+    )
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"{", b"\xff\xfe"])
@@ -191,8 +194,8 @@ def test_a_finetune_stage_trains_once_and_evaluates_the_trained_model(
     plan = Study("s", "s", (stage,))
     (cell,) = run_module.run_study(plan, tmp_path / "r")
     assert (cell.status, cell.model) == ("done", "tiny-s-trained"), cell.error
-    (again,) = run_module.run_study(plan, tmp_path / "r")
-    assert again.cached
+    (second,) = run_module.run_study(plan, tmp_path / "r")
+    assert second.cached
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
 
 
@@ -209,8 +212,8 @@ def test_a_distilled_model_does_not_depend_on_the_folder_of_the_teacher_run(
     stage = Stage("taught", (str(model),), "finetune", tasks=(str(folder),), options=options)
     (cell,) = run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r")
     assert cell.status == "done", cell.error
-    other = replace(stage, options={**options, "set": ["optimizer.max_steps=1", f"teacher={run}.gz"]})
-    (cell,) = run_module.run_study(Study("s", "s", (other,)), tmp_path / "r")
+    changed = replace(stage, options={**options, "set": ["optimizer.max_steps=1", f"teacher={run}.gz"]})
+    (cell,) = run_module.run_study(Study("s", "s", (changed,)), tmp_path / "r")
     assert "different teacher" in (cell.error or "")
 
 
@@ -232,13 +235,13 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
     assert [state.status for state in story.list_statuses(plan, out)] == ["done"] * 3
     assert [cell["status"] for cell in run_module.estimate_study(plan, out)] == ["done"] * 5
     zeroth, chapter = story.build_stage_reports(plan, out)
-    assert [len(one.report.boards[0].rows) for one in (zeroth, chapter)] == [1, 3]
+    assert [len(first_folder.report.boards[0].rows) for first_folder in (zeroth, chapter)] == [1, 3]
     assert "| tiny on small by quick | mean | 2 |" in format_study_markdown(plan, [("t", chapter.report.boards, ())])
-    other = replace(stage, options={**options, "set": ["optimizer.max_steps=2"]})
-    lost = list(run_module.run_study(Study("s", "s", (other,)), out))
-    assert [cell.status for cell in lost] == ["failed", "failed"]
-    assert "different optimizer" in (lost[0].error or "")
-    (chapter,) = story.build_stage_reports(Study("s", "s", (other,)), out)
+    changed = replace(stage, options={**options, "set": ["optimizer.max_steps=2"]})
+    results = list(run_module.run_study(Study("s", "s", (changed,)), out))
+    assert [cell.status for cell in results] == ["failed", "failed"]
+    assert "different optimizer" in (results[0].error or "")
+    (chapter,) = story.build_stage_reports(Study("s", "s", (changed,)), out)
     assert "Failed: " in chapter.missing[0]
 
 
@@ -248,7 +251,7 @@ def test_an_optional_stage_runs_only_on_request(tmp_path: Path) -> None:
     plan = Study("s", "s", (stage,))
     (cell,) = run_module.run_study(plan, tmp_path / "r")
     assert (cell.status, cell.error) == ("skipped", "optional stage, run it with --stage more")
-    assert [one["status"] for one in run_module.estimate_study(plan, tmp_path / "r")] == ["skipped"]
+    assert [first_folder["status"] for first_folder in run_module.estimate_study(plan, tmp_path / "r")] == ["skipped"]
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["skipped"]
     assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r", "more")] == ["done"]
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
@@ -270,7 +273,7 @@ def test_an_adaptor_stage_trains_one_adaptor_per_task(tmp_path: Path, fresh_cata
     ]  # fmt: skip
     assert all(cell.cached for cell in run_module.run_study(plan, tmp_path / "r"))
     (chapter,) = story.build_stage_reports(plan, tmp_path / "r")
-    rows = [row for board in chapter.report.boards for row in board.rows]  # trained task by task, under one name
+    rows = [row for board in chapter.report.boards for row in board.rows]  # a model per task, shown under one name
     assert [(row.model, list(row.runs)) for row in rows] == [("tiny (moved)", ["one"]), ("tiny (moved)", ["two"])]
 
 
@@ -286,9 +289,9 @@ def test_one_stage_can_be_run_alone(plan_file: Path, tmp_path: Path) -> None:
 
 
 def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Path) -> None:
-    code, shown, _ = _run_command("study", "run", plan_file, "--out", tmp_path / "r", "--dry-run")
+    code, output, _ = _run_command("study", "run", plan_file, "--out", tmp_path / "r", "--dry-run")
     assert code == 0
-    assert "4 cells: 1 open, 1 not here, 2 skipped" in shown
+    assert "4 cells: 1 open, 1 not here, 2 skipped" in output
     assert not (tmp_path / "r").exists()
 
 
@@ -318,11 +321,11 @@ def test_study_new_writes_a_plan_that_runs(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_new_plan_has_its_title_and_its_path_is_printed(tmp_path: Path) -> None:
     file, words = tmp_path / "p.toml", ("study", "new", "mine", "--model", "bm25", "--task", "scifact")
-    code, shown, _ = _run_command(*words, "--title", "A plan \U0001f600", "--out", file)
+    code, output, _ = _run_command(*words, "--title", "A plan \U0001f600", "--out", file)
     assert (code, catalog.find_study(str(file)).title) == (0, "A plan \U0001f600")
-    assert f"retbench study run {file} --dry-run" in shown
-    code, _, told = _run_command(*words, "--out", tmp_path / "not" / "there.toml")
-    assert (code, told.splitlines()[0]) == (2, f"error: there is no folder {tmp_path / 'not'}")
+    assert f"retbench study run {file} --dry-run" in output
+    code, _, stderr = _run_command(*words, "--out", tmp_path / "not" / "there.toml")
+    assert (code, stderr.splitlines()[0]) == (2, f"error: there is no folder {tmp_path / 'not'}")
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,14 @@ GRADES = {"0": {"16": 2, "17": 1, "18": 0}, "1": {"17": 2, "19": 1, "20": 0}, "2
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Path:
-    """The sentences as a BEIR folder with graded judgments."""
+    """A BEIR folder of the sentences, with graded judgments."""
     folder = tmp_path / "graded"
     (folder / "qrels").mkdir(parents=True)
     rows = [json.dumps({"_id": str(n), "title": "", "text": text}) for n, text in enumerate(tiny_models.SENTENCES)]
     (folder / "corpus.jsonl").write_text("\n".join(rows) + "\n")
-    asked = [json.dumps({"_id": str(n), "text": f"{tiny_models.SENTENCES[n]} really"}) for n in range(3)]
-    (folder / "queries.jsonl").write_text("\n".join(asked) + "\n")
-    lines = [f"{query}\t{document}\t{grade}" for query, own in GRADES.items() for document, grade in own.items()]
+    query_lines = [json.dumps({"_id": str(n), "text": f"{tiny_models.SENTENCES[n]} really"}) for n in range(3)]
+    (folder / "queries.jsonl").write_text("\n".join(query_lines) + "\n")
+    lines = [f"{query}\t{document}\t{grade}" for query, grades in GRADES.items() for document, grade in grades.items()]
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n2\t18\t1\n")
     return folder
@@ -52,24 +52,27 @@ def request(collection: Path) -> TrainingRequest:
 
 
 @pytest.fixture
-def learn(model: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Callable[..., ModelCard]:
-    def learned(of: Path, **recipe: Any) -> ModelCard:
+def train(model: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Callable[..., ModelCard]:
+    def train_model(of: Path, **recipe: Any) -> ModelCard:
         request = TrainingRequest(str(of), str(model), out=tmp_path / "pupil")
         return finetune_encoder(request, replace(DISTILLED, **recipe))
 
-    return learned
+    return train_model
 
 
 def test_graded_judgments_are_teacher_scores(collection: Path) -> None:
     recipe = replace(DISTILLED, teacher="judgments")
-    made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
-    assert [query.id for query in made.queries] == ["0", "1"]  # the third is a test query too
-    rows = {name: row for row, name in enumerate(made.passage_ids or ())}
-    first = made.queries[0]
+    training_set = add_teacher_scores(load_training_set(request(collection)), recipe, print)
+    assert [query.id for query in training_set.queries] == [
+        "0",
+        "1",
+    ]  # the third query is also a test query and is removed
+    rows = {name: row for row, name in enumerate(training_set.passage_ids or ())}
+    first = training_set.queries[0]
     assert dict(zip((*first.positives, *first.negatives), first.scores or (), strict=True)) == {
         rows["16"]: 2.0, rows["17"]: 1.0, rows["18"]: 0.0,
     }  # fmt: skip
-    assert made.facts["teacher"] == {"source": "judgments", "grades": [0.0, 1.0, 2.0]}
+    assert training_set.facts["teacher"] == {"source": "judgments", "grades": [0.0, 1.0, 2.0]}
 
 
 def test_mined_unjudged_passages_have_grade_0(collection: Path) -> None:
@@ -98,13 +101,13 @@ def write_run_file(folder: Path, ranked: dict[str, list[str]]) -> Path:
 def test_a_reranked_run_gives_passages_and_teacher_scores(collection: Path, tmp_path: Path) -> None:
     file = write_run_file(tmp_path, {"0": ["25", "16", "30"], "1": ["22", "23"]})
     recipe = replace(DISTILLED, teacher=str(file))
-    made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
-    rows = {name: row for row, name in enumerate(made.passage_ids or ())}
-    (query,) = made.queries  # query 1 is left out: none of its positives is ranked
+    training_set = add_teacher_scores(load_training_set(request(collection)), recipe, print)
+    rows = {name: row for row, name in enumerate(training_set.passage_ids or ())}
+    (query,) = training_set.queries  # query 1 is left out, because none of its positives is ranked
     assert (query.positives, query.negatives) == ((rows["16"],), (rows["25"], rows["30"]))
     assert query.scores == (6.0, 8.0, 4.0)
-    assert made.facts["teacher"] == {"run": "reranked.trec.gz", "queries_without_teacher": 1}
-    group = LabelledBatchSource(made, recipe.contrastive, 1).build_batch(np.array([0]), 0)
+    assert training_set.facts["teacher"] == {"run": "reranked.trec.gz", "queries_without_teacher": 1}
+    group = LabelledBatchSource(training_set, recipe.contrastive, 1).build_batch(np.array([0]), 0)
     assert group.teacher_scores is not None
     assert group.teacher_scores[0] == 6.0
 
@@ -113,9 +116,9 @@ def test_a_retbench_record_gives_its_raw_scores_as_teacher_scores(collection: Pa
     (collection / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n0\t1\t2\n1\t0\t1\n")
     (cell,) = retbench.evaluate(["bm25"], tasks=[str(collection)], out=tmp_path / "r", overrides={"split": "train"})
     recipe = replace(DISTILLED, teacher=str(cell.record))
-    made = add_teacher_scores(load_training_set(request(collection)), recipe, print)
-    assert [query.id for query in made.queries] == ["0", "1"]
-    for query in made.queries:
+    training_set = add_teacher_scores(load_training_set(request(collection)), recipe, print)
+    assert [query.id for query in training_set.queries] == ["0", "1"]
+    for query in training_set.queries:
         assert query.scores is not None
         assert len(set(query.scores)) > 2
         assert not all(score == int(score) for score in query.scores)
@@ -124,12 +127,12 @@ def test_a_retbench_record_gives_its_raw_scores_as_teacher_scores(collection: Pa
 @pytest.mark.parametrize("objective", ["contrastive", "e2rank"])
 @pytest.mark.parametrize("teacher", ["judgments", "run"])
 def test_both_objectives_train_with_either_teacher(
-    learn: Callable[..., ModelCard], collection: Path, tmp_path: Path, objective: Any, teacher: str
+    train: Callable[..., ModelCard], collection: Path, tmp_path: Path, objective: Any, teacher: str
 ) -> None:
     ranked = {"0": ["25", "16", "30"], "1": ["17", "22", "23"]}
-    word = "judgments" if teacher == "judgments" else str(write_run_file(tmp_path, ranked))
+    source = "judgments" if teacher == "judgments" else str(write_run_file(tmp_path, ranked))
     lists = ListwiseTraining(max_documents=3, max_tokens=400) if objective == "e2rank" else None
-    card = learn(collection, objective=objective, listwise=lists, teacher=word)
+    card = train(collection, objective=objective, listwise=lists, teacher=source)
     assert card.training
     assert card.training.data["teacher"].keys() >= ({"grades"} if teacher == "judgments" else {"run"})
     assert str(tmp_path) not in json.dumps(card.training.recipe)
@@ -168,14 +171,14 @@ def write_msmarco_folder(folder: Path, triples: list[str], packed: bool) -> Path
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_msmarco_triples_give_the_negatives(learn: Callable[..., ModelCard], tmp_path: Path, packed: bool) -> None:
+def test_msmarco_triples_give_the_negatives(train: Callable[..., ModelCard], tmp_path: Path, packed: bool) -> None:
     lines = [f"{n}\t{n + 1}\t{bad}" for n in range(9) for bad in (20, n + 1, 21, 20, 22)] + ["77\t3\t4"]
     folder = write_msmarco_folder(tmp_path / "marco", lines, packed)
-    made = load_training_set(request(folder), negatives_per_query=2)
-    assert [made.passage_ids[row] for row in made.queries[3].negatives] == ["20", "21"]  # type: ignore[index]
-    assert made.facts["negatives"]["taken"] == 18
-    assert made.facts["negatives"]["triples_of_other_queries"] == 1
-    card = learn(folder, contrastive=ContrastiveSettings(0.1, 2), mining=MiningSettings(negatives_per_query=2))
+    training_set = load_training_set(request(folder), negatives_per_query=2)
+    assert [training_set.passage_ids[row] for row in training_set.queries[3].negatives] == ["20", "21"]  # type: ignore[index]
+    assert training_set.facts["negatives"]["taken"] == 18
+    assert training_set.facts["negatives"]["triples_of_other_queries"] == 1
+    card = train(folder, contrastive=ContrastiveSettings(0.1, 2), mining=MiningSettings(negatives_per_query=2))
     assert card.training
     assert card.training.data["negatives"]["file"].startswith("qidpidtriples.train.full.2")
 
@@ -191,10 +194,10 @@ def test_triples_without_matching_texts_are_named(tmp_path: Path, line: str, cau
 def test_queries_without_a_relevant_document_are_counted_and_reported(collection: Path) -> None:
     file = collection / "qrels" / "train.tsv"
     file.write_text(file.read_text().replace("1\t17\t2", "1\t17\t0").replace("1\t19\t1", "1\t19\t0"))
-    said: list[str] = []
-    made = load_training_set(replace(request(collection), log_status=said.append))
-    assert (len(made.queries), made.facts["queries_without_positive"]) == (1, 1)
-    assert any("1 queries that have no relevant document" in line for line in said)
+    status_lines: list[str] = []
+    training_set = load_training_set(replace(request(collection), log_status=status_lines.append))
+    assert (len(training_set.queries), training_set.facts["queries_without_positive"]) == (1, 1)
+    assert any("1 queries that have no relevant document" in line for line in status_lines)
 
 
 def test_a_positive_missing_in_the_corpus_is_named(collection: Path) -> None:
@@ -209,7 +212,7 @@ def test_in_a_published_collection_missing_positives_are_counted(collection: Pat
     from retbench.training.training_set import build_training_set
 
     card = replace(catalog.find_task_card(str(collection)), split="train")
-    whole = open_collection(card)
-    whole.judgments["0"]["gone"] = 1  # as mteb's loaders leave it
-    made = build_training_set(card, whole)
-    assert (made.facts["positives_missing"], len(made.queries)) == (1, 3)
+    collection_ = open_collection(card)
+    collection_.judgments["0"]["gone"] = 1  # as mteb's loaders do: a judged document that does not exist
+    training_set = build_training_set(card, collection_)
+    assert (training_set.facts["positives_missing"], len(training_set.queries)) == (1, 3)

@@ -26,13 +26,13 @@ def test_token_ids_are_the_same_in_memory_and_in_a_file(
     monkeypatch: pytest.MonkeyPatch, chunk: int, limit: int
 ) -> None:
     monkeypatch.setattr(token_ids, "MAX_BYTES_IN_MEMORY", limit)
-    found = build_tokenized_texts(chunk)
-    assert [text.tolist() for text in found] == TEXTS
-    assert found.lengths.tolist() == [3, 0, 1, 2, 50]
-    assert (token_ids.find_mapped_file(found.flat) is not None) == (limit < 4 * 56)
-    some = found.select(np.array([4, 0, 1]))
-    assert [text.tolist() for text in some] == [TEXTS[4], TEXTS[0], []]
-    assert some.flat.flags.writeable
+    tokenized = build_tokenized_texts(chunk)
+    assert [text.tolist() for text in tokenized] == TEXTS
+    assert tokenized.lengths.tolist() == [3, 0, 1, 2, 50]
+    assert (token_ids.find_mapped_file(tokenized.flat) is not None) == (limit < 4 * 56)
+    selection = tokenized.select(np.array([4, 0, 1]))
+    assert [text.tolist() for text in selection] == [TEXTS[4], TEXTS[0], []]
+    assert selection.flat.flags.writeable
 
 
 def test_an_empty_buffer_has_no_token_ids() -> None:
@@ -64,5 +64,5 @@ print(get_peak_memory_mb() - before)
 
 
 def test_memory_holds_one_shard_and_not_the_corpus() -> None:
-    ran = subprocess.run([sys.executable, "-c", MANY_TEXTS_PROGRAM], capture_output=True, text=True, check=True)
-    assert float(ran.stdout) < 60  # all ids are 160 MB
+    process = subprocess.run([sys.executable, "-c", MANY_TEXTS_PROGRAM], capture_output=True, text=True, check=True)
+    assert float(process.stdout) < 60  # all ids are 160 MB

@@ -20,16 +20,18 @@ from tests.test_run import run_cells, run_command
 def test_every_method_shows_its_text_and_token_ids(model: Path) -> None:
     answer = run_command("show", "model", model, "--text", "The heart pumps blood.", "--json")
     assert answer.exit_code == 0, answer.output
-    shown = json.loads(answer.stdout)
+    previews = json.loads(answer.stdout)
     tokenizer = load_tokenizer(model)
-    assert shown["tokenizer"]["eos"] == {"text": tokenizer.eos_token, "id": tokenizer.eos_token_id}
-    assert "You are a tiny helpful model." in shown["tokenizer"]["chat"]
-    assert {one["method"] for one in shown["readings"]} == {method.name for method in catalog.load_methods()}
-    for one in shown["readings"]:
+    assert previews["tokenizer"]["eos"] == {"text": tokenizer.eos_token, "id": tokenizer.eos_token_id}
+    assert "You are a tiny helpful model." in previews["tokenizer"]["chat"]
+    assert {one["method"] for one in previews["readings"]} == {method.name for method in catalog.load_methods()}
+    for one in previews["readings"]:
         if one["method"] in plain_transformers.METHODS:
-            read = plain_transformers.METHODS[one["method"]](tokenizer, "The heart pumps blood.", one["role"], 512)
-            assert one["ids"] == read.ids
-            assert one["read"] == tokenizer.decode(read.ids)
+            pooled_ids = plain_transformers.METHODS[one["method"]](
+                tokenizer, "The heart pumps blood.", one["role"], 512
+            )
+            assert one["ids"] == pooled_ids.ids
+            assert one["read"] == tokenizer.decode(pooled_ids.ids)
 
 
 def test_one_method_is_printed_as_text(model: Path) -> None:
@@ -40,9 +42,9 @@ def test_one_method_is_printed_as_text(model: Path) -> None:
 
 
 def test_a_method_that_does_not_apply_shows_the_reason(tmp_path: Path) -> None:
-    bare = tiny_models.build_tokenizer()
-    bare.chat_template = None
-    bare.save_pretrained(tiny_models.build_model(tmp_path / "bare"))
+    tokenizer = tiny_models.build_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tiny_models.build_model(tmp_path / "bare"))
     (tmp_path / "bare" / "chat_template.jinja").unlink(missing_ok=True)
     answer = run_command("show", "model", tmp_path / "bare", "--text", "Bees.", "--method", "promptreps")
     assert "needs a chat template" in answer.output
@@ -60,9 +62,9 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
     text = {"vocab_size": tiny_models.VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": rope}
-    seeing = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
+    vision_config = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
     torch.manual_seed(tiny_models.SEED)
-    config = Qwen2_5_VLConfig(text_config=text, vision_config={**seeing, "fullatt_block_indexes": [0]})
+    config = Qwen2_5_VLConfig(text_config=text, vision_config={**vision_config, "fullatt_block_indexes": [0]})
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     tiny_models.build_tokenizer().save_pretrained(folder)
     return folder
@@ -77,16 +79,16 @@ def test_a_vision_language_model_encodes_text_without_its_vision_tower(vision: P
     ids = PromptTokenizer(loaded.tokenizer, catalog.find_method("last")).tokenize(
         tiny_models.SENTENCES[:3], "query", 64
     )
-    whole = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
+    full_model = AutoModel.from_pretrained(vision, dtype=torch.float32).eval()
     if attention == "bidirectional":
-        whole.config.get_text_config().is_causal = False
-        whole.language_model.config.is_causal = False
+        full_model.config.get_text_config().is_causal = False
+        full_model.language_model.config.is_causal = False
     flat, offsets = loaded.with_method(attention, None).compute_states(list(ids))  # type: ignore[arg-type]
     for row in range(3):
         with torch.no_grad():
-            wanted = whole(torch.from_numpy(ids[row].astype(np.int64))[None]).last_hidden_state[0]
-        found = flat[offsets[row] : offsets[row + 1]]
-        assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99999
+            expected = full_model(torch.from_numpy(ids[row].astype(np.int64))[None]).last_hidden_state[0]
+        actual = flat[offsets[row] : offsets[row + 1]]
+        assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.99999
 
 
 def test_the_record_of_a_vision_language_model_is_marked_text_only(vision: Path, task: Path, out: Path) -> None:

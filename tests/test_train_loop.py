@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_encoder(folder: Path, recipe: Recipe = RECIPE) -> TrainableEncoder:
     model = lora_module.prepare_for_training(lora_module.load_model(folder, recipe), recipe)
-    with torch.no_grad():  # adapters start at zero, and a gradient that is zero would prove nothing
+    with torch.no_grad():  # LoRA starts with zero matrices, whose gradients would be zero
         for number, weight in enumerate(lora_module.get_trainable_weights(model).values()):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
     return TrainableEncoder(
@@ -58,8 +58,10 @@ def build_encoder(folder: Path, recipe: Recipe = RECIPE) -> TrainableEncoder:
     )
 
 
-def collect_gradients(made: TrainableEncoder) -> dict[str, torch.Tensor]:
-    return {n: w.grad.clone() for n, w in lora_module.get_trainable_weights(made.model).items() if w.grad is not None}
+def collect_gradients(encoder: TrainableEncoder) -> dict[str, torch.Tensor]:
+    return {
+        n: w.grad.clone() for n, w in lora_module.get_trainable_weights(encoder.model).items() if w.grad is not None
+    }
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -69,31 +71,31 @@ def test_gradient_caching_does_not_change_the_gradient(folder: Path, dropout: fl
     contrast = ContrastiveSettings(0.1, 2, symmetric=True, matryoshka_dimensions=(16, 32))
     recipe = replace(RECIPE, lora=lora, contrastive=contrast)
     group = LabelledBatchSource(build_pairs(), recipe.contrastive, 1).build_batch(np.arange(6), 0)
-    found = []
+    actual = []
     for caching in (False, True):
-        made = build_encoder(
+        encoder = build_encoder(
             folder, replace(recipe, batch=BatchSettings(4, 8, max_tokens=60, gradient_caching=caching))
         )
-        assert len(list(split_into_passes(made.tokenize(group.queries, group.passages).lengths, 60))) > 3
-        value, _ = backward_batch(made, group, 0.5, (1, 2))
-        found.append((value, collect_gradients(made)))
-    (plain, one), (cached, other) = found
-    assert cached == pytest.approx(plain, abs=1e-6)
-    assert one.keys() == other.keys()
-    assert max(float(g.abs().max()) for g in one.values()) > 1e-3
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-5)
+        assert len(list(split_into_passes(encoder.tokenize(group.queries, group.passages).lengths, 60))) > 3
+        value, _ = backward_batch(encoder, group, 0.5, (1, 2))
+        actual.append((value, collect_gradients(encoder)))
+    (plain_loss, plain_gradient), (cached, cached_gradient) = actual
+    assert cached == pytest.approx(plain_loss, abs=1e-6)
+    assert plain_gradient.keys() == cached_gradient.keys()
+    assert max(float(g.abs().max()) for g in plain_gradient.values()) > 1e-3
+    for name in plain_gradient:
+        torch.testing.assert_close(plain_gradient[name], cached_gradient[name], atol=1e-5, rtol=1e-5)
 
 
 def test_splitting_into_passes_gives_the_gradient_of_one_batch(folder: Path) -> None:
     group = LabelledBatchSource(build_pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
-    found = []
+    actual = []
     for tokens in (60, 100_000):
-        made = build_encoder(folder, replace(RECIPE, batch=BatchSettings(4, 8, tokens)))
-        found.append((backward_batch(made, group, 1.0, (0,))[0], collect_gradients(made)))
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
-    for name in found[0][1]:
-        torch.testing.assert_close(found[0][1][name], found[1][1][name], atol=1e-5, rtol=1e-4)
+        encoder = build_encoder(folder, replace(RECIPE, batch=BatchSettings(4, 8, tokens)))
+        actual.append((backward_batch(encoder, group, 1.0, (0,))[0], collect_gradients(encoder)))
+    assert actual[0][0] == pytest.approx(actual[1][0], abs=1e-6)
+    for name in actual[0][1]:
+        torch.testing.assert_close(actual[0][1][name], actual[1][1][name], atol=1e-5, rtol=1e-4)
 
 
 def build_batch(relevant: Any, owner: Any, teacher: Any = None) -> ContrastiveBatch:
@@ -109,8 +111,8 @@ def test_the_contrastive_loss_computed_by_hand() -> None:
     strict = ContrastiveSettings(temperature=0.5, mask_known_positives=False)
     assert float(contrastive_loss(queries, passages, group, strict)) == pytest.approx(
         first, abs=1e-6
-    )  # the second is the same
-    spared = -math.log(math.exp(2) / (math.exp(2) + 1))  # passage 2 is known to answer query 1
+    )  # the loss of query 2 is the same
+    spared = -math.log(math.exp(2) / (math.exp(2) + 1))  # passage 2 is a known positive of query 1
     kind = ContrastiveSettings(temperature=0.5)
     assert float(contrastive_loss(queries, passages, group, kind)) == pytest.approx((first + spared) / 2, abs=1e-6)
     both = ContrastiveSettings(temperature=0.5, symmetric=True)
@@ -122,11 +124,11 @@ def test_the_contrastive_loss_computed_by_hand() -> None:
 def test_distillation_compares_only_the_passages_of_a_query() -> None:
     queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     passages = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
-    own = [[1, 0, 0, 0], [0, 1, 0, 0]]
-    agree = build_batch(own, [0, 1, 0, 1], np.array([2.0, 2.0, 0.0, 0.0]))
+    relevant = [[1, 0, 0, 0], [0, 1, 0, 0]]
+    agree = build_batch(relevant, [0, 1, 0, 1], np.array([2.0, 2.0, 0.0, 0.0]))
     all_of_it = ContrastiveSettings(temperature=0.5, distillation_weight=1.0)
     assert float(contrastive_loss(queries, passages, agree, all_of_it)) == pytest.approx(0, abs=1e-6)
-    differ = build_batch(own, [0, 1, 0, 1], np.array([0.0, 0.0, 0.0, 0.0]))
+    differ = build_batch(relevant, [0, 1, 0, 1], np.array([0.0, 0.0, 0.0, 0.0]))
     soft = math.exp(2) / (math.exp(2) + 1)
     by_hand = 0.5 * math.log(0.5 / soft) + 0.5 * math.log(0.5 / (1 - soft))
     assert float(contrastive_loss(queries, passages, differ, all_of_it)) == pytest.approx(by_hand, abs=1e-6)
@@ -141,10 +143,10 @@ def test_every_query_is_used_once_per_epoch_in_a_seeded_order() -> None:
     assert [g.tolist() for g in order.sample_rows(3)[1]] == [
         g.tolist() for g in BatchSampler(20, BatchSettings(2, 4), 5).sample_rows(3)[1]
     ]
-    assert BatchSampler(3, BatchSettings(4, 4), 5).sample_rows(0)[0] == 0  # a set smaller than one contrast
+    assert BatchSampler(3, BatchSettings(4, 4), 5).sample_rows(0)[0] == 0  # fewer queries than one contrastive batch
     assert [len(rows) for rows in BatchSampler(3, BatchSettings(2, 4), 5).sample_rows(0)[1]] == [
         2
-    ]  # no contrast of one is left over
+    ]  # a last batch of one query is dropped
 
 
 def test_a_batch_has_positives_first_then_hard_negatives() -> None:
@@ -176,9 +178,9 @@ def write_jsonl(path: Path, *rows: object) -> Path:
 def test_a_jsonl_file_is_a_training_set(tmp_path: Path) -> None:
     tevatron = {"query": "c", "positive_passages": [{"title": "T", "text": "d"}], "negative_passages": []}
     ours = {"query": "a", "positives": ["x"], "negatives": ["y", "x2"], "scores": [1, 0, 0.5]}
-    made = read_training_file(write_jsonl(tmp_path / "own.jsonl", ours, tevatron))
-    assert (made.name, list(made.passages)) == ("own", ["x", "y", "x2", "T d"])
-    assert made.queries == [TrainingQuery("a", (0,), (1, 2), (1.0, 0.0, 0.5)), TrainingQuery("c", (3,))]
+    training_set = read_training_file(write_jsonl(tmp_path / "own.jsonl", ours, tevatron))
+    assert (training_set.name, list(training_set.passages)) == ("own", ["x", "y", "x2", "T d"])
+    assert training_set.queries == [TrainingQuery("a", (0,), (1, 2), (1.0, 0.0, 0.5)), TrainingQuery("c", (3,))]
 
 
 @pytest.mark.parametrize(
@@ -235,25 +237,27 @@ def test_a_misspelt_recipe_field_suggests_the_closest(tmp_path: Path) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradient(folder: Path) -> None:
     group = LabelledBatchSource(build_pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
-    found = []
+    actual = []
     for gradient_checkpointing in (False, True):
-        made = build_encoder(
+        encoder = build_encoder(
             folder, replace(RECIPE, gradient_checkpointing=gradient_checkpointing, lora=LoraSettings(4, 8, 0.2))
         )
-        found.append((backward_batch(made, group, 1.0, (0,))[0], collect_gradients(made)))
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
-    assert found[0][1].keys() == found[1][1].keys() != set()
-    for name in found[0][1]:
-        torch.testing.assert_close(found[0][1][name], found[1][1][name], atol=1e-6, rtol=1e-5)
+        actual.append((backward_batch(encoder, group, 1.0, (0,))[0], collect_gradients(encoder)))
+    assert actual[0][0] == pytest.approx(actual[1][0], abs=1e-6)
+    assert actual[0][1].keys() == actual[1][1].keys() != set()
+    for name in actual[0][1]:
+        torch.testing.assert_close(actual[0][1][name], actual[1][1][name], atol=1e-6, rtol=1e-5)
 
 
 def test_in_bfloat16_only_frozen_weights_are_bfloat16(folder: Path) -> None:
     recipe = replace(RECIPE, dtype="bfloat16")
-    made = build_encoder(folder, recipe)
-    assert {weight.dtype for weight in lora_module.get_trainable_weights(made.model).values()} == {torch.float32}
-    frozen = {weight.dtype for weight in made.model.parameters() if not weight.requires_grad}
+    encoder = build_encoder(folder, recipe)
+    assert {weight.dtype for weight in lora_module.get_trainable_weights(encoder.model).values()} == {torch.float32}
+    frozen = {weight.dtype for weight in encoder.model.parameters() if not weight.requires_grad}
     assert frozen == {torch.bfloat16}
     group = LabelledBatchSource(build_pairs(), RECIPE.contrastive, 1).build_batch(np.arange(6), 0)
-    rough, exact = (backward_batch(one, group, 1.0, (0,))[0] for one in (made, build_encoder(folder)))
-    assert rough == pytest.approx(exact, abs=0.1)
-    assert {g.dtype for g in collect_gradients(made).values()} == {torch.float32}
+    bfloat16_loss, exact = (
+        backward_batch(plain_gradient, group, 1.0, (0,))[0] for plain_gradient in (encoder, build_encoder(folder))
+    )
+    assert bfloat16_loss == pytest.approx(exact, abs=0.1)
+    assert {g.dtype for g in collect_gradients(encoder).values()} == {torch.float32}

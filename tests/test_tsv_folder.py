@@ -19,19 +19,19 @@ from tests import small_collection
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """MS MARCO's own names: passages without titles, two lists of queries that overlap, TREC's judgments."""
-    place = tmp_path / "msmarco"
-    place.mkdir()
-    (place / "collection.tsv").write_text("".join(f"{i}\t{x or '-'}\n" for i, _, x in small_collection.DOCUMENTS))
-    (place / "queries.dev.small.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES))
-    (place / "queries.train.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES[3:]))
-    (place / "qrels.dev.small.tsv").write_text(
+    """A folder with MS MARCO's file names: untitled passages, two overlapping query files, TREC judgments."""
+    folder_path = tmp_path / "msmarco"
+    folder_path.mkdir()
+    (folder_path / "collection.tsv").write_text("".join(f"{i}\t{x or '-'}\n" for i, _, x in small_collection.DOCUMENTS))
+    (folder_path / "queries.dev.small.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES))
+    (folder_path / "queries.train.tsv").write_text("".join(f"{i}\t{x}\n" for i, x in small_collection.QUERIES[3:]))
+    (folder_path / "qrels.dev.small.tsv").write_text(
         "".join(f"{q}\t0\t{d}\t{g}\n" for q, d, g in small_collection.TEST_JUDGMENTS)
     )
-    (place / "2019qrels-pass.txt").write_text(
+    (folder_path / "2019qrels-pass.txt").write_text(
         "".join(f"{q} 0 {d} {g}\n" for q, d, g in small_collection.TRAIN_JUDGMENTS)
     )
-    return place
+    return folder_path
 
 
 def open_folder(folder: Path, split: str = "dev.small") -> Collection:
@@ -101,10 +101,10 @@ def test_a_line_of_ten_million_characters_is_read(tmp_path: Path) -> None:
     assert [len(line) for line, _ in read_lines(tmp_path / "f")] == [10_000_000, 5]
 
 
-@pytest.mark.parametrize("kept", [9, 40, 200])
-def test_a_truncated_gzip_file_names_the_last_line(tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("kept_bytes", [9, 40, 200])
+def test_a_truncated_gzip_file_names_the_last_line(tmp_path: Path, kept_bytes: int) -> None:
     content = gzip.compress("".join(f"line {n} of many\n" for n in range(1000)).encode())
-    (tmp_path / "f.gz").write_bytes(content[:kept])
+    (tmp_path / "f.gz").write_bytes(content[:kept_bytes])
     with pytest.raises(DataError, match=r"f\.gz is damaged after line \d+") as caught:
         list(read_lines(tmp_path / "f.gz"))
     assert caught.value.next_step == "download it again"
@@ -127,7 +127,7 @@ def test_judgments_of_every_shape_are_the_same(tmp_path: Path, content: str) -> 
     assert [judgment[:3] for judgment in read_judgments(tmp_path / "f")] == [("q", "d", 1)]
 
 
-# Rules of a task card
+# Evaluation rules of a task card
 
 
 def test_excluded_documents_are_removed_before_the_cutoff(folder: Path) -> None:

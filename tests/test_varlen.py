@@ -29,7 +29,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "pythia": ("gpt_neox", {"head_dim": None}),
     "bert": ("bert", {"head_dim": None}),
 }
-# left to padded rows: (model type, config)
+# computed in padded rows: (model type, config)
 PADDED_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "angles that follow the length": (
         "llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
@@ -40,15 +40,15 @@ PADDED_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.PackedBatch, scale: float) -> Tensor:
-    found = []
+    actual = []
     for start, end in pairwise(batch.offsets.tolist()):
         q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
-        found.append(scaled_dot_product_attention(q, k, v, is_causal=batch.causal, scale=scale, enable_gqa=True))
-    return torch.cat([part[0].transpose(0, 1) for part in found])
+        actual.append(scaled_dot_product_attention(q, k, v, is_causal=batch.causal, scale=scale, enable_gqa=True))
+    return torch.cat([part[0].transpose(0, 1) for part in actual])
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def attention_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "find_kernel", lambda *_: attend_one_by_one)
     monkeypatch.setattr(backbones, "supports_packed_decoding", lambda _: False)  # as on a GPU
     monkeypatch.setattr(Backbone, "_compute_padded_states", None)
@@ -64,28 +64,32 @@ def build_backbone(family: str, config: dict[str, Any]) -> Backbone:
 def test_packed_states_equal_those_of_each_text_alone(family: str, config: dict[str, Any]) -> None:
     loaded = build_backbone(family, config)
     with torch.inference_mode():
-        wanted = torch.cat(
+        expected = torch.cat(
             [loaded.model(torch.from_numpy(ids.astype(np.int64))[None])[0][0] for ids in draw_token_ids()]
         )
-    found = loaded.compute_states(draw_token_ids())
+    actual = loaded.compute_states(draw_token_ids())
     assert loaded.kernel == "varlen"
-    assert found.offsets.diff().tolist() == list(LENGTHS)
-    assert float((found.flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    assert actual.offsets.diff().tolist() == list(LENGTHS)
+    assert float((actual.flat - expected).abs().max()) < 1e-5 * float(expected.abs().max())
     assert loaded.model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("layer", [0, 1, -1, -2])
 def test_an_earlier_layer_equals_that_of_transformers(layer: int) -> None:
     loaded = build_backbone("qwen2", {}).with_method("own", layer)
-    wanted = compute_plain_states(loaded.model, draw_token_ids(), layer)
-    assert float((loaded.compute_states(draw_token_ids()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    expected = compute_plain_states(loaded.model, draw_token_ids(), layer)
+    assert float((loaded.compute_states(draw_token_ids()).flat - expected).abs().max()) < 1e-5 * float(
+        expected.abs().max()
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
 def test_bidirectional_attention_equals_transformers(family: str) -> None:
     loaded = build_backbone(family, {}).with_method("bidirectional", None)
-    wanted = compute_plain_states(loaded.model, draw_token_ids(), is_causal=False, attention_mask=None)
-    assert float((loaded.compute_states(draw_token_ids()).flat - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    expected = compute_plain_states(loaded.model, draw_token_ids(), is_causal=False, attention_mask=None)
+    assert float((loaded.compute_states(draw_token_ids()).flat - expected).abs().max()) < 1e-5 * float(
+        expected.abs().max()
+    )
 
 
 @pytest.mark.parametrize(("family", "config"), PADDED_FAMILIES.values(), ids=PADDED_FAMILIES)
@@ -97,9 +101,9 @@ def test_texts_longer_than_the_attention_window_are_padded() -> None:
     windowed = build_model("mistral", sliding_window=64)
     assert varlen.fits_attention_window(windowed, draw_token_ids((64, 3)))
     assert not varlen.fits_attention_window(windowed, draw_token_ids((65, 3)))
-    some = build_model("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1)
-    assert varlen.fits_attention_window(some, draw_token_ids((64,)))
-    assert not varlen.fits_attention_window(some, draw_token_ids((65,)))
+    loaded_model = build_model("qwen2", use_sliding_window=True, sliding_window=64, max_window_layers=1)
+    assert varlen.fits_attention_window(loaded_model, draw_token_ids((64,)))
+    assert not varlen.fits_attention_window(loaded_model, draw_token_ids((65,)))
     assert varlen.fits_attention_window(build_model("qwen2", sliding_window=64), draw_token_ids((65,)))
 
 
@@ -119,4 +123,4 @@ def test_a_cpu_and_float32_have_no_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_gpu_loads_the_weights_directly_from_the_file() -> None:
     gpu = torch.device("cuda")
     assert backbones.get_device_map_options(torch.device("cpu")) == {}
-    assert backbones.get_device_map_options(gpu) in ({"device_map": {"": gpu}}, {})  # the latter without accelerate
+    assert backbones.get_device_map_options(gpu) in ({"device_map": {"": gpu}}, {})  # {} if accelerate is not installed

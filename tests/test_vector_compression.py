@@ -26,34 +26,34 @@ def run_command(*words: object) -> Result:
 def run_cell(*words: object) -> dict[str, Any]:
     answer = run_command(*words, "--json")
     assert answer.exit_code == 0, answer.output
-    (found,) = json.loads(answer.stdout)
-    return dict(found)
+    (cell,) = json.loads(answer.stdout)
+    return dict(cell)
 
 
 def draw_unit_vectors(seed: int, rows: int = 9, width: int = 24) -> np.ndarray:
-    drawn = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    vectors = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-@pytest.mark.parametrize(("form", "least"), [("fp32", 1 - 1e-6), ("fp16", 0.999999), ("int8", 0.9998)])
+@pytest.mark.parametrize(("form", "min_cosine"), [("fp32", 1 - 1e-6), ("fp16", 0.999999), ("int8", 0.9998)])
 @given(seed=st.integers(0, 999))
-def test_compressed_vectors_keep_their_direction(form: VectorDtype, least: float, seed: int) -> None:
+def test_compressed_vectors_keep_their_direction(form: VectorDtype, min_cosine: float, seed: int) -> None:
     vectors = draw_unit_vectors(seed)
-    again = decode_vectors(VECTOR_FORMATS[form].encode(vectors))
-    assert again.dtype == np.float32
-    assert (vectors * again).sum(axis=1).min() > least
-    assert np.allclose(np.linalg.norm(again, axis=1), 1, atol=1e-6)
+    decoded = decode_vectors(VECTOR_FORMATS[form].encode(vectors))
+    assert decoded.dtype == np.float32
+    assert (vectors * decoded).sum(axis=1).min() > min_cosine
+    assert np.allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", VECTOR_FORMATS)
 def test_a_block_is_equal_when_written_and_when_read(form: VectorDtype, tmp_path: Path) -> None:
     store = ShardStore(tmp_path, form)
     written = store.write_shard(0, VectorBlock(np.arange(9), draw_unit_vectors(1)), tokens=1, seconds=0.0)
-    read = store.read_shard(0)
-    assert read
-    assert np.array_equal(read.vectors, written.vectors)
+    block = store.read_shard(0)
+    assert block
+    assert np.array_equal(block.vectors, written.vectors)
     stored = (tmp_path / "shard-00000.safetensors").stat().st_size
-    assert 0 < stored - 9 * compute_row_bytes(24, form) < 300  # the rest is the file's own head
+    assert 0 < stored - 9 * compute_row_bytes(24, form) < 300  # the rest is the header of the file
 
 
 def test_truncated_dimensions_are_normalised() -> None:
@@ -66,17 +66,17 @@ def test_truncated_dimensions_are_normalised() -> None:
 def test_truncation_embeds_nothing_again_but_another_format_does(model: Path, tmp_path: Path) -> None:
     line = ("run", "--model", model, "--task", small_collection.write_folder(tmp_path / "pantry"), "--method", "mean")
     line = (*line, "--out", tmp_path / "out")
-    whole = run_cell(*line)
+    cell = run_cell(*line)
     stores = {stored.folder for stored in list_cached_embeddings()}
     cut = run_cell(*line, "--set", "dimensions=8")
     assert {stored.folder for stored in list_cached_embeddings()} == stores
-    assert cut["settings_id"] != whole["settings_id"]
+    assert cut["settings_id"] != cell["settings_id"]
     half = run_cell(*line, "--set", "vector_dtype=int8")
     assert len(list(list_cached_embeddings())) == 2 * len(stores)
-    assert half["settings_id"] not in (whole["settings_id"], cut["settings_id"])
+    assert half["settings_id"] not in (cell["settings_id"], cut["settings_id"])
     settings = json.loads((Path(cut["record"]) / "record.json").read_text())["settings"]
     assert settings["encoder"]["dimensions"] == 8
-    assert "dimensions" not in json.loads((Path(whole["record"]) / "record.json").read_text())["settings"]["encoder"]
+    assert "dimensions" not in json.loads((Path(cell["record"]) / "record.json").read_text())["settings"]["encoder"]
 
 
 WRONG_OPTIONS = {
@@ -97,11 +97,14 @@ def test_invalid_options_are_usage_errors(model: Path, tmp_path: Path, setting: 
 
 
 def test_splits_and_tasks_share_document_embeddings(model: Path, tmp_path: Path) -> None:
-    one, other = small_collection.write_folder(tmp_path / "pantry"), small_collection.write_folder(tmp_path / "another")
+    first, second = (
+        small_collection.write_folder(tmp_path / "pantry"),
+        small_collection.write_folder(tmp_path / "another"),
+    )
     line = ("run", "--model", model, "--method", "mean", "--out", tmp_path / "out")
-    run_cell(*line, "--task", one)
-    run_cell(*line, "--task", one, "--set", "split=train")
-    run_cell(*line, "--task", other)
+    run_cell(*line, "--task", first)
+    run_cell(*line, "--task", first, "--set", "split=train")
+    run_cell(*line, "--task", second)
     documents = [stored for stored in list_cached_embeddings() if stored.rows == len(small_collection.DOCUMENTS)]
     assert len(documents) == 1
     assert documents[0].used_by == ("another (mean)", "pantry (mean)")

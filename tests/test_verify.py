@@ -36,7 +36,7 @@ def add_rows(
 
 
 def run_bm25(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> Path:
-    """A finished run of BM25 under the task rules given."""
+    """Run BM25 with the given task rules; return the folder of the run."""
     find = catalog.find_task_card
 
     def ruled(name: str) -> TaskCard:
@@ -48,17 +48,22 @@ def run_bm25(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **ru
     return Path(str(cell.record))
 
 
-def group_by_evaluator(found: verify.Verification, referee: str) -> dict[str, verify.MetricCheck]:
-    return {verdict.metric: verdict for verdict in found.checks if verdict.evaluator == referee}
+def group_by_evaluator(verification: verify.Verification, referee: str) -> dict[str, verify.MetricCheck]:
+    return {verdict.metric: verdict for verdict in verification.checks if verdict.evaluator == referee}
 
 
 def test_both_evaluators_agree_on_a_plain_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
-    assert {verdict.evaluator for verdict in found.checks} == {
+    verification = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
+    assert {verdict.evaluator for verdict in verification.checks} == {
         "mteb", "mteb, raw scores", "beir", "beir, raw scores"
     }  # fmt: skip
-    assert all(verdict.agrees for verdict in found.checks)
-    assert {verdict.metric for verdict in found.checks} >= {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"}
+    assert all(verdict.agrees for verdict in verification.checks)
+    assert {verdict.metric for verdict in verification.checks} >= {
+        "ndcg_at_10",
+        "mrr_at_10",
+        "recall_at_100",
+        "map_at_100",
+    }
 
 
 def test_a_kept_same_id_document_explains_the_beir_difference(
@@ -70,11 +75,11 @@ def test_a_kept_same_id_document_explains_the_beir_difference(
         {"twin": "tea twin"},
         [("twin", "other", 1)],
     )
-    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
-    assert group_by_evaluator(found, "mteb")["mrr_at_10"].agrees
-    (reason,) = group_by_evaluator(found, "beir")["mrr_at_10"].reasons or ()
+    verification = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
+    assert group_by_evaluator(verification, "mteb")["mrr_at_10"].agrees
+    (reason,) = group_by_evaluator(verification, "beir")["mrr_at_10"].reasons or ()
     assert "own id" in reason
-    assert found.unexplained == []
+    assert verification.unexplained == []
 
 
 def test_with_the_rule_in_the_card_all_evaluators_agree(
@@ -86,8 +91,8 @@ def test_with_the_rule_in_the_card_all_evaluators_agree(
         {"twin": "tea twin"},
         [("twin", "other", 1)],
     )
-    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, same_id="drop")))
-    assert all(verdict.agrees for verdict in found.checks)
+    verification = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, same_id="drop")))
+    assert all(verdict.agrees for verdict in verification.checks)
 
 
 def test_ties_explain_differences_of_raw_scores_only(
@@ -95,20 +100,20 @@ def test_ties_explain_differences_of_raw_scores_only(
 ) -> None:
     twins = {f"z{n}": "zebra stripes" for n in range(3)}
     add_rows(folder, twins, {"qz": "zebra"}, [("qz", "z0", 1)])
-    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
-    assert group_by_evaluator(found, "mteb")["mrr_at_10"].agrees
-    (reason,) = group_by_evaluator(found, "mteb, raw scores")["mrr_at_10"].reasons or ()
+    verification = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
+    assert group_by_evaluator(verification, "mteb")["mrr_at_10"].agrees
+    (reason,) = group_by_evaluator(verification, "mteb, raw scores")["mrr_at_10"].reasons or ()
     assert "queries have documents with equal scores" in reason
-    assert found.unexplained == []
+    assert verification.unexplained == []
 
 
 def test_a_query_without_results_is_left_out_by_the_evaluators(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_rows(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 1)])
-    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
+    verification = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch)))
     for referee in ("mteb", "beir"):
-        verdict = group_by_evaluator(found, referee)["ndcg_at_10"]
+        verdict = group_by_evaluator(verification, referee)["ndcg_at_10"]
         (reason,) = verdict.reasons or ()
         assert reason.startswith("1 queries have no results")
         assert verdict.theirs > verdict.ours
@@ -117,17 +122,19 @@ def test_a_query_without_results_is_left_out_by_the_evaluators(
 def test_a_lowest_relevant_grade_explains_binary_metrics(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = group_by_evaluator(verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb")
-    assert found["ndcg_at_10"].agrees
-    (reason,) = found["recall_at_1"].reasons or ()
+    verification = group_by_evaluator(
+        verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2))), "mteb"
+    )
+    assert verification["ndcg_at_10"].agrees
+    (reason,) = verification["recall_at_1"].reasons or ()
     assert "only 2 and above" in reason
 
 
 def test_several_reasons_are_reported_together(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_rows(folder, {}, {"qn": "xylophone"}, [("qn", "tea", 2)])
-    found = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2)))
-    assert len(group_by_evaluator(found, "mteb")["recall_at_100"].reasons or ()) == 2
-    assert found.unexplained == []
+    verification = verify.verify_run(str(run_bm25(folder, tmp_path, monkeypatch, relevant_from=2)))
+    assert len(group_by_evaluator(verification, "mteb")["recall_at_100"].reasons or ()) == 2
+    assert verification.unexplained == []
 
 
 def test_an_unexplained_difference_ends_with_exit_4(
@@ -145,9 +152,9 @@ def test_the_command_prints_agreement_and_json_has_every_metric(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = run_bm25(folder, tmp_path, monkeypatch)
-    told = CliRunner().invoke(app, ["verify", str(record)])
-    assert told.exit_code == 0
-    assert "metrics agree to 6 digits" in told.output
+    answer = CliRunner().invoke(app, ["verify", str(record)])
+    assert answer.exit_code == 0
+    assert "metrics agree to 6 digits" in answer.output
     rows = json.loads(CliRunner().invoke(app, ["verify", str(record), "--json"]).output)
     assert {"run", "task", "referee", "metric", "ours", "theirs", "digits", "reasons", "agrees"} == rows[0].keys()
 

@@ -33,25 +33,25 @@ SMALL = "smollm2-135m-instruct-q4"
 def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> float:
     spec = EncoderSpec("weights", method, "", 128, 128, "float32")
     ours = backbone.load_backbone(folder, "float32", CPU).with_method(method.attention, method.layer)
-    wording = PromptTokenizer(ours.tokenizer, method)
+    prompt_tokenizer = PromptTokenizer(ours.tokenizer, method)
     theirs = TokenIdEncoder(
-        spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), wording
+        spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), prompt_tokenizer
     )
-    tokens = wording.tokenize(texts, "document", 128)
-    one, other = BackboneEncoder(spec, ours, wording).encode(tokens), theirs.encode(tokens)
-    return float((one * other).sum(1).min())
+    tokens = prompt_tokenizer.tokenize(texts, "document", 128)
+    our_vectors, their_vectors = BackboneEncoder(spec, ours, prompt_tokenizer).encode(tokens), theirs.encode(tokens)
+    return float((our_vectors * their_vectors).sum(1).min())
 
 
-@pytest.mark.parametrize("word", ["last", "mean", "eos", "promptreps", "mean:attention=bidirectional"])
-def test_both_engines_agree(model: Path, word: str) -> None:
-    assert smallest_cosine(model, catalog.find_method(word), tiny_models.SENTENCES) > 0.9999
+@pytest.mark.parametrize("method", ["last", "mean", "eos", "promptreps", "mean:attention=bidirectional"])
+def test_both_engines_agree(model: Path, method: str) -> None:
+    assert smallest_cosine(model, catalog.find_method(method), tiny_models.SENTENCES) > 0.9999
 
 
-@pytest.mark.usefixtures("users_weights")
-@pytest.mark.parametrize("word", ["mean", "promptreps", "mean:attention=bidirectional"])
-def test_both_engines_agree_on_a_real_model(word: str) -> None:
+@pytest.mark.usefixtures("user_weights")
+@pytest.mark.parametrize("method", ["mean", "promptreps", "mean:attention=bidirectional"])
+def test_both_engines_agree_on_a_real_model(method: str) -> None:
     folder = weights.obtain_weights(catalog.find_model_card(SMALL)).folder
-    assert smallest_cosine(folder, catalog.find_method(word), tiny_models.SENTENCES[:12]) > 0.9999
+    assert smallest_cosine(folder, catalog.find_method(method), tiny_models.SENTENCES[:12]) > 0.9999
 
 
 def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> None:
@@ -61,21 +61,21 @@ def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> N
     assert theirs["settings_id"] != ours["settings_id"]
     answer = run_command("verify", ours["record"], "--against", "vllm", "--weights", model, "--json")
     assert answer.exit_code == 0, answer.output
-    found = json.loads(answer.stdout)
-    assert found["engines"] == ["transformers", "vllm"]
-    assert found["cosine_min"] > 0.9999
+    actual = json.loads(answer.stdout)
+    assert actual["engines"] == ["transformers", "vllm"]
+    assert actual["cosine_min"] > 0.9999
 
 
-@pytest.mark.usefixtures("users_weights")
+@pytest.mark.usefixtures("user_weights")
 def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
     line = ("run", "--model", SMALL, "--task", "stdlib-text", "--sample", 10, "--method", "promptreps", "--out", out)
     (cell,) = run_cells(*line, "--set", "dtype=float32")
     answer = run_command("verify", cell["record"], "--against", "vllm", "--json")
     assert answer.exit_code == 0, answer.output
-    found = json.loads(answer.stdout)
-    assert found["documents"] == 200
-    assert found["cosine_min"] > found["tolerance"]["cosine"] == 0.9999
-    assert abs(found["scores"][0] - found["scores"][1]) <= 0.005
+    actual = json.loads(answer.stdout)
+    assert actual["documents"] == 200
+    assert actual["cosine_min"] > actual["tolerance"]["cosine"] == 0.9999
+    assert abs(actual["scores"][0] - actual["scores"][1]) <= 0.005
 
 
 def test_a_text_longer_than_the_context_is_an_error(model: Path) -> None:
@@ -86,20 +86,22 @@ def test_a_text_longer_than_the_context_is_an_error(model: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_address(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("serve") / "log"
     with start_vllm_server(model, "tiny", 256, log, "--runner", "pooling", "--convert", "embed") as address:
         yield address
 
 
-def test_the_endpoint_engine_agrees_with_vllm_serve(model: Path, served: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RETBENCH_ENDPOINT", served)
+def test_the_endpoint_engine_agrees_with_vllm_serve(
+    model: Path, server_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETBENCH_ENDPOINT", server_address)
     texts = list(tiny_models.SENTENCES[:10])
-    found = normalize_vectors(
+    actual = normalize_vectors(
         EmbeddingsClient(EndpointServer(Engine("endpoint", batch_size=4)), "tiny").embed_texts(texts)
     )
     ours = backbone.load_backbone(model, "float32", CPU)
     spec = EncoderSpec("weights", catalog.find_method("last"), "", 128, 128, "float32")
-    made = BackboneEncoder(spec, ours, PromptTokenizer(ours.tokenizer, spec.method))
-    assert (found * made.encode(made.tokenize(texts, "query"))).sum(1).min() > 0.9999
-    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    encoder = BackboneEncoder(spec, ours, PromptTokenizer(ours.tokenizer, spec.method))
+    assert (actual * encoder.encode(encoder.tokenize(texts, "query"))).sum(1).min() > 0.9999
+    assert np.allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-5)

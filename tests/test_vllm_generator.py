@@ -47,9 +47,9 @@ def load_both_generators(folder: Path) -> tuple[TransformersGenerator, VllmGener
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersGenerator, VllmGenerator]:
+def real_generators(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransformersGenerator, VllmGenerator]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RETBENCH_CACHE")  # the user's own: weights are fetched once
+        patch.delenv("RETBENCH_CACHE")  # use the user's cache, so that weights are fetched once
         return load_both_generators(weights.obtain_weights(catalog.find_model_card(SMALL)).folder)
 
 
@@ -59,72 +59,76 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def random(model: Path) -> tuple[TransformersGenerator, VllmGenerator]:
+def random_generators(model: Path) -> tuple[TransformersGenerator, VllmGenerator]:
     return load_both_generators(model)
 
 
-@pytest.fixture(params=["random", "real"])
-def both(request: pytest.FixtureRequest) -> tuple[TransformersGenerator, VllmGenerator]:
-    found: tuple[TransformersGenerator, VllmGenerator] = request.getfixturevalue(request.param)
-    return found
+@pytest.fixture(params=["random_generators", "real_generators"])
+def both_generators(request: pytest.FixtureRequest) -> tuple[TransformersGenerator, VllmGenerator]:
+    generators: tuple[TransformersGenerator, VllmGenerator] = request.getfixturevalue(request.param)
+    return generators
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_text_equals_that_of_transformers(
-    both: tuple[TransformersGenerator, VllmGenerator], prompt: str
+    both_generators: tuple[TransformersGenerator, VllmGenerator], prompt: str
 ) -> None:
-    ours, theirs = (one.generate(prompt, 24) for one in both)
+    ours, theirs = (one.generate(prompt, 24) for one in both_generators)
     assert theirs == ours
 
 
-def test_odds_equal_those_of_transformers(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
-    ours, theirs = (one.score_yes_no(POINTWISE_PROMPTS) for one in both)
+def test_odds_equal_those_of_transformers(both_generators: tuple[TransformersGenerator, VllmGenerator]) -> None:
+    ours, theirs = (one.score_yes_no(POINTWISE_PROMPTS) for one in both_generators)
     assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=1e-3)
     assert [one.prompt_tokens for one in theirs] == [one.prompt_tokens for one in ours]
     assert (
         len({round(one.log_odds, 3) for one in theirs}) > len(POINTWISE_PROMPTS) // 2
-    )  # and it is not one figure for all
+    )  # the scores differ between prompts
 
 
-def test_a_listwise_answer_follows_the_guided_pattern(both: tuple[TransformersGenerator, VllmGenerator]) -> None:
+def test_a_listwise_answer_follows_the_guided_pattern(
+    both_generators: tuple[TransformersGenerator, VllmGenerator],
+) -> None:
     form = build_order_pattern(len(PASSAGES))
-    answer = both[1].generate(PROMPTS[1], 60, form)
+    answer = both_generators[1].generate(PROMPTS[1], 60, form)
     assert re.fullmatch(form, answer.text)
     assert len(re.findall(r"\d+", answer.text)) == len(PASSAGES)
-    assert not re.fullmatch(form, both[1].generate(PROMPTS[1], 60).text)  # it would not have come by itself
+    assert not re.fullmatch(
+        form, both_generators[1].generate(PROMPTS[1], 60).text
+    )  # without guidance the answer does not match
     assert sorted(parse_order(answer.text, len(PASSAGES))[0]) == list(range(len(PASSAGES)))
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_generation(
-    random: tuple[TransformersGenerator, VllmGenerator],
+    random_generators: tuple[TransformersGenerator, VllmGenerator],
 ) -> None:
-    _, theirs = random
+    _, theirs = random_generators
     prompt = "word " * 400
-    read = len(theirs.tokenize_prompt(prompt))
-    assert theirs.fits_context(prompt, CONTEXT - read)
-    assert not theirs.fits_context(prompt, CONTEXT - read + 1)
+    token_count = len(theirs.tokenize_prompt(prompt))
+    assert theirs.fits_context(prompt, CONTEXT - token_count)
+    assert not theirs.fits_context(prompt, CONTEXT - token_count + 1)
 
 
-@pytest.mark.parametrize("word", ["listwise:engine=vllm,scores=raw", "pointwise:engine=vllm"])
-def test_a_run_is_reranked_with_vllm(model: Path, task: Path, out: Path, word: str) -> None:
-    asked = f"{word},model={model}"
-    found = run_cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
-    record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
+@pytest.mark.parametrize("reranker", ["listwise:engine=vllm,scores=raw", "pointwise:engine=vllm"])
+def test_a_run_is_reranked_with_vllm(model: Path, task: Path, out: Path, reranker: str) -> None:
+    argument = f"{reranker},model={model}"
+    results = run_cells("run", "--model", "bm25", "--task", task, "--rerank", argument, "--out", out)
+    record = json.loads((Path(results[-1]["record"]) / "record.json").read_text())
     (facts,) = record["cost"]["rerank"]
     assert facts["requests"] > 0
     assert facts["read"] > 0
     assert facts.get("unanswered", 0) == 0
-    again = run_cells("run", "--model", "bm25", "--task", task, "--rerank", asked, "--out", out)
-    assert again[-1]["cached"]
+    second_cells = run_cells("run", "--model", "bm25", "--task", task, "--rerank", argument, "--out", out)
+    assert second_cells[-1]["cached"]
 
 
 @pytest.fixture(scope="module")
-def chat(
-    real: tuple[TransformersGenerator, VllmGenerator], tmp_path_factory: pytest.TempPathFactory
+def chat_client(
+    real_generators: tuple[TransformersGenerator, VllmGenerator], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ChatClient]:
     log = tmp_path_factory.mktemp("serve") / "log"
     with (
-        start_vllm_server(real[0].folder, "smollm2", CONTEXT, log) as address,
+        start_vllm_server(real_generators[0].folder, "smollm2", CONTEXT, log) as address,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RETBENCH_ENDPOINT", address)
@@ -133,24 +137,28 @@ def chat(
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_server_generates_the_same_text(
-    real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient, prompt: str
+    real_generators: tuple[TransformersGenerator, VllmGenerator], chat_client: ChatClient, prompt: str
 ) -> None:
-    ours, theirs = real[0].generate(prompt, 24), chat.generate(prompt, 24)
+    ours, theirs = real_generators[0].generate(prompt, 24), chat_client.generate(prompt, 24)
     assert theirs == ours
 
 
-def test_a_server_gives_the_same_odds(real: tuple[TransformersGenerator, VllmGenerator], chat: ChatClient) -> None:
-    ours, theirs = real[0].score_yes_no(POINTWISE_PROMPTS), chat.score_yes_no(POINTWISE_PROMPTS)
+def test_a_server_gives_the_same_odds(
+    real_generators: tuple[TransformersGenerator, VllmGenerator], chat_client: ChatClient
+) -> None:
+    ours, theirs = real_generators[0].score_yes_no(POINTWISE_PROMPTS), chat_client.score_yes_no(POINTWISE_PROMPTS)
     assert [one.log_odds for one in theirs] == pytest.approx([one.log_odds for one in ours], abs=0.1)
 
 
 def test_a_server_reranks_a_run(
-    chat: ChatClient,
+    chat_client: ChatClient,
     task: Path,
     out: Path,
 ) -> None:
-    word = f"listwise:engine=endpoint,model={chat.name},written=60"
-    found: list[dict[str, Any]] = run_cells("run", "--model", "bm25", "--task", task, "--rerank", word, "--out", out)
-    record = json.loads((Path(found[-1]["record"]) / "record.json").read_text())
+    reranker = f"listwise:engine=endpoint,model={chat_client.name},written=60"
+    results: list[dict[str, Any]] = run_cells(
+        "run", "--model", "bm25", "--task", task, "--rerank", reranker, "--out", out
+    )
+    record = json.loads((Path(results[-1]["record"]) / "record.json").read_text())
     assert record["cost"]["rerank"][0]["requests"] > 0
     assert 0 <= record["cost"]["rerank"][0]["repair_rate"] <= 1

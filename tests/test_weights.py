@@ -473,7 +473,9 @@ def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     big.write_bytes(b"y" * checksums.MIN_CACHED_BYTES)
     changed = checksums.cached_sha256(big)
     assert changed != revision
-    assert checksums.cached_sha256(big) == changed  # a file that was just written is hashed again: a later change could have the same time
+    assert (
+        checksums.cached_sha256(big) == changed
+    )  # a file that was just written is hashed again: a later change could have the same time
     assert reads == [big] * 3
     other_path = tmp_path / "other"
     other_path.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)

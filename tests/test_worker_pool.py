@@ -48,16 +48,16 @@ def test_the_devices_option_is_parsed() -> None:
         LocalTarget(8),
         LocalTarget(0),
     )
-    wanted = parse_compute_target("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
-    assert wanted == RayTarget("s3://bucket/place", "ray://head:10001", 4)
-    for word, told in {
+    expected = parse_compute_target("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
+    assert expected == RayTarget("s3://bucket/place", "ray://head:10001", 4)
+    for argument, told in {
         "0": "no compute target '0'",
         "gpu": "no compute target",
         "²": "no compute target",
         "ray": "a store that all",
     }.items():
         with pytest.raises(UsageError, match=told):
-            parse_compute_target(word)
+            parse_compute_target(argument)
 
 
 def test_one_worker_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,30 +65,30 @@ def test_one_worker_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(local_workers, "get_device", lambda: torch.device("cuda"))
     monkeypatch.setenv(local_workers.VISIBLE_DEVICES, "2,GPU-7,5")
-    assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["2", "GPU-7", "5"]
-    assert [seat.gpu for seat in local_workers.list_device_slots(2)] == ["2", "GPU-7"]
+    assert [slot.gpu for slot in local_workers.list_device_slots(0)] == ["2", "GPU-7", "5"]
+    assert [slot.gpu for slot in local_workers.list_device_slots(2)] == ["2", "GPU-7"]
     with pytest.raises(UsageError, match="has 3 GPUs"):
         local_workers.list_device_slots(4)
     monkeypatch.delenv(local_workers.VISIBLE_DEVICES)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [seat.gpu for seat in local_workers.list_device_slots(0)] == ["0", "1"]
+    assert [slot.gpu for slot in local_workers.list_device_slots(0)] == ["0", "1"]
 
 
 def test_cpu_workers_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_workers.memory, "get_thread_count", lambda: 8)
     assert device.get_device().type == "cpu"
-    assert [seat.threads for seat in local_workers.list_device_slots(0)] == [8]
-    assert [seat.threads for seat in local_workers.list_device_slots(3)] == [2, 2, 2]
-    assert [seat.threads for seat in local_workers.list_device_slots(9)] == [1] * 9
-    with local_workers.open_worker_pool("1") as alone, local_workers.open_worker_pool("all") as every:
-        assert alone is every is None
+    assert [slot.threads for slot in local_workers.list_device_slots(0)] == [8]
+    assert [slot.threads for slot in local_workers.list_device_slots(3)] == [2, 2, 2]
+    assert [slot.threads for slot in local_workers.list_device_slots(9)] == [1] * 9
+    with local_workers.open_worker_pool("1") as alone, local_workers.open_worker_pool("all") as all_devices:
+        assert alone is all_devices is None
 
 
 # The pool with fake workers: deaths, errors, progress
 
 
 class CountingRows:
-    """Texts of a collection that is none."""
+    """Generated texts with the interface of a collection's texts."""
 
     fingerprint = "rows"
 
@@ -104,12 +104,12 @@ class CountingRows:
 
 @dataclass
 class FakeWorker:
-    """A worker that computes row numbers, and may die over its n-th order, or come back."""
+    """A worker whose vectors are row numbers; it may die at its n-th work item, and may come back."""
 
     dies_at: int = -1
     comes_back: bool = False
     answer: Exception | None = None
-    waits_for: Event | None = None  # before its first shard is done
+    waits_for: Event | None = None  # waits for this event before it finishes its first shard
     died: Event = field(default_factory=Event)
     orders: list[int] = field(default_factory=list)
 
@@ -135,7 +135,7 @@ class FakeWorker:
         return self.comes_back
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 @dataclass
@@ -148,11 +148,11 @@ class CountingEncoder(worker_pool.PooledEncoder):
 
 
 def embed_with_workers(
-    folder: Path, *players: FakeWorker, told: Callable[..., None] = lambda *_: None
+    folder: Path, *workers: FakeWorker, told: Callable[..., None] = lambda *_: None
 ) -> list[VectorBlock]:
     job = EmbeddingJob(CountingRows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
-    with WorkerPool([partial(lambda one: one, player) for player in players], "cpu", 1) as team:
-        shared = CountingEncoder(team, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
+    with WorkerPool([partial(lambda first: first, player) for player in workers], "cpu", 1) as pool:
+        shared = CountingEncoder(pool, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
         return list(embed_texts(shared, job, ShardStore(folder), told))
 
 
@@ -162,22 +162,24 @@ def is_complete(blocks: list[VectorBlock]) -> bool:
 
 def test_the_shards_of_a_dead_worker_are_reassigned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[int, int]] = []
-    mortal = FakeWorker(dies_at=1)
-    steady = FakeWorker(waits_for=mortal.died)
-    blocks = embed_with_workers(tmp_path / "s", mortal, steady, told=lambda done, total, *_: seen.append((done, total)))
+    dying = FakeWorker(dies_at=1)
+    surviving = FakeWorker(waits_for=dying.died)
+    blocks = embed_with_workers(
+        tmp_path / "s", dying, surviving, told=lambda done, total, *_: seen.append((done, total))
+    )
     assert is_complete(blocks)
-    assert len(mortal.orders) == 2
-    assert mortal.orders[1] in steady.orders
+    assert len(dying.orders) == 2
+    assert dying.orders[1] in surviving.orders
     assert "exit code -9: another worker computes its shard" in caplog.text
-    assert sum(done for done, _ in seen) == ROWS  # what came to nothing is not counted
+    assert sum(done for done, _ in seen) == ROWS  # the progress of the dead worker's shard is taken back
     assert {total for _, total in seen} == {ROWS}
     assert ShardStore(tmp_path / "s").read_manifest() == {"peak_memory_mb": 7.0, "workers": 2}
 
 
 def test_shards_are_returned_in_order(tmp_path: Path) -> None:
-    one = embed_with_workers(tmp_path / "one", FakeWorker())
-    other = embed_with_workers(tmp_path / "other", FakeWorker(), FakeWorker())
-    for left, right in zip(one, other, strict=True):
+    first = embed_with_workers(tmp_path / "one", FakeWorker())
+    second = embed_with_workers(tmp_path / "other", FakeWorker(), FakeWorker())
+    for left, right in zip(first, second, strict=True):
         np.testing.assert_array_equal(left.rows, right.rows)
         np.testing.assert_array_equal(left.vectors, right.vectors)
 
@@ -187,9 +189,9 @@ def test_without_workers_the_run_stops_and_keeps_finished_shards(tmp_path: Path)
         embed_with_workers(tmp_path / "s", FakeWorker(dies_at=2), FakeWorker(dies_at=2))
     assert "finished shards are kept" in caught.value.next_step
     assert len(list((tmp_path / "s").glob("shard-*.json"))) == 4
-    again = FakeWorker()
-    assert is_complete(embed_with_workers(tmp_path / "s", again))
-    assert len(again.orders) == ROWS // 4 - 4
+    new_worker = FakeWorker()
+    assert is_complete(embed_with_workers(tmp_path / "s", new_worker))
+    assert len(new_worker.orders) == ROWS // 4 - 4
 
 
 def test_a_restarted_worker_continues(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_a_restarted_worker_continues(tmp_path: Path) -> None:
     assert len(only.orders) == ROWS // 4 + 1
 
 
-# (what a worker answers, what the user reads)
+# (error of a worker, error class and message of the pool)
 PROBLEMS = {
     "a bad vector": (BadVectorError(6), DataError, "the vector of document 'd6' is zero or not a number"),
     "no room": (ShardNotWrittenError("s could not be written", ""), ResourceError, "s could not be written"),
@@ -216,16 +218,16 @@ def test_an_error_in_a_worker_is_raised_in_the_run(
 
 
 def test_a_bug_in_a_worker_is_raised_with_its_traceback() -> None:
-    found = worker_pool.WorkerState(1).run(WorkItem(None, None, None))  # type: ignore[arg-type]
-    assert isinstance(found, RuntimeError)
-    assert "AttributeError" in str(found)
+    results = worker_pool.WorkerState(1).run(WorkItem(None, None, None))  # type: ignore[arg-type]
+    assert isinstance(results, RuntimeError)
+    assert "AttributeError" in str(results)
 
 
-# Processes, for real
+# Real worker processes
 
 
 def read_results(results: Path) -> dict[str, Any]:
-    """What a run leaves, and must leave whoever computed it."""
+    """Read the results of a run that must not depend on the workers."""
     (file,) = results.rglob("record.json")
     record = json.loads(file.read_text())
     texts = {
@@ -236,16 +238,16 @@ def read_results(results: Path) -> dict[str, Any]:
 
 
 def run_cell(
-    model: Path, task: Path, out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any
+    model: Path, task: Path, out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> dict[str, Any]:
     monkeypatch.setenv("RETBENCH_CACHE", str(cache))
-    (cell,) = evaluate.evaluate(EvaluationRequest((str(model),), (str(task),), ("mean",), out=out, **asked))
+    (cell,) = evaluate.evaluate(EvaluationRequest((str(model),), (str(task),), ("mean",), out=out, **options))
     assert cell.error is None
     return read_results(out)
 
 
 class KillWorkerDuringPhase(NoProgress):
-    """Progress that kills the first worker process at the first document, with most shards still to come."""
+    """Kill the first worker process at the first progress of the documents, when most shards are still open."""
 
     def __init__(self) -> None:
         self.phase, self.killed = "", 0
@@ -273,8 +275,10 @@ def test_two_processes_give_the_bits_of_one_even_if_one_is_killed(
     assert "exit code -9: another worker computes its shard" in caplog.text
     manifests = [json.loads(file.read_text()) for file in (tmp_path / "c2" / "embeddings").rglob("manifest.json")]
     assert [facts["workers"] for facts in manifests] == [2, 2]
-    found = run_cell(model, task, tmp_path / "three", tmp_path / "c2", monkeypatch, devices="2")  # needs no worker
-    assert found == alone
+    results = run_cell(
+        model, task, tmp_path / "three", tmp_path / "c2", monkeypatch, devices="2"
+    )  # everything is cached: no worker is started
+    assert results == alone
 
 
 def test_the_endpoint_engine_refuses_devices(model: Path, tmp_path: Path) -> None:
@@ -284,17 +288,17 @@ def test_the_endpoint_engine_refuses_devices(model: Path, tmp_path: Path) -> Non
 
 
 def test_a_study_passes_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(run_module, "evaluate", lambda request: iter(asked.append(request.devices) or ()))
+    options: list[str] = []
+    monkeypatch.setattr(run_module, "evaluate", lambda request: iter(options.append(request.devices) or ()))
     stage = Stage("words", ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / "small")),))
     assert list(run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r", devices="all")) == []
-    assert asked == ["all"]
+    assert options == ["all"]
 
 
 def test_reranker_models_use_the_worker_pool(model: Path) -> None:
-    with WorkerPool([FakeWorker], "cpu", 1) as team:
-        found = ModelResolver(lambda _: None, partial(worker_pool.attach_worker_pool, pool=team)).resolve(str(model))
-        assert found.create_workers is not None
+    with WorkerPool([FakeWorker], "cpu", 1) as pool:
+        results = ModelResolver(lambda _: None, partial(worker_pool.attach_worker_pool, pool=pool)).resolve(str(model))
+        assert results.create_workers is not None
     assert ModelResolver(lambda _: None).resolve(str(model)).create_workers is None
 
 

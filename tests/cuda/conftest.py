@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> torch.device:
-    """The device under test; the CPU in float32 is what it is compared with."""
+    """The device under test; its results are compared with the CPU in float32."""
     if pytestconfig.getoption("--device") == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     return torch.device(pytestconfig.getoption("--device"))

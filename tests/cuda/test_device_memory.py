@@ -1,4 +1,4 @@
-"""A GPU with full memory: batches are halved, and a batch plan made there fits."""
+"""A GPU with full memory: batches are halved, and a batch plan that is built there fits."""
 
 import gc
 from collections.abc import Iterator
@@ -19,25 +19,27 @@ from retbench.errors import ResourceError
 from tests import tiny_models
 
 LENGTH = 400
-FREE_BYTES = 400 << 20  # bytes that stay free
+FREE_BYTES = 400 << 20  # bytes to leave free
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory, device: torch.device) -> BackboneEncoder:
     folder = tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny", intermediate_size=4096)
     method = catalog.find_method("mean")
-    made = backbone.load_backbone(folder, "float32", device)
+    loaded_backbone = backbone.load_backbone(folder, "float32", device)
     return BackboneEncoder(
-        EncoderSpec("w", method, "", 512, 512, "float32"), made, PromptTokenizer(made.tokenizer, method)
+        EncoderSpec("w", method, "", 512, 512, "float32"),
+        loaded_backbone,
+        PromptTokenizer(loaded_backbone.tokenizer, method),
     )
 
 
 @contextmanager
-def fill_gpu_memory(left: int = FREE_BYTES) -> Iterator[None]:
-    """Somebody else has the rest of the GPU's memory."""
+def fill_gpu_memory(free: int = FREE_BYTES) -> Iterator[None]:
+    """Occupy the GPU's memory except `free` bytes, as another program would."""
     gc.collect()
     torch.cuda.empty_cache()
-    ballast = allocate_at_most(torch.cuda.mem_get_info()[0] - left)
+    ballast = allocate_at_most(torch.cuda.mem_get_info()[0] - free)
     try:
         yield
     finally:
@@ -46,7 +48,7 @@ def fill_gpu_memory(left: int = FREE_BYTES) -> Iterator[None]:
 
 
 def allocate_at_most(size: int) -> torch.Tensor:
-    """So many bytes, or what of them the driver gives in one piece."""
+    """Allocate `size` bytes, or the largest block that the driver can give."""
     while True:
         try:
             return torch.empty(size, dtype=torch.uint8, device="cuda")
@@ -68,25 +70,25 @@ def compute_vectors(encoder: BackboneEncoder, batch: TokenizedTexts, size: int) 
 
 def test_a_batch_that_does_not_fit_is_halved(cuda: torch.device, loaded: BackboneEncoder) -> None:
     batch = build_tokenized_texts(2048)
-    wanted = compute_vectors(loaded, batch, 64)
+    expected = compute_vectors(loaded, batch, 64)
     with fill_gpu_memory():
-        found = compute_vectors(loaded, batch, 2048)
-    assert wanted.split_batches == 0
-    assert found.split_batches > 0
-    assert np.abs(found.block.vectors - wanted.block.vectors).max() < 1e-4
+        vectors = compute_vectors(loaded, batch, 2048)
+    assert expected.split_batches == 0
+    assert vectors.split_batches > 0
+    assert np.abs(vectors.block.vectors - expected.block.vectors).max() < 1e-4
 
 
 def test_a_batch_plan_made_with_little_memory_fits(cuda: torch.device, loaded: BackboneEncoder) -> None:
     ceiling = 1 << 20
     with fill_gpu_memory():
         budget = shard_tasks.measure_encoder(loaded, build_tokenized_texts(1), ceiling).budget
-        found = compute_vectors(loaded, build_tokenized_texts(2048), max(1, budget // LENGTH))
+        vectors = compute_vectors(loaded, build_tokenized_texts(2048), max(1, budget // LENGTH))
     assert LENGTH <= budget < ceiling
-    assert found.split_batches == 0
+    assert vectors.split_batches == 0
 
 
 def test_one_text_that_does_not_fit_is_an_error(cuda: torch.device, loaded: BackboneEncoder) -> None:
-    compute_vectors(loaded, build_tokenized_texts(2), 2)  # kernels and their workspace are there
+    compute_vectors(loaded, build_tokenized_texts(2), 2)  # warm-up: allocates kernels and their workspace
     with fill_gpu_memory(48 << 20), pytest.raises(ResourceError, match="does not fit into memory"):
         compute_vectors(loaded, build_tokenized_texts(1, 100_000), 1)
 

@@ -17,7 +17,9 @@ from tests.test_crash_recovery import TEXTS, read_results, run_to_end, write_col
 @pytest.fixture(scope="module")
 def server(device: torch.device) -> Iterator[fork_server.ForkServer]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking for a GPU would spoil it for the forks
+        patch.setenv(
+            "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+        )  # otherwise the check for a GPU would start CUDA before the fork
         with fork_server.start_fork_server() as started:
             yield started
 
@@ -27,35 +29,35 @@ def work(model: Path, tmp_path: Path) -> Callable[[str], fork_server.CellRun]:
     task = write_collection(tmp_path / "killed")
 
     def make(name: str) -> fork_server.CellRun:
-        places = {"out": str(tmp_path / name), "cache": str(tmp_path / f"cache-{name}")}
-        facts: dict[str, Any] = {**places, "log": str(tmp_path / f"{name}.log"), "real": True, "delay": 0.05}
+        folders = {"out": str(tmp_path / name), "cache": str(tmp_path / f"cache-{name}")}
+        facts: dict[str, Any] = {**folders, "log": str(tmp_path / f"{name}.log"), "real": True, "delay": 0.05}
         return fork_server.CellRun(str(model), str(task), **facts)
 
     return make
 
 
 def count_probed_texts(device: torch.device) -> int:
-    """Texts that the memory probe embeds at each start: one and three of the longest, for queries and documents."""
+    """Count the texts that the memory probe embeds at each start: one and three of the longest, for each role."""
     return 2 * (1 + 3) if device.type == "cuda" else 0
 
 
 def test_a_killed_run_resumes_to_the_same_result(
     server: fork_server.ForkServer, work: Callable[[str], fork_server.CellRun], device: torch.device
 ) -> None:
-    whole, broken = work("whole"), work("broken")
-    run_to_end(server, whole)
-    assert whole.count_computed_texts() == TEXTS + count_probed_texts(device)
-    for least in (12, 30):
-        pid = server.start(broken)
+    uninterrupted, killed = work("whole"), work("broken")
+    run_to_end(server, uninterrupted)
+    assert uninterrupted.count_computed_texts() == TEXTS + count_probed_texts(device)
+    for min_texts in (12, 30):
+        pid = server.start(killed)
         deadline = time.monotonic() + 30
-        while broken.count_computed_texts() < least and time.monotonic() < deadline:
+        while killed.count_computed_texts() < min_texts and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)
         assert server.wait_for_exit() == -signal.SIGKILL
-    run_to_end(server, broken)
+    run_to_end(server, killed)
     assert (
         TEXTS
-        <= broken.count_computed_texts()
+        <= killed.count_computed_texts()
         <= TEXTS + 2 * fork_server.SHARD_ROWS + 2 * 8 + 3 * count_probed_texts(device)
     )
-    assert read_results(broken) == read_results(whole)
+    assert read_results(killed) == read_results(uninterrupted)

@@ -11,14 +11,15 @@ from retbench.store.shard_store import VectorBlock
 ROWS, QUERIES, K = 3000, 70, 20
 
 
-def draw_unit_vectors(rows: int, width: int, seed: int, common: float) -> np.ndarray:
-    drawn = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32) + np.float32(common)
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+def draw_unit_vectors(rows: int, width: int, seed: int, shift: float) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((rows, width), dtype=np.float32) + np.float32(shift)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def search(queries: np.ndarray, documents: np.ndarray, size: int) -> Ranking:
     blocks = (
-        VectorBlock(np.arange(at, min(at + size, ROWS)), documents[at : at + size]) for at in range(0, ROWS, size)
+        VectorBlock(np.arange(start, min(start + size, ROWS)), documents[start : start + size])
+        for start in range(0, ROWS, size)
     )
     return exact_search.search_exactly(queries, blocks, K)
 
@@ -28,25 +29,25 @@ def get_bits(ranking: Ranking, queries: slice = slice(None)) -> list[tuple[bytes
     return [(rows.tobytes(), scores.tobytes()) for rows, scores in pairs]
 
 
-@pytest.mark.parametrize("common", [0.0, 20.0], ids=["random", "nearly one direction"])
+@pytest.mark.parametrize("shift", [0.0, 20.0], ids=["random", "nearly one direction"])
 @pytest.mark.parametrize("width", [48, 384, 3584])
 def test_ids_equal_float64_and_bits_do_not_depend_on_tiles(
-    width: int, common: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    width: int, shift: float, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    queries, documents = draw_unit_vectors(QUERIES, width, 1, common), draw_unit_vectors(ROWS, width, 2, common)
-    whole = search(queries, documents, ROWS)
-    truth = queries.astype(np.float64) @ documents.astype(np.float64).T
-    for query, (rows, scores) in enumerate(zip(whole.rows, whole.scores, strict=True)):
-        assert np.abs(scores - truth[query][rows]).max() < 2e-6
-        assert truth[query][rows].min() >= np.sort(truth[query])[-K] - 4e-6
+    queries, documents = draw_unit_vectors(QUERIES, width, 1, shift), draw_unit_vectors(ROWS, width, 2, shift)
+    untiled = search(queries, documents, ROWS)
+    exact_scores = queries.astype(np.float64) @ documents.astype(np.float64).T
+    for query, (rows, scores) in enumerate(zip(untiled.rows, untiled.scores, strict=True)):
+        assert np.abs(scores - exact_scores[query][rows]).max() < 2e-6
+        assert exact_scores[query][rows].min() >= np.sort(exact_scores[query])[-K] - 4e-6
         assert [*zip(-scores, rows, strict=True)] == sorted(zip(-scores, rows, strict=True))
-    wanted = get_bits(whole)
-    assert get_bits(search(queries, documents, 257)) == wanted, "blocks"
-    assert get_bits(search(queries[3:8], documents, 512)) == wanted[3:8], "few queries, which are not rounded"
-    assert get_bits(search(queries[10:50], documents, 512)) == wanted[10:50], "other queries beside them"
+    expected = get_bits(untiled)
+    assert get_bits(search(queries, documents, 257)) == expected, "blocks"
+    assert get_bits(search(queries[3:8], documents, 512)) == expected[3:8], "few queries, which are not rounded"
+    assert get_bits(search(queries[10:50], documents, 512)) == expected[10:50], "other queries beside them"
     monkeypatch.setattr(exact_search, "QUERY_TILE", 24)
     monkeypatch.setattr(exact_search, "WINDOW_ROWS", 700)
-    assert get_bits(search(queries, documents, 300)) == wanted, "tiles and windows"
+    assert get_bits(search(queries, documents, 300)) == expected, "tiles and windows"
 
 
 def test_equal_scores_are_ordered_by_row(device: torch.device) -> None:

@@ -40,26 +40,28 @@ def batch(recipe: Recipe) -> ContrastiveBatch:
 
 def build_encoder(folder: Path, recipe: Recipe, device: torch.device) -> TrainableEncoder:
     model = lora.prepare_for_training(lora.load_model(folder, recipe).to(device), recipe)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # where adapters are drawn depends on the device; halves of zero would hide a mistake
+    generator = torch.Generator().manual_seed(1)
+    with (
+        torch.no_grad()
+    ):  # replace the initial LoRA weights: they depend on the device, and the zero matrices would hide errors
         for weight in lora.get_trainable_weights(model).values():
-            weight.add_(torch.randn(weight.shape, generator=draw).to(device, weight.dtype) * 0.05 - weight * 0.999)
-    wording = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
-    return TrainableEncoder(model, wording, recipe, True, device)
+            weight.add_(torch.randn(weight.shape, generator=generator).to(device, weight.dtype) * 0.05 - weight * 0.999)
+    prompt_tokenizer = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
+    return TrainableEncoder(model, prompt_tokenizer, recipe, True, device)
 
 
 def run_step(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, Gradients]:
-    made = build_encoder(folder, recipe, device)
-    loss, _ = backward_batch(made, batch(recipe), 1.0, (1, 0, 0))
-    trained = lora.get_trainable_weights(made.model)
+    encoder = build_encoder(folder, recipe, device)
+    loss, _ = backward_batch(encoder, batch(recipe), 1.0, (1, 0, 0))
+    trained = lora.get_trainable_weights(encoder.model)
     return loss, {name: w.grad.float().cpu() for name, w in trained.items() if w.grad is not None}
 
 
-def compute_relative_error(found: Gradients, wanted: Gradients) -> float:
-    """Of the whole gradient, relative to its length."""
-    assert found.keys() == wanted.keys()
-    away = sum(float((found[name] - wanted[name]).square().sum()) for name in wanted)
-    return float((away / sum(float(slope.square().sum()) for slope in wanted.values())) ** 0.5)
+def compute_relative_error(actual: Gradients, expected: Gradients) -> float:
+    """Compute the norm of the difference of two gradients, relative to the norm of `expected`."""
+    assert actual.keys() == expected.keys()
+    squared_error = sum(float((actual[name] - expected[name]).square().sum()) for name in expected)
+    return float((squared_error / sum(float(gradient.square().sum()) for gradient in expected.values())) ** 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -73,38 +75,38 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def exact(model: Path, recipe: Recipe) -> tuple[float, Gradients]:
+def cpu_step(model: Path, recipe: Recipe) -> tuple[float, Gradients]:
     return run_step(model, recipe, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_float32_step_equals_the_cpu_step(
-    model: Path, recipe: Recipe, change: dict[str, str], device: torch.device, exact: tuple[float, Gradients]
+    model: Path, recipe: Recipe, change: dict[str, str], device: torch.device, cpu_step: tuple[float, Gradients]
 ) -> None:
     loss, slopes = run_step(model, apply_recipe_options(recipe, change), device)
-    assert loss == pytest.approx(exact[0], rel=1e-4)
-    assert compute_relative_error(slopes, exact[1]) < 2e-3
+    assert loss == pytest.approx(cpu_step[0], rel=1e-4)
+    assert compute_relative_error(slopes, cpu_step[1]) < 2e-3
 
 
 def test_a_bfloat16_step_is_close_to_the_cpu_step(
-    model: Path, recipe: Recipe, device: torch.device, exact: tuple[float, Gradients]
+    model: Path, recipe: Recipe, device: torch.device, cpu_step: tuple[float, Gradients]
 ) -> None:
     loss, slopes = run_step(model, replace(recipe, dtype="bfloat16"), device)
-    assert loss == pytest.approx(exact[0], rel=0.05)
-    assert compute_relative_error(slopes, exact[1]) < 0.3
+    assert loss == pytest.approx(cpu_step[0], rel=0.05)
+    assert compute_relative_error(slopes, cpu_step[1]) < 0.3
 
 
 def test_a_full_finetuning_step_in_float32_equals_the_cpu_step(
     model: Path, recipe: Recipe, device: torch.device
 ) -> None:
-    whole = replace(recipe, lora=None)
-    found = [run_full_step(model, whole, place) for place in (device, torch.device("cpu"))]
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    assert compute_relative_error(found[0][1], found[1][1]) < 2e-3
+    full_recipe = replace(recipe, lora=None)
+    results = [run_full_step(model, full_recipe, where) for where in (device, torch.device("cpu"))]
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
+    assert compute_relative_error(results[0][1], results[1][1]) < 2e-3
 
 
 def run_full_step(folder: Path, recipe: Recipe, device: torch.device) -> tuple[float, Gradients]:
     model = lora.prepare_for_training(lora.load_model(folder, recipe).to(device), recipe)
-    made = TrainableEncoder(model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, device)
-    loss, _ = backward_batch(made, batch(recipe), 1.0, (1, 0, 0))
+    encoder = TrainableEncoder(model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, device)
+    loss, _ = backward_batch(encoder, batch(recipe), 1.0, (1, 0, 0))
     return loss, {name: w.grad.cpu() for name, w in lora.get_trainable_weights(model).items() if w.grad is not None}

@@ -60,7 +60,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_family(name: str, folder: Path) -> Path:
-    """A random model whose norms and biases are random too: ones and zeros would hide a mistake."""
+    """Build a random model with random norms and biases too: ones and zeros would hide errors."""
     from transformers import AutoConfig, AutoModel
 
     kind, config = FAMILIES[name]
@@ -81,22 +81,22 @@ def load_encoder(folder: Path, method: str, dtype: Dtype, device: torch.device) 
     return BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, card, card.instruction))
 
 
-def compute_cosines(made: BackboneEncoder, folder: Path, method: str, role: Role) -> list[float]:
-    """Of each text of a batch with the same text alone."""
-    tokens = made.tokenize(TEXTS, role)
-    vectors = made.encode(tokens)
+def compute_cosines(encoder: BackboneEncoder, folder: Path, method: str, role: Role) -> list[float]:
+    """Compute the cosine of each text in a batch with the same text encoded by plain transformers."""
+    tokens = encoder.tokenize(TEXTS, role)
+    vectors = encoder.encode(tokens)
     assert vectors.dtype == np.float32
-    found = []
+    cosines = []
     for row, text in enumerate(TEXTS):
-        read = plain_transformers.METHODS[method](made.prompt_tokenizer.tokenizer, text, role, LIMIT)
-        assert tokens[row].tolist() == read.ids, text
-        found.append(
+        pooled_ids = plain_transformers.METHODS[method](encoder.prompt_tokenizer.tokenizer, text, role, LIMIT)
+        assert tokens[row].tolist() == pooled_ids.ids, text
+        cosines.append(
             float(
                 vectors[row]
-                @ plain_transformers.compute_vector(folder, read, method in plain_transformers.BIDIRECTIONAL)
+                @ plain_transformers.compute_vector(folder, pooled_ids, method in plain_transformers.BIDIRECTIONAL)
             )
         )
-    return found
+    return cosines
 
 
 @pytest.mark.parametrize("dtype", MIN_COSINE)
@@ -104,25 +104,25 @@ def compute_cosines(made: BackboneEncoder, folder: Path, method: str, role: Role
 def test_a_method_gives_the_vectors_of_transformers(
     decoder: Path, method: str, dtype: Dtype, device: torch.device
 ) -> None:
-    made = load_encoder(decoder, method, dtype, device)
+    encoder = load_encoder(decoder, method, dtype, device)
     for role in ("query", "document"):
-        assert min(compute_cosines(made, decoder, method, role)) > MIN_COSINE[dtype], role
+        assert min(compute_cosines(encoder, decoder, method, role)) > MIN_COSINE[dtype], role
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_model_family_gives_the_vectors_of_transformers(name: str, tmp_path: Path, device: torch.device) -> None:
     folder = build_family(name, tmp_path)
-    found = {
+    cosines = {
         dtype: min(compute_cosines(load_encoder(folder, "mean", dtype, device), folder, "mean", "document"))
         for dtype in MIN_COSINE
     }
-    assert found["float32"] > MIN_COSINE["float32"], found
-    assert found["bfloat16"] > MIN_COSINE["bfloat16"], found
+    assert cosines["float32"] > MIN_COSINE["float32"], cosines
+    assert cosines["bfloat16"] > MIN_COSINE["bfloat16"], cosines
 
 
 def test_a_batch_gives_the_vectors_of_single_texts(decoder: Path, device: torch.device) -> None:
-    made = load_encoder(decoder, "last", "float32", device)
-    tokens = made.tokenize(TEXTS, "document")
-    together = made.encode(tokens)
+    encoder = load_encoder(decoder, "last", "float32", device)
+    tokens = encoder.tokenize(TEXTS, "document")
+    together = encoder.encode(tokens)
     for row in range(len(TEXTS)):
-        assert np.abs(made.encode(tokens.select(np.array([row])))[0] - together[row]).max() < 1e-4
+        assert np.abs(encoder.encode(tokens.select(np.array([row])))[0] - together[row]).max() < 1e-4

@@ -35,9 +35,9 @@ def run_training(server: fork_server.ForkServer, job: FaultJob) -> tuple[bytes, 
     return (Path(job.out) / "model.safetensors").read_bytes(), [(line["step"], line["loss"]) for line in lines]
 
 
-def run_until_signal(server: fork_server.ForkServer, job: FaultJob, moments: int, draw: random.Random) -> FaultJob:
+def run_until_signal(server: fork_server.ForkServer, job: FaultJob, moments: int, rng: random.Random) -> FaultJob:
     """Run a job until a signal at a random moment of its phase; return the job."""
-    hit = replace(job, signal_at=draw.randint(1, moments))
+    hit = replace(job, signal_at=rng.randint(1, moments))
     expected = -signal.SIGKILL if job.signal == signal.SIGKILL else 130
     assert run_job(server, hit) == expected, (hit.signal_at, moments, job.read_output())
     assert "Traceback" not in job.read_output()

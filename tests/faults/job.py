@@ -52,19 +52,19 @@ PHASES: dict[str, Callable[..., Any]] = {
 class MomentCounter:
     """Counts the moments of a phase, and sends the process a signal at one of them."""
 
-    def __init__(self, phase: str, at: int | None, number: int) -> None:
+    def __init__(self, phase: str, moment: int | None, number: int) -> None:
         self.code: CodeType = PHASES[phase].__code__  # type: ignore[attr-defined]
-        self.signal_at, self.number = at, number
+        self.signal_at, self.number = moment, number
         self.depth = self.count = 0
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
-        ours = frame.f_code is self.code
-        self.depth += ours and event == "call"
+        in_phase = frame.f_code is self.code
+        self.depth += in_phase and event == "call"
         if self.depth:
             self.count += 1
             if self.count == self.signal_at:
                 os.kill(os.getpid(), self.number)
-        self.depth -= ours and event == "return"
+        self.depth -= in_phase and event == "return"
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class FaultJob(fork_server.CellRun):
 
     def run(self) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the process group may ignore it
-        said = os.open(f"{self.log}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1), os.dup2(said, 2)
+        output = os.open(f"{self.log}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1), os.dup2(output, 2)
         self.install_encoder()
         os.environ.update(self.environment or {})
         if self.phase:
@@ -120,10 +120,10 @@ class FaultJob(fork_server.CellRun):
         return code
 
     def install_encoder(self) -> None:
-        own = model.ResolvedModel.load_encoder
+        load_encoder = model.ResolvedModel.load_encoder
         super().install_encoder()
         if self.keep_encoder:
-            model.ResolvedModel.load_encoder = own  # type: ignore[method-assign]
+            model.ResolvedModel.load_encoder = load_encoder  # type: ignore[method-assign]
         if self.bytes_per_text:
             install_memory_hungry_encoder(self.bytes_per_text)
         if self.clock_seed:
@@ -142,26 +142,26 @@ class FaultJob(fork_server.CellRun):
         return Path(f"{self.log}.said").read_text()
 
 
-def install_memory_hungry_encoder(each: int) -> None:
+def install_memory_hungry_encoder(bytes_per_text: int) -> None:
     load = model.ResolvedModel.load_encoder
 
     def encoder(self: model.ResolvedModel, spec: EncoderSpec) -> MemoryHungryEncoder:
-        return MemoryHungryEncoder(load(self, spec), each)
+        return MemoryHungryEncoder(load(self, spec), bytes_per_text)
 
     model.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
 
 
-def install_jumping_clock(draw: random.Random) -> None:
+def install_jumping_clock(rng: random.Random) -> None:
     """Make every reading of the wall clock jump, forwards or back."""
     now = time.time
 
     def jumped() -> float:
-        return now() + draw.uniform(-1e7, 1e7)
+        return now() + rng.uniform(-1e7, 1e7)
 
     class Jumping(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return datetime.fromtimestamp(now(), tz) + timedelta(seconds=draw.uniform(-1e7, 1e7))
+            return datetime.fromtimestamp(now(), tz) + timedelta(seconds=rng.uniform(-1e7, 1e7))
 
     time.time = jumped
     time.time_ns = lambda: int(jumped() * 1e9)

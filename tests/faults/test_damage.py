@@ -21,9 +21,9 @@ pytestmark = pytest.mark.fault
 Damage = Callable[[bytes, random.Random], bytes]
 
 
-def flip_one_bit(content: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(content))
-    return content[:place] + bytes([content[place] ^ (1 << draw.randrange(8))]) + content[place + 1 :]
+def flip_one_bit(content: bytes, rng: random.Random) -> bytes:
+    position = rng.randrange(len(content))
+    return content[:position] + bytes([content[position] ^ (1 << rng.randrange(8))]) + content[position + 1 :]
 
 
 DAMAGES: dict[str, Damage] = {
@@ -48,18 +48,18 @@ def get_document_store(job: fork_server.CellRun) -> Path:
 def test_a_damaged_store_gives_the_same_vectors_or_names_what_to_remove(
     server: fork_server.ForkServer, cell: MakeJob, name: str, damage: Damage
 ) -> None:
-    job, draw = cell("done"), random.Random(name)
-    wanted = run_without_fault(server, job)
+    job, rng = cell("done"), random.Random(name)
+    expected = run_without_fault(server, job)
     file = get_document_store(job) / name
-    file.write_bytes(damage(file.read_bytes(), draw))
+    file.write_bytes(damage(file.read_bytes(), rng))
     shutil.rmtree(job.out)
     code = run_job(server, job)
     assert "Traceback" not in job.read_output()
-    if code:  # a plan that still reads as one, of other batches
+    if code:  # the damaged plan is still valid, but has other batches
         assert name == "plan.json"
         assert "remove that folder and run again" in job.read_output()
         shutil.rmtree(file.parent)
-    assert run_without_fault(server, job) == wanted
+    assert run_without_fault(server, job) == expected
 
 
 @damages
@@ -67,37 +67,43 @@ def test_a_damaged_store_gives_the_same_vectors_or_names_what_to_remove(
 def test_a_damaged_record_is_reported_and_the_cell_run_again(
     server: fork_server.ForkServer, cell: MakeJob, name: str, damage: Damage
 ) -> None:
-    job, draw = cell("done"), random.Random(name)
-    wanted = run_without_fault(server, job)
+    job, rng = cell("done"), random.Random(name)
+    expected = run_without_fault(server, job)
     (file,) = Path(job.out).rglob(name)
-    before, scores = file.read_bytes(), pq.read_table(file.with_name("per_query.parquet"))
+    original, scores = file.read_bytes(), pq.read_table(file.with_name("per_query.parquet"))
     for _ in range(4):
-        file.write_bytes(damage(before, draw))
+        file.write_bytes(damage(original, rng))
         report = replace(job, argv=("report", job.out))
         assert run_job(server, report) in (0, 1, 4)
         assert "Traceback" not in report.read_output()
-        found = run_without_fault(server, job)
+        actual = run_without_fault(server, job)
         assert pq.read_table(file.with_name("per_query.parquet")).equals(scores)
-        assert gzip.decompress(found["run.trec.gz"]) == gzip.decompress(wanted["run.trec.gz"])
-    assert job.count_computed_texts() == TEXTS  # the vectors were still there
+        assert gzip.decompress(actual["run.trec.gz"]) == gzip.decompress(expected["run.trec.gz"])
+    assert job.count_computed_texts() == TEXTS  # the vectors came from the cache
 
 
-@pytest.mark.parametrize("lost", ["threads", "kernel"])
-def test_a_store_of_an_earlier_version_is_resumed(server: fork_server.ForkServer, cell: MakeJob, lost: str) -> None:
-    wanted, draw, job = run_without_fault(server, cell("whole")), random.Random(lost), cell("old", phase="embedding")
-    moments, tried = cell("counted", phase="embedding").count_moments(server), 0
+@pytest.mark.parametrize("missing_field", ["threads", "kernel"])
+def test_a_store_of_an_earlier_version_is_resumed(
+    server: fork_server.ForkServer, cell: MakeJob, missing_field: str
+) -> None:
+    expected, rng, job = (
+        run_without_fault(server, cell("whole")),
+        random.Random(missing_field),
+        cell("old", phase="embedding"),
+    )
+    moments, attempts = cell("counted", phase="embedding").count_moments(server), 0
     while not list(Path(job.cache).rglob("shard-*.json")):
-        tried += 1
-        assert tried < 50
-        run_until_signal(server, job, moments, draw)
+        attempts += 1
+        assert attempts < 50
+        run_until_signal(server, job, moments, rng)
     for file in Path(job.cache).rglob("plan.json"):
         plan = json.loads(file.read_text())
-        del plan[lost], plan["seal"]
+        del plan[missing_field], plan["seal"]
         file.write_text(json.dumps(plan))
-    found = run_without_fault(server, job)
-    for texts in (*wanted["texts"].values(), *found["texts"].values()):
-        texts.pop(lost, None)
-    assert found == wanted
+    actual = run_without_fault(server, job)
+    for texts in (*expected["texts"].values(), *actual["texts"].values()):
+        texts.pop(missing_field, None)
+    assert actual == expected
 
 
 @damages
@@ -105,14 +111,14 @@ def test_a_store_of_an_earlier_version_is_resumed(server: fork_server.ForkServer
 def test_a_damaged_checkpoint_is_reported_and_the_weights_stay_the_same(
     server: fork_server.ForkServer, training: MakeJob, name: str, damage: Damage
 ) -> None:
-    wanted, draw = run_training(server, training("whole")), random.Random(name)
+    expected, rng = run_training(server, training("whole")), random.Random(name)
     moments = training("counted", phase="checkpoint").count_moments(server)
     job = training("damaged", phase="checkpoint")
     while not list(Path(job.out).glob("checkpoint-*[0-9]")):
-        run_until_signal(server, job, moments, draw)
+        run_until_signal(server, job, moments, rng)
     (newest,) = sorted(Path(job.out).glob("checkpoint-*[0-9]"))[-1:]
-    (newest / name).write_bytes(damage((newest / name).read_bytes(), draw))
-    assert run_training(server, job) == wanted
+    (newest / name).write_bytes(damage((newest / name).read_bytes(), rng))
+    assert run_training(server, job) == expected
     assert "Traceback" not in job.read_output()
 
 

@@ -17,7 +17,7 @@ from tests.test_crash_recovery import TEXTS, read_results
 
 pytestmark = pytest.mark.fault
 
-PAGE = 4096  # what a tmpfs gives out at a time
+PAGE = 4096  # the allocation unit of tmpfs, in bytes
 
 
 def run_mount(*words: object) -> None:
@@ -28,46 +28,46 @@ def run_mount(*words: object) -> None:
 
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[Path, int], None]]:
-    """Makes a folder a disk of so many pages, or gives the one that is there another size."""
-    made: list[Path] = []
+    """Return a function that mounts a tmpfs of a number of pages on a folder, or resizes it."""
+    mounted: list[Path] = []
 
-    def sized(folder: Path, pages: int) -> None:
+    def mount_small_disk(folder: Path, pages: int) -> None:
         size = f"size={pages * PAGE}"
-        if folder in made:
+        if folder in mounted:
             run_mount("-o", f"remount,{size}", folder)
             return
         folder.mkdir(parents=True, exist_ok=True)
         run_mount("-t", "tmpfs", "-o", size, "tmpfs", folder)
-        made.append(folder)
+        mounted.append(folder)
 
-    yield sized
-    for folder in made:
+    yield mount_small_disk
+    for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture
 def read_only() -> Iterator[Callable[[Path], None]]:
-    """Makes a folder one that not even root can write."""
-    made: list[Path] = []
+    """Return a function that remounts a folder read-only, also for root."""
+    mounted: list[Path] = []
 
-    def turned(folder: Path) -> None:
+    def mount_read_only(folder: Path) -> None:
         run_mount("--bind", folder, folder)
-        made.append(folder)
+        mounted.append(folder)
         run_mount("-o", "remount,ro,bind", folder)
 
-    yield turned
-    for folder in made:
+    yield mount_read_only
+    for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("which", ["cache", "out"])
+@pytest.mark.parametrize("full_folder", ["cache", "out"])
 def test_a_full_disk_at_any_point_loses_nothing(
-    server: fork_server.ForkServer, cell: MakeJob, small_disk: Callable[[Path, int], None], which: str
+    server: fork_server.ForkServer, cell: MakeJob, small_disk: Callable[[Path, int], None], full_folder: str
 ) -> None:
-    wanted, job = run_without_fault(server, cell("whole")), cell("full")
+    expected, job = run_without_fault(server, cell("whole")), cell("full")
     failures, pages, code = 0, 1, 5
     while code:
-        small_disk(Path(getattr(job, which)), pages)
+        small_disk(Path(getattr(job, full_folder)), pages)
         code = run_job(server, job)
         if code:
             failures += 1
@@ -79,15 +79,15 @@ def test_a_full_disk_at_any_point_loses_nothing(
             assert nothing_finished == []
         pages += 3
         assert pages < 200
-    assert failures > 2  # it was full at several points on the way
-    assert read_results(job) == wanted
+    assert failures > 2  # the disk was full at several points of the run
+    assert read_results(job) == expected
     assert job.count_computed_texts() <= TEXTS + failures * fork_server.SHARD_ROWS
 
 
 def test_a_full_disk_in_training_keeps_the_last_checkpoint(
     server: fork_server.ForkServer, training: MakeJob, small_disk: Callable[[Path, int], None]
 ) -> None:
-    wanted, job = run_training(server, training("whole")), training("full")
+    expected, job = run_training(server, training("whole")), training("full")
     failures, pages, code = 0, 40, 5
     while code:
         small_disk(Path(job.out), pages)
@@ -101,7 +101,7 @@ def test_a_full_disk_in_training_keeps_the_last_checkpoint(
         pages += 40
         assert pages < 4000
     assert failures > 1
-    assert run_training(server, job) == wanted
+    assert run_training(server, job) == expected
 
 
 def test_a_read_only_results_folder_is_refused_before_the_run(
@@ -122,9 +122,9 @@ def test_finished_results_are_reported_from_a_read_only_folder(
     server: fork_server.ForkServer, cell: MakeJob, read_only: Callable[[Path], None]
 ) -> None:
     job = cell("done")
-    wanted = run_without_fault(server, job)
+    expected = run_without_fault(server, job)
     read_only(Path(job.out))
-    assert run_without_fault(server, job) == wanted
+    assert run_without_fault(server, job) == expected
     assert job.count_computed_texts() == TEXTS
     assert run_job(server, replace(job, argv=("report", job.out))) == 0
     assert "tiny" in job.read_output()
@@ -143,14 +143,14 @@ def test_a_read_only_cache_is_a_two_line_error(
 
 
 def test_a_jumping_clock_changes_nothing(server: fork_server.ForkServer, cell: MakeJob) -> None:
-    wanted, draw = run_without_fault(server, cell("whole")), random.Random("clock")
+    expected, rng = run_without_fault(server, cell("whole")), random.Random("clock")
     moments = cell("counted", phase="embedding").count_moments(server)
     for seed in range(1, 4):
-        job = run_until_signal(server, cell(f"jumped{seed}", phase="embedding", clock_seed=seed), moments, draw)
-        for file in Path(job.cache).rglob("*"):  # what was written before the jump seems to come from another year
-            moment = time.time() + draw.uniform(-1e8, 1e8)
+        job = run_until_signal(server, cell(f"jumped{seed}", phase="embedding", clock_seed=seed), moments, rng)
+        for file in Path(job.cache).rglob("*"):  # files get dates of other years
+            moment = time.time() + rng.uniform(-1e8, 1e8)
             os.utime(file, (moment, moment))
-        assert run_without_fault(server, job) == wanted
+        assert run_without_fault(server, job) == expected
         assert job.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS
         shutil.rmtree(job.out)
-        assert run_without_fault(server, replace(job, clock_seed=seed + 10)) == wanted
+        assert run_without_fault(server, replace(job, clock_seed=seed + 10)) == expected

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.fault
 def test_ctrl_c_in_a_run_exits_with_130_and_the_run_resumes(
     server: fork_server.ForkServer, cell: MakeJob, phase: str
 ) -> None:
-    wanted, draw = run_without_fault(server, cell("whole")), random.Random(f"interrupt {phase}")
+    expected, rng = run_without_fault(server, cell("whole")), random.Random(f"interrupt {phase}")
     moments = cell("counted", phase=phase).count_moments(server)
     for number in range(3):
-        job = run_until_signal(server, cell(f"stopped{number}", phase=phase, signal=signal.SIGINT), moments, draw)
+        job = run_until_signal(server, cell(f"stopped{number}", phase=phase, signal=signal.SIGINT), moments, rng)
         assert "interrupted: finished cells and shards are kept; run the same command to continue" in job.read_output()
         assert_results_are_intact(job)
-        assert run_without_fault(server, job) == wanted
+        assert run_without_fault(server, job) == expected
         assert not list(Path(job.out).rglob("*.partial"))
 
 
@@ -30,7 +30,7 @@ def test_ctrl_c_in_a_run_exits_with_130_and_the_run_resumes(
 def test_ctrl_c_in_a_training_exits_with_130_and_the_training_resumes(
     server: fork_server.ForkServer, training: MakeJob, phase: str
 ) -> None:
-    wanted, draw = run_training(server, training("whole")), random.Random(f"interrupt {phase}")
+    expected, rng = run_training(server, training("whole")), random.Random(f"interrupt {phase}")
     moments = training("counted", phase=phase).count_moments(server)
-    job = run_until_signal(server, training("stopped", phase=phase, signal=signal.SIGINT), moments, draw)
-    assert run_training(server, job) == wanted
+    job = run_until_signal(server, training("stopped", phase=phase, signal=signal.SIGINT), moments, rng)
+    assert run_training(server, job) == expected

@@ -20,35 +20,41 @@ from tests.test_crash_recovery import TEXTS
 
 pytestmark = pytest.mark.fault
 
-MOMENTS = {"collection": 4, "embedding": 12, "search": 6, "scoring": 6, "record": 8}  # with 14 below: fifty
+MOMENTS = {
+    "collection": 4,
+    "embedding": 12,
+    "search": 6,
+    "scoring": 6,
+    "record": 8,
+}  # kills per phase: 36, and 14 in the tests below
 
 
 @pytest.mark.parametrize(("phase", "kills"), MOMENTS.items(), ids=MOMENTS)
 def test_a_run_killed_in_any_phase_resumes_to_the_same_result(
     server: fork_server.ForkServer, cell: MakeJob, phase: str, kills: int
 ) -> None:
-    wanted, draw = run_without_fault(server, cell("whole")), random.Random(f"kill {phase}")
+    expected, rng = run_without_fault(server, cell("whole")), random.Random(f"kill {phase}")
     moments = cell("counted", phase=phase).count_moments(server)
     for number in range(kills):
-        job = run_until_signal(server, cell(f"killed{number}", phase=phase), moments, draw)
+        job = run_until_signal(server, cell(f"killed{number}", phase=phase), moments, rng)
         assert_results_are_intact(job)
-        assert run_without_fault(server, job) == wanted
-        assert job.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS  # one shard was lost at the most
+        assert run_without_fault(server, job) == expected
+        assert job.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS  # at most one shard was lost
         assert not list(Path(job.out).rglob("*.partial"))
 
 
 def test_a_run_killed_many_times_resumes_to_the_same_result(server: fork_server.ForkServer, cell: MakeJob) -> None:
-    wanted, draw, kills = run_without_fault(server, cell("whole")), random.Random("again"), 0
+    expected, rng, kills = run_without_fault(server, cell("whole")), random.Random("again"), 0
     moments, attempts = cell("counted", phase="embedding").count_moments(server), 0
     while kills < 6:
         attempts += 1
         assert attempts < 40
         job = cell(f"killed{attempts}", phase="embedding")
-        own = kills
-        while run_job(server, replace(job, signal_at=draw.randint(1, moments))):
+        kills_here = kills
+        while run_job(server, replace(job, signal_at=rng.randint(1, moments))):
             kills += 1
-            assert job.count_computed_texts() <= TEXTS + (kills - own) * fork_server.SHARD_ROWS
-        assert run_without_fault(server, job) == wanted
+            assert job.count_computed_texts() <= TEXTS + (kills - kills_here) * fork_server.SHARD_ROWS
+        assert run_without_fault(server, job) == expected
 
 
 # Training
@@ -58,11 +64,11 @@ def test_a_run_killed_many_times_resumes_to_the_same_result(server: fork_server.
 def test_a_training_killed_in_any_phase_gives_the_same_weights(
     server: fork_server.ForkServer, training: MakeJob, phase: str, kills: int
 ) -> None:
-    wanted, draw = run_training(server, training("whole")), random.Random(f"kill {phase}")
+    expected, rng = run_training(server, training("whole")), random.Random(f"kill {phase}")
     moments = training("counted", phase=phase).count_moments(server)
     for number in range(kills):
-        job = run_until_signal(server, training(f"killed{number}", phase=phase), moments, draw)
-        assert run_training(server, job) == wanted
+        job = run_until_signal(server, training(f"killed{number}", phase=phase), moments, rng)
+        assert run_training(server, job) == expected
         assert not list(Path(job.out).glob("*.partial"))
 
 
@@ -72,22 +78,22 @@ def test_a_training_killed_in_any_phase_gives_the_same_weights(
 def test_a_killed_report_is_complete_or_absent(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
     done = cell("done")
     run_without_fault(server, done)
-    page, draw = tmp_path / "page.html", random.Random("kill report")
+    page, rng = tmp_path / "page.html", random.Random("kill report")
     report = replace(done, argv=("report", done.out, "--format", "html", "--out", str(page)), phase="report")
     moments = report.count_moments(server)
-    wanted = page.read_bytes()
+    expected = page.read_bytes()
     for _ in range(3):
         page.unlink(missing_ok=True)
-        run_until_signal(server, report, moments, draw)
-        assert not page.exists() or page.read_bytes() == wanted
+        run_until_signal(server, report, moments, rng)
+        assert not page.exists() or page.read_bytes() == expected
         assert run_job(server, replace(report, phase="")) == 0
-        assert page.read_bytes() == wanted
+        assert page.read_bytes() == expected
 
 
 def test_a_study_killed_while_writing_its_status_resumes(
     server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path
 ) -> None:
-    plan, draw = tmp_path / "little.toml", random.Random("kill note")
+    plan, rng = tmp_path / "little.toml", random.Random("kill note")
     first = cell("whole")
     plan.write_text(
         f'name = "little"\ntitle = "t"\n[[stages]]\nname = "words"\nmodels = ["bm25", "{first.model}"]\n'
@@ -103,9 +109,9 @@ def test_a_study_killed_while_writing_its_status_resumes(
         files = [file for file in Path(job.out).rglob("*") if file.suffix in (".parquet", ".gz")]
         return sorted((file.relative_to(job.out).as_posix(), file.read_bytes()) for file in files)
 
-    wanted, moments = left(study("whole")), study("counted").count_moments(server)
-    assert len(wanted) == 4
+    expected, moments = left(study("whole")), study("counted").count_moments(server)
+    assert len(expected) == 4
     for number in range(3):
-        job = run_until_signal(server, study(f"killed{number}"), moments, draw)
+        job = run_until_signal(server, study(f"killed{number}"), moments, rng)
         assert run_job(server, replace(study(f"killed{number}", "status"), phase="")) == 0, job.read_output()
-        assert left(job) == wanted
+        assert left(job) == expected

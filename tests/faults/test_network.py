@@ -36,14 +36,14 @@ CHUNK_BYTES = 1000
 
 
 def compute_git_checksum(content: bytes) -> str:
-    """The name git gives a file's content."""
+    """Compute git's blob id of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 class ServedFiles:
-    """What a server hands out, and how far it gets: after `last` bytes it dies, after `hang` it says no more.
+    """The files of a server: after `last` bytes it closes all connections, after `hang` bytes it stops sending.
 
-    The largest file is sent when the others are: what is lost is then always the end of that one.
+    The largest file is sent after the others, so that a lost part is always the end of that file.
     """
 
     def __init__(self, content: dict[str, bytes], last: int | None = None, hang: int | None = None) -> None:
@@ -66,7 +66,7 @@ class ServedFiles:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A hub as far as a snapshot needs one, or any server of files."""
+    """The parts of the hub's API that a snapshot needs, or a plain file server."""
 
     protocol_version = "HTTP/1.1"
     files: ClassVar[ServedFiles]
@@ -85,36 +85,36 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             self.put(404, {"X-Error-Code": "EntryNotFound"}, b"", head)
             return
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        start = int(asked[1]) if asked else 0
-        told = {"X-Repo-Commit": REVISION, "ETag": f'"{compute_git_checksum(content)}"'}
-        if asked:
-            told["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        byte_range = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        start = int(byte_range[1]) if byte_range else 0
+        headers = {"X-Repo-Commit": REVISION, "ETag": f'"{compute_git_checksum(content)}"'}
+        if byte_range:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if not head and self.path == self.files.largest and len(self.files.content) > 1:
             self.files.others.wait(60)
-        self.put(206 if asked else 200, told, content[start:], head)
+        self.put(206 if byte_range else 200, headers, content[start:], head)
         if not head:
             self.files.whole.add(self.path)
             if self.files.whole | {self.files.largest} == self.files.content.keys():
                 self.files.others.set()
 
-    def put(self, status: int, told: dict[str, str], content: bytes, head: bool) -> None:
+    def put(self, status: int, headers: dict[str, str], content: bytes, head: bool) -> None:
         if self.files.died.is_set():
             self.close_connection = True
             return
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **told}.items():
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        with suppress(OSError):  # who was killed does not read on
+        with suppress(OSError):  # a killed client does not read the rest
             for start in range(0, 0 if head else len(content), CHUNK_BYTES):
-                if self.silenced():
+                if self.must_close():
                     return
                 self.wfile.write(content[start : start + CHUNK_BYTES])
                 self.files.sent += len(content[start : start + CHUNK_BYTES])
 
-    def silenced(self) -> bool:
-        """Whether the moment has come to die, or to say no more until it is told to."""
+    def must_close(self) -> bool:
+        """Return whether the connection must end now; wait first if the server hangs."""
         files = self.files
         if files.hang is not None and files.sent >= files.hang:
             files.go.wait()
@@ -126,12 +126,12 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
 
 @contextmanager
 def serve_files(files: ServedFiles) -> Iterator[int]:
-    """The port of a server on this machine."""
+    """Serve the files on this machine; yield the port."""
     handler = type("Handler", (Handler,), {"files": files})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         running.daemon_threads = True
@@ -151,13 +151,13 @@ def test_a_hub_that_dies_during_a_fetch_exits_with_3_and_the_fetch_resumes(tmp_p
     (cards / "far.toml").write_text('name = "far"\n[weights]\nsource = "hub"\nrepo = "org/tiny"\n')
 
     def fetched(port: int) -> subprocess.CompletedProcess[str]:
-        own = {
+        environment = {
             "HF_ENDPOINT": f"http://127.0.0.1:{port}",
             "RETBENCH_CARDS": str(cards.parent),
             "HF_HUB_DISABLE_XET": "1",
         }
         command = [sys.executable, "-m", "retbench", "fetch", "far"]
-        return subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
     dying = ServedFiles(content, last=whole // 2)
     with serve_files(dying) as port:
@@ -173,7 +173,7 @@ def test_a_hub_that_dies_during_a_fetch_exits_with_3_and_the_fetch_resumes(tmp_p
     with serve_files(healthy) as port:
         ended = fetched(port)
     assert ended.returncode == 0, ended.stderr
-    assert healthy.whole == {healthy.largest}  # what came before was kept
+    assert healthy.whole == {healthy.largest}  # the files fetched before the fault were kept
     assert pins.read_pin("models", "far") == pins.Pin(REVISION, fingerprints.compute_folder_fingerprint(folder))
 
 
@@ -189,21 +189,21 @@ def test_a_killed_download_resumes(tmp_path: Path) -> None:
     content = build_archive(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.CHUNK_BYTES)})
     files = ServedFiles({"/small.zip": content}, hang=3 * beir_archives.CHUNK_BYTES)
     with serve_files(files) as port:
-        wanted = build_card(f"http://127.0.0.1:{port}/small.zip", content)
-        partial = beir_archives.ZipArchive(str(wanted.source.url), "md5", str(wanted.source.md5)).file.with_suffix(
+        expected = build_card(f"http://127.0.0.1:{port}/small.zip", content)
+        partial = beir_archives.ZipArchive(str(expected.source.url), "md5", str(expected.source.md5)).file.with_suffix(
             ".partial"
         )
-        source = {key: getattr(wanted.source, key) for key in ("kind", "url", "md5", "member")}
+        source = {key: getattr(expected.source, key) for key in ("kind", "url", "md5", "member")}
         running = subprocess.Popen([sys.executable, "-c", DOWNLOAD, json.dumps(source)], stdout=subprocess.DEVNULL)
         while not partial.exists() or partial.stat().st_size < beir_archives.CHUNK_BYTES:
             assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
         assert running.wait() == -signal.SIGKILL
-        there, files.hang, files.sent = partial.stat().st_size, None, 0
+        downloaded_bytes, files.hang, files.sent = partial.stat().st_size, None, 0
         files.go.set()
-        assert len(fetch_collection(wanted, ignore_status).corpus) == len(small_collection.DOCUMENTS)
-        assert files.sent <= len(content) - there
+        assert len(fetch_collection(expected, ignore_status).corpus) == len(small_collection.DOCUMENTS)
+        assert files.sent <= len(content) - downloaded_bytes
         assert not partial.exists()
 
 
@@ -211,13 +211,13 @@ def test_a_killed_download_resumes(tmp_path: Path) -> None:
 
 
 def not_a_number(body: dict[str, Any]) -> local_server.Answer:
-    status, told, content = local_server.answer_embeddings(body)
+    status, headers, content = local_server.answer_embeddings(body)
     facts = json.loads(content)
     facts["data"][0]["embedding"][0] = float("nan")
-    return status, told, json.dumps(facts).encode()
+    return status, headers, json.dumps(facts).encode()
 
 
-TEXTS = 23  # twenty documents, and the three queries that are judged
+TEXTS = 23  # 20 documents and the 3 judged queries
 FINAL_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
     "no more answers": (local_server.answer_with_error(503, "gone"), 5, "the endpoint failed 1 times"),
     "the key was taken back": (local_server.answer_with_error(401, "no"), 3, "RETBENCH_ENDPOINT_KEY"),
@@ -228,8 +228,8 @@ FINAL_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
 }
 
 
-def run_with_server(job: FaultJob, address: str, pantry: Path, engine: str) -> FaultJob:
-    words = ("run", "--model", "a/b", "--engine", engine, "--task", str(pantry), "--out", job.out)
+def run_with_server(job: FaultJob, address: str, collection: Path, engine: str) -> FaultJob:
+    words = ("run", "--model", "a/b", "--engine", engine, "--task", str(collection), "--out", job.out)
     return replace(job, argv=words, environment={"RETBENCH_ENDPOINT": address}, keep_encoder=True)
 
 
@@ -237,38 +237,40 @@ def run_with_server(job: FaultJob, address: str, pantry: Path, engine: str) -> F
 def test_a_server_that_fails_during_a_run_stops_it_with_an_error(
     server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path, name: str
 ) -> None:
-    pantry = small_collection.write_folder(tmp_path / "pantry")
-    fault, code, told = FINAL_FAULTS[name]
+    collection = small_collection.write_folder(tmp_path / "pantry")
+    fault, code, headers = FINAL_FAULTS[name]
 
     with local_server.start_server() as running:
         engine = "endpoint:batch_size=2,max_attempts=1"
-        whole, broken = (run_with_server(cell(name), running.address, pantry, engine) for name in ("whole", "broken"))
+        whole, broken = (
+            run_with_server(cell(name), running.address, collection, engine) for name in ("whole", "broken")
+        )
         assert run_job(server, whole) == 0, whole.read_output()
-        wanted, asked = read_results(whole), len(running.requests)
-        running.faults = [local_server.answer_embeddings] * (asked // 2) + [fault]
+        expected, byte_range = read_results(whole), len(running.requests)
+        running.faults = [local_server.answer_embeddings] * (byte_range // 2) + [fault]
         assert run_job(server, broken) == code, broken.read_output()
-        assert told in broken.read_output()
+        assert headers in broken.read_output()
         assert "Traceback" not in broken.read_output()
         before = len(running.requests)
         assert run_job(server, broken) == 0, broken.read_output()
-        assert read_results(broken) == wanted
-        assert len(running.requests) - before < asked  # what had been answered was not asked for again
-        assert sum(len(body["input"]) for body in running.requests[asked:]) <= TEXTS + 2 * fork_server.SHARD_ROWS
+        assert read_results(broken) == expected
+        assert len(running.requests) - before < byte_range  # answered requests were not repeated
+        assert sum(len(body["input"]) for body in running.requests[byte_range:]) <= TEXTS + 2 * fork_server.SHARD_ROWS
 
 
 def test_temporary_server_errors_change_nothing(server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path) -> None:
-    pantry, stumbles = (
+    collection, faults = (
         small_collection.write_folder(tmp_path / "pantry"),
         (local_server.answer_with_error(500), local_server.answer_half, local_server.answer_too_few),
     )
 
     def run(name: str) -> dict[str, Any]:
-        job = run_with_server(cell(name), running.address, pantry, "endpoint:batch_size=2")
+        job = run_with_server(cell(name), running.address, collection, "endpoint:batch_size=2")
         assert run_job(server, job) == 0, job.read_output()
         return read_results(job)
 
     with local_server.start_server() as running:
         smooth = run("smooth")
-        running.faults = [answer for stumble in stumbles for answer in (local_server.answer_embeddings, stumble)]
+        running.faults = [answer for fault in faults for answer in (local_server.answer_embeddings, fault)]
         assert run("rough") == smooth
         assert running.faults == []

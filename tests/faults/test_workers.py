@@ -1,4 +1,4 @@
-"""Two processes on one key, one of them killed; and a worker that really runs out of memory."""
+"""Two processes on one embedding key, one of them killed; and a worker that runs out of memory."""
 
 import os
 import signal
@@ -30,55 +30,55 @@ def is_stopped(process: int) -> bool:
 
 @pytest.mark.parametrize("same_results", [False, True])
 def test_a_waiting_process_takes_over_from_a_killed_one(
-    server: fork_server.ForkServer, other: fork_server.ForkServer, cell: MakeJob, same_results: bool
+    server: fork_server.ForkServer, other_server: fork_server.ForkServer, cell: MakeJob, same_results: bool
 ) -> None:
-    wanted, first, second = run_without_fault(server, cell("whole")), cell("first", phase="embedding"), cell("second")
+    expected, first, second = run_without_fault(server, cell("whole")), cell("first", phase="embedding"), cell("second")
     half = cell("counted", phase="embedding").count_moments(server) // 2
     second = replace(second, cache=first.cache, log=first.log)
     if same_results:
         second = replace(second, out=first.out, argv=first.argv)
     process = server.start(replace(first, signal_at=half, signal=signal.SIGSTOP))
-    while not is_stopped(process):  # in the middle of its work, with the lock in its hands
+    while not is_stopped(process):  # stopped in the middle of its work, holding the lock
         time.sleep(0.01)
-    other.start(second)
+    other_server.start(second)
     os.kill(process, signal.SIGKILL)
     assert server.wait_for_exit() == -signal.SIGKILL
-    assert other.wait_for_exit() == 0
-    assert read_results(second) == wanted
+    assert other_server.wait_for_exit() == 0
+    assert read_results(second) == expected
     assert second.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS
 
 
 def test_two_processes_that_finish_one_cell_leave_one_complete_record(
-    server: fork_server.ForkServer, other: fork_server.ForkServer, cell: MakeJob
+    server: fork_server.ForkServer, other_server: fork_server.ForkServer, cell: MakeJob
 ) -> None:
-    wanted, one = run_without_fault(server, cell("whole")), cell("one", delay=0.02)
-    server.start(one)
-    other.start(replace(one, log=f"{one.log}.2"))
-    assert (server.wait_for_exit(), other.wait_for_exit()) == (0, 0)
-    assert read_results(one) == wanted
-    assert not list(Path(one.out).rglob("*.partial"))
+    expected, job = run_without_fault(server, cell("whole")), cell("one", delay=0.02)
+    server.start(job)
+    other_server.start(replace(job, log=f"{job.log}.2"))
+    assert (server.wait_for_exit(), other_server.wait_for_exit()) == (0, 0)
+    assert read_results(job) == expected
+    assert not list(Path(job.out).rglob("*.partial"))
 
 
 def test_a_worker_out_of_memory_halves_its_batches_with_the_same_result(
     server: fork_server.ForkServer, cell: MakeJob
 ) -> None:
-    wanted = run_without_fault(server, cell("whole"))
+    expected = run_without_fault(server, cell("whole"))
     job = cell(
         "short", memory_headroom=900 * MB, bytes_per_text=300 * MB
-    )  # one or two texts fit, not the batches that were planned
+    )  # one or two texts fit, but not the planned batches
     assert run_job(server, job) == 0, job.read_output()
     assert "out of memory at" in job.read_output()
-    found = read_results(job)
-    split = [texts.pop("split_batches") for texts in found["texts"].values()]
+    actual = read_results(job)
+    split = [texts.pop("split_batches") for texts in actual["texts"].values()]
     assert sum(split) > 0
-    assert [texts.pop("split_batches") for texts in wanted["texts"].values()] == [0, 0]
-    assert found == wanted
+    assert [texts.pop("split_batches") for texts in expected["texts"].values()] == [0, 0]
+    assert actual == expected
 
 
 def test_a_worker_without_memory_for_one_text_fails_and_the_next_run_resumes(
     server: fork_server.ForkServer, cell: MakeJob
 ) -> None:
-    wanted, job = (
+    expected, job = (
         run_without_fault(server, cell("whole")),
         cell("none", memory_headroom=900 * MB, bytes_per_text=2000 * MB),
     )
@@ -86,4 +86,4 @@ def test_a_worker_without_memory_for_one_text_fails_and_the_next_run_resumes(
     assert "does not fit into memory beside the model" in job.read_output()
     assert "next:  give a smaller --set max_length" in job.read_output()
     assert "Traceback" not in job.read_output()
-    assert run_without_fault(server, replace(job, bytes_per_text=0)) == wanted
+    assert run_without_fault(server, replace(job, bytes_per_text=0)) == expected
