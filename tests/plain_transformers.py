@@ -89,6 +89,7 @@ def count_tokens_of_last_characters(tokenizer: Any, prompt: str, characters: int
 METHODS: dict[str, Callable[[Any, str, str, int], PooledIds]] = {
     "last": lambda t, text, role, limit: pool_last(tokenize_text(t, text, limit)),
     "mean": lambda t, text, role, limit: pool_tail(ids := tokenize_text(t, text, limit), len(ids)),
+    "contriever": lambda t, text, role, limit: pool_tail(ids := tokenize_text(t, text, limit), len(ids)),
     "first": lambda t, text, role, limit: pool_first(tokenize_text(t, text, limit)),
     "weighted": lambda t, text, role, limit: pool_weighted(tokenize_text(t, text, limit)),
     "eos": lambda t, text, role, limit: tokenize_with_eos(t, text, limit),

@@ -3,9 +3,10 @@
 The exact bytes of a template are part of the embedding key: one changed character misses the cache.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from retbench.cards.task import TaskCard
 from retbench.errors import DataError
 
 MethodKind = Literal["dense", "sparse", "hybrid"]
@@ -13,6 +14,7 @@ Pooling = Literal["last", "first", "mean", "weighted", "model"]
 Span = Literal["all", "text"]
 Attention = Literal["own", "bidirectional"]
 PostProcessing = Literal["none", "centre", "whiten", "drop-top"]
+Similarity = Literal["cosine", "dot"]
 Role = Literal["query", "document"]
 
 DESCRIPTIVE_FIELDS = ("title", "source", "paper", "fidelity")  # they describe a method and do not change a vector
@@ -31,6 +33,7 @@ class Method:
     `layer` is the hidden state that is pooled, numbered as in transformers: 0 is the embeddings, -1 the last.
     `post` transforms finished vectors with statistics of the corpus vectors (mean, principal directions), and
     `components` is the number of directions that `whiten` keeps or `drop-top` removes; no text is encoded again.
+    `similarity = "dot"` compares vectors as the model makes them; with `cosine` they are stored with length one.
     A `sparse` method weights the words of the text by the logits of the last state; a `hybrid` method fuses that
     ranking with the dense one.
     """
@@ -56,6 +59,7 @@ class Method:
     layer: int | None = None
     post: PostProcessing = "none"
     components: int | None = None
+    similarity: Similarity = "cosine"
 
     def __post_init__(self) -> None:
         if self.span == "text" and self.chat:
@@ -68,6 +72,12 @@ class Method:
             raise DataError(
                 f"method {self.name} is {self.kind}: it takes no `post`", "use a dense method, or no `post`"
             )
+        if self.similarity == "dot" and (self.kind != "dense" or self.post != "none"):
+            raise DataError(
+                f"method {self.name} compares by dot product, but a {self.kind} method with post = {self.post} "
+                "compares vectors of length one",
+                "use a dense method without `post`, or leave `similarity` out",
+            )
         if self.components is not None and (self.components < 1 or self.post not in ("whiten", "drop-top")):
             raise DataError(
                 f"method {self.name}: components = {self.components}", "give 1 or more, with whiten or drop-top"
@@ -76,3 +86,19 @@ class Method:
     def get_template(self, role: Role) -> str:
         """Return the prompt template of queries or of documents."""
         return self.query if role == "query" else self.document
+
+    @property
+    def uses_instruction(self) -> bool:
+        """Whether a prompt template asks for an instruction."""
+        return any("{instruction}" in template for template in (self.query, self.document))
+
+    def choose_instruction(self, task: TaskCard | None) -> str:
+        """Return the task's instruction, else the method's own; empty if no template asks for one."""
+        if not self.uses_instruction:
+            return ""  # an instruction that no template uses changes no vector and must not change a key
+        return (task.instruction if task else None) or self.instruction
+
+    def fit_to_task(self, task: TaskCard) -> "Method":
+        """Return the method with the query template that the task's card has for it, if it has one."""
+        template = (task.query_templates or {}).get(self.name)
+        return replace(self, query=template) if template else self

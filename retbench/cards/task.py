@@ -11,7 +11,8 @@ class SourceSpec:
     """Where a collection comes from.
 
     `folder`: a user's `path`. `generator`: built by retbench. `hub`: a dataset repository read by mteb's loader for
-    the task `mteb` (and its `subset`). `loco`: documents in `repo` and queries in `queries_repo`, the rows of
+    the task `mteb` (and its `subset`); with `corpus_repo` its documents (docid, title, text) replace those of `repo`.
+    `loco`: documents in `repo` and queries in `queries_repo`, the rows of
     `subset`. `archive`: a zip at `url` with a `sha256` or the publisher's `md5`; the collection is its folder `member`.
     """
 
@@ -22,6 +23,8 @@ class SourceSpec:
     revision: str | None = None
     mteb: str | None = None
     subset: str | None = None
+    corpus_repo: str | None = None
+    corpus_revision: str | None = None
     queries_repo: str | None = None
     queries_revision: str | None = None
     url: str | None = None
@@ -64,6 +67,8 @@ class TaskCard:
     `documents` and `queries` are the counts published by the source. `collection` names the collection of which this
     task is a variant (a sample, another split, other fields): a model trained on one variant has seen all of them. A
     part of a collection follows a slash: `codesearchnet/go`.
+    `instruction` is put into every prompt template that asks for one. `query_templates` are the query templates of
+    methods that have their own for this task, by the method's name.
     """
 
     name: str
@@ -76,6 +81,7 @@ class TaskCard:
     fields: tuple[Literal["title", "text"], ...] = ("title", "text")
     lengths: LengthLimits = LengthLimits()
     instruction: str | None = None
+    query_templates: dict[str, str] | None = None
     same_id: Literal["keep", "drop"] = "keep"
     excluded: Literal["keep", "drop"] = "keep"
     relevant_from: int = 1

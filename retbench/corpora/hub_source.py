@@ -8,18 +8,20 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from retbench.cards.task import SourceSpec, TaskCard
-from retbench.cards.user_config import get_cache_folder
-from retbench.corpora.dataset_source import DatasetSource, require_source_field
+from retbench.cards.user_config import encode_path_part, get_cache_folder
+from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
 from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.errors import DataError, MissingError
 
 ROWS_PER_BATCH = 4096
+DOCUMENT_COLUMNS = ("docid", "title", "text")  # Tevatron's corpora
 
 
 def build_hub_source(card: TaskCard) -> DatasetSource:
@@ -28,7 +30,7 @@ def build_hub_source(card: TaskCard) -> DatasetSource:
     repo = require_source_field(card.name, "repo", source.repo)
     snapshot = DatasetSnapshot(repo, source.revision)
     key_parts = ("hub", repo, snapshot.revision, source.mteb, source.subset, card.split)
-    return DatasetSource(
+    own_source = DatasetSource(
         label=source.mteb or repo,
         compute_cache_key=lambda: "\n".join(map(str, key_parts)),
         origin=repo,
@@ -38,6 +40,61 @@ def build_hub_source(card: TaskCard) -> DatasetSource:
         revision=snapshot.revision,
         source_paths=(snapshot.folder,),
     )
+    if source.corpus_repo is None:
+        return own_source
+    return _replace_corpus(own_source, DatasetSnapshot(source.corpus_repo, source.corpus_revision))
+
+
+def _replace_corpus(judged: DatasetSource, corpus: DatasetSnapshot) -> DatasetSource:
+    """Take the documents from another repository; queries and judgments stay, so the document ids must be the same."""
+
+    def fetch(log_status: StatusCallback) -> None:
+        judged.fetch(log_status)
+        corpus.fetch(log_status)
+
+    @contextmanager
+    def open_rows() -> Iterator[RawCollection]:
+        with judged.open_rows() as rows:
+            documents = _iterate_documents(load_hub_table(corpus, "train", DOCUMENT_COLUMNS))
+            yield replace(rows, documents=documents)
+
+    return DatasetSource(
+        label=f"{judged.label}-{corpus.repo.rpartition('/')[2]}",
+        compute_cache_key=lambda: "\n".join((judged.compute_cache_key(), corpus.repo, str(corpus.revision))),
+        origin=f"{judged.origin} and {corpus.repo}",
+        is_available=lambda: judged.is_available() and corpus.is_fetched(),
+        open_rows=open_rows,
+        fetch=fetch,
+        revision=f"{judged.revision} {corpus.revision}" if judged.revision and corpus.revision else None,
+        source_paths=(*judged.source_paths, corpus.folder),
+    )
+
+
+def load_hub_table(snapshot: DatasetSnapshot, split: str, columns: tuple[str, ...]) -> Any:
+    """Load one split of a downloaded repository that has no mteb loader, with these columns only."""
+    import datasets
+
+    cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / encode_path_part(
+        snapshot.repo
+    )  # in one cache two repositories would be confused
+    try:
+        table = datasets.load_dataset(str(snapshot.folder), split=split, cache_dir=str(cache_dir))
+    except (ValueError, KeyError, OSError) as problem:
+        raise build_read_error(snapshot.folder, "the library datasets", problem) from problem
+    missing = set(columns) - set(table.column_names)
+    if missing:
+        columns_found = ", ".join(table.column_names)
+        raise DataError(
+            f"{snapshot.repo} has no column {', '.join(sorted(missing))} (it has {columns_found})",
+            "its layout changed: give an older `revision` in the task's card",
+        )
+    return table.select_columns(list(columns))
+
+
+def _iterate_documents(table: Any) -> Iterator[TextRow]:
+    for batch in table.iter(batch_size=ROWS_PER_BATCH):
+        for identifier, title, text in zip(batch["docid"], batch["title"], batch["text"], strict=True):
+            yield TextRow(str(identifier), title or "", text or "", f"row {identifier!r}")
 
 
 @contextmanager

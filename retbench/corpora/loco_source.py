@@ -6,16 +6,13 @@ whose `dataset` is the card's subset. A document is relevant to a query if the q
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import encode_path_part
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
 from retbench.corpora.hub_snapshots import DatasetSnapshot
-from retbench.corpora.hub_source import ROWS_PER_BATCH, build_read_error, use_temporary_arrow_cache
+from retbench.corpora.hub_source import ROWS_PER_BATCH, load_hub_table, use_temporary_arrow_cache
 from retbench.corpora.rows import Judgment, RawCollection, TextRow
-from retbench.errors import DataError
 
 DOCUMENT_COLUMNS = ("dataset", "pid", "passage")
 QUERY_COLUMNS = ("dataset", "qid", "query", "answer_pids")
@@ -53,8 +50,8 @@ def _open_rows(
 ) -> Iterator[RawCollection]:
     with use_temporary_arrow_cache():
         document_table, query_table = (
-            _load_table(documents, split, DOCUMENT_COLUMNS),
-            _load_table(queries, split, QUERY_COLUMNS),
+            load_hub_table(documents, split, DOCUMENT_COLUMNS),
+            load_hub_table(queries, split, QUERY_COLUMNS),
         )
         yield RawCollection(
             _iterate_documents(document_table, subset),
@@ -63,26 +60,6 @@ def _open_rows(
             (),
             True,
         )
-
-
-def _load_table(snapshot: DatasetSnapshot, split: str, columns: tuple[str, ...]) -> Any:
-    import datasets
-
-    cache_dir = Path(datasets.config.HF_DATASETS_CACHE) / encode_path_part(
-        snapshot.repo
-    )  # in one cache the two repositories would be confused
-    try:
-        table = datasets.load_dataset(str(snapshot.folder), split=split, cache_dir=str(cache_dir))
-    except (ValueError, KeyError, OSError) as problem:
-        raise build_read_error(snapshot.folder, "the library datasets", problem) from problem
-    missing = set(columns) - set(table.column_names)
-    if missing:
-        columns_found = ", ".join(table.column_names)
-        raise DataError(
-            f"{snapshot.repo} has no column {', '.join(sorted(missing))} (it has {columns_found})",
-            "its layout changed: give an older `revision` in the task's card",
-        )
-    return table.select_columns(list(columns))
 
 
 def _iterate_subset(table: Any, subset: str) -> Iterator[tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from retbench.training.training_set import JoinedTexts
 
 @dataclass(frozen=True)
 class TrainingEvaluator:
-    """Scores one task as often as it is called."""
+    """Scores one task as often as it is called; the encoder's tokenizer has the task's instruction."""
 
     encoder: TrainableEncoder
     card: TaskCard

@@ -9,15 +9,28 @@ from retbench.training.training_set import TrainingSet, parse_training_rows
 
 
 class HubTrainingSet(NamedTuple):
-    """A dataset whose rows hold a query, positive and negative passages; `evaluated` are the tasks made from it."""
+    """A dataset whose rows hold a query, positive and negative passages.
+
+    Its passages are those of `suite`, which evaluates a model trained on them; `evaluation_tasks` have queries that
+    must not be trained on.
+    """
 
     repo: str
     split: str
+    suite: str
     evaluation_tasks: tuple[str, ...]
 
 
 HUB_SETS = {
-    "msmarco": HubTrainingSet("Tevatron/msmarco-passage-aug", "train", ("msmarco-dev", "trec-dl-2019", "trec-dl-2020"))
+    "msmarco": HubTrainingSet(
+        "Tevatron/msmarco-passage-aug",
+        "train",
+        "msmarco-titled",  # its passages have titles too
+        (
+            *("msmarco-dev-titled", "trec-dl-2019-titled", "trec-dl-2020-titled"),
+            *("msmarco-dev", "trec-dl-2019", "trec-dl-2020"),
+        ),
+    )
 }
 
 OFFLINE_HINT = (

@@ -15,6 +15,7 @@ from retbench.training import msmarco_triples
 from retbench.training.hub_datasets import HUB_SETS, load_hub_training_set
 from retbench.training.training_set import TrainingSet, build_training_set, read_training_file
 
+FILE_SUFFIXES = (".jsonl", ".gz")
 DEFAULT_NEGATIVES = MiningSettings().negatives_per_query
 
 
@@ -51,6 +52,14 @@ def parse_eval_task(argument: str) -> tuple[TaskCard, int | None]:
     return replace(card, fingerprint=None), int(sample) if sample else None
 
 
+def find_task_of_dataset(dataset: str) -> TaskCard | None:
+    """The task that a dataset is evaluated by; None for a file of the user's own."""
+    if dataset in HUB_SETS:
+        return catalog.find_task_card(HUB_SETS[dataset].evaluation_tasks[0])
+    path = Path(dataset).expanduser()
+    return None if path.is_file() or path.suffix in FILE_SUFFIXES else catalog.find_task_card(dataset)
+
+
 def load_training_set(request: TrainingRequest, negatives_per_query: int = DEFAULT_NEGATIVES) -> TrainingSet:
     """Queries and their passages, without any query of an evaluation."""
     full_set = _read_dataset(request, negatives_per_query)
@@ -82,7 +91,7 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
         return read_training_file(path)
     if request.dataset in HUB_SETS:
         return load_hub_training_set(request.dataset)
-    if path.suffix in (".jsonl", ".gz"):
+    if path.suffix in FILE_SUFFIXES:
         raise MissingError(f"there is no file {request.dataset}", "name a jsonl file, a folder or a task")
     card = catalog.find_task_card(request.dataset)
     if request.split == card.split and not request.force:

@@ -131,7 +131,8 @@ def check_request(request: TrainingRequest, recipe: Recipe, name: str, folder: P
         )
     if method.pooling == "model":
         raise UsageError(
-            f"method {method.name} cannot be trained: it has layers after the pooling", "use pooling = last, mean or first"
+            f"method {method.name} cannot be trained: it has layers after the pooling",
+            "use pooling = last, mean or first",
         )
     if request.export:
         sentence_transformers_export.get_prefixes(method)
@@ -243,9 +244,7 @@ def build_evaluator(job: TrainingJob) -> TrainingEvaluator | None:
     task, sample = training_data.parse_eval_task(job.request.eval_task)
     parent = job.parent.card
     max_length = parent.max_length or parent.context_length
-    prompt_tokenizer = replace(
-        job.encoder.prompt_tokenizer, instruction=job.recipe.method.choose_instruction(task)
-    )
+    prompt_tokenizer = replace(job.encoder.prompt_tokenizer, instruction=job.recipe.method.choose_instruction(task))
     encoder = replace(job.encoder, prompt_tokenizer=prompt_tokenizer)
     return TrainingEvaluator(encoder, task, open_collection(task, sample), max_length, job.request.progress)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,10 @@ class SavedRun:
     def spec(self) -> EncoderSpec | None:
         """The encoder, from the record; None for a lexical or an imported run."""
         settings = self.record.settings["encoder"]
-        return EncoderSpec(**{**settings, "method": self.method}) if settings else None
+        if not settings:
+            return None
+        query_template = settings["method"].get("query", Method.query)  # a task's card may replace the method's own
+        return EncoderSpec(**{**settings, "method": replace(self.method, query=query_template)})
 
 
 def load_run(folder: Path, collection: Collection | None = None, card: TaskCard | None = None) -> SavedRun:
