@@ -325,10 +325,10 @@ def test_a_full_disk_reports_what_is_kept_and_needed(
         embed_to_matrix(job, ShardStore(tmp_path / "whole"), build_encoder_factory()),
         ShardStore(tmp_path / "full"),
     )
-    fsync, budget = os.fsync, iter(range(10))  # enough for the plan and two shards; every file also syncs its folder
+    fsync, remaining_syncs = os.fsync, iter(range(10))  # enough for the plan and two shards
 
     def filling(handle: int) -> None:
-        if next(budget, None) is None:
+        if next(remaining_syncs, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(handle)
 

@@ -401,18 +401,18 @@ def test_a_failed_reranker_keeps_finished_cells(task: Path, out: Path) -> None:
     assert (failed["method"], failed["rerank"]) == ("bm25", ["ql", missing_reranker])
 
 
-@pytest.mark.parametrize("first_ranking", [False, True])
+@pytest.mark.parametrize("finished_before", [False, True])
 def test_the_failure_file_is_removed_when_the_reranker_succeeds(
-    model: Path, task: Path, out: Path, tmp_path: Path, first_ranking: bool
+    model: Path, task: Path, out: Path, tmp_path: Path, finished_before: bool
 ) -> None:
     folder = tmp_path / "tiny"
     line = ("run", "--model", "bm25", "--task", task, "--out", out, "--rerank", f"e2rank:documents=3,model={folder}")
-    if first_ranking:  # the same cell was finished under another name of the model
+    if finished_before:  # the same cell was finished under another name of the model
         run_cells(*line[:-1], f"e2rank:documents=3,model={model}")
     assert run_command(*line).exit_code == 1
     assert list(out.rglob("*.failed.json"))
     folder.symlink_to(model)
-    assert run_cells(*line)[-1]["cached"] is first_ranking
+    assert run_cells(*line)[-1]["cached"] is finished_before
     assert not list(out.rglob("*.failed.json"))
 
 

@@ -106,12 +106,10 @@ def test_one_layer_is_a_linear_map_that_starts_at_zero() -> None:
     tensors = AdaptorNet(WIDTH, True, 1).copy_tensors()
     assert set(tensors) == {"first.weight", "first.bias"}
     assert np.allclose(Adaptor(tensors)(validation), validation, atol=1e-7)
-    first_stage = draw_vectors(WIDTH, WIDTH), draw_vectors(WIDTH, seed=1)
-    adapted = validation + validation @ first_stage[0].T + first_stage[1]
+    layer = draw_vectors(WIDTH, WIDTH), draw_vectors(WIDTH, seed=1)
+    adapted = validation + validation @ layer[0].T + layer[1]
     expected = adapted / np.linalg.norm(adapted, axis=1, keepdims=True)
-    assert np.allclose(
-        Adaptor({"first.weight": first_stage[0], "first.bias": first_stage[1]})(validation), expected, atol=1e-6
-    )
+    assert np.allclose(Adaptor({"first.weight": layer[0], "first.bias": layer[1]})(validation), expected, atol=1e-6)
     scores = iter(range(100))  # every validation is better than the previous one, so the last step is kept
     learned = train_with_loss_weights(training, AdaptorRecipe(layers=1, max_steps=50), 0.0, 0.0, lambda _: next(scores))
     assert set(learned.tensors) == {"first.weight", "first.bias"}
@@ -171,7 +169,7 @@ def test_an_adaptor_is_run_by_name_and_embeds_nothing_again(
     model: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "results"
-    (first_stage,) = run_cells("run", "--model", model, "--task", task, "--out", out)
+    (parent_cell,) = run_cells("run", "--model", model, "--task", task, "--out", out)
     seen: list[int] = []
     embed = BackboneEncoder.encode
     monkeypatch.setattr(BackboneEncoder, "encode", lambda self, batch: seen.append(len(batch)) or embed(self, batch))
@@ -180,11 +178,11 @@ def test_an_adaptor_is_run_by_name_and_embeds_nothing_again(
     seen.clear()
     (cell,) = run_cells("run", "--model", "moved", "--task", task, "--out", out)
     assert (cell["model"], cell["seen"], seen) == ("moved", "seen", [])
-    assert cell["settings_id"] != first_stage["settings_id"]
+    assert cell["settings_id"] != parent_cell["settings_id"]
     assert facts["verdict"] in ("it helps", "it does not help")
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["adaptor"] == record["cards"]["model"]["adapted"]["sha256"]
-    assert "adaptor" not in json.loads((Path(first_stage["record"]) / "record.json").read_text())["settings"]["encoder"]
+    assert "adaptor" not in json.loads((Path(parent_cell["record"]) / "record.json").read_text())["settings"]["encoder"]
     assert (
         len(run_cells("run", "--model", "moved", "--task", task, "--out", out, "--rerank", "e2rank:documents=2")) == 2
     )
@@ -246,7 +244,7 @@ def test_an_adaptor_without_improvement_is_reported(model: Path, task: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "adaptors", "code"),
+    ("words", "message", "code"),
     [
         (("--set", "negatives_per_pair=0"), "is not above 0", 2),
         (("--set", "alpha=[]"), "empty list", 2),
@@ -260,11 +258,9 @@ def test_an_adaptor_without_improvement_is_reported(model: Path, task: Path) -> 
         (("--model", "bm25"), "bm25 has no vectors", 2),
     ],
 )
-def test_invalid_requests_are_refused(
-    model: Path, task: Path, words: tuple[str, ...], adaptors: str, code: int
-) -> None:
+def test_invalid_requests_are_refused(model: Path, task: Path, words: tuple[str, ...], message: str, code: int) -> None:
     answer = run_command("finetune", task, "--model", model, "--objective", "adaptor", *words)
-    assert (answer.exit_code, adaptors in answer.output) == (code, True), answer.output
+    assert (answer.exit_code, message in answer.output) == (code, True), answer.output
 
 
 def test_an_adaptor_for_other_weights_is_refused(model: Path, task: Path, tmp_path: Path) -> None:

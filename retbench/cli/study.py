@@ -156,7 +156,7 @@ def report(
         print_status(f"written to {out}")
     else:
         print_result(text)
-    return print_skipped([problem for one in stage_reports for problem in one.report.problems])
+    return print_skipped([problem for stage_report in stage_reports for problem in stage_report.report.problems])
 
 
 @app.command("new")

@@ -109,9 +109,9 @@ def _move_into_place(partial: Path, folder: Path) -> None:
 def _write_collection(raw: RawCollection, folder: Path) -> dict[str, Any]:
     corpus = write_texts(raw.documents, folder / "corpus.arrow", "document")
     queries = write_texts(raw.queries, folder / "queries.arrow", "published query" if raw.published else "query")
-    for texts, what in ((corpus, "corpus"), (queries, "list of queries")):
+    for texts, part in ((corpus, "corpus"), (queries, "list of queries")):
         if len(texts) == 0:
-            raise DataError(f"the {what} is empty", "check the source: it must have at least one row")
+            raise DataError(f"the {part} is empty", "check the source: it must have at least one row")
     splits: dict[str, object] = {}
     for split, judgments in raw.splits.items():
         listed, unknown = _filter_judgments(list(judgments), corpus, queries, raw.published)
@@ -130,36 +130,36 @@ def _split_into_chunks(items: Iterable[TextRow], size: int) -> Iterator[list[Tex
         yield chunk
 
 
-def write_texts(rows: Iterable[TextRow], file: Path, what: str) -> Texts:
+def write_texts(rows: Iterable[TextRow], file: Path, row_kind: str) -> Texts:
     """Check and store rows as they stream; a repeated id is an error."""
     digest, id_hashes = hashlib.sha256(), array("q")
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
         for chunk in _split_into_chunks(rows, ROWS_PER_BATCH):
             for row in chunk:
-                _check_text(row, what)
+                _check_text(row, row_kind)
                 digest.update(json.dumps(row[:3], ensure_ascii=False).encode())
                 id_hashes.frombytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest())
             out.write_batch(
                 pa.record_batch([list(column) for column in zip(*(r[:3] for r in chunk), strict=True)], SCHEMA)
             )
     texts = Texts.open(file, digest.hexdigest())
-    _check_unique(texts, np.frombuffer(id_hashes, dtype=np.int64), what)
+    _check_unique(texts, np.frombuffer(id_hashes, dtype=np.int64), row_kind)
     return texts
 
 
-def _check_text(row: TextRow, what: str) -> None:
+def _check_text(row: TextRow, row_kind: str) -> None:
     """Check one row: an empty query is an error; an empty document is kept and counted in the record."""
-    if what == "query" and not row.text.strip():
+    if row_kind == "query" and not row.text.strip():
         raise DataError(f"{row.where or row.id}: query {row.id!r} is empty", "remove it, and its judgments")
     try:
         (row.id + row.title + row.text).encode()
     except UnicodeEncodeError as problem:
         raise DataError(
-            f"{row.where or row.id}: incomplete surrogate pair in {what} {row.id!r}", "correct its \\u escapes"
+            f"{row.where or row.id}: incomplete surrogate pair in {row_kind} {row.id!r}", "correct its \\u escapes"
         ) from problem
 
 
-def _check_unique(texts: Texts, id_hashes: np.ndarray, what: str) -> None:
+def _check_unique(texts: Texts, id_hashes: np.ndarray, row_kind: str) -> None:
     """Refuse repeated ids; only rows whose 64-bit hash repeats are compared by id."""
     order = np.argsort(id_hashes, kind="stable")
     same = id_hashes[order[1:]] == id_hashes[order[:-1]]
@@ -167,7 +167,7 @@ def _check_unique(texts: Texts, id_hashes: np.ndarray, what: str) -> None:
     repeated = [i for i, count in Counter(texts.take(suspects).read_ids().to_pylist()).items() if count > 1]
     if len(suspects) and repeated:
         raise DataError(
-            f"{what} id {repeated[0]!r} is repeated ({len(repeated)} such ids)", "give every row its own _id"
+            f"{row_kind} id {repeated[0]!r} is repeated ({len(repeated)} such ids)", "give every row its own _id"
         )
 
 
@@ -178,14 +178,14 @@ def _filter_judgments(
     unknown_queries = find_missing_ids({j.query for j in listed}, queries)
     unknown_documents = find_missing_ids({j.document for j in listed}, corpus)
     for judgment in listed if not published and (unknown_queries or unknown_documents) else ():
-        for what, name, unknown_ids in (
+        for row_kind, name, unknown_ids in (
             ("query", judgment.query, unknown_queries),
             ("document", judgment.document, unknown_documents),
         ):
             if name in unknown_ids:
                 location = judgment.where or "the judgments"
                 raise DataError(
-                    f"{location}: there is no {what} {name!r}", "correct the judgments or add the missing row"
+                    f"{location}: there is no {row_kind} {name!r}", "correct the judgments or add the missing row"
                 )
     unknown = {"queries": len(unknown_queries), "documents": len(unknown_documents)}
     if published:

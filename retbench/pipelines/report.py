@@ -115,9 +115,9 @@ def _build_failed_cell(failure: Any) -> dict[str, Any]:
 def _build_published_cells(boards: list[Leaderboard]) -> list[dict[str, Any]]:
     rows = {(row.table.name, row.model): (board, row) for board in boards for row in board.published_rows}
     return [
-        {"model": one.model, "method": "published", "suite": board.suite, "task": task, "status": "published",
-         "main_score": one.scores[task], "source": one.table.source, "caveat": one.table.caveat}
-        for board, one in rows.values()
+        {"model": row.model, "method": "published", "suite": board.suite, "task": task, "status": "published",
+         "main_score": row.scores[task], "source": row.table.source, "caveat": row.table.caveat}
+        for board, row in rows.values()
         for task in board.tasks
-        if task in one.scores
+        if task in row.scores
     ]  # fmt: skip

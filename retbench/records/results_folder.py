@@ -226,8 +226,10 @@ def _write_run_files(folder: Path, record: Record, run: RunFiles) -> None:
     columns["raw_scores"] = [list(map(float, run.raw_scores[query])) for query in run.per_query]
     table = pa.table(columns)
     raw = table.schema.get_field_index("raw_scores")
-    narrow = table.column("raw_scores").cast(pa.list_(pa.float32()))
-    pq.write_table(table.set_column(raw, "raw_scores", narrow), folder / PER_QUERY_FILE, write_page_checksum=True)
+    float32_scores = table.column("raw_scores").cast(pa.list_(pa.float32()))
+    pq.write_table(
+        table.set_column(raw, "raw_scores", float32_scores), folder / PER_QUERY_FILE, write_page_checksum=True
+    )
     (folder / "sample.json").write_text(json.dumps(run.sample, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
@@ -247,10 +249,10 @@ def format_trec_run(rankings: Mapping[str, Sequence[str]], tag: str) -> bytes:
 def encode_id(text: str) -> str:
     """An id as a run file has it, one word: white space and control characters are percent-encoded.
 
-    So is a percent sign that would read as the start of such a code; `unworded` gives every id back.
+    A percent sign that looks like the start of such a code is encoded too; `decode_id` restores every id.
     """
-    plain = ENCODED_CHARACTER.sub("%25", text)
-    return "".join(quote(c) if c.isspace() or not c.isprintable() else c for c in plain)
+    escaped = ENCODED_CHARACTER.sub("%25", text)
+    return "".join(quote(c) if c.isspace() or not c.isprintable() else c for c in escaped)
 
 
 def decode_id(text: str) -> str:

@@ -64,7 +64,8 @@ def has_one_seed(board: Leaderboard, row: LeaderboardRow) -> bool:
     training_key = _build_training_key(row)
     return (
         training_key is not None
-        and len({_get_seed(other) for other in board.rows if _build_training_key(other) == training_key}) < 2
+        and len({_get_seed(other_row) for other_row in board.rows if _build_training_key(other_row) == training_key})
+        < 2
     )
 
 

@@ -40,7 +40,7 @@ def decode_vectors(tensors: Tensors) -> np.ndarray:
     vectors = tensors["vectors"]
     if vectors.dtype == np.float32:
         return vectors
-    wide = vectors.astype(np.float32)
+    float_vectors = vectors.astype(np.float32)
     if "scales" in tensors:
-        wide *= tensors["scales"][:, None]
-    return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True))
+        float_vectors *= tensors["scales"][:, None]
+    return np.asarray(float_vectors / np.linalg.norm(float_vectors, axis=1, keepdims=True))

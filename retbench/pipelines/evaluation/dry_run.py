@@ -41,8 +41,8 @@ def _estimate_cost(job: EvaluationJob, spec: EncoderSpec, speeds: dict[tuple[str
     corpus = job.collection.corpus
     rows = np.linspace(0, len(corpus) - 1, min(len(corpus), MAX_COUNTED_TEXTS)).astype(int)
     texts = [join_fields(corpus[int(row)], job.task.fields) for row in rows]
-    counted = job.model.build_prompt_tokenizer(spec).tokenize(texts, "document", spec.document_limit)
-    tokens = int(len(counted.flat) * len(corpus) / len(rows))
+    tokenized = job.model.build_prompt_tokenizer(spec).tokenize(texts, "document", spec.document_limit)
+    tokens = int(len(tokenized.flat) * len(corpus) / len(rows))
     key = (job.model.card.name, spec.dtype)
     if key not in speeds:
         speeds[key] = _measure_speed(job, spec, texts)

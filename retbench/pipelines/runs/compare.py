@@ -23,17 +23,17 @@ def compare_runs(
     a: str, b: str, results: Path = Path("results"), task: str | None = None, queries: int = 5
 ) -> Comparison:
     """Compare A with B: each is a run's folder or settings-id, an mteb result file, or a TREC run."""
-    left, right = load_compared_runs(a, b, results, task)
-    shared = {m: (left.scores[m], right.scores[m]) for m in left.scores if m in right.scores}
-    main_metric = {left.metric: shared[left.metric]} if left.metric in shared else {}
-    remarks, test, changes = _find_obstacles(left, right), None, list[QueryChange]()
+    run_a, run_b = load_compared_runs(a, b, results, task)
+    shared = {m: (run_a.scores[m], run_b.scores[m]) for m in run_a.scores if m in run_b.scores}
+    main_metric = {run_a.metric: shared[run_a.metric]} if run_a.metric in shared else {}
+    remarks, test, changes = _find_obstacles(run_a, run_b), None, list[QueryChange]()
     if not remarks:
-        test, changes = _test_difference(left, right, queries)
+        test, changes = _test_difference(run_a, run_b, queries)
         if changes and changes[0].text is None:
             remarks.append("the texts are not in the cache, so the queries are shown without them")
-    remarks += [*left.remarks, *right.remarks]
-    settings = list_setting_differences(left.facts, right.facts)
-    return Comparison(left.name, right.name, left.task, settings, {**main_metric, **shared}, test, changes, remarks)
+    remarks += [*run_a.remarks, *run_b.remarks]
+    settings = list_setting_differences(run_a.facts, run_b.facts)
+    return Comparison(run_a.name, run_b.name, run_a.task, settings, {**main_metric, **shared}, test, changes, remarks)
 
 
 def _find_obstacles(a: ComparedRun, b: ComparedRun) -> list[str]:
@@ -52,17 +52,17 @@ def _find_obstacles(a: ComparedRun, b: ComparedRun) -> list[str]:
     return []
 
 
-def _test_difference(a: ComparedRun, b: ComparedRun, shown: int) -> tuple[PairedTest, list[QueryChange]]:
+def _test_difference(a: ComparedRun, b: ComparedRun, max_changes: int) -> tuple[PairedTest, list[QueryChange]]:
     names = list(a.per_query)
-    left, right = (np.array([run.per_query[name] for name in names]) for run in (a, b))
-    order = np.argsort(-np.abs(left - right), kind="stable")[:shown]
+    scores_a, scores_b = (np.array([run.per_query[name] for name in names]) for run in (a, b))
+    order = np.argsort(-np.abs(scores_a - scores_b), kind="stable")[:max_changes]
     collection = a.collection or b.collection
     changes = [
-        QueryChange(names[i], float(left[i]), float(right[i]), *_load_query_texts(collection, names[i], a, b))
+        QueryChange(names[i], float(scores_a[i]), float(scores_b[i]), *_load_query_texts(collection, names[i], a, b))
         for i in order
-        if left[i] != right[i]
+        if scores_a[i] != scores_b[i]
     ]
-    return compute_paired_test(a.metric, left, right), changes
+    return compute_paired_test(a.metric, scores_a, scores_b), changes
 
 
 def _load_query_texts(

@@ -33,17 +33,17 @@ def run_study(study: Study, out: Path, stage_name: str | None = None, **output: 
                 cell: reason for cell in cells if (reason := cell.needs or explain_optional_stage(stage, stage_name))
             }
             yield from (_build_skipped_result(cell, reason) for cell, reason in skipped.items())
-            ready = {cell.task: cell for cell in cells if cell not in skipped}
-            for result in _run_cells(study, stage, ready, out=out, command=command, **output):
-                write_note(ready[result.task], result, out)
+            runnable_cells = {cell.task: cell for cell in cells if cell not in skipped}
+            for result in _run_cells(study, stage, runnable_cells, out=out, command=command, **output):
+                write_note(runnable_cells[result.task], result, out)
                 yield result
 
 
-def _run_cells(study: Study, stage: Stage, ready: dict[str, StudyCell], **rest: Any) -> Iterator[Cell]:
+def _run_cells(study: Study, stage: Stage, runnable_cells: dict[str, StudyCell], **rest: Any) -> Iterator[Cell]:
     """Run the cells of one model; if the whole request fails, all its cells fail and the study continues."""
-    if not ready:
+    if not runnable_cells:
         return
-    first_cell, tasks = next(iter(ready.values())), tuple(cell.argument for cell in ready.values())
+    first_cell, tasks = next(iter(runnable_cells.values())), tuple(cell.argument for cell in runnable_cells.values())
     try:
         if stage.verb == "finetune":
             training_options = {key: value for key, value in rest.items() if key not in ("out", "devices")}
@@ -53,7 +53,9 @@ def _run_cells(study: Study, stage: Stage, ready: dict[str, StudyCell], **rest: 
             yield from evaluate(build_request(stage, first_cell.model, first_cell.method, tasks, **rest))
     except RetbenchError as error:
         facts: dict[str, Any] = {"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code}
-        yield from (Cell(first_cell.model, first_cell.method, task, "-", "-", "failed", **facts) for task in ready)
+        yield from (
+            Cell(first_cell.model, first_cell.method, task, "-", "-", "failed", **facts) for task in runnable_cells
+        )
 
 
 def _group_cells(study: Study, stage: Stage) -> Iterator[list[StudyCell]]:
