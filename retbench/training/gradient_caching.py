@@ -2,15 +2,13 @@
 
 Without gradient caching all passes are kept in memory and one backward goes through them. With it (GradCache, Gao et
 al. 2021) vectors are computed without gradients, the loss gives each vector its gradient, and every pass is run again
-to carry that gradient into the weights: one pass in memory at a time, the same sum. Each pass has its own seed, so that
-dropout is the same both times.
+to carry that gradient into the weights: one pass in memory at a time, the same sum. Each text has its own seed, so that
+its dropout is the same both times, and in any pass and process (`row_dropout.py`).
 
 Processes divide a batch by its queries. Every process gets all vectors, computes the whole loss and propagates only its
 own part; the sum over the processes is the gradient of the whole batch. With sharded weights caching is always on (see
 `fsdp.py`).
 """
-
-import hashlib
 
 import numpy as np
 import torch
@@ -20,9 +18,10 @@ from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.training import distributed, fsdp
 from retbench.training.contrastive_batches import ContrastiveBatch
 from retbench.training.losses import contrastive_loss, ranknet_loss
+from retbench.training.row_dropout import derive_row_seeds
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
 
-SeededPass = tuple[np.ndarray, int]  # rows that are run together, and the seed of their dropout
+SeededPass = tuple[np.ndarray, np.ndarray]  # rows that are run together, and the seeds of their dropout
 
 
 def backward_batch(
@@ -31,18 +30,16 @@ def backward_batch(
     """Add the batch's gradient times `weight` to the weights; return the loss and the tokens that were run here."""
     own_rows = _select_own_rows(batch)
     tokens = _tokenize_rows(encoder, batch, own_rows)
-    passes = [
-        (rows, _derive_seed((*seed, distributed.get_rank(), number)))
-        for number, rows in enumerate(split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens))
-    ]
+    seeds = derive_row_seeds(seed, own_rows)
+    passes = [(rows, seeds[rows]) for rows in split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens)]
     sharded = fsdp.is_sharded(encoder.model)  # then all processes must run the same number of passes, one at a time
     empty_passes = fsdp.count_max_passes(len(passes)) - len(passes) if sharded else 0
     caching = sharded or (encoder.recipe.batch.gradient_caching and len(passes) > 1)
     one_row = tokens.select(passes[-1][0][-1:])  # what an empty pass runs; it adds nothing
     with torch.set_grad_enabled(not caching):
-        parts = [encoder.encode(tokens.select(rows), pass_seed) for rows, pass_seed in passes]
+        parts = [encoder.encode(tokens.select(rows), pass_seeds) for rows, pass_seeds in passes]
         for _ in range(empty_passes):
-            encoder.encode(one_row, 0)
+            encoder.encode(one_row)
     order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in passes]))).to(encoder.device)
     vectors = torch.cat(parts)[order]
     if caching:
@@ -53,7 +50,7 @@ def backward_batch(
         if caching:
             _backward_cached(encoder, tokens, passes, vectors)
         for _ in range(empty_passes):
-            zero = encoder.encode(one_row, 0).sum() * 0
+            zero = encoder.encode(one_row).sum() * 0
             zero.backward()  # type: ignore[no-untyped-call]  # untyped in torch
     return float(loss.detach()), len(tokens.flat)
 
@@ -71,8 +68,8 @@ def _backward_cached(
     encoder: TrainableEncoder, tokens: TokenizedTexts, passes: list[SeededPass], vectors: Tensor
 ) -> None:
     assert vectors.grad is not None  # noqa: S101  # for the type checker: backward has just filled it
-    for rows, seed in passes:
-        second_run = encoder.encode(tokens.select(rows), seed)
+    for rows, seeds in passes:
+        second_run = encoder.encode(tokens.select(rows), seeds)
         second_run.backward(vectors.grad[torch.from_numpy(rows).to(vectors.device)])  # type: ignore[no-untyped-call]  # untyped in torch
 
 
@@ -91,7 +88,3 @@ def _compute_loss(encoder: TrainableEncoder, vectors: Tensor, own_rows: list[int
     if listwise is None:
         return loss
     return loss + listwise.weight * ranknet_loss(lists, passages, batch, listwise.temperature)
-
-
-def _derive_seed(parts: tuple[int, ...]) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest())

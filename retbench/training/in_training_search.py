@@ -50,7 +50,7 @@ def iterate_embeddings(
         tokens = encoder.prompt_tokenizer.tokenize(texts[start : start + TEXTS_PER_CHUNK], role, limit)
         vectors: np.ndarray | None = None
         for rows in split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens):
-            states = encoder.encode(tokens.select(rows), 0)
+            states = encoder.encode(tokens.select(rows))
             unit_vectors = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
             vectors = np.empty((len(tokens), unit_vectors.shape[1]), np.float32) if vectors is None else vectors
             vectors[rows] = unit_vectors

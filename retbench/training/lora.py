@@ -11,6 +11,7 @@ from retbench.cards.recipe import LoraSettings, Recipe
 from retbench.engines import model_loader
 from retbench.engines.adapters import import_peft
 from retbench.errors import DataError
+from retbench.training import row_dropout
 
 
 def load_model(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
@@ -29,7 +30,9 @@ def prepare_for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
         base: Any = model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # its new name is younger than the oldest version we take
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            options = {"use_reentrant": False, "context_fn": row_dropout.restore_row_seeds}
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    row_dropout.replace_dropout(model)
     return model.train()
 
 

@@ -23,6 +23,7 @@ from retbench.errors import UsageError
 from retbench.training import distributed
 from retbench.training.attention_stop import Masks, build_model_masks, check_mask_is_obeyed
 from retbench.training.contrastive_batches import BatchSampler
+from retbench.training.row_dropout import derive_row_seeds, use_row_seeds
 from retbench.training.train_forward import split_into_passes
 from retbench.training.training_set import TrainingSet
 
@@ -138,14 +139,13 @@ class QueryLikelihoodObjective:
         """Add the gradient of one step; every token has the same weight, whichever process runs it."""
         rows = self.language_model.tokenize_pairs(*self.sample_pairs(step))
         predicted_tokens = sum(len(row.ids) - 1 for row in rows)
-        own_rows = rows[distributed.get_rank() :: distributed.get_world_size()]
-        lengths, max_tokens = (
-            np.array([len(row.ids) for row in own_rows]),
-            self.language_model.settings.batch.max_tokens,
-        )
+        own = range(distributed.get_rank(), len(rows), distributed.get_world_size())
+        own_rows, seeds = [rows[index] for index in own], derive_row_seeds((self.seed, step), own)
+        lengths = np.array([len(row.ids) for row in own_rows])
         total_loss = 0.0
-        for pass_rows in split_into_passes(lengths, max_tokens):
-            loss = self._compute_loss([own_rows[int(index)] for index in pass_rows]) / predicted_tokens
+        for pass_rows in split_into_passes(lengths, self.language_model.settings.batch.max_tokens):
+            with use_row_seeds(torch.from_numpy(seeds[pass_rows]).to(self.language_model.device)):
+                loss = self._compute_loss([own_rows[int(index)] for index in pass_rows]) / predicted_tokens
             if torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             total_loss += float(loss.detach())

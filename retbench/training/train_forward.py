@@ -15,6 +15,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.padding import pad_rows
 from retbench.errors import DataError
 from retbench.training import packed_forward
+from retbench.training.row_dropout import use_row_seeds
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,13 @@ class TrainableEncoder:
         offsets = np.append(first.offsets, second.offsets[1:] + first.offsets[-1])
         return TokenizedTexts(np.append(first.flat, second.flat), offsets, 0, 0, starts)
 
-    def encode(self, tokens: TokenizedTexts, seed: int) -> Tensor:
-        """Pooled states of one pass, with gradients; the seed fixes the dropout."""
-        torch.manual_seed(seed)
-        flat, offsets = self.compute_states([tokens[row] for row in range(len(tokens))])
+    def encode(self, tokens: TokenizedTexts, seeds: np.ndarray | None = None) -> Tensor:
+        """Pooled states of one pass, with gradients; each text's seed fixes its dropout."""
+        row_seeds = None if seeds is None else torch.from_numpy(seeds).to(self.device)
+        if seeds is not None:
+            torch.manual_seed(int(seeds[0]))  # for dropout inside of attention kernels
+        with use_row_seeds(row_seeds):
+            flat, offsets = self.compute_states([tokens[row] for row in range(len(tokens))])
         if tokens.pooling_starts is not None:
             flat, offsets = drop_leading_tokens(flat, offsets, torch.from_numpy(tokens.pooling_starts).to(flat.device))
         return POOLINGS[self.recipe.method.pooling](flat, offsets)

@@ -1,0 +1,99 @@
+"""Dropout that depends on the text alone, not on the pass or the process that runs it.
+
+PyTorch draws one stream of random numbers per pass, so the same text loses other values in another pass. Here a value
+is dropped by a hash of the text's seed, the layer, the token's position and the channel: how a batch is divided, padded
+or run again changes nothing, on any device.
+
+Dropout inside of attention kernels (`attention_dropout`, in BERT and its kin) is PyTorch's own and not covered.
+"""
+
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SHIFTS_AND_FACTORS = ((16, 0x7FEB352D), (15, 0x846CA68B))  # a mixer of 32 bits with little bias (C. Wellons)
+LAST_SHIFT = 16
+GOLDEN_RATIO = 0x9E3779B9
+current_seeds: list[Tensor] = []  # of the rows that are being run; a stack
+
+
+@contextmanager
+def use_row_seeds(seeds: Tensor | None) -> Iterator[None]:
+    """Within, row i of every input is dropped by seed i. Without seeds nothing changes."""
+    if seeds is None:
+        yield
+        return
+    current_seeds.append(seeds)
+    try:
+        yield
+    finally:
+        current_seeds.pop()
+
+
+def restore_row_seeds() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For gradient checkpointing: the second forward pass of a layer uses the seeds of the first."""
+    return nullcontext(), use_row_seeds(current_seeds[-1] if current_seeds else None)
+
+
+def derive_row_seeds(parts: tuple[int, ...], rows: Sequence[int]) -> np.ndarray:
+    """A seed of 32 bits per row of a batch."""
+    digests = (hashlib.blake2b(repr((*parts, row)).encode(), digest_size=4).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), dtype=np.int32).copy()
+
+
+class RowDropout(nn.Module):
+    """In place of `nn.Dropout`, for inputs [row, token, channel] or [row, channel] of rows padded on the right."""
+
+    def __init__(self, rate: float, salt: int) -> None:
+        super().__init__()
+        self.p, self.salt = rate, salt  # the name `p` is that of `nn.Dropout`; peft reads it
+
+    def forward(self, states: Tensor) -> Tensor:
+        """The states with dropped values, the others scaled up."""
+        if not self.training:
+            return states
+        if not current_seeds or len(current_seeds[-1]) != len(states):  # rows that are not texts, as in experts
+            return nn.functional.dropout(states, self.p)
+        threshold = math.floor(self.p * 2**32) - 2**31
+        is_dropped = compute_hashes(current_seeds[-1], self.salt, states.shape[1:]) < threshold
+        return states.masked_fill(is_dropped, 0.0) / (1 - self.p)
+
+
+def compute_hashes(seeds: Tensor, salt: int, shape: torch.Size) -> Tensor:
+    """A hash of 32 bits for each value: of its row's seed, the salt, and its indices in the row."""
+    hashes = _mix(seeds ^ _to_int32(salt))
+    for size in shape:
+        indices = torch.arange(1, size + 1, dtype=torch.int32, device=seeds.device)
+        hashes = _mix(hashes[..., None] ^ (indices * _to_int32(GOLDEN_RATIO)))
+    return hashes
+
+
+def _mix(hashes: Tensor) -> Tensor:
+    for shift, factor in SHIFTS_AND_FACTORS:
+        hashes = (hashes ^ _shift(hashes, shift)) * _to_int32(factor)
+    return hashes ^ _shift(hashes, LAST_SHIFT)
+
+
+def _shift(hashes: Tensor, bits: int) -> Tensor:
+    """An unsigned shift to the right."""
+    return torch.bitwise_right_shift(hashes, bits).bitwise_and_(2 ** (32 - bits) - 1)
+
+
+def _to_int32(value: int) -> int:
+    return (value + 2**31) % 2**32 - 2**31
+
+
+def replace_dropout(model: nn.Module) -> None:
+    """Replace every `nn.Dropout` of a model, those of adapters too."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, module in modules.items():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            parent, _, attribute = name.rpartition(".")
+            modules[parent].register_module(attribute, RowDropout(module.p, zlib.crc32(name.encode())))
