@@ -47,6 +47,7 @@ class Engine:
             "a chosen layer": method.layer is not None,
             "bidirectional attention": method.attention != "own" and self.name != "vllm",
             "a chat template": method.chat and self.name == "endpoint",
+            "a dot product (its vectors have length one)": method.similarity == "dot" and self.name == "vllm",
             "an appended end-of-sequence token": method.eos and self.name == "endpoint",
         }
         return next((feature for feature, needed in unsupported.items() if needed), None)

@@ -22,7 +22,7 @@ ObjectiveName = Literal["contrastive", "llm2ir", "llm-ql", "e2rank"]
 class ContrastiveSettings:
     """The contrastive loss (InfoNCE): softmax cross-entropy of one positive against all other passages of a batch.
 
-    `temperature` divides the cosine. `hard_negatives` are drawn for each query, besides the in-batch negatives.
+    `temperature` divides the method's similarity. `hard_negatives` are drawn for each query, besides the batch's own.
     `symmetric` adds the loss from each positive to its query. `mask_known_positives` leaves a query's other known
     positives out of its negatives. `matryoshka_dimensions` are shorter widths that are trained too.
     `distillation_weight` is the share of the loss that follows a teacher's scores; the data must hold those.
@@ -157,7 +157,7 @@ class ListwiseTraining:
     """The second loss of e2rank (RankNet): one prompt lists a query's documents and must rank them as the teacher does.
 
     A prompt has at most `max_documents` in a random order. The teacher is the data's `scores` or `ranking`; without
-    them positives rank above negatives. `temperature` divides the cosines. The total loss is the contrastive loss plus
+    them positives rank above negatives. `temperature` divides similarities. The total loss is the contrastive loss plus
     `weight` times this one. A prompt has about `max_tokens` at most, divided equally among its documents.
     """
 

@@ -1,6 +1,6 @@
 """Reranker settings from `--rerank name:key=value,key=value`. The fields of the dataclass are the keys.
 
-vectors    cosine with the plain query: the fair baseline of every reranker that uses embeddings
+vectors    the method's similarity with the plain query: the fair baseline of every reranker that uses embeddings
 rocchio    the query vector moved towards the vectors of the first documents
 e2rank     one embedding of a prompt that lists the first documents (arXiv 2510.22733)
 listwise   a language model generates the order of a list, with or without first-stage scores (arXiv 2506.14086)
@@ -20,7 +20,7 @@ from retbench.errors import DataError, UsageError, suggest_names
 
 @dataclass(frozen=True)
 class VectorsSettings:
-    """`depth` candidates sorted by cosine, with the run's `model` and `method` unless others are given."""
+    """`depth` candidates sorted by similarity, with the run's `model` and `method` unless others are given."""
 
     model: str | None = None
     method: str | None = None

@@ -10,13 +10,18 @@ from typing import Protocol
 
 import numpy as np
 
-from retbench.cards.method import Role
+from retbench.cards.method import Role, Similarity
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.postprocessing import normalize_vectors
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts, fill_template
 from retbench.engines.embeddings_client import EmbeddingsClient
 
 BYTES_PER_TOKEN = 4
+
+
+def _scale_vectors(vectors: np.ndarray, similarity: Similarity) -> np.ndarray:
+    """Vectors whose dot product is the similarity: of length one for `cosine`, as sent for `dot`."""
+    return normalize_vectors(vectors) if similarity == "cosine" else vectors.astype(np.float32)
 
 
 class TokenIdEngine(Protocol):
@@ -27,15 +32,15 @@ class TokenIdEngine(Protocol):
         """Width of a vector."""
         ...
 
-    def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """One vector per row of token ids."""
-        ...
-
-
     @property
     def dtype(self) -> str:
         """The dtype of the loaded weights."""
         ...
+
+    def encode(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """One vector per row of token ids."""
+        ...
+
 
 @dataclass(frozen=True)
 class TokenIdEncoder:
@@ -55,21 +60,21 @@ class TokenIdEncoder:
         """The attention kernel, for the record."""
         return f"{self.spec.engine}'s own"
 
-    def peak_throughput(self) -> None:
-        """Not known: the engine computes its matrix products itself."""
-
-    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, truncated to the limit of the role."""
     @property
     def computed_dtype(self) -> str:
         """The dtype of the loaded weights, for the record."""
         return self.engine.dtype
 
+    def peak_throughput(self) -> None:
+        """Not known: the engine computes its matrix products itself."""
+
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        """Texts as token ids, truncated to the limit of the role."""
         return self.prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """One batch of token ids as float32 vectors of length one."""
-        return normalize_vectors(self.engine.encode(list(batch)))
+        """One batch of token ids as float32 vectors, ready for the method's similarity."""
+        return _scale_vectors(self.engine.encode(list(batch)), self.spec.method.similarity)
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,16 @@ class EndpointEncoder:
         """The attention kernel, for the record."""
         return "the server's own"
 
-    def peak_throughput(self) -> None:
-        """Not known: the engine computes its matrix products itself."""
-
-    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as UTF-8 bytes, truncated to the limit of the role at a character boundary."""
     @property
     def computed_dtype(self) -> str:
         """Not known: the server does not say."""
         return "unknown"
 
+    def peak_throughput(self) -> None:
+        """Not known: the engine computes its matrix products itself."""
+
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        """Texts as UTF-8 bytes, truncated to the limit of the role at a character boundary."""
         limit, truncated, empty, rows = BYTES_PER_TOKEN * self.spec.get_limit(role), 0, 0, []
         for text in texts:
             empty += not text.strip()
@@ -110,5 +115,6 @@ class EndpointEncoder:
         return TokenizedTexts(np.concatenate(rows), offsets, truncated, empty)
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """One batch of texts as float32 vectors of length one."""
-        return normalize_vectors(self.client.embed_texts([bytes(row.astype(np.uint8)).decode() for row in batch]))
+        """One batch of texts as float32 vectors, ready for the method's similarity."""
+        vectors = self.client.embed_texts([bytes(row.astype(np.uint8)).decode() for row in batch])
+        return _scale_vectors(vectors, self.spec.method.similarity)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from retbench.cards.method import Pooling
+from retbench.cards.method import Pooling, Similarity
 
 
 def pool_last(flat: Tensor, offsets: Tensor) -> Tensor:
@@ -52,6 +52,11 @@ def drop_leading_tokens(flat: Tensor, offsets: Tensor, starts: Tensor) -> tuple[
     is_kept = torch.arange(len(flat), device=flat.device) >= _repeat_per_token(offsets[:-1] + starts, offsets)
     lengths = offsets.diff() - starts
     return flat[is_kept], torch.cat((offsets[:1], lengths.cumsum(0)))
+
+
+def scale_for_similarity(vectors: Tensor, similarity: Similarity) -> Tensor:
+    """Vectors whose dot product is the similarity: scaled to length one for `cosine`, unchanged for `dot`."""
+    return torch.nn.functional.normalize(vectors, dim=1) if similarity == "cosine" else vectors
 
 
 POOLINGS: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {

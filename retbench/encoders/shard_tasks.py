@@ -246,7 +246,7 @@ def write_computed_shard(shard: ComputedShard, store: ShardWriter) -> VectorBloc
 
 
 def _check_vectors(rows: np.ndarray, vectors: np.ndarray) -> None:
-    """Raise if a vector is zero, NaN or infinite: a normalised vector never is."""
+    """Raise if a vector is zero, NaN or infinite. No similarity can rank by such a vector: a zero equals everything."""
     bad = np.flatnonzero(~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)))
     if len(bad):
         raise BadVectorError(int(rows[bad[0]]))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.ann_settings import AnnSettings
-from retbench.cards.method import Role
+from retbench.cards.method import Role, Similarity
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.encoders.batch_plan import SHARD_ROWS
@@ -101,7 +101,11 @@ class DenseRetriever:
     def build_transform(self) -> VectorTransform:
         """Return the function that is applied to every cached vector before vectors are compared."""
         transform, width = self._build_postprocessing(), self.spec.dimensions
-        return transform if width is None else lambda vectors: truncate_dimensions(transform(vectors), width)
+        return (
+            transform
+            if width is None
+            else lambda vectors: truncate_dimensions(transform(vectors), width, self.spec.method.similarity)
+        )
 
     def _build_postprocessing(self) -> VectorTransform:
         adaptor = self.adaptor
@@ -158,11 +162,13 @@ class DenseRetriever:
         return matrix
 
 
-def truncate_dimensions(vectors: np.ndarray, width: int) -> np.ndarray:
-    """Keep the first numbers of each vector and normalise again, as Matryoshka training allows."""
+def truncate_dimensions(vectors: np.ndarray, width: int, similarity: Similarity = "cosine") -> np.ndarray:
+    """Keep the first numbers of each vector, as Matryoshka training allows; for cosine, normalise again."""
     if width > vectors.shape[1]:
         raise UsageError(f"--set dimensions={width}: the vectors have {vectors.shape[1]}", "give that many or fewer")
     first = vectors[:, :width]
+    if similarity == "dot":
+        return np.ascontiguousarray(first)
     return np.asarray(first / np.maximum(np.linalg.norm(first, axis=1, keepdims=True), 1e-12))
 
 

@@ -10,9 +10,11 @@ The bound. For a query q and a document d, rounded to q' and d', the Cauchy-Schw
     |q'd' - qd| <= |q' - q| |d'| + |q| |d' - d| <= (|q' - q| (1 + u) + |q| u) |d|
 
 where |q' - q| is measured, and u = 2^-8 is the maximum relative error of bfloat16. (Measuring |d' - d| too would take
-more time than it saves.) A sum of n products in float32 adds an error of at most n 2^-24 |q| |d|. If L is a lower bound
-of the k-th best score, from k documents already seen, a document is excluded if its rough score is below L by more than
-the bound.
+more time than it saves.) A sum of n products in float32 adds an error of at most n 2^-24 |q| |d|. Numbers below 2^-126
+have fewer digits or become zero; this adds at most 2^-123 (n + sqrt(n) (|q| + |d|)), which matters only for vectors far
+shorter than one. If L is a lower bound of the k-th best score, from k documents already seen, a document is excluded if
+its rough score is below L by more than the bound. Vectors so long or short that their scores do not fit into float32
+are an error.
 
 Memory depends on the tile of queries, the window of documents and k, never on queries times documents. Tensors stay on
 the device until the final result.
@@ -28,6 +30,7 @@ import torch
 
 from retbench.engines.device import disable_tf32, get_device, has_fast_bf16
 from retbench.engines.memory import is_out_of_memory, keep_freed_pages, release_gpu_cache
+from retbench.errors import DataError
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
 
@@ -41,6 +44,8 @@ MIN_QUERIES_FOR_ROUNDING = 32  # with fewer queries, rounding all documents take
 # Share of a window. With more candidates, a rough pass in float32 is faster, because its bound is far smaller.
 MAX_CANDIDATE_SHARE = 0.2
 LOWEST_SCORE = torch.finfo(torch.bfloat16).min / 2  # above minus infinity, which marks padding
+SMALLEST_PRODUCT, LARGEST_PRODUCT = 2.0**-126, 2.0**125  # of the lengths of a query and the longest document
+SAFE_LENGTHS = (2.0**-40, 2.0**60)  # in these limits, squares in float32 give the length of a vector
 EMPTY_KEY = torch.iinfo(torch.int64).min  # below all keys
 
 
@@ -63,6 +68,7 @@ class ExactSearch:
         tile = QUERY_TILE * _get_tile_factor(self.device)
         starts = range(0, len(queries), tile)
         self.tops = [RunningTopK(torch.from_numpy(queries[at : at + tile]).to(self.device), k) for at in starts]
+        self.query_lengths = torch.cat([top.norms for top in self.tops]).flatten() if self.tops else torch.zeros(0)
         self.rows: list[torch.Tensor] = []  # of the incomplete window
         self.blocks: list[torch.Tensor] = []
 
@@ -79,6 +85,7 @@ class ExactSearch:
         if self.rows:
             window = DocumentWindow.build(self.rows, self.blocks, self.dtype)
             self.rows, self.blocks = [], []
+            _require_float32_scores(self.query_lengths, window.max_norm)
             self.tops = [part for top in self.tops for part in _add_window(top, window)]
 
     def finish(self) -> Ranking:
@@ -86,6 +93,20 @@ class ExactSearch:
         self._score_window()
         results = [top.sort_results() for top in self.tops]
         return Ranking([r for rows, _ in results for r in rows], [s for _, scores in results for s in scores])
+
+
+def _require_float32_scores(query_lengths: torch.Tensor, longest: float) -> None:
+    """Raise if a dot product could overflow or lose its digits. Zero vectors are allowed: their scores are zero."""
+    nonzero = query_lengths[query_lengths != 0]
+    if longest == 0 or not len(nonzero):
+        return
+    shortest_query, longest_query = nonzero.amin().item(), nonzero.amax().item()
+    if not (longest * shortest_query >= SMALLEST_PRODUCT and longest * longest_query <= LARGEST_PRODUCT):
+        raise DataError(
+            "the dot products of these vectors do not fit into float32: "
+            f"queries have lengths of {shortest_query:.3g} to {longest_query:.3g}, documents up to {longest:.3g}",
+            'check the model, or compare with similarity = "cosine"',
+        )
 
 
 def _get_tile_factor(device: torch.device) -> int:
@@ -111,7 +132,7 @@ class DocumentWindow:
     rows: torch.Tensor
     blocks: list[torch.Tensor]
     tiles: torch.Tensor  # tiles x documents x width; the last one is padded with zeros
-    max_norm: torch.Tensor  # the largest vector norm
+    max_norm: float  # the largest vector norm
 
     @staticmethod
     def build(rows: list[torch.Tensor], blocks: list[torch.Tensor], dtype: torch.dtype) -> "DocumentWindow":
@@ -119,17 +140,25 @@ class DocumentWindow:
         count, width = sum(map(len, rows)), blocks[0].shape[1]
         tile = min(DOCUMENT_TILE * _get_tile_factor(blocks[0].device), math.ceil(count / GROUP_SIZE) * GROUP_SIZE)
         tiles = torch.empty((math.ceil(count / tile), tile, width), dtype=dtype, device=blocks[0].device)
-        flat, start, norms = tiles.view(-1, width), 0, []
+        flat, start = tiles.view(-1, width), 0
         for block in blocks:
             flat[start : start + len(block)] = block
             start += len(block)
-            norms.append(torch.linalg.vector_norm(block, dim=1).amax())
         flat[start:] = 0
-        return DocumentWindow(torch.cat(rows), blocks, tiles, torch.stack(norms).amax())
+        return DocumentWindow(torch.cat(rows), blocks, tiles, _measure_longest(blocks))
 
     def to_float32(self) -> "DocumentWindow":
         """The same documents with tiles in float32."""
         return DocumentWindow.build([self.rows], self.blocks, torch.float32)
+
+
+def _measure_longest(blocks: list[torch.Tensor]) -> float:
+    """The length of the longest vector; in float64 where squares in float32 overflow or become zero."""
+    longest = torch.stack([torch.linalg.vector_norm(block, dim=1).amax() for block in blocks]).amax().item()
+    if SAFE_LENGTHS[0] < longest < SAFE_LENGTHS[1]:
+        return longest
+    lengths = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).amax() for block in blocks]
+    return torch.stack(lengths).amax().item()
 
 
 @dataclass(frozen=True)
@@ -145,7 +174,7 @@ class RunningTopK:
 
     def __init__(self, queries: torch.Tensor, k: int) -> None:
         self.k, self.queries = k, queries.contiguous()
-        self.norms = torch.linalg.vector_norm(queries, dim=1, keepdim=True)
+        self.norms = torch.linalg.vector_norm(queries, dim=1, keepdim=True, dtype=torch.float64)
         self.keys = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
         self.group = max(1, min(GROUP_SIZE, DOCUMENT_TILE // (2 * k)))
 
@@ -211,12 +240,14 @@ class RunningTopK:
 
     def _compute_error_bound(self, window: DocumentWindow) -> torch.Tensor:
         """The maximum difference between rough score and float32 score, per query."""
-        u = 2.0**-8
-        error = 2.0**-23 * (self.queries.shape[1] + 8) * self.norms  # two sums, and the sums of the norms
+        u, width, longest = 2.0**-8, self.queries.shape[1], window.max_norm
+        error = 2.0**-23 * (width + 8) * self.norms  # two sums, and the sums of the norms
         if window.tiles.dtype != torch.float32:
-            rounding = torch.linalg.vector_norm(self.queries - self.queries.bfloat16().float(), dim=1, keepdim=True)
+            change = self.queries - self.queries.bfloat16().float()
+            rounding = torch.linalg.vector_norm(change, dim=1, keepdim=True, dtype=torch.float64)
             error = error + (rounding * (1 + u) + self.norms * u) * (1 + 2.0**-16)
-        return torch.as_tensor(error * window.max_norm)
+        below_normal = 2.0**-123 * (width + math.sqrt(width) * (self.norms + longest))
+        return torch.as_tensor(error * longest + below_normal).float()
 
     def _arrange_by_query(self, pairs: CandidatePairs, keys: torch.Tensor) -> torch.Tensor:
         """The keys of all pairs as a matrix with one line per query, padded with EMPTY_KEY."""

@@ -84,7 +84,8 @@ def _select_own_rows(batch: ContrastiveBatch) -> list[int]:
 def _compute_loss(encoder: TrainableEncoder, vectors: Tensor, own_rows: list[int], batch: ContrastiveBatch) -> Tensor:
     sizes = [len(batch.queries), len(batch.passages), len(batch.list_prompts)]
     queries, passages, lists = torch.split(distributed.gather_vectors(vectors, own_rows, sum(sizes)), sizes)
-    loss, listwise = contrastive_loss(queries, passages, batch, encoder.recipe.contrastive), encoder.recipe.listwise
+    recipe, similarity = encoder.recipe, encoder.recipe.method.similarity
+    loss, listwise = contrastive_loss(queries, passages, batch, recipe.contrastive, similarity), recipe.listwise
     if listwise is None:
         return loss
-    return loss + listwise.weight * ranknet_loss(lists, passages, batch, listwise.temperature)
+    return loss + listwise.weight * ranknet_loss(lists, passages, batch, listwise.temperature, similarity)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from retbench.cards.method import Role
+from retbench.encoders.pooling import scale_for_similarity
 from retbench.retrievers.exact_search import search_exactly
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
@@ -43,7 +44,7 @@ def rank_passages(
 def iterate_embeddings(
     encoder: TrainableEncoder, texts: Sequence[str], role: Role, limit: int, advance: Advance
 ) -> Iterator[VectorBlock]:
-    """Unit vectors of all texts, in order, block by block."""
+    """The vectors of all texts, ready for the method's similarity, in order, block by block."""
     was_training = encoder.model.training
     encoder.model.eval()
     for start in range(0, len(texts), TEXTS_PER_CHUNK):
@@ -51,9 +52,9 @@ def iterate_embeddings(
         vectors: np.ndarray | None = None
         for rows in split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens):
             states = encoder.encode(tokens.select(rows))
-            unit_vectors = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
-            vectors = np.empty((len(tokens), unit_vectors.shape[1]), np.float32) if vectors is None else vectors
-            vectors[rows] = unit_vectors
+            scaled = scale_for_similarity(states, encoder.recipe.method.similarity).cpu().numpy()
+            vectors = np.empty((len(tokens), scaled.shape[1]), np.float32) if vectors is None else vectors
+            vectors[rows] = scaled
             advance(len(rows), len(texts))
         if vectors is not None:
             yield VectorBlock(np.arange(start, start + len(vectors)), vectors)

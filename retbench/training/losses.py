@@ -5,33 +5,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retbench.cards.method import Similarity
 from retbench.cards.recipe import ContrastiveSettings
+from retbench.encoders.pooling import scale_for_similarity
 from retbench.training.contrastive_batches import ContrastiveBatch
 
 
 def contrastive_loss(
-    queries: Tensor, passages: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings
+    queries: Tensor,
+    passages: Tensor,
+    batch: ContrastiveBatch,
+    settings: ContrastiveSettings,
+    similarity: Similarity = "cosine",
 ) -> Tensor:
     """The mean over the batch's queries; with Matryoshka dimensions, the mean over all widths."""
     widths = [queries.shape[1], *settings.matryoshka_dimensions]
-    losses = [_loss_at_width(queries[:, :width], passages[:, :width], batch, settings) for width in widths]
+    losses = [
+        _compute_loss(_compare(queries[:, :width], passages[:, :width], similarity), batch, settings)
+        for width in widths
+    ]
     return torch.stack(losses).mean()
 
 
-def ranknet_loss(lists: Tensor, passages: Tensor, batch: ContrastiveBatch, temperature: float) -> Tensor:
+def _compare(queries: Tensor, passages: Tensor, similarity: Similarity) -> Tensor:
+    """The similarity of every query with every passage."""
+    return scale_for_similarity(queries, similarity) @ scale_for_similarity(passages, similarity).T
+
+
+def ranknet_loss(
+    lists: Tensor, passages: Tensor, batch: ContrastiveBatch, temperature: float, similarity: Similarity = "cosine"
+) -> Tensor:
     """RankNet: how the list vectors order their queries' own passages, against the teacher; a mean over pairs."""
-    cosine = functional.normalize(lists, dim=1) @ functional.normalize(passages, dim=1).T / temperature
-    owner, teacher = (torch.from_numpy(np.asarray(a)).to(cosine.device) for a in (batch.owner, batch.teacher_scores))
-    scores = cosine[owner, torch.arange(len(owner), device=cosine.device)]
+    compared = _compare(lists, passages, similarity) / temperature
+    owner, teacher = (torch.from_numpy(np.asarray(a)).to(compared.device) for a in (batch.owner, batch.teacher_scores))
+    scores = compared[owner, torch.arange(len(owner), device=compared.device)]
     preferred = (owner[:, None] == owner[None, :]) & (teacher[:, None] > teacher[None, :])
     if not bool(preferred.any()):
-        return cosine.sum() * 0  # the teacher scores all passages alike
+        return compared.sum() * 0  # the teacher scores all passages alike
     return functional.softplus(scores[None, :] - scores[:, None])[preferred].mean()
 
 
-def _loss_at_width(queries: Tensor, passages: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
-    cosine = functional.normalize(queries, dim=1) @ functional.normalize(passages, dim=1).T
-    scores, target = cosine / settings.temperature, torch.arange(len(queries), device=queries.device)
+def _compute_loss(compared: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
+    """The loss from the similarity of every query with every passage."""
+    scores, target = compared / settings.temperature, torch.arange(len(compared), device=compared.device)
     if settings.mask_known_positives:
         known_positives = torch.from_numpy(batch.relevant).to(scores.device)
         own_positives = torch.zeros_like(known_positives)
@@ -39,21 +55,21 @@ def _loss_at_width(queries: Tensor, passages: Tensor, batch: ContrastiveBatch, s
         scores = scores.masked_fill(known_positives & ~own_positives, -torch.inf)
     loss = functional.cross_entropy(scores, target)
     if settings.symmetric:
-        loss = (loss + functional.cross_entropy(scores[:, : len(queries)].T, target)) / 2
+        loss = (loss + functional.cross_entropy(scores[:, : len(compared)].T, target)) / 2
     if settings.distillation_weight and batch.teacher_scores is not None:
         weight = settings.distillation_weight
-        loss = (1 - weight) * loss + weight * _distillation_loss(cosine, batch, settings)
+        loss = (1 - weight) * loss + weight * _distillation_loss(compared, batch, settings)
     return loss
 
 
-def _distillation_loss(cosine: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
+def _distillation_loss(compared: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
     """The Kullback-Leibler divergence of a query's scores of its own passages from the teacher's."""
     is_own = (
-        torch.from_numpy(batch.owner).to(cosine.device)[None, :]
-        == torch.arange(len(cosine), device=cosine.device)[:, None]
+        torch.from_numpy(batch.owner).to(compared.device)[None, :]
+        == torch.arange(len(compared), device=compared.device)[:, None]
     )
-    teacher_scores = torch.from_numpy(batch.teacher_scores).to(cosine).expand_as(cosine)
+    teacher_scores = torch.from_numpy(batch.teacher_scores).to(compared).expand_as(compared)
     teacher = teacher_scores.masked_fill(~is_own, -torch.inf).log_softmax(1)
-    student = (cosine / settings.temperature).masked_fill(~is_own, -torch.inf).log_softmax(1)
+    student = (compared / settings.temperature).masked_fill(~is_own, -torch.inf).log_softmax(1)
     difference = (teacher - student).masked_fill(~is_own, 0.0)
     return (teacher.exp() * difference).sum(1).mean()

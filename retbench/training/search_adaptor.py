@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retbench.cards.adaptor_recipe import AdaptorRecipe
+from retbench.cards.method import Similarity
 
 ValidationScore = Callable[[dict[str, np.ndarray]], float]  # an adaptor's tensors to a validation score
 
@@ -24,7 +25,7 @@ class AdaptorTrainingData:
     """Vectors and judgments to train on. `pairs` are rows of (query, document, grade).
 
     `grades[q]` are the grades of a query's judged documents. `top_documents[q]` are the documents that its negatives
-    are drawn from; without it they are drawn from all.
+    are drawn from; without it they are drawn from all. The ranking loss compares by `similarity`.
     """
 
     queries: np.ndarray
@@ -32,6 +33,7 @@ class AdaptorTrainingData:
     pairs: np.ndarray
     grades: list[dict[int, int]]
     top_documents: list[np.ndarray] | None = None
+    similarity: Similarity = "cosine"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class TrainedAdaptor:
 class AdaptorNet(nn.Module):
     """One or two layers of the vectors' own width; an adaptor adds the output to the input."""
 
-    def __init__(self, width: int, zero: bool, layers: int = 2) -> None:
+    def __init__(self, width: int, zero: bool, layers: int = 2, similarity: Similarity = "cosine") -> None:
         super().__init__()
+        self.similarity = similarity
         self.first = nn.Linear(width, width)  # the names are those of the tensors in an adaptor's file
         self.last = nn.Linear(width, width) if layers == 2 else None
         if zero:
@@ -60,6 +63,12 @@ class AdaptorNet(nn.Module):
         """The net's own output, without the input."""
         hidden: Tensor = self.first(vectors)
         return hidden if self.last is None else self.last(functional.relu(hidden))
+
+    def compare(self, queries: Tensor, documents: Tensor) -> Tensor:
+        """The similarity of each query and document."""
+        if self.similarity == "dot":
+            return (queries * documents).sum(-1)
+        return functional.cosine_similarity(queries, documents, dim=-1)
 
     def copy_tensors(self) -> dict[str, np.ndarray]:
         """A copy of the weights."""
@@ -103,8 +112,8 @@ def compute_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ranking, recovery and prediction loss of one batch; `negatives` has a row of documents for each query."""
     new_queries, new_documents, new_negatives = (vectors + net(vectors) for vectors in (queries, documents, negatives))
-    positive_scores = functional.cosine_similarity(new_queries, new_documents, dim=-1)
-    negative_scores = functional.cosine_similarity(new_queries[:, None], new_negatives, dim=-1)
+    positive_scores = net.compare(new_queries, new_documents)
+    negative_scores = net.compare(new_queries[:, None], new_negatives)
     ranking = (gaps * functional.softplus(negative_scores - positive_scores[:, None])).mean()
     moved = torch.cat([(after - before).abs().sum(-1).flatten() for after, before in (
         (new_queries, queries), (new_documents, documents), (new_negatives, negatives)
@@ -120,7 +129,8 @@ def train_with_loss_weights(
     width = data.queries.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        net, helper = AdaptorNet(width, True, recipe.layers), AdaptorNet(width, False)
+        net = AdaptorNet(width, True, recipe.layers, data.similarity)
+        helper = AdaptorNet(width, False)
     optimizer = torch.optim.Adam([*net.parameters(), *helper.parameters()], lr=recipe.learning_rate)
     sampler = TripleSampler(data, recipe)
     best = TrainedAdaptor(alpha, beta, score(net.copy_tensors()), 0, net.copy_tensors())

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from retbench.cards.method import Method
+from retbench.cards.method import Method, Similarity
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.errors import DataError, UsageError
 
@@ -31,8 +31,8 @@ def export_sentence_transformers(source: Path, prompt_tokenizer: PromptTokenizer
         shutil.copyfile(file, work / file.name)
     _build_tokenizer(source, method).save_pretrained(work)
     _check_token_ids(work, prompt_tokenizer, prefixes)
-    _write_modules(work, POOLING_MODES[method.pooling], width)
-    prompts = {"prompts": prefixes, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write_modules(work, POOLING_MODES[method.pooling], width, method.similarity)
+    prompts = {"prompts": prefixes, "default_prompt_name": None, "similarity_fn_name": method.similarity}
     _write_json(work / "config_sentence_transformers.json", prompts)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
@@ -84,8 +84,9 @@ def _check_token_ids(folder: Path, prompt_tokenizer: PromptTokenizer, prefixes: 
             )
 
 
-def _write_modules(folder: Path, mode: str, width: int) -> None:
-    kinds = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+def _write_modules(folder: Path, mode: str, width: int, similarity: Similarity) -> None:
+    kinds = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling")]
+    kinds += [("2", "2_Normalize", "Normalize")] if similarity == "cosine" else []
     modules = [
         {"idx": int(number), "name": number, "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, path, kind in kinds
@@ -99,7 +100,8 @@ def _write_modules(folder: Path, mode: str, width: int) -> None:
     _write_json(
         folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **flags, "include_prompt": True}
     )
-    (folder / "2_Normalize").mkdir()
+    if similarity == "cosine":
+        (folder / "2_Normalize").mkdir()
 
 
 def _write_json(file: Path, content: Any) -> None:

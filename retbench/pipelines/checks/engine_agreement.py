@@ -5,7 +5,7 @@ endpoint, which receives texts and has its own tokenizer.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.texts import Texts, join_fields
 from retbench.encoders.dense_encoder import DenseEncoder
+from retbench.encoders.postprocessing import normalize_vectors
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.overrides import Overrides
@@ -81,7 +82,9 @@ def compare_engines(run: str, results: Path, other_engine: str, weights: str | N
         raise DataError(
             f"{other_engine} returns vectors of width {widths[1]}, the run has {widths[0]}", "serve the run's own model"
         )
-    cosines = np.concatenate([(vectors * others).sum(1) for vectors, others in (documents, queries)])
+    cosines = np.concatenate(
+        [(normalize_vectors(vectors) * normalize_vectors(others)).sum(1) for vectors, others in (documents, queries)]
+    )
     scores = [_score_vectors(*vectors, sample, saved_run.card) for vectors in zip(queries, documents, strict=True)]
     return EngineAgreement(
         saved_run.record.settings_id, (saved_run.record.settings["engine"], encoders[1].spec.engine), spec.dtype,
@@ -102,7 +105,9 @@ def _load_encoder(saved_run: SavedRun, engine_name: str, weights: str | None) ->
         raise DataError(
             f"the weights of {record.model} on this machine are not the weights of the run", "give --weights PATH"
         )
-    method = catalog.find_method("as-published") if parse_engine(engine_name).name == "endpoint" else spec.method
+    method = spec.method
+    if parse_engine(engine_name).name == "endpoint":
+        method = replace(catalog.find_method("as-published"), similarity=method.similarity)
     return model.load_encoder(model.build_encoder_spec(method, saved_run.card, overrides))
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import save
 from retbench.cards import catalog, toml_writer
 from retbench.cards.adaptor_recipe import AdaptorRecipe
 from retbench.cards.checksums import cached_sha256
+from retbench.cards.method import Similarity
 from retbench.cards.model import (
     UNKNOWN_TRAINING_SETS,
     AdaptedVectors,
@@ -183,7 +184,12 @@ def _build_training_data(
     top_k = recipe.negatives_top_k
     top_documents = _rank_documents(queries, vectors.documents, top_k) if top_k else None
     return search_adaptor.AdaptorTrainingData(
-        queries, vectors.documents, np.array(pairs, dtype=np.int64), grades, top_documents
+        queries,
+        vectors.documents,
+        np.array(pairs, dtype=np.int64),
+        grades,
+        top_documents,
+        vectors.spec.method.similarity,
     )
 
 
@@ -199,6 +205,7 @@ class _ValidationScorer:
     queries: np.ndarray
     documents: np.ndarray
     judgments: dict[str, dict[str, int]]
+    similarity: Similarity
 
     @staticmethod
     def build(vectors: AdaptorVectors, rows: np.ndarray, pooled: bool) -> "_ValidationScorer":
@@ -214,7 +221,7 @@ class _ValidationScorer:
             str(query): {ids[document]: grade for document, grade in query_grades.items()}
             for query, query_grades in enumerate(grades)
         }
-        return _ValidationScorer(queries, vectors.documents[pool], judgments)
+        return _ValidationScorer(queries, vectors.documents[pool], judgments, vectors.spec.method.similarity)
 
     def score_queries(self, transform: Callable[[np.ndarray], np.ndarray]) -> list[float]:
         """nDCG@10 of each query with transformed vectors."""
@@ -224,12 +231,13 @@ class _ValidationScorer:
 
     def __call__(self, tensors: dict[str, np.ndarray]) -> float:
         """The mean nDCG@10 of an adaptor."""
-        return float(np.mean(self.score_queries(Adaptor(tensors))))
+        return float(np.mean(self.score_queries(Adaptor(tensors, self.similarity))))
 
 
 def _validate(vectors: AdaptorVectors, rows: np.ndarray, best: search_adaptor.TrainedAdaptor) -> ValidationResult:
     scorer = _ValidationScorer.build(vectors, rows, pooled=False)
-    before, after = scorer.score_queries(lambda plain: plain), scorer.score_queries(Adaptor(best.tensors))
+    adaptor = Adaptor(best.tensors, vectors.spec.method.similarity)
+    before, after = scorer.score_queries(lambda plain: plain), scorer.score_queries(adaptor)
     p = compute_paired_p_value(np.array(after), np.array(before)) if after != before else 1.0
     return ValidationResult(float(np.mean(before)), float(np.mean(after)), p, len(rows))
 

@@ -10,7 +10,7 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.default_methods import resolve_methods
 from retbench.cards.engine import Engine
-from retbench.cards.method import Method
+from retbench.cards.method import Method, Similarity
 from retbench.cards.model import LexicalSettings, ModelCard
 from retbench.cards.published_method import describe_published_card, follow_published_model, is_published
 from retbench.cards.rope_scaling import parse_rope_scaling
@@ -123,6 +123,12 @@ class ResolvedModel:
                 f"method {method.name} stores term weights, so --set {next(iter(options))} does not apply",
                 "leave it out, or use a dense --method",
             )
+        if method.similarity == "dot" and overrides.vector_dtype not in (None, "fp32"):
+            raise InapplicableError(
+                f"method {method.name} compares by dot product, and --set vector_dtype={overrides.vector_dtype} keeps "
+                "only directions",
+                "leave vector_dtype out",
+            )
         if overrides.rope:
             if self.engine.name != "transformers":
                 raise InapplicableError(
@@ -163,12 +169,13 @@ class ResolvedModel:
         parent, label = catalog.find_model_card(self.card.adapted.of).name, self.card.name.partition("+")[1:]
         return parent + "".join(label)
 
-    def load_adaptor(self) -> Adaptor:
+    def load_adaptor(self, similarity: Similarity) -> Adaptor:
         """Load the adaptor, which transforms the cached vectors of the parent."""
         card = self.card
         if card.adapted is None or card.weights is None:
             raise TypeError(f"{card.name} has no adaptor")
-        return adaptor.load_adaptor(Path(card.weights.path or ".") / card.adapted.file, card.adapted.sha256)
+        file = Path(card.weights.path or ".") / card.adapted.file
+        return adaptor.load_adaptor(file, card.adapted.sha256, similarity)
 
     def _describe_weights(self) -> str:
         """Return the fingerprint of the weights; for a server a digest of its address, because records are shared."""

@@ -80,7 +80,7 @@ def build_dense_retriever(
     ann_settings: AnnSettings | None = None,
 ) -> DenseRetriever:  # fmt: skip
     """Build a dense retriever. A model with an adaptor uses the cached vectors of its parent and transforms them."""
-    adaptor = model.load_adaptor() if spec.adaptor else None
+    adaptor = model.load_adaptor(spec.method.similarity) if spec.adaptor else None
     create_workers = model.create_workers
     workers = create_workers(spec) if create_workers else InProcessWorker(lambda: model.load_encoder(spec))
     return DenseRetriever(

@@ -47,6 +47,7 @@ def build_model_meta(
     such results to a separate folder.
     """
     from mteb.models import ModelMeta
+    from mteb.models.model_meta import ScoringFunction
 
     is_default_method = card.kind == "lexical" or (card.method is not None and card.method.default == method.name)
     settings = {**({} if is_default_method else {"method": method.name}), **(overrides or {})}
@@ -55,6 +56,7 @@ def build_model_meta(
         "revision": (card.weights.revision if card.weights else None) or revision or "retbench",
         "n_parameters": card.parameters,
         "open_weights": True,
+        "similarity_fn_name": None if card.kind == "lexical" else ScoringFunction(method.similarity),
         "experiment_kwargs": settings or None,
     }
     return ModelMeta.create_empty(overwrites=fields)

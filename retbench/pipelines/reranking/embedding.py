@@ -99,7 +99,7 @@ class EmbeddingRerankerSpec:
         with retriever.timer.time_phase("read vectors of queries", "texts"):
             query_vectors = postprocess(retriever.embed_queries())
         if isinstance(settings, RocchioSettings):
-            return RocchioEmbedder(query_vectors, look_up_vectors, settings)
+            return RocchioEmbedder(query_vectors, look_up_vectors, settings, self.encoder_spec.method.similarity)
         return StoredQueryEmbedder(query_vectors)
 
     def preview(self, first_stage: SavedRun, candidates: Candidates) -> dict[str, Any]:
