@@ -1,6 +1,6 @@
 """Estimate tokens, device hours, disk, network and cost for a corpus of any size (docs/scale.md).
 
-The user gives the speed: tokens per second of a finished run, or a device's peak and the fraction of it that is reached.
+The user gives the speed: tokens per second of a finished run, or a device's peak and the share of it that is reached.
 
     FLOP per token 2 x (parameters - vocabulary x width) + 2 x layers x width x mean tokens (causal attention)
     tokens         documents x mean tokens (and the queries')
