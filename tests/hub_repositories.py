@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from retbench.corpora.hub_snapshots import DatasetSnapshot
 REVISION = "a" * 40
 
 
-def write_repository(folder: Path, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
+def write_repository(folder: Path, configs: Mapping[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
     """Write a repository; each configuration has one split, given as (split, rows)."""
     lines = ["---", "configs:"]
     for name, (split, rows) in configs.items():
@@ -26,7 +26,7 @@ def write_repository(folder: Path, configs: dict[str, tuple[str, Iterable[dict[s
 
 
 def write_fetched_repository(
-    repo: str, revision: str, configs: dict[str, tuple[str, Iterable[dict[str, Any]]]]
+    repo: str, revision: str, configs: Mapping[str, tuple[str, Iterable[dict[str, Any]]]]
 ) -> Path:
     """Write a repository into the cache, as a finished fetch does."""
     folder = write_repository(DatasetSnapshot(repo, revision).folder, configs)

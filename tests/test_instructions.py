@@ -38,10 +38,13 @@ PREFIXES = {
 def write_fetched_task(name: str) -> TaskCard:
     """Put a small collection where a fetch of the task would put it."""
     card = catalog.find_task_card(name)
-    configs = build_retrieval_configs(
-        small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, split=card.split
+    write_fetched_repository(
+        str(card.source.repo),
+        str(card.source.revision),
+        build_retrieval_configs(
+            small_collection.DOCUMENTS, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, split=card.split
+        ),
     )
-    write_fetched_repository(str(card.source.repo), str(card.source.revision), configs)
     return card
 
 

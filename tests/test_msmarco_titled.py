@@ -25,10 +25,11 @@ PINNED = replace(DEV, source=replace(DEV.source, corpus_revision=REVISION))
 def write_judged() -> None:
     """The repository of queries and judgments; its passages have no titles."""
     documents = [(identifier, "", text) for identifier, _, text in small_collection.DOCUMENTS]
-    configs = build_retrieval_configs(
-        documents, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, split=DEV.split
+    write_fetched_repository(
+        str(DEV.source.repo),
+        str(DEV.source.revision),
+        build_retrieval_configs(documents, small_collection.QUERIES, small_collection.TEST_JUDGMENTS, split=DEV.split),
     )
-    write_fetched_repository(str(DEV.source.repo), str(DEV.source.revision), configs)
 
 
 def write_titled(title: str = "title") -> Path:

@@ -53,7 +53,7 @@ def read_registry(card: ModelCard) -> RegisteredModel:
         with pytest.MonkeyPatch.context() as patch:
             loaded = patch_loader(patch, qwen3_models)
             meta.loader(meta.name, meta.revision)
-        settings = loaded.call_args.kwargs
+        settings = dict(loaded.call_args.kwargs)
     if meta.loader in (sentence_transformer_wrapper.SentenceTransformerEncoderWrapper, repllama_models.RepLLaMAModel):
         prompts = settings.get("model_prompts") or {}
         return RegisteredModel(
@@ -104,7 +104,8 @@ def test_a_retriever_reads_the_bytes_that_mteb_gives_it(card: ModelCard, task: T
 
     registered, metadata = read_registry(card), mteb.get_task(str(task.source.mteb)).metadata
     chat_marker = fill_prefix(card, task, "document") if card.name.startswith("llm2vec") else ""
-    for role, kind in (("query", PromptType.query), ("document", PromptType.document)):
+    kinds: dict[Role, Any] = {"query": PromptType.query, "document": PromptType.document}
+    for role, kind in kinds.items():
         expected = registered.get_prefix(metadata, kind)
         assert fill_prefix(card, task, role) == chat_marker + expected, role
 
