@@ -18,6 +18,7 @@ from retbench.retrievers.lucene_index import LuceneIndex, round_lengths
 from retbench.retrievers.lucene_terms import LuceneTermExtractor
 from retbench.retrievers.porter_stemmer import stem_word
 from tests import small_collection
+from tests.test_run import run_command
 
 ANSWERS = json.loads((Path(__file__).parent / "lucene_answers.json").read_text())
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -74,6 +75,12 @@ def test_the_two_bm25_are_two_models(tmp_path: Path) -> None:
     assert records[0]["lexical"] == {"k1": 0.9, "b": 0.4, "variant": "anserini"}
     assert records[1]["lexical"] == {"k1": 1.5, "b": 0.75, "variant": "lucene", "stemmer": "english", "stopwords": "en"}
     assert [record["engine"] for record in records] == ["retbench", "bm25s"]
+
+
+def test_settings_that_the_variant_does_not_use_are_not_shown() -> None:
+    answer = run_command("show", "model", "bm25-lucene")
+    assert "variant: anserini" in answer.output
+    assert "stemmer" not in answer.output
 
 
 def _read_settings(cell: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from retbench.cards.model import ModelCard
 from retbench.cli.command import AsJson, cli_command, print_json, print_result
 from retbench.errors import UsageError
 
@@ -42,7 +43,10 @@ def show(
     if text is not None:
         _show_tokenization(kind, name, text, method or [], weights, as_json)
         return
-    facts = asdict(_find_card(kind, name))
+    card = _find_card(kind, name)
+    facts = asdict(card)
+    if isinstance(card, ModelCard) and card.lexical:
+        facts["lexical"] = card.lexical.describe()  # without the settings that its variant does not use
     if kind is CardKind.task:
         facts |= _describe_task(name, facts)
     if as_json:
