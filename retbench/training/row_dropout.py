@@ -76,9 +76,10 @@ def compute_hashes(seeds: Tensor, salt: int, shape: torch.Size) -> Tensor:
 
 
 def _mix(hashes: Tensor) -> Tensor:
+    """Mix the bits in place: inputs of wide layers have many values."""
     for shift, factor in SHIFTS_AND_FACTORS:
-        hashes = (hashes ^ _shift(hashes, shift)) * _to_int32(factor)
-    return hashes ^ _shift(hashes, LAST_SHIFT)
+        hashes.bitwise_xor_(_shift(hashes, shift)).mul_(_to_int32(factor))
+    return hashes.bitwise_xor_(_shift(hashes, LAST_SHIFT))
 
 
 def _shift(hashes: Tensor, bits: int) -> Tensor:
