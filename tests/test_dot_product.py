@@ -33,7 +33,7 @@ SMALLEST_NORMAL = 2.0**-126
 
 def draw_directions(rows: int, width: int, seed: int) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((rows, width))
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
 def test_the_default_similarity_is_in_no_key() -> None:
@@ -262,3 +262,18 @@ def test_the_sentence_transformers_export_gives_the_same_vectors(model: Path, tm
     assert loaded.similarity_fn_name == "dot"
     texts = list(tiny_models.SENTENCES[:4])
     assert np.allclose(loaded.encode(texts), compute_means(model, texts), atol=1e-4)
+
+
+def test_approximate_search_ranks_by_dot_product() -> None:
+    pytest.importorskip("faiss")
+    from retbench.cards.ann_settings import IvfSettings
+    from retbench.retrievers.approximate_search import search_approximately
+
+    lengths = np.linspace(1, 9, 200)[:, None]
+    documents = (lengths * draw_directions(200, 8, 4)).astype(np.float32)
+    queries = (3 * draw_directions(5, 8, 6)).astype(np.float32)
+    settings = IvfSettings(lists=4, probes=4)
+    ranking, facts = search_approximately(settings, queries, [VectorBlock(np.arange(200), documents)], 10, 200)
+    assert facts["recall"] == 1.0
+    for rows, scores in zip(ranking.rows, queries.astype(float) @ documents.astype(float).T, strict=True):
+        assert rows.tolist() == np.argsort(-scores, kind="stable")[:10].tolist()
