@@ -146,7 +146,7 @@ def test_a_length_of_longembed_is_a_split() -> None:
 
 
 def test_the_r2med_layout_is_read() -> None:
-    tables = {
+    tables: dict[str, Any] = {
         "corpus": ("corpus", [{"id": i, "text": x or "-"} for i, _, x in small_collection.DOCUMENTS]),
         "query": ("query", [{"id": i, "text": x} for i, x in small_collection.QUERIES]),
         "qrels": ("qrels", [{"q_id": q, "p_id": d, "score": grade} for q, d, grade in small_collection.TEST_JUDGMENTS]),
