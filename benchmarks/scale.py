@@ -37,6 +37,7 @@ class StaticEncoder:
 
     dimension = WIDTH
     kernel = "none"
+    computed_dtype = "float32"
 
     def __init__(self) -> None:
         self.table = np.random.default_rng(0).standard_normal((50_000, WIDTH), dtype=np.float32)

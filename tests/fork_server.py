@@ -45,6 +45,7 @@ class HashEncoder:
     prompt_tokenizer: PromptTokenizer | None
     dimension: int = WIDTH
     kernel: str = "none"
+    computed_dtype: str = "float32"
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         assert self.prompt_tokenizer
