@@ -56,13 +56,13 @@ def load_text_model(
     """The text part without language-model head. `rope` is the RoPE scaling; `trust` allows remote code."""
     config = load_config(folder, trust)
     text_config = find_text_config(config)
-    options: dict[str, Any] = {**(device_options or {}), "trust_remote_code": trust}
+    options: dict[str, Any] = dict(device_options or {})
     if text_config is not None or rope:
         options["config"] = text_config or config.get_text_config()
     if rope:
         rotary_positions.apply_rope_scaling(options["config"], rope)
     model_class: Any = AutoModel if text_config is None else MODEL_MAPPING[type(text_config)]
-    model, info = _load(model_class, folder, dtype, _map_text_names(folder, ""), options)
+    model, info = _load(model_class, folder, dtype, _map_text_names(folder, ""), options, trust)
     check_loaded_weights(folder, info, missing=(POOLER,), unused=(TOWERS, HEADS, POOLER, BUFFERS))
     part: Any = model
     part.has_renamed_weights = text_config is not None  # for save_model_folder
@@ -97,13 +97,13 @@ def find_text_config(config: Any) -> Any | None:
     text_config = config.get_text_config()
     if text_config is config or type(text_config) not in MODEL_MAPPING:
         return None
-    if getattr(config, "tie_word_embeddings", None) is not None:  # whether the head is the embedding is told there
+    if getattr(config, "tie_word_embeddings", None) is not None:  # tied heads are stated there
         text_config.tie_word_embeddings = config.tie_word_embeddings
     return text_config
 
 
 def _load(
-    model_class: Any, folder: Path, dtype: Dtype, names: dict[str, str], options: dict[str, Any]
+    model_class: Any, folder: Path, dtype: Dtype, names: dict[str, str], options: dict[str, Any], trust: bool = False
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' lists of missing, unused and ill-shaped weights."""
     keep_freed_pages()
@@ -117,7 +117,8 @@ def _load(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         key_mapping=names or None,
-        **{"trust_remote_code": False, **options},
+        trust_remote_code=trust,
+        **options,
     )
     return model, info
 
