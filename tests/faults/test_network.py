@@ -222,7 +222,7 @@ FINAL_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
     "no more answers": (local_server.answer_with_error(503, "gone"), 5, "the endpoint failed 1 times"),
     "the key was taken back": (local_server.answer_with_error(401, "no"), 3, "RETBENCH_ENDPOINT_KEY"),
     "half an answer": (local_server.answer_half, 5, "no complete answer"),
-    "too few vectors": (local_server.answer_too_few, 5, "an answer without"),
+    "too few vectors": (local_server.answer_too_few, 5, "vectors of one width"),
     "another width": (local_server.answer_narrow, 4, "vectors of width 12, not 24"),
     "not a number": (not_a_number, 4, "zero or not a number"),
 }
