@@ -19,3 +19,13 @@ import retbench.retrievers.dense_retriever
 
 def test_the_dense_path_imports_without_optional_libraries() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], check=True)
+
+
+def test_bm25s_prints_nothing_although_it_is_imported_late() -> None:
+    program = (
+        "from retbench.cards.model import LexicalSettings\n"
+        "from retbench.retrievers.bm25 import BM25Index\n"
+        "BM25Index(LexicalSettings(), ['tea', 'sea'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("", "")

@@ -9,14 +9,14 @@ import numpy as np
 
 from retbench.cards.model import LexicalSettings
 from retbench.retrievers.ranking import Ranking, select_top_k
-from retbench.retrievers.stemmed_terms import TermExtractor
+from retbench.retrievers.stemmed_terms import TermExtractor, import_bm25s
 
 
 class BM25Index:
     """A BM25 index of one corpus."""
 
     def __init__(self, settings: LexicalSettings, documents: Iterable[str]) -> None:
-        import bm25s  # imported here because dense runs do not need it
+        bm25s = import_bm25s()  # imported here because dense runs do not need it
 
         self.terms = TermExtractor(settings)
         self.index = bm25s.BM25(method=settings.variant, k1=settings.k1, b=settings.b)

@@ -2,10 +2,17 @@
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from retbench.cards.model import LexicalSettings
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every step
+
+def import_bm25s() -> Any:
+    """Import the library when it is needed, and keep it quiet: its import resets the level, and it logs every step."""
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 class TermExtractor:
@@ -19,7 +26,7 @@ class TermExtractor:
 
     def __call__(self, texts: Iterable[str]) -> list[list[str]]:
         """The terms of every text, in order."""
-        import bm25s
+        bm25s = import_bm25s()
 
         words: list[list[str]] = bm25s.tokenize(
             list(texts), stopwords=self.stopwords, stemmer=self.stemmer, return_ids=False, show_progress=False
