@@ -133,6 +133,45 @@ def test_grades_may_be_negative(folder: Path) -> None:
     assert open_folder(folder).judgments["q1"]["tea"] == -1
 
 
+@pytest.mark.parametrize(("grade", "read"), [("1.0", 1), ("2.", 2), ("0.00", 0), ("-1.0", -1)])
+def test_whole_grades_may_be_written_as_pandas_does(folder: Path, grade: str, read: int) -> None:
+    replace_line(folder / "qrels/test.tsv", 2, f"q1\ttea\t{grade}")
+    assert open_folder(folder).judgments["q1"]["tea"] == read
+
+
+@pytest.mark.parametrize(
+    ("row", "step"),
+    [
+        ('{"_id": "x", "title": "A long title of this row", "body": "x"}', "rename the field 'body' to 'text'"),
+        ('{"_id": "x", "url": "https://example.org/a", "contents": "x"}', "rename the field 'contents' to 'text'"),
+        ('{"_id": "x", "lang": "en", "wikitext": "The longest."}', "rename the field 'wikitext' to 'text'"),
+        ('{"_id": "x", "title": "only"}', "add the field 'text'"),
+    ],
+)
+def test_a_row_without_text_names_its_fields_and_offers_the_likely_one(folder: Path, row: str, step: str) -> None:
+    replace_line(folder / "corpus.jsonl", 3, row)
+    with pytest.raises(DataError) as caught:
+        open_folder(folder)
+    assert caught.value.cause == f"{folder / 'corpus.jsonl'}:3: there is no field 'text'; the row has " + ", ".join(
+        json.loads(row)
+    )
+    assert caught.value.next_step.startswith(step)
+
+
+def test_an_id_under_another_name_is_offered(folder: Path) -> None:
+    replace_line(folder / "corpus.jsonl", 3, '{"docid": "x", "text": "y"}')
+    with pytest.raises(DataError, match=":3: _id is None; the row has docid, text") as caught:
+        open_folder(folder)
+    assert caught.value.next_step == "rename the field 'docid' to '_id'"
+
+
+def test_the_form_of_a_row_is_shown_as_it_is_typed(folder: Path) -> None:
+    replace_line(folder / "corpus.jsonl", 3, "[]")
+    with pytest.raises(DataError) as caught:
+        open_folder(folder)
+    assert caught.value.next_step == 'write {"_id": ..., "text": ...}'
+
+
 # (file, line, new content, part of the message); every message also names the file and the line
 WRONG_LINES: dict[str, tuple[str, int, str | bytes, str]] = {
     "not JSON": ("corpus.jsonl", 3, '{"_id": "tea", "text": "Leave', "not valid JSON"),
@@ -157,15 +196,16 @@ WRONG_LINES: dict[str, tuple[str, int, str | bytes, str]] = {
     "incomplete surrogate pair in an id": (
         "corpus.jsonl",
         3,
-        r'{"_id": "x\ude00"}',
+        r'{"_id": "x\ude00", "text": ""}',
         r"incomplete surrogate pair in document 'x\ude00'",
     ),
     "empty query": ("queries.jsonl", 3, '{"_id": "q3", "text": " \\t\\n"}', "query 'q3' is empty"),
-    "query without text": ("queries.jsonl", 3, '{"_id": "q3", "title": "Title"}', "query 'q3' is empty"),
+    "query without text": ("queries.jsonl", 3, '{"_id": "q3", "title": "Title"}', "there is no field 'text'"),
     "two columns": ("qrels/test.tsv", 3, "q1\tcoffee", "2 columns"),
     "five columns": ("qrels/test.tsv", 3, "q1\t0\tcoffee\t1\tx", "5 columns"),
-    "grade with a point": ("qrels/test.tsv", 3, "q1\tcoffee\t1.0", "grade is '1.0'"),
-    "grade with a point, no header": ("qrels/test.tsv", 1, "q1\tbread\t1.0", "grade is '1.0'"),
+    "grade of a half": ("qrels/test.tsv", 3, "q1\tcoffee\t1.5", "grade is '1.5'"),
+    "grade of a half, no header": ("qrels/test.tsv", 1, "q1\tbread\t0.5", "grade is '0.5'"),
+    "latin-1": ("corpus.jsonl", 3, '{"_id": "ß", "text": ""}'.encode("latin-1"), "not UTF-8"),
     "grade too large": ("qrels/test.tsv", 3, "q1\tcoffee\t1588000000000", "grade is '1588000000000'"),
     "grade a word": ("qrels/test.tsv", 3, "q1\tcoffee\tgood", "grade is 'good'"),
     "no such document": ("qrels/test.tsv", 3, "q1\tcofee\t1", "there is no document 'cofee'"),
@@ -231,9 +271,6 @@ DAMAGED_FOLDERS: dict[str, tuple[Callable[[Path], None], type[RetbenchError], st
     "no judgments": (
         write_content("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n"), DataError, "'test' has no judgments",
     ),
-    "latin-1": (
-        write_content("corpus.jsonl", '{"_id": "ß"}\n'.encode("latin-1")), DataError, "corpus.jsonl is not UTF-8",
-    ),
     "gzip cut in the middle": (compress_file("corpus.jsonl", lambda b: b[: len(b) // 2]), DataError, ".gz is damaged"),
     "gzip without its last bytes": (compress_file("corpus.jsonl", lambda b: b[:-4]), DataError, ".gz is damaged"),
     "gzip with a wrong bit": (
@@ -263,9 +300,16 @@ def test_a_damaged_folder_is_an_error(
 
 
 def test_an_unknown_split_suggests_the_closest(folder: Path) -> None:
-    with pytest.raises(UsageError, match="no split 'tets'") as caught:
+    with pytest.raises(UsageError, match="no split 'tets'; it has test, train") as caught:
         open_folder(folder, split="tets")
-    assert caught.value.next_step == "did you mean test?"
+    assert caught.value.next_step == "give --set split=test"
+
+
+def test_a_folder_with_another_split_only_offers_it(folder: Path) -> None:
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "gold.tsv")
+    with pytest.raises(UsageError, match="no split 'test'; it has gold, train") as caught:
+        open_folder(folder)
+    assert caught.value.next_step == "give --set split=gold"
 
 
 def test_a_fingerprint_that_differs_from_the_card_names_both(folder: Path) -> None:

@@ -50,7 +50,7 @@ def test_every_file_of_judgments_is_a_split(folder: Path) -> None:
     assert open_folder(folder, "2019-pass").judgments == {"q4": {"owl": 1}, "q5": {"compass": 1}}
     with pytest.raises(UsageError, match="no split 'test'") as caught:
         open_folder(folder, "test")
-    assert "dev.small" in caught.value.next_step
+    assert "dev.small" in caught.value.cause
 
 
 def test_a_gzipped_folder_gives_the_same_collection(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A collection ready for evaluation: corpus, judged queries of one split, judgments, fingerprint."""
 
+import difflib
 import hashlib
 import json
 import random
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 
 from retbench.corpora.collection_cache import read_manifest
 from retbench.corpora.texts import Texts
-from retbench.errors import DataError, UsageError, suggest_names
+from retbench.errors import DataError, UsageError
 
 SAMPLE_SEED = 13
 DOCUMENTS_PER_QUERY = 20
@@ -72,7 +73,10 @@ def load_collection(folder: Path, split: str, excluded: bool = False) -> Collect
     """Open one split of a compiled collection, with its judged queries in the file's order."""
     manifest = read_manifest(folder)
     if split not in manifest["splits"]:
-        raise UsageError(f"the collection has no split {split!r}", suggest_names(split, manifest["splits"]))
+        raise UsageError(
+            f"the collection has no split {split!r}; it has {', '.join(manifest['splits'])}",
+            f"give --set split={_suggest_split(split, list(manifest['splits']))}",
+        )
     judgments: dict[str, dict[str, int]] = {}
     for query, document, grade in _read_table(folder, manifest["splits"][split]):
         judgments.setdefault(query, {})[document] = grade
@@ -87,6 +91,12 @@ def load_collection(folder: Path, split: str, excluded: bool = False) -> Collect
     return Collection(
         corpus, judged, ordered_judgments, _read_excluded(folder, manifest, ordered_judgments) if excluded else {}
     )
+
+
+def _suggest_split(split: str, known: list[str]) -> str:
+    """Return the split with the nearest name, else the first one, and `train` only if there is no other."""
+    near = difflib.get_close_matches(split, known, n=1, cutoff=0.5)
+    return (near or sorted(known, key=lambda name: name == "train"))[0]
 
 
 def _read_table(folder: Path, entry: dict[str, Any]) -> list[tuple[Any, ...]]:

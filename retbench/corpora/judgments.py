@@ -1,7 +1,7 @@
 """Read qrels files: query, document, grade; or TREC's four columns with an iteration after the query.
 
-Columns are separated by tabs or white space, with or without a header line. A grade of 0 or below is not relevant; a
-query with only such grades is kept and scores 0.
+Columns are separated by tabs or white space, with or without a header line. A grade is a whole number; `1.0`, as pandas
+writes it, is 1. A grade of 0 or below is not relevant; a query with only such grades is kept and scores 0.
 """
 
 import re
@@ -22,6 +22,7 @@ def read_judgments(file: Path) -> Iterator[Judgment]:
         if position == 0 and not re.search(r"\d", parts[-1]):
             continue  # the header
         grade = parts[-1].strip()  # of more characters than int() treats as white space
-        if not re.fullmatch(r"[+-]?\d{1,9}", grade):
+        whole = re.fullmatch(r"([+-]?\d{1,9})(\.0*)?", grade)
+        if not whole:
             raise DataError(f"{where}: the grade is {grade!r}", "write a whole number")
-        yield Judgment(parts[0], parts[-2], int(grade), where)
+        yield Judgment(parts[0], parts[-2], int(whole[1]), where)

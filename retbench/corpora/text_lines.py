@@ -26,6 +26,20 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield line.rstrip("\r\n"), f"{file}:{number}"
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
-        raise DataError(f"{file} is damaged after line {number}: {problem}", "download it again") from problem
+        place = f"after line {number}" if number else "from its first line on"
+        raise DataError(f"{file} is damaged {place}: {problem}", "download it again") from problem
     except UnicodeDecodeError as problem:
-        raise DataError(f"{file} is not UTF-8 after line {number}", "save it as UTF-8") from problem
+        raise DataError(
+            f"{file}:{_find_undecodable_line(file)}: not UTF-8 ({problem.reason})", "save the file as UTF-8"
+        ) from problem
+
+
+def _find_undecodable_line(file: Path) -> int:
+    """Return the number of the first line that is not UTF-8; the reader decodes ahead of the line that it returns."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as source:
+        for number, line in enumerate(source, start=1):
+            try:
+                line.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                return number
+    return 1
