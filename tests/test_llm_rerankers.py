@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings
 from retbench.engines import http_client as network
-from retbench.engines.generator import GeneratedAnswer, TransformersGenerator
+from retbench.engines.generator import REASONING_TOKENS, GeneratedAnswer, TransformersGenerator
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.runs import saved_run
 from retbench.rerankers.answer_cache import CachedGenerator
@@ -30,6 +30,7 @@ from retbench.rerankers.llm_prompts import (
     build_listwise_prompt,
     build_order_pattern,
     build_pointwise_prompt,
+    extract_final_answer,
     format_scores,
     parse_order,
 )
@@ -42,14 +43,19 @@ DOCUMENTS = ("bread", "", "tea", "coffee", "cheese", "train", "ship")
 CANDIDATES = Candidates(0, "a hot drink?", np.arange(7), np.array([9.5, 7.25, 7.0, 4, 2, 1, 0.5]))
 
 
+CUT = "<cut>"  # at the end of a scripted answer: it ended at the limit of tokens
+
+
 class ScriptedGenerator:
     """A generator with scripted answers; it counts words as tokens."""
 
     name = "scripted"
 
-    def __init__(self, *answers: str, context: int = 10**6) -> None:
+    def __init__(self, *answers: str, context: int = 10**6, reasoning_limit: int = 0) -> None:
         self.answers, self.prompts, self.context = list(answers), list[str](), context
         self.patterns: list[str] = []
+        self.limits: list[int] = []
+        self.reasoning_limit = reasoning_limit
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "script"}
@@ -57,7 +63,9 @@ class ScriptedGenerator:
     def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
         self.prompts.append(prompt)
         self.patterns.append(pattern)
-        return GeneratedAnswer(self.answers.pop(0), 0.0, len(prompt.split()), max_tokens)
+        self.limits.append(max_tokens)
+        text = self.answers.pop(0)
+        return GeneratedAnswer(text.removesuffix(CUT), 0.0, len(prompt.split()), max_tokens, text.endswith(CUT))
 
     def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         self.prompts += prompts
@@ -109,7 +117,6 @@ def test_scores_are_formatted_as_set() -> None:
         ("2 > 3 > 1", [1, 2, 0], True),
         ("[2, 3, 1]", [1, 2, 0], True),
         ("2, 3, 1.", [1, 2, 0], True),
-        ("<think>[1] is nice, 4 too</think>\n[2] > [3] > [1]\n", [1, 2, 0], True),
         ("The order is [2] > [3] > [1]", [1, 2, 0], False),
         ("[2] > [3]", [1, 2, 0], False),
         ("[3] > [3] > [1]", [2, 0, 1], False),
@@ -117,11 +124,54 @@ def test_scores_are_formatted_as_set() -> None:
         ("[2] > [3] > [1] > [4]", [1, 2, 0], False),
         ("I cannot help with that.", [0, 1, 2], False),
         ("", [0, 1, 2], False),
-        ("<think>[2] > [3] > [1]", [1, 2, 0], False),
     ],
 )
 def test_answers_are_parsed_strictly_and_repaired_by_rule(answer: str, order: list[int], strict: bool) -> None:
     assert parse_order(answer, 3) == (order, strict)
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "final"),
+    [
+        ("[2] > [1]\n", False, "[2] > [1]"),
+        ("<think>[1] is nice, 4 too</think>\n[2] > [1]\n", False, "[2] > [1]"),
+        ("[1] is nice, 4 too</think>\n[2] > [1]", False, "[2] > [1]"),  # the template had opened the reasoning
+        ("<think>[2] is better than [1], so", True, None),
+        ("<think>[2] is better than [1].", False, None),  # the model stopped in the middle
+        ("<think>a</think>[2] > [1] <think>or [1]", False, None),
+        ("Okay, [2] is better than [1], so", True, None),  # a server that removes the opening mark
+        ("1. Passage 2 is better", True, None),
+        ("Okay, [2] > [1]", False, "Okay, [2] > [1]"),
+        ("[2] > [1] > [", True, "[2] > [1] > ["),  # a list that was cut is a list
+        ("<think>a</think>[2] >", True, "[2] >"),
+    ],
+)
+def test_unfinished_reasoning_is_no_answer(text: str, cut: bool, final: str | None) -> None:
+    assert extract_final_answer(text, cut) == final
+
+
+def rerank_with(generator: Any, settings: ListwiseSettings, count: int = 7) -> tuple[list[int], dict[str, Any]]:
+    reranker = ListwiseLLMReranker(build_prompt_builder(generator, settings), settings)
+    order, _ = reranker.rerank(CANDIDATES.take(slice(0, count)))
+    return order.tolist(), reranker.collect_statistics()
+
+
+def test_a_reasoning_model_gets_room_and_an_unfinished_thought_is_an_unanswered_query() -> None:
+    thought = "<think>[3] is best, then [2] and [1]"
+    generator = ScriptedGenerator(f"{thought}{CUT}", f"{thought}</think>[2] > [3] > [1]", reasoning_limit=900)
+    order, facts = rerank_with(generator, ListwiseSettings(), 3)
+    assert order == [0, 1, 2]
+    assert (facts["unanswered"], facts["unfinished_reasoning"], facts["repaired"]) == (1, 1, 1)
+    order, facts = rerank_with(generator, ListwiseSettings(), 3)
+    assert order == [1, 2, 0]
+    assert (facts["unanswered"], facts["unfinished_reasoning"], facts["repaired"]) == (0, 0, 0)
+    assert generator.limits == [900, 900]
+    guided = ScriptedGenerator("[1]", reasoning_limit=900)
+    rerank_with(guided, ListwiseSettings(engine="vllm"), 3)
+    assert guided.patterns == [""]  # the pattern of a list would forbid the reasoning
+    listed = ScriptedGenerator(f"Well, 3 and 2{CUT}")
+    assert rerank_with(listed, ListwiseSettings(), 3)[0] == [2, 1, 0]  # no reasoning model: repaired as before
+    assert listed.limits == [24]
 
 
 def test_only_vllm_gets_a_guided_decoding_pattern() -> None:
@@ -245,6 +295,61 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def local_generator(model: Path) -> TransformersGenerator:
     return TransformersGenerator("tiny", model, "w", "float32", 2048, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def reasoning_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose chat template opens the reasoning, as that of DeepSeek-R1's distillations does."""
+    folder = tiny_models.build_model(tmp_path_factory.mktemp("models") / "thinker", max_position_embeddings=2048)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    opened = "<|im_start|>assistant\n<think>\n"
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "<|im_start|>assistant\n{% endif %}", f"{opened}{{% endif %}}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_kind_of_a_model_decides_how_much_it_writes(
+    reasoning_folder: Path, local_generator: TransformersGenerator
+) -> None:
+    assert local_generator.reasoning_limit == 0
+    assert replace(local_generator, is_reasoning_model=True).reasoning_limit == 1024  # half of the context
+    assert replace(local_generator, is_reasoning_model=True, context_length=131072).reasoning_limit == REASONING_TOKENS
+    thinker = TransformersGenerator("thinker", reasoning_folder, "w", "float32", 2048, torch.device("cpu"))
+    assert thinker.reasoning_limit == 1024  # by its template
+    assert thinker.describe()["reasoning_limit"] == 1024
+    assert "reasoning_limit" not in local_generator.describe()  # the ids of earlier records stay
+
+
+def test_reasoning_that_the_template_opened_is_marked_and_closed_for_yes_and_no(
+    reasoning_folder: Path, local_generator: TransformersGenerator
+) -> None:
+    thinker = TransformersGenerator("thinker", reasoning_folder, "w", "float32", 2048, torch.device("cpu"))
+    answer = thinker.generate("Rank them.", 12)
+    assert answer.text.startswith("<think>")
+    assert answer.cut == (answer.answer_tokens == 12)
+    assert extract_final_answer(answer.text, answer.cut) is None
+    written = thinker.tokenizer.decode(thinker.tokenize_prompt("Rank them.", close_reasoning=True))
+    assert written.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    (odds,) = thinker.score_yes_no(["Is it tea?"])
+    assert odds.prompt_tokens == len(thinker.tokenize_prompt("Is it tea?", close_reasoning=True))
+    plain = local_generator.tokenize_prompt("Rank them.")
+    assert local_generator.tokenize_prompt("Rank them.", close_reasoning=True) == plain
+
+
+def test_a_server_that_cuts_the_reasoning_gives_no_answer(
+    server: local_server.LocalServer, task: Path, out: Path
+) -> None:
+    def cut(body: dict[str, Any]) -> local_server.Answer:
+        choice = {"message": {"content": "Hmm, [2] beats [1], and"}, "finish_reason": "length"}
+        return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+    server.answer = cut
+    first_stage, listed = run_cells("run", "--model", "bm25", "--task", task, "--rerank", LISTWISE, "--out", out)
+    assert read_ranking(first_stage) == read_ranking(listed)
+    statistics = read_reranker_statistics(listed)
+    assert statistics["unfinished_reasoning"] == statistics["unanswered"] == statistics["requests"] > 0
 
 
 PROMPT = (

@@ -91,8 +91,9 @@ class PointwiseSettings:
 class ListwiseSettings(PointwiseSettings):
     """Candidates are sorted window by window, from the last to the first; `window=0` shows all of them at once.
 
-    `written` is the maximum number of answer tokens; with 0 it follows from the number of documents. With
-    `engine=vllm`, guided decoding restricts the answer to a list.
+    `written` is the maximum number of answer tokens; with 0 it follows from the number of documents, or leaves room
+    for the thought of a reasoning model. With `engine=vllm`, guided decoding restricts the answer to a list, except
+    for a reasoning model.
     """
 
     window: int = 20

@@ -24,6 +24,7 @@ class ChatClient:
     name: str
     server: EndpointServer
     address_digest: str  # digest of the server's address, because two servers may use one name for different models
+    reasoning_limit: int = 0  # no limit is sent by default, so a reasoning model is not cut
 
     def describe(self) -> dict[str, Any]:
         """The server, and its name for the model."""
@@ -47,11 +48,10 @@ class ChatClient:
         def parse(content: bytes) -> GeneratedAnswer:
             try:
                 reply = parse_json(content)
-                text, log_odds = read_choice(reply["choices"][0])
-                usage = reply.get("usage") or {}
-                return GeneratedAnswer(
-                    text, log_odds, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-                )
+                choice, usage = reply["choices"][0], reply.get("usage") or {}
+                text, log_odds = read_choice(choice)
+                read, written = (int(usage.get(key, 0)) for key in ("prompt_tokens", "completion_tokens"))
+                return GeneratedAnswer(text, log_odds, read, written, choice.get("finish_reason") == "length")
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as problem:
                 raise TransientError(f"the server sent an answer without a message ({problem!r:.80})") from None
 

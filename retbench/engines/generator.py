@@ -5,7 +5,7 @@ Three engines implement the protocol: transformers (here), vLLM (`vllm_generator
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,15 +21,21 @@ from retbench.errors import UsageError
 
 YES_SPELLINGS, NO_SPELLINGS = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
 PROMPTS_PER_BATCH = 8
+REASONING_TOKENS = 8192  # room for the reasoning before an answer; half of a context that is too short for it
+OPEN_REASONING, END_OF_REASONING = "<think>", "</think>"
 
 
 class GeneratedAnswer(NamedTuple):
-    """The answer of a model: a text, or the log-odds of yes against no; and its token counts."""
+    """The answer of a model: a text, or the log-odds of yes against no; and its token counts.
+
+    `cut` is true if the answer ended at a limit of tokens and not by itself.
+    """
 
     text: str
     log_odds: float
     prompt_tokens: int
     answer_tokens: int
+    cut: bool = False
 
 
 class Generator(Protocol):
@@ -38,6 +44,11 @@ class Generator(Protocol):
     @property
     def name(self) -> str:
         """The name of the model."""
+        ...
+
+    @property
+    def reasoning_limit(self) -> int:
+        """The answer tokens of a model that reasons before it answers; 0 for any other, and for an unknown one."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -73,21 +84,51 @@ class GeneratorBase:
     weights: str
     dtype: Dtype
     context_length: int
+    is_reasoning_model: bool = field(default=False, kw_only=True)
+
+    @property
+    def reasoning_limit(self) -> int:
+        """The answer tokens of a reasoning model, by its card or its chat template; 0 for any other model."""
+        reasons = self.is_reasoning_model or self.opens_reasoning
+        return min(REASONING_TOKENS, self.context_length // 2) if reasons else 0
+
+    @cached_property
+    def opens_reasoning(self) -> bool:
+        """Whether the chat template ends inside the reasoning, so that an answer starts there without its mark."""
+        return bool(self.tokenizer.chat_template) and self._render_chat("").rstrip().endswith(OPEN_REASONING)
+
+    def describe_model(self, engine: str) -> dict[str, Any]:
+        """Engine, weights and dtype; and the limit of a reasoning model, which decides where its answer ends."""
+        limit = {"reasoning_limit": self.reasoning_limit} if self.reasoning_limit else {}
+        return {"engine": engine, "weights": self.weights, "dtype": self.dtype, **limit}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the folder."""
         return load_tokenizer(self.folder)
 
-    def tokenize_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt; as one user turn if the model has a chat template."""
+    def tokenize_prompt(self, prompt: str, close_reasoning: bool = False) -> list[int]:
+        """Token ids of a prompt; as one user turn if the model has a chat template.
+
+        With `close_reasoning`, reasoning that the template opens is closed at once: the next token is the answer.
+        """
         if self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": prompt}]
-            chat = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-            return list(self.tokenizer(str(chat), add_special_tokens=False)["input_ids"])
+            chat = self._render_chat(prompt)
+            if close_reasoning and self.opens_reasoning:
+                chat = f"{chat.rstrip()}\n\n{END_OF_REASONING}\n\n"
+            return list(self.tokenizer(chat, add_special_tokens=False)["input_ids"])
         return list(self.tokenizer(f"{prompt}\n")["input_ids"])
+
+    def _render_chat(self, prompt: str) -> str:
+        turns = [{"role": "user", "content": prompt}]
+        return str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+
+    def build_answer(self, text: str, prompt_tokens: int, answer_tokens: int, max_tokens: int) -> GeneratedAnswer:
+        """An answer with the mark of reasoning that the chat template opened."""
+        whole_text = f"{OPEN_REASONING}{text}" if self.opens_reasoning else text
+        return GeneratedAnswer(whole_text, 0.0, prompt_tokens, answer_tokens, answer_tokens >= max_tokens)
 
     def find_yes_no_tokens(self) -> tuple[list[int], list[int]]:
         """The first tokens of all spellings of yes and of no, without those that both have."""
@@ -118,7 +159,7 @@ class TransformersGenerator(GeneratorBase):
 
     def describe(self) -> dict[str, Any]:
         """Engine, weights and dtype."""
-        return {"engine": "transformers", "weights": self.weights, "dtype": self.dtype}
+        return self.describe_model("transformers")
 
     @cached_property
     def causal_model(self) -> PreTrainedModel:
@@ -144,9 +185,8 @@ class TransformersGenerator(GeneratorBase):
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
         )  # fmt: skip
         new_ids = output[0, ids.shape[1] :]
-        return GeneratedAnswer(
-            str(self.tokenizer.decode(new_ids, skip_special_tokens=True)), 0.0, ids.shape[1], len(new_ids)
-        )
+        text = str(self.tokenizer.decode(new_ids, skip_special_tokens=True))
+        return self.build_answer(text, ids.shape[1], len(new_ids), max_tokens)
 
     def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         """From the logits of the last token: all spellings of yes against all spellings of no."""
@@ -155,7 +195,7 @@ class TransformersGenerator(GeneratorBase):
         answers = []
         for start in range(0, len(prompts), PROMPTS_PER_BATCH):
             rows = [
-                np.array(self.tokenize_prompt(prompt), dtype=np.int64)
+                np.array(self.tokenize_prompt(prompt, close_reasoning=True), dtype=np.int64)
                 for prompt in prompts[start : start + PROMPTS_PER_BATCH]
             ]
             flat, offsets = loaded_backbone.compute_states(rows)

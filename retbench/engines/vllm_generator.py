@@ -22,7 +22,7 @@ class VllmGenerator(GeneratorBase):
 
     def describe(self) -> dict[str, Any]:
         """Engine, weights and dtype."""
-        return {"engine": "vllm", "weights": self.weights, "dtype": self.dtype}
+        return self.describe_model("vllm")
 
     @cached_property
     def engine(self) -> Any:
@@ -42,14 +42,16 @@ class VllmGenerator(GeneratorBase):
         constraint = (
             vllm_engine.import_vllm().sampling_params.StructuredOutputsParams(regex=pattern) if pattern else None
         )
-        (output,) = self._run_engine([prompt], max_tokens=max_tokens, structured_outputs=constraint)
+        ids = self.tokenize_prompt(prompt)
+        (output,) = self._run_engine([ids], max_tokens=max_tokens, structured_outputs=constraint)
         answer = output.outputs[0]
-        return GeneratedAnswer(answer.text, 0.0, len(output.prompt_token_ids), len(answer.token_ids))
+        return self.build_answer(answer.text, len(ids), len(answer.token_ids), max_tokens)
 
     def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         """For each prompt, all spellings of yes against all spellings of no."""
         yes, no = self.find_yes_no_tokens()
-        outputs = self._run_engine(prompts, max_tokens=1, logprob_token_ids=[*yes, *no])
+        rows = [self.tokenize_prompt(prompt, close_reasoning=True) for prompt in prompts]
+        outputs = self._run_engine(rows, max_tokens=1, logprob_token_ids=[*yes, *no])
         return [
             GeneratedAnswer(
                 "", _compute_log_odds(output.outputs[0].logprobs[0], yes, no), len(output.prompt_token_ids), 0
@@ -57,8 +59,8 @@ class VllmGenerator(GeneratorBase):
             for output in outputs
         ]
 
-    def _run_engine(self, prompts: Sequence[str], **options: Any) -> list[Any]:
-        requests = [{"prompt_token_ids": self.tokenize_prompt(prompt)} for prompt in prompts]
+    def _run_engine(self, rows: Sequence[list[int]], **options: Any) -> list[Any]:
+        requests = [{"prompt_token_ids": ids} for ids in rows]
         sampling = vllm_engine.import_vllm().SamplingParams(temperature=0, **options)
         outputs: list[Any] = self.engine.generate(requests, sampling, use_tqdm=False)
         return outputs

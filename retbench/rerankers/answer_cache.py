@@ -15,7 +15,7 @@ from retbench.engines.generator import GeneratedAnswer, Generator
 from retbench.store.digest import compute_digest
 from retbench.store.shard_store import write_file_atomically
 
-STORED_KEYS = ("text", "yes", "read", "written")  # the fields of Answer, in order; cached files use these keys
+STORED_KEYS = ("text", "yes", "read", "written", "cut")  # the fields of GeneratedAnswer, in order
 
 
 @dataclass
@@ -29,6 +29,11 @@ class CachedGenerator:
     def name(self) -> str:
         """The model's name."""
         return self.inner.name
+
+    @property
+    def reasoning_limit(self) -> int:
+        """The answer tokens of a reasoning model; 0 for any other."""
+        return self.inner.reasoning_limit
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of the model that decide an answer."""
@@ -67,7 +72,7 @@ class CachedGenerator:
 
     def _load_answer(self, file: Path) -> GeneratedAnswer | None:
         try:
-            stored = parse_json(file.read_bytes())
+            stored = {"cut": False, **parse_json(file.read_bytes())}  # answers of an earlier version do not say
             answer = GeneratedAnswer(*(stored[key] for key in STORED_KEYS))
         except (FileNotFoundError, ValueError, TypeError, KeyError):  # not asked yet, or half written by a full disk
             return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.reranker_settings import PointwiseSettings
-from retbench.engines.generator import GeneratedAnswer, Generator
+from retbench.engines.generator import END_OF_REASONING, OPEN_REASONING, GeneratedAnswer, Generator
 from retbench.errors import UsageError
 from retbench.rerankers.candidates import MIN_DOCUMENT_TOKENS, Candidates, find_largest_share
 
@@ -31,6 +31,7 @@ class GenerationUsage:
     prompts_cut: int = 0
     repaired: int = 0
     unanswered: int = 0
+    unfinished_reasoning: int = 0  # of the unanswered: the answer ended before the reasoning did
 
     def count_answer(self, answer: GeneratedAnswer) -> None:
         """Count one request and its tokens."""
@@ -141,13 +142,28 @@ def build_pointwise_prompt(query: str, document: str, score: str | None, label: 
     )
 
 
-def parse_order(answer: str, count: int) -> tuple[list[int], bool]:
-    """Return the order in an answer, as positions, and whether the answer was valid: every number once, nothing else.
+def extract_final_answer(text: str, cut: bool) -> str | None:
+    """Return the text after the reasoning, or None if the reasoning does not end.
+
+    Numbers in unfinished reasoning are no order. If an answer was `cut`, reasoning may be open without its mark: some
+    servers remove it. Then only the beginning of a list counts as an answer.
+    """
+    _, end, answer = text.rpartition(END_OF_REASONING)
+    if OPEN_REASONING in answer or (cut and not end and not _is_beginning_of_list(answer)):
+        return None
+    return answer.strip()
+
+
+def _is_beginning_of_list(text: str) -> bool:
+    return STRICT_ORDER.fullmatch(text.strip().rstrip(" >,[")) is not None
+
+
+def parse_order(text: str, count: int) -> tuple[list[int], bool]:
+    """Return the order in a final answer, as positions, and whether it was valid: every number once, nothing else.
 
     An invalid answer is repaired: its valid numbers keep their order, without repetitions; the missing ones follow in
-    the order in which they were shown. A reasoning text that ends in `</think>` is skipped.
+    the order in which they were shown.
     """
-    text = answer.rpartition("</think>")[2].strip()
     plain = text.removeprefix("[").removesuffix("]") if _is_json_list(text) else text
     is_strict = STRICT_ORDER.fullmatch(plain) is not None
     numbers = re.findall(r"\[(\d+)\]", text) or re.findall(r"\d+", text)

@@ -13,10 +13,12 @@ from retbench.rerankers.llm_prompts import (
     build_listwise_prompt,
     build_order_pattern,
     build_pointwise_prompt,
+    extract_final_answer,
     parse_order,
 )
 
 TOKENS_PER_NUMBER = 6  # upper bound for `[20] > `
+LISTWISE_COUNTS = ("repaired", "unanswered", "unfinished_reasoning")
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,34 @@ class ListwiseLLMReranker:
 
     def _build_prompt(self, query: str, documents: list[str], scores: Sequence[str]) -> tuple[str, int]:
         """Return the prompt and the maximum number of answer tokens (0: no limit)."""
-        # a model behind an endpoint may write reasoning first; a limit would cut off its answer
-        default_limit = TOKENS_PER_NUMBER * (len(documents) + 1) if self.settings.engine != "endpoint" else 0
-        max_answer_tokens, label = self.settings.written or default_limit, self.prompt_builder.score_label
+        max_answer_tokens = self.settings.written or self._choose_answer_limit(len(documents))
+        label = self.prompt_builder.score_label
 
         def build_prompt(cut_documents: Sequence[str]) -> str:
             return build_listwise_prompt(query, cut_documents, scores, label)
 
         return self.prompt_builder.fit_prompt(build_prompt, documents, max_answer_tokens), max_answer_tokens
 
+    def _choose_answer_limit(self, documents: int) -> int:
+        """Return enough for a list; a reasoning model gets room to reason, a model behind an endpoint has no limit."""
+        if self.settings.engine == "endpoint":
+            return 0
+        return self.prompt_builder.generator.reasoning_limit or TOKENS_PER_NUMBER * (documents + 1)
+
     def _generate_order(self, query: str, documents: list[str], scores: Sequence[str]) -> list[int]:
         prompt_builder, count = self.prompt_builder, len(documents)
         prompt, max_answer_tokens = self._build_prompt(query, documents, scores)
-        pattern = build_order_pattern(count) if self.settings.engine == "vllm" else ""
-        answer = prompt_builder.generator.generate(prompt, max_answer_tokens, pattern)
-        prompt_builder.usage.count_answer(answer)
+        reasons = bool(prompt_builder.generator.reasoning_limit)
+        pattern = build_order_pattern(count) if self.settings.engine == "vllm" and not reasons else ""
+        answer, usage = prompt_builder.generator.generate(prompt, max_answer_tokens, pattern), prompt_builder.usage
+        usage.count_answer(answer)
         prompt_builder.keep_first_exchange(prompt, answer.text)
-        order, is_strict = parse_order(answer.text, count)
-        prompt_builder.usage.repaired += not is_strict
-        prompt_builder.usage.unanswered += not any(character.isdigit() for character in answer.text)
+        may_be_reasoning = answer.cut and (reasons or self.settings.engine == "endpoint")
+        final_answer = extract_final_answer(answer.text, may_be_reasoning)
+        order, is_strict = parse_order(final_answer or "", count)
+        usage.repaired += not is_strict
+        usage.unanswered += not any(character.isdigit() for character in final_answer or "")
+        usage.unfinished_reasoning += final_answer is None
         return order
 
     def collect_statistics(self) -> dict[str, Any]:
@@ -127,7 +138,7 @@ class PointwiseLLMReranker:
     def collect_statistics(self) -> dict[str, Any]:
         """Return requests and tokens. Repairs exist only for listwise answers."""
         usage = vars(self.prompt_builder.usage)
-        return {key: value for key, value in usage.items() if key not in ("repaired", "unanswered")}
+        return {key: value for key, value in usage.items() if key not in LISTWISE_COUNTS}
 
     def sample(self) -> dict[str, Any]:
         """Return the first prompt and its log-odds."""

@@ -152,6 +152,7 @@ def _build_generator(model: ResolvedModel, engine: str) -> Generator:
     config = read_json_object(weights.folder / "config.json")
     context_length = card.context_length or config.get("max_position_embeddings") or 2048
     arguments = (card.name, weights.folder, weights.fingerprint, choose_dtype(card, True).dtype, context_length)
+    reasons = card.specialisation == "reasoning"
     if engine == "vllm":
-        return VllmGenerator(*arguments)
-    return TransformersGenerator(*arguments, get_device())
+        return VllmGenerator(*arguments, is_reasoning_model=reasons)
+    return TransformersGenerator(*arguments, get_device(), is_reasoning_model=reasons)
