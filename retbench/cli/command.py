@@ -36,12 +36,12 @@ def cli_command(function: Callable[P, int | None]) -> Callable[P, None]:
     return command
 
 
-def print_error(error: RetbenchError, as_json: bool) -> None:
+def print_error(error: RetbenchError, as_json: bool, label: str = "error") -> None:
     """Print the cause and the next step: two lines, or one JSON object."""
     if as_json:
         print_json({"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code})
         return
-    sys.stderr.write(f"error: {error.cause}\nnext:  {error.next_step}\n")
+    sys.stderr.write(f"{label}: {error.cause}\nnext:  {error.next_step}\n")
 
 
 def print_skipped(problems: Sequence[RetbenchError]) -> int:

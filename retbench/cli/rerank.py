@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from retbench.cli.command import AsJson, cli_command, is_quiet, print_json, print_status
-from retbench.cli.run import format_cell, print_cells
 
 
 @cli_command
@@ -21,6 +20,7 @@ def rerank(
     as_json: AsJson = False,
 ) -> int:
     """Rerank a finished run; every reranker writes a run of its own beside it."""
+    from retbench.cli.cells import format_cell, print_cells
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import format_command_line
     from retbench.pipelines.reranking.rerank import rerank_run
@@ -33,5 +33,5 @@ def rerank(
     for cell in rerank_run(run, tuple(with_), task, output):
         print_status(format_cell(cell))
         cells.append(cell)
-    print_json([cell.to_json() for cell in cells]) if as_json else print_cells(cells)
+    print_json([cell.to_json() for cell in cells]) if as_json else print_cells(cells, out)
     return compute_exit_code(cells[1:])  # the first cell is the existing run

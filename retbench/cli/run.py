@@ -1,6 +1,5 @@
 """retbench run: evaluate models x methods x tasks. Finished cells are read from disk; the result is a table."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,6 @@ from retbench.cli.command import (
     cli_command,
     is_quiet,
     parse_overrides,
-    print_error,
     print_json,
     print_result,
     print_status,
@@ -20,7 +18,7 @@ from retbench.cli.command import (
 from retbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from retbench.records.cell import Cell, ExpectedScoreCheck
+    from retbench.records.cell import Cell
 
 Repeated = list[str] | None
 
@@ -65,6 +63,7 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Evaluate models on tasks. Finished cells are read from disk and not run again."""
+    from retbench.cli.cells import print_cells
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation import dry_run as dry_run_module
     from retbench.pipelines.evaluation import evaluate
@@ -90,68 +89,17 @@ def run(
     if as_json:
         print_json([cell.to_json() for cell in done])
     else:
-        print_cells(done)
+        print_cells(done, out)
     return compute_exit_code(done)
 
 
 def _report_cells(cells: "Iterator[Cell]") -> "list[Cell]":
     """Print a status line for each finished cell, and return all cells."""
+    from retbench.cli.cells import format_cell
+
     done: list[Cell] = []
     for cell in cells:
         if not done or cell.error is None or cell.error != done[-1].error:  # print a repeated error once
             print_status(format_cell(cell))
-        for expected in cell.expected:
-            print_status(_format_expected_score(expected))
         done.append(cell)
     return done
-
-
-def format_cell(cell: "Cell") -> str:
-    """Format one finished cell."""
-    name = " · ".join((cell.model, cell.method, cell.task, *cell.rerank))
-    if cell.status != "done":
-        return f"{name}: {cell.status}"
-    return f"{name}: {100 * (cell.main_score or 0):.2f}" + (" (already done, read from disk)" if cell.cached else "")
-
-
-def _format_expected_score(expected: "ExpectedScoreCheck") -> str:
-    verdict = "" if expected.is_met else f": differs by more than {100 * expected.tolerance:g}"
-    scores = f"expected {100 * expected.score:.2f}, got {100 * expected.got:.2f}"
-    return f"  {expected.metric}: {scores}{verdict} ({expected.source})"
-
-
-def print_cells(cells: "list[Cell]") -> None:
-    """Print a table of all finished cells, then the errors."""
-    from rich.console import Console
-    from rich.table import Table
-
-    done = [cell for cell in cells if cell.status == "done"]
-    if done:
-        metrics = {
-            metric: None
-            for cell in done
-            for metric in ("ndcg_at_10", "mrr_at_10", "recall_at_100")
-            if metric in cell.scores
-        }
-        rows = Table("model", "method", "task", *metrics, "tokens/s", "seconds")
-        for cell in done:
-            scores = [f"{100 * cell.scores[m]:.2f}" if m in cell.scores else "–" for m in metrics]
-            speed = f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–"
-            method = " + ".join((cell.method, *cell.rerank))
-            rows.add_row(cell.model, method, cell.task, *scores, speed, f"{cell.seconds:.1f}")
-        Console(width=None if sys.stdout.isatty() else 140).print(rows)
-    _print_problems([cell for cell in cells if cell.status != "done"])
-
-
-def _print_problems(cells: "list[Cell]") -> None:
-    """Print each error once, with the cells that have it."""
-    from retbench.errors import RetbenchError
-
-    causes: dict[tuple[str, str], list[str]] = {}
-    for cell in cells:
-        causes.setdefault((cell.error or "", cell.next_step or ""), []).append(
-            f"{cell.model}/{'+'.join((cell.method, *cell.rerank))}/{cell.task} {cell.status}"
-        )
-    for (cause, step), names in causes.items():
-        print_status("  " + "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-        print_error(RetbenchError(cause, step), as_json=False)

@@ -94,8 +94,7 @@ def build_cell(record: Record, path: str, cached: bool) -> Cell:
 
 
 def compute_exit_code(cells: list[Cell]) -> int:
-    """Return 0 if nothing failed, 1 if some cells failed, and the code of the first failure if no cell is done."""
-    failures = [cell for cell in cells if cell.status == "failed"]
-    if not failures:
-        return 0
-    return PARTLY_DONE if any(cell.status == "done" for cell in cells) else failures[0].exit_code
+    """Return 0 if all cells are done or skipped, 1 if some failed, and the code of the first cause if none is done."""
+    if any(cell.status == "done" for cell in cells):
+        return PARTLY_DONE if any(cell.status == "failed" for cell in cells) else 0
+    return next((cell.exit_code for status in ("failed", "skipped") for cell in cells if cell.status == status), 0)

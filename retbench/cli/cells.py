@@ -1,0 +1,109 @@
+"""Print finished cells: a line per cell as soon as it is finished, then a table, the errors and the next commands."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from retbench.cli.command import print_error, print_status
+from retbench.errors import RetbenchError
+from retbench.records.cell import Cell, ExpectedScoreCheck
+
+TABLE_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100")
+MIN_QUERIES_TO_DOUBT = 10  # over fewer queries a score of exactly 0 or 100 is no surprise
+PIPED_WIDTH = 160  # columns of a table that is not on a terminal
+
+
+def format_cell(cell: Cell) -> str:
+    """Format one finished cell."""
+    name = " · ".join((cell.model, cell.method, cell.task, *cell.rerank))
+    if cell.status != "done":
+        return f"{name}: {cell.status}"
+    text = f"{name}: {100 * (cell.main_score or 0):.2f}" + (" (already done, read from disk)" if cell.cached else "")
+    return "\n  ".join([text, *map(_format_expected_score, cell.expected)])
+
+
+def _format_expected_score(expected: ExpectedScoreCheck) -> str:
+    verdict = "" if expected.is_met else f": differs by more than {100 * expected.tolerance:g}"
+    scores = f"expected {100 * expected.score:.2f}, got {100 * expected.got:.2f}"
+    return f"{expected.metric}: {scores}{verdict} ({expected.source})"
+
+
+def describe_extreme_score(cell: Cell) -> str | None:
+    """Say why a score of exactly 0 or 100 over many queries is probably an error; None for every other score."""
+    if cell.status != "done" or cell.main_score not in (0.0, 1.0) or (cell.queries or 0) < MIN_QUERIES_TO_DOUBT:
+        return None
+    name = f"{cell.model} · {cell.method} · {cell.task}"
+    if cell.main_score == 0.0:
+        return (
+            f"{name}: exactly 0 on all {cell.queries:,} queries. Check the ids in the judgments, and the texts that "
+            "the model read (--dry-run)"
+        )
+    return (
+        f"{name}: exactly 100 on all {cell.queries:,} queries. Check that a query is not its own relevant document "
+        "and that the documents do not hold the queries' texts"
+    )
+
+
+def print_cells(cells: Sequence[Cell], results: Path) -> None:
+    """Print a table of all finished cells, then remarks, errors, and what to do next."""
+    done = [cell for cell in cells if cell.status == "done"]
+    if done:
+        _print_table(done)
+    for remark in filter(None, map(describe_extreme_score, done)):
+        print_status(f"note: {remark}")
+    _print_problems([cell for cell in cells if cell.status != "done"], are_others_done=bool(done))
+    if done:
+        print_status(_format_next_steps(done, results))
+
+
+def _print_table(cells: Sequence[Cell]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    metrics = [metric for metric in TABLE_METRICS if any(metric in cell.scores for cell in cells)]
+    table = Table(box=None, header_style="bold")
+    for head in ("model", "method", "task"):
+        table.add_column(head, overflow="fold")
+    for head in (*metrics, "tokens/s", "seconds"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("settings-id", no_wrap=True)
+    for cell in cells:
+        scores = [_format_score(cell, metric) for metric in metrics]
+        speed = f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–"
+        method = " + ".join((cell.method, *cell.rerank))
+        table.add_row(cell.model, method, cell.task, *scores, speed, f"{cell.seconds:.1f}", cell.settings_id)
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False).print(table)
+
+
+def _format_score(cell: Cell, metric: str) -> str:
+    if metric not in cell.scores:
+        return "–"
+    is_doubted = cell.scores[metric] == cell.main_score and describe_extreme_score(cell) is not None
+    return f"{100 * cell.scores[metric]:.2f}" + (" !" if is_doubted else "")
+
+
+def _print_problems(cells: Sequence[Cell], are_others_done: bool) -> None:
+    """Print each error once, with the cells that have it; a skipped cell is no error where others are done."""
+    cells_by_cause: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        cells_by_cause.setdefault((cell.error or "", cell.next_step or ""), []).append(cell)
+    for (cause, step), same in cells_by_cause.items():
+        names = [f"{cell.model}/{'+'.join((cell.method, *cell.rerank))}/{cell.task} {cell.status}" for cell in same]
+        print_status("  " + "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+        label = "skipped" if are_others_done and same[0].status == "skipped" else "error"
+        print_error(RetbenchError(cause, step), as_json=False, label=label)
+
+
+def _format_next_steps(cells: Sequence[Cell], results: Path) -> str:
+    """Say where the runs are, and give the commands to continue with: the board, and the last two runs of one task."""
+    folder = shlex.quote(str(results))
+    saved = cells[0].record if len(cells) == 1 else f"{len(cells)} runs in {results}"
+    lines = [f"saved: {saved}", f"next:  retbench report {folder}"]
+    last = cells[-1]
+    other = next(
+        (c for c in reversed(cells[:-1]) if (c.task, c.split, c.sample) == (last.task, last.split, last.sample)), None
+    )
+    if other:
+        lines.append(f"       retbench compare {other.settings_id} {last.settings_id} --results {folder}")
+    return "\n".join(lines)
