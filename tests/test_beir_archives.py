@@ -5,7 +5,8 @@ import io
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,15 +42,6 @@ def build_card(url: str, content: bytes, member: str = "small", **fields: Any) -
     return TaskCard("small-archive", replace(source, **fields))
 
 
-@pytest.fixture
-def file_archive(tmp_path: Path) -> tuple[TaskCard, Path]:
-    """A card whose archive has a file: URL."""
-    content = build_archive(tmp_path)
-    file = tmp_path / "small.zip"
-    file.write_bytes(content)
-    return build_card(file.as_uri(), content), file
-
-
 class ArchiveHandler(BaseHTTPRequestHandler):
     content = b""
     ranges: ClassVar[list[str | None]] = []
@@ -71,49 +63,67 @@ class ArchiveHandler(BaseHTTPRequestHandler):
         """Do not log requests."""
 
 
+Serve = Callable[[bytes], tuple[str, type[ArchiveHandler]]]
+
+
 @pytest.fixture
-def http_archive(tmp_path: Path) -> Iterator[tuple[TaskCard, type[ArchiveHandler]]]:
+def serve() -> Iterator[Serve]:
+    """Return a function that serves an archive and returns its address and the server's handler."""
+    with ExitStack() as stack:
+
+        def start(content: bytes) -> tuple[str, type[ArchiveHandler]]:
+            handler = type("Handler", (ArchiveHandler,), {"content": content, "ranges": [], "cut_at": None})
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}/small.zip", handler
+
+        yield start
+
+
+@pytest.fixture
+def http_archive(serve: Serve, tmp_path: Path) -> tuple[TaskCard, type[ArchiveHandler]]:
     """A card whose archive is on an HTTP server, and the server's handler."""
-    handler = type("Handler", (ArchiveHandler,), {"content": build_archive(tmp_path), "ranges": [], "cut_at": None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield build_card(f"http://127.0.0.1:{server.server_port}/small.zip", handler.content), handler
-    server.shutdown()
-    server.server_close()
+    url, handler = serve(build_archive(tmp_path))
+    return build_card(url, handler.content), handler
 
 
-def test_an_archive_gives_the_collection_of_its_folder(file_archive: tuple[TaskCard, Path], tmp_path: Path) -> None:
-    fetched = fetch_collection(file_archive[0], ignore_status)
+def test_an_archive_gives_the_collection_of_its_folder(
+    http_archive: tuple[TaskCard, type[ArchiveHandler]], tmp_path: Path
+) -> None:
+    fetched = fetch_collection(http_archive[0], ignore_status)
     assert fetched.fingerprint == open_collection(small_collection.build_card(tmp_path / "plain")).fingerprint
     assert pins.read_pin("collections", "small-archive/test") == pins.Pin(
-        str(file_archive[0].source.md5), fetched.fingerprint
+        str(http_archive[0].source.md5), fetched.fingerprint
     )
 
 
-def test_an_archive_that_was_not_fetched_is_missing(file_archive: tuple[TaskCard, Path]) -> None:
+def test_an_archive_that_was_not_fetched_is_missing(http_archive: tuple[TaskCard, type[ArchiveHandler]]) -> None:
     with pytest.raises(MissingError, match="is not in the cache") as caught:
-        open_collection(file_archive[0])
+        open_collection(http_archive[0])
     assert "retbench fetch small-archive" in caught.value.next_step
 
 
-def test_unpacked_files_are_removed(file_archive: tuple[TaskCard, Path], own_cache: Path) -> None:
-    fetch_collection(file_archive[0], ignore_status)
+def test_unpacked_files_are_removed(http_archive: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path) -> None:
+    fetch_collection(http_archive[0], ignore_status)
     assert not list(own_cache.rglob("*.partial"))
 
 
-def test_a_wrong_checksum_names_both_and_keeps_nothing(file_archive: tuple[TaskCard, Path], own_cache: Path) -> None:
-    wrong = replace(file_archive[0], source=replace(file_archive[0].source, md5="0" * 32))
+def test_a_wrong_checksum_names_both_and_keeps_nothing(
+    http_archive: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path
+) -> None:
+    wrong = replace(http_archive[0], source=replace(http_archive[0].source, md5="0" * 32))
     with pytest.raises(DataError) as caught:
         fetch_collection(wrong, ignore_status)
     assert "0" * 32 in caught.value.cause
-    assert str(file_archive[0].source.md5) in caught.value.cause
+    assert str(http_archive[0].source.md5) in caught.value.cause
     assert not list((own_cache / "collections" / "archives").glob("*.partial"))
 
 
-def test_sha256_takes_precedence_over_md5(file_archive: tuple[TaskCard, Path]) -> None:
-    right = hashlib.sha256(file_archive[1].read_bytes()).hexdigest()
+def test_sha256_takes_precedence_over_md5(http_archive: tuple[TaskCard, type[ArchiveHandler]]) -> None:
+    right = hashlib.sha256(http_archive[1].content).hexdigest()
     assert fetch_collection(
-        replace(file_archive[0], source=replace(file_archive[0].source, sha256=right, md5="0" * 32)), ignore_status
+        replace(http_archive[0], source=replace(http_archive[0].source, sha256=right, md5="0" * 32)), ignore_status
     )
 
 
@@ -150,52 +160,50 @@ def test_a_non_http_answer_is_missing(http_archive: tuple[TaskCard, type[Archive
         fetch_collection(http_archive[0], ignore_status)
 
 
-def fetch_archive(tmp_path: Path, content: bytes, member: str = "small") -> Any:
-    (tmp_path / "a.zip").write_bytes(content)
-    return fetch_collection(build_card((tmp_path / "a.zip").as_uri(), content, member), ignore_status)
+def fetch_archive(serve: Serve, content: bytes, member: str = "small") -> Any:
+    return fetch_collection(build_card(serve(content)[0], content, member), ignore_status)
 
 
-def test_paths_outside_the_folder_are_not_unpacked(tmp_path: Path, own_cache: Path) -> None:
+def test_paths_outside_the_folder_are_not_unpacked(serve: Serve, tmp_path: Path, own_cache: Path) -> None:
     members = {
         "../escaped.jsonl": b"x", "/escaped.jsonl": b"x", "small/../../escaped.tsv": b"x",
         "small/qrels/../../../escaped.tsv": b"x", "small/readme.txt": b"x",
     }  # fmt: skip
-    assert len(fetch_archive(tmp_path, build_archive(tmp_path, members)).corpus) == len(small_collection.DOCUMENTS)
+    assert len(fetch_archive(serve, build_archive(tmp_path, members)).corpus) == len(small_collection.DOCUMENTS)
     assert not list(tmp_path.rglob("escaped*"))
     assert not list(own_cache.rglob("escaped*"))
 
 
-def test_the_right_folder_of_many_is_read(tmp_path: Path) -> None:
+def test_the_right_folder_of_many_is_read(serve: Serve, tmp_path: Path) -> None:
     other_members = {"many/other/corpus.jsonl": json.dumps({"_id": "x", "text": "other"}).encode()}
-    collection = fetch_archive(tmp_path, build_archive(tmp_path, other_members, top="many/small/"), "many/small")
+    collection = fetch_archive(serve, build_archive(tmp_path, other_members, top="many/small/"), "many/small")
     assert len(collection.corpus) == len(small_collection.DOCUMENTS)
 
 
-def test_a_missing_member_is_named(tmp_path: Path) -> None:
+def test_a_missing_member_is_named(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no collection 'elsewhere'"):
-        fetch_archive(tmp_path, build_archive(tmp_path), "elsewhere")
+        fetch_archive(serve, build_archive(tmp_path), "elsewhere")
 
 
-def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_refused(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="times its size"):
-        fetch_archive(tmp_path, build_archive(tmp_path, {"small/qrels/dev.tsv": b"0" * 20_000_000}))
+        fetch_archive(serve, build_archive(tmp_path, {"small/qrels/dev.tsv": b"0" * 20_000_000}))
 
 
-def test_a_damaged_archive_is_an_error(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_an_error(serve: Serve, tmp_path: Path) -> None:
     content = bytearray(build_archive(tmp_path))
     content[60:70] = b"\0" * 10
     with pytest.raises(DataError, match="is damaged"):
-        fetch_archive(tmp_path, bytes(content))
+        fetch_archive(serve, bytes(content))
 
 
-def test_a_file_that_is_no_archive_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_an_error(serve: Serve) -> None:
     with pytest.raises(DataError, match="is damaged"):
-        fetch_archive(tmp_path, b"<html>not found</html>")
+        fetch_archive(serve, b"<html>not found</html>")
 
 
-def test_repeated_judgments_of_a_published_collection_count_once(tmp_path: Path) -> None:
+def test_repeated_judgments_of_a_published_collection_count_once(serve: Serve, tmp_path: Path) -> None:
     repeated = {"small/qrels/again.tsv": b"query\tdoc\tscore\nq1\ttea\t1\nq1\ttea\t2\n"}
     content = build_archive(tmp_path, repeated)
-    (tmp_path / "a.zip").write_bytes(content)
-    task = replace(build_card((tmp_path / "a.zip").as_uri(), content), split="again")
+    task = replace(build_card(serve(content)[0], content), split="again")
     assert fetch_collection(task, ignore_status).judgments == {"q1": {"tea": 2}}

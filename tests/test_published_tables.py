@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard, PublishedScore
 from retbench.cli.main import app
-from retbench.errors import DataError, MissingError, UsageError
+from retbench.errors import DataError, MissingError, ResourceError, UsageError
 from retbench.pipelines.evaluation.published_scores import find_expected_scores
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.mteb_bridge.import_results import import_results
@@ -119,6 +120,18 @@ def test_an_experiment_is_a_row_of_its_own(tmp_path: Path) -> None:
     _write_mteb_result(revision / "experiments" / "max_length_4", "SciFact", 0.2)
     import_results(tmp_path / "m", tmp_path / "r")
     assert _read_imported(tmp_path / "r") == {"org/model": (0.6,), "org/model (max_length_4)": (0.2,)}
+
+
+def test_an_import_on_a_full_disk_leaves_no_table(tmp_path: Path) -> None:
+    _write_mteb_result(tmp_path / "m" / "org__model" / "rev", "SciFact", 0.6)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # a file can be created, but not be written
+    try:
+        with pytest.raises(ResourceError, match="could not be written"):
+            import_results(tmp_path / "m", tmp_path / "r")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "r" / "references").iterdir()) == []
 
 
 def test_names_that_differ_by_a_sign_are_two_tables(tmp_path: Path) -> None:

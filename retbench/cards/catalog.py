@@ -157,6 +157,8 @@ def load_studies() -> CardRegistry[Study]:
 def find_study(argument: str) -> Study:
     """Find a study by name, or load the user's TOML file."""
     if not argument.endswith(".toml"):
+        if argument not in load_studies() and Path(f"{argument}.toml").expanduser().is_file():
+            raise UsageError(f"there is no study called {argument!r}", f"for the file beside you write {argument}.toml")
         return load_studies().find(argument)
     if not Path(argument).expanduser().is_file():
         raise MissingError(f"there is no study plan at {argument}", "give a TOML file, or one of `retbench study list`")
@@ -180,13 +182,24 @@ def _find_model_at(path: Path) -> ModelCard:
     if not path.exists():
         raise MissingError(f"there is no model at {path}", "give a Hugging Face folder or a GGUF file")
     if (path / CARD_FILE).is_file():
-        return _load_model_card(path / CARD_FILE)
+        return _load_own_card(path / CARD_FILE)
     layout = "folder" if path.is_dir() else "gguf"
     weights = toml_parser.convert_value(
         WeightsSource, {"source": "path", "layout": layout, "path": str(path)}, toml_parser.CardLocation(path, "")
     )
     name = path.resolve().name if path.is_dir() else path.stem  # `stem` would cut the folder name qwen2.5-0.5b at .5b
     return describe_published_card(ModelCard(name=name.lower(), weights=weights), path)
+
+
+def _load_own_card(file: Path) -> ModelCard:
+    """Load the card in a model folder. It may describe only that folder: who made it must not cause a download."""
+    card = _load_model_card(file)
+    if card.weights is not None and card.weights.source != "path":
+        raise DataError(
+            f"{file} says that its weights are elsewhere (source {card.weights.source!r})",
+            'write source = "path" and path = "." into [weights], or put the card into model_cards/ of your own cards',
+        )
+    return card
 
 
 def find_task_card(argument: str) -> TaskCard:

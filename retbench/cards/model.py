@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from retbench.cards import untrusted_fields
 from retbench.cards.method import Method
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -30,6 +31,18 @@ class WeightsSource:
     path: str | None = None
     megabytes: float | None = None
     base_adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        for distribution in self.distributions:
+            untrusted_fields.check_distribution(distribution)
+        for member in self.members:
+            untrusted_fields.check_member(member)
+        if self.version is not None:
+            untrusted_fields.check_version(self.version)
+        if self.repo is not None:
+            untrusted_fields.check_repository(self.repo, self.revision)
+        if self.sha256 is not None:
+            untrusted_fields.check_checksum("sha256", self.sha256)
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,10 @@ class AdaptedVectors:
     of: str
     file: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        untrusted_fields.check_member(self.file)
+        untrusted_fields.check_checksum("sha256", self.sha256)
 
 
 UNKNOWN_TRAINING_SETS = "unknown"  # in training_sets: the parent's are unknown, so no dataset can be reported as unseen

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from retbench.cards import untrusted_fields
 from retbench.errors import DataError
 
 
@@ -31,6 +32,21 @@ class SourceSpec:
     sha256: str | None = None
     md5: str | None = None
     member: str | None = None
+
+    def __post_init__(self) -> None:
+        repositories = {
+            self.repo: self.revision, self.corpus_repo: self.corpus_revision, self.queries_repo: self.queries_revision
+        }  # fmt: skip
+        for repo, revision in repositories.items():
+            if repo is not None:
+                untrusted_fields.check_repository(repo, revision)
+        for kind, checksum in {"sha256": self.sha256, "md5": self.md5}.items():
+            if checksum is not None:
+                untrusted_fields.check_checksum(kind, checksum)
+        if self.url is not None:
+            untrusted_fields.check_web_address(self.url)
+        if self.member is not None:
+            untrusted_fields.check_member(self.member)
 
 
 @dataclass(frozen=True)
@@ -98,13 +114,17 @@ class TaskCard:
 
 @dataclass(frozen=True)
 class Suite:
-    """Named tasks. An entry of `tasks` is a task or a group; a group counts as one task, with its mean score."""
+    """Named tasks. An entry of `tasks` is a task or a group; a group counts as one task, with its mean score.
+
+    `document_tokens` is about the mean length of a document, for estimates before the collections are here.
+    """
 
     name: str
     tasks: tuple[str, ...]
     aliases: tuple[str, ...] = ()
     description: str | None = None
     groups: dict[str, tuple[str, ...]] | None = None
+    document_tokens: int | None = None
 
     def expand_tasks(self) -> tuple[str, ...]:
         """Return every task of the suite, with groups expanded."""

@@ -3,6 +3,7 @@
 An environment variable overrides the file, and the file overrides the default.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -17,6 +18,7 @@ from retbench.errors import ResourceError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 CONFIG_FILE = "retbench.toml"
+MAX_PATH_PART = 180  # characters; file systems allow 255 bytes, of which endings such as .failed.json need some
 CardFolder = Literal["model_cards", "tasks", "recipes", "methods", "studies"]
 CARD_FOLDERS: tuple[CardFolder, ...] = get_args(CardFolder)
 
@@ -101,6 +103,14 @@ def list_installed_card_folders() -> list[str]:
 
 
 def encode_path_part(name: str) -> str:
-    """Percent-encode a name as one path part, so that it cannot leave its folder."""
-    part = quote(name, safe="+@=,") or "%"
-    return f"%2E{part[1:]}" if part.startswith(".") else part
+    """Percent-encode a name as one path part, so that it cannot leave its folder.
+
+    A name that is too long for a file name is cut and ends in its digest. `%~` is part of no encoded name, so two names
+    never have the same part.
+    """
+    part = quote(name, safe="+@=,", errors="surrogatepass") or "%"
+    part = f"%2E{part[1:]}" if part.startswith(".") else part
+    if len(part) <= MAX_PATH_PART:
+        return part
+    digest = hashlib.sha256(part.encode()).hexdigest()[:16]
+    return f"{part[: MAX_PATH_PART - len(digest) - 2]}%~{digest}"

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from retbench.cards import pins
 from retbench.cards.hub_errors import translate_hub_errors
+from retbench.cards.untrusted_fields import check_repository_files
 from retbench.cards.user_config import encode_path_part, get_cache_folder, require_disk_space
 from retbench.corpora.dataset_source import StatusCallback
 from retbench.errors import DataError, MissingError
@@ -90,6 +91,7 @@ def _list_repo_files(repo: str, revision: str | None) -> tuple[str, dict[str, tu
 
         facts = HfApi().dataset_info(repo, revision=revision, files_metadata=True)
     files = {file.rfilename: file for file in facts.siblings or () if not _is_code(file.rfilename)}
+    check_repository_files(repo, str(facts.sha), files)
     return str(facts.sha), {name: (file.size or 0, _read_checksum(file)) for name, file in files.items()}
 
 

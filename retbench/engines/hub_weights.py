@@ -6,6 +6,7 @@ from pathlib import Path
 from retbench.cards import pins
 from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.untrusted_fields import check_repository_files
 from retbench.cards.user_config import require_disk_space
 from retbench.engines import fingerprints, model_folders
 from retbench.engines.weights_cache import OnMessage, PreparedWeights
@@ -59,6 +60,7 @@ def _list_files(repo: str, revision: str | None, work: Path) -> tuple[str, dict[
             ignore_patterns=list(IGNORED_PATTERNS),
             dry_run=True,
         )
+    check_repository_files(repo, resolved, (file.filename for file in files))
     if not any(file.filename.endswith(".safetensors") for file in files):
         raise DataError(
             f"{repo} has no safetensors, only formats that can run code", "convert it, or use another repository"

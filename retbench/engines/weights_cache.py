@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -49,7 +48,7 @@ class WeightsManifest:
 
 def get_weights_folder(name: str) -> Path:
     """The cache folder for the weights of this name."""
-    return user_config.get_cache_folder() / "weights" / quote(name, safe="")
+    return user_config.get_cache_folder() / "weights" / user_config.encode_path_part(name)
 
 
 def read_manifest(folder: Path) -> WeightsManifest | None:

@@ -12,6 +12,7 @@ from retbench.pipelines.report import IMPORTED_TABLES_FOLDER
 from retbench.records.mteb_results import MtebResult, read_mteb_results_below
 from retbench.reports.published_tables import read_table
 from retbench.store.digest import compute_digest
+from retbench.store.shard_store import write_file_atomically
 
 CAVEAT = "Imported from mteb result files; prompts and lengths are those of the original runs."
 
@@ -53,7 +54,7 @@ def _write_table(folder: Path, model: str, protocol: str, new_results: list[Mteb
             step = f"import the folder of one revision only, and remove {file} if an earlier import wrote it"
             raise UsageError(cause, step)
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(_format_table(name, model, protocol, scores), encoding="utf-8")
+    write_file_atomically(file, _format_table(name, model, protocol, scores).encode())
     return file
 
 
