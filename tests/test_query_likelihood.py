@@ -10,13 +10,18 @@ import pytest
 import torch
 
 import retbench
-from retbench.cards import catalog
+from retbench.cards import catalog, toml_parser
 from retbench.cards.model import LexicalSettings
+from retbench.cards.recipe import QueryLikelihoodTraining, Recipe
+from retbench.cards.reranker_settings import QueryLikelihoodSettings, parse_reranker
 from retbench.engines.padding import pad_rows
 from retbench.engines.tokenizers import load_tokenizer
+from retbench.pipelines.studies.cells import list_study_cells
+from retbench.pipelines.studies.training import build_recipe, format_model_name
 from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.training import lora
 from retbench.training.attention_stop import build_attention_mask
+from retbench.training.llm_ql_pretraining import STAGE_FOLDER
 from retbench.training.query_likelihood import QueryLikelihoodModel, corrupt_text
 from tests import small_collection, tiny_models
 
@@ -80,6 +85,30 @@ def test_an_input_is_prompt_bottleneck_query_and_end(folder: Path) -> None:
     assert made.tokenizer.decode(line.ids[line.bottleneck + 1 : -1].tolist()) == QUERIES[0]
 
 
+def test_stage_1_cuts_the_whole_prompt_and_then_adds_the_bottleneck(folder: Path) -> None:
+    """The authors' code: 200 tokens of the filled prompt, then the end-of-sequence token, then the query."""
+    recipe = catalog.find_recipe("llm-ql")
+    assert recipe.query_likelihood
+    made = load_model(folder)
+    text = " ".join(f"word{number}" for number in range(400))
+    row = made.tokenize_pairs([text], QUERIES[:1])[0]
+    prompt = f"Instruct: Given a retrieved passage, summarize the passage.\nPassage: {text}\nSummarization: "
+    cut = made.tokenizer(prompt)["input_ids"][:200]
+    assert (recipe.query_likelihood.cut, row.bottleneck) == ("tokens", 200)
+    assert row.ids[:201].tolist() == [*cut, made.tokenizer.eos_token_id]
+
+
+def test_a_model_of_before_the_field_keeps_its_cut(folder: Path) -> None:
+    """The lengths of earlier trainings limit the document, and the prompt stays whole."""
+    stored = {"document": "Passage: {text}\nSummarization: ", "lengths": {"query": 8, "document": 10}}
+    location = toml_parser.CardLocation(Path("card.toml"), "")
+    settings: QueryLikelihoodTraining = toml_parser.convert_value(QueryLikelihoodTraining, stored, location)
+    made = replace(load_model(folder), settings=settings)
+    read = made.tokenizer.decode(made.tokenize_pairs(["one two three " * 20], ["q"])[0].ids.tolist())
+    assert "Summarization: " in read
+    assert read.count("one") < 20
+
+
 @pytest.mark.parametrize("stop", [True, False])
 def test_the_attention_mask_position_by_position(folder: Path, stop: bool) -> None:
     """With one layer, a state depends on exactly the positions it attends to: the gradient shows which."""
@@ -130,4 +159,24 @@ def test_corruption_removes_its_ratio_of_words() -> None:
     assert len(gone) == 2000
     assert 0.57 < gone.count("_") / 2000 < 0.63
     assert corrupt_text(text, 0.6, "_", (1, 0, 7)).split() == gone
-    assert corrupt_text("a  b", 0.0, "_", (1,)) == "a b"
+    assert corrupt_text("a  b", 1.0, "_", (1,)) == "_ _"
+    assert corrupt_text("a  b", 0.0, "_", (1,)) == "a  b"  # as in the authors' code, which then changes nothing
+
+
+def test_the_study_compares_with_the_same_recipe_without_stage_1() -> None:
+    """The ablations differ in stage 1 alone, and the rankings by query likelihood use the model of the full method."""
+    stages = {stage.name: stage for stage in catalog.find_study("llm-ql").stages}
+    recipes = {}
+    for name in ("contrast-only", "full", "no-attention-stop", "no-corruption"):
+        cell = next(iter(list_study_cells(catalog.find_study("llm-ql"), stages[name])))
+        recipes[name] = build_recipe(stages[name], cell)
+    full = recipes["full"]
+    assert isinstance(full, Recipe)
+    assert recipes["contrast-only"] == replace(full, query_likelihood=None)
+    assert full.query_likelihood
+    without_stop = replace(full.query_likelihood, attention_stop=False)
+    assert recipes["no-attention-stop"] == replace(full, query_likelihood=without_stop)
+    (reranker,) = stages["rank-by-llm-ql"].options["rerank"]
+    trained = format_model_name(catalog.find_study("llm-ql"), stages["full"], cell)
+    assert parse_reranker(reranker).settings == QueryLikelihoodSettings(f"{trained}-{STAGE_FOLDER}", 100)
+    assert stages["rank-by-word-ql"].tasks == stages["rank-by-llm-ql"].tasks

@@ -30,6 +30,30 @@ def test_the_tevatron_recipes_say_where_they_differ(name: str) -> None:
     assert "without title" in recipe.method.source
 
 
+def format_llm_ql_query(query: str) -> str:
+    prefix = "Instruct: Given a web search query, retrieve the most relevant passage that answer the query.\nQuery: "
+    return f"{prefix} {query.strip()}\nThe most relevant passage: ".strip()
+
+
+def format_llm_ql_passage(title: str, text: str) -> str:
+    prefix = "Instruct: Given a retrieved passage, summarize the passage.\nPassage: "
+    return f"{prefix} {title.strip()} {text.strip()}\nSummarization: ".strip()
+
+
+def test_llm_ql_reads_the_prompts_of_its_second_stage() -> None:
+    """The authors' contrastive stage: a space after the prefix, and the whole prompt cut before the last token."""
+    recipe = catalog.find_recipe("llm-ql")
+    method = recipe.method
+    assert fill_template(method, "what is a cell", "query", "") == format_llm_ql_query("what is a cell")
+    titled = join_fields(TextRow("d", "Cell", "A cell is a room."), ("title", "text"))
+    assert fill_template(method, titled, "document", "") == format_llm_ql_passage("Cell", "A cell is a room.")
+    tokenizer = tiny_models.build_tokenizer()
+    long_text = "a cell is a small room " * 100
+    tokens = PromptTokenizer(tokenizer, method).tokenize([long_text], "document", recipe.lengths.document)
+    expected = tokenizer(format_llm_ql_passage("", long_text).replace("   ", "  "))["input_ids"][:199]
+    assert tokens[0].tolist() == [*expected, tokenizer.eos_token_id]
+
+
 QWEN_VL_TEMPLATE = (  # the part for texts, from Qwen/Qwen2.5-VL-7B-Instruct
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"

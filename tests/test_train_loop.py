@@ -14,12 +14,14 @@ from retbench.cards import catalog
 from retbench.cards.method import Method
 from retbench.cards.recipe import BatchSettings, ContrastiveSettings, LoraSettings, OptimizerSettings, Recipe
 from retbench.cards.task import LengthLimits
-from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
+from retbench.retrievers.ranking import Ranking
 from retbench.training import lora as lora_module
 from retbench.training.contrastive_batches import BatchSampler, ContrastiveBatch, LabelledBatchSource
 from retbench.training.gradient_caching import backward_batch
+from retbench.training.in_training_search import rank_passages
 from retbench.training.losses import contrastive_loss
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
 from retbench.training.train_loop import compute_learning_rate
@@ -170,6 +172,52 @@ def test_the_warm_up_is_logarithmic() -> None:
     assert [compute_learning_rate(linear, step, 100) for step in (5, 10, 55)] == pytest.approx([0.5, 1.0, 0.5])
 
 
+def compute_deepspeed_rate(step: int, rate: float, warmup: int, total: int) -> float:
+    """DeepSpeed's WarmupDecayLR with its default warm-up (`_get_gamma` of its lr_schedules.py), from a rate of zero."""
+    warmup = max(2, warmup)
+    if step < warmup:
+        return rate * math.log(step + 1) / math.log(warmup)
+    return rate * max(0.0, (total - step) / max(1.0, total - warmup))
+
+
+def list_logarithmic_schedules() -> list[tuple[OptimizerSettings, int]]:
+    """The schedules of the papers that train with DeepSpeed, with their steps on MS MARCO; and the shortest warm-up."""
+    llm_ql = catalog.find_recipe("llm-ql")
+    assert llm_ql.query_likelihood
+    shortest = OptimizerSettings(warmup_type="logarithmic", warmup_steps=1)
+    study = [catalog.find_recipe(name).optimizer for name in ("specialized-llms", "specialized-llms-vl")]
+    return [(llm_ql.query_likelihood.optimizer, 1918), (shortest, 7), *((s, 3836) for s in (*study, llm_ql.optimizer))]
+
+
+@pytest.mark.parametrize(("settings", "steps"), list_logarithmic_schedules())
+def test_the_rates_are_those_of_deepspeed(settings: OptimizerSettings, steps: int) -> None:
+    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * steps)
+    ours = [compute_learning_rate(settings, step, steps) for step in range(steps)]
+    assert ours == pytest.approx(
+        [compute_deepspeed_rate(step, settings.learning_rate, warmup, steps) for step in range(steps)]
+    )
+
+
+def test_stage_1_of_llm_ql_reaches_half_of_its_rate_after_a_few_steps() -> None:
+    stage_1 = catalog.find_recipe("llm-ql").query_likelihood
+    assert stage_1
+    assert compute_learning_rate(stage_1.optimizer, 10, 1918) == pytest.approx(0.456e-5, rel=0.01)  # linear: 0.052e-5
+
+
+LOGGED_RATES = {  # step: rate, in the training logs of the comparative study of specialized LLMs (all eight models)
+    10: 4.9999999999999996e-05, 20: 6.505149978319905e-05, 30: 7.385606273598311e-05, 50: 8.494850021680092e-05,
+    90: 9.771212547196623e-05, 100: 9.999999999999999e-05, 110: 9.97591006423983e-05, 120: 9.94914346895075e-05,
+    300: 9.467344753747323e-05,
+}  # fmt: skip
+
+
+def test_the_rates_are_those_in_the_studys_logs() -> None:
+    """A log names the rate that is set after a step, which `metrics.jsonl` gives for that step."""
+    settings = catalog.find_recipe("specialized-llms").optimizer
+    ours = {step: compute_learning_rate(settings, step - 1, 3836) for step in LOGGED_RATES}
+    assert ours == pytest.approx(LOGGED_RATES, rel=1e-9)
+
+
 def write_jsonl(path: Path, *rows: object) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -261,3 +309,23 @@ def test_in_bfloat16_only_frozen_weights_are_bfloat16(folder: Path) -> None:
     )
     assert bfloat16_loss == pytest.approx(exact, abs=0.1)
     assert {g.dtype for g in collect_gradients(encoder).values()} == {torch.float32}
+
+
+def test_search_with_a_model_in_training_halves_what_does_not_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, texts = build_encoder(folder), tiny_models.SENTENCES[:12]
+
+    def search() -> Ranking:
+        return rank_passages(encoder, texts[:3], texts, 5, (16, 24), lambda *_: None)
+
+    expected, encode = search(), TrainableEncoder.encode
+
+    def encode_two(self: TrainableEncoder, tokens: TokenizedTexts) -> torch.Tensor:
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(self, tokens)
+
+    monkeypatch.setattr(TrainableEncoder, "encode", encode_two)
+    for rows, expected_rows in zip(search().rows, expected.rows, strict=True):
+        assert rows.tolist() == expected_rows.tolist()

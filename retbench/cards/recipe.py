@@ -97,7 +97,9 @@ class OptimizerSettings:
     """AdamW and its learning rate.
 
     The rate rises over `warmup_steps` (or over `warmup_ratio` of all steps), then falls to zero by `lr_scheduler_type`.
-    `warmup_type = "logarithmic"` is learning_rate x ln(step + 1) / ln(warmup_steps), as in DeepSpeed's WarmupDecayLR.
+    `warmup_type = "logarithmic"` is learning_rate x ln(step + 1) / ln(warmup_steps) with steps counted from zero,
+    over at least two steps: DeepSpeed's WarmupDecayLR as it is by default. (Its engine sets a rate after a step, so there
+    the next step is the first to use it.)
     `max_grad_norm` clips the gradient; 0 turns clipping off.
     """
 
@@ -138,12 +140,14 @@ class CropSettings:
 class QueryLikelihoodTraining:
     """Stage 1 of llm-ql: predict the query from one bottleneck token behind the document.
 
-    `document` is the template before the bottleneck, which is the tokenizer's end-of-sequence token. With
-    `attention_stop` the query cannot attend to the document itself. `corruption_ratio` of the document's words are
-    replaced by `mask_word`. All weights are trained, by the `optimizer` and `batch` of this table.
+    `document` is the template before the bottleneck, which is the tokenizer's end-of-sequence token. `lengths.document`
+    limits the prompt without the bottleneck (`cut = "tokens"`), or the document before it enters the template (`cut =
+    "text"`). With `attention_stop` the query cannot attend to the document itself. `corruption_ratio` of the document's
+    words are replaced by `mask_word`. All weights are trained, by the `optimizer` and `batch` of this table.
     """
 
     document: str
+    cut: Literal["text", "tokens"] = "text"
     attention_stop: bool = True
     corruption_ratio: float = 0.6
     mask_word: str = "_"

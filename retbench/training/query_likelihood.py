@@ -54,12 +54,13 @@ class QueryLikelihoodModel:
         check_mask_is_obeyed(self.model, self._run_model, self._build_masks)
 
     def tokenize_pairs(self, documents: Sequence[str], queries: Sequence[str]) -> list[QueryLikelihoodRow]:
-        """Pairs as rows; documents are cut before they are put into the template, so the prompt stays complete."""
+        """Pairs as rows. The bottleneck is not counted: it follows the longest prompt too."""
+        settings, lengths = self.settings, self.settings.lengths
         description = ("llm-ql stage 1", "reconstructed", "arXiv 2504.05216", "last")
-        document_method = Method("llm-ql-1", *description, document=self.settings.document, eos=True, cut="text")  # type: ignore[arg-type]  # two of the words are literals
+        document_method = Method("llm-ql-1", *description, document=settings.document, eos=True, cut=settings.cut)  # type: ignore[arg-type]  # two of the words are literals
         query_method = Method("llm-ql-1", *description, eos=True, special_tokens=False)  # type: ignore[arg-type]  # the same
-        lengths = self.settings.lengths
-        heads = PromptTokenizer(self.tokenizer, document_method).tokenize(documents, "document", lengths.document)
+        limit = lengths.document + (settings.cut == "tokens")  # the tokenizer counts the end-of-sequence token
+        heads = PromptTokenizer(self.tokenizer, document_method).tokenize(documents, "document", limit)
         tails = PromptTokenizer(self.tokenizer, query_method).tokenize(queries, "query", lengths.query)
         return [QueryLikelihoodRow(np.append(heads[n], tails[n]), len(heads[n]) - 1) for n in range(len(heads))]
 
@@ -99,7 +100,9 @@ class QueryLikelihoodModel:
 
 
 def corrupt_text(text: str, ratio: float, mask_word: str, seed: tuple[int, ...]) -> str:
-    """The text with about `ratio` of its words replaced; each word is drawn independently."""
+    """The text with about `ratio` of its words replaced; each word is drawn independently, spaces become single."""
+    if ratio == 0:
+        return text
     words = text.split()
     masked = np.random.default_rng(seed).random(len(words)) < ratio
     return " ".join(mask_word if is_masked else word for word, is_masked in zip(words, masked, strict=True))

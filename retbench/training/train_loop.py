@@ -48,15 +48,16 @@ class TrainSchedule:
 
 
 def count_warmup_steps(settings: OptimizerSettings, steps: int) -> int:
-    """Steps over which the learning rate rises."""
-    return settings.warmup_steps or math.ceil(settings.warmup_ratio * steps)
+    """Steps over which the learning rate rises; DeepSpeed's logarithmic warm-up has at least two."""
+    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * steps)
+    return max(2, warmup) if settings.warmup_type == "logarithmic" else warmup
 
 
 def compute_learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
     """The learning rate of a step, counted from zero: warm-up, then decay to zero at the end."""
     warmup = count_warmup_steps(settings, steps)
     if step < warmup:
-        logarithmic = settings.warmup_type == "logarithmic" and warmup > 1
+        logarithmic = settings.warmup_type == "logarithmic"
         share = math.log(step + 1) / math.log(warmup) if logarithmic else step / warmup
         return settings.learning_rate * share
     remaining = (steps - step) / max(1, steps - warmup)

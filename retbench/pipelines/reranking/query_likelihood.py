@@ -53,10 +53,12 @@ class QueryLikelihoodSpec:
     def describe(self) -> dict[str, Any]:
         """Return the weights, the document template, the attention and the lengths."""
         settings = self.training_settings
+        cut = {"cut": settings.cut} if settings.cut != "text" else {}  # absent in records from before the field
         return {
             "weights": self.model.weights.fingerprint,
             "dtype": "float32",
             "document": settings.document,
+            **cut,
             "attention_stop": settings.attention_stop,
             "lengths": asdict(settings.lengths),
         }
