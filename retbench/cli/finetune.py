@@ -54,7 +54,7 @@ def finetune(
     """Train a model by a recipe; use the result by its name, as any other model."""
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import format_command_line
-    from retbench.pipelines.finetuning import choose_recipe
+    from retbench.pipelines.finetuning import choose_recipe, next_command
     from retbench.training.training_data import TrainingRequest
 
     if export not in (None, "sentence-transformers"):
@@ -69,9 +69,11 @@ def finetune(
     request = TrainingRequest(dataset, model, name, out, split, eval_task, export, trackers, resume, force,
                               command=format_command_line(), **output)  # fmt: skip
     if objective == choose_recipe.ADAPTOR:
-        _print_facts(_finetune_adaptor(request, recipe, changes), as_json)
-        return
-    facts = _finetune_encoder(request, recipe, objective, changes, dry_run)
+        facts = _finetune_adaptor(request, recipe, changes)
+    else:
+        facts = _finetune_encoder(request, recipe, objective, changes, dry_run)
+    if facts and not dry_run:
+        facts["next"] = next_command.format_evaluation_command(facts["model"], dataset)
     if facts:
         _print_facts(facts, as_json)
 

@@ -303,5 +303,4 @@ def summarize_adaptor(card: ModelCard) -> dict[str, Any]:
     run = card.training.run
     facts = {key: run[key] for key in ("alpha", "beta", "steps", "queries", "before", "after", "p", "helps")}
     verdict = "it helps" if run["helps"] else "it does not help"
-    next_command = f"retbench run --model {card.name} --task {card.training.data['set']}"
-    return {"model": card.name, "folder": card.weights.path, "verdict": verdict, **facts, "next": next_command}
+    return {"model": card.name, "folder": card.weights.path, "verdict": verdict, **facts}

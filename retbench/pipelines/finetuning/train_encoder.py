@@ -23,7 +23,6 @@ from retbench.training import (
     distributed,
     fsdp,
     hard_negatives,
-    hub_datasets,
     in_training_search,
     lora,
     save_model,
@@ -156,9 +155,8 @@ def load_parent(request: TrainingRequest, recipe: Recipe, card: ModelCard) -> Pa
 def load_encoder(folder: Path, recipe: Recipe) -> TrainableEncoder:
     """The model in memory, with adapters where the recipe has them, sharded where it asks for that."""
     prompt_tokenizer = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
-    model = lora.prepare_for_training(lora.load_model(folder, recipe).to(get_device()), recipe)
-    if recipe.sharding == "fsdp":
-        model = fsdp.shard_model(model)
+    model = lora.prepare_for_training(lora.load_model(folder, recipe), recipe)
+    model = fsdp.shard_model(model, get_device()) if recipe.sharding == "fsdp" else model.to(get_device())
     return TrainableEncoder(model, prompt_tokenizer, recipe, backbone.is_causal(folder), get_device())
 
 
@@ -174,12 +172,9 @@ def build_labelled_source(training_set: TrainingSet, encoder: TrainableEncoder) 
 
 def build_crop_source(request: TrainingRequest, encoder: TrainableEncoder) -> tuple[BatchSource, dict[str, Any]]:
     """Batches of random crops for llm2ir, and the description of their texts."""
-    recipe = encoder.recipe
-    if recipe.crops is None:
-        raise UsageError("objective llm2ir needs a [crops] table", "add a [crops] table to the recipe")
     name, fingerprint, texts = training_data.load_unlabelled_texts(request)
     tokenizer = encoder.prompt_tokenizer.tokenizer
-    source = CropBatchSource.build(texts, tokenizer, recipe.crops, recipe.contrastive, recipe.seed)
+    source = CropBatchSource.build(texts, tokenizer, encoder.recipe)
     request.log_status(
         f"{name}: {len(source):,} of {len(texts):,} texts are long enough for crops; labels are not used"
     )
@@ -332,9 +327,7 @@ def summarize_training(card: ModelCard) -> dict[str, Any]:
     """The new model in a few facts."""
     if card.training is None or card.weights is None:
         raise DataError(f"{card.name} was not trained by retbench", "name a folder that `finetune` wrote")
-    run, dataset = card.training.run, card.training.data["set"]
-    hub_set = hub_datasets.HUB_SETS.get(dataset)
-    measured = f"--suite {hub_set.suite}" if hub_set else f"--task {dataset}"
+    run = card.training.run
     return {
         "model": card.name,
         "folder": card.weights.path,
@@ -342,5 +335,4 @@ def summarize_training(card: ModelCard) -> dict[str, Any]:
         "seconds": round(run["seconds"], 1),
         "tokens": run["tokens"],
         "data": card.training.data,
-        "next": f"retbench run --model {card.name} {measured}",
     }
