@@ -301,7 +301,7 @@ def test_a_nan_loss_stops_names_the_batch_and_keeps_the_checkpoint(train: TrainM
 
 
 def test_a_model_too_big_is_refused_before_loading(train: TrainModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost_estimate, "_get_free_bytes", lambda: 1000.0)
+    monkeypatch.setattr(cost_estimate, "_get_free_bytes_per_process", lambda: 1000.0)
     with pytest.raises(ResourceError, match=r"0\.0 GB are free"):
         train()
 
@@ -331,6 +331,22 @@ def test_another_recipe_cannot_resume_in_a_folder(train: TrainModel, tmp_path: P
     (tmp_path / "pupil" / "card.toml").unlink()
     with pytest.raises(DataError, match="begun with another recipe"):
         train(resume=True, seed=3)
+
+
+def test_a_training_begun_before_a_recipe_field_existed_can_be_resumed(train: TrainModel, tmp_path: Path) -> None:
+    train()
+    (tmp_path / "pupil" / "card.toml").unlink()
+    plan_file = tmp_path / "pupil" / "plan.json"
+    plan = json.loads(plan_file.read_text())
+    for table, field in (("optimizer", "warmup_type"), ("contrastive", "mask_known_positives"), ("method", "layer")):
+        del plan["recipe"][table][field]
+    del plan["recipe"]["teacher"]
+    del plan["recipe"]["listwise"]
+    plan_file.write_text(json.dumps(plan))
+    assert train(resume=True).name == "pupil"
+    (tmp_path / "pupil" / "card.toml").unlink()
+    with pytest.raises(DataError, match="begun with another recipe"):  # the old training had the default
+        train(resume=True, optimizer=OptimizerSettings(1e-2, num_train_epochs=4, warmup_type="logarithmic"))
 
 
 def run_command(*words: object) -> Any:
@@ -367,7 +383,9 @@ def test_a_dry_run_with_many_processes_equals_that_of_one(
         (("--recipe", "quick", "--set", "batch.train_batch_size=3"), 2, "a multiple of contrastive_batch_size"),
         (("--recipe", "quick", "--objective", "llm2ir"), 2, "has objective contrastive"),
         (("--recipe", "quick", "--export", "onnx"), 2, "known: sentence-transformers"),
-        (("--recipe", "quick", "--set", 'lora.target_modules=["nothing"]'), 4, "name some of: .*q_proj"),
+        (("--recipe", "quick", "--set", 'lora.target_modules=["nothing"]'), 4, "named nothing(?s:.)*q_proj"),
+        (("--recipe", "quick", "--set", 'lora.target_modules=["q_proj","nothing"]'), 4, "named nothing(?s:.)*all-linear"),
+        (("--recipe", "quick", "--set", "lora.target_modules=q_proj"), 2, "expected a list"),
         (("--recipe", "nowhere.toml"), 3, "no recipe at nowhere.toml"),
     ],
 )
@@ -419,21 +437,6 @@ def test_recipe_fields_are_overridden_by_dotted_path() -> None:
     assert (recipe.seed, recipe.optimizer.learning_rate, recipe.lora) == (3, 1e-3, None)
     with pytest.raises(RetbenchError, match="no option 'optimzer'"):
         apply_recipe_options(recipe, {"optimzer.learning_rate": "1"})
-
-
-def test_random_crops_need_no_labels(train: TrainModel, tmp_path: Path) -> None:
-    from retbench.cards.recipe import CropSettings
-
-    pantry = small_collection.write_folder(tmp_path / "pantry")
-    card = train(
-        of=pantry,
-        objective="llm2ir",
-        crops=CropSettings(min_tokens=3),
-        contrastive=replace(RECIPE.contrastive, hard_negatives=1),
-    )
-    assert card.training
-    assert card.training.data["labels"] is False
-    assert card.training.data["texts"] == 19  # all texts except the empty one
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

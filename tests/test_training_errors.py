@@ -47,7 +47,28 @@ def test_a_model_too_big_for_memory_suggests_what_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, free: float, step: str
 ) -> None:
     folder = tiny_models.build_model(tmp_path / "tiny")
-    monkeypatch.setattr(cost_estimate, "_get_free_bytes", lambda: free)
+    monkeypatch.setattr(cost_estimate, "_get_free_bytes_per_process", lambda: free)
     with pytest.raises(ResourceError, match="are free") as caught:
         cost_estimate.check_memory(folder, RECIPE if lora else replace(RECIPE, lora=None))
     assert step in caught.value.next_step
+
+
+def test_processes_that_share_the_weights_share_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_models.build_model(tmp_path / "tiny")
+    needed = cost_estimate.count_parameters(folder) * cost_estimate.BYTES_PER_TRAINED_WEIGHT
+    recipe = replace(RECIPE, lora=None)
+    monkeypatch.setattr(cost_estimate, "_get_free_bytes_per_process", lambda: needed / 3)
+    monkeypatch.setattr(cost_estimate.distributed, "get_world_size", lambda: 4)
+    cost_estimate.check_memory(folder, replace(recipe, sharding="fsdp"))
+    with pytest.raises(ResourceError, match=r"are free$"):
+        cost_estimate.check_memory(folder, recipe)
+    monkeypatch.setattr(cost_estimate.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ResourceError, match=r"are free on 2 devices$"):
+        cost_estimate.check_memory(folder, replace(recipe, sharding="fsdp"))
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_estimate.os, "sysconf", lambda _: 10_000)
+    monkeypatch.setattr(cost_estimate, "_get_page_cache_bytes", lambda: 0.0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cost_estimate._get_free_bytes_per_process() == 10_000 * 10_000 / 4

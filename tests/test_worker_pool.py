@@ -122,7 +122,7 @@ class FakeWorker:
         tell(order.task.batch_sizes[0], 1)
         if len(self.orders) - 1 == self.dies_at:
             self.died.set()
-            raise LostWorkerError("worker x ended with exit code -9")
+            return LostWorkerError("worker x ended with exit code -9")
         if self.answer:
             return self.answer
         assert order.destination
@@ -174,6 +174,33 @@ def test_the_shards_of_a_dead_worker_are_reassigned(tmp_path: Path, caplog: pyte
     assert sum(done for done, _ in seen) == ROWS  # the progress of the dead worker's shard is taken back
     assert {total for _, total in seen} == {ROWS}
     assert ShardStore(tmp_path / "s").read_manifest() == {"peak_memory_mb": 7.0, "workers": 2}
+
+
+@dataclass(frozen=True)
+class FailingTask:
+    """A work item whose device fails."""
+
+    message: str
+
+    def raise_error(self, *_: Any) -> None:
+        raise RuntimeError(self.message)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_lost"),
+    [
+        ("CUDA error: an illegal memory access was encountered\nCompile with ...", True),
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("CUDA error: out of memory", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_a_worker_whose_gpu_fails_is_lost(monkeypatch: pytest.MonkeyPatch, message: str, is_lost: bool) -> None:
+    state = worker_pool.WorkerState(1)
+    monkeypatch.setattr(state, "_run_item", FailingTask(message).raise_error)
+    result = state.run(None)  # type: ignore[arg-type]  # the item is not read
+    assert isinstance(result, LostWorkerError) is is_lost
+    assert isinstance(result, Exception)
 
 
 def test_shards_are_returned_in_order(tmp_path: Path) -> None:

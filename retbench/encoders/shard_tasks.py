@@ -4,7 +4,6 @@ A `ShardTask` is a value without a reference to its collection. This process, an
 compute it by the same code; on CPUs the vectors are bit-identical where the number of threads is that of the plan.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from retbench.engines import memory
 from retbench.engines.device import get_device
 from retbench.errors import BadVectorError, ResourceError, ShardNotWrittenError
 from retbench.store.shard_store import ShardStore, VectorBlock
-
-log = logging.getLogger(__name__)
 
 OnBatch = Callable[[int, int], None]  # texts and tokens just computed
 
@@ -198,26 +195,15 @@ def measure_encoder(encoder: DenseEncoder, longest: TokenizedTexts, max_tokens: 
 def compute_shard(encoder: DenseEncoder, task: ShardTask, on_batch: OnBatch) -> ComputedShard:
     """Encode the batches of a shard. A batch that runs out of memory is split in halves, as often as needed."""
     memory.set_thread_count(task.threads)
-    started, split_batches, parts = time.perf_counter(), 0, []
-    waiting = _list_batches(task)[::-1]
-    while waiting:
-        positions = waiting.pop()
-        batch, vectors = task.tokens.select(positions), None
-        try:
-            vectors = encoder.encode(batch)
-        except (RuntimeError, MemoryError) as problem:
-            _require_splittable(problem, batch, task.role)
-        if vectors is None:  # outside of `except`, whose traceback holds the memory of the failed batch
-            memory.release_gpu_cache()
-            waiting += np.array_split(positions, 2)[::-1]
-            split_batches += 1
-            continue
-        _check_vectors(task.rows[positions], vectors)
-        parts.append(vectors)
-        on_batch(len(positions), len(batch.flat))
+    started, parts = time.perf_counter(), []
+    for positions in _list_batches(task):
+        for part, vectors in memory.compute_in_halves(positions, lambda rows: _encode_rows(encoder, task, rows)):
+            _check_vectors(task.rows[part], vectors)
+            parts.append(vectors)
+            on_batch(len(part), int(task.tokens.lengths[part].sum()))
     seconds = time.perf_counter() - started
     block = VectorBlock(task.rows, np.concatenate(parts))
-    return ComputedShard(task.shard, block, len(task.tokens.flat), seconds, split_batches)
+    return ComputedShard(task.shard, block, len(task.tokens.flat), seconds, len(parts) - len(task.batch_sizes))
 
 
 def _list_batches(task: ShardTask) -> list[np.ndarray]:
@@ -225,16 +211,17 @@ def _list_batches(task: ShardTask) -> list[np.ndarray]:
     return np.split(np.arange(len(task.rows)), np.cumsum(task.batch_sizes)[:-1])
 
 
-def _require_splittable(problem: Exception, batch: TokenizedTexts, role: Role) -> None:
-    """Raise the error again unless memory ran out and the batch can be split."""
-    if not memory.is_out_of_memory(problem):
-        raise problem
-    if len(batch) == 1:
+def _encode_rows(encoder: DenseEncoder, task: ShardTask, positions: np.ndarray) -> np.ndarray:
+    batch = task.tokens.select(positions)
+    try:
+        return encoder.encode(batch)
+    except (RuntimeError, MemoryError) as problem:
+        if len(batch) > 1 or not memory.is_out_of_memory(problem):
+            raise
         raise ResourceError(
-            f"one {role} of {len(batch.flat)} tokens does not fit into memory beside the model",
+            f"one {task.role} of {len(batch.flat)} tokens does not fit into memory beside the model",
             "give a smaller --set max_length, --set dtype=bfloat16, or RETBENCH_DEVICE=cpu",
         ) from problem
-    log.warning("out of memory at %d texts, %d tokens: run in two halves", len(batch), len(batch.flat))
 
 
 def write_computed_shard(shard: ComputedShard, store: ShardWriter) -> VectorBlock:

@@ -33,6 +33,12 @@ def has_fast_bf16() -> bool:
     return bool(flags & FAST_BF16_FLAGS)
 
 
+def is_device_failure(problem: BaseException) -> bool:
+    """Whether a GPU failed (illegal access, ECC error, lost from the bus); CUDA is then unusable in this process."""
+    message = str(problem)
+    return "CUDA error" in message and "out of memory" not in message
+
+
 @dataclass(frozen=True)
 class DtypeChoice:
     """The dtype of a model on this machine, and who chose it."""

@@ -1,15 +1,22 @@
-"""Memory: peak use since the last reset, how many tokens fit, and the errors that mean out of memory."""
+"""Memory: peak use since the last reset, how many tokens fit, and what to do when it runs out."""
 
 import ctypes
+import logging
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from retbench.engines.device import get_device
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FREE_SHARE = 0.2  # of the GPU's memory, for fragmentation and other processes
@@ -105,6 +112,27 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(
         message in str(problem) for message in OUT_OF_MEMORY_MESSAGES
     )
+
+
+def compute_in_halves(rows: np.ndarray, compute: Callable[[np.ndarray], Result]) -> Iterator[tuple[np.ndarray, Result]]:
+    """Yield each part of `rows` with its result. A part that runs out of memory is split in halves, as often as needed.
+
+    If one row alone runs out of memory, its error is raised.
+    """
+    waiting = [rows]
+    while waiting:
+        part = waiting.pop()
+        try:
+            result = compute(part)
+        except (RuntimeError, MemoryError) as problem:
+            if len(part) == 1 or not is_out_of_memory(problem):
+                raise
+            waiting += np.array_split(part, 2)[::-1]
+        else:
+            yield part, result
+            continue
+        log.warning("out of memory at %d texts: they run in two halves", len(part))
+        release_gpu_cache()  # outside of `except`, whose traceback holds the memory of the failed part
 
 
 def release_gpu_cache() -> None:

@@ -22,7 +22,7 @@ from torch import nn
 
 from retbench.errors import DataError, ResourceError, convert_to_resource_error
 from retbench.store.shard_store import flush_to_disk
-from retbench.training.fsdp import gather_tensor, shard_like
+from retbench.training.fsdp import gather_for_saving, shard_like
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,12 @@ def _write_files(folder: Path, tensors: dict[str, torch.Tensor], progress: Train
 def collect_state(
     weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, torch.Tensor]:
-    """Trained weights and the optimizer's moments, gathered if they are sharded; every process must call this."""
-    tensors = {f"weight:{name}": gather_tensor(weight.detach()).contiguous() for name, weight in weights.items()}
+    """Trained weights and the optimizer's moments for process 0, which writes them; every process must call this."""
     moments = optimizer.state if optimizer else {}
+    tensors = [(f"weight:{name}", weight) for name, weight in weights.items()]
     for name, weight in weights.items():
-        for moment, value in moments.get(weight, {}).items():
-            tensors[f"{moment}:{name}"] = gather_tensor(value).contiguous()
-    return tensors
+        tensors += [(f"{moment}:{name}", value) for moment, value in moments.get(weight, {}).items()]
+    return {name: tensor.contiguous() for name, tensor in gather_for_saving(tensors).items()}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

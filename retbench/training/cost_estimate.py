@@ -1,18 +1,17 @@
 """What a training will take: memory by the size of the weights, time by a short measurement."""
 
 import itertools
-import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from retbench.cards.recipe import Recipe
 from retbench.engines.device import get_device
 from retbench.engines.memory import get_peak_memory_mb
+from retbench.engines.weight_sizes import BYTES_PER_TRAINED_WEIGHT, BYTES_PER_WEIGHT, count_parameters
 from retbench.errors import ResourceError
 from retbench.training import distributed
 from retbench.training.contrastive_batches import BatchSampler
@@ -20,8 +19,6 @@ from retbench.training.contrastive_objective import ContrastiveObjective
 
 MEASURED_SECONDS = 4.0
 SAMPLED_BATCHES = 8  # batches that are tokenized to estimate the length of texts
-BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
-BYTES_PER_TRAINED_WEIGHT = 16  # the float32 weight, its gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,9 @@ class TrainingEstimate:
 
 
 def check_memory(folder: Path, recipe: Recipe) -> None:
-    """Refuse a model whose weights do not fit into memory, before anything is loaded."""
-    count, free_bytes = count_parameters(folder), _get_free_bytes()
+    """Refuse a model whose weights do not fit into memory, before anything is loaded. Shards share the weights."""
+    shards = distributed.get_world_size() if recipe.sharding == "fsdp" else 1
+    count, free_bytes = count_parameters(folder), _get_free_bytes_per_process() * shards
     needed_bytes = count * (BYTES_PER_WEIGHT[recipe.dtype] if recipe.lora else BYTES_PER_TRAINED_WEIGHT)
     if needed_bytes < free_bytes:
         return
@@ -51,26 +49,20 @@ def check_memory(folder: Path, recipe: Recipe) -> None:
     next_step = f"use a model of at most {largest / 1e9:.2f} billion weights"
     if not recipe.lora and count * BYTES_PER_WEIGHT["bfloat16"] < free_bytes:
         next_step = 'train adapters instead of all weights ([lora], dtype = "bfloat16"), or ' + next_step
+    where = f" on {shards} devices" if shards > 1 else ""
     raise ResourceError(
         f"training {count / 1e9:.2f} billion weights needs {needed_bytes / 1e9:.1f} GB and "
-        f"{free_bytes / 1e9:.1f} GB are free",
+        f"{free_bytes / 1e9:.1f} GB are free{where}",
         next_step,
     )
 
 
-def count_parameters(folder: Path) -> int:
-    """The number of weights in a folder, from the file headers alone."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  # no dict
-    return total
-
-
-def _get_free_bytes() -> float:
+def _get_free_bytes_per_process() -> float:
+    """Free memory of this process's GPU, or its part of the machine's memory."""
     if get_device().type == "cuda":
         return float(torch.cuda.mem_get_info()[0])
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) + _get_page_cache_bytes()
+    free_bytes = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) + _get_page_cache_bytes()
+    return free_bytes / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
 
 
 def _get_page_cache_bytes() -> float:

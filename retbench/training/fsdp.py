@@ -4,7 +4,7 @@ All processes gather a block together when it computes. So they must all run the
 process with fewer texts runs extra passes that add nothing.
 """
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from retbench.training import distributed
 
 
-def shard_model(model: nn.Module) -> nn.Module:
-    """Shard a model's weights block by block; one process alone shards nothing."""
+def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Shard a model's weights over the devices of all processes; one process alone shards nothing.
+
+    The model comes from the CPU. Each block is moved and sharded before the next one, so the whole model never has to
+    fit on one device.
+    """
     if distributed.get_world_size() == 1:
-        return model
+        return model.to(device)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    kind = next(model.parameters()).device.type
-    mesh = init_device_mesh(kind, (distributed.get_world_size(),))
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     blocks = max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -47,11 +50,22 @@ def shard_like(tensor: Tensor, weight: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements)
 
 
-def gather_state(model: nn.Module) -> dict[str, Any] | None:
+def gather_for_saving(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Full tensors in the memory of process 0, which writes them; every process must call this.
+
+    One tensor after the other is gathered, so a device needs room for the largest one, not for all.
+    """
+    gathered = {}
+    for name, tensor in tensors:
+        full = gather_tensor(tensor.detach())
+        if distributed.get_rank() == 0:
+            gathered[name] = full.cpu() if isinstance(tensor, DTensor) else full
+    return gathered
+
+
+def gather_state(model: nn.Module) -> dict[str, Tensor] | None:
     """All weights for saving, or None if the model is not sharded; every process must call this."""
-    if not is_sharded(model):
-        return None
-    return {name: gather_tensor(value.detach()).cpu() for name, value in model.state_dict().items()}
+    return gather_for_saving(model.state_dict().items()) if is_sharded(model) else None
 
 
 def count_max_passes(count: int) -> int:

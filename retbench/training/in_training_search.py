@@ -1,15 +1,19 @@
 """Search with a model in training: to mine hard negatives before the first step, and to evaluate during training."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from retbench.cards.method import Role
 from retbench.encoders.pooling import scale_for_similarity
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.engines.memory import compute_in_halves
 from retbench.retrievers.exact_search import search_exactly
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
+from retbench.training.fsdp import is_sharded
 from retbench.training.hard_negatives import Ranker
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
 
@@ -50,12 +54,25 @@ def iterate_embeddings(
     for start in range(0, len(texts), TEXTS_PER_CHUNK):
         tokens = encoder.prompt_tokenizer.tokenize(texts[start : start + TEXTS_PER_CHUNK], role, limit)
         vectors: np.ndarray | None = None
-        for rows in split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens):
-            states = encoder.encode(tokens.select(rows))
-            scaled = scale_for_similarity(states, encoder.recipe.method.similarity).cpu().numpy()
-            vectors = np.empty((len(tokens), scaled.shape[1]), np.float32) if vectors is None else vectors
-            vectors[rows] = scaled
-            advance(len(rows), len(texts))
+        for pass_rows in split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens):
+            for rows, scaled in _encode_pass(encoder, tokens, pass_rows):
+                vectors = np.empty((len(tokens), scaled.shape[1]), np.float32) if vectors is None else vectors
+                vectors[rows] = scaled
+                advance(len(rows), len(texts))
         if vectors is not None:
             yield VectorBlock(np.arange(start, start + len(vectors)), vectors)
     encoder.model.train(was_training)
+
+
+def _encode_pass(
+    encoder: TrainableEncoder, tokens: TokenizedTexts, rows: np.ndarray
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """The vectors of a pass. It is never split if weights are sharded: all processes must run the same passes."""
+    if is_sharded(encoder.model):
+        return [(rows, _encode_rows(encoder, tokens, rows))]
+    return compute_in_halves(rows, partial(_encode_rows, encoder, tokens))
+
+
+def _encode_rows(encoder: TrainableEncoder, tokens: TokenizedTexts, rows: np.ndarray) -> np.ndarray:
+    vectors = encoder.encode(tokens.select(rows))
+    return scale_for_similarity(vectors, encoder.recipe.method.similarity).cpu().numpy()

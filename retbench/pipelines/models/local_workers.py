@@ -91,11 +91,12 @@ class ProcessWorker:
             self.pipe.send(item)
             while isinstance(message := self.pipe.recv(), tuple):
                 on_batch(*message)
-        except (EOFError, OSError) as problem:
+        except (EOFError, OSError):
             self.process.join()
-            cause = f"worker {self.slot.number} ended with exit code {self.process.exitcode}"
-            raise LostWorkerError(cause) from problem
+            return LostWorkerError(f"worker {self.slot.number} ended with exit code {self.process.exitcode}")
         result: WorkResult | Exception = message
+        if isinstance(result, LostWorkerError):
+            self.close()  # its device stays unusable in this process
         return result
 
     def wait_for_restart(self) -> bool:

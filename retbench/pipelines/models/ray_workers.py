@@ -84,8 +84,10 @@ class RayWorker:
             self.ray.exceptions.RayActorError,
             self.ray.exceptions.NodeDiedError,
             self.ray.exceptions.WorkerCrashedError,
-        ) as problem:
-            raise LostWorkerError(f"worker {self.number} on the cluster died") from problem
+        ):
+            return LostWorkerError(f"worker {self.number} on the cluster died")
+        if isinstance(result, LostWorkerError):
+            self.ray.kill(self.actor, no_restart=False)  # its device stays unusable in this process
         if isinstance(item.task, ShardTask) and isinstance(result, WorkResult):
             on_batch(len(item.task.rows), len(item.task.tokens.flat))
         return result

@@ -30,6 +30,7 @@ from retbench.encoders.shard_tasks import (
     write_computed_shard,
 )
 from retbench.engines import fingerprints, memory, weights
+from retbench.engines.device import is_device_failure
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import (
     BadVectorError,
@@ -93,6 +94,10 @@ class WorkResult:
     peak_mb: float
 
 
+class LostWorkerError(Exception):
+    """A worker died or its device failed; the text states how."""
+
+
 @dataclass
 class WorkerState:
     """The state of one worker, in its process: the last model stays loaded."""
@@ -112,6 +117,8 @@ class WorkerState:
         except (RetbenchError, BadVectorError) as problem:
             return problem
         except Exception as problem:  # noqa: BLE001  the pool raises it
+            if is_device_failure(problem):
+                return LostWorkerError(f"a device failed ({str(problem).splitlines()[0]})")
             return convert_to_resource_error(problem) or RuntimeError(f"in a worker:\n{traceback.format_exc()}")
 
     def _run_item(self, item: WorkItem, on_batch: OnBatch) -> EncoderProfile | None:
@@ -131,15 +138,11 @@ class WorkerState:
         return self.model.load_encoder(item.spec)
 
 
-class LostWorkerError(Exception):
-    """A worker died; the text states how."""
-
-
 class Worker(Protocol):
     """A worker as the pool uses it."""
 
     def run(self, item: WorkItem, on_batch: OnBatch) -> WorkResult | Exception:
-        """Run an item and wait for its result; raise LostWorkerError if the worker died."""
+        """Run an item and wait for its result; return LostWorkerError if the worker died or its device failed."""
         ...
 
     def wait_for_restart(self) -> bool:
@@ -192,11 +195,10 @@ class WorkerPool:
                     "were they out of memory? give fewer --devices and run the same command: finished shards are kept",
                 )
             progress = _SharedProgress(on_batch, self.lock)
-            try:
-                result = worker.run(item, progress)
-            except LostWorkerError as lost:
+            result = worker.run(item, progress)
+            if isinstance(result, LostWorkerError):
                 progress.take_back()
-                self._handle_lost_worker(worker, lost)
+                self._handle_lost_worker(worker, result)
                 continue
             self.idle.put(worker)
             if isinstance(result, Exception):
