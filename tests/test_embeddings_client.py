@@ -101,6 +101,47 @@ def test_permanent_errors_are_not_retried(
     assert len(server.requests) == 1
 
 
+LOGIN_PAGE = b"\n<!doctype html><html><head><title>Sign in\n to Corp</title></head><body>password</body></html>"
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_web_page_is_named_at_once(server: local_server.LocalServer, waits: list[float], status: int) -> None:
+    server.faults = [lambda body: (status, {"Content-Type": "text/html"}, LOGIN_PAGE)]
+    with pytest.raises(UsageError, match=r"web page \('Sign in to Corp'\)") as caught:
+        build_client(waits).embed_texts(TEXTS)
+    assert "login" in caught.value.next_step
+    assert (len(server.requests), waits) == (1, [])
+
+
+def test_a_web_page_of_an_overloaded_server_is_transient(server: local_server.LocalServer, waits: list[float]) -> None:
+    server.faults = [lambda body: (502, {}, b"<html><title>Bad Gateway</title></html>")]
+    assert len(build_client(waits).embed_texts(TEXTS)) == len(TEXTS)
+    assert waits == [0.5]
+
+
+def test_an_address_without_a_version_is_named_at_once(
+    server: local_server.LocalServer, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETBENCH_ENDPOINT", server.address.removesuffix("/v1"))
+    server.faults = [local_server.answer_with_error(404, '{"detail": "Not Found"}')]
+    with pytest.raises(UsageError, match="answered 404") as caught:
+        build_client(waits).embed_texts(TEXTS)
+    assert caught.value.next_step == "set RETBENCH_ENDPOINT to the address of the server's API, which ends in /v1"
+    assert waits == []
+
+
+def test_a_model_of_a_server_needs_no_card_and_no_slash(
+    server: local_server.LocalServer, task: Path, out: Path
+) -> None:
+    line = ("run", "--model", "Text-Embedding-3-small", "--engine", "endpoint", "--task", task, "--out", out)
+    (cell,) = run_cells(*line)
+    assert (cell["model"], cell["status"]) == ("Text-Embedding-3-small", "done")
+    assert {body["model"] for body in server.requests} == {"Text-Embedding-3-small"}
+    answer = run_command("run", "--model", "Text-Embedding-3-small", "--task", task, "--out", out)
+    assert answer.exit_code == 2
+    assert "there is no model called" in answer.output
+
+
 def test_a_changed_vector_width_is_an_error(server: local_server.LocalServer, waits: list[float]) -> None:
     endpoint = build_client(waits)
     endpoint.embed_texts(["x"])
@@ -185,9 +226,8 @@ def test_a_dry_run_sends_no_request(server: local_server.LocalServer, task: Path
 def test_a_method_the_endpoint_does_not_support_is_skipped(
     server: local_server.LocalServer, task: Path, out: Path, method: str
 ) -> None:
-    (cell,) = run_cells(
-        "run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--method", method
-    )
+    line = ("run", "--model", "a/b", "--engine", "endpoint", "--task", task, "--out", out, "--method", method, "--json")
+    (cell,) = json.loads(run_command(*line).stdout)
     assert cell["status"] == "skipped"
     assert "which the engine endpoint does not support" in cell["error"]
 
@@ -198,7 +238,9 @@ def test_a_method_the_endpoint_does_not_support_is_skipped(
         ("endpiont", "no engine called"),
         ("endpoint:tries=3", "renamed to 'max_attempts'"),
         ("endpoint:max_attemps=3", "no option 'max_attemps'"),
-        ("vllm:max_attempts=3", "takes no options"),
+        ("vllm:max_attempts=3", "the engine vllm has no option 'max_attempts'"),
+        ("endpoint:tensor_parallel_size=2", "the engine endpoint has no option"),
+        ("transformers:timeout=3", "the engine transformers has no option"),
     ],
 )
 def test_a_wrong_engine_is_a_usage_error(engine: str, message: str) -> None:
@@ -209,3 +251,12 @@ def test_a_wrong_engine_is_a_usage_error(engine: str, message: str) -> None:
 def test_retries_and_timeouts_are_not_in_the_settings_id() -> None:
     assert parse_engine("endpoint:max_attempts=9,model=m,timeout=3").settings_name == "endpoint:model=m"
     assert json.dumps(parse_engine("transformers").settings_name) == '"transformers"'
+
+
+def test_options_of_vllm_have_its_own_names() -> None:
+    engine = parse_engine("vllm:tensor_parallel_size=2,gpu_memory_utilization=0.8,enforce_eager=true")
+    assert engine.vllm_options == {
+        "tensor_parallel_size": 2, "gpu_memory_utilization": 0.8, "enforce_eager": True,
+    }  # fmt: skip
+    assert engine.settings_name == "vllm:enforce_eager=True,tensor_parallel_size=2"  # memory changes no vector
+    assert parse_engine("vllm").vllm_options == {}

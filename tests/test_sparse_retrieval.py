@@ -1,5 +1,6 @@
 """The sparse half of PromptReps against the full language model; inverted index and fusion against plain loops."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -146,8 +147,9 @@ def test_a_model_without_logits_fails_with_a_reason(task: Path, out: Path, tmp_p
 @pytest.mark.parametrize("change", ["vector_dtype=fp16", "dimensions=8"])
 def test_sparse_rows_are_not_compressed(model: Path, task: Path, out: Path, change: str) -> None:
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "promptreps-hybrid")
-    (cell,) = run_cells(*line, "--set", change)
-    assert cell["status"] == "skipped"
+    answer = run_command(*line, "--set", change, "--json")
+    (cell,) = json.loads(answer.stdout)
+    assert (cell["status"], answer.exit_code) == ("skipped", 2)
     assert "stores term weights" in cell["error"]
 
 

@@ -178,6 +178,12 @@ def find_model_card(argument: str) -> ModelCard:
     return ModelCard(name=argument.lower(), weights=WeightsSource(source="hub", repo=argument))
 
 
+def find_served_model_card(argument: str) -> ModelCard:
+    """Find the card of a model on a server; a name without a card is the server's own name for it."""
+    has_card = _is_path(argument) or "/" in argument or argument in load_model_cards()
+    return find_model_card(argument) if has_card else ModelCard(name=argument)
+
+
 def _find_model_at(path: Path) -> ModelCard:
     if not path.exists():
         raise MissingError(f"there is no model at {path}", "give a Hugging Face folder or a GGUF file")

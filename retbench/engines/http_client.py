@@ -2,20 +2,24 @@
 
 The address is RETBENCH_ENDPOINT (including /v1), the key RETBENCH_ENDPOINT_KEY. Both come only from the environment and
 are never written to a file. Transient errors are retried with growing waits: no answer, an incomplete answer, 429, 5xx.
-Permanent errors stop the run: a wrong key, a refused request.
+Permanent errors stop the run: a wrong key, a refused request, a web page in place of an answer.
 """
 
+import http
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from retbench.cards.engine import Engine
+from retbench.engines.http_request import MAX_ERROR_BYTES, AnswerTooLongError, StatusError, read_answer
 from retbench.errors import MissingError, ResourceError, UsageError, redact_secrets
 
 T = TypeVar("T")
@@ -41,9 +45,30 @@ def get_endpoint_address() -> str:
         raise MissingError(
             "no endpoint address is set", f"set {ADDRESS_VARIABLE}, for example to http://localhost:8000/v1"
         )
-    if not address.startswith(("http://", "https://")):
+    host = _find_host(address)
+    if not host or not address.startswith(("http://", "https://")):
         raise UsageError(f"{ADDRESS_VARIABLE} is not a web address", "it must start with http:// or https://")
+    if "@" in host:
+        raise UsageError(
+            f"{ADDRESS_VARIABLE} has a user name or password", f"leave it out, and give the key in {KEY_VARIABLE}"
+        )
     return address.rstrip("/")
+
+
+def _find_host(address: str) -> str:
+    """The host and port of a web address; empty if there is none."""
+    try:
+        return urlsplit(address).netloc
+    except ValueError:
+        return ""
+
+
+def get_endpoint_key() -> str | None:
+    """The key of the server, from the environment; without the line end of the file it may come from."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise UsageError(f"{KEY_VARIABLE} has white space or a character outside of ASCII", "copy the key again")
+    return key or None
 
 
 @dataclass
@@ -73,17 +98,22 @@ class EndpointServer:
     def _post_once(self, path: str, body: dict[str, Any]) -> bytes:
         self._wait_for_rate_limit()
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
+        if key := get_endpoint_key():
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(f"{get_endpoint_address()}/{path}", json.dumps(body).encode(), headers)  # noqa: S310  # only http and https, see get_endpoint_address()
         try:
-            with urllib.request.urlopen(request, timeout=self.engine.timeout) as answer:  # noqa: S310  # as above
-                content: bytes = answer.read()
-                return content
-        except urllib.error.HTTPError as problem:
-            raise _translate_http_error(problem) from None
+            content = read_answer(request, self.engine.timeout)
+        except StatusError as problem:
+            raise _translate_status(problem) from None
+        except AnswerTooLongError as problem:
+            step = "give --engine endpoint:batch_size=8, or check the address of the server"
+            raise ResourceError(f"the endpoint sent too much: {problem}", step) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as problem:  # timeouts are OSErrors
-            raise TransientError(f"no complete answer ({getattr(problem, 'reason', None) or problem!r})") from None
+            cause = redact_secrets(str(getattr(problem, "reason", None) or f"{problem!r}"))
+            raise TransientError(f"no complete answer ({cause[:MAX_SHOWN_CHARACTERS]})") from None
+        if title := _find_web_page_title(content[:MAX_ERROR_BYTES].decode(errors="replace")):
+            raise _build_web_page_error(title)
+        return content
 
     def _wait_for_rate_limit(self) -> None:
         if self.engine.requests_per_minute:
@@ -93,13 +123,44 @@ class EndpointServer:
         self.last_sent = time.monotonic()
 
 
-def _translate_http_error(problem: urllib.error.HTTPError) -> Exception:
-    """Turn an HTTP error into an error of this package. Secrets are removed from the server's message."""
-    message = redact_secrets(problem.read().decode(errors="replace"))[:MAX_SHOWN_CHARACTERS]
-    cause = f"the endpoint answered {problem.code}: {' '.join(message.split())}"
-    if problem.code == TOO_MANY_REQUESTS or problem.code >= 500:
+def _find_web_page_title(text: str) -> str | None:
+    """The title of a web page; None if the text is no web page."""
+    if not text.lstrip()[:100].lower().startswith(("<!doctype html", "<html")):
+        return None
+    title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    return redact_secrets(" ".join(title[1].split()))[:MAX_SHOWN_CHARACTERS] if title else "without a title"
+
+
+def _build_web_page_error(title: str) -> UsageError:
+    return UsageError(
+        f"the endpoint answered with a web page ({title!r}), not with JSON",
+        f"set {ADDRESS_VARIABLE} to the address of an API, which ends in /v1; a proxy or a login may be in between",
+    )
+
+
+def _translate_status(problem: StatusError) -> Exception:
+    """Turn a status into an error of this package. Secrets are removed from the server's message."""
+    message = redact_secrets(problem.text)[:MAX_SHOWN_CHARACTERS]
+    cause = f"the endpoint answered {problem.status}: {' '.join(message.split())}"
+    if problem.status == TOO_MANY_REQUESTS or problem.status >= 500:
         retry_after = problem.headers.get("Retry-After", "")
-        return TransientError(cause, float(retry_after) if retry_after.isdecimal() else None)
-    if problem.code in (401, 403):
+        return TransientError(cause, float(retry_after) if re.fullmatch("[0-9]{1,6}", retry_after) else None)
+    if problem.status in (401, 403):
         return MissingError(cause, f"set {KEY_VARIABLE} to a key of this server")
-    return UsageError(cause, "check --engine endpoint:model=NAME, and whether a text is too long for the model")
+    if 300 <= problem.status < 400:
+        return _build_redirect_error(problem)
+    if title := _find_web_page_title(problem.text):
+        return _build_web_page_error(title)
+    if problem.status == http.HTTPStatus.NOT_FOUND and not get_endpoint_address().endswith("/v1"):
+        step = f"set {ADDRESS_VARIABLE} to the address of the server's API, which ends in /v1"
+    else:
+        step = "check --engine endpoint:model=NAME, and whether a text is too long for the model"
+    return UsageError(cause, step)
+
+
+def _build_redirect_error(problem: StatusError) -> UsageError:
+    host = redact_secrets(_find_host(problem.headers.get("Location", ""))) or "another address"
+    return UsageError(
+        f"the endpoint answered {problem.status}: it redirects to {host}, and the key is not sent elsewhere",
+        f"set {ADDRESS_VARIABLE} to the final address, if you trust it",
+    )

@@ -32,7 +32,7 @@ def evaluate(request: EvaluationRequest) -> Iterator[Cell]:
     """Yield every cell as soon as it is finished; a failed cell has its error, and the others continue."""
     with local_workers.open_worker_pool(request.devices) as pool:
         evaluation = Evaluation.prepare(request, pool)
-        for model in [catalog.find_model_card(name) for name in request.models]:
+        for model in find_models(request, evaluation.engine):
             for cell in evaluation.evaluate_model(model):
                 if pool and pool.remote_storage and cell.record:
                     pool.remote_storage.upload_run(Path(cell.record), request.out)
@@ -90,10 +90,16 @@ class Evaluation:
 def list_jobs(request: EvaluationRequest) -> Iterator[EvaluationJob]:
     """Yield the job of every cell without running it; the first error stops."""
     tasks, methods, engine = find_tasks(request), find_methods(request), parse_engine(request.engine)
-    for name in request.models:
-        model = ResolvedModel.resolve(catalog.find_model_card(name), request.weights, request.log_status, engine)
+    for card in find_models(request, engine):
+        model = ResolvedModel.resolve(card, request.weights, request.log_status, engine)
         for method in model.resolve_methods(methods):
             yield from (EvaluationJob.prepare(request, model, method, task) for task in tasks)
+
+
+def find_models(request: EvaluationRequest, engine: Engine) -> list[ModelCard]:
+    """Find the model cards of a request; a server may have models without a card."""
+    find_card = catalog.find_served_model_card if engine.name == "endpoint" else catalog.find_model_card
+    return [find_card(name) for name in request.models]
 
 
 def find_tasks(request: EvaluationRequest) -> list[TaskCard]:
