@@ -42,7 +42,7 @@ PIPELINE_IMPORTS: dict[
     "checks": {"models", "runs"},
     "report": set(),
     "mteb_bridge": {"models", "runs", "report"},
-    "studies": {"evaluation", "finetuning", "report"},
+    "studies": {"evaluation", "finetuning", "report", "estimate_cost"},
     "fetch": set(),
     "doctor": set(),
     "estimate_cost": set(),

@@ -16,9 +16,12 @@ from retbench.cards.reranker_settings import parse_reranker
 from retbench.cards.study import Stage, Study
 from retbench.cli.main import app
 from retbench.errors import DataError
+from retbench.pipelines.estimate_cost import DeviceSpec
 from retbench.pipelines.studies import run as run_module
 from retbench.pipelines.studies import status as story
 from retbench.pipelines.studies.cells import build_request, list_study_cells
+from retbench.pipelines.studies.cost import CostEstimator
+from retbench.pipelines.studies.dry_run import estimate_study
 from retbench.records.results_folder import ResultsFolder
 from retbench.reports.published_tables import load_shipped_tables
 from retbench.reports.study_tables import format_study_markdown
@@ -46,6 +49,10 @@ options = {{ recipe = "quick" }}
 def _run_command(*words: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["-q", *map(str, words)])
     return result.exit_code, result.stdout, result.stderr
+
+
+def _estimate(plan: Study, out: Path, stage: str | None = None) -> list[dict[str, Any]]:
+    return list(estimate_study(plan, out, CostEstimator(DeviceSpec(peak=1e12)), stage))
 
 
 @pytest.fixture
@@ -225,7 +232,7 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
         "trained", (str(model),), "finetune", tasks=(str(folder),), options=options, beside=("zero",), set=zero.set
     )
     plan, out = Study("s", "s", (zero, stage)), tmp_path / "r"
-    training, before = (cell for cell in run_module.estimate_study(plan, out, "trained") if cell["seed"] == 1)
+    training, before = (cell for cell in _estimate(plan, out, "trained") if cell["seed"] == 1)
     assert (training["training"], training["status"]) == ("tiny-s-trained-seed1", "open")
     assert min(training["tokens"], training["disk_bytes"], before["tokens"]) > 0
     cells = list(run_module.run_study(plan, out))
@@ -233,10 +240,11 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
         ("tiny", "done"), ("tiny-s-trained-seed1", "done"), ("tiny-s-trained-seed2", "done"),
     ]  # fmt: skip
     assert [state.status for state in story.list_statuses(plan, out)] == ["done"] * 3
-    assert [cell["status"] for cell in run_module.estimate_study(plan, out)] == ["done"] * 5
+    assert [cell["status"] for cell in _estimate(plan, out)] == ["done"] * 5
     zeroth, chapter = story.build_stage_reports(plan, out)
     assert [len(first_folder.report.boards[0].rows) for first_folder in (zeroth, chapter)] == [1, 3]
-    assert "| tiny on small by quick | mean | 2 |" in format_study_markdown(plan, [("t", chapter.report.boards, ())])
+    text = format_study_markdown(plan, [("t", chapter.report.boards, ())], [])
+    assert "| tiny on small by quick | mean | 2 |" in text
     changed = replace(stage, options={**options, "set": ["optimizer.max_steps=2"]})
     results = list(run_module.run_study(Study("s", "s", (changed,)), out))
     assert [cell.status for cell in results] == ["failed", "failed"]
@@ -251,7 +259,7 @@ def test_an_optional_stage_runs_only_on_request(tmp_path: Path) -> None:
     plan = Study("s", "s", (stage,))
     (cell,) = run_module.run_study(plan, tmp_path / "r")
     assert (cell.status, cell.error) == ("skipped", "optional stage, run it with --stage more")
-    assert [first_folder["status"] for first_folder in run_module.estimate_study(plan, tmp_path / "r")] == ["skipped"]
+    assert [first_folder["status"] for first_folder in _estimate(plan, tmp_path / "r")] == ["skipped"]
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["skipped"]
     assert [cell.status for cell in run_module.run_study(plan, tmp_path / "r", "more")] == ["done"]
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
@@ -263,7 +271,7 @@ def test_an_adaptor_stage_trains_one_adaptor_per_task(tmp_path: Path, fresh_cata
     options = {"objective": "adaptor", "set": ["max_steps=2", "alpha=[0.1]", "beta=[0.0]"]}
     stage = Stage("moved", (str(model),), "finetune", tasks=tuple(map(str, folders)), options=options)
     plan = Study("s", "s", (stage,))
-    costs = list(run_module.estimate_study(plan, tmp_path / "r"))
+    costs = list(_estimate(plan, tmp_path / "r"))
     assert [cost.get("training", cost["task"]) for cost in costs] == [
         "tiny-s-moved-one", "one", "tiny-s-moved-two", "two",
     ]  # fmt: skip

@@ -36,8 +36,25 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class CellSelection:
+    """The cells of a plan that stand beside one published row: those of a stage, or of one model or method in it.
+
+    Beside a published gain (`measures = "gain"` in the table) stands their score minus that of the stage `minus`, with
+    the same model.
+    """
+
+    stage: str
+    model: str | None = None
+    method: str | None = None
+    minus: str | None = None
+
+
+@dataclass(frozen=True)
 class Study:
-    """A plan. Its report shows the published tables in `references` (`retbench report --table`) for comparison."""
+    """A plan. Its report shows the published tables in `references` (`retbench report --table`) for comparison.
+
+    `reproduces` says which cells stand beside which published figures: a table's name, a row's name, the cells.
+    """
 
     name: str
     title: str
@@ -45,4 +62,5 @@ class Study:
     paper: str | None = None
     questions: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    reproduces: dict[str, dict[str, CellSelection]] = field(default_factory=dict)
     departures: tuple[str, ...] = ()  # differences from the paper

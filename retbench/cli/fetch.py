@@ -10,7 +10,7 @@ from retbench.errors import PARTLY_DONE, RetbenchError, UsageError
 
 @cli_command
 def fetch(
-    name: Annotated[list[str] | None, typer.Argument(help="Models, tasks or suites.")] = None,
+    name: Annotated[list[str] | None, typer.Argument(help="Models, tasks, suites or studies.")] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="Fetch nothing; list what is cached, its size, and what is missing.")
     ] = False,
@@ -20,11 +20,12 @@ def fetch(
     from retbench.pipelines import fetch as fetch_pipeline
 
     if not name and not list_:
-        raise UsageError("nothing to fetch", "give models, tasks or suites, or --list")
+        raise UsageError("nothing to fetch", "give models, tasks, suites or studies, or --list")
+    names = [part for argument in name or [] for part in _expand_study(argument)]
     rows = (
-        fetch_pipeline.list_cached(name or [])
+        fetch_pipeline.list_cached(names)
         if list_
-        else [row for argument in name or [] for row in fetch_pipeline.fetch_by_name(argument, print_status)]
+        else [row for part in names for row in fetch_pipeline.fetch_by_name(part, print_status)]
     )
     failed = [row for row in rows if "error" in row]
     if as_json:
@@ -36,3 +37,12 @@ def fetch(
     if not failed:
         return 0
     return PARTLY_DONE if len(failed) < len(rows) else int(failed[0]["exit_code"])
+
+
+def _expand_study(name: str) -> list[str]:
+    """All models and tasks of a study; the name itself if there is no study of that name."""
+    from retbench.cards import catalog
+    from retbench.pipelines.studies.requirements import list_fetchable_names
+
+    is_study = name in catalog.load_studies() or name.endswith(".toml")
+    return list_fetchable_names(catalog.find_study(name)) if is_study else [name]

@@ -17,17 +17,20 @@ from retbench.cli.command import (
     print_status,
     write_result,
 )
+from retbench.cli.study_show import show
 from retbench.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from retbench.cards.study import Study
     from retbench.pipelines.studies.cells import StudyCell
     from retbench.pipelines.studies.status import StudyCellStatus
 
 app = typer.Typer(
-    help="Studies, plans of models, methods and tasks: list, run, status, report, new.", no_args_is_help=True
+    help="Studies, plans of models, methods and tasks: list, show, run, status, report, new.", no_args_is_help=True
 )
+app.command("show")(show)
 Name = Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")]
 Out = Annotated[Path, typer.Option(help="The results folder.")]
 OnlyStage = Annotated[str | None, typer.Option(help="Only this stage.")]
@@ -76,15 +79,16 @@ def run(
     """Run a study cell by cell. Finished cells are reused, failed cells are tried again."""
     from retbench.cards import catalog
     from retbench.cli.progress import ProgressDisplay
-    from retbench.pipelines.studies.run import estimate_study, run_study
     from retbench.pipelines.studies.status import list_statuses
     from retbench.records.cell import compute_exit_code
 
     study = catalog.find_study(name)
     if dry_run:
-        estimates = list(estimate_study(study, out, stage))
+        estimates = _estimate_study(study, out, stage)
         print_json(estimates) if as_json else print_result(_format_estimates(estimates))
         return 0
+    from retbench.pipelines.studies.run import run_study
+
     output: dict[str, Any] = {} if is_quiet() else {"progress": ProgressDisplay(), "log_status": print_status}
     results = []
     for result in run_study(study, out, stage, devices=devices, **output):
@@ -97,6 +101,17 @@ def run(
     else:
         print_result(_format_status_grid(list_statuses(study, out)))
     return compute_exit_code(results)
+
+
+def _estimate_study(study: "Study", out: Path, stage: str | None) -> list[dict[str, Any]]:
+    """Estimate the cells at the speed of this machine in large products; no model is loaded."""
+    from retbench.engines.peak_throughput import measure_device_peak
+    from retbench.pipelines.estimate_cost import DeviceSpec
+    from retbench.pipelines.studies.cost import CostEstimator
+    from retbench.pipelines.studies.dry_run import estimate_study
+
+    estimator = CostEstimator(DeviceSpec(peak=measure_device_peak()))
+    return list(estimate_study(study, out, estimator, stage))
 
 
 @app.command("status")
@@ -133,21 +148,23 @@ def report(
     ] = StudyReportFormat.markdown,
     out: Annotated[Path | None, typer.Option(help="The output file (default: stdout).")] = None,
 ) -> int:
-    """Print the study's leaderboards, one per stage, beside the published tables it names."""
+    """Print the paper's figures beside ours, then the study's leaderboards, one per stage."""
     from retbench.cards import catalog
+    from retbench.pipelines.studies.reproduction import build_reproduction_tables
     from retbench.pipelines.studies.status import build_stage_reports
     from retbench.reports.html_page import build_page
     from retbench.reports.study_tables import format_study_latex, format_study_markdown
 
     study = catalog.find_study(name)
     stage_reports = build_stage_reports(study, results)
+    reproductions = [table for table in build_reproduction_tables(study, results) if table.has_cells]
     stages = [
         (stage_report.stage.title or stage_report.stage.name, stage_report.report.boards, stage_report.missing)
         for stage_report in stage_reports
     ]
     formatters = {StudyReportFormat.markdown: format_study_markdown, StudyReportFormat.latex: format_study_latex}
     text = (
-        formatters[format_](study, stages)
+        formatters[format_](study, stages, reproductions)
         if format_ in formatters
         else build_page([b for _, boards, _ in stages for b in boards])
     )
@@ -240,14 +257,14 @@ def _format_estimates(estimates: list[dict[str, Any]]) -> str:
     lines.append(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
     if trainings:
         lines.append(f"{len(trainings)} trainings: {sum(estimate['status'] == 'open' for estimate in trainings)} open")
-    open_estimates = [estimate for estimate in estimates if estimate["status"] == "open"]
+    open_estimates = [estimate for estimate in estimates if estimate["status"] in ("open", "not here")]
     totals = {
         key: sum(estimate.get(key, 0) for estimate in open_estimates) for key in ("tokens", "seconds", "disk_bytes")
     }
-    hours = f"{totals['seconds'] / 3600:.1f} hours on this machine"
-    lines.append(
-        f"open and measurable: {totals['tokens']:,} tokens, {hours}, {totals['disk_bytes'] / 1e9:.1f} GB on disk"
-    )
+    hours = f"about {totals['seconds'] / 3600:,.1f} hours on this machine at 40% of its peak"
+    lines.append(f"to be done: {totals['tokens']:,} tokens, {hours}, {totals['disk_bytes'] / 1e9:,.1f} GB on disk")
+    unknown = sum("seconds" not in estimate for estimate in open_estimates)
+    lines += [f"{unknown} of them have no estimate: their data or model sizes are not known yet"] if unknown else []
     return "\n".join(lines)
 
 
@@ -260,6 +277,8 @@ def _format_estimate_line(estimate: dict[str, Any]) -> str:
     )
     facts = [estimate["status"]]
     if "tokens" in estimate:
-        facts += [f"{estimate['tokens']:,} tokens", f"{estimate['seconds'] / 60:.1f} minutes"]
+        facts += [f"{estimate['tokens']:,} tokens"]
+    if "seconds" in estimate:
+        facts += [f"about {estimate['seconds'] / 60:,.1f} minutes"]
     facts += [estimate["reason"]] if estimate.get("reason") else []
     return f"{estimate['stage']}: {subject}: {', '.join(facts)}"

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from retbench.engines.device import get_device, has_fast_bf16
+
 CPU_TOKENS, GPU_TOKENS = 2048, 8192  # per product; a GPU needs more to be fully used
 PRODUCTS_PER_TIMING = 4  # consecutive products
+CPU_PEAK_SIZE, GPU_PEAK_SIZE = 1024, 8192  # rows and columns of both factors
 REPETITIONS = 5  # the fastest one counts, because other processes only slow it down
 
 Shape = tuple[int, int]
@@ -26,6 +29,14 @@ def measure_peak_throughput(model: Any, dtype: torch.dtype, device: torch.device
         count * _time_product(shape, tokens, dtype, device) for shape, count in count_linear_shapes(model).items()
     )
     return tokens / seconds
+
+
+def measure_device_peak() -> float:
+    """FLOP per second of this device in large products, in the dtype that decoders run in on it."""
+    device = get_device()
+    size = CPU_PEAK_SIZE if device.type == "cpu" else GPU_PEAK_SIZE
+    dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
+    return 2.0 * size**3 / _time_product((size, size), size, dtype, device)
 
 
 def _time_product(shape: Shape, tokens: int, dtype: torch.dtype, device: torch.device) -> float:

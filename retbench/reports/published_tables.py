@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from retbench.cards import toml_parser
-from retbench.errors import UsageError, suggest_names
+from retbench.errors import DataError, UsageError, suggest_names
 from retbench.reports.suite_average import compute_suite_mean, group_tasks
 
 TABLES_FOLDER = Path(__file__).parent / "references"
@@ -22,6 +23,9 @@ class PublishedTable:
     """One table file: a row is a list of scores in the order of `tasks`, nan for a missing score.
 
     A column is a task or a group of a suite; `averages` are means of the whole `suite`, published without columns.
+    With `measures = "gain"` the figures are differences of two scores, and no leaderboard shows them. `tolerance` is
+    how far a reproduction may be from a figure, in the table's own unit, with its reason; `tolerances` are those of
+    columns that have their own.
     """
 
     name: str
@@ -36,6 +40,23 @@ class PublishedTable:
     caveat: str | None = None
     protocol: str = "standard"
     scale: float = 100.0  # the file's scores are multiplied by this
+    measures: Literal["score", "gain"] = "score"
+    tolerance: float | None = None
+    tolerances: dict[str, float] = field(default_factory=dict)
+    tolerance_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tolerance is None) != (self.tolerance_reason is None):
+            raise DataError("tolerance and tolerance_reason need each other", "write both, or neither")
+
+    def get_tolerance(self, column: str | None) -> float | None:
+        """The tolerance of a column, or of the average (None), as a score from 0 to 1; None if the table has none."""
+        points = self.tolerances.get(column or "", self.tolerance)
+        return None if points is None else points / self.scale
+
+    def get_metric(self, column: str) -> str:
+        """The metric of a column."""
+        return self.metrics.get(column, self.metric)
 
 
 @dataclass(frozen=True)
@@ -49,11 +70,11 @@ class PublishedRow:
 
     def select_comparable(self, suite: str, metrics: Mapping[str, str], protocol: str) -> "PublishedRow | None":
         """The scores that are comparable with measured scores of these tasks; None if there are none."""
-        if self.table.protocol != protocol:
+        if self.table.protocol != protocol or self.table.measures == "gain":
             return None
         group_metrics = {name: metrics[members[0]] for name, members in group_tasks(suite, metrics).items()}
         measured_metrics = {**metrics, **group_metrics}
-        published_metrics = {name: self.table.metrics.get(name, self.table.metric) for name in self.scores}
+        published_metrics = {name: self.table.get_metric(name) for name in self.scores}
         scores = {
             name: score for name, score in self.scores.items() if measured_metrics.get(name) == published_metrics[name]
         }

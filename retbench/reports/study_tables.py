@@ -1,18 +1,24 @@
-"""A study's report: its questions, the leaderboards and specialisation deltas per stage, and what is missing."""
+"""A study's report: its questions, the paper's figures beside ours, the leaderboards per stage, what is missing."""
 
 from retbench.cards.study import Study
 from retbench.reports.formats import escape_latex, escape_markdown, format_latex, format_markdown
 from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.ranks import ALPHA
+from retbench.reports.reproduction import (
+    ReproductionTable,
+    format_reproduction_latex,
+    format_reproduction_markdown,
+)
 from retbench.reports.specialisation_deltas import SpecialisationDelta, compute_deltas
 
 StageTables = list[tuple[str, list[Leaderboard], tuple[str, ...]]]  # title, leaderboards, missing cells with reasons
 
 
-def format_study_markdown(study: Study, stages: StageTables) -> str:
+def format_study_markdown(study: Study, stages: StageTables, reproductions: list[ReproductionTable]) -> str:
     """The study as markdown."""
     parts = [f"# {escape_markdown(study.title)}", *([escape_markdown(study.paper)] if study.paper else [])]
     parts += ["\n".join(f"{n}. {escape_markdown(question)}" for n, question in enumerate(study.questions, start=1))]
+    parts += ["# The paper's figures and ours", format_reproduction_markdown(reproductions)] if reproductions else []
     for title, boards, missing in stages:
         parts.append(f"# {escape_markdown(title)}")
         parts += [format_markdown(boards)] if boards else [] if missing else ["No finished run yet."]
@@ -23,9 +29,10 @@ def format_study_markdown(study: Study, stages: StageTables) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def format_study_latex(study: Study, stages: StageTables) -> str:
+def format_study_latex(study: Study, stages: StageTables, reproductions: list[ReproductionTable]) -> str:
     """The study's tables as LaTeX, each below a comment with its stage's title."""
     parts = [f"% {escape_latex(study.title)}"]
+    parts += [format_reproduction_latex(reproductions)] if reproductions else []
     for title, boards, missing in stages:
         parts.append("\n".join([f"% {escape_latex(title)}", *(f"% {escape_latex(text)}" for text in missing)]))
         if boards:

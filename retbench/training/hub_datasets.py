@@ -1,6 +1,8 @@
 """Training datasets of the Hugging Face hub that are not tasks."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from retbench.cards import hub_errors
@@ -19,6 +21,7 @@ class HubTrainingSet(NamedTuple):
     split: str
     suite: str
     evaluation_tasks: tuple[str, ...]
+    queries: int  # about, for estimates before the data is here
 
 
 HUB_SETS = {
@@ -30,6 +33,7 @@ HUB_SETS = {
             *("msmarco-dev-titled", "trec-dl-2019-titled", "trec-dl-2020-titled"),
             *("msmarco-dev", "trec-dl-2019", "trec-dl-2020"),
         ),
+        491_000,
     )
 }
 
@@ -37,6 +41,13 @@ OFFLINE_HINT = (
     "run it on a machine with a network, copy its datasets cache here, or give a folder in MS MARCO's own layout "
     "(collection.tsv, queries.train.tsv, qrels.train.tsv)"
 )
+
+
+def is_cached(name: str) -> bool:
+    """Whether the library `datasets` has the rows of a hub dataset in its cache; it is not imported for that."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    folder = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / HUB_SETS[name].repo.replace("/", "___")
+    return any(folder.glob("**/*.arrow"))
 
 
 def load_hub_training_set(name: str) -> TrainingSet:

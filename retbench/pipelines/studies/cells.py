@@ -12,8 +12,9 @@ from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe_keys import ADAPTOR, restore_key
 from retbench.cards.study import Stage, Study
+from retbench.cards.user_config import encode_path_part
 from retbench.engines.weights import find_described_card
-from retbench.errors import RetbenchError
+from retbench.errors import RetbenchError, UsageError
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.store.digest import compute_digest
 
@@ -42,7 +43,7 @@ class StudyCell:
         """The file in a results folder with this cell's status."""
         seed = [] if self.seed is None else [self.seed]
         name = compute_digest([self.stage, self.model, self.method, self.task, *seed])[:16]
-        return out / "studies" / self.study / f"{name}.json"
+        return out / "studies" / encode_path_part(self.study) / f"{name}.json"
 
     def to_json(self) -> dict[str, Any]:
         """The cell with the keys of stored notes and `--json`."""
@@ -64,6 +65,25 @@ def list_study_cells(study: Study, stage: Stage) -> Iterator[StudyCell]:
                 missing = missing_features or missing_cards + missing_task
                 reason = f"needs {', '.join(missing)}" if missing else None
                 yield StudyCell(study.name, stage.name, model, method, name, argument, reason, seed, settings_digest)
+
+
+def select_stages(study: Study, stage_name: str | None) -> tuple[Stage, ...]:
+    """All stages, or only the named one."""
+    stages = tuple(stage for stage in study.stages if stage_name in (None, stage.name))
+    if not stages:
+        names = ", ".join(stage.name for stage in study.stages)
+        raise UsageError(f"{study.name} has no stage {stage_name!r}", f"choose one of its stages: {names}")
+    return stages
+
+
+def group_cells(study: Study, stage: Stage) -> Iterator[list[StudyCell]]:
+    """Group the cells by model, method and seed, so that each model is loaded once."""
+
+    def build_group_key(cell: StudyCell) -> tuple[Any, ...]:
+        return (cell.seed, cell.model, cell.method, cell.argument if stage.trains_per_task else None)
+
+    for _, cells in itertools.groupby(list_study_cells(study, stage), key=build_group_key):
+        yield list(cells)
 
 
 def explain_optional_stage(stage: Stage, stage_name: str | None) -> str | None:

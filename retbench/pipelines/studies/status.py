@@ -43,10 +43,10 @@ def write_note(cell: StudyCell, result: Cell, out: Path) -> None:
     )
 
 
-def list_statuses(study: Study, out: Path) -> list[StudyCellStatus]:
-    """The status of every cell, from the notes alone."""
+def list_statuses(study: Study, out: Path, stage_name: str | None = None) -> list[StudyCellStatus]:
+    """The status of every cell, from the notes alone; an optional stage is open if it is named."""
     cells = [cell for stage in study.stages for cell in list_study_cells(study, stage)]
-    optional_reasons = {stage.name: explain_optional_stage(stage, None) for stage in study.stages}
+    optional_reasons = {stage.name: explain_optional_stage(stage, stage_name) for stage in study.stages}
     return [
         StudyCellStatus(cell, "skipped", reason=cell.needs)
         if cell.needs

@@ -7,12 +7,11 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.adaptor_recipe import AdaptorRecipe, apply_adaptor_options
 from retbench.cards.recipe import Recipe, apply_recipe_options, describe_recipe
-from retbench.cards.recipe_keys import ADAPTOR, translate_recipe
+from retbench.cards.recipe_keys import ADAPTOR
+from retbench.cards.stored_recipe import complete_recipe
 from retbench.cards.study import Stage, Study
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError
-from retbench.pipelines.evaluation.dry_run import dry_run
-from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.studies.cells import StudyCell
 
 
@@ -54,11 +53,13 @@ def _build_training_request(study: Study, stage: Stage, cell: StudyCell, **outpu
 
 
 def _require_same_recipe(model: str, recipe: Recipe | AdaptorRecipe) -> None:
-    """Raise an error if the finished model was trained with another recipe; fields missing in its card are ignored."""
+    """Raise an error if the finished model was trained with another recipe."""
     training = catalog.find_model_card(model).training
-    trained_fields = _to_card_form(translate_recipe(training.recipe) if training else {})
+    trained_fields = _to_card_form(complete_recipe(training.recipe) if training else {})
     study_fields = _to_card_form(describe_recipe(recipe) if isinstance(recipe, Recipe) else asdict(recipe))
-    differing = [field for field in trained_fields if trained_fields[field] != study_fields.get(field)]
+    differing = [
+        field for field in trained_fields | study_fields if trained_fields.get(field) != study_fields.get(field)
+    ]
     if differing:
         raise DataError(
             f"{model} was trained with a different {', '.join(differing)} than the study states",
@@ -74,40 +75,3 @@ def _to_card_form(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _drop_missing(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None}
-
-
-def estimate_training(
-    study: Study, stage: Stage, cells: list[StudyCell], measured_costs: dict[str, Any]
-) -> dict[str, Any]:
-    """Tokens, seconds and disk of a training; measured once for all seeds and stored in `measured_costs`."""
-    from retbench.pipelines.finetuning import train_encoder
-
-    cell, model_name = cells[0], format_model_name(study, stage, cells[0])
-    facts = {**cell.to_json(), "task": "-", "training": model_name}
-    if model_name in catalog.load_model_cards():
-        return {**facts, "status": "done"}
-    recipe = build_recipe(stage, cell)
-    if isinstance(recipe, AdaptorRecipe):
-        return {**facts, "status": "open", "reason": "minutes, after its embeddings are stored"}
-    key = f"{cell.model} {stage.options.get('dataset', cell.argument)}"
-    if key not in measured_costs:
-        estimate = train_encoder.estimate_plan(_build_training_request(study, stage, cell), recipe)
-        measured_costs[key] = {
-            "tokens": estimate["tokens"],
-            "seconds": 60 * estimate["minutes"],
-            "disk_bytes": estimate["disk_bytes"],
-        }
-    return {**facts, "status": "open", **measured_costs[key]}
-
-
-def dry_run_cells(study: Study, stage: Stage, cells: list[StudyCell], **rest: Any) -> list[dict[str, Any]]:
-    """Estimate the cost of a group of cells: with the trained model if it exists, else with its parent model."""
-    tasks, model_name = tuple(cell.argument for cell in cells), format_model_name(study, stage, cells[0])
-    if model_name in catalog.load_model_cards():
-        return list(dry_run(EvaluationRequest((model_name,), tasks, sample=stage.sample, overrides=stage.set, **rest)))
-    recipe = build_recipe(stage, cells[0])
-    methods = (
-        (recipe.method.name,) if isinstance(recipe, Recipe) and recipe.method.name in catalog.load_methods() else ()
-    )
-    request = EvaluationRequest((cells[0].model,), tasks, methods, sample=stage.sample, overrides=stage.set, **rest)
-    return [{**estimate, "cached": False} for estimate in dry_run(request)]
