@@ -59,6 +59,11 @@ def tokenize_with_eos(tokenizer: Any, text: str, limit: int) -> PooledIds:
     return pool_last([*tokenize_text(tokenizer, text, limit - 1), tokenizer.eos_token_id])
 
 
+def tokenize_e2rank(tokenizer: Any, text: str, role: str, limit: int) -> PooledIds:
+    prompt = f"Instruct: {WEB_INSTRUCTION}\nQuery:{text}" if role == "query" else text
+    return pool_last([*tokenize_text(tokenizer, prompt, limit - 1), tokenizer.pad_token_id])
+
+
 def pool_weighted(ids: list[int]) -> PooledIds:
     return PooledIds(ids, [float(position) for position in range(1, len(ids) + 1)])
 
@@ -119,6 +124,10 @@ METHODS: dict[str, Callable[[Any, str, str, int], PooledIds]] = {
     ),
     "e5-mistral": lambda t, text, role, limit: tokenize_with_eos(
         t, f"Instruct: {WEB_INSTRUCTION}\nQuery: {text}" if role == "query" else text, limit
+    ),
+    "e2rank": tokenize_e2rank,
+    "e2rank-reranking": lambda t, text, role, limit: tokenize_e2rank(
+        t, text if role == "query" else " ".join(text.split()[:1024]), role, limit
     ),
     "qwen3-embedding": lambda t, text, role, limit: pool_last(
         tokenize_text(t, f"Instruct: {WEB_INSTRUCTION}\nQuery:{text}" if role == "query" else text, limit)

@@ -8,7 +8,7 @@ import pytest
 from retbench.cards import catalog
 from retbench.cards.method import Method, Role
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.errors import InapplicableError
+from retbench.errors import DataError, InapplicableError
 from tests import tiny_models
 
 TEXTS = (
@@ -70,6 +70,33 @@ def test_an_eos_counts_towards_the_length(tokens: Any) -> None:
     assert tokenized[0].tolist() == [*tokens("Query:one two three")["input_ids"], tokens.eos_token_id]
     assert len(tokenized[1]) == 24
     assert tokenized[1][-1] == tokens.eos_token_id
+
+
+def test_e2rank_ends_every_text_in_the_padding_token_as_its_code_does(tokens: Any) -> None:
+    tokens.add_special_tokens({"eos_token": "<|im_end|>"})  # as in Qwen3: the two tokens differ
+    assert tokens.convert_ids_to_tokens(tokens.pad_token_id) == "<|endoftext|>"
+    prompt_tokenizer = PromptTokenizer(tokens, catalog.load_methods().find("e2rank"), "Find the answer")
+    (query,) = prompt_tokenizer.tokenize(["why?"], "query", 64)
+    assert query.tolist() == tokens("Instruct: Find the answer\nQuery:why?<|endoftext|>")["input_ids"]
+    (document,) = prompt_tokenizer.tokenize(["Be\ncause."], "document", 64)
+    assert document.tolist() == tokens("Be\ncause.<|endoftext|>")["input_ids"]
+    assert catalog.find_recipe("e2rank").method == catalog.load_methods().find("e2rank")
+
+
+def test_reranking_with_e2rank_reads_the_first_words_of_a_document(tokens: Any) -> None:
+    method = catalog.load_methods().find("e2rank-reranking")
+    text = "one\n two  three " * 500
+    (document,) = PromptTokenizer(tokens, method).tokenize([text], "document", 32768)
+    assert document.tolist() == tokens(" ".join(text.split()[:1024]) + "<|endoftext|>")["input_ids"]
+    (query,) = PromptTokenizer(tokens, method).tokenize([text], "query", 32768)
+    assert query.tolist() == tokens(f"Instruct: \nQuery:{text}<|endoftext|>")["input_ids"]  # a query is not cut
+
+
+def test_eos_is_pad_needs_eos() -> None:
+    with pytest.raises(DataError, match="has eos_is_pad but appends no token"):
+        Method("m", "", "ours", "a test", "last", eos_is_pad=True)
+    with pytest.raises(DataError, match="document_words = 0"):
+        Method("m", "", "ours", "a test", "last", document_words=0)
 
 
 def test_an_instruction_is_placed_by_the_template(tokens: Any) -> None:

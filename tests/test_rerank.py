@@ -244,6 +244,44 @@ def test_only_candidates_are_embedded_if_the_corpus_is_not_cached(model: Path, t
     assert cached_cell["cached"]
 
 
+def test_e2rank_as_its_authors_evaluate_it(model: Path, tmp_path: Path) -> None:
+    """A plain loop after src/eval.py: a document's first words and the padding token, no limit in tokens."""
+    folder = small_collection.write_folder(tmp_path / "long")
+    documents = {name: f"{title} {text * 20}".strip() for name, title, text in small_collection.DOCUMENTS}
+    rows = [{"_id": name, "title": "", "text": text} for name, text in documents.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    method = "e2rank-reranking:document_words=140"
+    reranker = f"e2rank:model={model},method={method},words=140,documents=3,max_length=2048,length=2048"
+    line = ("run", *FLOAT32, "--model", "bm25", "--task", folder, "--out", tmp_path / "results")
+    first_stage, baseline, listed = run_cells(*line, "--rerank", reranker)
+    assert "max_length=2048" in baseline["rerank"][0]
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    cut_texts = {name: " ".join(text.split()[:140]) for name, text in documents.items()}
+    assert max(len(tokenizer(text)["input_ids"]) for text in cut_texts.values()) > 512  # more than the task's limit
+    assert any(text != cut_texts[name] for name, text in documents.items())
+    ranked = read_ranking(first_stage)
+    for query, query_text in small_collection.QUERIES[:3]:
+        shown = [f"[{number}] {cut_texts[name]}\n" for number, name in enumerate(ranked[query][:3], start=1)]
+        head, _, rest = LISTWISE_OPTIONS.partition("[1] {0}")
+        prompt = f"{head}{''.join(shown)}Search Query: {query_text}{rest.partition('{3}')[2]}"
+        instructed = (
+            f"Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:{query_text}"
+        )
+        ends = [f"{text}{tokenizer.pad_token}" for text in (instructed, *(cut_texts[name] for name in ranked[query]))]
+        list_vector, query_vector, *vectors = compute_vectors(model, [prompt, *ends])
+        for cell, vector in ((listed, list_vector), (baseline, query_vector)):
+            scores = {name: float(vector @ other) for name, other in zip(ranked[query], vectors, strict=True)}
+            assert read_ranking(cell)[query] == sorted(ranked[query], key=lambda name: -scores[name])
+
+
+def test_the_ids_of_earlier_records_stay() -> None:
+    """A younger field is not in the settings of a record while it has its default."""
+    stored = {"model": None, "method": None, "depth": 100}
+    assert reranker_settings.describe_settings(reranker_settings.VectorsSettings()) == stored
+    changed = reranker_settings.describe_settings(reranker_settings.VectorsSettings(max_length=64))
+    assert changed == {**stored, "max_length": 64}
+
+
 def test_rocchio_equals_the_textbook_formula(model: Path, task: Path, out: Path) -> None:
     reranker = "rocchio:documents=2,alpha=0.5,beta=2,gamma=0.25"
     first_stage, reranked_cell = run_cells(

@@ -17,6 +17,9 @@ SUITE_SIZES = {
     "coir": 10,
     "coir-notitle": 10,
     "loco": 12,
+    "miracl": 18,
+    "miracl-hard-negatives": 18,
+    "tool-retrieval": 2,
     "longembed": 6,
     "msmarco": 3,
     "msmarco-titled": 3,
@@ -79,6 +82,18 @@ def test_hub_sources_are_pinned_or_explain_why_not() -> None:
             continue
         pinned = re.fullmatch(r"[0-9a-f]{40}", task.source.revision or "")
         assert pinned or any("could not be checked" in defect for defect in task.defects), task.name
+
+
+def test_e2rank_has_its_six_checkpoints() -> None:
+    """The authors' README lists three sizes, each after its first stage and in full."""
+    for size in ("0.6b", "4b", "8b"):
+        first, full = (catalog.find_model_card(f"e2rank-{size}{end}") for end in ("-embedding-only", ""))
+        assert full.weights
+        assert full.weights.repo == f"Alibaba-NLP/E2Rank-{size.upper()}"
+        assert first.weights
+        assert first.weights.repo == f"{full.weights.repo}-Embedding-Only"
+        assert (full.parent, first.parent) == (first.name, f"qwen3-{size}")
+        assert {card.method and card.method.default for card in (first, full)} == {"e2rank"}
 
 
 def test_model_revisions_are_commits() -> None:

@@ -28,7 +28,8 @@ class Method:
     method's). With `chat` the template is the user turn, after an optional `system` turn; `answer` is the assistant
     turn, and the rendered prompt ends directly after it.
     `cut = "text"` truncates the text before it enters the template, `cut = "tokens"` truncates the whole sequence.
-    `special_tokens` are those the tokenizer adds by default; `eos` appends the tokenizer's end-of-sequence token.
+    `special_tokens` are those the tokenizer adds by default; `eos` appends the tokenizer's end-of-sequence token, or
+    with `eos_is_pad` its padding token. `document_words` cuts a document to its first words, joined by spaces.
     `span = "text"` pools from the start of the last `{text}` to the end, `span = "all"` pools the whole sequence.
     `layer` is the hidden state that is pooled, numbered as in transformers: 0 is the embeddings, -1 the last.
     `post` transforms finished vectors with statistics of the corpus vectors (mean, principal directions), and
@@ -54,6 +55,8 @@ class Method:
     cut: Literal["text", "tokens"] = "tokens"
     special_tokens: bool = True
     eos: bool = False
+    eos_is_pad: bool = False
+    document_words: int | None = None
     span: Span = "all"
     attention: Attention = "own"
     layer: int | None = None
@@ -78,6 +81,10 @@ class Method:
                 "compares vectors of length one",
                 "use a dense method without `post`, or leave `similarity` out",
             )
+        if self.eos_is_pad and not self.eos:
+            raise DataError(f"method {self.name} has eos_is_pad but appends no token", "write eos = true too")
+        if self.document_words is not None and self.document_words < 1:
+            raise DataError(f"method {self.name}: document_words = {self.document_words}", "give 1 or more")
         if self.components is not None and (self.components < 1 or self.post not in ("whiten", "drop-top")):
             raise DataError(
                 f"method {self.name}: components = {self.components}", "give 1 or more, with whiten or drop-top"

@@ -8,10 +8,11 @@ likelihood the likelihood of the query after a document's bottleneck, by a langu
 ql         lexical query likelihood; `ql:model=NAME` is `likelihood:model=NAME`
 pointwise  a language model answers yes or no for each document; the order is by the log-odds of yes
 
-The fields and their values are stored in records and hashed into settings-ids: do not rename them.
+The fields and their values are stored in records and hashed into settings-ids: do not rename them. A field that is
+younger than the first records is left out while it has its default (`ADDED_FIELDS`), so that earlier ids stay.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from retbench.cards import options
@@ -20,11 +21,15 @@ from retbench.errors import DataError, UsageError, suggest_names
 
 @dataclass(frozen=True)
 class VectorsSettings:
-    """`depth` candidates sorted by similarity, with the run's `model` and `method` unless others are given."""
+    """`depth` candidates sorted by similarity, with the run's `model` and `method` unless others are given.
+
+    `max_length` is the maximum number of tokens of their texts, as in `run --set max_length`.
+    """
 
     model: str | None = None
     method: str | None = None
     depth: int = 100
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "depth")
@@ -111,6 +116,7 @@ class QueryLikelihoodSettings:
 
     model: str | None = None
     depth: int = 20
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; the weights stay float32
 
     def __post_init__(self) -> None:
         require_positive(self, "depth")
@@ -146,6 +152,14 @@ SETTINGS_CLASSES: dict[str, type[Any]] = {
     "likelihood": QueryLikelihoodSettings,
     "ql": LexicalQLSettings,
 }
+
+
+ADDED_FIELDS: dict[str, Any] = {"max_length": None}
+
+
+def describe_settings(settings: RerankerSettings) -> dict[str, Any]:
+    """Return the fields as a record stores them."""
+    return {key: value for key, value in asdict(settings).items() if ADDED_FIELDS.get(key, key) != value}
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,6 @@ def build_listwise_prompt(query: str, documents: Sequence[str], template: str = 
     return template.format(documents=numbered, query=query)
 
 
-def take_first_words(document: str, max_words: int) -> str:
-    """The first words of a document, separated by single spaces."""
-    return " ".join(document.split()[:max_words])
-
-
 @dataclass(frozen=True)
 class ListwisePromptTokenizer:
     """Turns a listwise prompt into token ids; `limit` is the maximum for callers that build the prompt."""

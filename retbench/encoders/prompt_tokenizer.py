@@ -62,6 +62,11 @@ class TokenizedTexts:
         return TokenizedTexts(flat, offsets, 0, 0, starts, words)
 
 
+def take_first_words(text: str, max_words: int) -> str:
+    """The first words of a text, separated by single spaces."""
+    return " ".join(text.split()[:max_words])
+
+
 def fill_template(method: Method, text: str, role: Role, instruction: str) -> str:
     """The method's template with instruction and text filled in."""
     return method.get_template(role).replace("{instruction}", instruction).replace("{text}", text)
@@ -75,12 +80,22 @@ class PromptTokenizer:
     method: Method
     instruction: str = ""
 
+    @property
+    def end_token(self) -> str | None:
+        """The token that the method appends, if it appends one; None if the tokenizer lacks it."""
+        token = self.tokenizer.pad_token if self.method.eos_is_pad else self.tokenizer.eos_token
+        return None if token is None else str(token)
+
     def __post_init__(self) -> None:
         missing = [
             name
             for name, is_needed, value in (
                 ("a chat template", self.method.chat, self.tokenizer.chat_template),
-                ("an end-of-sequence token", self.method.eos, self.tokenizer.eos_token),
+                (
+                    f"{'a padding' if self.method.eos_is_pad else 'an end-of-sequence'} token",
+                    self.method.eos,
+                    self.end_token,
+                ),
             )
             if is_needed and not value
         ]
@@ -110,6 +125,8 @@ class PromptTokenizer:
         with TokenIdBuffer() as ids:
             while chunk := list(islice(iterator, TEXTS_PER_CHUNK)):
                 empty += sum(not text.strip() for text in chunk)
+                if role == "document" and self.method.document_words:
+                    chunk = [take_first_words(text, self.method.document_words) for text in chunk]
                 prompt_limit = None if self.method.cut == "text" else limit
                 cut_texts = 0
                 if prompt_limit is None:
@@ -146,10 +163,10 @@ class PromptTokenizer:
         return encoded, sum(bool(encoding.overflowing) for encoding in encoded.encodings)
 
     def _append_eos(self, ids: list[int]) -> list[int]:
-        eos = self.tokenizer.eos_token_id
-        tail = [eos] if self.method.eos else []
+        tokenizer, eos = self.tokenizer, self.tokenizer.eos_token_id
+        tail = [tokenizer.convert_tokens_to_ids(self.end_token)] if self.method.eos else []
         # an empty text needs one token to have a vector: end-of-sequence, or padding if the model has none
-        return (ids + tail) or [eos if eos is not None else self.tokenizer.pad_token_id]
+        return (ids + tail) or [eos if eos is not None else tokenizer.pad_token_id]
 
     def _find_text_starts(
         self, encoded: "BatchEncoding", prompts: list[str], texts: list[str], role: Role

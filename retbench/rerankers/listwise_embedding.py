@@ -12,8 +12,8 @@ import numpy as np
 
 from retbench.cards.reranker_settings import E2RankSettings
 from retbench.encoders.dense_encoder import DenseEncoder
-from retbench.encoders.listwise_prompt import ListwisePromptTokenizer, build_listwise_prompt, take_first_words
-from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.encoders.listwise_prompt import ListwisePromptTokenizer, build_listwise_prompt
+from retbench.encoders.prompt_tokenizer import TokenizedTexts, take_first_words
 from retbench.errors import InapplicableError
 from retbench.rerankers.candidates import MIN_DOCUMENT_TOKENS, Candidates, find_largest_share
 

@@ -29,7 +29,7 @@ def export_sentence_transformers(source: Path, prompt_tokenizer: PromptTokenizer
     work.mkdir(parents=True)
     for file in (*source.glob("*.safetensors"), source / "config.json"):
         shutil.copyfile(file, work / file.name)
-    _build_tokenizer(source, method).save_pretrained(work)
+    _build_tokenizer(source, prompt_tokenizer.end_token if method.eos else None).save_pretrained(work)
     _check_token_ids(work, prompt_tokenizer, prefixes)
     _write_modules(work, POOLING_MODES[method.pooling], width, method.similarity)
     prompts = {"prompts": prefixes, "default_prompt_name": None, "similarity_fn_name": method.similarity}
@@ -48,6 +48,7 @@ def _get_prefix(method: Method, role: Any) -> str:
     template = method.get_template(role).replace("{instruction}", method.instruction)
     plain = method.kind == "dense" and method.span == "all" and method.post == "none"
     simple = plain and method.layer is None and method.attention == "own"
+    simple = simple and method.document_words is None
     if method.chat or not template.endswith("{text}") or not simple:
         raise UsageError(
             f"method {method.name} cannot be exported: sentence-transformers supports only prefixes and pooling",
@@ -56,14 +57,14 @@ def _get_prefix(method: Method, role: Any) -> str:
     return template.removesuffix("{text}")
 
 
-def _build_tokenizer(source: Path, method: Method) -> Any:
+def _build_tokenizer(source: Path, end_token: str | None) -> Any:
     tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer.chat_template = None
-    if method.eos:
+    if end_token:
         from tokenizers.processors import Sequence, TemplateProcessing
 
-        eos = str(tokenizer.eos_token)
-        end = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)])
+        end_id = tokenizer.convert_tokens_to_ids(end_token)
+        end = TemplateProcessing(single=f"$A {end_token}", special_tokens=[(end_token, end_id)])
         present = tokenizer.backend_tokenizer.post_processor
         tokenizer.backend_tokenizer.post_processor = Sequence([present, end]) if present else end
     return tokenizer

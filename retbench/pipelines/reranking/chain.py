@@ -6,21 +6,22 @@ leaderboard, and an interrupted chain continues where it stopped.
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.reranker_settings import RerankerRequest, parse_reranker
+from retbench.cards.reranker_settings import RerankerRequest, describe_settings, parse_reranker
 from retbench.cards.task import TaskCard
 from retbench.corpora.texts import join_fields
-from retbench.engines.memory import get_peak_memory_mb, release_freed_pages, reset_peak_memory
+from retbench.engines.memory import get_peak_memory_mb
 from retbench.errors import RetbenchError, reraise_resource_errors
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec
 from retbench.pipelines.reranking.factory import build_reranker_spec
 from retbench.pipelines.runs.build_record import RunInputs, build_record
+from retbench.pipelines.runs.load_or_run import load_or_run
 from retbench.pipelines.runs.saved_run import SavedRun
-from retbench.records.cell import Cell, build_cell
+from retbench.records.cell import Cell
 from retbench.records.failure import format_label
 from retbench.records.output import RunOutput
 from retbench.records.phase_timer import PhaseTimer
@@ -97,7 +98,7 @@ class RerankingJob:
         """Everything that may change a score; its digest is the settings-id."""
         first_stage_settings = self.first_stage.record.settings
         request = self.spec.request
-        reranker_settings = {"rerank": request.spelling, **asdict(request.settings), **self.spec.describe()}
+        reranker_settings = {"rerank": request.spelling, **describe_settings(request.settings), **self.spec.describe()}
         return {**first_stage_settings, "rerankers": [*first_stage_settings["rerankers"], reranker_settings]}
 
     @property
@@ -110,14 +111,7 @@ class RerankingJob:
 
     def load_or_run(self) -> Cell:
         """Return the finished record on disk, or rerank and write one."""
-        if record := ResultsFolder(self.output.out).find_record(self.folder):
-            return build_cell(record, str(self.folder), cached=True)
-        ResultsFolder(self.output.out).require_writable()
-        timer = PhaseTimer(self.output.progress)
-        release_freed_pages()
-        reset_peak_memory()
-        record, run = self._rerank_and_score(timer)
-        return build_cell(record, str(ResultsFolder(self.output.out).write_run(record, run)), cached=False)
+        return load_or_run(ResultsFolder(self.output.out), self.folder, self._rerank_and_score, self.output.progress)
 
     def _rerank_and_score(self, timer: PhaseTimer) -> tuple[Record, RunFiles]:
         card, collection = self.first_stage.card, self.first_stage.collection

@@ -58,7 +58,8 @@ class EmbeddingRerankerSpec:
         """Return `vectors` with the same encoder, unless the first stage already ranks by this encoder."""
         if not self.has_own_encoder or self.name == "vectors":
             return []
-        return [replace(self, name="vectors", settings=VectorsSettings(depth=self.settings.depth))]
+        plain = VectorsSettings(depth=self.settings.depth, max_length=self.settings.max_length)
+        return [replace(self, name="vectors", settings=plain)]
 
     def describe(self) -> dict[str, Any]:
         """Return the encoder's settings if it is not the first stage's."""
@@ -147,14 +148,15 @@ def build_embedding_spec(
     if model.lexical_settings:
         raise UsageError(f"{name} is a lexical model without vectors", "name a backbone (retbench list models)")
     (method, *_) = model.resolve_methods([catalog.find_method(settings.method)] if settings.method else [])
-    resolved_spec = model.build_encoder_spec(method, first_stage.card, Overrides())
+    resolved_spec = model.build_encoder_spec(method, first_stage.card, Overrides(max_length=settings.max_length))
     same_weights = first_stage_spec is not None and _get_weights(first_stage_spec) == _get_weights(resolved_spec)
     if not same_weights and settings.model is None:
         raise DataError(
             f"the weights of {name} on this machine are not the weights of the run",
             "restore the weights that the run used, or run the first stage again",
         )
-    same_encoder = same_weights and (settings.method is None or method == first_stage.method)
+    same_method = settings.method is None or method == first_stage.method
+    same_encoder = same_weights and same_method and settings.max_length is None
     encoder_spec = first_stage_spec if same_encoder and first_stage_spec else resolved_spec
     if encoder_spec.method.kind != "dense":
         raise InapplicableError(f"method {encoder_spec.method.name} has no dense vectors", "use a dense method")
