@@ -384,7 +384,7 @@ def test_a_dry_run_with_many_processes_equals_that_of_one(
         (("--recipe", "quick", "--objective", "llm2ir"), 2, "has objective contrastive"),
         (("--recipe", "quick", "--export", "onnx"), 2, "known: sentence-transformers"),
         (("--recipe", "quick", "--set", 'lora.target_modules=["nothing"]'), 4, "named nothing(?s:.)*q_proj"),
-        (("--recipe", "quick", "--set", 'lora.target_modules=["q_proj","nothing"]'), 4, "named nothing(?s:.)*all-linear"),
+        (("--recipe", "quick", "--set", 'lora.target_modules=["q_proj","nothing"]'), 4, "nothing(?s:.)*all-linear"),
         (("--recipe", "quick", "--set", "lora.target_modules=q_proj"), 2, "expected a list"),
         (("--recipe", "nowhere.toml"), 3, "no recipe at nowhere.toml"),
     ],

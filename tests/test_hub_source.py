@@ -206,6 +206,22 @@ def test_a_loco_task_is_the_rows_of_its_name_in_both_repositories() -> None:
     assert collection.judgments == {"qmsum_q": {"qmsum_1": 1}}
 
 
+@pytest.mark.parametrize("subset", ["qasper_title", "qasper_abstract"])
+def test_papers_without_text_are_left_out_of_qasper(subset: str) -> None:
+    """As in the benchmark's code (load_loco_from_hf): documents that are None, and the queries of the same papers."""
+    texts = ["one text", None, "another text", ""]
+    documents = [{"dataset": subset, "pid": f"{subset}_Passage_{n}", "passage": text} for n, text in enumerate(texts)]
+    queries = [
+        {"dataset": subset, "qid": f"{subset}_Query_{n}", "query": "which?", "answer_pids": [f"{subset}_Passage_{n}"]}
+        for n in range(len(texts))
+    ]
+    write_fetched_repository("h/Documents", REVISION, {"default": ("test", documents)})
+    write_fetched_repository("h/Queries", REVISION, {"default": ("test", queries)})
+    collection = open_collection(replace(LOCO, name=subset, source=replace(LOCO.source, subset=subset)))
+    assert [row.id for row in collection.corpus] == [f"{subset}_Passage_{n}" for n in (0, 2, 3)]
+    assert collection.judgments == {f"{subset}_Query_{n}": {f"{subset}_Passage_{n}": 1} for n in (0, 2, 3)}
+
+
 def test_a_loco_repository_whose_columns_changed_is_named() -> None:
     write_loco_repositories(passage="body")
     with pytest.raises(

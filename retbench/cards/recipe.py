@@ -98,8 +98,8 @@ class OptimizerSettings:
 
     The rate rises over `warmup_steps` (or over `warmup_ratio` of all steps), then falls to zero by `lr_scheduler_type`.
     `warmup_type = "logarithmic"` is learning_rate x ln(step + 1) / ln(warmup_steps) with steps counted from zero,
-    over at least two steps: DeepSpeed's WarmupDecayLR as it is by default. (Its engine sets a rate after a step, so there
-    the next step is the first to use it.)
+    over at least two steps: DeepSpeed's WarmupDecayLR as it is by default (which sets a rate after a step, for
+    the next one).
     `max_grad_norm` clips the gradient; 0 turns clipping off.
     """
 
@@ -220,8 +220,8 @@ class Recipe:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.objective == "llm2ir" and self.crops is None:
-            raise DataError("objective llm2ir needs a [crops] table", "add one; it may be empty")
+        if self.objective == "llm2ir":
+            self._check_crops()
         if (self.objective == "e2rank") != (self.listwise is not None):
             raise DataError(
                 "objective e2rank and the [listwise] table need each other", "add a [listwise] table, or remove it"
@@ -237,6 +237,20 @@ class Recipe:
                 "write contrastive_batch_size = 2 or more, or hard_negatives = 1 or more",
             )
         self._check_output()
+
+    @property
+    def crop_settings(self) -> CropSettings:
+        """How crops are drawn."""
+        return self.crops or CropSettings()
+
+    def _check_crops(self) -> None:
+        if self.crops is None:
+            raise DataError("objective llm2ir needs a [crops] table", "add one; it may be empty")
+        if self.contrastive.hard_negatives and (self.mining.source != "bm25" or self.mining.file):
+            raise DataError(
+                "crops get their hard negatives from BM25 while they train",
+                'write mining source = "bm25" and no mining file, or hard_negatives = 0',
+            )
 
     def _check_output(self) -> None:
         if self.sharding != "none" and self.query_likelihood is not None:

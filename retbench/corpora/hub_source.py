@@ -70,7 +70,7 @@ def _replace_corpus(judged: DatasetSource, corpus: DatasetSnapshot) -> DatasetSo
     )
 
 
-def load_hub_table(snapshot: DatasetSnapshot, split: str, columns: tuple[str, ...]) -> Any:
+def load_hub_table(snapshot: DatasetSnapshot, split: str, columns: tuple[str, ...], config: str | None = None) -> Any:
     """Load one split of a downloaded repository that has no mteb loader, with these columns only."""
     import datasets
 
@@ -78,7 +78,7 @@ def load_hub_table(snapshot: DatasetSnapshot, split: str, columns: tuple[str, ..
         snapshot.repo
     )  # in one cache two repositories would be confused
     try:
-        table = datasets.load_dataset(str(snapshot.folder), split=split, cache_dir=str(cache_dir))
+        table = datasets.load_dataset(str(snapshot.folder), config, split=split, cache_dir=str(cache_dir))
     except (ValueError, KeyError, OSError) as problem:
         raise build_read_error(snapshot.folder, "the library datasets", problem) from problem
     missing = set(columns) - set(table.column_names)

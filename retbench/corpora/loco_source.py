@@ -2,6 +2,9 @@
 
 Documents have the columns dataset, pid, passage; queries have dataset, qid, query, answer_pids. A task is the rows
 whose `dataset` is the card's subset. A document is relevant to a query if the query lists it in answer_pids.
+
+Some papers of Qasper have no text. As in the benchmark's own code, these documents are left out of the two tasks, and so
+is the query of the same paper.
 """
 
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from retbench.corpora.rows import Judgment, RawCollection, TextRow
 
 DOCUMENT_COLUMNS = ("dataset", "pid", "passage")
 QUERY_COLUMNS = ("dataset", "qid", "query", "answer_pids")
+SUBSETS_WITH_MISSING_TEXTS = ("qasper_title", "qasper_abstract")
 
 
 def build_loco_source(card: TaskCard) -> DatasetSource:
@@ -32,6 +36,8 @@ def build_loco_source(card: TaskCard) -> DatasetSource:
         queries.fetch(log_status)
 
     key_parts = ("loco", documents.repo, documents.revision, queries.repo, queries.revision, subset, card.split)
+    if subset in SUBSETS_WITH_MISSING_TEXTS:
+        key_parts = (*key_parts, "without missing texts")
     return DatasetSource(
         label=f"loco-{subset}",
         compute_cache_key=lambda: "\n".join(map(str, key_parts)),
@@ -53,13 +59,26 @@ def _open_rows(
             load_hub_table(documents, split, DOCUMENT_COLUMNS),
             load_hub_table(queries, split, QUERY_COLUMNS),
         )
+        missing = _list_missing_texts(document_table, subset)
         yield RawCollection(
-            _iterate_documents(document_table, subset),
-            _iterate_queries(query_table, subset),
-            {split: _iterate_judgments(query_table, subset)},
+            _iterate_documents(document_table, subset, missing),
+            _iterate_queries(query_table, subset, missing),
+            {split: _iterate_judgments(query_table, subset, missing)},
             (),
             True,
         )
+
+
+def _list_missing_texts(table: Any, subset: str) -> frozenset[str]:
+    """The ids of documents without text, where the benchmark's code leaves them out."""
+    if subset not in SUBSETS_WITH_MISSING_TEXTS:
+        return frozenset()
+    return frozenset(str(identifier) for identifier, passage in _iterate_subset(table, subset) if passage is None)
+
+
+def _get_paper_id(query_id: Any) -> str:
+    """The document of the same paper: `Query_3` and `Passage_3`."""
+    return str(query_id).replace("Query", "Passage")
 
 
 def _iterate_subset(table: Any, subset: str) -> Iterator[tuple[Any, ...]]:
@@ -69,17 +88,20 @@ def _iterate_subset(table: Any, subset: str) -> Iterator[tuple[Any, ...]]:
                 yield tuple(row)
 
 
-def _iterate_documents(table: Any, subset: str) -> Iterator[TextRow]:
+def _iterate_documents(table: Any, subset: str, missing: frozenset[str]) -> Iterator[TextRow]:
     for identifier, passage in _iterate_subset(table, subset):
-        yield TextRow(str(identifier), "", passage or "", f"row {identifier!r}")
+        if str(identifier) not in missing:
+            yield TextRow(str(identifier), "", passage or "", f"row {identifier!r}")
 
 
-def _iterate_queries(table: Any, subset: str) -> Iterator[TextRow]:
+def _iterate_queries(table: Any, subset: str, missing: frozenset[str]) -> Iterator[TextRow]:
     for identifier, query, _ in _iterate_subset(table, subset):
-        yield TextRow(str(identifier), "", query or "", f"row {identifier!r}")
+        if _get_paper_id(identifier) not in missing:
+            yield TextRow(str(identifier), "", query or "", f"row {identifier!r}")
 
 
-def _iterate_judgments(table: Any, subset: str) -> Iterator[Judgment]:
+def _iterate_judgments(table: Any, subset: str, missing: frozenset[str]) -> Iterator[Judgment]:
     for identifier, _, answers in _iterate_subset(table, subset):
-        for document in dict.fromkeys(answers):
-            yield Judgment(str(identifier), str(document), 1)
+        for document in dict.fromkeys(map(str, answers)):
+            if document not in missing and _get_paper_id(identifier) not in missing:
+                yield Judgment(str(identifier), document, 1)

@@ -35,11 +35,10 @@ def build_bm25_ranker(training_set: TrainingSet) -> Ranker:
 def mine_hard_negatives(training_set: TrainingSet, settings: MiningSettings, ranker: Ranker, miner: str) -> TrainingSet:
     """The set with mined negatives in place of its own."""
     queries, passages = training_set.queries, training_set.passages
-    most_positives = max(len(query.positives) for query in queries)
-    depth = SCORE_DEPTH if settings.max_score_ratio is not None else settings.rank_to + most_positives
+    depth = count_mining_ranks(settings, max(len(query.positives) for query in queries))
     ranking = ranker([query.text for query in queries], min(depth, len(passages)))
     negatives = [
-        _select_negatives(query, rows, scores, settings)
+        select_negatives(query, rows, scores, settings)
         for query, rows, scores in zip(queries, ranking.rows, ranking.scores, strict=True)
     ]
     mined_queries = [replace(q, negatives=rows, scores=None) for q, rows in zip(queries, negatives, strict=True)]
@@ -54,9 +53,15 @@ def _describe_settings(settings: MiningSettings) -> dict[str, Any]:
     return {"source": settings.source, **ranks, **ratio, "keep": settings.negatives_per_query}
 
 
-def _select_negatives(
+def count_mining_ranks(settings: MiningSettings, most_positives: int) -> int:
+    """How many ranks must be searched, if a query has at most so many positives among them."""
+    return SCORE_DEPTH if settings.max_score_ratio is not None else settings.rank_to + most_positives
+
+
+def select_negatives(
     query: TrainingQuery, rows: np.ndarray, scores: np.ndarray, settings: MiningSettings
 ) -> tuple[int, ...]:
+    """The ranked rows that are a query's hard negatives, in the order of their ranks."""
     relevant = np.isin(rows, query.positives)
     rank = np.cumsum(~relevant)  # from 1, counted without the positives
     selected = ~relevant & (rank >= settings.rank_from) & (rank <= settings.rank_to)

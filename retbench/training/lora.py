@@ -38,21 +38,31 @@ def prepare_for_training(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 def _add_adapters(model: Any, settings: LoraSettings) -> nn.Module:
     peft = import_peft()
+    _check_target_modules(model, settings)
     targets: Any = "all-linear" if settings.target_modules == ("all-linear",) else list(settings.target_modules)
     config = peft.LoraConfig(
         r=settings.r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=targets
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
-            adapted: nn.Module = peft.get_peft_model(model, config)
-    except ValueError as problem:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
+        adapted: nn.Module = peft.get_peft_model(model, config)
+    return adapted
+
+
+def _check_target_modules(model: nn.Module, settings: LoraSettings) -> None:
+    """Refuse a name that no layer has: peft adapts the others, and a part of the model would not be trained."""
+    names = [f".{name}" for name, _ in model.named_modules()]
+    missing = [
+        target
+        for target in settings.target_modules
+        if target != "all-linear" and not any(name.endswith(f".{target}") for name in names)
+    ]
+    if missing:
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         raise DataError(
-            f"the model has no linear layer named {' or '.join(settings.target_modules)}",
-            f"name some of: {', '.join(sorted(linear))}",
-        ) from problem
-    return adapted
+            f"the model has no linear layer named {' or '.join(missing)}",
+            f"""name some of: {", ".join(sorted(linear))}; or all: --set 'lora.target_modules=["all-linear"]'""",
+        )
 
 
 def get_trainable_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,6 +12,7 @@ from retbench.corpora.open_collection import open_collection
 from retbench.errors import MissingError, UsageError
 from retbench.records.phase_timer import NoProgress, ProgressListener
 from retbench.training import msmarco_triples
+from retbench.training.hub_corpora import HUB_CORPORA, load_hub_corpus
 from retbench.training.hub_datasets import HUB_SETS, load_hub_training_set
 from retbench.training.training_set import TrainingSet, build_training_set, read_training_file
 
@@ -57,7 +58,8 @@ def find_task_of_dataset(dataset: str) -> TaskCard | None:
     if dataset in HUB_SETS:
         return catalog.find_task_card(HUB_SETS[dataset].evaluation_tasks[0])
     path = Path(dataset).expanduser()
-    return None if path.is_file() or path.suffix in FILE_SUFFIXES else catalog.find_task_card(dataset)
+    has_no_task = dataset in HUB_CORPORA or path.is_file() or path.suffix in FILE_SUFFIXES
+    return None if has_no_task else catalog.find_task_card(dataset)
 
 
 def load_training_set(request: TrainingRequest, negatives_per_query: int = DEFAULT_NEGATIVES) -> TrainingSet:
@@ -91,6 +93,8 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
         return read_training_file(path)
     if request.dataset in HUB_SETS:
         return load_hub_training_set(request.dataset)
+    if request.dataset in HUB_CORPORA:
+        raise UsageError(f"{request.dataset} has texts without queries", "train on it with --recipe llm2ir")
     if path.suffix in FILE_SUFFIXES:
         raise MissingError(f"there is no file {request.dataset}", "name a jsonl file, a folder or a task")
     card = catalog.find_task_card(request.dataset)
@@ -114,6 +118,8 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
 def load_unlabelled_texts(request: TrainingRequest) -> tuple[str, str, list[str]]:
     """Name, fingerprint and texts of a corpus, without its labels."""
     path = Path(request.dataset).expanduser()
+    if request.dataset in HUB_CORPORA:
+        return request.dataset, *load_hub_corpus(request.dataset, request.log_status)
     if path.is_file() or request.dataset in HUB_SETS:
         training_set = _read_dataset(request, DEFAULT_NEGATIVES)
         return training_set.name, training_set.fingerprint, list(training_set.passages)
