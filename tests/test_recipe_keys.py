@@ -1,6 +1,7 @@
 """Renamed recipe keys: old keys are refused with the new name, and stored ones are translated when they are read."""
 
-from dataclasses import fields
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from retbench.cards.recipe import (
     Recipe,
     apply_recipe_options,
 )
+from retbench.cards.stored_recipe import complete_recipe
 from retbench.errors import DataError, UsageError
 
 
@@ -48,6 +50,46 @@ def test_old_and_new_recipe_keys_name_the_same_training() -> None:
     assert recipe_keys.translate_recipe({"rate": 0.1, "batch": 8, "top": 5}) == {
         "learning_rate": 0.1, "batch_size": 8, "negatives_top_k": 5,
     }  # fmt: skip
+
+
+def test_a_stored_recipe_gets_the_defaults_of_newer_fields() -> None:
+    recipe = json.loads(json.dumps(asdict(catalog.find_recipe("llm-ql"))))
+    stored = json.loads(json.dumps(recipe))
+    del stored["sharding"], stored["optimizer"]["warmup_ratio"], stored["query_likelihood"]["optimizer"]["weight_decay"]
+    assert complete_recipe(stored) == recipe
+    assert complete_recipe({**stored, "removed": 1}) == {**recipe, "removed": 1}
+    assert complete_recipe({"rate": 0.1, "alpha": [0.5]}) == json.loads(
+        json.dumps(asdict(AdaptorRecipe(learning_rate=0.1, alpha=(0.5,))))
+    )
+
+
+def test_an_old_llm_ql_recipe_is_an_error_with_every_new_key(tmp_path: Path) -> None:
+    old_keys = {
+        "query_likelihood": "likelihood", "optimizer": "optimiser", "corruption_ratio": "corruption",
+        "mask_word": "blank", "learning_rate": "rate", "num_train_epochs": "epochs",
+    }  # fmt: skip
+    text = (Path(__file__).parent.parent / "recipes" / "llm-ql.toml").read_text(encoding="utf-8")
+    for new, old in old_keys.items():
+        text = text.replace(new, old)
+    file = tmp_path / "old.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"old\.toml:\d+: .*: this key is now ") as refused:
+        catalog.find_recipe(str(file))
+    for change in (
+        "likelihood.corruption -> query_likelihood.corruption_ratio",
+        "likelihood.optimiser.rate -> query_likelihood.optimizer.learning_rate",
+        "likelihood.document -> query_likelihood.document",
+        "optimiser.rate -> optimizer.learning_rate",
+    ):
+        assert change in refused.value.next_step
+    assert "\n" not in refused.value.cause + refused.value.next_step
+
+
+def test_a_list_is_an_option_as_in_toml() -> None:
+    recipe = apply_recipe_options(catalog.find_recipe("quick"), {"lora.target_modules": '["q_proj", "v_proj"]'})
+    assert recipe.lora
+    assert recipe.lora.target_modules == ("q_proj", "v_proj")
+    assert apply_recipe_options(recipe, {"description": "[a, b]"}).description == "[a, b]"  # a text stays a text
 
 
 def test_every_renamed_key_is_a_field_today() -> None:

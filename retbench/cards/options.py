@@ -7,8 +7,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from retbench.cards import toml_parser
 from retbench.errors import DataError, UsageError, suggest_names
@@ -59,7 +59,7 @@ def apply_options(
 
 def _parse_value(hint: Any, key: str, text: str) -> Any:
     location = toml_parser.CardLocation(Path("option"), "", (key,))
-    if hint is str or str in get_args(hint):
+    if hint is str or (get_origin(hint) in (Union, UnionType) and str in get_args(hint)):
         return text
     try:
         return toml_parser.convert_value(hint, tomllib.loads(f"value = {text}")["value"], location)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from retbench.cards.recipe_keys import translate_recipe
+from retbench.cards.stored_recipe import complete_recipe
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.store.digest import to_canonical_json
 
@@ -79,7 +79,7 @@ def _build_training_key(row: LeaderboardRow) -> str | None:
     training = _get_training(row)
     if training is None:
         return None
-    recipe = {key: value for key, value in translate_recipe(training["recipe"]).items() if key != "seed"}
+    recipe = {key: value for key, value in complete_recipe(training["recipe"]).items() if key != "seed"}
     data = training["data"]
     return to_canonical_json(
         [row.label, row.model_card.get("parent"), recipe, data.get("set"), data.get("fingerprint")]

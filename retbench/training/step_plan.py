@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.recipe_keys import translate_recipe
+from retbench.cards.stored_recipe import complete_recipe
 from retbench.errors import DataError
 from retbench.store.shard_store import write_file_atomically
 from retbench.training import distributed
@@ -24,8 +24,8 @@ def load_or_create_plan(folder: Path, facts: dict[str, Any], count_steps: Callab
             write_file_atomically(file, json.dumps({**plain_facts, "steps": steps}, indent=1).encode())
         distributed.wait_for_all()
     plan: dict[str, Any] = json.loads(file.read_text())
-    plan["recipe"] = translate_recipe(plan["recipe"])  # a plan may be older than today's keys
-    different = [key for key in plain_facts if plan[key] != plain_facts[key]]
+    plan["recipe"] = complete_recipe(plan["recipe"])  # a plan may be older than today's keys and fields
+    different = [key for key in plain_facts if plan.get(key) != plain_facts[key]]
     if different:
         raise DataError(f"{folder} was begun with another {' and '.join(different)}", "give another --out or --name")
     return int(plan["steps"])

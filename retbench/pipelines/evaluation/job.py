@@ -11,13 +11,14 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.engines.memory import get_peak_memory_mb, release_freed_pages, reset_peak_memory
+from retbench.engines.memory import get_peak_memory_mb
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.prompt_examples import build_prompt_examples
 from retbench.pipelines.models.search import build_retriever
 from retbench.pipelines.runs.build_record import RunInputs, build_record, describe_task_settings
-from retbench.records.cell import Cell, build_cell
+from retbench.pipelines.runs.load_or_run import load_or_run
+from retbench.records.cell import Cell
 from retbench.records.phase_timer import NoProgress, PhaseTimer
 from retbench.records.record import Record, compute_settings_id
 from retbench.records.results_folder import ResultsFolder, RunFiles
@@ -83,14 +84,7 @@ class EvaluationJob:
 
     def load_or_run(self) -> Cell:
         """Return the finished record on disk, or compute and write one."""
-        if record := self.find_record():
-            return build_cell(record, str(self.folder), cached=True)
-        results = ResultsFolder(self.request.out)
-        results.require_writable()
-        release_freed_pages()
-        reset_peak_memory()
-        record, files = self._rank_and_score(PhaseTimer(self.request.progress))
-        return build_cell(record, str(results.write_run(record, files)), cached=False)
+        return load_or_run(ResultsFolder(self.request.out), self.folder, self._rank_and_score, self.request.progress)
 
     def build_draft_record(self) -> Record:
         """Return the record as it is before the run, without scores."""
