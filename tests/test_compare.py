@@ -19,7 +19,8 @@ from retbench.pipelines.runs.compare import compare_runs
 from retbench.pipelines.runs.inspect import inspect_run
 from retbench.records.load_run import load_trec_run
 from retbench.records.results_folder import ResultsFolder
-from retbench.reports.comparison import format_comparison
+from retbench.reports.comparison import SettingDifference
+from retbench.reports.comparison_text import format_comparison, format_settings
 from retbench.scoring.metrics import score_run
 from retbench.scoring.significance import compute_paired_p_value
 from tests import small_collection
@@ -274,3 +275,66 @@ def test_the_detectable_difference_is_printed_for_more_queries(tmp_path: Path) -
     a = write_finished_run(tmp_path, "a", "t", [0.9, 0.8, 0.7, 0.9, 0.6, 0.8, 0.4, 0.9])
     b = write_finished_run(tmp_path, "b", "t", [0.1, 0.1, 0.2, 0.2, 0.1, 0.3, 0.5, 0.4])
     assert "significant in about 80% of cases" in format_comparison(retbench.compare(a, b))
+
+
+def test_a_run_is_found_by_its_model_and_task(results: Path, tmp_path: Path) -> None:
+    small, other = tmp_path / "small", small_collection.write_folder(tmp_path / "other")
+    retbench.evaluate(["bm25", "bm25-lucene"], tasks=[str(other)], out=results)
+    found = retbench.compare("bm25", "bm25-lucene", results=results, task=str(other))
+    assert (found.a.split(" (")[0], found.task) == ("bm25 · bm25 · other", "other")
+    assert found.test is not None
+    with pytest.raises(UsageError, match=r"2 runs in .* on small fit 'bm25': \w+ \(bm25 on small\), \w+ \(bm25"):
+        retbench.compare("bm25", "bm25", results=results, task=str(small))
+    with pytest.raises(UsageError, match="3 runs") as caught:
+        retbench.compare("bm25", "bm25-lucene", results=results)
+    assert caught.value.next_step == "name one settings-id, or give --task"
+    with pytest.raises(UsageError, match=r"there is no run 'bm25-lucene' in .* on small"):
+        retbench.compare(str(_list_runs(results)[0]), "bm25-lucene", results=results, task=str(small))
+
+
+def test_one_settings_id_of_two_equal_tasks_is_told_apart_by_the_task(results: Path, tmp_path: Path) -> None:
+    retbench.evaluate(["bm25"], tasks=[str(small_collection.write_folder(tmp_path / "copy"))], out=results)
+    for depth in (10, 12):
+        retbench.evaluate(["bm25"], tasks=[str(tmp_path / "copy")], out=results, overrides={"depth": depth})
+    shallow = _list_runs(results)[0].name
+    assert retbench.compare(shallow, shallow, results=results, task=str(tmp_path / "copy")).task == "copy"
+
+
+def test_a_foreign_run_is_tested_on_a_folder(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = _list_runs(results)[1]
+    (tmp_path / "theirs.trec").write_bytes(gzip.decompress((run / "run.trec.gz").read_bytes()))
+    for a, b in (("theirs.trec", str(run)), (str(run), "theirs.trec"), ("theirs.trec", "theirs.trec")):
+        found = retbench.compare(a, b, task="./small")
+        assert (found.task, found.remarks) == ("small", [])
+        assert found.test is not None
+
+
+def test_the_verdict_comes_first_and_settings_are_few_and_end_with_versions(tmp_path: Path) -> None:
+    encoder = {"weights": "w" * 64, "dtype": "float32", "method": {"name": "mean"}}
+    better = [0.9, 0.8, 0.7, 0.9, 0.6, 0.8, 0.4, 0.9]
+    a = write_finished_run(tmp_path, "a", "t", better, settings={"encoder": encoder, "lexical": None})
+    b = write_finished_run(tmp_path, "b", "t", [score / 2 for score in better])
+    lines = format_comparison(retbench.compare(a, b)).splitlines()
+    assert lines[3].startswith("A is significantly better: ndcg_at_10 A - B = +37.50 over 8 queries")
+    assert "  encoder: A 3 settings (--json lists them), B none" in lines
+    assert len([line for line in lines if "lexical" in line]) == 1
+    same = format_comparison(retbench.compare(b, b)).splitlines()
+    assert same[3].startswith("No significant difference")
+
+
+def test_versions_stand_in_one_line_after_the_settings() -> None:
+    differences = [
+        SettingDifference("machine.packages.torch", "'2.9.0'", "'2.9.1'"),
+        SettingDifference("machine.commit", "'a'", "'b'"),
+        SettingDifference("settings.depth", "10", "100"),
+        SettingDifference("texts truncated.document", "0", "4"),
+    ]
+    assert format_settings(differences) == [
+        "1 setting differs:",
+        "  depth: A 10, B 100",
+        "Observed in the runs:",
+        "  texts truncated.document: A 0, B 4",
+        "Machine and versions: packages.torch A '2.9.0', B '2.9.1'; commit A 'a', B 'b'",
+    ]
+    assert format_settings(differences[:2])[0] == "All settings that may change a score are equal."

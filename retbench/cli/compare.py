@@ -8,23 +8,24 @@ import typer
 
 from retbench.cli.command import AsJson, cli_command, print_json, print_result
 
-RUN_HELP = "A run's folder, a settings-id, an mteb result file (.json), or a TREC run file."
+RUN_HELP = "A run's folder, a settings-id, a model's name, an mteb result file (.json), or a TREC run file."
 
 
 @cli_command
 def compare(
     a: Annotated[str, typer.Argument(help=RUN_HELP)],
     b: Annotated[str, typer.Argument(help=RUN_HELP)],
-    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="The results folder to find runs in.")] = Path("results"),
     task: Annotated[
-        str | None, typer.Option(help="The task of a TREC run file: a task card's name or a BEIR folder.")
+        str | None,
+        typer.Option(help="The task of a TREC run, or of a model's run: a task card's name or a BEIR folder."),
     ] = None,
     queries: Annotated[int, typer.Option(help="The number of queries to show, largest score change first.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs: different settings, scores with significance tests, and the queries that changed most."""
+    """Compare two runs: is the difference significant, which settings differ, and which queries changed most."""
     from retbench.pipelines.runs.compare import compare_runs
-    from retbench.reports.comparison import format_comparison
+    from retbench.reports.comparison_text import format_comparison
 
     comparison = compare_runs(a, b, results, task, queries)
     print_json(asdict(comparison)) if as_json else print_result(format_comparison(comparison))

@@ -23,28 +23,50 @@ from retbench.corpora.collection_cache import MANIFEST, find_missing_ids
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.records.record import Record
-from retbench.records.results_folder import RECORD_FILE, ResultsFolder, decode_id
+from retbench.records.results_folder import RECORD_FILE, ResultsFolder, decode_id, read_record
 
 log = logging.getLogger(__name__)
 
+MAX_LISTED_RUNS = 6
 TREC_COLUMNS = "six columns: query Q0 document rank score tag"
 
 
-def find_run(argument: str, results: Path) -> Path:
-    """Find a run's folder by its path or by the first characters of its settings-id."""
+def find_run(argument: str, results: Path, task: str | None = None) -> Path:
+    """Find a run's folder by its path, by the first characters of its settings-id, or by its model (and task)."""
     path = Path(argument)
     if path.name == RECORD_FILE and path.is_file():
         return path.parent
     if (path / RECORD_FILE).is_file():
         return path
-    files = ResultsFolder(results).list_record_files() if argument else []
-    folders = [file.parent for file in files if file.parent.name.startswith(argument)]
-    if len(folders) == 1:
-        return folders[0]
-    problem = (
-        f"{len(folders)} runs in {results} begin with {argument!r}" if folders else f"there is no run {argument!r}"
+    folders = [file.parent for file in ResultsFolder(results).list_record_files()] if argument else []
+    on_task = [folder for folder in folders if task is None or folder.parents[1].name == encode_path_part(task)]
+    model = encode_path_part(_get_model_name(argument))
+    found = [folder for folder in folders if folder.name.startswith(argument)]
+    if len(found) > 1:  # tasks with the same content give the same settings-id
+        found = [folder for folder in found if folder in on_task] or found
+    found = found or [folder for folder in on_task if folder.parent.name == model]
+    if len(found) == 1:
+        return found[0]
+    place = f"{results}" + (f" on {task}" if task else "")
+    if found:
+        step = "name one settings-id" if task else "name one settings-id, or give --task"
+        raise UsageError(f"{len(found)} runs in {place} fit {argument!r}: {_list_runs(found)}", step)
+    raise UsageError(
+        f"there is no run {argument!r} in {place}",
+        f"name a run's folder, its settings-id or its model: retbench list results --results {results}",
     )
-    raise UsageError(problem, f"name a run's folder, or its settings-id: retbench list results --results {results}")
+
+
+def _get_model_name(argument: str) -> str:
+    """Return the name of the card that an argument names by an alias, else the argument."""
+    return catalog.find_model_card(argument).name if argument in catalog.load_model_cards() else argument.lower()
+
+
+def _list_runs(folders: Sequence[Path]) -> str:
+    """List runs with what tells them apart, so that one can be named."""
+    records = [read_record(folder / RECORD_FILE) for folder in folders[:MAX_LISTED_RUNS]]
+    listed = [f"{record.settings_id} ({record.method} on {record.task})" for record in records]
+    return ", ".join([*listed, f"and {len(folders) - len(listed)} more"] if len(folders) > len(listed) else listed)
 
 
 def open_recorded_collection(record: Record) -> Collection:

@@ -1,6 +1,6 @@
 """The comparison of two runs: the settings that differ, the scores, and a significance test.
 
-Settings are printed with quotes around text, so that a space at the end of a prompt is visible.
+Values of settings have quotes around text, so that a space at the end of a prompt is visible.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retbench.records.record import Record
-from retbench.reports.ranks import ALPHA
 from retbench.scoring.significance import (
-    MIN_SIGNIFICANT_QUERIES,
     ConfidenceInterval,
     WinCounts,
     compute_bootstrap_interval,
@@ -114,62 +112,3 @@ def compute_paired_test(metric: str, a: NDArray[np.float64], b: NDArray[np.float
         compute_detectable_difference(a, b),
         count_wins(a, b),
     )
-
-
-def format_comparison(comparison: Comparison) -> str:
-    """The comparison as text."""
-    lines = [f"A  {comparison.a}", f"B  {comparison.b}", ""]
-    lines += [*_format_settings(comparison.settings), "", f"{'score':<16}{'A':>8}{'B':>8}{'A - B':>8}"]
-    for metric, (a, b) in comparison.scores.items():
-        lines.append(f"{metric:<16}{100 * a:>8.2f}{100 * b:>8.2f}{100 * (a - b):>+8.2f}")
-    if comparison.test:
-        lines += ["", *_format_test(comparison.test)]
-    for change in comparison.moved:
-        lines += ["", *_format_query_change(change)]
-    return "\n".join([*lines, *([""] if comparison.remarks else []), *comparison.remarks])
-
-
-def _format_settings(settings: list[SettingDifference]) -> list[str]:
-    if not settings:
-        return ["All recorded settings are equal."]
-    lines = [f"{len(settings)} settings differ:"]
-    for setting in settings:
-        lines += [f"  {setting.name}", f"    A {setting.a}", f"    B {setting.b}"]
-    return lines
-
-
-def _format_test(test: PairedTest) -> list[str]:
-    low, high = test.interval
-    return [
-        f"{test.metric} over {test.queries:,} queries: A - B = {100 * test.difference:+.2f} "
-        f"(95% interval {100 * low:+.2f} to {100 * high:+.2f}), p = {test.p_value:.4f}, effect size {test.effect:+.2f}",
-        f"A wins {test.wins.wins:,}, ties {test.wins.ties:,}, loses {test.wins.losses:,}",
-        _describe_power(test),
-    ]
-
-
-def _describe_power(test: PairedTest) -> str:
-    """Say which difference the test can find; with few queries it finds none."""
-    smallest = 2.0 ** (1 - test.queries)
-    if test.queries < MIN_SIGNIFICANT_QUERIES:
-        return (
-            f"no difference over {test.queries} queries can be significant at alpha {ALPHA}: "
-            f"the smallest p-value of this test is {smallest:.4f}"
-        )
-    if test.detectable is None:
-        return (
-            f"over {test.queries} queries only a difference of the same sign on every query is significant at "
-            f"alpha {ALPHA} (p = {smallest:.4f})"
-        )
-    return (
-        f"over {test.queries:,} queries that vary as these do, a true difference of {100 * test.detectable:.2f} is "
-        f"significant in about 80% of cases (alpha {ALPHA})"
-    )
-
-
-def _format_query_change(change: QueryChange) -> list[str]:
-    lines = [f"query {change.query}: A {100 * change.a:.1f}, B {100 * change.b:.1f}"]
-    if change.text is not None:
-        lines.append(f"  {change.text}")
-    lines += [f"  A {number}. {line}" for number, line in enumerate(change.top_a, start=1)]
-    return lines + [f"  B {number}. {line}" for number, line in enumerate(change.top_b, start=1)]

@@ -42,16 +42,23 @@ def load_compared_runs(a: str, b: str, results: Path, task: str | None) -> tuple
     is_trec_run = [_is_trec_run(a), _is_trec_run(b)]
     if all(is_trec_run) and task is None:
         raise UsageError("two TREC runs have no judgments", "name the collection: --task TASK")
+    name = task and _find_task_name(task)
     if not any(is_trec_run):
-        task = task or _read_recorded_task(a, results) or _read_recorded_task(b, results)
-        return _load_described_run(a, results, task), _load_described_run(b, results, task)
+        name = name or _read_recorded_task(a, results) or _read_recorded_task(b, results)
+        return _load_described_run(a, results, name), _load_described_run(b, results, name)
     if all(is_trec_run):
         return _load_trec_run(a, task, None), _load_trec_run(b, task, None)
     if is_trec_run[0]:
-        described = _load_described_run(b, results, task)
+        described = _load_described_run(b, results, name)
         return _load_trec_run(a, task, described), described
-    described = _load_described_run(a, results, task)
+    described = _load_described_run(a, results, name)
     return described, _load_trec_run(b, task, described)
+
+
+def _find_task_name(argument: str) -> str:
+    """Return the name of a task or of a folder; a name without a card may be that of an mteb result."""
+    is_known = argument in catalog.load_task_cards() or Path(argument).expanduser().is_dir()
+    return catalog.find_task_card(argument).name if is_known else argument
 
 
 def _is_trec_run(argument: str) -> bool:
@@ -89,7 +96,7 @@ def _load_described_run(argument: str, results: Path, task: str | None) -> Compa
         )
         facts = {"model": repr(result.model), "task": repr(result.task), **result.facts}
         return ComparedRun(f"{result.model} on {result.task} (mteb result)", result.task, metric, facts, result.scores)
-    folder = find_run(argument, results)
+    folder = find_run(argument, results, task)
     run = load_scored_run(folder, read_record(folder / RECORD_FILE))
     record, facts = run.record, flatten_record(run.record)
     compared = ComparedRun(_format_name(record), record.task, run.metric, facts, record.scores, record=record)
@@ -118,12 +125,12 @@ def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None) -
     depth = max([MIN_DEPTH, *map(len, rankings.values())])
     per_query = score_run(rankings, collection.judgments, depth, rules.get("relevant_from", 1))
     scores = compute_mean_scores(per_query)
-    task = task or (other.task if other else "")
+    name_of_task = _find_task_name(task) if task else other.task if other else ""
     values = {query: row[metric] for query, row in per_query.items()}
     name = f"{Path(argument).name} (TREC run)"
-    facts, contradiction = {"task": repr(task)}, run.describe_contradiction(Path(argument))
+    facts, contradiction = {"task": repr(name_of_task)}, run.describe_contradiction(Path(argument))
     remarks = [contradiction] if contradiction else []
-    return ComparedRun(name, task, metric, facts, scores, values, rankings, collection, remarks=remarks)
+    return ComparedRun(name, name_of_task, metric, facts, scores, values, rankings, collection, remarks=remarks)
 
 
 def _remove_excluded(
