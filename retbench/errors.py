@@ -12,26 +12,52 @@ The command line prints `cause` and `next_step` in two lines and exits with `exi
 and keeps its traceback.
 """
 
+import base64
 import difflib
 import errno
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from urllib.parse import quote, quote_plus
 
 INTERRUPTED = 130
 PARTLY_DONE = 1
 MAX_SUGGESTIONS = 12  # names in a message
-SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-MIN_SECRET_LENGTH = 8  # characters; replacing a shorter value would damage ordinary words
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$")
+OWN_SECRETS = ("RETBENCH_ENDPOINT_KEY", "HF_TOKEN")  # these are removed even if they are short
+MIN_SECRET_LENGTH, MIN_OWN_SECRET_LENGTH = 8, 3  # characters; a shorter value would damage ordinary words
+ADDRESS_PASSWORD = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 def redact_secrets(text: str) -> str:
-    """Replace API keys and tokens of the environment in a text, which may quote another library's message."""
+    """Remove the API keys and tokens of the environment, and passwords of addresses, from a text.
+
+    The text may quote another library's message.
+    """
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET_LENGTH:
-            text = text.replace(value, "***")
-    return text
+        least = MIN_OWN_SECRET_LENGTH if name in OWN_SECRETS else MIN_SECRET_LENGTH
+        if SECRET_NAME.search(name) and len(value.strip()) >= least:
+            text = redact_value(text, value.strip())
+    return ADDRESS_PASSWORD.sub("***@", text)
+
+
+def redact_value(text: str, secret: str) -> str:
+    """Replace a secret in a text, also where it is encoded for an address, in JSON, or in base 64.
+
+    A short one is replaced only where it is a whole word.
+    """
+    encoded = secret.encode(errors="surrogateescape")
+    forms = {secret, quote(encoded, safe=""), quote_plus(encoded), json.dumps(secret)[1:-1]}
+    base64_form = base64.b64encode(encoded).decode().rstrip("=")
+    for form in sorted(forms, key=len, reverse=True):
+        text = (
+            re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", "***", text)
+            if len(form) < MIN_SECRET_LENGTH
+            else text.replace(form, "***")
+        )
+    return text.replace(base64_form, "***") if len(base64_form) >= MIN_SECRET_LENGTH else text
 
 
 class RetbenchError(Exception):

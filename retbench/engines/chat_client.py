@@ -11,8 +11,8 @@ from typing import Any
 
 from retbench.cards.text_parsers import parse_json
 from retbench.engines.generator import GeneratedAnswer
-from retbench.engines.http_client import EndpointServer, TransientError
-from retbench.errors import UsageError
+from retbench.engines.http_client import EndpointServer, TransientError, get_endpoint_key
+from retbench.errors import UsageError, redact_value
 
 TOP_LOGPROBS = 20  # the number of most likely tokens requested
 
@@ -51,8 +51,10 @@ class ChatClient:
                 choice, usage = reply["choices"][0], reply.get("usage") or {}
                 text, log_odds = read_choice(choice)
                 read, written = (int(usage.get(key, 0)) for key in ("prompt_tokens", "completion_tokens"))
+                if not math.isfinite(log_odds):
+                    raise ValueError("the log-probabilities are not finite")
                 return GeneratedAnswer(text, log_odds, read, written, choice.get("finish_reason") == "length")
-            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as problem:
+            except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as problem:
                 raise TransientError(f"the server sent an answer without a message ({problem!r:.80})") from None
 
         return self.server.post("chat/completions", body, parse)
@@ -67,7 +69,19 @@ class ChatClient:
 
 
 def _read_text(choice: dict[str, Any]) -> tuple[str, float]:
-    return choice["message"].get("content") or "", 0.0
+    """The text of an answer, which some servers send in parts; without the key, should the server repeat it."""
+    content = choice["message"].get("content") or ""
+    text = content if isinstance(content, str) else "".join(_read_part(part) for part in content)
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair could not be stored
+    key = get_endpoint_key()
+    return redact_value(text, key) if key else text, 0.0
+
+
+def _read_part(part: dict[str, Any]) -> str:
+    text = part["text"] if part["type"] == "text" else ""
+    if not isinstance(text, str):
+        raise TypeError(f"a part is {type(text).__name__}, not text")
+    return text
 
 
 def _read_log_odds(choice: dict[str, Any]) -> tuple[str, float]:

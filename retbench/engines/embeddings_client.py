@@ -42,13 +42,15 @@ class EmbeddingsClient:
         try:
             rows = {row["index"]: row["embedding"] for row in parse_json(content)["data"]}
             vectors = np.array([rows[index] for index in range(len(texts))], dtype=np.float32)
-        except (ValueError, KeyError, TypeError) as problem:
+            if vectors.ndim != 2 or not vectors.shape[1]:
+                raise ValueError(f"their shape is {vectors.shape}")
+        except (ValueError, KeyError, TypeError, OverflowError) as problem:
             raise TransientError(
                 f"the server did not send {len(texts)} vectors of one width ({problem!r:.80})"
             ) from None
         self.width = self.width or vectors.shape[1]
         width = self.server.engine.dimensions or self.width
-        if vectors.ndim != 2 or vectors.shape[1] != width:
+        if vectors.shape[1] != width:
             raise DataError(
                 f"the endpoint sent vectors of width {vectors.shape[1]}, not {width}",
                 "the server changed its model or cannot shorten vectors: leave `dimensions` out, or use another server",

@@ -17,7 +17,8 @@ from retbench.engines.generator import END_OF_REASONING, OPEN_REASONING, Generat
 from retbench.errors import UsageError
 from retbench.rerankers.candidates import MIN_DOCUMENT_TOKENS, Candidates, find_largest_share
 
-STRICT_ORDER = re.compile(r"\[?\d+\]?(?:\s*(?:>|,|\n)\s*\[?\d+\]?)*\.?")
+# Each separator matches in one way only: an answer of many empty lines would else take minutes.
+STRICT_ORDER = re.compile(r"\[?\d+\]?(?:(?:\s*[>,]|[^\S\n]*\n)\s*\[?\d+\]?)*\.?")
 MAX_DIGITS = 9  # a longer number is out of range in any list
 
 
