@@ -12,17 +12,18 @@ import torch
 import retbench
 from retbench.cards import catalog, toml_parser
 from retbench.cards.model import LexicalSettings
-from retbench.cards.recipe import QueryLikelihoodTraining, Recipe
+from retbench.cards.recipe import BatchSettings, QueryLikelihoodTraining, Recipe
 from retbench.cards.reranker_settings import QueryLikelihoodSettings, parse_reranker
 from retbench.engines.padding import pad_rows
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.pipelines.studies.cells import list_study_cells
 from retbench.pipelines.studies.training import build_recipe, format_model_name
 from retbench.retrievers.query_likelihood import DirichletIndex
-from retbench.training import lora
+from retbench.training import lora, query_likelihood
 from retbench.training.attention_stop import build_attention_mask
 from retbench.training.llm_ql_pretraining import STAGE_FOLDER
-from retbench.training.query_likelihood import QueryLikelihoodModel, corrupt_text
+from retbench.training.query_likelihood import QueryLikelihoodModel, QueryLikelihoodObjective, corrupt_text
+from retbench.training.training_set import TrainingQuery, TrainingSet
 from tests import small_collection, tiny_models
 
 PLAIN = LexicalSettings(variant="dirichlet", mu=3.0, stopwords="en")
@@ -151,6 +152,55 @@ def test_a_likelihood_is_the_sum_over_the_querys_tokens_and_the_end(folder: Path
     spoken = logits[0].detach().log_softmax(-1)
     by_hand = sum(float(spoken[place, line.ids[place + 1]]) for place in range(line.bottleneck, len(line.ids) - 1))
     assert made.compute_log_likelihoods(DOCUMENTS[:1], QUERIES[:1], 10_000)[0] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_pairs_that_do_not_fit_into_memory_run_in_halves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load_model(folder)
+    expected, compute = made.compute_log_likelihoods(DOCUMENTS, QUERIES, 10_000), QueryLikelihoodModel.compute_logits
+
+    def compute_one(self: QueryLikelihoodModel, rows: Any, first: int = 0) -> Any:
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compute(self, rows, first)
+
+    monkeypatch.setattr(QueryLikelihoodModel, "compute_logits", compute_one)
+    assert made.compute_log_likelihoods(DOCUMENTS, QUERIES, 10_000).tolist() == pytest.approx(
+        expected.tolist(), abs=1e-4
+    )
+
+
+def test_a_training_pass_is_limited_by_its_logits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient is the same sum, in more passes."""
+    made = load_model(folder)
+    passes: list[int] = []
+    settings = replace(made.settings, batch=BatchSettings(8, 8, max_tokens=10_000))
+    query = [TrainingQuery(text, (row,), ()) for row, text in enumerate(QUERIES)]
+    objective = QueryLikelihoodObjective(replace(made, settings=settings), TrainingSet("s", query, DOCUMENTS, "f"), 1)
+    loss, tokens = objective.backward(0)
+    expected = {name: weight.grad.clone() for name, weight in made.model.named_parameters() if weight.grad is not None}
+    made.model.zero_grad()
+    compute = QueryLikelihoodModel.compute_logits
+    monkeypatch.setattr(query_likelihood, "LOGIT_BYTES", 14 * tiny_models.VOCABULARY * 40)
+
+    def count_rows(self: QueryLikelihoodModel, rows: Any, first: int = 0) -> Any:
+        passes.append(len(rows))
+        return compute(self, rows, first)
+
+    monkeypatch.setattr(QueryLikelihoodModel, "compute_logits", count_rows)
+    assert objective.backward(0) == (pytest.approx(loss, abs=1e-5), tokens)
+    assert len(passes) == 2
+    for name, weight in made.model.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(weight.grad, expected[name], atol=1e-5, rtol=1e-4)
+
+
+def test_products_in_bfloat16_are_another_setting(folder: Path) -> None:
+    exact = load_model(folder)
+    rounded = replace(exact, dtype="bfloat16")
+    scores = [model.compute_log_likelihoods(DOCUMENTS, QUERIES, 10_000) for model in (exact, rounded)]
+    assert scores[1].tolist() != scores[0].tolist()
+    assert scores[1].tolist() == pytest.approx(scores[0].tolist(), rel=0.02)
+    assert parse_reranker("likelihood:dtype=bfloat16").settings == QueryLikelihoodSettings(dtype="bfloat16")
 
 
 def test_corruption_removes_its_ratio_of_words() -> None:

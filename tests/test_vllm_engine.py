@@ -34,9 +34,7 @@ def smallest_cosine(folder: Path, method: Method, texts: tuple[str, ...]) -> flo
     spec = EncoderSpec("weights", method, "", 128, 128, "float32")
     ours = backbone.load_backbone(folder, "float32", CPU).with_method(method.attention, method.layer)
     prompt_tokenizer = PromptTokenizer(ours.tokenizer, method)
-    theirs = TokenIdEncoder(
-        spec, vllm_engine.load_vllm_model(folder, "float32", method.pooling, method.attention, 256), prompt_tokenizer
-    )
+    theirs = TokenIdEncoder(spec, vllm_engine.load_vllm_model(folder, "float32", method, 256), prompt_tokenizer)
     tokens = prompt_tokenizer.tokenize(texts, "document", 128)
     our_vectors, their_vectors = BackboneEncoder(spec, ours, prompt_tokenizer).encode(tokens), theirs.encode(tokens)
     return float((our_vectors * their_vectors).sum(1).min())
@@ -66,6 +64,16 @@ def test_a_run_is_verified_against_vllm(model: Path, task: Path, out: Path) -> N
     assert actual["cosine_min"] > 0.9999
 
 
+def test_two_workers_give_the_scores_of_one(
+    model: Path, task: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("run", "--model", model, "--task", task, "--method", "last", "--set", "dtype=float32", "--engine")
+    (alone,) = run_cells(*line, "vllm", "--out", out)
+    monkeypatch.setenv("RETBENCH_CACHE", str(tmp_path / "cache"))  # else the vectors would be found
+    (both,) = run_cells(*line, "vllm", "--out", tmp_path / "two", "--devices", "2")
+    assert both["scores"] == pytest.approx(alone["scores"])
+
+
 @pytest.mark.usefixtures("user_weights")
 def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
     line = ("run", "--model", SMALL, "--task", "stdlib-text", "--sample", 10, "--method", "promptreps", "--out", out)
@@ -79,7 +87,7 @@ def test_a_run_of_a_real_model_is_verified_against_vllm(out: Path) -> None:
 
 
 def test_a_text_longer_than_the_context_is_an_error(model: Path) -> None:
-    loaded = vllm_engine.load_vllm_model(model, "float32", "last", "own", 4096)
+    loaded = vllm_engine.load_vllm_model(model, "float32", catalog.find_method("last"), 4096)
     assert loaded.encode([np.arange(512) % tiny_models.VOCABULARY]).shape == (1, tiny_models.WIDTH)
     with pytest.raises(UsageError, match=r"513 tokens, but vLLM allows 512 for this model"):
         loaded.encode([np.arange(513) % tiny_models.VOCABULARY])

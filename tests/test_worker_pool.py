@@ -314,6 +314,14 @@ def test_the_endpoint_engine_refuses_devices(model: Path, tmp_path: Path) -> Non
         worker_pool.attach_worker_pool(candidate, WorkerPool([FakeWorker], "cpu", 1))
 
 
+def test_vllm_uses_the_pool_unless_one_model_needs_several_gpus(model: Path) -> None:
+    pool, card = WorkerPool([FakeWorker], "cpu", 1), catalog.find_model_card(str(model))
+    attached = worker_pool.attach_worker_pool(ResolvedModel(card, None, Engine("vllm")), pool)
+    assert attached.create_workers is not None
+    with pytest.raises(UsageError, match="tensor_parallel_size"):
+        worker_pool.attach_worker_pool(ResolvedModel(card, None, Engine("vllm", tensor_parallel_size=2)), pool)
+
+
 def test_a_study_passes_its_devices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: list[str] = []
     monkeypatch.setattr(run_module, "evaluate", lambda request: iter(options.append(request.devices) or ()))

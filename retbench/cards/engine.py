@@ -14,7 +14,9 @@ from retbench.errors import UsageError, suggest_names
 EngineName = Literal["transformers", "sentence-transformers", "vllm", "endpoint"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
 RENAMED_OPTIONS = {"texts": "batch_size", "tries": "max_attempts", "per_minute": "requests_per_minute"}
-SETTINGS_OPTIONS = ("model", "dimensions")
+SETTINGS_OPTIONS = ("model", "dimensions", "tensor_parallel_size", "enforce_eager")
+ENDPOINT_OPTIONS = ("model", "dimensions", "batch_size", "timeout", "max_attempts", "requests_per_minute")
+VLLM_OPTIONS = ("tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,20 @@ class Engine:
     timeout: int = 60  # endpoint: seconds per request
     max_attempts: int = 6  # endpoint: attempts per request before the run stops
     requests_per_minute: int = 0  # endpoint: requests per minute; 0 for no limit
+    tensor_parallel_size: int | None = None  # vllm: GPUs that share one model
+    gpu_memory_utilization: float | None = None  # vllm: the share of a GPU's memory that it may use
+    enforce_eager: bool | None = None  # vllm: no CUDA graphs and no compilation
 
     @property
     def settings_name(self) -> str:
         """The engine and the options that may change a vector, as stored in settings."""
         values = {key: str(getattr(self, key)) for key in SETTINGS_OPTIONS if getattr(self, key) is not None}
         return options.join_options(self.name, values)
+
+    @property
+    def vllm_options(self) -> dict[str, int | float | bool]:
+        """The options that were given for vLLM, by vLLM's own names."""
+        return {key: value for key in VLLM_OPTIONS if (value := getattr(self, key)) is not None}
 
     def find_unsupported(self, method: Method) -> str | None:
         """Return the first feature of a method that this engine does not support; None if it supports all."""
@@ -66,6 +76,8 @@ def parse_engine(text: str) -> Engine:
     if name not in ENGINE_NAMES:
         raise UsageError(f"there is no engine called {name!r}", suggest_names(name, ENGINE_NAMES))
     engine = options.apply_options(Engine(name), option_values, fixed=("name",), renamed=RENAMED_OPTIONS)
-    if name != "endpoint" and option_values:
-        raise UsageError(f"the engine {name} takes no options", f"write --engine {name}")
+    allowed = {"endpoint": ENDPOINT_OPTIONS, "vllm": VLLM_OPTIONS}.get(name, ())
+    if foreign := [key for key in option_values if key not in allowed]:
+        next_step = f"its options: {', '.join(allowed)}" if allowed else f"write --engine {name}"
+        raise UsageError(f"the engine {name} has no option {foreign[0]!r}", next_step)
     return engine

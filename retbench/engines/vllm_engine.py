@@ -2,16 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from retbench.cards.method import Attention, Pooling
+from retbench.cards.method import Method, Pooling
 from retbench.cards.model import Dtype
+from retbench.engines.device import get_device
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import MissingError, UsageError
 
@@ -44,8 +46,8 @@ class VllmModel:
                 f"give --set max_length={self.max_length} or less; the method's template also needs tokens",
             )
         prompts = [{"prompt_token_ids": row.tolist()} for row in rows]
-        outputs = self.engine.embed(prompts, use_tqdm=False)
-        return np.array([output.outputs.embedding for output in outputs], dtype=np.float32)
+        outputs = self.engine.encode(prompts, pooling_task="embed", use_tqdm=False)  # tensors; `embed` makes lists
+        return np.stack([output.outputs.data.float().cpu().numpy() for output in outputs])
 
 
 @contextmanager
@@ -75,27 +77,30 @@ def import_vllm() -> Any:
 
 
 def start_engine(folder: Path, dtype: Dtype, max_length: int, **options: Any) -> Any:
-    """Start vLLM for a folder, in this process, for sequences of up to `max_length` tokens."""
+    """Start vLLM for a folder, in this process, for sequences of up to `max_length` tokens.
+
+    On a GPU it compiles the model and records CUDA graphs, unless `enforce_eager` is given.
+    """
     vllm = import_vllm()
     with _hide_llvmlite():
+        options = {"enforce_eager": get_device().type == "cpu", **options}
         return vllm.LLM(model=str(folder), dtype=dtype, max_model_len=max_length, **options)
 
 
-def load_vllm_model(folder: Path, dtype: Dtype, pooling: Pooling, attention: Attention, max_length: int) -> VllmModel:
+def load_vllm_model(
+    folder: Path,
+    dtype: Dtype,
+    method: Method,
+    max_length: int,
+    engine_options: Mapping[str, Any] = MappingProxyType({}),
+) -> VllmModel:
     """Load a folder in vLLM's pooling runner, for texts of up to `max_length` tokens or the model's own maximum."""
     max_length = min(max_length, _read_max_positions(folder) or max_length)
-    options: dict[str, Any] = {"hf_overrides": {"is_causal": False}} if attention == "bidirectional" else {}
-    pooler = import_vllm().config.PoolerConfig(pooling_type=POOLING_TYPES[pooling])
-    engine = start_engine(
-        folder,
-        dtype,
-        max_length,
-        runner="pooling",
-        convert="embed",
-        enforce_eager=True,
-        pooler_config=pooler,
-        **options,
-    )
+    options = dict(engine_options)
+    if method.attention == "bidirectional":
+        options["hf_overrides"] = {"is_causal": False}
+    pooler = import_vllm().config.PoolerConfig(pooling_type=POOLING_TYPES[method.pooling])
+    engine = start_engine(folder, dtype, max_length, runner="pooling", convert="embed", pooler_config=pooler, **options)
     return VllmModel(engine, int(engine.llm_engine.model_config.get_hidden_size()), max_length)
 
 

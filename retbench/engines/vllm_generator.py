@@ -10,7 +10,6 @@ from math import exp, log
 from typing import Any
 
 from retbench.engines import vllm_engine
-from retbench.engines.device import get_device
 from retbench.engines.generator import GeneratedAnswer, GeneratorBase
 
 FIT_CONTEXT_TO_MEMORY = -1  # the context length that fits into memory
@@ -27,10 +26,7 @@ class VllmGenerator(GeneratorBase):
     @cached_property
     def engine(self) -> Any:
         """The vLLM engine. If memory is too small for the whole context, it uses a shorter context."""
-        eager = get_device().type == "cpu"  # on a GPU, CUDA graphs make decoding faster
-        return vllm_engine.start_engine(
-            self.folder, self.dtype, FIT_CONTEXT_TO_MEMORY, runner="generate", enforce_eager=eager
-        )
+        return vllm_engine.start_engine(self.folder, self.dtype, FIT_CONTEXT_TO_MEMORY, runner="generate")
 
     def fits_context(self, prompt: str, max_tokens: int) -> bool:
         """Whether prompt and answer fit into the context length of the model and of the engine."""

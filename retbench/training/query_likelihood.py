@@ -18,6 +18,7 @@ from torch.nn import functional
 from retbench.cards.method import Method
 from retbench.cards.recipe import QueryLikelihoodTraining
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.engines.memory import compute_in_halves
 from retbench.engines.padding import pad_rows
 from retbench.errors import UsageError
 from retbench.training import distributed
@@ -26,6 +27,9 @@ from retbench.training.contrastive_batches import BatchSampler
 from retbench.training.row_dropout import derive_row_seeds, use_row_seeds
 from retbench.training.train_forward import split_into_passes
 from retbench.training.training_set import TrainingSet
+
+LOGIT_BYTES = 4 << 30  # of one training pass; a vocabulary of 150,000 tokens leaves room for 2,000 tokens
+BYTES_PER_LOGIT = 14  # in bfloat16 and float32, their gradients, and the log-probability
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class QueryLikelihoodModel:
                 "the tokenizer has no end-of-sequence token, which is needed as bottleneck", "use another model"
             )
         check_mask_is_obeyed(self.model, self._run_model, self._build_masks)
+
+    @property
+    def max_tokens_with_logits(self) -> int:
+        """The tokens of a training pass whose logits fit into LOGIT_BYTES."""
+        config: Any = self.model.config
+        return max(1, LOGIT_BYTES // (BYTES_PER_LOGIT * config.get_text_config().vocab_size))
 
     def tokenize_pairs(self, documents: Sequence[str], queries: Sequence[str]) -> list[QueryLikelihoodRow]:
         """Pairs as rows. The bottleneck is not counted: it follows the longest prompt too."""
@@ -90,13 +100,16 @@ class QueryLikelihoodModel:
         rows = self.tokenize_pairs(documents, queries)
         log_likelihoods = np.empty(len(rows))
         for pass_rows in split_into_passes(np.array([len(row.ids) for row in rows]), max_tokens):
-            batch = [rows[int(index)] for index in pass_rows]
-            first = min(row.bottleneck for row in batch)  # the logits of documents would need most of the memory
-            token_scores = -_compute_token_losses(*self.compute_logits(batch, first))
-            for position, (index, row) in enumerate(zip(pass_rows, batch, strict=True)):
-                query_scores = token_scores[position, row.bottleneck - first : len(row.ids) - 1 - first]
-                log_likelihoods[index] = float(query_scores.sum())
+            parts = compute_in_halves(pass_rows, lambda part: self._score_queries([rows[index] for index in part]))
+            for part, scores in parts:
+                log_likelihoods[part] = scores
         return log_likelihoods
+
+    def _score_queries(self, rows: list[QueryLikelihoodRow]) -> list[float]:
+        first = min(row.bottleneck for row in rows)  # the logits of documents would need most of the memory
+        token_scores = -_compute_token_losses(*self.compute_logits(rows, first))
+        ranges = [slice(row.bottleneck - first, len(row.ids) - 1 - first) for row in rows]
+        return [float(token_scores[position, tokens].sum()) for position, tokens in enumerate(ranges)]
 
 
 def corrupt_text(text: str, ratio: float, mask_word: str, seed: tuple[int, ...]) -> str:
@@ -145,8 +158,8 @@ class QueryLikelihoodObjective:
         own = range(distributed.get_rank(), len(rows), distributed.get_world_size())
         own_rows, seeds = [rows[index] for index in own], derive_row_seeds((self.seed, step), own)
         lengths = np.array([len(row.ids) for row in own_rows])
-        total_loss = 0.0
-        for pass_rows in split_into_passes(lengths, self.language_model.settings.batch.max_tokens):
+        total_loss, max_tokens = 0.0, self.language_model.settings.batch.max_tokens
+        for pass_rows in split_into_passes(lengths, min(max_tokens, self.language_model.max_tokens_with_logits)):
             with use_row_seeds(torch.from_numpy(seeds[pass_rows]).to(self.language_model.device)):
                 loss = self._compute_loss([own_rows[int(index)] for index in pass_rows]) / predicted_tokens
             if torch.isfinite(loss):

@@ -46,9 +46,7 @@ from retbench.store.shard_store import ShardStore, VectorBlock
 
 log = logging.getLogger(__name__)
 
-POOLED_ENGINES = ("transformers", "sentence-transformers")
-
-
+POOLED_ENGINES = ("transformers", "sentence-transformers", "vllm")
 SHARDS_PER_WORKER = 4  # handed over ahead of the shard that is read next, so that no worker is idle
 
 
@@ -231,6 +229,11 @@ class WorkerPool:
 def attach_worker_pool(model: ResolvedModel, pool: WorkerPool | None) -> ResolvedModel:
     """Let the pool compute the model's vectors, if there is a pool and the model has vectors."""
     if pool and not model.lexical_settings:
+        if model.engine.tensor_parallel_size:
+            raise UsageError(
+                "a worker has one GPU, so it cannot use tensor_parallel_size",
+                "leave --devices out, or leave tensor_parallel_size out",
+            )
         if model.engine.name not in POOLED_ENGINES:
             raise UsageError(
                 f"the engine {model.engine.name} distributes its work itself",

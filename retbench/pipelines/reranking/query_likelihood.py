@@ -5,7 +5,7 @@ the recipe `llm-ql`: its zero-shot baseline.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class QueryLikelihoodSpec:
     @property
     def request(self) -> RerankerRequest:
         """The request with the model's name."""
-        return build_request("likelihood", QueryLikelihoodSettings(self.model.card.name, self.settings.depth))
+        return build_request("likelihood", replace(self.settings, model=self.model.card.name))
 
     def list_baselines(self) -> list[Any]:
         """Return none: the first stage is the only baseline."""
@@ -56,7 +56,7 @@ class QueryLikelihoodSpec:
         cut = {"cut": settings.cut} if settings.cut != "text" else {}  # absent in records from before the field
         return {
             "weights": self.model.weights.fingerprint,
-            "dtype": "float32",
+            "dtype": self.settings.dtype,
             "document": settings.document,
             **cut,
             "attention_stop": settings.attention_stop,
@@ -74,7 +74,7 @@ class QueryLikelihoodSpec:
             folder = self.model.weights.folder
             language_model = lora.load_model(folder, recipe, head=True).to(get_device()).eval()
             scorer = QueryLikelihoodModel(
-                language_model, load_tokenizer(folder), self.training_settings, "float32", get_device()
+                language_model, load_tokenizer(folder), self.training_settings, self.settings.dtype, get_device()
             )
         corpus, fields = first_stage.collection.corpus, first_stage.card.fields
         return QueryLikelihoodReranker(scorer, lambda row: join_fields(corpus[row], fields), self.settings.depth)
