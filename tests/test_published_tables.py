@@ -20,6 +20,7 @@ from retbench.pipelines.report import build_report
 from retbench.records.cell import Cell
 from retbench.records.mteb_results import read_mteb_results_below
 from retbench.reports.published_tables import load_published_rows, load_shipped_tables, read_table
+from retbench.scoring.metrics import score_query
 from tests.finished_runs import write_finished_run
 
 
@@ -36,7 +37,11 @@ def test_every_shipped_table_has_the_metric_and_protocol_of_its_tasks() -> None:
         for task in (task for task in table.tasks if task in catalog.load_task_cards()):
             card = catalog.find_task_card(task)
             assert card.protocol == table.protocol, (table.name, task)
-            assert card.metric == table.metrics.get(task, table.metric), (table.name, task)
+            metric = table.get_metric(task)
+            if metric.replace("_at_", "-") in table.name:  # a further metric of a table that is shown by the main one
+                assert metric in score_query(["d"], {"d": 1}, card.depth), (table.name, task)
+            else:
+                assert card.metric == metric, (table.name, task)
 
 
 def test_every_shipped_number_is_a_score() -> None:

@@ -68,5 +68,8 @@ def test_qwen_vl_reads_a_user_turn(role: Role, prefix: str) -> None:
     tokenizer.chat_template = QWEN_VL_TEMPLATE
     turn = [{"role": "user", "content": f"{prefix}what is a cell"}]
     expected = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=False) + "<|endoftext|>"
-    method = catalog.find_recipe("specialized-llms-vl").method
-    assert PromptTokenizer(tokenizer, method).build_prompt("what is a cell", role) == expected
+    recipe = catalog.find_recipe("specialized-llms-vl")
+    assert PromptTokenizer(tokenizer, recipe.method).build_prompt("what is a cell", role) == expected
+    lengths = {"query": (recipe.lengths.query, 32), "document": (recipe.lengths.document, 156)}
+    tokens_of_prefix = {"query": len(["Query", ":"]), "document": len(["Pass", "age", ":"])}  # in Qwen's vocabulary
+    assert lengths[role][0] + tokens_of_prefix[role] == lengths[role][1]

@@ -26,7 +26,7 @@ SUITE_SIZES = {
     "nanobeir": 13,
     "r2med": 8,
     "specialized-beir": 14,
-    "specialized-coir": 5,
+    "specialized-coir": 10,
 }
 THE_EIGHT = {
     "qwen2.5": "qwen2.5-7b",
