@@ -61,7 +61,8 @@ class QueryLikelihoodModel:
     def max_tokens_with_logits(self) -> int:
         """The tokens of a training pass whose logits fit into LOGIT_BYTES."""
         config: Any = self.model.config
-        return max(1, LOGIT_BYTES // (BYTES_PER_LOGIT * config.get_text_config().vocab_size))
+        vocabulary: int = config.get_text_config().vocab_size
+        return max(1, LOGIT_BYTES // (BYTES_PER_LOGIT * vocabulary))
 
     def tokenize_pairs(self, documents: Sequence[str], queries: Sequence[str]) -> list[QueryLikelihoodRow]:
         """Pairs as rows. The bottleneck is not counted: it follows the longest prompt too."""
