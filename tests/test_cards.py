@@ -375,3 +375,11 @@ def test_lexical_cards_have_their_variant(write_own_card: OwnCards) -> None:
 def test_every_card_dataclass_is_frozen() -> None:
     with pytest.raises(AttributeError):
         ModelCard("m").name = "n"  # type: ignore[misc]
+
+
+def test_an_old_field_of_a_study_is_an_error_with_the_new_one(tmp_path: Path) -> None:
+    text = 'name = "s"\ntitle = "s"\n[[stages]]\nname = "a"\nmodels = ["bm25"]\nbeside = ["b"]\n'
+    file = write_card(tmp_path, text, "plan.toml")
+    with pytest.raises(DataError, match=r"plan\.toml:6: stages\.1\.beside: this key is now compare_with") as refused:
+        catalog.find_study(str(file))
+    assert refused.value.next_step == "rename beside to compare_with"

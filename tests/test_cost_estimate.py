@@ -10,6 +10,7 @@ from retbench.cards.model import ModelCard, ModelShape
 from retbench.cli.main import app
 from retbench.errors import UsageError
 from retbench.pipelines import estimate_cost
+from retbench.pipelines.models.overrides import Overrides
 
 CARD = ModelCard("m", parameters=1_000_000, shape=ModelShape(layers=2, width=100, vocabulary=1000))
 CORPUS = estimate_cost.CorpusSize(documents=1000, queries=10, tokens=50, query_tokens=20)
@@ -22,7 +23,7 @@ def test_flops_count_layers_and_causal_attention() -> None:
 
 def test_an_estimate_computed_by_hand() -> None:
     estimate = estimate_cost.estimate_cost(
-        CARD, CORPUS, estimate_cost.DeviceSpec(count=4, tokens_per_second=10, price=3.0), {}
+        CARD, CORPUS, estimate_cost.DeviceSpec(count=4, tokens_per_second=10, price=3.0), Overrides()
     )
     assert estimate.tokens == 1000 * 50 + 10 * 20
     assert estimate.device_hours == pytest.approx(50_200 / 10 / 3600)
@@ -35,7 +36,7 @@ def test_an_estimate_computed_by_hand() -> None:
 
 def test_peak_flops_and_utilisation_give_the_rate() -> None:
     used = estimate_cost.DeviceSpec(peak=1e9, utilization=0.5)
-    estimate = estimate_cost.estimate_cost(CARD, CORPUS, used, {"dimensions": 50, "vector_dtype": "fp16"})
+    estimate = estimate_cost.estimate_cost(CARD, CORPUS, used, Overrides(dimensions=50, vector_dtype="fp16"))
     assert estimate.tokens_per_second == pytest.approx(0.5e9 / estimate.flop_per_token)
     assert estimate.search_seconds == pytest.approx(2 * 1000 * 10 * 50 / 0.5e9)
     assert estimate.disk_bytes == 1010 * (8 + 2 * 50)
@@ -44,19 +45,17 @@ def test_peak_flops_and_utilisation_give_the_rate() -> None:
 
 def test_search_is_at_least_as_long_as_reading_the_vectors() -> None:
     fast = estimate_cost.DeviceSpec(peak=1e15)
-    estimate = estimate_cost.estimate_cost(CARD, CORPUS, fast, {"vector_dtype": "int8"})
+    estimate = estimate_cost.estimate_cost(CARD, CORPUS, fast, Overrides(vector_dtype="int8"))
     assert estimate.search_seconds == pytest.approx(1000 * 100 * 4 / estimate_cost.SEARCH_BYTES_PER_SECOND)
 
 
 WRONG_ARGUMENTS: dict[str, Any] = {
-    "no speed": lambda: estimate_cost.estimate_cost(CARD, CORPUS, estimate_cost.DeviceSpec(), {}),
+    "no speed": lambda: estimate_cost.estimate_cost(CARD, CORPUS, estimate_cost.DeviceSpec(), Overrides()),
     "no shape": lambda: estimate_cost.estimate_cost(
-        ModelCard("bm25"), CORPUS, estimate_cost.DeviceSpec(tokens_per_second=1), {}
+        ModelCard("bm25"), CORPUS, estimate_cost.DeviceSpec(tokens_per_second=1), Overrides()
     ),
     "nothing to count": lambda: estimate_cost.resolve_corpus_size(None, None, None, 80),
-    "a setting that changes nothing here": lambda: estimate_cost.check_overrides({"dtype": "float32"}),
-    "no such form": lambda: estimate_cost.check_overrides({"vector_dtype": "fp8"}),
-    "no width": lambda: estimate_cost.check_overrides({"dimensions": 0}),
+    "a setting that changes nothing here": lambda: estimate_cost.check_overrides(Overrides(dtype="float32")),
 }
 
 
@@ -83,6 +82,13 @@ def test_document_counts_come_from_the_task() -> None:
     answer = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--task", "scifact", "--peak", "989", "--json"])
     (estimate,) = json.loads(answer.stdout)
     assert (estimate["documents"], estimate["queries"]) == (5183, 300)
+
+
+@pytest.mark.parametrize("setting", ["depth=10", "dimensions=0", "dimensions=wide", "vector_dtype=fp8", "width=3"])
+def test_a_wrong_setting_is_refused(setting: str) -> None:
+    answer = CliRunner().invoke(app, ["plan", "--model", "qwen2.5-7b", "--documents", "10", "--set", setting])
+    assert answer.exit_code == 2
+    assert setting.partition("=")[0] in answer.output
 
 
 def test_a_setting_without_a_value_suggests_a_valid_one() -> None:

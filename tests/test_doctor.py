@@ -27,7 +27,7 @@ def _offline(monkeypatch: Patch) -> None:
 
 
 def find_check(name: str) -> DoctorCheck:
-    (check,) = [one for one in run_checks() if one.what == name]
+    (check,) = [one for one in run_checks() if one.name == name]
     return check
 
 
@@ -42,7 +42,7 @@ def test_all_checks_are_printed_and_written_as_json() -> None:
     answer = CliRunner().invoke(app, ["doctor"])
     assert answer.exit_code == 0
     as_json = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
-    names = [check["what"] for check in as_json]
+    names = [check["name"] for check in as_json]
     assert {"torch", "threads", "cache", "downloads", "cards", "card folders", "extras", "hub"} <= set(names)
     assert all(name in answer.stdout for name in names)
     assert answer.stdout.count("    next: ") == sum(not check["ok"] for check in as_json)
@@ -123,12 +123,12 @@ def write_cached_weights(cache: Path, name: str, tokenizer: str) -> Path:
 def test_a_tokenizer_without_a_pad_token_is_reported(own_cache: Path) -> None:
     write_cached_weights(own_cache, "has", '{"pad_token": "<pad>"}')
     folder = write_cached_weights(own_cache, "org%2Fhas-not", '{"eos_token": "</s>", "pad_token": null}')
-    assert [check.what for check in run_checks() if check.what.startswith("tokenizer")] == ["tokenizer org/has-not"]
+    assert [check.name for check in run_checks() if check.name.startswith("tokenizer")] == ["tokenizer org/has-not"]
     check = find_failed_check("tokenizer org/has-not")
     assert check.finding == "no padding token"
     assert "--weights" in check.next_step
     (folder / "special_tokens_map.json").write_text('{"pad_token": "</s>"}')
-    assert not [check for check in run_checks() if check.what.startswith("tokenizer")]
+    assert not [check for check in run_checks() if check.name.startswith("tokenizer")]
     write_cached_weights(own_cache, "broken", "{")
     assert "not valid JSON" in find_failed_check("tokenizer broken").finding
 

@@ -45,7 +45,7 @@ PIPELINE_IMPORTS: dict[
     "studies": {"evaluation", "finetuning", "report", "estimate_cost"},
     "fetch": set(),
     "doctor": set(),
-    "estimate_cost": set(),
+    "estimate_cost": {"models"},
     "__init__": set(),
 }
 

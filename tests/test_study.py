@@ -229,7 +229,13 @@ def test_seeds_are_rows_of_their_own_with_mean_and_range(tmp_path: Path, fresh_c
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=1"], "seeds": [1, 2]}
     zero = Stage("zero", (str(model),), tasks=(str(folder),), set={"max_length": 8})
     stage = Stage(
-        "trained", (str(model),), "finetune", tasks=(str(folder),), options=options, beside=("zero",), set=zero.set
+        "trained",
+        (str(model),),
+        "finetune",
+        tasks=(str(folder),),
+        options=options,
+        compare_with=("zero",),
+        set=zero.set,
     )
     plan, out = Study("s", "s", (zero, stage)), tmp_path / "r"
     training, before = (cell for cell in _estimate(plan, out, "trained") if cell["seed"] == 1)

@@ -9,12 +9,14 @@ one, it trains one model per task on that task's train split. The recipe is `opt
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step: every model with every method on every task."""
+
+    renamed_fields: ClassVar = {"beside": "compare_with"}
 
     name: str
     models: tuple[str, ...]
@@ -25,7 +27,7 @@ class Stage:
     methods: tuple[str, ...] = ()
     sample: int | None = None
     set: dict[str, Any] = field(default_factory=dict)
-    beside: tuple[str, ...] = ()  # other stages whose rows are shown in this stage's tables
+    compare_with: tuple[str, ...] = ()  # other stages whose rows are shown in this stage's tables
     optional: bool = False  # run only with --stage
     options: dict[str, Any] = field(default_factory=dict)  # other options of the verb
 

@@ -1,6 +1,7 @@
 """Parse TOML into frozen dataclasses; every error names file, line and field.
 
-The dataclass is the schema: its field names, type hints and defaults.
+The dataclass is the schema: its field names, type hints and defaults. Its class variable `renamed_fields` maps old
+names of fields to new ones; a card with an old name is refused, and the error names the new one.
 """
 
 import re
@@ -69,7 +70,11 @@ def _build_dataclass(cls: type[T], table: object, location: CardLocation) -> T:
     if not isinstance(table, dict):
         raise location.make_error(f"expected a table, got {table!r}", "write it as a [table]")
     hints, known_fields = get_type_hints(cls), {f.name: f for f in fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
+    renamed_fields: dict[str, str] = getattr(cls, "renamed_fields", {})
     for key in table:
+        if key in renamed_fields:
+            new_key = renamed_fields[key]
+            raise location.child(key).make_error(f"this key is now {new_key}", f"rename {key} to {new_key}")
         if key not in known_fields:
             raise location.child(key).make_error("unknown field", suggest_names(key, known_fields))
     missing = [name for name, field in known_fields.items() if name not in table and not _has_default(field)]

@@ -13,7 +13,7 @@ def doctor(as_json: AsJson = False) -> int:
         print_json([check._asdict() for check in results])
     else:
         for check in results:
-            print_result(f"{'ok ' if check.ok else 'NO '} {check.what}: {check.finding}")
+            print_result(f"{'ok ' if check.ok else 'NO '} {check.name}: {check.finding}")
             if not check.ok:
                 print_result(f"    next: {check.next_step}")
     return 0

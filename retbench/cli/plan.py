@@ -39,10 +39,11 @@ def plan(
     """Estimate the cost of embedding and searching a corpus. Formulas and assumptions: docs/scale.md."""
     from retbench.cards import catalog
     from retbench.pipelines import estimate_cost
+    from retbench.pipelines.models.overrides import Overrides
 
     corpus_size = estimate_cost.resolve_corpus_size(task, documents, queries, tokens)
     device_spec = estimate_cost.DeviceSpec(devices, rate, peak * 1e12 if peak else None, share, price)
-    overrides = estimate_cost.check_overrides(parse_overrides(set_, "dimensions=256"))
+    overrides = estimate_cost.check_overrides(Overrides.parse(parse_overrides(set_, "dimensions=256")))
     estimates = [
         estimate_cost.estimate_cost(catalog.find_model_card(name), corpus_size, device_spec, overrides)
         for name in model

@@ -30,7 +30,7 @@ PARTIAL_SUFFIX = ".partial"
 class DoctorCheck(NamedTuple):
     """The result of one check."""
 
-    what: str
+    name: str
     ok: bool
     finding: str
     next_step: str = ""

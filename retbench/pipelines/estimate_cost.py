@@ -9,14 +9,14 @@ The user gives the speed: tokens per second of a finished run, or a device's pea
     search         2 x documents x queries x dimensions FLOP, or reading the vectors if that takes longer
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.corpora.cache_status import get_cache_status
 from retbench.errors import UsageError
-from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_row_bytes
+from retbench.pipelines.models.overrides import Overrides
+from retbench.store.vector_formats import compute_row_bytes
 
 TEXT_BYTES = 4.5  # per token of English text; only the network estimate uses it
 WEIGHT_BYTES = 2  # bfloat16
@@ -85,19 +85,18 @@ def resolve_corpus_size(task: str | None, documents: int | None, queries: int | 
     return CorpusSize(document_count, queries or (status.queries if status else None) or 1000, tokens)
 
 
-def estimate_cost(card: ModelCard, corpus: CorpusSize, devices: DeviceSpec, overrides: dict[str, Any]) -> CostEstimate:
+def estimate_cost(card: ModelCard, corpus: CorpusSize, devices: DeviceSpec, overrides: Overrides) -> CostEstimate:
     """Estimate the cost of one model."""
     if card.parameters is None or card.shape is None:
         raise UsageError(
             f"the card of {card.name} has no `parameters` or no `shape`", "give a model whose card has both"
         )
-    dimensions = overrides.get("dimensions", card.shape.width)
-    vector_dtype: VectorDtype = overrides.get("vector_dtype", "fp32")
+    dimensions = overrides.dimensions or card.shape.width
     tokens = corpus.documents * corpus.tokens + corpus.queries * corpus.query_tokens
     flop = compute_flop_per_token(card, corpus.tokens)
     throughput = devices.compute_throughput(flop)
     hours = tokens / throughput / 3600
-    disk = compute_row_bytes(dimensions, vector_dtype) * (corpus.documents + corpus.queries)
+    disk = compute_row_bytes(dimensions, overrides.vector_dtype or "fp32") * (corpus.documents + corpus.queries)
     weights = (
         card.weights.megabytes * 1e6 if card.weights and card.weights.megabytes else card.parameters * WEIGHT_BYTES
     )
@@ -125,18 +124,10 @@ def compute_flop_per_token(card: ModelCard, length: float) -> float:
     return 2.0 * (card.parameters - vocabulary * width) + 2.0 * layers * width * length
 
 
-def check_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Check `--set`: only dimensions and vector_dtype change an estimate."""
-    unknown = next((key for key in overrides if key not in ("dimensions", "vector_dtype")), None)
-    if unknown:
-        raise UsageError(f"--set {unknown} does not apply to plan", "give dimensions=N or vector_dtype=fp16")
-    if overrides.get("vector_dtype", "fp32") not in VECTOR_FORMATS:
-        raise UsageError(
-            f"--set vector_dtype={overrides['vector_dtype']}: there is no such format",
-            f"give one of {', '.join(VECTOR_FORMATS)}",
-        )
-    if not isinstance(overrides.get("dimensions", 1), int) or overrides.get("dimensions", 1) < 1:
-        raise UsageError(
-            f"--set dimensions={overrides['dimensions']}: not a vector width", "give a whole number, 1 or more"
-        )
+def check_overrides(overrides: Overrides) -> Overrides:
+    """Refuse overrides that do not change an estimate."""
+    names = [field.name for field in fields(overrides) if field.name not in ("dimensions", "vector_dtype")]
+    unused = next((name for name in names if getattr(overrides, name) is not None), None)
+    if unused:
+        raise UsageError(f"--set {unused} does not apply to plan", "give dimensions=N or vector_dtype=fp16")
     return overrides

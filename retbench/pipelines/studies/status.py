@@ -80,7 +80,7 @@ class StageReport:
 
 
 def build_stage_reports(study: Study, out: Path) -> list[StageReport]:
-    """The study's runs by stage, beside the rows of the stages in `beside` and the published tables it names."""
+    """The study's runs by stage, beside the rows of the stages in `compare_with` and the published tables it names."""
     statuses = list_statuses(study, out)
     published_rows = (
         load_published_rows(out / IMPORTED_TABLES_FOLDER, only=study.references) if study.references else []
@@ -88,7 +88,7 @@ def build_stage_reports(study: Study, out: Path) -> list[StageReport]:
     stage_reports = []
     for stage in study.stages:
         scan = ResultsScan()
-        shown_stages = (stage.name, *stage.beside)
+        shown_stages = (stage.name, *stage.compare_with)
         cells_by_record = {
             status.record: status.cell for status in statuses if status.cell.stage in shown_stages and status.record
         }
