@@ -1,4 +1,7 @@
-"""llm-ql's attention mask, for every architecture: a position sees what it may see, so a random word stays random."""
+"""LLM-QL's attention mask (Attention Stop), tested with every architecture.
+
+Each position attends only to the positions that the mask allows, so words drawn at random cannot be predicted.
+"""
 
 import math
 from dataclasses import replace
@@ -15,7 +18,7 @@ from retbench.errors import UsageError
 from retbench.training.query_likelihood import QueryLikelihoodModel, QueryLikelihoodRow
 from tests import tiny_models
 
-WORDS = 60  # that rows are drawn from; a loss of ln 60 says that no word can be predicted
+WORDS = 60  # rows are drawn from this many words; a loss of ln 60 means that no word can be predicted
 SHAPE: dict[str, Any] = {
     "vocab_size": tiny_models.VOCABULARY, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -35,14 +38,14 @@ def build_text_model(family: str, layers: int = 1, **changes: Any) -> nn.Module:
     shape = GEMMA if family.startswith("Gemma") else SHAPE if family == "GPTNeoX" else GROUPED
     config_class = getattr(transformers, f"{family}{'TextConfig' if family == 'Gemma3' else 'Config'}")
     config = config_class(**{**shape, "num_hidden_layers": layers, **changes})
-    kernel = "eager" if family == "Gemma2" else "sdpa"  # as `choose_attention_kernel` says
+    kernel = "eager" if family == "Gemma2" else "sdpa"  # the same kernels as in `choose_attention_kernel`
     torch.manual_seed(1)
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kernel)
     return model
 
 
 def build_vision_model(family: str, layers: int = 1) -> nn.Module:
-    """A tiny multimodal model; its text part is the one of the text family."""
+    """A tiny multimodal model with random weights; its text part has the architecture of that family."""
     if family == "Gemma3":
         vision = transformers.SiglipVisionConfig(
             hidden_size=32,
@@ -81,13 +84,13 @@ def wrap_model(model: nn.Module, dtype: str = "float32", stop: bool = True) -> Q
 
 
 def draw_rows(generator: np.random.Generator, lengths: list[int], bottleneck: int) -> list[QueryLikelihoodRow]:
-    """Rows of random words, none of which depends on another."""
+    """Rows of independent random words."""
     return [QueryLikelihoodRow(generator.integers(3, 3 + WORDS, length), bottleneck) for length in lengths]
 
 
 @pytest.mark.parametrize("stop", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_pair_of_positions(name: str, stop: bool) -> None:
+def test_every_position_attends_only_to_what_the_mask_allows(name: str, stop: bool) -> None:
     """A changed token changes the logits of exactly the positions that may see it, in its own row only."""
     language_model = wrap_model(build_model(name, 1), stop=stop)
     rows = draw_rows(np.random.default_rng(3), [11, 14], 4)
@@ -107,7 +110,7 @@ def test_every_pair_of_positions(name: str, stop: bool) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_unpredictable_words_cannot_be_predicted(name: str, dtype: str) -> None:
-    """After training on ever new random words the loss is ln 60, and never below: nobody can know the next one."""
+    """The loss stays at ln 60 or above, because each training step has new random words."""
     language_model = wrap_model(build_model(name, 1), dtype)
     trained = [weight for weight in language_model.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(trained, 3e-3)
@@ -126,7 +129,7 @@ def test_unpredictable_words_cannot_be_predicted(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_likelihood_does_not_depend_on_batch_mates(name: str, dtype: str) -> None:
+def test_a_likelihood_does_not_depend_on_the_other_texts_of_its_batch(name: str, dtype: str) -> None:
     language_model = wrap_model(build_model(name, 2), dtype)
     documents = list(tiny_models.SENTENCES[:6])
     queries = ["blood", "which arteries are narrow", "heart disease", "bones", "liver and alcohol", "x"]
@@ -138,7 +141,7 @@ def test_a_likelihood_does_not_depend_on_batch_mates(name: str, dtype: str) -> N
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Phi3", "Gemma2", "Gemma3", "Qwen3"])
-def test_a_sliding_window_stays(family: str) -> None:
+def test_a_models_own_sliding_window_is_kept(family: str) -> None:
     """Without Attention Stop the logits are the model's own, also beyond its window."""
     use = {"use_sliding_window": True, "max_window_layers": 1} if family == "Qwen3" else {}
     model = build_text_model(family, 2, sliding_window=5, **use)
@@ -150,7 +153,7 @@ def test_a_sliding_window_stays(family: str) -> None:
 
 
 class LeakyModel(nn.Module):
-    """Every position sees the mean of the row, whatever the mask says."""
+    """A model that ignores the mask: every position gets the mean of its row."""
 
     def __init__(self) -> None:
         super().__init__()

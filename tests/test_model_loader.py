@@ -1,5 +1,7 @@
-"""Weights are read right in every layout, or refused: each architecture of `model_cards/` as transformers and the hub
-write it, against the same weights in a plain model of transformers that was never saved.
+"""Weights are loaded correctly from every layout of a file, or refused.
+
+Each architecture of `model_cards/` is written as transformers and as the hub's repositories write it. The loaded model
+is compared with the transformers model that holds the same weights and was never saved.
 """
 
 import copy
@@ -50,23 +52,23 @@ TEXT_KINDS: dict[str, dict[str, Any]] = {
     "qwen3": DECODER, "gemma2": {**DECODER, "sliding_window": 6}, "gemma3_text": {**DECODER, "sliding_window": 6},
     "phi3": {"num_key_value_heads": 1}, "gpt_neox": {},
 }  # fmt: skip
-ARCHITECTURES = {  # of the cards' families; Gemma 3 is text only up to 1B
+ARCHITECTURES = {  # by family of the cards; Gemma 3 has only a text part up to 1B
     "bge": ["bert"], "contriever": ["bert"], "e5": ["bert"], "minilm": ["bert"], "llama": ["llama"],
     "smollm2": ["llama"], "mistral": ["mistral"], "qwen2": ["qwen2"], "qwen2.5": ["qwen2", "qwen2_5_vl"],
     "qwen3": ["qwen3"], "gemma-2": ["gemma2"], "gemma-3": ["gemma3_text", "gemma3"], "phi": ["phi3"],
     "pythia": ["gpt_neox"],
 }  # fmt: skip
-Rename = Callable[[str], list[str]]  # from the names of transformers' whole model to those in the file
+Rename = Callable[[str], list[str]]  # a weight's name in the whole transformers model -> its names in the file
 
 
 class Sample(NamedTuple):
-    """A whole random model of transformers, and its text part."""
+    """A whole transformers model with random weights, and its text part."""
 
     whole: Any
     text: Any
 
     def compute_states(self, text: Any = None) -> torch.Tensor:
-        """The states of all rows, each alone."""
+        """The states of all rows, each computed alone."""
         with torch.no_grad():
             return torch.cat([(text or self.text)(torch.from_numpy(row)[None]).last_hidden_state[0] for row in ROWS])
 
@@ -95,19 +97,21 @@ def build(kind: str, tied: bool = True) -> Sample:
         factory: Any = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
         whole = factory.from_config(config)
     make_random(whole)
-    whole.set_attn_implementation("eager")  # transformers 5.16 forgets Gemma 2's score cap in other kernels
+    whole.set_attn_implementation(
+        "eager"
+    )  # other kernels of transformers 5.16 leave out Gemma 2's attention logit softcapping
     return Sample(whole.eval(), getattr(whole.base_model, "language_model", whole.base_model))
 
 
 def make_random(model: nn.Module) -> None:
-    """Norms and biases too: ones and zeros would hide a mistake."""
+    """Norms and biases get random values too, because their ones and zeros would hide a mistake."""
     for name, weight in model.named_parameters():
         around = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
         nn.init.normal_(weight, mean=around, std=0.1)
 
 
 def write(sample: Sample, folder: Path, rename: Rename | None = None, **options: Any) -> Path:
-    """As transformers saves it; or the weights of the whole model under other names."""
+    """Save the model as transformers does; `rename` gives the weights other names."""
     sample.whole.save_pretrained(folder, **options)
     if rename:
         (folder / "model.safetensors").unlink()
@@ -118,13 +122,13 @@ def write(sample: Sample, folder: Path, rename: Rename | None = None, **options:
 
 
 def get_stored_state(model: Any) -> dict[str, torch.Tensor]:
-    """The weights that a file has: a tied head only once."""
+    """The weights as a file stores them: tied weights once."""
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     return {name: weight for name, weight in model.state_dict().items() if name not in tied}
 
 
 def replace_prefix(**prefixes: str) -> Rename:
-    """Names that start with `old` start with `new`; in keywords `_` is a dot at the end of a prefix."""
+    """Replace the prefixes of names; `__` in a keyword stands for a dot."""
 
     def rename(name: str) -> list[str]:
         for old, new in prefixes.items():
@@ -142,7 +146,7 @@ def use_bert_names_of_2018(name: str) -> list[str]:
 
 
 def add_buffers(name: str) -> list[str]:
-    """Files of 2023 hold rotary frequencies and causal masks as well."""
+    """Files of 2023 also have rotary frequencies and causal masks."""
     layer = name.rpartition(".input_layernorm.weight")[0]
     if not layer:
         return [name]
@@ -155,7 +159,7 @@ TEXT_LAYOUTS: dict[str, tuple[dict[str, Any], Rename | None]] = {
     "as saved": ({}, None),
     "in shards": ({"max_shard_size": "40KB"}, None),
     "with old buffers": ({}, add_buffers),
-    "wrapped": ({}, lambda name: [f"encoder.{name}"]),  # by a trainer that does not unwrap its model
+    "wrapped": ({}, lambda name: [f"encoder.{name}"]),  # saved by a trainer that does not unwrap its model
 }
 VISION_LAYOUTS: dict[str, tuple[dict[str, Any], Rename | None]] = {
     "as saved": ({}, None),

@@ -39,7 +39,7 @@ def test_the_gradient_does_not_depend_on_passes(folder: Path, caching: bool, che
     torch.testing.assert_close(gradient, other_gradient, atol=1e-5, rtol=1e-4)
     without_dropout = build_encoder(folder, replace(recipe, lora=LoraSettings(4, 8, 0.0)))
     undropped, _ = backward_batch(without_dropout, batch, 1.0, (1, 2))
-    assert abs(undropped - loss) > 1e-3  # dropout was at work
+    assert abs(undropped - loss) > 1e-3  # dropout changed the loss
 
 
 def test_hashes_against_plain_integers() -> None:
