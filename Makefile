@@ -4,7 +4,7 @@ BIN := .venv/bin
 RETBENCH_SHARED ?= ../shared
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors referee fuzz test-matrix faults soak lint types clean
+.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors referee fuzz test-matrix faults soak lint types docs clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,10 @@ faults: install  ## every row of docs/reliability.md with real faults: kills, fu
 soak: install  ## a five-minute study, killed at random, gives identical results twice; memory stays flat over 1,000 tasks
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks.soak
 
+docs: install  ## the documentation site in site/, without a network and without a warning
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: install  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -79,4 +83,4 @@ types: install  ## mypy, strict
 	$(BIN)/mypy
 
 clean:  ## remove the environments and caches
-	rm -rf .venv .venv-vllm .venv-ray .venv-matrix .mypy_cache .ruff_cache .pytest_cache demo-results
+	rm -rf site .venv .venv-vllm .venv-ray .venv-matrix .mypy_cache .ruff_cache .pytest_cache demo-results
