@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
+from retbench.training import hub_datasets
 from retbench.training.contrastive_batches import ContrastiveBatch
 from retbench.training.gradient_caching import backward_batch
-from retbench.training.listwise_batches import ListwiseBatchSource
+from retbench.training.listwise_batches import ListwiseBatchSource, limit_queries_per_source
 from retbench.training.losses import ranknet_loss
 from retbench.training.training_set import TrainingQuery, TrainingSet, read_training_file
 from tests import small_collection, tiny_models
@@ -44,7 +46,7 @@ def build_ranked_training_set() -> TrainingSet:
 
 def build_batch_source(folder: Path, lists: ListwiseTraining = LISTWISE_SETTINGS) -> ListwiseBatchSource:
     sheet = ListwisePromptTokenizer(PromptTokenizer(load_tokenizer(folder), RECIPE.method), chat=True)
-    return ListwiseBatchSource(build_ranked_training_set(), lists, sheet, 24, seed=1)
+    return ListwiseBatchSource(build_ranked_training_set(), lists, sheet, seed=1)
 
 
 def test_the_first_text_of_the_teacher_is_the_positive_and_the_list_is_sampled(folder: Path) -> None:
@@ -68,7 +70,7 @@ def test_the_first_text_of_the_teacher_is_the_positive_and_the_list_is_sampled(f
 
 
 def test_the_prompt_in_training_byte_for_byte(folder: Path) -> None:
-    source = replace(build_batch_source(folder, replace(LISTWISE_SETTINGS, max_documents=2)), document_limit=200)
+    source = build_batch_source(folder, replace(LISTWISE_SETTINGS, max_documents=2))
     group = source.build_batch(np.array([0]), 0)
     first_text, second_text = sorted(group.passages, key=group.list_prompts[0].index)
     tokens = source.listwise_prompt.tokenize(group.list_prompts[0])
@@ -129,6 +131,79 @@ def test_a_file_of_permutations_is_read(tmp_path: Path) -> None:
         read_training_file(write_jsonl(tmp_path / "worse.jsonl", {**row, "ranking": None}))
 
 
+AUTHORS_INSTRUCTIONS = {  # two of the eleven of src/data.py; of nq the code reads the first letters of one joined text
+    "hotpotqa": (
+        "Given a multi-hop question, retrieval the documents that can help answer the question",
+        "Given a multi-hop question and some relevant documents, rerank the documents that answer the question",
+    ),
+    "nq": "Given a question, retrieval Wikipedia documents that answer the question"
+    "Given a question and some relevant documents, rerank the documents that answer the question",
+}
+
+
+def write_sources(path: Path, rows: int = 3) -> Path:
+    lines: list[object] = [
+        {"query": f"{source} {n}?", "document": [f"{source} {n} x", "y", "z"], "ranking": [3, 1, 2], "source": source}
+        for source in (*AUTHORS_INSTRUCTIONS, "own")
+        for n in range(rows)
+    ]
+    return write_jsonl(path, *lines)
+
+
+def test_each_source_has_its_instructions_and_prompts_list_documents_as_given(folder: Path, tmp_path: Path) -> None:
+    """The texts of a batch against those that the collator of the authors' code builds from the same rows."""
+    recipe = catalog.find_recipe("e2rank")
+    assert recipe.listwise
+    training_set = read_training_file(write_sources(tmp_path / "mixed.jsonl", rows=1))
+    tokenizer = load_tokenizer(folder)
+    sheet = ListwisePromptTokenizer(PromptTokenizer(tokenizer, recipe.method, "The task."), chat=True)
+    batch = ListwiseBatchSource(training_set, recipe.listwise, sheet, seed=1).build_batch(np.arange(3), 0)
+    encoder = replace(build_encoder(folder, replace(recipe, lora=None)), prompt_tokenizer=sheet.prompt_tokenizer)
+    tokens = encoder.tokenize(batch.queries, batch.passages, batch.list_prompts, batch.instructions)
+    texts = [tokenizer.decode(ids) for ids in tokens]
+    sources: list[tuple[str, Any]] = [
+        *AUTHORS_INSTRUCTIONS.items(),
+        ("own", ("The task.", "Given a query and some relevant documents, rerank the documents that are the most "
+                 "relevant to the query")),
+    ]  # fmt: skip
+    for row, (source, instructions) in enumerate(sources):
+        end = tokenizer.pad_token
+        assert texts[row] == f"Instruct: {instructions[0]}\nQuery:{source} 0?{end}"
+        listed = f"[1] {source} 0 x\n[2] y\n[3] z"
+        assert f"user\n{instructions[1]}:\nDocuments:\n{listed}\nQuery: {source} 0?{end}<|im_end|>" in texts[-3:][row]
+    assert texts[3] == f"z{tokenizer.pad_token}"  # the teacher's first
+
+
+def test_at_most_so_many_queries_of_a_source_are_drawn(tmp_path: Path) -> None:
+    training_set = read_training_file(write_sources(tmp_path / "mixed.jsonl", rows=9))
+    limited = limit_queries_per_source(training_set, 4, seed=1)
+    texts = [query.text for query in limited.queries]
+    assert limited.facts["sources"] == {"hotpotqa": 4, "nq": 4, "own": 4}
+    assert texts == sorted(texts, key=[query.text for query in training_set.queries].index)
+    assert texts == [query.text for query in limit_queries_per_source(training_set, 4, seed=1).queries]
+    assert texts != [query.text for query in limit_queries_per_source(training_set, 4, seed=2).queries]
+    assert limit_queries_per_source(training_set, None, seed=1) is training_set
+
+
+def test_the_public_ranking_data_is_read_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library `datasets` reads an imitation of the repository: one file, train.jsonl."""
+    import datasets
+
+    write_sources(tmp_path / "train.jsonl")
+    load = datasets.load_dataset
+
+    def load_local(repo: str, split: str) -> Any:
+        assert repo == "Alibaba-NLP/E2Rank_ranking_datasets"
+        return load(str(tmp_path), split=split, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    training_set = hub_datasets.load_hub_training_set("e2rank-ranking")
+    assert [query.source for query in training_set.queries] == [*["hotpotqa"] * 3, *["nq"] * 3, *["own"] * 3]
+    assert [training_set.passages[row] for row in training_set.queries[0].listed] == ["hotpotqa 0 x", "y", "z"]
+    assert {"msmarco", "nq"} < set(hub_datasets.list_collections("e2rank-ranking"))  # what a model has seen then
+    assert hub_datasets.list_collections("scifact") == ("scifact",)
+
+
 def test_a_query_with_one_document_cannot_be_ranked(folder: Path) -> None:
     lonely = replace(
         build_ranked_training_set(), queries=[TrainingQuery("a", (1,)), *build_ranked_training_set().queries]
@@ -140,7 +215,11 @@ def test_a_query_with_one_document_cannot_be_ranked(folder: Path) -> None:
 def test_listwise_settings_need_the_listwise_objective() -> None:
     with pytest.raises(DataError, match="need each other"):
         replace(RECIPE, listwise=LISTWISE_SETTINGS)
-    assert catalog.find_recipe("e2rank").listwise == ListwiseTraining()
+    listwise = catalog.find_recipe("e2rank").listwise
+    assert listwise
+    assert replace(listwise, order="shuffled", max_queries_per_source=None, source_instructions=None) == (
+        ListwiseTraining()
+    )
 
 
 @pytest.mark.usefixtures("fresh_catalog")
@@ -160,6 +239,7 @@ def test_a_model_is_trained_and_reranks(folder: Path, tmp_path: Path) -> None:
         "batch.train_batch_size=4",
         "batch.contrastive_batch_size=2",
         "optimizer.max_steps=2",
+        "listwise.max_tokens=600",
     )
     line = ["finetune", data, "--model", folder, "--objective", "e2rank", "--name", "listed", "--json"]
     answer = run_command(*line, *(word for setting in settings for word in ("--set", setting)))

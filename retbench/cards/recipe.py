@@ -157,18 +157,32 @@ class QueryLikelihoodTraining:
 
 
 @dataclass(frozen=True)
+class SourceInstructions:
+    """The instructions of one source of a mixed training set: before its queries, and in its listwise prompts."""
+
+    query: str
+    prompt: str
+
+
+@dataclass(frozen=True)
 class ListwiseTraining:
     """The second loss of e2rank (RankNet): one prompt lists a query's documents and must rank them as the teacher does.
 
-    A prompt has at most `max_documents` in a random order. The teacher is the data's `scores` or `ranking`; without
-    them positives rank above negatives. `temperature` divides similarities. The total loss is the contrastive loss plus
-    `weight` times this one. A prompt has about `max_tokens` at most, divided equally among its documents.
+    A prompt has at most `max_documents`, in a random order or as the data lists them (`order = "given"`). The teacher
+    is the data's `scores` or `ranking`; without them positives rank above negatives. `temperature` divides
+    similarities. The total loss is the contrastive loss plus `weight` times this one. A prompt has about `max_tokens`
+    at most, divided equally among its documents.
+    Rows may name their `source`: of each at most `max_queries_per_source` are drawn, and `source_instructions` replace
+    the instruction of the method and of the prompt.
     """
 
     max_documents: int = 16
     weight: float = 2.0
     temperature: float = 0.1
     max_tokens: int = 32768
+    order: Literal["shuffled", "given"] = "shuffled"
+    max_queries_per_source: int | None = None
+    source_instructions: dict[str, SourceInstructions] | None = None
 
     def __post_init__(self) -> None:
         if self.max_documents < 2:

@@ -1,7 +1,8 @@
 """The listwise prompt of E2Rank (arXiv 2510.22733): some documents and the query in one text, encoded in one pass.
 
 The templates are byte for byte those of the authors' code at c72cc0a: `EVALUATION_TEMPLATE` from src/eval.py, with one
-instruction for all collections; `TRAINING_TEMPLATE` from src/data.py, whose default instruction and last line differ.
+instruction for all collections; `TRAINING_TEMPLATE` from src/data.py, where the last line differs and each source
+has its own instruction.
 Both are one user turn with generation prompt, thinking disabled, without an end-of-sequence token. A model without a
 chat template encodes the same text as a query of its method.
 """
@@ -18,17 +19,27 @@ EVALUATION_TEMPLATE = (
     "Given a web search query and some relevant documents, rerank the documents that answer the query:\n"
     "Documents:\n{documents}\nSearch Query: {query}"
 )
-TRAINING_TEMPLATE = (
-    "Given a query and some relevant documents, rerank the documents that are the most relevant to the query:\n"
-    "Documents:\n{documents}\nQuery: {query}"
+TRAINING_TEMPLATE = "{instruction}:\nDocuments:\n{documents}\nQuery: {query}"
+TRAINING_INSTRUCTION = (  # of a source without one of its own
+    "Given a query and some relevant documents, rerank the documents that are the most relevant to the query"
 )
 NO_LIMIT = 1 << 30
 
 
-def build_listwise_prompt(query: str, documents: Sequence[str], template: str = EVALUATION_TEMPLATE) -> str:
-    """The prompt for one query."""
-    numbered = "\n".join(f"[{number}] {document}" for number, document in enumerate(documents, start=1))
-    return template.format(documents=numbered, query=query)
+def build_listwise_prompt(query: str, documents: Sequence[str]) -> str:
+    """The prompt for one query, in evaluation."""
+    return EVALUATION_TEMPLATE.format(documents=_number_documents(documents), query=query)
+
+
+def build_training_prompt(query: str, documents: Sequence[str], instruction: str | None) -> str:
+    """The prompt for one query, in training."""
+    return TRAINING_TEMPLATE.format(
+        instruction=instruction or TRAINING_INSTRUCTION, documents=_number_documents(documents), query=query
+    )
+
+
+def _number_documents(documents: Sequence[str]) -> str:
+    return "\n".join(f"[{number}] {document}" for number, document in enumerate(documents, start=1))
 
 
 @dataclass(frozen=True)

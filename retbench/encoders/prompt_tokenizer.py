@@ -4,7 +4,7 @@ It fills the method's prompt template, renders a chat to one string that ends af
 the string once. Tokenizing the parts separately and joining the ids would give other ids for most texts.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -60,6 +60,21 @@ class TokenizedTexts:
         words = None if self.word_ids is None else [self.word_ids[int(row)] for row in rows]
         release_pages(self.flat)
         return TokenizedTexts(flat, offsets, 0, 0, starts, words)
+
+
+def concatenate_texts(parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
+    """The texts of all parts in one; a part without pooling starts is pooled from its first token."""
+    offsets = np.concatenate(([0], np.cumsum(np.concatenate([part.lengths for part in parts]))))
+    starts = None
+    if any(part.pooling_starts is not None for part in parts):
+        zeros = (np.zeros(len(part), dtype=np.int64) for part in parts)
+        starts = np.concatenate(
+            [
+                none if part.pooling_starts is None else part.pooling_starts
+                for part, none in zip(parts, zeros, strict=True)
+            ]
+        )
+    return TokenizedTexts(np.concatenate([part.flat for part in parts]), offsets, 0, 0, starts)
 
 
 def take_first_words(text: str, max_words: int) -> str:

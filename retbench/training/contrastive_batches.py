@@ -20,7 +20,8 @@ class ContrastiveBatch:
     """Queries and passages that are contrasted. Passage i is the positive of query i; the hard negatives follow.
 
     `owner[p]` is the query that passage p was drawn for. `relevant[q, p]` marks known positives. `teacher_scores[p]` is
-    a teacher's score of passage p for its owner. `list_prompts` holds one listwise prompt for each query.
+    a teacher's score of passage p for its owner. `list_prompts` holds one listwise prompt for each query, and
+    `instructions` the instruction of each query where they differ; None means the method's.
     """
 
     queries: list[str]
@@ -29,6 +30,7 @@ class ContrastiveBatch:
     relevant: np.ndarray
     teacher_scores: np.ndarray | None = None
     list_prompts: tuple[str, ...] = ()
+    instructions: tuple[str | None, ...] = ()
 
 
 class BatchSource(Protocol):

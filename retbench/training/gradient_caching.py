@@ -59,9 +59,11 @@ def _tokenize_rows(encoder: TrainableEncoder, batch: ContrastiveBatch, rows: lis
     """Token ids of some rows of a batch, counted over queries, passages and list prompts."""
     texts = [*batch.queries, *batch.passages, *batch.list_prompts]
     first_passage, first_list = len(batch.queries), len(batch.queries) + len(batch.passages)
-    queries = [texts[row] for row in rows if row < first_passage]
+    own_queries = [row for row in rows if row < first_passage]
     passages = [texts[row] for row in rows if first_passage <= row < first_list]
-    return encoder.tokenize(queries, passages, [texts[row] for row in rows if row >= first_list])
+    list_prompts = [texts[row] for row in rows if row >= first_list]
+    instructions = [batch.instructions[row] for row in own_queries] if batch.instructions else []
+    return encoder.tokenize([texts[row] for row in own_queries], passages, list_prompts, instructions)
 
 
 def _backward_cached(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retbench.cards import hub_errors
+from retbench.cards.installation import suggest_extra
 from retbench.errors import MissingError, RetbenchError
 from retbench.training.training_set import TrainingSet, parse_training_rows
 
@@ -14,7 +15,8 @@ class HubTrainingSet(NamedTuple):
     """A dataset whose rows hold a query, positive and negative passages.
 
     Its passages are those of `suite`, which evaluates a model trained on them; `evaluation_tasks` have queries that
-    must not be trained on.
+    must not be trained on. `collections` are those that the rows are taken from, if it is not one of the same name.
+    `substitute` is what can be given where the hub cannot be reached.
     """
 
     repo: str
@@ -22,6 +24,8 @@ class HubTrainingSet(NamedTuple):
     suite: str
     evaluation_tasks: tuple[str, ...]
     queries: int  # about, for estimates before the data is here
+    substitute: str
+    collections: tuple[str, ...] = ()
 
 
 HUB_SETS = {
@@ -34,13 +38,18 @@ HUB_SETS = {
             *("msmarco-dev", "trec-dl-2019", "trec-dl-2020"),
         ),
         491_000,
-    )
+        "a folder in MS MARCO's own layout (collection.tsv, queries.train.tsv, qrels.train.tsv)",
+    ),
+    "e2rank-ranking": HubTrainingSet(
+        "Alibaba-NLP/E2Rank_ranking_datasets",
+        "train",
+        "beir",
+        ("trec-dl-2019", "trec-dl-2020", "trec-covid", "nfcorpus", "touche-2020", "dbpedia", "scifact"),
+        157_000,
+        "its train.jsonl, with lines of query, document, ranking and source",
+        ("cmedqav2", "dureader", "hotpotqa", "miracl", "mmarco", "msmarco", "nq", "t2ranking", "triviaqa"),
+    ),
 }
-
-OFFLINE_HINT = (
-    "run it on a machine with a network, copy its datasets cache here, or give a folder in MS MARCO's own layout "
-    "(collection.tsv, queries.train.tsv, qrels.train.tsv)"
-)
 
 
 def is_cached(name: str) -> bool:
@@ -50,20 +59,26 @@ def is_cached(name: str) -> bool:
     return any(folder.glob("**/*.arrow"))
 
 
+def list_collections(dataset: str) -> tuple[str, ...]:
+    """The collections that a model trained on a dataset has seen."""
+    return (HUB_SETS[dataset].collections if dataset in HUB_SETS else ()) or (dataset,)
+
+
 def load_hub_training_set(name: str) -> TrainingSet:
     """Load a hub dataset by its short name; a cached one needs no network."""
     source = HUB_SETS[name]
     try:
         import datasets
     except ImportError as problem:
-        next_step = "pip install 'retbench[train]', or give a folder or a jsonl file"
+        next_step = f"{suggest_extra('train')}, or give a folder or a jsonl file"
         raise MissingError(f"{source.repo} needs the package datasets", next_step) from problem
     try:
         rows = datasets.load_dataset(source.repo, split=source.split)
     except RetbenchError:
         raise
     except Exception as problem:  # datasets has no common error class; any error means the data is not here
-        raise hub_errors.build_hub_error(source.repo, problem, OFFLINE_HINT, kind="datasets/") from problem
+        hint = f"run it on a machine with a network, copy its datasets cache here, or give {source.substitute}"
+        raise hub_errors.build_hub_error(source.repo, problem, hint, kind="datasets/") from problem
     return parse_training_rows(name, _number_rows(source.repo, rows))
 
 

@@ -30,6 +30,7 @@ from retbench.errors import UsageError
 from retbench.records import machine
 from retbench.store.shard_store import write_file_atomically
 from retbench.training import lora
+from retbench.training.hub_datasets import list_collections
 from retbench.training.train_forward import TrainableEncoder
 
 
@@ -125,7 +126,7 @@ def _build_provenance(encoder: TrainableEncoder, parent: ParentWeights, facts: d
 
 def _list_training_sets(parent: ModelCard, dataset: str) -> tuple[str, ...]:
     known_sets = parent.training_sets if parent.training_sets is not None else (UNKNOWN_TRAINING_SETS,)
-    return tuple(dict.fromkeys([*known_sets, dataset]))
+    return tuple(dict.fromkeys([*known_sets, *list_collections(dataset)]))
 
 
 def _get_eos_token(prompt_tokenizer: PromptTokenizer) -> EosToken | None:

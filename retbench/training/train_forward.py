@@ -1,7 +1,7 @@
 """Texts to vectors with gradients: the tokens and the pooling of evaluation, by a model in training."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from retbench.cards.recipe import Recipe
 from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.encoders.pooling import POOLINGS, drop_leading_tokens
-from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
+from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts, concatenate_texts
 from retbench.engines.padding import pad_rows
 from retbench.errors import DataError
 from retbench.training import packed_forward
@@ -34,29 +34,28 @@ class TrainableEncoder:
         return ListwisePromptTokenizer(self.prompt_tokenizer, bool(self.prompt_tokenizer.tokenizer.chat_template))
 
     def tokenize(
-        self, queries: Sequence[str], passages: Sequence[str], list_prompts: Sequence[str] = ()
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        list_prompts: Sequence[str] = (),
+        instructions: Sequence[str | None] = (),
     ) -> TokenizedTexts:
-        """Token ids of queries, passages and list prompts, in that order, as in evaluation."""
-        tokens = self._tokenize_pairs(queries, passages)
-        for prompt in map(self.listwise_prompt.tokenize, list_prompts):
-            starts = tokens.pooling_starts
-            if starts is not None:
-                starts = np.append(starts, 0 if prompt.pooling_starts is None else prompt.pooling_starts)
-            offsets = np.append(tokens.offsets, tokens.offsets[-1] + len(prompt.flat))
-            tokens = TokenizedTexts(np.append(tokens.flat, prompt.flat), offsets, 0, 0, starts)
-        return tokens
+        """Token ids of queries, passages and list prompts, in that order, as in evaluation.
 
-    def _tokenize_pairs(self, queries: Sequence[str], passages: Sequence[str]) -> TokenizedTexts:
-        lengths = self.recipe.lengths
-        first = self.prompt_tokenizer.tokenize(queries, "query", lengths.query)
-        second = self.prompt_tokenizer.tokenize(passages, "document", lengths.document)
-        starts = (
-            None
-            if first.pooling_starts is None or second.pooling_starts is None
-            else np.append(first.pooling_starts, second.pooling_starts)
-        )
-        offsets = np.append(first.offsets, second.offsets[1:] + first.offsets[-1])
-        return TokenizedTexts(np.append(first.flat, second.flat), offsets, 0, 0, starts)
+        `instructions` has one entry for each query, or none at all; None means the method's.
+        """
+        parts = [*self._tokenize_queries(queries, instructions)]
+        parts.append(self.prompt_tokenizer.tokenize(passages, "document", self.recipe.lengths.document))
+        return concatenate_texts([*parts, *map(self.listwise_prompt.tokenize, list_prompts)])
+
+    def _tokenize_queries(self, queries: Sequence[str], instructions: Sequence[str | None]) -> Iterator[TokenizedTexts]:
+        limit = self.recipe.lengths.query
+        if not instructions:
+            yield self.prompt_tokenizer.tokenize(queries, "query", limit)
+            return
+        for query, instruction in zip(queries, instructions, strict=True):
+            own = self.prompt_tokenizer.instruction if instruction is None else instruction
+            yield replace(self.prompt_tokenizer, instruction=own).tokenize([query], "query", limit)
 
     def encode(self, tokens: TokenizedTexts, seeds: np.ndarray | None = None) -> Tensor:
         """Pooled states of one pass, with gradients; each text's seed fixes its dropout."""

@@ -24,7 +24,8 @@ class TrainingQuery:
     """A query and the rows of its passages.
 
     `scores` are a teacher's, for the positives and then the negatives. A query of a collection has its `id` and the
-    `grades` of its judged passages, as (row, grade).
+    `grades` of its judged passages, as (row, grade). `source` is the part of a mixed set that it comes from, and
+    `listed` are its passages in the order of the data, where that differs from the teacher's.
     """
 
     text: str
@@ -33,6 +34,8 @@ class TrainingQuery:
     scores: tuple[float, ...] | None = None
     id: str = ""
     grades: tuple[tuple[int, int], ...] = ()
+    source: str = ""
+    listed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,13 +136,23 @@ def parse_training_rows(name: str, rows: Iterable[tuple[str, dict[str, Any]]]) -
             raise DataError(f"{where}: the query has no positive passage", "add one, or remove the line")
         passage_rows = [[passages.setdefault(t, len(passages)) for t in texts] for texts in (positives, negatives)]
         scores = _get_scores(where, row, sum(map(len, passage_rows)))
-        queries.append(TrainingQuery(text.strip(), tuple(passage_rows[0]), tuple(passage_rows[1]), scores))
-        digest.update(json.dumps([text, positives, negatives, row.get("scores")], ensure_ascii=False).encode())
+        listed = tuple(passages[passage.strip()] for passage in row.get("listed", ()))
+        source = str(row.get("source") or "")
+        queries.append(
+            TrainingQuery(
+                text.strip(), tuple(passage_rows[0]), tuple(passage_rows[1]), scores, source=source, listed=listed
+            )
+        )
+        order = [source, row["listed"]] if listed else []
+        digest.update(json.dumps([text, positives, negatives, row.get("scores"), *order], ensure_ascii=False).encode())
     return TrainingSet(name, [], list(passages), digest.hexdigest()).with_queries(queries)
 
 
 def _convert_ranking(entry: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """E2Rank's form, `document` (a list) and `ranking` (numbers from 1, best first), as positive, negatives, scores."""
+    """E2Rank's form, `document` (a list) and `ranking` (numbers from 1, best first), as positive, negatives, scores.
+
+    The order of the list is kept too, because E2Rank's prompts have it.
+    """
     where, row = entry
     if "ranking" not in row:
         return entry
@@ -150,7 +163,8 @@ def _convert_ranking(entry: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, 
         )
     ordered = [documents[int(number) - 1] for number in ranking]
     scores = [-float(rank) for rank in range(len(ordered))]
-    return where, {"query": row.get("query"), "positives": ordered[:1], "negatives": ordered[1:], "scores": scores}
+    ranked = {"positives": ordered[:1], "negatives": ordered[1:], "scores": scores, "listed": documents}
+    return where, {"query": row.get("query"), "source": row.get("source"), **ranked}
 
 
 def _is_permutation(ranking: list[Any], count: int) -> bool:

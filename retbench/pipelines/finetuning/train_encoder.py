@@ -35,7 +35,7 @@ from retbench.training.contrastive_objective import ContrastiveObjective
 from retbench.training.cost_estimate import check_memory, count_steps, estimate_training
 from retbench.training.evaluator import TrainingEvaluator
 from retbench.training.experiment_trackers import add_trackers
-from retbench.training.listwise_batches import ListwiseBatchSource
+from retbench.training.listwise_batches import ListwiseBatchSource, limit_queries_per_source
 from retbench.training.llm_ql_pretraining import pretrain_query_likelihood
 from retbench.training.random_crops import CropBatchSource
 from retbench.training.save_model import ParentWeights
@@ -110,6 +110,9 @@ def prepare_training(request: TrainingRequest, recipe: Recipe, pretrain: bool = 
     else:
         training_set = add_hard_negatives(training_set, encoder, request, folder)
         training_set = add_teacher_scores(training_set, recipe, request.log_status)
+        if recipe.listwise:
+            limit = recipe.listwise.max_queries_per_source
+            training_set = limit_queries_per_source(training_set, limit, recipe.seed)
         source = build_labelled_source(training_set, encoder)
         data = training_set.describe(len(source))
     _check_process_count(min(len(source), recipe.batch.contrastive_batch_size))
@@ -165,9 +168,7 @@ def build_labelled_source(training_set: TrainingSet, encoder: TrainableEncoder) 
     recipe = encoder.recipe
     if recipe.listwise is None:
         return LabelledBatchSource(training_set, recipe.contrastive, recipe.seed)
-    return ListwiseBatchSource(
-        training_set, recipe.listwise, encoder.listwise_prompt, recipe.lengths.document, recipe.seed
-    )
+    return ListwiseBatchSource(training_set, recipe.listwise, encoder.listwise_prompt, recipe.seed)
 
 
 def build_crop_source(request: TrainingRequest, encoder: TrainableEncoder) -> tuple[BatchSource, dict[str, Any]]:
