@@ -1,6 +1,7 @@
 """The generated long documents: one needle each, at its depth, in unrelated filling."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ def documents() -> dict[str, list[TextRow]]:
 
 @pytest.fixture(scope="module")
 def needles() -> dict[str, stdlib_suite.StdlibPair]:
-    return {pair.id: pair for pair in stdlib_long._select_needles(stdlib_suite.build_text_groups())}
+    return {pair.id: pair for pair in stdlib_long._select_needles(stdlib_suite.build_text_groups(), "test")}
 
 
 def identity(row: TextRow) -> tuple[str, int]:
@@ -94,6 +95,22 @@ def test_the_cards_open_a_deterministic_collection() -> None:
             first.corpus, stdlib_long.generate_collection("stdlib-long-256").documents, strict=True
         )
     ]
+
+
+def test_the_train_split_has_other_needles_and_documents(documents: dict[str, list[TextRow]]) -> None:
+    test_card = catalog.find_task_card("stdlib-long-256")
+    train, test = open_collection(replace(test_card, split="train")), open_collection(test_card)
+    train_ids, test_ids = {row.id for row in train.corpus}, {row.id for row in documents["stdlib-long-256"]}
+    assert {row.id for row in test.corpus} == test_ids
+    assert len(train.corpus) == len(train.queries) == len(train.judgments) > 3 * len(test_ids)
+    assert not {identity.rpartition("@")[0] for identity in train_ids} & {i.rpartition("@")[0] for i in test_ids}
+    assert not {query.text for query in train.queries} & {query.text for query in test.queries}
+    assert not {row.text for row in train.corpus} & {row.text for row in test.corpus}
+
+
+def test_an_unknown_split_names_the_others() -> None:
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        stdlib_long.generate_collection("stdlib-long-256", "dev")
 
 
 def test_an_unknown_length_gets_a_suggestion() -> None:

@@ -3,8 +3,8 @@
 Documents have the columns dataset, pid, passage; queries have dataset, qid, query, answer_pids. A task is the rows
 whose `dataset` is the card's subset. A document is relevant to a query if the query lists it in answer_pids.
 
-Some papers of Qasper have no text. As in the benchmark's own code, these documents are left out of the two tasks, and so
-is the query of the same paper.
+Some papers of Qasper have no text. As in the benchmark's own code, these documents are left out of the two tasks, and
+so is the query of the same paper.
 """
 
 from collections.abc import Iterator

@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -103,10 +104,14 @@ def _build_folder_source(card: TaskCard) -> DatasetSource:
 
 def _build_generator_source(card: TaskCard) -> DatasetSource:
     name = require_source_field(card.name, "generator", card.source.generator)
-    generator = stdlib_long if name.startswith("stdlib-long") else stdlib_suite
+    if name.startswith("stdlib-long"):  # each split has documents of its own
+        key = name if card.split == "test" else f"{name}/{card.split}"
+        stamp, generate = stdlib_long.compute_stamp, partial(stdlib_long.generate_collection, name, card.split)
+    else:
+        key, stamp, generate = name, stdlib_suite.compute_stamp, partial(stdlib_suite.generate_collection, name)
     return DatasetSource(
-        card.name, lambda: f"{name}\n{generator.compute_stamp()}", f"generator {name}", is_available=lambda: True,
-        open_rows=lambda: nullcontext(generator.generate_collection(name)),
+        card.name, lambda: f"{key}\n{stamp()}", f"generator {name}", is_available=lambda: True,
+        open_rows=lambda: nullcontext(generate()),
     )  # fmt: skip
 
 

@@ -7,6 +7,9 @@ needle at the same depth, with more of the same filling, so the scores of a quer
 Three rules prevent shortcuts. Filling is drawn independently of the needle, so no document as a whole is about the
 needle's subject. A module gives either needles or filling, so no near-duplicate of a needle is elsewhere. Each
 document has different filling: common filling would cancel out, and pooled vectors would rank by the needles alone.
+
+The split `train` is a collection of its own, with other needles of the same modules. Its documents have filling from
+the same passages as those of the split `test`, in other orders.
 """
 
 import hashlib
@@ -24,7 +27,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 LENGTH_BY_NAME = {f"stdlib-long-{tokens}": tokens for tokens in LENGTHS}
 CHARACTERS_PER_TOKEN = 3.2  # tokenizers give 3.5 to 4.2 on these texts, so a document is a little shorter than its name
 DEPTHS = (0, 25, 50, 75, 100)
-MAX_NEEDLES = 100
+MAX_NEEDLES = {"test": 100, "train": 2000}
 MAX_NEEDLES_PER_MODULE = 8
 NEEDLE_CHARACTERS = range(100, 401)  # characters
 SEPARATOR = "\n\n"
@@ -35,36 +38,38 @@ def compute_stamp() -> str:
     return f"{stdlib_suite.compute_stamp()}-long-r{RULES_VERSION}"
 
 
-def generate_collection(name: str) -> RawCollection:
-    """Generate the collection of one length; it has only the split `test`."""
+def generate_collection(name: str, split: str = "test") -> RawCollection:
+    """Generate one split of the collection of one length."""
     if name not in LENGTH_BY_NAME:
         raise UsageError(f"there is no generator called {name!r}", suggest_names(name, LENGTH_BY_NAME))
+    if split not in MAX_NEEDLES:
+        raise UsageError(f"{name} has no split {split!r}", f"its splits are {', '.join(MAX_NEEDLES)}")
     size = round(LENGTH_BY_NAME[name] * CHARACTERS_PER_TOKEN)
     groups = stdlib_suite.build_text_groups()
     filling = [pair.document for group in groups for pair in group if not _is_needle_module(pair)]
     documents: list[TextRow] = []
     queries: list[TextRow] = []
     judgments: list[Judgment] = []
-    for number, pair in enumerate(_select_needles(groups)):
+    for number, pair in enumerate(_select_needles(groups, split)):
         depth = DEPTHS[number % len(DEPTHS)]
         identity = f"{pair.id}@{depth}"
         documents.append(TextRow(identity, "", _build_document(pair, depth, size, filling), pair.where))
         queries.append(TextRow(f"q:{identity}", "", pair.query, pair.where))
         judgments.append(Judgment(f"q:{identity}", identity, 1, pair.where))
-    return RawCollection(documents, queries, {"test": judgments})
+    return RawCollection(documents, queries, {split: judgments})
 
 
-def _select_needles(groups: list[list[StdlibPair]]) -> list[StdlibPair]:
-    """Select ungrouped pairs of the test split of stdlib-text, in the order of a hash."""
-    ungrouped = [group[0] for group in groups if len(group) == 1 and stdlib_suite.assign_split(group) == "test"]
+def _select_needles(groups: list[list[StdlibPair]], split: str) -> list[StdlibPair]:
+    """Select ungrouped pairs of a split of stdlib-text, in the order of a hash; for the test few of each module."""
+    ungrouped = [group[0] for group in groups if len(group) == 1 and stdlib_suite.assign_split(group) == split]
     candidates = [pair for pair in ungrouped if _is_needle_module(pair) and len(pair.document) in NEEDLE_CHARACTERS]
     count_by_module: Counter[str] = Counter()
     needles = []
     for pair in sorted(candidates, key=lambda pair: _hash_to_int(pair.id)):
         count_by_module[_get_module_name(pair)] += 1
-        if count_by_module[_get_module_name(pair)] <= MAX_NEEDLES_PER_MODULE:
+        if split == "train" or count_by_module[_get_module_name(pair)] <= MAX_NEEDLES_PER_MODULE:
             needles.append(pair)
-    return needles[:MAX_NEEDLES]
+    return needles[: MAX_NEEDLES[split]]
 
 
 def _build_document(needle: StdlibPair, depth: int, size: int, filling: list[str]) -> str:
