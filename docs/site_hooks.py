@@ -1,9 +1,10 @@
 """Hooks of the documentation site (`make docs`, mkdocs.yml).
 
-The site also has the pages outside of docs/ (README, CONTRIBUTING, ...), at the places where links expect them, and the
-reference of the command line, which is generated from the commands themselves.
+The site also has the pages outside of docs/ (README, CONTRIBUTING, ...), at the places where links expect them, the
+notebooks as pages, and the reference of the command line, which is generated from the commands themselves.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -25,9 +26,12 @@ PAGES_OUTSIDE_DOCS = (
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages outside of docs/ and the reference of the command line."""
+    """Add the pages outside of docs/, the notebooks, and the reference of the command line."""
     for path in PAGES_OUTSIDE_DOCS:
         files.append(File.generated(config, locate_in_site(path), content=(ROOT / path).read_text()))
+    for notebook in sorted((ROOT / DOCS / "notebooks").glob("*.ipynb")):
+        place = f"notebooks/{notebook.stem}.md"
+        files.append(File.generated(config, place, content=convert_notebook(notebook)))
     files.append(File.generated(config, "reference/cli.md", content=write_cli_reference()))
     return files
 
@@ -53,6 +57,14 @@ def locate_in_repository(place: str) -> str:
     if place == "index.md":
         return HOME
     return place if place in PAGES_OUTSIDE_DOCS else DOCS + place
+
+
+def convert_notebook(notebook: Path) -> str:
+    """The page of a notebook: its text, its code, and a link to the notebook itself."""
+    cells = json.loads(notebook.read_text())["cells"]
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in sources]
+    return "\n\n".join([*parts, f"[The notebook itself]({notebook.name})"]) + "\n"
 
 
 def write_cli_reference() -> str:

@@ -25,9 +25,9 @@ __all__ = ["as_mteb", "compare", "evaluate", "finetune", "load_results"]
 
 
 def evaluate(
-    models: str | Sequence[str],
+    models: str | Path | Sequence[str | Path],
     *,
-    tasks: str | Sequence[str] = (),
+    tasks: str | Path | Sequence[str | Path] = (),
     suites: str | Sequence[str] = (),
     methods: str | Sequence[str] = (),
     rerank: str | Sequence[str] = (),
@@ -50,8 +50,8 @@ def evaluate(
             print(cell.model, cell.task, cell.main_score, cell.record)
 
     Args:
-        models: Card names, hub ids, folders or GGUF files.
-        tasks: Task cards or BEIR folders.
+        models: Card names, hub ids, or folders and GGUF files as a `Path`.
+        tasks: Task cards, or BEIR folders as a `Path`.
         suites: Suites, whose tasks are added to `tasks`.
         methods: Encoding methods, `name` or `name:key=value,...`; by default each model's own.
         rerank: Rerankers, `name:key=value,...`; each ranking is also reranked by each of them.
@@ -158,9 +158,15 @@ def load_results(results: str | Path = "results") -> "pd.DataFrame":
     """
     import logging
 
-    import pandas as pd
-
     from retbench.pipelines.report import list_finished_cells
+
+    try:
+        import pandas as pd
+    except ImportError as problem:
+        from retbench.cards.installation import suggest_extra
+        from retbench.errors import MissingError
+
+        raise MissingError("load_results needs the package pandas", suggest_extra("pandas")) from problem
 
     cells, problems = list_finished_cells(Path(results))
     for problem in problems:
@@ -206,8 +212,10 @@ def as_mteb(
     return search_model.as_mteb(model, method, weights, overrides)
 
 
-def _to_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _to_tuple(names: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Names as a tuple. The path of a folder becomes absolute, so that it is never taken for the name of a card."""
+    several = (names,) if isinstance(names, str | Path) else names
+    return tuple(str(name.resolve()) if isinstance(name, Path) else name for name in several)
 
 
 def _ignore_status(_: str) -> None:

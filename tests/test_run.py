@@ -272,3 +272,10 @@ def test_a_users_own_card_runs_by_name(
     fresh_catalog()
     (cell,) = run_cells("run", "--model", "bm25", "--task", "my-pantry", "--out", out)
     assert cell["suite"] == "kitchen"
+
+
+def test_a_folder_is_given_as_a_path(task: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python, `Path("pantry")` is a folder even if it stands in the current folder."""
+    monkeypatch.chdir(task.parent)
+    (cell,) = retbench.evaluate("bm25", tasks=Path(task.name), out=out)
+    assert (cell.status, cell.task) == ("done", task.name)
