@@ -1,11 +1,11 @@
-"""Dense runs need none of the libraries that only lexical retrievers and GGUF files need."""
+"""Dense runs need none of the libraries that only lexical retrievers, GGUF files or one command need."""
 
 import subprocess
 import sys
 
 PROGRAM = """
 import sys
-for name in ("bm25s", "Stemmer", "gguf", "datasets", "faiss"):
+for name in ("bm25s", "Stemmer", "gguf", "datasets", "faiss", "pandas", "peft", "accelerate"):
     sys.modules[name] = None
 import retbench.cli.main
 import retbench.encoders.dense_encoder

@@ -58,10 +58,11 @@ def report(
 
 
 def _write_plots(boards: list[Any], folder: Path) -> None:
+    from retbench.cards.installation import suggest_extra
     from retbench.reports.plots import can_write_png, write_plots
 
     files = write_plots(boards, folder)
     print_status(
         f"{len(files)} plots written to {folder}"
-        + ("" if can_write_png() else "; for PNG: pip install 'retbench[plots]'")
+        + ("" if can_write_png() else f"; for PNG: {suggest_extra('plots')}")
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from retbench.cards.installation import suggest_extra
 from retbench.cards.task import SourceSpec, TaskCard
 from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
@@ -29,13 +30,13 @@ def build_hub_source(card: TaskCard) -> DatasetSource:
     source = card.source
     repo = require_source_field(card.name, "repo", source.repo)
     snapshot = DatasetSnapshot(repo, source.revision)
-    key_parts = ("hub", repo, snapshot.revision, source.mteb, source.subset, card.split)
+    key_parts = ("hub", repo, snapshot.revision, source.mteb, source.subset, card.published_split)
     own_source = DatasetSource(
         label=source.mteb or repo,
         compute_cache_key=lambda: "\n".join(map(str, key_parts)),
         origin=repo,
         is_available=snapshot.is_fetched,
-        open_rows=lambda: open_hub_split(source, card.split, snapshot.folder),
+        open_rows=lambda: open_hub_split(source, card.published_split, snapshot.folder),
         fetch=snapshot.fetch,
         revision=snapshot.revision,
         source_paths=(snapshot.folder,),
@@ -121,7 +122,7 @@ def use_temporary_arrow_cache() -> Iterator[None]:
     try:
         import datasets
     except ImportError as problem:
-        raise MissingError("datasets from the hub need more packages", "pip install 'retbench[hub]'") from problem
+        raise MissingError("datasets from the hub need more packages", suggest_extra("hub")) from problem
     folder = get_cache_folder() / "collections" / f"reading.{uuid4().hex[:8]}.partial"
     previous_cache, progress_bars = datasets.config.HF_DATASETS_CACHE, datasets.is_progress_bar_enabled()
     datasets.config.HF_DATASETS_CACHE = folder

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.checksums import cached_sha256
+from retbench.cards.installation import suggest_extra
 from retbench.cards.model import ModelCard
 from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json_object
@@ -133,6 +134,6 @@ def import_peft() -> Any:
     try:
         import peft
     except ImportError as problem:
-        raise MissingError("adapters need the package peft", "pip install 'retbench[train]'") from problem
+        raise MissingError("adapters need the package peft", suggest_extra("train")) from problem
     logging.getLogger("peft").setLevel(logging.WARNING)
     return peft

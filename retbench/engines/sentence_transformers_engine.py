@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from retbench.cards.installation import suggest_extra
 from retbench.cards.method import Pooling
 from retbench.cards.model import Dtype
 from retbench.engines import model_loader
@@ -60,7 +61,7 @@ def load_sentence_transformers_model(
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling as PoolingModule
     except ImportError as problem:
-        raise MissingError("sentence-transformers is not installed", "pip install 'retbench[st]'") from problem
+        raise MissingError("sentence-transformers is not installed", suggest_extra("st")) from problem
     if pooling == "model" and not (folder / "modules.json").is_file():
         raise UsageError(
             f"{folder.name} is not a sentence-transformers model: it has no modules.json and no pooling",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from retbench.cards.installation import suggest_extra
 from retbench.cards.method import Method, Pooling
 from retbench.cards.model import Dtype
 from retbench.engines.device import get_device
@@ -71,7 +72,7 @@ def import_vllm() -> Any:
         import vllm.sampling_params
     except ImportError as problem:
         raise MissingError(
-            "vllm is not installed", "pip install 'retbench[vllm]' in an environment of its own"
+            "vllm is not installed", f"make an environment of its own and there: {suggest_extra('vllm')}"
         ) from problem
     return vllm
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from retbench.cards import catalog, user_config
+from retbench.cards.installation import suggest_extra
 from retbench.engines import device, weights, weights_cache
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import RetbenchError
@@ -194,7 +195,7 @@ def _check_extras() -> DoctorCheck:
         if match and match[2] not in DEVELOPER_EXTRAS and not _is_installed(match[1]):
             missing.setdefault(match[2], []).append(match[1])
     finding = "; ".join(f"{extra} lacks {', '.join(names)}" for extra, names in missing.items())
-    step = f"pip install 'retbench[{','.join(missing)}]', or only the extras you need (docs/configuration.md)"
+    step = f"{suggest_extra(*missing)}, or only the extras you need (docs/configuration.md)"
     return DoctorCheck("extras", not missing, finding or "all installed", step)
 
 

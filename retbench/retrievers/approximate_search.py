@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.ann_settings import AnnSettings, HnswSettings, IvfSettings, format_ann_settings
+from retbench.cards.installation import suggest_extra
 from retbench.engines.memory import get_thread_count
 from retbench.errors import MissingError
 from retbench.retrievers import exact_search
@@ -117,6 +118,6 @@ def _import_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError as problem:
-        raise MissingError("approximate search needs the package faiss-cpu", "pip install 'retbench[ann]'") from problem
+        raise MissingError("approximate search needs the package faiss-cpu", suggest_extra("ann")) from problem
     module: ModuleType = faiss
     return module

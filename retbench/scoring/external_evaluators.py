@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from retbench.cards.installation import suggest_extra
 from retbench.cards.task import SourceSpec
 from retbench.errors import MissingError
 
@@ -90,9 +91,7 @@ def import_evaluator(name: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except ImportError as problem:
-        raise MissingError(
-            f"the evaluator {name} is not installed ({problem})", "pip install 'retbench[verify]'"
-        ) from problem
+        raise MissingError(f"the evaluator {name} is not installed ({problem})", suggest_extra("verify")) from problem
 
 
 def _copy_nested(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

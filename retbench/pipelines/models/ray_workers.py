@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from retbench.cards.compute_target import RayTarget
+from retbench.cards.installation import suggest_extra
 from retbench.cards.user_config import load_user_config
 from retbench.encoders.shard_tasks import OnBatch, ShardTask
 from retbench.engines import memory
@@ -28,7 +29,7 @@ def open_ray_worker_pool(target: RayTarget) -> Iterator[WorkerPool]:
     try:
         import ray
     except ImportError as problem:
-        raise MissingError("Ray is not installed here", "pip install 'retbench[ray]', on every machine") from problem
+        raise MissingError("Ray is not installed here", f"{suggest_extra('ray')}, on every machine") from problem
     _connect_to_cluster(ray, target)
     try:
         device_type, threads, count = _count_workers(ray, target)
