@@ -15,12 +15,19 @@ REVISION = "a" * 40
 
 def write_repository(folder: Path, configs: Mapping[str, tuple[str, Iterable[dict[str, Any]]]]) -> Path:
     """Write a repository; each configuration has one split, given as (split, rows)."""
+    return write_splits(folder, {name: {split: rows} for name, (split, rows) in configs.items()})
+
+
+def write_splits(folder: Path, configs: Mapping[str, Mapping[str, Iterable[dict[str, Any]]]]) -> Path:
+    """Write a repository: rows by configuration and split."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = ["---", "configs:"]
-    for name, (split, rows) in configs.items():
-        file = f"{name}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        lines += [f"- config_name: {name}", "  data_files:", f"  - split: {split}", f"    path: {file}"]
+    for name, splits in configs.items():
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for split, rows in splits.items():
+            file = f"{name}.jsonl" if len(splits) == 1 else f"{name}.{split}.jsonl"
+            (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+            lines += [f"  - split: {split}", f"    path: {file}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     return folder
 

@@ -359,3 +359,19 @@ def test_every_recipe_option_of_a_shipped_study_has_one_old_key(name: str) -> No
         table = str(stage.options.get("objective", ""))
         for key in (change.split("=")[0] for change in stage.options.get("set", ())):
             assert translate_key(restore_key(key, table), table) == key
+
+
+def test_stages_with_the_same_training_share_one_model(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
+    folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=1"]}
+    first = Stage("first", (str(model),), "finetune", tasks=(str(folder),), options=options)
+    shorter = replace(first, name="shorter", set={"max_length": 8})
+    other = replace(first, name="other", options={**options, "set": ["optimizer.max_steps=2"]})
+    plan = Study("s", "s", (first, shorter, other))
+    trainings = [cost["training"] for cost in _estimate(plan, tmp_path / "r") if "training" in cost]
+    assert trainings == ["tiny-s-first", "tiny-s-other"]
+    cells = list(run_module.run_study(plan, tmp_path / "r"))
+    assert [(cell.model, cell.status) for cell in cells] == [
+        ("tiny-s-first", "done"), ("tiny-s-first", "done"), ("tiny-s-other", "done"),
+    ]  # fmt: skip
+    assert cells[0].settings_id != cells[1].settings_id

@@ -23,19 +23,22 @@ def estimate_study(
 ) -> Iterator[dict[str, Any]]:
     """Yield every training and every cell; what is missing on this machine has the state `not here`."""
     statuses, files = {status.cell: status for status in list_statuses(study, out, stage_name)}, LocalFiles()
+    trained: set[str] = set()
     for stage in select_stages(study, stage_name):
         for cells in group_cells(study, stage):
             runnable = [cell for cell in cells if statuses[cell].status != "skipped"]
             if runnable and stage.verb == "finetune":
-                yield _estimate_training(study, stage, runnable[0], estimator, files)
+                name = training.format_model_name(study, stage, runnable[0])
+                if name not in trained:
+                    yield _estimate_training(name, stage, runnable[0], estimator, files)
+                trained.add(name)
             for cell in cells:
                 yield _estimate_cell(stage, statuses[cell], estimator, files)
 
 
 def _estimate_training(
-    study: Study, stage: Stage, cell: StudyCell, estimator: CostEstimator, files: LocalFiles
+    name: str, stage: Stage, cell: StudyCell, estimator: CostEstimator, files: LocalFiles
 ) -> dict[str, Any]:
-    name = training.format_model_name(study, stage, cell)
     facts = {**cell.to_json(), "task": "-", "training": name}
     if name in catalog.load_model_cards():
         return {**facts, "status": "done"}

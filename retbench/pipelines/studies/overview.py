@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.study import Stage, Study
-from retbench.pipelines.studies.cells import group_cells
+from retbench.pipelines.studies import training
+from retbench.pipelines.studies.cells import StudyCell, list_study_cells
 from retbench.pipelines.studies.cost import CostEstimator, Work
 from retbench.pipelines.studies.reproduction import build_reproduction_tables
 from retbench.pipelines.studies.requirements import MissingItem, list_missing_items, read_device_memory
@@ -53,20 +54,24 @@ def build_overview(study: Study, out: Path, estimator: CostEstimator) -> StudyOv
     """Collect everything that `study show` prints; no model is loaded and nothing is fetched."""
     statuses = list_statuses(study, out)
     done = {status.cell for status in statuses if status.status == "done"}
-    stages = []
+    stages, trained = [], set[str]()
     for stage in study.stages:
-        work, groups = Work(), list(group_cells(study, stage))
-        runnable = [cells for group in groups if (cells := [cell for cell in group if not cell.needs])]
-        for cells in runnable:
-            if stage.verb == "finetune":
-                work += estimator.estimate_training(stage, cells[0])
-            for cell in cells:
-                work += estimator.estimate_cell(stage, cell)
-        cells = [cell for group in groups for cell in group]
-        trainings = len(runnable) if stage.verb == "finetune" else 0
-        stages.append(StageOverview(stage, len(cells), sum(cell in done for cell in cells), trainings, work))
+        cells = list(list_study_cells(study, stage))
+        runnable = [cell for cell in cells if not cell.needs]
+        trainings = _list_new_trainings(study, stage, runnable, trained) if stage.verb == "finetune" else []
+        work = sum((estimator.estimate_training(stage, cell) for cell in trainings), Work())
+        work = sum((estimator.estimate_cell(stage, cell) for cell in runnable), work)
+        stages.append(StageOverview(stage, len(cells), sum(cell in done for cell in cells), len(trainings), work))
     missing = [*list_missing_items(study), *_find_missing_memory(stages)]
     return StudyOverview(study, build_reproduction_tables(study, out), missing, stages)
+
+
+def _list_new_trainings(study: Study, stage: Stage, cells: list[StudyCell], trained: set[str]) -> list[StudyCell]:
+    """A cell of every model that the stage trains and no earlier stage has trained; their names join `trained`."""
+    names = {training.format_model_name(study, stage, cell): cell for cell in cells}
+    new_cells = [cell for name, cell in names.items() if name not in trained]
+    trained |= names.keys()
+    return new_cells
 
 
 def _find_missing_memory(stages: list[StageOverview]) -> list[MissingItem]:

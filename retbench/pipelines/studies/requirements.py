@@ -20,6 +20,8 @@ from retbench.engines.http_client import ADDRESS_VARIABLE, KEY_VARIABLE
 from retbench.engines.weight_sizes import BYTES_PER_WEIGHT
 from retbench.errors import RetbenchError
 from retbench.pipelines.studies.cells import StudyCell, list_study_cells
+from retbench.pipelines.studies.training import list_trained_names
+from retbench.training.hub_corpora import HUB_CORPORA, find_snapshot
 from retbench.training.hub_datasets import HUB_SETS, is_cached
 
 
@@ -61,12 +63,13 @@ class LocalFiles:
 
 def list_missing_items(study: Study) -> list[MissingItem]:
     """Everything that the study needs and this machine lacks, each once."""
-    files = LocalFiles()
+    files, trained_here = LocalFiles(), tuple(list_trained_names(study))
     items: list[MissingItem | None] = []
     for stage in study.stages:
         cells = list(list_study_cells(study, stage))
         items += [MissingItem("plan", stage.name, cell.needs) for cell in cells if cell.needs]
-        items += map(files.find_missing_weights, list_local_models(stage, stage.models))
+        models = [name for name in list_local_models(stage, stage.models) if not name.startswith(trained_here or "/")]
+        items += map(files.find_missing_weights, models)
         items += map(files.find_missing_collection, cells)
         items += _find_missing_training_data(stage)
         items += _find_missing_endpoint(stage)
@@ -149,10 +152,13 @@ def _find_missing_collection(argument: str) -> MissingItem | None:
 
 def _find_missing_training_data(stage: Stage) -> Iterator[MissingItem]:
     dataset = str(stage.options.get("dataset", ""))
-    if dataset in HUB_SETS:
-        if not is_cached(dataset):
-            repo = HUB_SETS[dataset].repo
-            yield MissingItem("training data", dataset, f"{repo}; the first training fetches it")
+    if dataset in HUB_SETS and not is_cached(dataset):
+        yield MissingItem("training data", dataset, f"{HUB_SETS[dataset].repo}; the first training fetches it")
+    elif dataset in HUB_CORPORA and not find_snapshot(dataset).is_fetched():
+        yield MissingItem("training data", dataset, f"{HUB_CORPORA[dataset].repo}; the first training fetches it")
+    elif dataset in catalog.load_task_cards():
+        if item := _find_missing_collection(dataset):
+            yield item
     elif dataset.endswith((".jsonl", ".gz")) and not Path(dataset).expanduser().is_file():
         yield MissingItem("training data", dataset, "there is no such file")
 

@@ -12,14 +12,26 @@ from retbench.cards.stored_recipe import complete_recipe
 from retbench.cards.study import Stage, Study
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError
-from retbench.pipelines.studies.cells import StudyCell
+from retbench.pipelines.studies.cells import StudyCell, list_study_cells
 
 
 def format_model_name(study: Study, stage: Stage, cell: StudyCell) -> str:
-    """The name of the model that is trained for a cell."""
-    parts = [catalog.find_model_card(cell.model).name, study.name, stage.name]
+    """The name of the model that is trained for a cell; stages with the same training share the first one's model."""
+    first = next(
+        other
+        for other in study.stages
+        if (other.verb, other.options) == (stage.verb, stage.options) and cell.model in other.models
+    )
+    parts = [catalog.find_model_card(cell.model).name, study.name, first.name]
     parts += [cell.task] * stage.trains_per_task + ([f"seed{cell.seed}"] if cell.seed is not None else [])
     return "-".join(encode_path_part(part) for part in parts).lower()
+
+
+def list_trained_names(study: Study) -> list[str]:
+    """The names of all models that a study trains."""
+    stages = [stage for stage in study.stages if stage.verb == "finetune"]
+    cells = [(stage, cell) for stage in stages for cell in list_study_cells(study, stage) if not cell.needs]
+    return list(dict.fromkeys(format_model_name(study, stage, cell) for stage, cell in cells))
 
 
 def build_recipe(stage: Stage, cell: StudyCell) -> Recipe | AdaptorRecipe:

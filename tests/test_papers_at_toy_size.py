@@ -1,0 +1,110 @@
+"""Every paper's plan, unchanged, from fetching to the report, on tiny models and collections (tests/toy_hub.py).
+
+Scores mean nothing here. The test holds that no stage, model, recipe, reranker or table of a plan is dead.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.cards import catalog
+from retbench.cards.adaptor_recipe import AdaptorRecipe
+from retbench.cards.study import Study
+from retbench.pipelines import fetch
+from retbench.pipelines.estimate_cost import DeviceSpec
+from retbench.pipelines.studies import training
+from retbench.pipelines.studies.cells import list_study_cells
+from retbench.pipelines.studies.cost import CostEstimator
+from retbench.pipelines.studies.overview import build_overview
+from retbench.pipelines.studies.reproduction import build_reproduction_tables
+from retbench.pipelines.studies.requirements import list_fetchable_names, list_local_models, uses_endpoint
+from retbench.pipelines.studies.run import run_study
+from retbench.pipelines.studies.status import build_stage_reports, list_statuses
+from retbench.reports.study_tables import format_study_markdown
+from retbench.training.hub_corpora import HUB_CORPORA
+from retbench.training.hub_datasets import HUB_SETS
+from tests.local_server import answer_chat, start_server
+from tests.toy_hub import DOCUMENTS, ToyHub, build_msmarco_training_rows, toy_hub  # noqa: F401
+
+pytestmark = pytest.mark.anchor  # minutes in all: `make anchors`
+
+PAPERS = ("specialized-llms", "llm-ql", "llm2ir", "search-adaptor", "e2rank", "insertrank")
+STEPS = 2
+
+
+def fill_hub(hub: ToyHub, study: Study) -> None:
+    """Put everything that the study asks for into the hub."""
+    for stage in study.stages:
+        for name in list_local_models(stage, stage.models):
+            card = catalog.load_model_cards().cards.get(name)
+            if card and card.weights:
+                hub.add_model(card)
+        for cell in list_study_cells(study, stage):
+            hub.add_task(catalog.find_task_card(cell.task))
+        dataset = str(stage.options.get("dataset", ""))
+        if dataset in HUB_CORPORA:
+            corpus = HUB_CORPORA[dataset]
+            rows = [{corpus.column: " ".join([text] * 4)} for _, _, text in DOCUMENTS]
+            hub.add_dataset(corpus.repo, {corpus.config: {corpus.split: rows}})
+        elif dataset in HUB_SETS:
+            hub.add_dataset(HUB_SETS[dataset].repo, build_msmarco_training_rows())
+
+
+@pytest.fixture
+def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of two steps; everything else is the recipe's."""
+    build_recipe = training.build_recipe
+
+    def build_short_recipe(*arguments: Any) -> Any:
+        recipe = build_recipe(*arguments)
+        if isinstance(recipe, AdaptorRecipe):
+            return replace(recipe, max_steps=STEPS, eval_steps=1, alpha=recipe.alpha[-1:], beta=recipe.beta[-1:])
+        return replace(recipe, optimizer=replace(recipe.optimizer, max_steps=STEPS))
+
+    monkeypatch.setattr(training, "build_recipe", build_short_recipe)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server with OpenAI's protocol that ranks the first two documents of a list."""
+    with start_server() as server:
+        server.answer = answer_chat(lambda body: "[2] > [1]")
+        monkeypatch.setenv("RETBENCH_ENDPOINT", server.address)
+        yield
+
+
+@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.usefixtures("short_trainings", "endpoint")
+def test_a_plan_runs_from_the_fetch_to_the_report(name: str, toy_hub: ToyHub, tmp_path: Path) -> None:  # noqa: F811
+    study, out = catalog.find_study(name), tmp_path / "results"
+    fill_hub(toy_hub, study)
+    fetched = [row for item in list_fetchable_names(study) for row in fetch.fetch_by_name(item, lambda _: None)]
+    assert [row for row in fetched if "error" in row] == []
+
+    overview = build_overview(study, out, CostEstimator(DeviceSpec(peak=1e12)))
+    assert {item.kind for item in overview.missing} <= {"training data", "endpoint", "memory"}
+    cells = [cell for stage in study.stages for cell in run_study(study, out, stage.name)]
+    assert [(cell.model, cell.task, cell.error) for cell in cells if cell.status != "done"] == []
+    statuses = list_statuses(study, out)
+    assert {status.status for status in statuses} == {"done"}
+    expected = [cell for stage in study.stages for cell in list_study_cells(study, stage)]
+    assert [status.cell for status in statuses] == expected
+
+    tables = build_reproduction_tables(study, out)
+    verdicts = [row.format_verdict() for table in tables for row in table.rows if row.cells]
+    assert verdicts
+    assert [verdict for verdict in verdicts if "not run" in verdict or "no tolerance" in verdict] == []
+    reports = build_stage_reports(study, out)
+    assert all(report.report.boards and not report.missing for report in reports)
+    text = format_study_markdown(study, [(r.stage.name, r.report.boards, r.missing) for r in reports], tables)
+    assert "# The paper's figures and ours" in text
+
+    again = [cell for stage in study.stages[:1] for cell in run_study(study, out, stage.name)]
+    assert all(cell.cached for cell in again)
+
+
+def test_an_endpoint_stage_is_among_the_papers() -> None:
+    assert any(uses_endpoint(stage) for name in PAPERS for stage in catalog.find_study(name).stages)
