@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/papers/*.md")),
     ROOT / "results/README.md",
     ROOT / "benchmarks/LOG.md",
 ]

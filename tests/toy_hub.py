@@ -144,7 +144,9 @@ def _build_retrieval(card: TaskCard, prefix: str, query_fields: Mapping[str, str
     """The usual layout: corpus, queries, judgments; with a train split for adaptors."""
     corpus = [{"_id": name, "title": title, "text": text} for name, title, text in DOCUMENTS]
     queries = [{"_id": name, "text": text, **query_fields} for name, text, _ in (*TEST_QUERIES, *TRAIN_QUERIES)]
-    splits = {card.split: TEST_QUERIES, "train": TRAIN_QUERIES}
+    has_half = card.split != card.published_split  # its train and test queries are halves of one split
+    judged_queries = (*TEST_QUERIES, *TRAIN_QUERIES) if has_half else TEST_QUERIES
+    splits = {"train": TRAIN_QUERIES, card.published_split: judged_queries}
     judgments = {
         split: [{"query-id": query, "corpus-id": document, "score": 1} for query, _, document in rows]
         for split, rows in splits.items()
