@@ -38,6 +38,7 @@ class StaticEncoder:
     dimension = WIDTH
     kernel = "none"
     computed_dtype = "float32"
+    shard_tokens = None
 
     def __init__(self) -> None:
         self.table = np.random.default_rng(0).standard_normal((50_000, WIDTH), dtype=np.float32)

@@ -46,6 +46,7 @@ class HashEncoder:
     dimension: int = WIDTH
     kernel: str = "none"
     computed_dtype: str = "float32"
+    shard_tokens: int | None = None
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         assert self.prompt_tokenizer

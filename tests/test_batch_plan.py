@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retbench.encoders.batch_plan import BatchPlan
+from retbench.encoders.batch_plan import SHARD_SECONDS, BatchPlan, estimate_shard_tokens
 
 lengths = st.lists(st.integers(0, 60), min_size=1, max_size=120).map(lambda items: np.array(items, dtype=np.int64))
 budgets = st.integers(1, 300)
@@ -87,3 +87,30 @@ def test_a_plan_computed_by_hand() -> None:
         [4, 5],
     ]  # 9 tokens alone; then 2 texts x 3 tokens
     assert [list(batch) for batch in plan.iterate_batches(1)] == [[3, 2], [0]]  # 2 texts x 4 tokens
+
+
+@given(lengths, budgets, shard_rows, st.integers(1, 200))
+def test_smaller_shards_have_the_same_batches(
+    lengths: np.ndarray, budget: int, shard_rows: int, shard_tokens: int
+) -> None:
+    whole = BatchPlan.build(lengths, budget, shard_rows)
+    cut = BatchPlan.build(lengths, budget, shard_rows, shard_tokens)
+    assert [list(batch) for shard in range(cut.shards) for batch in cut.iterate_batches(shard)] == [
+        list(batch) for shard in range(whole.shards) for batch in whole.iterate_batches(shard)
+    ]
+    for shard in range(cut.shards):
+        batches = list(cut.iterate_batches(shard))
+        assert np.array_equal(np.concatenate(batches), cut.get_shard_rows(shard))
+        assert len(batches) == 1 or lengths[cut.get_shard_rows(shard)].sum() <= shard_tokens
+    assert cut.fingerprint != whole.fingerprint
+
+
+def test_a_thousand_texts_of_a_slow_model_are_many_shards() -> None:
+    texts = np.full(1000, 200)
+    smollm_flops = 2 * 106e6
+    tokens = estimate_shard_tokens(smollm_flops, "cpu", "float32", threads=2)
+    assert tokens is not None
+    assert 2 * tokens * smollm_flops / 4e10 == pytest.approx(2 * SHARD_SECONDS, rel=0.01)
+    assert BatchPlan.build(texts, 4096, 2048, tokens).shards == 50  # of one batch each
+    assert estimate_shard_tokens(smollm_flops, "cuda", "bfloat16", threads=2) > 1e7  # type: ignore[operator]
+    assert estimate_shard_tokens(None, "cpu", "float32", threads=2) is None

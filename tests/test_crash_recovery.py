@@ -382,3 +382,26 @@ def test_a_run_file_does_not_depend_on_the_time(
     run_to_end(server, second)
     assert read_results(first) == read_results(second)
     assert gzip.decompress(read_results(first)["run.trec.gz"]).decode().startswith("q0 Q0 d")
+
+
+def test_a_small_collection_keeps_its_finished_shards(job: EmbeddingJob, tmp_path: Path) -> None:
+    """One stripe holds all 20 texts; the encoder's estimate cuts it, and no vector depends on the cut."""
+    whole = embed_to_matrix(
+        dataclasses.replace(job, shard_rows=2048), ShardStore(tmp_path / "whole"), build_encoder_factory()
+    )
+    load_encoder = build_encoder_factory()
+    object.__setattr__(load_encoder(), "shard_tokens", 16)
+    store = ShardStore(tmp_path / "cut")
+    blocks = embed_texts(
+        InProcessWorker(load_encoder), dataclasses.replace(job, shard_rows=2048), store, lambda *_: None
+    )
+    next(blocks), next(blocks)
+    blocks.close()
+    plan = store.load_or_create_plan(dict)
+    assert (plan["shard_tokens"], plan["shards"] > 3) == (16, True)
+    written = {file: file.read_bytes() for file in store.folder.glob("shard-*")}
+    assert len(written) == 4  # two shards and their metadata
+    assert np.array_equal(
+        embed_to_matrix(dataclasses.replace(job, shard_rows=2048), store, build_encoder_factory()), whole
+    )
+    assert {file: file.read_bytes() for file in written} == written

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from retbench.cards.method import Role
+from retbench.encoders.batch_plan import estimate_shard_tokens
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.pooling import POOLINGS, drop_leading_tokens, scale_for_similarity
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.backbone import Backbone
+from retbench.engines.memory import get_thread_count
 from retbench.engines.published_head import PublishedHead
 
 
@@ -36,6 +38,11 @@ class DenseEncoder(Protocol):
     @property
     def computed_dtype(self) -> str:
         """The dtype of the loaded weights, for the record; `unknown` behind a server."""
+        ...
+
+    @property
+    def shard_tokens(self) -> int | None:
+        """Tokens of about half a minute of work, estimated; None if not known."""
         ...
 
     def peak_throughput(self) -> float | None:
@@ -74,6 +81,12 @@ class BackboneEncoder:
     def computed_dtype(self) -> str:
         """The dtype of the loaded weights, for the record."""
         return str(self.backbone.model.dtype).removeprefix("torch.")
+
+    @property
+    def shard_tokens(self) -> int | None:
+        """Tokens of about half a minute of work, estimated from the linear layers."""
+        device = self.backbone.device.type
+        return estimate_shard_tokens(self.backbone.flops_per_token, device, self.computed_dtype, get_thread_count())
 
     def peak_throughput(self) -> float | None:
         """Tokens per second if only the matrix products took time."""

@@ -114,7 +114,7 @@ class EmbeddingRun:
         """The plan of the first run; this run's own, now saved, if it is the first."""
         saved = self.saved_plan
         memory.set_thread_count(self.threads)  # the bits of the search depend on it too
-        plan = BatchPlan.build(self.tokens.lengths, saved["budget"], saved["shard_rows"])
+        plan = BatchPlan.build(self.tokens.lengths, saved["budget"], saved["shard_rows"], saved.get("shard_tokens"))
         if plan.fingerprint != saved["fingerprint"]:
             raise DataError(f"{self.store.folder} was planned for other tokens", REMOVE_FOLDER)
         return plan
@@ -126,7 +126,7 @@ class EmbeddingRun:
 
     def _describe_plan(self) -> dict[str, Any]:
         tokens, profile = self.tokens, self.profile
-        plan = BatchPlan.build(tokens.lengths, profile.budget, self.job.shard_rows)
+        plan = BatchPlan.build(tokens.lengths, profile.budget, self.job.shard_rows, profile.shard_tokens)
         return {
             "rows": len(self.job.texts),
             "tokens": len(tokens.flat),
@@ -139,6 +139,7 @@ class EmbeddingRun:
             "device": profile.device,
             "budget": profile.budget,
             "shard_rows": self.job.shard_rows,
+            "shard_tokens": profile.shard_tokens,
             "shards": plan.shards,
             "fingerprint": plan.fingerprint,
         }

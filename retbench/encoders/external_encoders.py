@@ -11,12 +11,14 @@ from typing import Protocol
 import numpy as np
 
 from retbench.cards.method import Role, Similarity
+from retbench.encoders.batch_plan import SHARD_SECONDS
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.postprocessing import normalize_vectors
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts, fill_template
 from retbench.engines.embeddings_client import EmbeddingsClient
 
 BYTES_PER_TOKEN = 4
+USUAL_TOKENS_PER_SECOND = 1000  # of a server that gets one request after the other
 
 
 def _scale_vectors(vectors: np.ndarray, similarity: Similarity) -> np.ndarray:
@@ -65,6 +67,10 @@ class TokenIdEncoder:
         """The dtype of the loaded weights, for the record."""
         return self.engine.dtype
 
+    @property
+    def shard_tokens(self) -> None:
+        """Not known: the engine computes the model itself."""
+
     def peak_throughput(self) -> None:
         """Not known: the engine computes its matrix products itself."""
 
@@ -98,6 +104,11 @@ class EndpointEncoder:
     def computed_dtype(self) -> str:
         """Not known: the server does not say."""
         return "unknown"
+
+    @property
+    def shard_tokens(self) -> int:
+        """The bytes of about half a minute of work."""
+        return SHARD_SECONDS * BYTES_PER_TOKEN * USUAL_TOKENS_PER_SECOND
 
     def peak_throughput(self) -> None:
         """Not known: the engine computes its matrix products itself."""

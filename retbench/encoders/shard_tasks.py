@@ -45,6 +45,7 @@ class EncoderProfile:
     threads: int
     device: str = "cpu"  # its type
     dtype: str = "unknown"  # of the loaded weights
+    shard_tokens: int | None = None  # tokens of about half a minute; None: not known
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,8 @@ def measure_encoder(encoder: DenseEncoder, longest: TokenizedTexts, max_tokens: 
     budget = memory.compute_token_budget(
         lambda texts: encoder.encode(longest.select(np.zeros(texts, dtype=int))), int(longest.lengths[0]), max_tokens
     )
-    return EncoderProfile(
-        encoder.kernel, encoder.dimension, budget, memory.get_thread_count(), get_device().type, encoder.computed_dtype
-    )
+    threads, device, dtype = memory.get_thread_count(), get_device().type, encoder.computed_dtype
+    return EncoderProfile(encoder.kernel, encoder.dimension, budget, threads, device, dtype, encoder.shard_tokens)
 
 
 def compute_shard(encoder: DenseEncoder, task: ShardTask, on_batch: OnBatch) -> ComputedShard:

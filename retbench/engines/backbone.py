@@ -69,6 +69,12 @@ class Backbone:
             return "blocks"
         return "varlen" if varlen.find_model_kernel(self.model) else str(self.model.config._attn_implementation)
 
+    @property
+    def flops_per_token(self) -> float | None:
+        """FLOP of the linear layers for one token; None if the model has no linear layers."""
+        shapes = peak_throughput.count_linear_shapes(self.model)
+        return 2.0 * sum(count * rows * columns for (rows, columns), count in shapes.items()) or None
+
     def peak_throughput(self) -> float | None:
         """Tokens per second if only the matrix products took time; None if the model has no linear layers."""
         if not peak_throughput.count_linear_shapes(self.model):

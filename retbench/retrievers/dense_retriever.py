@@ -30,7 +30,7 @@ ROLES: tuple[Role, ...] = ("query", "document")
 FUSION_DEPTH = 1000  # documents of each ranking that is fused, as in PromptReps; scores depend on it
 TOKEN_BUDGETS = {"cpu": 2048, "mps": 16384, "cuda": 65536}  # tokens per batch; on a CPU, per thread
 # these engines batch themselves; for an endpoint, which receives texts, in bytes
-EXTERNAL_TOKEN_BUDGETS = {"endpoint": 1 << 19, "vllm": 1 << 18}
+EXTERNAL_TOKEN_BUDGETS = {"endpoint": 1 << 16, "vllm": 1 << 18}
 
 
 def compute_token_budget(device: str, threads: int) -> int:
