@@ -1,9 +1,10 @@
 """How an adaptor is trained (Search-Adaptor, arXiv 2310.08750): the paper's settings, and ours where it gives none.
 
 From accounts of the paper: Adam, the learning rate, the batch size, the steps, the patience, ten negatives a pair, the
-grids and the split. Ours: two layers of the vectors' own width with ReLU, the last one zero at the start; the ranking
-loss is a mean over triples, recovery and prediction are L1 norms summed over dimensions; negatives are drawn from the
-whole corpus, or with `negatives_top_k` from the documents that the query ranks highest.
+grids, the split, and the losses with `loss = "published"`. Ours: two layers of the vectors' own width with ReLU, the
+last one zero at the start; with `loss = "averaged"` the ranking loss is a mean over triples and recovery one mean over
+all vectors; L1 norms are summed over dimensions; negatives are drawn from the whole corpus, or with `negatives_top_k`
+from the documents that the query ranks highest.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from retbench.errors import DataError
 class AdaptorRecipe:
     """`alpha` weighs the recovery loss and `beta` the prediction loss; each pair of the two grids is tried.
 
+    `loss = "published"` sums the ranking loss over the pairs of a batch, and recovery is the mean over queries plus the
+    mean over documents, as the paper writes them. The sum is over a thousand pairs, so the same alpha and beta then
+    weigh a thousand times less; Adam takes steps of the same size for both (docs/adaptor.md).
+
     `ranking_weight` weighs the ranking loss; 0 leaves it out. One layer is a plain linear map, for comparison. If there
     are more than `max_queries` training queries, that many are drawn. `patience` is the number of steps without a
     better validation score after which training stops. `max_length` cuts texts, as `run --set max_length` does.
@@ -31,6 +36,7 @@ class AdaptorRecipe:
     negatives_per_pair: int = 10
     negatives_top_k: int = 0
     layers: Literal[1, 2] = 2
+    loss: Literal["averaged", "published"] = "averaged"
     ranking_weight: float = 1.0
     alpha: tuple[float, ...] = (0.0, 0.1, 1.0)
     beta: tuple[float, ...] = (0.0, 0.01, 0.1)

@@ -77,6 +77,8 @@ class ExpectedScore:
 class TaskCard:
     """One collection, one split, one protocol.
 
+    `split` is a split of the collection, or a half of one: `test/train` and `test/test` are two halves of the queries
+    of `test`, for a collection without training queries.
     Three rules are applied before a ranking is cut to `depth` and scored: `same_id` removes a document with the
     query's own id; `excluded` removes the documents that the collection excludes for a query; `relevant_from` is the
     lowest grade that recall, MAP and MRR count as relevant (nDCG uses every grade).
@@ -110,6 +112,11 @@ class TaskCard:
     queries: int | None = None
     license: str | None = None
     defects: tuple[str, ...] = ()
+
+    @property
+    def published_split(self) -> str:
+        """The split of the collection; of a half, the split that it is a half of."""
+        return self.split.partition("/")[0]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def finetune(
     else:
         facts = _finetune_encoder(request, recipe, objective, changes, dry_run)
     if facts and not dry_run:
-        facts["next"] = next_command.format_evaluation_command(facts["model"], dataset)
+        facts["next"] = next_command.format_evaluation_command(facts["model"], dataset, split)
     if facts:
         _print_facts(facts, as_json)
 

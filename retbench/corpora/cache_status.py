@@ -37,7 +37,7 @@ def get_cache_status(card: TaskCard) -> CacheStatus:
     folder = get_collection_folder(source)
     paths = tuple(path for path in (folder, *source.source_paths) if path.exists())
     manifest = peek_manifest(folder)
-    split = manifest.get("splits", {}).get(card.split, {})
+    split = manifest.get("splits", {}).get(card.published_split, {})
     return CacheStatus(
         card.name, _resolve_state(card, bool(manifest), source.is_available()),
         manifest.get("corpus", {}).get("rows", card.documents),

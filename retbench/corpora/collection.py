@@ -19,6 +19,7 @@ from retbench.corpora.texts import Texts
 from retbench.errors import DataError, UsageError
 
 SAMPLE_SEED = 13
+HALVES = ("train", "test")  # of the queries of a split: `test/train` and `test/test`
 DOCUMENTS_PER_QUERY = 20
 
 
@@ -70,8 +71,9 @@ def _mark_rows(texts: Texts, ids: set[str]) -> np.ndarray:
 
 
 def load_collection(folder: Path, split: str, excluded: bool = False) -> Collection:
-    """Open one split of a compiled collection, with its judged queries in the file's order."""
+    """Open one split of a compiled collection, or a half of one, with its judged queries in the file's order."""
     manifest = read_manifest(folder)
+    split, slash, half = split.partition("/")
     if split not in manifest["splits"]:
         raise UsageError(
             f"the collection has no split {split!r}; it has {', '.join(manifest['splits'])}",
@@ -84,6 +86,8 @@ def load_collection(folder: Path, split: str, excluded: bool = False) -> Collect
         raise DataError(
             f"the split {split!r} has no judgments", "give another split, or correct the qrels of the source"
         )
+    if slash:
+        judgments = _select_half(judgments, split, half)
     queries = Texts.open(folder / "queries.arrow", manifest["queries"]["fingerprint"])
     judged = queries.take(np.flatnonzero(_mark_rows(queries, set(judgments))))
     ordered_judgments = {identifier: judgments[identifier] for identifier in judged.read_ids().to_pylist()}
@@ -91,6 +95,19 @@ def load_collection(folder: Path, split: str, excluded: bool = False) -> Collect
     return Collection(
         corpus, judged, ordered_judgments, _read_excluded(folder, manifest, ordered_judgments) if excluded else {}
     )
+
+
+def _select_half(judgments: dict[str, dict[str, int]], split: str, half: str) -> dict[str, dict[str, int]]:
+    """Select half of the queries, drawn from their sorted ids: the first half is to train on, the other to test on."""
+    if half not in HALVES:
+        raise UsageError(
+            f"the split {split!r} has no half {half!r}", f"give {' or '.join(f'{split}/{name}' for name in HALVES)}"
+        )
+    if len(judgments) < len(HALVES):
+        raise DataError(f"the split {split!r} has one query and cannot be halved", "use another task")
+    ids = sorted(judgments)
+    drawn = set(random.Random(SAMPLE_SEED).sample(ids, len(ids) // 2))  # noqa: S311  # a seeded split, not a secret
+    return {query: grades for query, grades in judgments.items() if (query in drawn) == (half == HALVES[0])}
 
 
 def _suggest_split(split: str, known: list[str]) -> str:

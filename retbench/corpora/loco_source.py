@@ -35,15 +35,16 @@ def build_loco_source(card: TaskCard) -> DatasetSource:
         documents.fetch(log_status)
         queries.fetch(log_status)
 
-    key_parts = ("loco", documents.repo, documents.revision, queries.repo, queries.revision, subset, card.split)
-    if subset in SUBSETS_WITH_MISSING_TEXTS:
-        key_parts = (*key_parts, "without missing texts")
+    rules = ("without missing texts",) if subset in SUBSETS_WITH_MISSING_TEXTS else ()
+    key_parts = (
+        "loco", documents.repo, documents.revision, queries.repo, queries.revision, subset, card.split, *rules,
+    )  # fmt: skip
     return DatasetSource(
         label=f"loco-{subset}",
         compute_cache_key=lambda: "\n".join(map(str, key_parts)),
         origin=f"{documents.repo} and {queries.repo}",
         is_available=lambda: documents.is_fetched() and queries.is_fetched(),
-        open_rows=lambda: _open_rows(documents, queries, subset, card.split),
+        open_rows=lambda: _open_rows(documents, queries, subset, card.published_split),
         fetch=fetch,
         revision=f"{documents.revision} {queries.revision}" if documents.revision and queries.revision else None,
         source_paths=(documents.folder, queries.folder),

@@ -105,8 +105,9 @@ def _build_folder_source(card: TaskCard) -> DatasetSource:
 def _build_generator_source(card: TaskCard) -> DatasetSource:
     name = require_source_field(card.name, "generator", card.source.generator)
     if name.startswith("stdlib-long"):  # each split has documents of its own
-        key = name if card.split == "test" else f"{name}/{card.split}"
-        stamp, generate = stdlib_long.compute_stamp, partial(stdlib_long.generate_collection, name, card.split)
+        split = card.published_split
+        key = name if split == "test" else f"{name}/{split}"
+        stamp, generate = stdlib_long.compute_stamp, partial(stdlib_long.generate_collection, name, split)
     else:
         key, stamp, generate = name, stdlib_suite.compute_stamp, partial(stdlib_suite.generate_collection, name)
     return DatasetSource(

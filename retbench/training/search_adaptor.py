@@ -8,6 +8,7 @@ training. To measure what a loss is worth, leave it out: `ranking_weight=0`, `al
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class AdaptorTrainingData:
     grades: list[dict[int, int]]
     top_documents: list[np.ndarray] | None = None
     similarity: Similarity = "cosine"
+
+    def select_vectors(self, pairs: np.ndarray, negatives: np.ndarray) -> "TripleVectors":
+        """The vectors of some pairs and of their negatives."""
+        rows = (self.queries[pairs[:, 0]], self.documents[pairs[:, 1]], self.documents[negatives])
+        return TripleVectors(*map(torch.from_numpy, rows))
 
 
 @dataclass(frozen=True)
@@ -101,25 +107,31 @@ class TripleSampler:
         return candidates[self.generator.integers(len(candidates), size=size)]
 
 
+class TripleVectors(NamedTuple):
+    """The vectors of a batch: queries, one document of each, and a row of negatives for each."""
+
+    queries: Tensor
+    documents: Tensor
+    negatives: Tensor
+
+
 def compute_losses(
-    net: AdaptorNet,
-    helper: AdaptorNet,
-    queries: Tensor,
-    documents: Tensor,
-    negatives: Tensor,
-    grades: Tensor,
-    gaps: Tensor,
+    net: AdaptorNet, helper: AdaptorNet, vectors: TripleVectors, grades: Tensor, gaps: Tensor, published: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ranking, recovery and prediction loss of one batch; `negatives` has a row of documents for each query."""
-    new_queries, new_documents, new_negatives = (vectors + net(vectors) for vectors in (queries, documents, negatives))
+    """Ranking, recovery and prediction loss of one batch.
+
+    As `published`, the ranking loss is a sum over pairs, and recovery the mean of queries plus the mean of documents.
+    """
+    new_queries, new_documents, new_negatives = moved = [part + net(part) for part in vectors]
     positive_scores = net.compare(new_queries, new_documents)
     negative_scores = net.compare(new_queries[:, None], new_negatives)
-    ranking = (gaps * functional.softplus(negative_scores - positive_scores[:, None])).mean()
-    moved = torch.cat([(after - before).abs().sum(-1).flatten() for after, before in (
-        (new_queries, queries), (new_documents, documents), (new_negatives, negatives)
-    )])  # fmt: skip
+    pair_losses = gaps * functional.softplus(negative_scores - positive_scores[:, None])
+    distances = [(after - before).abs().sum(-1).flatten() for after, before in zip(moved, vectors, strict=True)]
     prediction_errors = (new_queries - helper(new_documents)).abs().sum(-1)
-    return ranking, moved.mean(), (grades * prediction_errors).sum() / grades.sum()
+    prediction = (grades * prediction_errors).sum() / grades.sum()
+    if published:
+        return pair_losses.sum(), distances[0].mean() + torch.cat(distances[1:]).mean(), prediction
+    return pair_losses.mean(), torch.cat(distances).mean(), prediction
 
 
 def train_with_loss_weights(
@@ -137,10 +149,8 @@ def train_with_loss_weights(
     for step in range(1, recipe.max_steps + 1):
         pairs, negatives, gaps = sampler.sample_batch()
         ranking, recovery, prediction = compute_losses(
-            net, helper,
-            torch.from_numpy(data.queries[pairs[:, 0]]), torch.from_numpy(data.documents[pairs[:, 1]]),
-            torch.from_numpy(data.documents[negatives]), torch.from_numpy(pairs[:, 2]).float(),
-            torch.from_numpy(gaps).float(),
+            net, helper, data.select_vectors(pairs, negatives),
+            torch.from_numpy(pairs[:, 2]).float(), torch.from_numpy(gaps).float(), recipe.loss == "published",
         )  # fmt: skip
         optimizer.zero_grad()
         (recipe.ranking_weight * ranking + alpha * recovery + beta * prediction).backward()  # type: ignore[no-untyped-call]  # torch's own

@@ -98,10 +98,11 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
     if path.suffix in FILE_SUFFIXES:
         raise MissingError(f"there is no file {request.dataset}", "name a jsonl file, a folder or a task")
     card = catalog.find_task_card(request.dataset)
-    if request.split == card.split and not request.force:
+    if request.split in (card.split, f"{card.split}/test") and not request.force:
         raise UsageError(
             f"{card.name} is evaluated on its split {card.split!r}; training on that split would make scores invalid",
-            "train on another split, or add --force, which is noted on the model's card",
+            f"train on another split, or on half of its queries (--set split={card.split}/train), or add --force, which "
+            "is noted on the model's card",
         )
     train_card = replace(card, split=request.split, fingerprint=None)
     training_set = build_training_set(train_card, open_collection(train_card))
@@ -147,6 +148,8 @@ def _list_evaluated_tasks(request: TrainingRequest) -> list[TaskCard]:
     if Path(request.dataset).is_file():
         return []
     card = catalog.find_task_card(request.dataset)
+    if request.split == f"{card.split}/train":
+        return [replace(card, split=f"{card.split}/test")]
     return [card] if card.split != request.split else []
 
 

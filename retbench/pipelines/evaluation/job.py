@@ -7,11 +7,13 @@ from typing import Any
 
 from retbench.cards import ann_settings
 from retbench.cards.method import Method
+from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.engines.memory import get_peak_memory_mb
+from retbench.errors import UsageError
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.prompt_examples import build_prompt_examples
@@ -39,6 +41,7 @@ class EvaluationJob:
     @staticmethod
     def prepare(request: EvaluationRequest, model: ResolvedModel, method: Method, task: TaskCard) -> "EvaluationJob":
         """Open the collection and resolve the encoder's specification."""
+        require_unseen_queries(model.card, task)
         collection = open_collection(task, request.sample)
         is_lexical = model.lexical_settings is not None
         encoder_spec = None if is_lexical else model.build_encoder_spec(method, task, request.parsed_overrides)
@@ -127,3 +130,14 @@ class EvaluationJob:
             "parameters": self.model.card.parameters,
             "weights_mb": round(weights.bytes / 1e6, 1) if weights else None,
         }
+
+
+def require_unseen_queries(card: ModelCard, task: TaskCard) -> None:
+    """Refuse the queries that a model was trained on: of a halved split, only the other half is left to test it."""
+    data = card.training.data if card.training else {}
+    split, _, half = str(data.get("split", "")).partition("/")
+    if half and (data.get("set"), split) == (task.name, task.published_split) and task.split != f"{split}/test":
+        raise UsageError(
+            f"{card.name} was trained on half of the queries of {task.name}, split {split!r}",
+            f"evaluate it on the other half: --set split={split}/test",
+        )

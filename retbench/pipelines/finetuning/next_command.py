@@ -11,9 +11,14 @@ from retbench.training.hub_datasets import HUB_SETS
 OFFLINE_SUITE = "stdlib"
 
 
-def format_evaluation_command(model: str, dataset: str) -> str:
-    """Write the command for a dataset as the user named it; a folder is named by its path, because it has no card."""
-    return f"retbench run --model {shlex.quote(model)} {_choose_evaluation(dataset)}"
+def format_evaluation_command(model: str, dataset: str, split: str = "train") -> str:
+    """Write the command for a dataset as the user named it; a folder is named by its path, because it has no card.
+
+    A model trained on half of a split's queries is evaluated on the other half.
+    """
+    whole, half, _ = split.partition("/")
+    rest = f" --set split={whole}/test" if half else ""
+    return f"retbench run --model {shlex.quote(model)} {_choose_evaluation(dataset)}{rest}"
 
 
 def _choose_evaluation(dataset: str) -> str:
