@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import retbench
+from retbench.cards import catalog
+from retbench.cards.recipe import apply_recipe_options
 from retbench.cli.main import app
 from retbench.errors import DataError
+from retbench.pipelines.models.overrides import Overrides
 from tests import small_collection, tiny_models
 
 
@@ -66,6 +69,14 @@ def test_the_record_says_which_dtype_computed_and_who_chose_it(
     dtype, chosen_by = expected
     assert record["texts"]["dtype"] == {"computed": dtype, "usual": "bfloat16", "chosen_by": chosen_by}
     assert record["texts"]["query"]["dtype"] == record["settings"]["encoder"]["dtype"] == dtype
+
+
+@pytest.mark.parametrize(("short", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_a_dtype_may_be_written_short(short: str, dtype: str) -> None:
+    assert Overrides.parse({"dtype": short}) == Overrides.parse({"dtype": dtype})
+    if dtype != "float16":  # no training is in float16
+        recipe = catalog.find_recipe("quick")
+        assert apply_recipe_options(recipe, {"dtype": short}) == apply_recipe_options(recipe, {"dtype": dtype})
 
 
 def test_the_same_command_again_does_nothing(model: Path, task: Path, out: Path) -> None:
@@ -173,7 +184,7 @@ def test_one_bad_task_does_not_stop_the_others(task: Path, out: Path, tmp_path: 
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth"), 2, "for example --set dtype=float32"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=deep"), 2, "not a int"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=²"), 2, "not a int"),
-        (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=fp32"), 2, "did you mean float32"),
+        (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=flaot32"), 2, "did you mean float32"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "dtype=float64"), 2, "no such dtype"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "max_length=0"), 2, "max_length=0 is too small"),
         (("--model", "bm25", "--suite", "stdlib", "--set", "depth=5"), 2, "depth 5 is too small for ndcg_at_10"),

@@ -7,6 +7,7 @@ from retbench.cards import untrusted_fields
 from retbench.cards.method import Method
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as people type them
 Specialisation = Literal["base", "instruct", "code", "math", "reasoning", "vision", "retriever"]
 
 

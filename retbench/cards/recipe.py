@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from retbench.cards import options, recipe_keys, toml_parser
 from retbench.cards.method import Method
+from retbench.cards.model import SHORT_DTYPES
 from retbench.cards.task import LengthLimits
 from retbench.errors import DataError, UsageError, suggest_names
 
@@ -267,10 +268,6 @@ class Recipe:
             )
 
     def _check_output(self) -> None:
-        if self.sharding != "none" and self.query_likelihood is not None:
-            raise DataError(
-                "stage 1 of llm-ql cannot be sharded", 'write sharding = "none", or --set query_likelihood=none'
-            )
         if self.output == "adapter" and self.query_likelihood is not None:
             raise DataError(
                 "stage 1 of llm-ql changes all weights, so an adapter alone is not the model", 'write output = "merged"'
@@ -296,6 +293,8 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
 def apply_recipe_options(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """A recipe with `--set` applied: `seed=2`, `query_likelihood.optimizer.learning_rate=1e-5`, `lora=none`."""
     recipe_keys.check_option_keys(changes)
+    if "dtype" in changes:
+        changes = {**changes, "dtype": SHORT_DTYPES.get(changes["dtype"], changes["dtype"])}
     changed_recipe: Recipe = _apply_nested_options(recipe, changes, fixed=("name", "method"))
     return changed_recipe
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from retbench.cards import ann_settings, rope_scaling
 from retbench.cards.ann_settings import AnnSettings
-from retbench.cards.model import Dtype
+from retbench.cards.model import SHORT_DTYPES, Dtype
 from retbench.cards.task import TaskCard
 from retbench.errors import UsageError, suggest_names
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype
@@ -43,6 +43,8 @@ class Overrides:
     @staticmethod
     def parse(values: Mapping[str, Any]) -> "Overrides":
         """Check and parse the values of `--set`."""
+        if "dtype" in values:
+            values = {**values, "dtype": SHORT_DTYPES.get(values["dtype"], values["dtype"])}
         _check_types(values)
         _check_values(values)
         parsed = dict(values)
