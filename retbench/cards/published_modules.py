@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.text_parsers import parse_json
+from retbench.cards.untrusted_fields import is_inside
 from retbench.errors import DataError
 
 MODULES_FILE = "modules.json"
@@ -65,9 +66,7 @@ def read_modules(folder: Path) -> list[PublishedModule]:
     """All modules in their order."""
     modules = []
     for entry in _read_entries(folder):
-        path = str(entry.get("path") or "")
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise DataError(f"{folder / MODULES_FILE} names a module outside its folder: {path}", "use another model")
+        path = _read_path(folder, entry)
         settings = read_optional_object(folder / path / "config.json") if path else {}
         modules.append(PublishedModule(str(entry["type"]), path, settings))
     if not modules or modules[0].kind != "Transformer" or modules[0].path:
@@ -77,6 +76,18 @@ def read_modules(folder: Path) -> list[PublishedModule]:
             "save it again with a current sentence-transformers, or use another model",
         )
     return modules
+
+
+def read_module_paths(folder: Path) -> list[str]:
+    """The folder of every module, relative to the model's; empty for a module in the model's folder itself."""
+    return [_read_path(folder, entry) for entry in _read_entries(folder)]
+
+
+def _read_path(folder: Path, entry: dict[str, Any]) -> str:
+    path = str(entry.get("path") or "")
+    if path and not is_inside(path):
+        raise DataError(f"{folder / MODULES_FILE} names a module outside its folder: {path}", "use another model")
+    return path
 
 
 def _read_entries(folder: Path) -> list[dict[str, Any]]:

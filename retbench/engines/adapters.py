@@ -36,6 +36,18 @@ def read_parent_name(folder: Path) -> str:
     return str(name)
 
 
+def check_parents(folder: Path) -> None:
+    """Raise an error if an adapter is, over other adapters, its own parent."""
+    seen: set[Path] = set()
+    while is_adapter_folder(folder):
+        if folder.resolve() in seen:
+            raise DataError(
+                f"{folder} is an adapter over itself", f"correct `base_model_name_or_path` in {ADAPTER_CONFIG}"
+            )
+        seen.add(folder.resolve())
+        folder = Path(read_parent_name(folder)).expanduser()
+
+
 def get_merged_folder(folder: Path) -> Path:
     """The cache folder for the merged weights."""
     facts = "\n".join((cached_sha256(folder / ADAPTER_WEIGHTS), cached_sha256(folder / ADAPTER_CONFIG), MERGE))

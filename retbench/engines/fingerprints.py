@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.checksums import cached_sha256
+from retbench.cards.published_modules import MODULES_FILE, read_module_paths
 from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 
@@ -20,6 +21,14 @@ IDENTITY_PATTERNS = (
     "*.model",
     "*.jinja",
     "chat_template*",
+    # tokenizers of few models: their vocabularies under other names, and a folder of chat templates
+    "*.tiktoken",
+    "*.spm",
+    "*.codes",
+    "dict.txt",
+    "tekken.json",
+    "entity_vocab.json",
+    "additional_chat_templates/*.jinja",
 )
 
 # Config keys that change when the same model is saved again; they are left out.
@@ -28,7 +37,8 @@ PROVENANCE_KEYS = ("transformers_version", "_name_or_path")
 
 def compute_folder_fingerprint(folder: Path) -> str:
     """The fingerprint of a Hugging Face folder. Name, location and the version that saved it have no influence."""
-    checksums = {file.name: cached_sha256(file) for pattern in IDENTITY_PATTERNS for file in folder.glob(pattern)}
+    files = {file for pattern in IDENTITY_PATTERNS for file in folder.glob(pattern) if file.is_file()}
+    checksums = {file.relative_to(folder).as_posix(): cached_sha256(file) for file in files}
     config = {
         key: value for key, value in read_json_object(folder / "config.json").items() if key not in PROVENANCE_KEYS
     }
@@ -38,8 +48,8 @@ def compute_folder_fingerprint(folder: Path) -> str:
 
 def compute_modules_fingerprint(folder: Path) -> str:
     """The fingerprint of the sentence-transformers modules: configs and weights of what follows the backbone."""
-    modules_file = folder / "modules.json"
-    paths = [module.get("path") for module in parse_json(modules_file.read_text())] if modules_file.is_file() else []
+    modules_file = folder / MODULES_FILE
+    paths = read_module_paths(folder)
     # a module without files (Normalize) may have no folder: git and the hub keep no empty ones
     files = [file for path in paths if path for file in (folder / path).glob("*") if file.is_file()]
     checksums = {

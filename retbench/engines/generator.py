@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, lm_head, model_loader
+from retbench.engines.fingerprints import read_json_object
 from retbench.engines.tokenizers import load_tokenizer, truncate_texts
 from retbench.errors import UsageError
 
@@ -158,13 +159,14 @@ class TransformersGenerator(GeneratorBase):
     device: torch.device
 
     def describe(self) -> dict[str, Any]:
-        """Engine, weights and dtype."""
-        return self.describe_model("transformers")
+        """Engine, weights and dtype; and the stop tokens, if the folder has others for generation."""
+        return {**self.describe_model("transformers"), **_describe_stop_tokens(self.folder)}
 
     @cached_property
     def causal_model(self) -> PreTrainedModel:
-        """The whole causal language model, for generation."""
+        """The whole causal language model, for generation. Of its generation settings only the stop tokens count."""
         model: Any = model_loader.load_language_model(self.folder, self.dtype)
+        model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         loaded: PreTrainedModel = model.to(self.device).eval()
         return loaded
 
@@ -176,12 +178,11 @@ class TransformersGenerator(GeneratorBase):
 
     @torch.inference_mode()
     def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
-        """Greedy decoding; sampling and repetition settings of the folder are ignored."""
+        """Greedy decoding."""
         ids = torch.tensor([self.tokenize_prompt(prompt)], device=self.device)
         model: Any = self.causal_model
         output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, num_beams=1,
-            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
         )  # fmt: skip
         new_ids = output[0, ids.shape[1] :]
@@ -203,3 +204,12 @@ class TransformersGenerator(GeneratorBase):
             values = logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)
             answers += [GeneratedAnswer("", float(value), len(row), 0) for value, row in zip(values, rows, strict=True)]
         return answers
+
+
+def _describe_stop_tokens(folder: Path) -> dict[str, Any]:
+    """The stop tokens of generation_config.json, which is not in the fingerprint, where config.json has others."""
+    file = folder / "generation_config.json"
+    stop_tokens = read_json_object(file).get("eos_token_id") if file.is_file() else None
+    if stop_tokens is None or stop_tokens == model_loader.read_text_settings(folder).get("eos_token_id"):
+        return {}
+    return {"stop_tokens": stop_tokens}

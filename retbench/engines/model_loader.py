@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,11 +29,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
-from retbench.engines import remote_code, rotary_positions
+from retbench.engines import model_folders, remote_code, rotary_positions, weights_cache
+from retbench.engines.fingerprints import read_json_object
 from retbench.engines.memory import keep_freed_pages
 from retbench.errors import DataError
 
-INDEX_FILE = "model.safetensors.index.json"
 TOWERS = r"(^|\.)(visual|vision_tower|vision_model|vision_embed_tokens|multi_modal_projector|audio_tower|embed_audio)\."
 HEADS = (  # of language models, classifiers, BERT, DistilBERT, ALBERT, ELECTRA and ModernBERT
     r"(^|\.)(lm_head|embed_out|score|classifier|qa_outputs)\."
@@ -87,7 +87,14 @@ def load_language_model(folder: Path, dtype: Dtype) -> PreTrainedModel:
 
 
 def load_config(folder: Path, trust: bool = False) -> Any:
-    """The config of a folder."""
+    """The config of a folder whose files are intact. An attention kernel of the hub would be code: it is refused."""
+    weights_cache.verify_files(folder)
+    settings = read_json_object(folder / "config.json")
+    kernels = [str(settings.get(name)) for name in ("attn_implementation", "_attn_implementation")]
+    if any("/" in kernel for kernel in kernels):
+        raise DataError(
+            f"{folder / 'config.json'} names an attention kernel of the hub, which is code", "delete that entry"
+        )
     with remote_code.explain_refused_code(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
 
@@ -135,26 +142,30 @@ def choose_attention_kernel(folder: Path) -> str | None:
 
 
 def list_weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers reads: those of the index, or one file."""
-    index = folder / INDEX_FILE
-    if (folder / "model.safetensors").is_file() or not index.is_file():
+    """The weight files that transformers reads: one file, or those of the index."""
+    indexed = model_folders.read_weights_index(folder)
+    if (folder / "model.safetensors").is_file() or not indexed:
         return sorted(folder.glob("model.safetensors")) or sorted(folder.glob("*.safetensors"))
-    try:
-        files = sorted({folder / Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise DataError(f"{index} is damaged: {problem}", "copy or fetch the folder again") from problem
-    if absent := [file.name for file in files if not file.is_file()]:
-        raise DataError(f"{folder} has no {absent[0]}, which its index names", "copy or fetch the folder again")
-    return files
+    return [folder / name for name in indexed]
 
 
 def read_weight_names(folder: Path) -> list[str]:
-    """The names of all stored weights."""
-    names: list[str] = []
+    """The names of all stored weights. A name in two files is an error: it is not defined which of them counts."""
+    names: dict[str, Path] = {}
     for file in list_weight_files(folder):
+        for name in _read_names(file):
+            if name in names:
+                raise DataError(f"{names[name].name} and {file} both have {name}", "copy or fetch the folder again")
+            names[name] = file
+    return list(names)
+
+
+def _read_names(file: Path) -> list[str]:
+    try:
         with safe_open(file, "pt") as stored:
-            names += stored.keys()
-    return names
+            return list(stored.keys())
+    except SafetensorError as problem:
+        raise DataError(f"{file} is damaged: {problem}", "copy or fetch it again") from problem
 
 
 def _map_text_names(folder: Path, target: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from retbench.engines import remote_code
+from retbench.engines import remote_code, weights_cache
 from retbench.errors import DataError
 
 
@@ -14,6 +14,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Without vocabulary files transformers makes an empty tokenizer, which reads every text as nothing.
     """
+    weights_cache.verify_files(folder)
     with remote_code.explain_refused_code(folder):
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=remote_code.is_remote_code_trusted()

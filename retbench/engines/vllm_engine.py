@@ -14,6 +14,7 @@ import numpy as np
 from retbench.cards.installation import suggest_extra
 from retbench.cards.method import Method, Pooling
 from retbench.cards.model import Dtype
+from retbench.engines import weights_cache
 from retbench.engines.device import get_device
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import MissingError, UsageError
@@ -83,6 +84,7 @@ def start_engine(folder: Path, dtype: Dtype, max_length: int, **options: Any) ->
     On a GPU it compiles the model and records CUDA graphs, unless `enforce_eager` is given.
     """
     vllm = import_vllm()
+    weights_cache.verify_files(folder)
     with _hide_llvmlite():
         options = {"enforce_eager": get_device().type == "cpu", **options}
         return vllm.LLM(model=str(folder), dtype=dtype, max_model_len=max_length, **options)

@@ -110,9 +110,12 @@ def _find_at_path(path: Path) -> LocalWeights | None:
     if not path.exists():
         raise MissingError(f"there are no weights at {path}", "give a Hugging Face folder or a .gguf file")
     if adapters.is_adapter_folder(path):
+        model_folders.check_file_types(path)
+        adapters.check_parents(path)
         folder = adapters.get_merged_folder(path)
         manifest = weights_cache.read_manifest(folder)
-        return _build_local_weights(folder, manifest, label=None) if manifest else None
+        is_current = manifest is not None and _has_same_parent(path, manifest)
+        return _build_local_weights(folder, manifest, label=None) if manifest and is_current else None
     if path.is_dir():
         model_folders.check_folder(path)
         return LocalWeights(
@@ -121,6 +124,15 @@ def _find_at_path(path: Path) -> LocalWeights | None:
     folder = _get_converted_folder(path)
     manifest = weights_cache.read_manifest(folder)
     return _build_local_weights(folder, manifest, manifest.label) if manifest else None
+
+
+def _has_same_parent(adapter: Path, manifest: WeightsManifest) -> bool:
+    """Whether the merged weights are those of the parent as it is now; a parent that is gone cannot have changed."""
+    try:
+        parent = find_local_weights(catalog.find_model_card(adapters.read_parent_name(adapter)))
+    except (MissingError, UsageError):
+        return True
+    return parent is None or parent.fingerprint == manifest.parent_fingerprint
 
 
 def _get_converted_folder(file: Path) -> Path:
@@ -152,12 +164,16 @@ def _merge_adapter(adapter: Path, on_message: OnMessage) -> LocalWeights:
         on_message(f"merging {adapter.name} into the weights of {name}")
         target = weights_cache.create_empty_folder(work / "folder")
         adapters.merge_adapter(parent.folder, adapter, target)
+        fingerprint = fingerprints.compute_folder_fingerprint(target)
         return PreparedWeights(
-            target, f"adapter of {name}", fingerprints.compute_folder_fingerprint(target), folder.name
+            target, f"adapter of {name}", fingerprint, folder.name, parent_fingerprint=parent.fingerprint
         )
 
+    def is_valid(cached: WeightsManifest) -> bool:
+        return cached.sha256 == folder.name and cached.parent_fingerprint == parent.fingerprint
+
     adapters.check_parent(adapter, parent.fingerprint)
-    manifest = weights_cache.get_or_create(folder, lambda cached: cached.sha256 == folder.name, make)
+    manifest = weights_cache.get_or_create(folder, is_valid, make)
     return _build_local_weights(folder, manifest, label=None)
 
 

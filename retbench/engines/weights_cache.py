@@ -4,17 +4,18 @@ A folder is assembled in a `.partial` sibling, its manifest is written last, and
 complete. The files an interrupted fetch leaves in `.partial` are reused by the next fetch.
 """
 
-import json
+import functools
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
 
 from retbench.cards import user_config
-from retbench.cards.text_parsers import parse_json
+from retbench.cards.checked_json import encode_checked_json, parse_checked_json
+from retbench.cards.checksums import compute_sha256
 from retbench.errors import DataError
 
 MANIFEST = "weights.json"
@@ -32,11 +33,16 @@ class PreparedWeights:
     sha256: str | None = None
     revision: str | None = None
     label: str | None = None
+    parent_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
 class WeightsManifest:
-    """The manifest of a complete folder; `files` has the name and size of each file."""
+    """The manifest of a complete folder: the size and checksum of each file by name.
+
+    A merged adapter has the fingerprint of its parent's weights. Manifests of earlier versions have neither that nor
+    checksums.
+    """
 
     source: str
     fingerprint: str
@@ -44,6 +50,8 @@ class WeightsManifest:
     revision: str | None
     label: str | None
     files: dict[str, int]
+    checksums: dict[str, str] = field(default_factory=dict)
+    parent_fingerprint: str | None = None
 
 
 def get_weights_folder(name: str) -> Path:
@@ -57,7 +65,7 @@ def read_manifest(folder: Path) -> WeightsManifest | None:
     if not file.exists():
         return None
     try:
-        manifest = WeightsManifest(**parse_json(file.read_text(encoding="utf-8")))
+        manifest = WeightsManifest(**parse_checked_json(file.read_bytes()))
         sizes = list(manifest.files.items())
     except (ValueError, TypeError, AttributeError) as problem:
         raise DataError(
@@ -67,6 +75,28 @@ def read_manifest(folder: Path) -> WeightsManifest | None:
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise DataError(f"{folder / name} is missing or truncated", f"delete {folder} and fetch it again")
     return manifest
+
+
+def verify_files(folder: Path) -> None:
+    """Raise an error if a file of a cached folder does not have the bytes that were fetched, merged or converted.
+
+    It is called before weights are loaded. Other folders have no manifest: their fingerprint is their content.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    for name, checksum in manifest.checksums.items():
+        facts = (folder / name).stat()
+        if _compute_sha256_once(folder / name, facts.st_size, facts.st_mtime_ns) != checksum:
+            raise DataError(
+                f"{folder / name} is damaged: its bytes changed on disk", f"delete {folder} and fetch it again"
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def _compute_sha256_once(file: Path, size: int, modified: int) -> str:
+    """The checksum of a file, computed once in this process; an old checksum would not tell what is on disk now."""
+    return compute_sha256(file)
 
 
 def get_or_create(
@@ -103,11 +133,14 @@ def create_empty_folder(folder: Path) -> Path:
 
 def _publish(prepared: PreparedWeights, folder: Path) -> WeightsManifest:
     files = [file for file in sorted(prepared.folder.rglob("*")) if file.is_file()]
-    sizes = {str(file.relative_to(prepared.folder)): file.stat().st_size for file in files}
+    names = {str(file.relative_to(prepared.folder)): file for file in files}
     manifest = WeightsManifest(
-        prepared.source, prepared.fingerprint, prepared.sha256, prepared.revision, prepared.label, sizes
-    )
-    (prepared.folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+        prepared.source, prepared.fingerprint, prepared.sha256, prepared.revision, prepared.label,
+        {name: file.stat().st_size for name, file in names.items()},
+        {name: compute_sha256(file) for name, file in names.items()},
+        prepared.parent_fingerprint,
+    )  # fmt: skip
+    (prepared.folder / MANIFEST).write_bytes(encode_checked_json(asdict(manifest)))
     for file in (*files, prepared.folder / MANIFEST):
         file.chmod(0o644)  # safetensors files are only readable by the owner, but a cache is often shared
         with file.open("rb") as handle:

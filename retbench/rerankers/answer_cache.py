@@ -3,13 +3,12 @@
 Files: $RETBENCH_CACHE/answers/<model>/<2 letters>/<digest>.json
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.text_parsers import parse_json
+from retbench.cards.checked_json import encode_checked_json, parse_checked_json
 from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.engines.generator import GeneratedAnswer, Generator
 from retbench.store.digest import compute_digest
@@ -72,14 +71,16 @@ class CachedGenerator:
 
     def _load_answer(self, file: Path) -> GeneratedAnswer | None:
         try:
-            stored = {"cut": False, **parse_json(file.read_bytes())}  # answers of an earlier version do not say
+            stored = {"cut": False, **parse_checked_json(file.read_bytes())}  # an earlier version did not say
             answer = GeneratedAnswer(*(stored[key] for key in STORED_KEYS))
-        except (FileNotFoundError, ValueError, TypeError, KeyError):  # not asked yet, or half written by a full disk
+        except (FileNotFoundError, ValueError, KeyError):  # not asked yet, or damaged on disk
             return None
+        if not (isinstance(answer.text, str) and isinstance(answer.log_odds, float)):
+            return None  # kept by an earlier version, which did not check what a server sent
         self.cache_hits += 1
         return answer
 
     def _store_answer(self, file: Path, answer: GeneratedAnswer) -> GeneratedAnswer:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file_atomically(file, json.dumps(dict(zip(STORED_KEYS, answer, strict=True))).encode())
+        write_file_atomically(file, encode_checked_json(dict(zip(STORED_KEYS, answer, strict=True))))
         return answer

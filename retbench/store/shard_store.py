@@ -11,7 +11,6 @@ Every file is written under a temporary name, flushed to the disk and renamed.
 """
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -24,12 +23,12 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import load, save
 
+from retbench.cards.checked_json import encode_checked_json, parse_checked_json
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import ResourceError
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, decode_vectors
 
 LOCK, PLAN, MANIFEST, USED_BY = "lock", "plan.json", "manifest.json", "used-by"
-CHECKSUM_KEY = "seal"  # key of the checksum over all other entries of a metadata file
 
 log = logging.getLogger(__name__)
 
@@ -71,22 +70,9 @@ def write_file_atomically(file: Path, content: bytes) -> None:
 def _read_metadata(file: Path) -> dict[str, Any]:
     """The object in a metadata file; empty if the file is missing or damaged."""
     try:
-        facts = json.loads(file.read_bytes())
+        return parse_checked_json(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    if not isinstance(facts, dict):
-        return {}
-    checksum = facts.pop(CHECKSUM_KEY, None)  # stores of early versions have none
-    return facts if checksum in (None, _compute_checksum(facts)) else {}
-
-
-def _encode_with_checksum(facts: dict[str, Any]) -> bytes:
-    """Metadata with a checksum over itself, so that a single changed digit is detected."""
-    return json.dumps({**facts, CHECKSUM_KEY: _compute_checksum(facts)}, indent=1).encode()
-
-
-def _compute_checksum(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flush_to_disk(path: Path) -> None:
@@ -132,7 +118,7 @@ class ShardStore:
         file = self.folder / PLAN
         if not self.has_plan():
             self._delete_shards()
-            write_file_atomically(file, _encode_with_checksum(create()))
+            write_file_atomically(file, encode_checked_json(create()))
         return _read_metadata(file)
 
     def _delete_shards(self) -> None:
@@ -166,12 +152,12 @@ class ShardStore:
         content = save(tensors)
         metadata = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(ShardCost(tokens, seconds, split_batches))}
         write_file_atomically(self._get_shard_path(shard), content)
-        write_file_atomically(self._get_metadata_path(shard), _encode_with_checksum(metadata))
+        write_file_atomically(self._get_metadata_path(shard), encode_checked_json(metadata))
         return VectorBlock(block.rows, decode_vectors(tensors))
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
         """Mark the store as complete; `facts` go into the manifest."""
-        write_file_atomically(self.folder / MANIFEST, _encode_with_checksum(facts))
+        write_file_atomically(self.folder / MANIFEST, encode_checked_json(facts))
 
     def read_manifest(self) -> dict[str, Any]:
         """The facts given to `write_manifest`; empty if the store is not complete."""

@@ -1,0 +1,168 @@
+"""A flipped bit in what a cache keeps: weights, their manifest, answers. It is found before it can change a score."""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retbench.cards import catalog
+from retbench.cards.checked_json import encode_checked_json, parse_checked_json
+from retbench.engines import model_loader, weights, weights_cache
+from retbench.engines.generator import GeneratedAnswer
+from retbench.engines.tokenizers import load_tokenizer
+from retbench.errors import DataError
+from retbench.rerankers.answer_cache import CachedGenerator
+from tests import tiny_models
+from tests.test_model_loader import train_adapter
+from tests.test_weights import build_card, write_gguf
+
+
+def flip_bit(file: Path, position: int) -> None:
+    """Flip one bit as a failing disk does: size and time of the file stay."""
+    state = file.stat()
+    content = bytearray(file.read_bytes())
+    content[position // 8] ^= 1 << position % 8
+    file.write_bytes(bytes(content))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    weights_cache._compute_sha256_once.cache_clear()  # another process would read the file
+
+
+@pytest.fixture
+def cached(model: Path, tmp_path: Path) -> weights.LocalWeights:
+    """Weights in the cache: a converted GGUF file."""
+    return weights.obtain_weights(build_card(), path=str(write_gguf(model, tmp_path / "tiny.gguf")))
+
+
+def load_everything(tmp_path: Path) -> None:
+    local = weights.obtain_weights(build_card(), path=str(tmp_path / "tiny.gguf"))
+    load_tokenizer(local.folder)
+    model_loader.load_text_model(local.folder, "float32")
+
+
+def test_every_flip_in_cached_weights_is_found(cached: weights.LocalWeights, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    load_everything(tmp_path)
+    files = sorted(file for file in cached.folder.rglob("*") if file.is_file())
+    assert {"model.safetensors", "config.json", "tokenizer.json", weights_cache.MANIFEST} <= {f.name for f in files}
+    for file in files:
+        for _ in range(6):
+            position = rng.randrange(8 * file.stat().st_size)
+            flip_bit(file, position)
+            with pytest.raises(DataError) as caught:
+                load_everything(tmp_path)
+            assert str(cached.folder) in caught.value.cause + caught.value.next_step
+            flip_bit(file, position)
+    load_everything(tmp_path)
+
+
+def test_a_manifest_of_an_earlier_version_is_accepted(cached: weights.LocalWeights, tmp_path: Path) -> None:
+    file = cached.folder / weights_cache.MANIFEST
+    facts = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({key: facts[key] for key in ("source", "fingerprint", "sha256", "revision", "label", "files")})
+    )
+    load_everything(tmp_path)
+
+
+class FakeGenerator:
+    """A generator that counts its requests."""
+
+    name = "fake"
+    reasoning_limit = 0
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "fake"}
+
+    def generate(self, prompt: str, max_tokens: int, pattern: str = "") -> GeneratedAnswer:
+        self.requests += 1
+        return GeneratedAnswer("[2] > [1]", 0.0, 12, 7)
+
+    def score_yes_no(self, prompts: Any) -> list[GeneratedAnswer]:
+        self.requests += len(prompts)
+        return [GeneratedAnswer("", 1.25, 12, 0) for _ in prompts]
+
+
+def ask(generator: Any) -> list[GeneratedAnswer]:
+    cache = CachedGenerator(generator)
+    return [cache.generate("order", 5), *cache.score_yes_no(["good?"])]
+
+
+def test_every_flip_in_a_kept_answer_asks_again(own_cache: Path) -> None:
+    generator: Any = FakeGenerator()
+    expected = ask(generator)
+    assert ask(generator) == expected
+    assert generator.requests == 2
+    rng, harmless = random.Random(1), 0
+    for file in (own_cache / "answers").rglob("*.json"):
+        for position in rng.sample(range(8 * file.stat().st_size), 40):
+            content = file.read_bytes()
+            flip_bit(file, position)
+            before = generator.requests
+            assert ask(generator) == expected
+            harmless += generator.requests == before
+            file.write_bytes(content)
+    assert harmless < 8  # in the name of the checksum
+
+
+@pytest.mark.parametrize(
+    "answer", [{"text": [{"type": "text"}]}, {"text": 3}, {"yes": "x"}, {"yes": None}, {"text": None}]
+)
+def test_an_ill_typed_answer_of_an_earlier_version_asks_again(answer: dict[str, Any], own_cache: Path) -> None:
+    generator: Any = FakeGenerator()
+    expected = ask(generator)
+    for file in (own_cache / "answers").rglob("*.json"):
+        file.write_text(json.dumps({**parse_checked_json(file.read_bytes()), **answer}))
+    assert ask(generator) == expected
+    assert generator.requests == 4
+
+
+def test_checked_json_finds_every_changed_value() -> None:
+    facts = {"rows": 3, "names": ["a", "ü"], "deep": {"x": None}}
+    content = encode_checked_json(facts)
+    assert parse_checked_json(content) == facts
+    assert parse_checked_json(json.dumps(facts).encode()) == facts  # of an early version
+    for wrong in (content.replace(b"3", b"4"), content.replace(b'"a"', b'"b"'), b"[]", b"3", b"", b"[" * 9000):
+        with pytest.raises(ValueError, match=r".*"):
+            parse_checked_json(wrong)
+
+
+# A merged adapter and its parent
+
+
+def test_an_adapter_is_merged_again_when_its_parent_changed(model: Path, tmp_path: Path) -> None:
+    parent = tiny_models.build_model(tmp_path / "parent")
+    train_adapter(parent, tmp_path / "adapter", str(parent))
+    (tmp_path / "adapter" / "training.json").unlink(missing_ok=True)  # an adapter of others has no fingerprint
+
+    def merge() -> torch.Tensor:
+        local = weights.obtain_weights(catalog.find_model_card(str(tmp_path / "adapter")))
+        return load_file(local.folder / "model.safetensors")["norm.weight"]
+
+    before = merge()
+    assert torch.equal(merge(), before)
+    tensors = load_file(parent / "model.safetensors")
+    tensors["model.norm.weight"] *= 3
+    save_file(tensors, parent / "model.safetensors", {"format": "pt"})
+    assert torch.equal(merge(), before * 3)
+    (parent / "config.json").unlink()
+    parent.rename(tmp_path / "gone")
+    assert torch.equal(merge(), before * 3)  # a parent that is gone cannot have changed
+
+
+def test_an_adapter_over_itself_is_an_error(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tmp_path / other)})
+        )
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(DataError, match="is an adapter over itself"):
+        weights.obtain_weights(catalog.find_model_card(str(tmp_path / "a")))

@@ -1,0 +1,264 @@
+"""Model folders that attack: files of a wrong kind, an index or an adapter that leads elsewhere, lying headers."""
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retbench.cards import catalog
+from retbench.engines import fingerprints, model_folders, model_loader, weights
+from retbench.engines.generator import TransformersGenerator
+from retbench.errors import DataError, RetbenchError
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+def split_weights(folder: Path, **names: str) -> Path:
+    """Split the weights into two files with an index; `names` replaces the names of files in the index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    half = len(tensors) // 2
+    parts = {"a.safetensors": list(tensors)[:half], "b.safetensors": list(tensors)[half:]}
+    for name, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / name, {"format": "pt"})
+    index = {key: names.get(name[0], name) for name, keys in parts.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return folder
+
+
+def find_weights(folder: Path) -> Any:
+    return weights.find_local_weights(catalog.find_model_card(str(folder)))
+
+
+def load_model(folder: Path) -> torch.nn.Module:
+    local = find_weights(folder)
+    return model_loader.load_text_model(local.folder, "float32")
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+# The index
+
+
+def test_an_index_of_two_files_is_read(folder: Path, model: Path) -> None:
+    expected, actual = load_model(model).state_dict(), load_model(split_weights(folder)).state_dict()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["../b.safetensors", "/b.safetensors", "sub/b.safetensors", "b.bin", "../b.bin", "b.pt"]
+)
+def test_an_index_cannot_name_pickles_or_files_elsewhere(name: str, folder: Path) -> None:
+    split_weights(folder, b=name)
+    target = folder / name.lstrip("/")
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes((folder / "b.safetensors").read_bytes())
+    with pytest.raises(DataError, match="which is no safetensors file in its folder"):
+        find_weights(folder)
+    with pytest.raises(DataError, match="which is no safetensors file in its folder"):
+        model_loader.load_text_model(folder, "float32")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "not json", "[" * 9000]
+)
+def test_a_damaged_index_is_an_error(content: str, folder: Path) -> None:
+    (split_weights(folder) / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(DataError):
+        find_weights(folder)
+
+
+def test_a_weight_in_two_files_is_an_error(folder: Path) -> None:
+    split_weights(folder)
+    tensors = {**load_file(folder / "a.safetensors"), **load_file(folder / "b.safetensors")}
+    save_file(tensors, folder / "b.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"a\.safetensors and .*b\.safetensors both have"):
+        load_model(folder)
+
+
+# Adapters
+
+
+def test_a_folder_that_is_model_and_adapter_is_refused(folder: Path) -> None:
+    """transformers would load the adapter, over the weights that its config names, which may be elsewhere."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc", "lora_alpha": 8}')
+    with pytest.raises(DataError, match="it could be a model or an adapter"):
+        find_weights(folder)
+
+
+# Kinds of files
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "config.json", "extra.json", "model.safetensors", "1_Pooling/config.json"]
+)
+def test_a_pipe_in_place_of_a_file_is_refused(name: str, folder: Path) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError):
+        find_weights(folder)
+
+
+def test_a_link_to_a_device_is_refused(folder: Path) -> None:
+    (folder / "vocab.txt").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        find_weights(folder)
+
+
+def test_a_huge_sparse_text_is_refused(folder: Path) -> None:
+    with (folder / "vocab.txt").open("wb") as file:
+        file.truncate(model_folders.MAX_TEXT_BYTES + 1)
+    with pytest.raises(DataError, match="more than a config or a tokenizer"):
+        find_weights(folder)
+
+
+def test_links_to_regular_files_are_followed(folder: Path, tmp_path: Path) -> None:
+    """The hub's own cache holds links only."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in folder.iterdir():
+        (linked / file.name).symlink_to(file)
+    assert find_weights(linked).fingerprint == find_weights(folder).fingerprint
+
+
+# Fingerprints
+
+
+@pytest.mark.parametrize("name", ["qwen.tiktoken", "source.spm", "bpe.codes", "dict.txt", "tekken.json"])
+def test_every_vocabulary_is_in_the_fingerprint(name: str, folder: Path) -> None:
+    before = fingerprints.compute_folder_fingerprint(folder)
+    (folder / name).write_text("{}")
+    assert fingerprints.compute_folder_fingerprint(folder) != before
+
+
+def test_additional_chat_templates_are_in_the_fingerprint(folder: Path) -> None:
+    before = fingerprints.compute_folder_fingerprint(folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("x")
+    assert fingerprints.compute_folder_fingerprint(folder) != before
+
+
+def test_the_fingerprint_of_a_plain_folder_stays(folder: Path) -> None:
+    """It is part of every embedding key and settings-id. Files that no vector depends on do not change it."""
+    for name in ("generation_config.json", "README.md", "data_config.json", "1_Pooling/config.json"):
+        before = fingerprints.compute_folder_fingerprint(folder)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+        assert fingerprints.compute_folder_fingerprint(folder) == before
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc"])
+def test_modules_are_inside_of_the_folder(path: str, folder: Path) -> None:
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "path": path, "type": "x"}]))
+    with pytest.raises(DataError, match="names a module outside its folder"):
+        fingerprints.compute_modules_fingerprint(folder)
+
+
+# Generation
+
+
+def build_generator(folder: Path) -> TransformersGenerator:
+    return TransformersGenerator("tiny", folder, "w", "float32", 2048, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"suppress_tokens": list(range(1, 200))}, {"min_new_tokens": 6}, {"bad_words_ids": [[5], [6], [7]]},
+        {"no_repeat_ngram_size": 1}, {"forced_eos_token_id": 3}, {"num_beams": 3}, {"max_length": 3},
+        {"repetition_penalty": 9.0}, {"do_sample": True, "temperature": 50.0}, {"begin_suppress_tokens": [1, 2, 3]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)  # fmt: skip
+def test_generation_settings_of_the_folder_change_no_answer(settings: dict[str, Any], folder: Path) -> None:
+    expected = build_generator(folder)
+    answer = expected.generate("order the passages", 5)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    actual = build_generator(folder)
+    assert actual.generate("order the passages", 5) == answer
+    assert actual.describe() == expected.describe()
+
+
+def test_other_stop_tokens_for_generation_are_in_the_settings(folder: Path) -> None:
+    plain = build_generator(folder).describe()
+    eos = json.loads((folder / "config.json").read_text())["eos_token_id"]
+    for stop_tokens, added in ((eos, {}), ([eos, 7], {"stop_tokens": [eos, 7]})):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stop_tokens}))
+        assert build_generator(folder).describe() == {**plain, **added}
+
+
+# Lying headers
+
+
+def read_parts(file: Path) -> tuple[dict[str, Any], bytes]:
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def write_parts(file: Path, header: Any, data: bytes) -> None:
+    encoded = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+
+
+def lie_overlap(header: dict[str, Any]) -> None:
+    names = [name for name in header if name != "__metadata__"]
+    header[names[0]]["data_offsets"] = header[names[1]]["data_offsets"]
+
+
+def lie_about_the_dtype(header: dict[str, Any]) -> None:
+    header["model.norm.weight"]["dtype"] = "F16"
+
+
+def lie_about_an_unknown_dtype(header: dict[str, Any]) -> None:
+    header["model.norm.weight"]["dtype"] = "F7"
+
+
+def lie_about_the_shape(header: dict[str, Any]) -> None:
+    header["model.norm.weight"]["shape"] = [1 << 40, 1 << 40]
+
+
+def lie_negative(header: dict[str, Any]) -> None:
+    header["model.norm.weight"]["data_offsets"] = [-4, 0]
+
+
+def lie_about_the_type(header: dict[str, Any]) -> None:
+    header["model.norm.weight"] = [1, 2]
+
+
+def lie_by_huge_offsets(header: dict[str, Any]) -> None:
+    header["model.norm.weight"]["data_offsets"] = [0, 1 << 70]
+
+
+LIES = (lie_overlap, lie_about_the_dtype, lie_about_an_unknown_dtype, lie_about_the_shape, lie_negative,
+        lie_about_the_type, lie_by_huge_offsets)  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_header_is_an_error(lie: Any, folder: Path) -> None:
+    file = folder / "model.safetensors"
+    header, data = read_parts(file)
+    lie(header)
+    write_parts(file, header, data)
+    with pytest.raises(RetbenchError):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 1 << 40, (1 << 64) - 1])
+def test_a_lying_header_length_is_an_error(length: int, folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
+    with pytest.raises(DataError, match="damaged or truncated"):
+        find_weights(folder)
