@@ -7,18 +7,23 @@ from retbench.errors import MissingError
 
 
 @contextmanager
-def translate_hub_errors(repo: str, next_step: str, kind: str = "") -> Iterator[None]:
+def translate_hub_errors(repo: str, next_step: str, kind: str = "", action: str = "fetched") -> Iterator[None]:
     """Turn an error of a hub call into a MissingError, whichever library raised it."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2, depending on the hub's version
 
     try:
         yield
     except (OSError, HTTPError) as problem:
-        raise build_hub_error(repo, problem, next_step, kind) from problem
+        raise build_hub_error(repo, problem, next_step, kind, action) from problem
 
 
-def build_hub_error(repo: str, problem: Exception, next_step: str, kind: str = "") -> MissingError:
-    """Build the error for a repository that was not fetched; `kind` is its part of an address, such as `datasets/`."""
+def build_hub_error(
+    repo: str, problem: Exception, next_step: str, kind: str = "", action: str = "fetched"
+) -> MissingError:
+    """Build the error for a repository that was not fetched or pushed.
+
+    `kind` is the repository's part of an address, such as `datasets/`.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     chain = (problem, problem.__cause__)
@@ -29,4 +34,4 @@ def build_hub_error(repo: str, problem: Exception, next_step: str, kind: str = "
         step = "check its spelling; for a private repository set HF_TOKEN in the environment"
         return MissingError(f"there is no repository {repo} on the hub", step)
     lines = [line for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    return MissingError(f"{repo} could not be fetched: {lines[0]}", next_step)
+    return MissingError(f"{repo} could not be {action}: {lines[0]}", next_step)

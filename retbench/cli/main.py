@@ -18,6 +18,7 @@ from retbench.cli import (
     inspect,
     list_cards,
     plan,
+    push,
     report,
     rerank,
     run,
@@ -44,6 +45,7 @@ app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
+app.command("push")(push.push)
 app.command("import")(import_.import_)
 app.add_typer(study.app, name="study")
 app.command("list")(list_cards.list_cards)
