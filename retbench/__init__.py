@@ -34,6 +34,7 @@ def evaluate(
     engine: str = "transformers",
     weights: str | None = None,
     sample: int | None = None,
+    minutes: float | None = None,
     overrides: Mapping[str, str | int] | None = None,
     devices: int | str = 1,
     out: str | Path = "results",
@@ -58,6 +59,7 @@ def evaluate(
         engine: `transformers`, `sentence-transformers`, `vllm` or `endpoint:model=NAME`.
         weights: A folder or GGUF file with the weights of the only model.
         sample: Use only so many test queries, with their documents and distractors.
+        minutes: Use the largest such sample that is expected to fit so many minutes on this machine.
         overrides: The options of `--set`: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search.
         devices: The number of devices, "all", or "ray:store=ADDRESS".
         out: The results folder.
@@ -83,6 +85,10 @@ def evaluate(
         devices=str(devices),
         log_status=log_status or _ignore_status,
     )
+    if minutes is not None:
+        from retbench.pipelines.evaluation.fit_sample import fit_sample
+
+        request = fit_sample(request, minutes)
     return list(pipeline.evaluate(request))
 
 

@@ -18,6 +18,7 @@ from retbench.cli.command import (
 from retbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from retbench.pipelines.evaluation.request import EvaluationRequest
     from retbench.records.cell import Cell
 
 Repeated = list[str] | None
@@ -44,6 +45,12 @@ def run(
     sample: Annotated[
         int | None, typer.Option(help="Use only N test queries, with their documents and distractors.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="Use the largest such sample that fits so many minutes here; the same command finds it again."
+        ),
+    ] = None,
     set_: Annotated[
         Repeated,
         typer.Option(
@@ -63,12 +70,9 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Evaluate models on tasks. Finished cells are read from disk and not run again."""
-    from retbench.cli.cells import print_cells
     from retbench.cli.progress import ProgressDisplay
-    from retbench.pipelines.evaluation import dry_run as dry_run_module
     from retbench.pipelines.evaluation import evaluate
     from retbench.pipelines.evaluation.request import EvaluationRequest, format_command_line
-    from retbench.records.cell import compute_exit_code
 
     tasks = evaluate.expand_task_names(tuple(suite or ()), tuple(task or ()))
     if not tasks:
@@ -81,15 +85,31 @@ def run(
         tuple(model), tasks, tuple(method or ()), weights, sample, overrides, tuple(rerank or ()), out,
         command=format_command_line(), engine=engine, devices=devices, **callbacks,
     )  # fmt: skip
-    if dry_run:
-        cells = list(dry_run_module.dry_run(request))
-        print_json(cells) if as_json else print_result(dry_run_module.format_plan(cells))
-        return 0
+    if minutes is not None:
+        from retbench.pipelines.evaluation.fit_sample import fit_sample
+
+        request = fit_sample(request, minutes, dry_run)
+    return _show_plan(request, as_json) if dry_run else _evaluate(request, as_json)
+
+
+def _show_plan(request: "EvaluationRequest", as_json: bool) -> int:
+    from retbench.pipelines.evaluation import dry_run
+
+    cells = list(dry_run.dry_run(request))
+    print_json(cells) if as_json else print_result(dry_run.format_plan(cells))
+    return 0
+
+
+def _evaluate(request: "EvaluationRequest", as_json: bool) -> int:
+    from retbench.cli.cells import print_cells
+    from retbench.pipelines.evaluation import evaluate
+    from retbench.records.cell import compute_exit_code
+
     done = _report_cells(evaluate.evaluate(request))
     if as_json:
         print_json([cell.to_json() for cell in done])
     else:
-        print_cells(done, out)
+        print_cells(done, request.out)
     return compute_exit_code(done)
 
 

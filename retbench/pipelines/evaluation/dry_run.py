@@ -1,15 +1,12 @@
 """The dry run: every cell with its exact first texts, its number of tokens and an estimate of its time."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from retbench.corpora.texts import join_fields
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.pipelines.evaluation.evaluate import list_jobs
 from retbench.pipelines.evaluation.job import EvaluationJob
+from retbench.pipelines.evaluation.measure_speed import measure_speed, select_texts
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.evaluation.reranker_previews import preview_rerankers
 from retbench.pipelines.models.prompt_examples import build_prompt_examples
@@ -39,36 +36,20 @@ def dry_run(request: EvaluationRequest) -> Iterator[dict[str, Any]]:
 
 def _estimate_cost(job: EvaluationJob, spec: EncoderSpec, speeds: dict[tuple[str, str], float]) -> dict[str, Any]:
     corpus = job.collection.corpus
-    rows = np.linspace(0, len(corpus) - 1, min(len(corpus), MAX_COUNTED_TEXTS)).astype(int)
-    texts = [join_fields(corpus[int(row)], job.task.fields) for row in rows]
+    texts = select_texts(corpus, job.task.fields, MAX_COUNTED_TEXTS)
     tokenized = job.model.build_prompt_tokenizer(spec).tokenize(texts, "document", spec.document_limit)
-    tokens = int(len(tokenized.flat) * len(corpus) / len(rows))
+    tokens = int(len(tokenized.flat) * len(corpus) / len(texts))
     key = (job.model.card.name, spec.dtype)
     if key not in speeds:
-        speeds[key] = _measure_speed(job, spec, texts)
+        speeds[key] = measure_speed(job.model.load_encoder(spec), tokenized, MEASURED_SECONDS)
     row_bytes = compute_row_bytes(job.model.load_encoder(spec).dimension, spec.vector_dtype)
     return {
         "tokens": tokens,
-        "tokens_exact": len(rows) == len(corpus),
+        "tokens_exact": len(texts) == len(corpus),
         "tokens_per_second": speeds[key],
         "seconds": tokens / speeds[key],
         "disk_bytes": row_bytes * (len(corpus) + len(job.collection.queries)),
     }
-
-
-def _measure_speed(job: EvaluationJob, spec: EncoderSpec, texts: list[str]) -> float:
-    """Return tokens per second over a few seconds of real batches; the first batch is a warm-up."""
-    encoder = job.model.load_encoder(spec)
-    tokens = encoder.tokenize(texts[:256], "document")
-    batches = np.array_split(np.argsort(tokens.lengths, kind="stable"), max(1, len(tokens.lengths) // 8))
-    encoder.encode(tokens.select(batches[0]))
-    done, started = 0, time.perf_counter()
-    for batch in sorted(batches, key=lambda batch: int(batch.sum()) % 97):  # short and long texts mixed
-        encoder.encode(tokens.select(batch))
-        done += int(tokens.lengths[batch].sum())
-        if time.perf_counter() - started > MEASURED_SECONDS:
-            break
-    return done / (time.perf_counter() - started)
 
 
 def format_plan(cells: list[dict[str, Any]]) -> str:
