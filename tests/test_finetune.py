@@ -33,7 +33,7 @@ from retbench.cli.main import app
 from retbench.engines import weights
 from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
-from retbench.training import cost_estimate
+from retbench.training import cost_estimate, step_plan
 from retbench.training.training_data import TrainingRequest
 from tests import small_collection, tiny_models
 from tests.test_train_loop import RECIPE, write_jsonl
@@ -347,6 +347,13 @@ def test_a_training_begun_before_a_recipe_field_existed_can_be_resumed(train: Tr
     (tmp_path / "pupil" / "card.toml").unlink()
     with pytest.raises(DataError, match="begun with another recipe"):  # the old training had the default
         train(resume=True, optimizer=OptimizerSettings(1e-2, num_train_epochs=4, warmup_type="logarithmic"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"recipe": 1, "steps": 2}', '{"recipe": {}, "steps": "x"}'])
+def test_a_damaged_plan_is_refused_with_its_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(DataError, match=r"plan\.json"):
+        step_plan.load_or_create_plan(tmp_path, {}, lambda: 1)
 
 
 def run_command(*words: object) -> Any:
