@@ -216,7 +216,10 @@ def build_toy_model(card: ModelCard, folder: Path) -> None:
     kind = _find_architecture(card)
     if kind == "Qwen2_5_VL":
         vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
-        config: Any = transformers.Qwen2_5_VLConfig(text_config=decoder, vision_config=vision)
+        rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}  # half of a head's width
+        config: Any = transformers.Qwen2_5_VLConfig(
+            text_config={**decoder, "rope_parameters": rope}, vision_config=vision
+        )
         model_class: Any = transformers.Qwen2_5_VLForConditionalGeneration
     elif kind in ("Bert", "XLMRoberta"):
         config = getattr(transformers, f"{kind}Config")(**sizes)
