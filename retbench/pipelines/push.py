@@ -104,8 +104,8 @@ def write_model_page(card: ModelCard, training: TrainingProvenance, records: Seq
 
 def write_eval_results(record: Record) -> str:
     """The file of one score in the hub's format for evaluation results."""
-    import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    from huggingface_hub.utils import yaml_dump
 
     source = record.cards["task"]["source"]
     entry = EvalResultEntry(
@@ -113,7 +113,7 @@ def write_eval_results(record: Record) -> str:
         dataset_revision=source["revision"], date=record.created,
         notes=f"{_get_metric(record)}, retbench method {record.method}, settings-id {record.settings_id}",
     )  # fmt: skip
-    return str(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
+    return str(yaml_dump(eval_result_entries_to_yaml([entry])))
 
 
 def _build_eval_result(record: Record) -> "EvalResult":
