@@ -186,23 +186,39 @@ from dataclasses import replace
 from pathlib import Path
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training.training_data import TrainingRequest
-from tests.test_finetune import TWO_PROCESS_LORA, TWO_PROCESS_RECIPE
+from tests.test_finetune import TWO_PROCESS_RECIPE, TWO_PROCESS_WEIGHTS
 data, model, out, sharding, weights = sys.argv[1:]
-recipe = replace(TWO_PROCESS_RECIPE, sharding=sharding, lora=TWO_PROCESS_LORA[weights])
+recipe = replace(TWO_PROCESS_RECIPE, sharding=sharding, **TWO_PROCESS_WEIGHTS[weights])
 finetune_encoder(TrainingRequest(data, model, out=Path(out)), recipe)
 """
 TWO_PROCESS_RECIPE = replace(RECIPE, batch=BatchSettings(8, 8, 100))
-TWO_PROCESS_LORA = {"full": None, "dropout": LoraSettings(4, 8, 0.3)}
+QUERY_LIKELIHOOD = QueryLikelihoodTraining(
+    "Passage: {text}\nSummarization: ",
+    lengths=LengthLimits(16, 24),
+    optimizer=OptimizerSettings(learning_rate=1e-3, num_train_epochs=2),
+    batch=BatchSettings(8, 8, 200),
+)
+TWO_PROCESS_WEIGHTS: dict[str, dict[str, Any]] = {
+    "full": {"lora": None},
+    "dropout": {"lora": LoraSettings(4, 8, 0.3)},
+    "both stages of llm-ql": {
+        "lora": LoraSettings(4, 8, 0.0), "objective": "llm-ql",
+        "query_likelihood": replace(QUERY_LIKELIHOOD, batch=BatchSettings(8, 8, 100)),
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("sharding", "weights"), [("none", "dropout"), ("fsdp", "full"), ("fsdp", "dropout")])
+@pytest.mark.parametrize(
+    ("sharding", "weights"),
+    [("none", "dropout"), ("fsdp", "full"), ("fsdp", "dropout"), ("fsdp", "both stages of llm-ql")],
+)
 def test_two_processes_give_the_weights_of_one(
     train: TrainModel, data: Path, model: Path, tmp_path: Path, sharding: str, weights: str
 ) -> None:
     import torch
 
-    lora = TWO_PROCESS_LORA[weights]
-    single_process = train("alone", batch=TWO_PROCESS_RECIPE.batch, optimizer=RECIPE.optimizer, lora=lora)
+    settings = {"batch": TWO_PROCESS_RECIPE.batch, "optimizer": RECIPE.optimizer, **TWO_PROCESS_WEIGHTS[weights]}
+    single_process = train("alone", **settings)
     program = tmp_path / "together.py"
     program.write_text(TWO_PROCESS_PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
@@ -476,14 +492,6 @@ def test_a_method_that_is_more_than_a_prefix_is_not_exported(
     with pytest.raises(UsageError, match="supports only prefixes and pooling"):
         train(export="sentence-transformers", method=replace(RECIPE.method, **more))
     assert not (tmp_path / "pupil").exists()  # refused before the training
-
-
-QUERY_LIKELIHOOD = QueryLikelihoodTraining(
-    "Passage: {text}\nSummarization: ",
-    lengths=LengthLimits(16, 24),
-    optimizer=OptimizerSettings(learning_rate=1e-3, num_train_epochs=2),
-    batch=BatchSettings(8, 8, 200),
-)
 
 
 def test_two_stages_are_one_command_and_resume_between_stages(train: TrainModel, tmp_path: Path) -> None:

@@ -230,3 +230,37 @@ def test_the_study_compares_with_the_same_recipe_without_stage_1() -> None:
     trained = format_model_name(catalog.find_study("llm-ql"), stages["full"], cell)
     assert parse_reranker(reranker).settings == QueryLikelihoodSettings(f"{trained}-{STAGE_FOLDER}", 100)
     assert stages["rank-by-word-ql"].tasks == stages["rank-by-llm-ql"].tasks
+
+
+def compute_author_losses(model: Any, prompt: list[int], query: list[int], eos: int, length: int) -> torch.Tensor:
+    """The losses of one pair in the layout of the authors' code (ql-learning/data.py and modeling.py), by token.
+
+    The prompt is padded on the left to a fixed length, the bottleneck follows at that position, then the query. The
+    causal mask forbids every later position to see what stands before the bottleneck.
+    """
+    padding = length - len(prompt)
+    ids = torch.tensor([[0] * padding + prompt + [eos] + query])
+    size, lowest = ids.shape[1], torch.finfo(torch.float32).min
+    mask = torch.full((size, size), lowest).triu(1)
+    mask[:, :padding] = lowest
+    mask[length + 1 :, :length] = lowest
+    mask[torch.arange(padding), torch.arange(padding)] = 0  # rows that see nothing; their losses are not counted
+    positions = torch.arange(size)[None]
+    logits = model(input_ids=ids, attention_mask=mask[None, None], position_ids=positions, use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+    return losses[padding:]  # without the first token of the prompt, which is predicted from padding there
+
+
+def test_the_losses_of_stage_1_are_those_of_the_authors_layout(folder: Path) -> None:
+    made = load_model(folder)
+    row = made.tokenize_pairs(DOCUMENTS, QUERIES)[1]
+    prompt, query = row.ids[: row.bottleneck].tolist(), row.ids[row.bottleneck + 1 :].tolist()
+    with torch.no_grad():
+        expected = compute_author_losses(made.model, prompt, query, made.tokenizer.eos_token_id, len(prompt) + 13)
+    logits, ids = made.compute_logits([row])
+    losses = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
+    pair = TrainingSet("s", [TrainingQuery(QUERIES[1], (0,), ())], DOCUMENTS[1:], "f")
+    settings = replace(made.settings, corruption_ratio=0.0, batch=BatchSettings(1, 1))
+    loss, tokens = QueryLikelihoodObjective(replace(made, settings=settings), pair, 1).backward(0)
+    assert (loss, tokens) == (pytest.approx(float(expected.mean()), abs=1e-5), len(row.ids))

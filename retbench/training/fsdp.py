@@ -37,6 +37,13 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
+def release_gathered_weights(model: nn.Module) -> None:
+    """Go back to this process's part of every weight; after a pass without gradients some are still whole."""
+    for part in model.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 def gather_tensor(tensor: Tensor) -> Tensor:
     """The full tensor; every process must call this."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

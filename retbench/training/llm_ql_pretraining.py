@@ -13,7 +13,7 @@ from retbench.cards.recipe import QueryLikelihoodTraining, Recipe
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.device import get_device
 from retbench.engines.tokenizers import load_tokenizer
-from retbench.training import distributed, lora, save_model, step_plan
+from retbench.training import distributed, fsdp, lora, save_model, step_plan
 from retbench.training.cost_estimate import check_memory, count_steps
 from retbench.training.query_likelihood import QueryLikelihoodModel, QueryLikelihoodObjective
 from retbench.training.save_model import ParentWeights
@@ -42,17 +42,21 @@ def pretrain_query_likelihood(
     steps = step_plan.load_or_create_plan(stage_folder, plan, lambda: count_steps(objective.sampler, steps_recipe))
     schedule = TrainSchedule(steps, settings.optimizer, recipe.save_steps, recipe.eval_steps)
     loop = _run_loop(request, objective, stage_folder, schedule)
+    state = fsdp.gather_state(model.model)
     if distributed.get_rank() == 0:
         facts = _describe_run(request, recipe, data, loop)
         encoder = _as_encoder(model, stage_recipe)
-        save_model.save_model(stage_folder, f"{name}-{STAGE_FOLDER}", encoder, parent, facts)
+        save_model.save_model(stage_folder, f"{name}-{STAGE_FOLDER}", encoder, parent, facts, state)
     distributed.wait_for_all()
     return stage_folder
 
 
 def _load_language_model(folder: Path, recipe: Recipe, settings: QueryLikelihoodTraining) -> QueryLikelihoodModel:
-    model = lora.prepare_for_training(lora.load_model(folder, recipe, head=True).to(get_device()), recipe)
-    return QueryLikelihoodModel(model, load_tokenizer(folder), settings, recipe.dtype, get_device())
+    model = lora.prepare_for_training(lora.load_model(folder, recipe, head=True), recipe)
+    model = fsdp.shard_model(model, get_device()) if recipe.sharding == "fsdp" else model.to(get_device())
+    language_model = QueryLikelihoodModel(model, load_tokenizer(folder), settings, recipe.dtype, get_device())
+    fsdp.release_gathered_weights(model)  # the mask was checked by a pass
+    return language_model
 
 
 def _run_loop(

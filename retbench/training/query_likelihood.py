@@ -21,7 +21,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.memory import compute_in_halves
 from retbench.engines.padding import pad_rows
 from retbench.errors import UsageError
-from retbench.training import distributed
+from retbench.training import distributed, fsdp
 from retbench.training.attention_stop import Masks, build_model_masks, check_mask_is_obeyed
 from retbench.training.contrastive_batches import BatchSampler
 from retbench.training.row_dropout import derive_row_seeds, use_row_seeds
@@ -160,12 +160,18 @@ class QueryLikelihoodObjective:
         own_rows, seeds = [rows[index] for index in own], derive_row_seeds((self.seed, step), own)
         lengths = np.array([len(row.ids) for row in own_rows])
         total_loss, max_tokens = 0.0, self.language_model.settings.batch.max_tokens
-        for pass_rows in split_into_passes(lengths, min(max_tokens, self.language_model.max_tokens_with_logits)):
+        passes = list(split_into_passes(lengths, min(max_tokens, self.language_model.max_tokens_with_logits)))
+        sharded = fsdp.is_sharded(self.language_model.model)  # then all processes must run the same number of passes
+        empty_passes = fsdp.count_max_passes(len(passes)) - len(passes) if sharded else 0
+        for pass_rows in passes:
             with use_row_seeds(torch.from_numpy(seeds[pass_rows]).to(self.language_model.device)):
                 loss = self._compute_loss([own_rows[int(index)] for index in pass_rows]) / predicted_tokens
-            if torch.isfinite(loss):
+            if sharded or torch.isfinite(loss):
                 loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             total_loss += float(loss.detach())
+        for _ in range(empty_passes):
+            zero = self._compute_loss(own_rows[-1:]) * 0
+            zero.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         return distributed.sum_over_processes(total_loss), sum(len(row.ids) for row in own_rows)
 
     def _compute_loss(self, rows: list[QueryLikelihoodRow]) -> Tensor:
