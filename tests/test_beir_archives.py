@@ -16,7 +16,7 @@ import pytest
 
 from retbench.cards import pins
 from retbench.cards.task import SourceSpec, TaskCard
-from retbench.corpora import beir_archives
+from retbench.corpora import published_files
 from retbench.corpora.open_collection import fetch_collection, open_collection
 from retbench.errors import DataError, MissingError
 from tests import small_collection
@@ -142,7 +142,7 @@ def test_a_complete_unverified_download_is_not_repeated(
     http_archive: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path
 ) -> None:
     task, server = http_archive
-    partial = beir_archives.ZipArchive(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
+    partial = published_files.PublishedFile(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(server.content)
     assert len(fetch_collection(task, ignore_status).corpus) == len(small_collection.DOCUMENTS)

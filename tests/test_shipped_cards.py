@@ -13,6 +13,7 @@ from retbench.errors import DataError, MissingError
 FORUMS, LANGUAGES = 12, 6
 SUITE_SIZES = {
     "beir": 15,
+    "bm25-candidates": 10,
     "bright": 12,
     "coir": 10,
     "coir-notitle": 10,

@@ -11,13 +11,21 @@ ANSERINI_METHOD = Method(
 QUERY_LIKELIHOOD_METHOD = Method(
     "query-likelihood", "words, no vectors", "ours", "Dirichlet smoothing, Zhai and Lafferty", "mean"
 )
+CANDIDATES_METHOD = Method(
+    "candidates", "the order of the collection's candidate lists", "exact", "the source of the collection", "mean"
+)
+METHOD_BY_VARIANT = {
+    "dirichlet": QUERY_LIKELIHOOD_METHOD,
+    "anserini": ANSERINI_METHOD,
+    "candidates": CANDIDATES_METHOD,
+}
 
 
 def resolve_methods(card: ModelCard, requested: list[Method]) -> list[Method]:
     """Return the requested methods, or the card's default; a lexical model has only one."""
     if card.kind == "lexical":
         variant = card.lexical.variant if card.lexical else None
-        return [{"dirichlet": QUERY_LIKELIHOOD_METHOD, "anserini": ANSERINI_METHOD}.get(variant or "", BM25_METHOD)]
+        return [METHOD_BY_VARIANT.get(variant or "", BM25_METHOD)]
     default = card.method
     if default and default.own:
         return requested or [default.own]

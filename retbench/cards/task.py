@@ -13,11 +13,12 @@ class SourceSpec:
 
     `folder`: a user's `path`. `generator`: built by retbench. `hub`: a dataset repository read by mteb's loader for
     the task `mteb` (and its `subset`); with `corpus_repo` its documents (docid, title, text) replace those of `repo`.
-    `loco`: documents in `repo` and queries in `queries_repo`, the rows of
-    `subset`. `archive`: a zip at `url` with a `sha256` or the publisher's `md5`; the collection is its folder `member`.
+    `loco`: documents in `repo` and queries in `queries_repo`, the rows of `subset`. `archive`: a zip at `url` with a
+    `sha256` or the publisher's `md5`; the collection is its folder `member`. `candidates`: the file `member` of `repo`
+    holds candidate lists with their texts, and the judgments are at `url` (`git_sha1` is git's checksum of a file).
     """
 
-    kind: Literal["folder", "generator", "hub", "loco", "archive"]
+    kind: Literal["folder", "generator", "hub", "loco", "archive", "candidates"]
     path: str | None = None
     generator: str | None = None
     repo: str | None = None
@@ -31,6 +32,7 @@ class SourceSpec:
     url: str | None = None
     sha256: str | None = None
     md5: str | None = None
+    git_sha1: str | None = None
     member: str | None = None
 
     def __post_init__(self) -> None:
@@ -40,7 +42,7 @@ class SourceSpec:
         for repo, revision in repositories.items():
             if repo is not None:
                 untrusted_fields.check_repository(repo, revision)
-        for kind, checksum in {"sha256": self.sha256, "md5": self.md5}.items():
+        for kind, checksum in {"sha256": self.sha256, "md5": self.md5, "sha1": self.git_sha1}.items():
             if checksum is not None:
                 untrusted_fields.check_checksum(kind, checksum)
         if self.url is not None:

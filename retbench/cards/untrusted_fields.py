@@ -14,7 +14,7 @@ DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")  # the na
 VERSION = re.compile(r"[0-9][A-Za-z0-9]*([._+!-][A-Za-z0-9]+)*")  # every plain version of PEP 440
 REPOSITORY = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*/)?[A-Za-z0-9_][A-Za-z0-9._-]*")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]*")
-CHECKSUM_DIGITS = {"sha256": 64, "md5": 32}
+CHECKSUM_DIGITS = {"sha256": 64, "md5": 32, "sha1": 40}
 
 
 def check_distribution(name: str) -> None:

@@ -11,11 +11,11 @@ from retbench.cli.command import AsJson, cli_command, is_quiet, print_json, prin
 @cli_command
 def rerank(
     *,
-    run: Annotated[str, typer.Argument(help="A run's folder, its settings-id, or a TREC run file.")],
+    run: Annotated[str, typer.Argument(help="A run's folder, its settings-id, a TREC run file, or candidate lists.")],
     with_: Annotated[
         list[str], typer.Option("--with", help="A reranker, NAME:key=value,... (docs/reranking.md); can be repeated.")
     ],
-    task: Annotated[str | None, typer.Option(help="The task of a TREC run file.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of a run file.")] = None,
     out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
     as_json: AsJson = False,
 ) -> int:

@@ -25,7 +25,7 @@ LAYOUT = "a collection is a folder with corpus.jsonl, queries.jsonl and qrels/<s
 
 def read_collection(folder: Path) -> RawCollection:
     """Read the collection in a folder, streaming."""
-    splits = {_parse_split_name(file): read_judgments(file) for file in _list_qrels(folder)}
+    splits = {parse_split_name(file): read_judgments(file) for file in list_qrels(folder)}
     return RawCollection(
         _read_rows(_find_file(folder, "corpus.jsonl")), _read_rows(_find_file(folder, "queries.jsonl")), dict(splits)
     )
@@ -33,7 +33,7 @@ def read_collection(folder: Path) -> RawCollection:
 
 def list_files(folder: Path) -> list[Path]:
     """List the files that are read."""
-    return [_find_file(folder, "corpus.jsonl"), _find_file(folder, "queries.jsonl"), *_list_qrels(folder)]
+    return [_find_file(folder, "corpus.jsonl"), _find_file(folder, "queries.jsonl"), *list_qrels(folder)]
 
 
 def _find_file(folder: Path, name: str) -> Path:
@@ -43,14 +43,16 @@ def _find_file(folder: Path, name: str) -> Path:
     raise MissingError(f"{folder} has no {name}", LAYOUT)
 
 
-def _list_qrels(folder: Path) -> list[Path]:
+def list_qrels(folder: Path) -> list[Path]:
+    """List the files of judgments."""
     files = [f for f in sorted((folder / "qrels").glob("*")) if re.search(r"\.tsv(\.gz)?$", f.name)]
     if not files:
         raise MissingError(f"{folder} has no qrels/*.tsv", LAYOUT)
     return files
 
 
-def _parse_split_name(file: Path) -> str:
+def parse_split_name(file: Path) -> str:
+    """Return the split of a file of judgments."""
     return re.sub(r"\.tsv(\.gz)?$", "", file.name)
 
 

@@ -28,13 +28,15 @@ class Collection:
     """One split of a collection. `judgments` maps query id to document id to grade.
 
     `excluded` maps query id to the documents that must not be ranked for it; it is empty unless the task card sets
-    `excluded = "drop"`.
+    `excluded = "drop"`. `candidates` maps query id to the documents and scores of a first stage, best first, if the
+    collection is made of candidate lists.
     """
 
     corpus: Texts
     queries: Texts
     judgments: dict[str, dict[str, int]]
     excluded: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    candidates: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -42,6 +44,8 @@ class Collection:
         parts = [self.corpus.fingerprint, self.queries.fingerprint, json.dumps(self.judgments, sort_keys=True)]
         if self.excluded:
             parts.append(json.dumps({query: sorted(ids) for query, ids in sorted(self.excluded.items())}))
+        if self.candidates:
+            parts.append(json.dumps(dict(sorted(self.candidates.items()))))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
@@ -56,12 +60,15 @@ class Collection:
         generator = random.Random(SAMPLE_SEED)  # noqa: S311  # a seeded sample, not a secret
         queries = self.queries.take(sorted(generator.sample(range(len(self.queries)), size)))
         judgments = {row.id: self.judgments[row.id] for row in queries}
-        selected = _mark_rows(self.corpus, {document for grades in judgments.values() for document in grades})
+        candidates = {query: listed for query, listed in self.candidates.items() if query in judgments}
+        kept = {document for grades in judgments.values() for document in grades}
+        kept |= {document for listed in candidates.values() for document, _ in listed}
+        selected = _mark_rows(self.corpus, kept)
         others = np.flatnonzero(~selected)
         distractors = max(0, min(len(others), size * DOCUMENTS_PER_QUERY - int(selected.sum())))
         selected[others[generator.sample(range(len(others)), distractors)]] = True
         excluded = {query: ids for query, ids in self.excluded.items() if query in judgments}
-        return Collection(self.corpus.take(np.flatnonzero(selected)), queries, judgments, excluded)
+        return Collection(self.corpus.take(np.flatnonzero(selected)), queries, judgments, excluded, candidates)
 
 
 def _mark_rows(texts: Texts, ids: set[str]) -> np.ndarray:
@@ -93,8 +100,9 @@ def load_collection(folder: Path, split: str, excluded: bool = False) -> Collect
     ordered_judgments = {identifier: judgments[identifier] for identifier in judged.read_ids().to_pylist()}
     corpus = Texts.open(folder / "corpus.arrow", manifest["corpus"]["fingerprint"])
     return Collection(
-        corpus, judged, ordered_judgments, _read_excluded(folder, manifest, ordered_judgments) if excluded else {}
-    )
+        corpus, judged, ordered_judgments, _read_excluded(folder, manifest, ordered_judgments) if excluded else {},
+        _read_candidates(folder, manifest, ordered_judgments),
+    )  # fmt: skip
 
 
 def _select_half(judgments: dict[str, dict[str, int]], split: str, half: str) -> dict[str, dict[str, int]]:
@@ -127,3 +135,13 @@ def _read_excluded(folder: Path, manifest: dict[str, Any], queries: Mapping[str,
         if query in queries:
             excluded.setdefault(query, set()).add(document)
     return {query: frozenset(ids) for query, ids in excluded.items()}
+
+
+def _read_candidates(
+    folder: Path, manifest: dict[str, Any], queries: Mapping[str, Any]
+) -> dict[str, tuple[tuple[str, float], ...]]:
+    candidates: dict[str, list[tuple[str, float]]] = {}
+    for query, document, score in _read_table(folder, manifest["candidates"]) if "candidates" in manifest else ():
+        if query in queries:
+            candidates.setdefault(query, []).append((document, score))
+    return {query: tuple(listed) for query, listed in candidates.items()}

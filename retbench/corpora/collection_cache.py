@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from retbench.cards.checksums import cached_sha256, compute_sha256
 from retbench.cards.text_parsers import parse_json
-from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
+from retbench.corpora.rows import Exclusion, Judgment, ListedDocument, RawCollection, TextRow
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.errors import DataError, ResourceError
 
@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 ROWS_PER_BATCH = 4096
 JUDGMENTS = pa.schema([("query", pa.string()), ("document", pa.string()), ("grade", pa.int32())])
 EXCLUSIONS = pa.schema([("query", pa.string()), ("document", pa.string())])
+CANDIDATES = pa.schema([("query", pa.string()), ("document", pa.string()), ("score", pa.float64())])
 
 
 def compile_collection(raw: RawCollection, folder: Path) -> None:
@@ -121,6 +122,7 @@ def _write_collection(raw: RawCollection, folder: Path) -> dict[str, Any]:
         "queries": {"rows": len(queries), "fingerprint": queries.fingerprint},
         "splits": splits,
         "excluded": _write_excluded(raw.excluded, folder / "excluded.arrow"),
+        **_write_candidates(raw.candidates, folder / "candidates.arrow"),
     }
 
 
@@ -217,6 +219,15 @@ def _write_excluded(excluded: Iterable[Exclusion], file: Path) -> dict[str, obje
         return None
     _write_table([[e.query for e in listed], [e.document for e in listed]], EXCLUSIONS, file)
     return {"file": file.name, "rows": len(listed)}
+
+
+def _write_candidates(candidates: Iterable[ListedDocument], file: Path) -> dict[str, object]:
+    """Store the rankings of a first stage; an entry of the manifest only if the source has them."""
+    listed = list(candidates)
+    if not listed:
+        return {}
+    _write_table([list(column) for column in zip(*listed, strict=True)], CANDIDATES, file)
+    return {"candidates": {"file": file.name, "rows": len(listed)}}
 
 
 def _write_table(columns: Sequence[object], schema: pa.Schema, file: Path) -> None:

@@ -1,10 +1,10 @@
-"""A collection in a folder, in the BEIR or the MS MARCO layout."""
+"""A collection in a folder, in the BEIR or the MS MARCO layout, or as candidate lists."""
 
 import hashlib
 from pathlib import Path
 from types import ModuleType
 
-from retbench.corpora import beir_folder, tsv_folder
+from retbench.corpora import beir_folder, candidate_lists, tsv_folder
 from retbench.corpora.rows import RawCollection
 
 
@@ -25,4 +25,6 @@ def hash_folder(folder: Path) -> str:
 
 
 def _detect_layout(folder: Path) -> ModuleType:
+    if candidate_lists.is_candidate_folder(folder):
+        return candidate_lists
     return tsv_folder if tsv_folder.is_tsv_folder(folder) else beir_folder

@@ -46,7 +46,7 @@ class DatasetSnapshot:
     @property
     def folder(self) -> Path:
         """The folder of the files."""
-        return _get_repo_folder(self.repo) / encode_path_part(self.revision or "unknown")
+        return get_repo_folder(self.repo) / encode_path_part(self.revision or "unknown")
 
     def is_fetched(self) -> bool:
         """Whether all files were fetched."""
@@ -54,21 +54,21 @@ class DatasetSnapshot:
 
     def fetch(self, log_status: StatusCallback) -> None:
         """Fetch the missing files; without a network this fails before anything is written."""
-        repo_folder = _get_repo_folder(self.repo)
+        repo_folder = get_repo_folder(self.repo)
         repo_folder.mkdir(parents=True, exist_ok=True)
         with FileLock(repo_folder / "lock"):
             if not self.is_fetched():
                 self._fetch(repo_folder, log_status)
 
     def _fetch(self, repo_folder: Path, log_status: StatusCallback) -> None:
-        revision, files = _list_repo_files(self.repo, self.revision)
+        revision, files = list_repo_files(self.repo, self.revision)
         total = sum(size for size, _ in files.values())
         require_disk_space(repo_folder / revision, total)
         log_status(f"fetching {self.repo} at {revision[:12]}: {len(files)} files, {total / 1e6:,.1f} MB")
         folder = repo_folder / encode_path_part(revision)
         _download(self.repo, revision, folder, sorted(files))
         for name, (size, checksum) in files.items():
-            _verify_file(folder / name, size, checksum, f"{name} of {self.repo}")
+            verify_file(folder / name, size, checksum, f"{name} of {self.repo}")
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's metadata
         listed = {name: [size, checksum] for name, (size, checksum) in sorted(files.items())}
         fingerprint = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
@@ -76,7 +76,8 @@ class DatasetSnapshot:
         _get_manifest_file(folder).write_text(json.dumps({"files": listed, "fingerprint": fingerprint}, indent=1))
 
 
-def _get_repo_folder(repo: str) -> Path:
+def get_repo_folder(repo: str) -> Path:
+    """Return the folder of a repository in the cache."""
     return get_cache_folder() / "collections" / "hub" / encode_path_part(repo)
 
 
@@ -84,7 +85,7 @@ def _get_manifest_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.json")
 
 
-def _list_repo_files(repo: str, revision: str | None) -> tuple[str, dict[str, tuple[int, str]]]:
+def list_repo_files(repo: str, revision: str | None) -> tuple[str, dict[str, tuple[int, str]]]:
     """Return the resolved revision, and the size and checksum of every data file as listed by the hub."""
     with translate_hub_errors(repo, NEXT_STEP, "datasets/"):
         from huggingface_hub import HfApi
@@ -116,7 +117,7 @@ def _download(repo: str, revision: str, folder: Path, names: list[str]) -> None:
         raise MissingError(f"{missing} of {repo} was not downloaded", "fetch again: finished files are kept")
 
 
-def _verify_file(file: Path, size: int, checksum: str, what: str) -> None:
+def verify_file(file: Path, size: int, checksum: str, what: str) -> None:
     """Check a file's size and checksum; a wrong file is removed, so that the next fetch downloads it again."""
     kind, _, expected = checksum.partition(":")
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)

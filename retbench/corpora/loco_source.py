@@ -37,7 +37,8 @@ def build_loco_source(card: TaskCard) -> DatasetSource:
 
     rules = ("without missing texts",) if subset in SUBSETS_WITH_MISSING_TEXTS else ()
     key_parts = (
-        "loco", documents.repo, documents.revision, queries.repo, queries.revision, subset, card.split, *rules,
+        "loco", documents.repo, documents.revision, queries.repo, queries.revision, subset,
+        card.published_split, *rules,
     )  # fmt: skip
     return DatasetSource(
         label=f"loco-{subset}",

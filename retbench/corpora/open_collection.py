@@ -15,7 +15,15 @@ from filelock import FileLock
 from retbench.cards import pins
 from retbench.cards.task import TaskCard
 from retbench.cards.user_config import encode_path_part, get_cache_folder
-from retbench.corpora import beir_archives, folder_source, hub_source, loco_source, stdlib_long, stdlib_suite
+from retbench.corpora import (
+    beir_archives,
+    candidate_source,
+    folder_source,
+    hub_source,
+    loco_source,
+    stdlib_long,
+    stdlib_suite,
+)
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
@@ -122,6 +130,7 @@ _SOURCE_BUILDERS: dict[str, Callable[[TaskCard], DatasetSource]] = {
     "hub": hub_source.build_hub_source,
     "loco": loco_source.build_loco_source,
     "archive": beir_archives.build_archive_source,
+    "candidates": candidate_source.build_candidate_source,
 }
 
 

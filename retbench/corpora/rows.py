@@ -27,6 +27,14 @@ class Judgment(NamedTuple):
     where: str = ""
 
 
+class ListedDocument(NamedTuple):
+    """A document that a first stage found for a query, with its score."""
+
+    query: str
+    document: str
+    score: float
+
+
 class Exclusion(NamedTuple):
     """A document that must not be ranked for a query."""
 
@@ -41,7 +49,7 @@ class RawCollection:
     In a user's collection a judgment of an unknown row, a repeated judgment or an empty query is an error. A
     `published` collection is used as it is: a judged document that does not exist is never found, a judgment of an
     unknown query is left out (the manifest counts both), and of repeated judgments the last one counts, as in the
-    loaders of BEIR and mteb.
+    loaders of BEIR and mteb. `candidates` are the rankings of a first stage, best first, if the source has them.
     """
 
     documents: Iterable[TextRow]
@@ -49,3 +57,4 @@ class RawCollection:
     splits: dict[str, Iterable[Judgment]]
     excluded: Iterable[Exclusion] = ()
     published: bool = False
+    candidates: Iterable[ListedDocument] = ()

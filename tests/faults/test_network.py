@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import pytest
 
 from retbench.cards import pins
-from retbench.corpora import beir_archives
+from retbench.corpora import published_files
 from retbench.corpora.open_collection import fetch_collection
 from retbench.engines import fingerprints
 from tests import fork_server, local_server, small_collection, tiny_models
@@ -186,16 +186,16 @@ fetch_collection(TaskCard("small-archive", SourceSpec(**json.loads(sys.argv[1]))
 
 
 def test_a_killed_download_resumes(tmp_path: Path) -> None:
-    content = build_archive(tmp_path, {"more": random.Random(1).randbytes(4 * beir_archives.CHUNK_BYTES)})
-    files = ServedFiles({"/small.zip": content}, hang=3 * beir_archives.CHUNK_BYTES)
+    content = build_archive(tmp_path, {"more": random.Random(1).randbytes(4 * published_files.CHUNK_BYTES)})
+    files = ServedFiles({"/small.zip": content}, hang=3 * published_files.CHUNK_BYTES)
     with serve_files(files) as port:
         expected = build_card(f"http://127.0.0.1:{port}/small.zip", content)
-        partial = beir_archives.ZipArchive(str(expected.source.url), "md5", str(expected.source.md5)).file.with_suffix(
+        partial = published_files.PublishedFile(str(expected.source.url), "md5", str(expected.source.md5)).file.with_suffix(
             ".partial"
         )
         source = {key: getattr(expected.source, key) for key in ("kind", "url", "md5", "member")}
         running = subprocess.Popen([sys.executable, "-c", DOWNLOAD, json.dumps(source)], stdout=subprocess.DEVNULL)
-        while not partial.exists() or partial.stat().st_size < beir_archives.CHUNK_BYTES:
+        while not partial.exists() or partial.stat().st_size < published_files.CHUNK_BYTES:
             assert running.poll() is None
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)

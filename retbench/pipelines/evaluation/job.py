@@ -69,7 +69,7 @@ class EvaluationJob:
         lexical = self.model.lexical_settings
         if lexical is None:
             return self.model.engine.settings_name
-        return "retbench" if lexical.variant == "anserini" else "bm25s"
+        return "retbench" if lexical.variant in ("anserini", "candidates") else "bm25s"
 
     def _name_retriever(self) -> str:
         search = self.request.parsed_overrides.search

@@ -1,7 +1,7 @@
 """Retrieval of one cell: by words through an index, or by vectors through the embedding cache."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from retbench.cards.ann_settings import AnnSettings
 from retbench.cards.model import LexicalSettings
@@ -9,15 +9,17 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.texts import join_fields
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.errors import InapplicableError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.records.phase_timer import PhaseTimer
 from retbench.retrievers.bm25 import BM25Index
-from retbench.retrievers.dense_retriever import DenseRetriever
+from retbench.retrievers.candidate_ranking import rank_candidates
 from retbench.retrievers.lucene_index import LuceneIndex
 from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.retrievers.ranking import Ranking
+
+if TYPE_CHECKING:
+    from retbench.retrievers.dense_retriever import DenseRetriever
 
 
 class Retriever(Protocol):
@@ -34,7 +36,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class LexicalRetriever:
-    """BM25 or Dirichlet query likelihood over one collection."""
+    """BM25, Dirichlet query likelihood or the given candidates of one collection."""
 
     settings: LexicalSettings
     task: TaskCard
@@ -42,7 +44,9 @@ class LexicalRetriever:
     timer: PhaseTimer
 
     def rank(self, k: int) -> Ranking:
-        """Index the documents and return the k best of every query."""
+        """Index the documents and return the k best of every query; candidate lists need no index."""
+        if self.settings.variant == "candidates":
+            return rank_candidates(self.collection, k)
         with self.timer.time_phase("index documents"):
             index = self._build_index()
         with self.timer.time_phase("search"):
@@ -78,8 +82,11 @@ def build_retriever(
 def build_dense_retriever(
     model: ResolvedModel, spec: EncoderSpec, task: TaskCard, collection: Collection, timer: PhaseTimer,
     ann_settings: AnnSettings | None = None,
-) -> DenseRetriever:  # fmt: skip
+) -> "DenseRetriever":  # fmt: skip
     """Build a dense retriever. A model with an adaptor uses the cached vectors of its parent and transforms them."""
+    from retbench.encoders.shard_tasks import InProcessWorker  # torch; retrieval by words needs none
+    from retbench.retrievers.dense_retriever import DenseRetriever
+
     adaptor = model.load_adaptor(spec.method.similarity) if spec.adaptor else None
     create_workers = model.create_workers
     workers = create_workers(spec) if create_workers else InProcessWorker(lambda: model.load_encoder(spec))

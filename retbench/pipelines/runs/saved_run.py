@@ -1,6 +1,7 @@
 """Saved runs: a run of retbench or a TREC run file, read back as a ranking, for example for a reranker."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from retbench.cards.checksums import cached_sha256
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
+from retbench.corpora.candidate_lists import read_candidate_lists
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.encoder_spec import EncoderSpec
@@ -64,13 +66,23 @@ def load_run(folder: Path, collection: Collection | None = None, card: TaskCard 
 
 
 def import_trec_run(file: Path, task: str, out: Path, command: str) -> tuple[SavedRun, Path]:
-    """Score a run of another system and write it as a run of retbench, so that the leaderboard contains it."""
+    """Score the run or the candidate lists of another system; written as a run, they are on the leaderboard too."""
     card = catalog.find_task_card(task)
     collection = open_collection(card)
-    scored = score_ranking(_build_ranking(read_scored_trec_run(file), collection, file), collection, card)
+    scored = score_ranking(_build_ranking(_read_scored_run(file), collection, file), collection, card)
     record = _build_imported_record(file, card, collection, scored.compute_means(), command)
     folder = ResultsFolder(out).write_run(record, scored.to_run_files({}))
     return SavedRun(record, collection, card, scored.ranking), folder
+
+
+def _read_scored_run(file: Path) -> dict[str, list[tuple[str, float]]]:
+    """Read a TREC run, or candidate lists, whose texts are those of the collection."""
+    if not re.search(r"\.jsonl(\.gz)?$", file.name):
+        return read_scored_trec_run(file)
+    return {
+        entry.query_id: [(document, score) for document, score, _ in entry.candidates]
+        for entry in read_candidate_lists(file)
+    }
 
 
 def _build_imported_record(
