@@ -14,6 +14,7 @@ from retbench.cards import catalog
 from retbench.cards.recipe_keys import restore_key, translate_key
 from retbench.cards.reranker_settings import parse_reranker
 from retbench.cards.study import Stage, Study
+from retbench.cards.user_config import get_cache_folder
 from retbench.cli.main import app
 from retbench.errors import DataError
 from retbench.pipelines.estimate_cost import DeviceSpec
@@ -204,6 +205,21 @@ def test_a_finetune_stage_trains_once_and_evaluates_the_trained_model(
     (second,) = run_module.run_study(plan, tmp_path / "r")
     assert second.cached
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
+
+
+def test_a_training_that_was_started_by_finetune_is_found(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
+    """So a large model can be trained on several devices by torchrun, and the study only evaluates it."""
+    folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=2"]}
+    stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
+    words = ("finetune", folder, "--model", model, "--recipe", "quick", "--set", "optimizer.max_steps=2")
+    code, _, stderr = _run_command(*words, "--name", "tiny-s-trained")
+    assert code == 0, stderr
+    card_file = next((get_cache_folder() / "model_cards").glob("tiny-s-trained/card.toml"))
+    before = card_file.stat().st_mtime_ns
+    (cell,) = run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r")
+    assert (cell.status, cell.model) == ("done", "tiny-s-trained"), cell.error
+    assert card_file.stat().st_mtime_ns == before
 
 
 def test_a_distilled_model_does_not_depend_on_the_folder_of_the_teacher_run(
