@@ -5,6 +5,7 @@ process with fewer texts runs extra passes that add nothing.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,9 @@ def is_sharded(model: nn.Module) -> bool:
 def release_gathered_weights(model: nn.Module) -> None:
     """Go back to this process's part of every weight; after a pass without gradients some are still whole."""
     for part in model.modules():
-        if hasattr(part, "reshard"):
-            part.reshard()
+        reshard: Any = getattr(part, "reshard", None)
+        if reshard:
+            reshard()
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
