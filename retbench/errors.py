@@ -5,8 +5,9 @@ RetbenchError
 │   └── InapplicableError   a method that does not apply to a model: the cell is skipped
 ├── MissingError      3  data, weights or a package that is missing
 ├── DataError         4  invalid data: a card, a collection, a checksum, a vector
-└── ResourceError     5  not enough disk or memory
-    └── ShardNotWrittenError  a shard that did not fit on the disk
+├── ResourceError     5  not enough disk or memory, or no permission
+│   └── ShardNotWrittenError  a shard that did not fit on the disk
+└── UnexpectedError   1  a bug in one cell, whose traceback is in a file
 
 The command line prints `cause` and `next_step` in two lines and exits with `exit_code`. Any other exception is a bug
 and keeps its traceback.
@@ -103,6 +104,10 @@ class ResourceError(RetbenchError):
     exit_code = 5
 
 
+class UnexpectedError(RetbenchError):
+    """A bug: an exception that nothing expected ended a cell."""
+
+
 class ShardNotWrittenError(ResourceError):
     """A shard could not be written; the caller, which knows the batch plan, adds the needed disk space."""
 
@@ -116,11 +121,20 @@ class BadVectorError(Exception):
 
 
 DISK_FULL_MESSAGES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))
+UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", os.strerror(errno.ENOMEM))
 
 
 def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
-    """Return a ResourceError if disk or memory ran out; native libraries report that only in the message."""
+    """Return a ResourceError if disk or memory ran out or a path cannot be used.
+
+    Native libraries report that only in the message.
+    """
+    if isinstance(problem, OSError) and problem.errno in UNUSABLE_PATH:
+        return ResourceError(
+            f"{problem.filename or 'a file'} cannot be used: {problem.strerror}",
+            "check the path, its owner and its rights, or give another --out or RETBENCH_CACHE",
+        )
     message = str(problem)
     first_line = (message.splitlines() or [type(problem).__name__])[0]
     if any(short in message for short in DISK_FULL_MESSAGES):

@@ -1,7 +1,10 @@
 """The command `retbench`: registers all subcommands and the global options."""
 
+import io
 import logging
 import os
+import sys
+import traceback
 from importlib.metadata import version as get_installed_version
 from typing import Annotated
 
@@ -27,6 +30,7 @@ from retbench.cli import (
     verify,
 )
 from retbench.engines.remote_code import TRUST_VARIABLE
+from retbench.errors import redact_secrets
 
 app = typer.Typer(
     name="retbench",
@@ -84,6 +88,22 @@ def set_global_options(
     logging.getLogger("retbench").setLevel(level)
 
 
+class _TracebackPrinter:
+    """Prints the traceback of a bug without the keys of the environment, which its message may quote."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
+        if isinstance(problem, Exception):
+            sys.stderr.write(redact_secrets("".join(traceback.format_exception(problem))))
+            sys.exit(1)
+
+
 def main() -> None:
-    """The command `retbench`."""
-    app()
+    """The command `retbench`. Whatever the terminal's encoding is, any text can be printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with _TracebackPrinter():
+        app()

@@ -29,10 +29,11 @@ class RunOutput:
     ) -> Cell:  # fmt: skip
         """Write a failed or skipped cell to the results folder and return it."""
         status: Literal["failed", "skipped"] = "skipped" if isinstance(error, InapplicableError) else "failed"
-        cause = error.cause.replace(str(get_cache_folder()), "$RETBENCH_CACHE")  # results are shared between machines
+        cache = str(get_cache_folder())  # results are shared between machines
+        cause, next_step = (text.replace(cache, "$RETBENCH_CACHE") for text in (error.cause, error.next_step))
         failure = Failure(
             model, method, card.name, card.suite, card.split, card.protocol, sample, status,
-            cause, error.next_step, error.exit_code, self.command, rerank,
+            cause, next_step, error.exit_code, self.command, rerank,
         )  # fmt: skip
         try:
             ResultsFolder(self.out).write_failure(failure)

@@ -4,39 +4,60 @@ A failed cell does not stop the others, and finished cells stay finished.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retbench.cards import catalog
 from retbench.cards.engine import Engine, parse_engine
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
-from retbench.errors import RetbenchError, reraise_resource_errors
+from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.evaluation.published_scores import find_expected_scores
 from retbench.pipelines.evaluation.request import EvaluationRequest
-from retbench.pipelines.models import local_workers
 from retbench.pipelines.models.model import ResolvedModel
-from retbench.pipelines.models.worker_pool import WorkerPool, attach_worker_pool
 from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.reranking.chain import RerankerChain, parse_rerankers
 from retbench.pipelines.runs.saved_run import load_run
 from retbench.records.cell import Cell
 from retbench.records.failure import ANY_METHOD
 from retbench.records.output import RunOutput
+from retbench.records.unexpected_errors import reraise_unexpected_errors
+
+if TYPE_CHECKING:
+    from retbench.pipelines.models.worker_pool import WorkerPool
 
 
 def evaluate(request: EvaluationRequest) -> Iterator[Cell]:
     """Yield every cell as soon as it is finished; a failed cell has its error, and the others continue."""
-    with local_workers.open_worker_pool(request.devices) as pool:
+    with _open_worker_pool(request.devices) as pool:
         evaluation = Evaluation.prepare(request, pool)
         for model in find_models(request, evaluation.engine):
             for cell in evaluation.evaluate_model(model):
                 if pool and pool.remote_storage and cell.record:
                     pool.remote_storage.upload_run(Path(cell.record), request.out)
                 yield cell
+
+
+def _open_worker_pool(devices: str) -> "AbstractContextManager[WorkerPool | None]":
+    """Open the pool; None for one device, which this process uses, and which needs no torch until it computes."""
+    if devices == "1":
+        return nullcontext()
+    from retbench.pipelines.models import local_workers
+
+    return local_workers.open_worker_pool(devices)
+
+
+def _attach_worker_pool(model: ResolvedModel, pool: "WorkerPool | None") -> ResolvedModel:
+    if pool is None:
+        return model
+    from retbench.pipelines.models.worker_pool import attach_worker_pool
+
+    return attach_worker_pool(model, pool)
 
 
 @dataclass(frozen=True)
@@ -47,15 +68,15 @@ class Evaluation:
     tasks: list[TaskCard]
     methods: list[Method]
     engine: Engine
-    pool: WorkerPool | None
+    pool: "WorkerPool | None"
     output: RunOutput
     rerankers: RerankerChain
 
     @staticmethod
-    def prepare(request: EvaluationRequest, pool: WorkerPool | None) -> "Evaluation":
+    def prepare(request: EvaluationRequest, pool: "WorkerPool | None") -> "Evaluation":
         """Find the cards and parse the rerankers."""
         output = RunOutput(request.out, request.progress, request.log_status, request.command)
-        resolver = ModelResolver(request.log_status, partial(attach_worker_pool, pool=pool))
+        resolver = ModelResolver(request.log_status, partial(_attach_worker_pool, pool=pool))
         rerankers = RerankerChain(parse_rerankers(request.rerank), resolver, output)
         tasks, methods, engine = find_tasks(request), find_methods(request), parse_engine(request.engine)
         return Evaluation(request, tasks, methods, engine, pool, output, rerankers)
@@ -64,9 +85,9 @@ class Evaluation:
         """Yield the cells of one model and of their rerankers."""
         request = self.request
         try:
-            with reraise_resource_errors():
+            with reraise_unexpected_errors():
                 model = ResolvedModel.resolve(card, request.weights, request.log_status, self.engine)
-                model = attach_worker_pool(model, self.pool)
+                model = _attach_worker_pool(model, self.pool)
                 methods = model.resolve_methods(self.methods)
         except RetbenchError as error:
             for task in self.tasks:
@@ -76,7 +97,7 @@ class Evaluation:
             for task in self.tasks:
                 request.log_status(f"{model.card.name} · {method.name} · {task.name}")
                 try:
-                    with reraise_resource_errors():
+                    with reraise_unexpected_errors():
                         job = EvaluationJob.prepare(request, model, method, task)
                         cell = job.load_or_run()
                     yield replace(cell, expected=find_expected_scores(cell, card, task, request))

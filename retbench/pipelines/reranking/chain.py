@@ -14,10 +14,9 @@ from retbench.cards.reranker_settings import RerankerRequest, describe_settings,
 from retbench.cards.task import TaskCard
 from retbench.corpora.texts import join_fields
 from retbench.engines.memory import get_peak_memory_mb
-from retbench.errors import RetbenchError, reraise_resource_errors
+from retbench.errors import RetbenchError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec
-from retbench.pipelines.reranking.factory import build_reranker_spec
 from retbench.pipelines.runs.build_record import RunInputs, build_record
 from retbench.pipelines.runs.load_or_run import load_or_run
 from retbench.pipelines.runs.saved_run import SavedRun
@@ -27,6 +26,7 @@ from retbench.records.output import RunOutput
 from retbench.records.phase_timer import PhaseTimer
 from retbench.records.record import Record, compute_settings_id
 from retbench.records.results_folder import ResultsFolder, RunFiles
+from retbench.records.unexpected_errors import reraise_unexpected_errors
 from retbench.rerankers.candidates import RerankedRanking, rerank_queries
 from retbench.retrievers.score_ranking import score_ranking
 
@@ -44,6 +44,8 @@ def rerank_cells(
     output: RunOutput,
 ) -> Iterator[Cell]:
     """Yield the cells of the reranker's baselines, then its own."""
+    from retbench.pipelines.reranking.factory import build_reranker_spec  # torch, which only a reranker needs
+
     record = first_stage.record
     spec = build_reranker_spec(request, first_stage, first_stage_model, resolver)
     for stage in (*spec.list_baselines(), spec):
@@ -71,7 +73,7 @@ class RerankerChain:
             rerankers = (*cell.rerank, request.spelling)
             finished: list[Cell] = []
             try:
-                with reraise_resource_errors():
+                with reraise_unexpected_errors():
                     first_stage = load_stage(Path(cell.record or ""))
                     for stage in rerank_cells(first_stage, request, first_stage_model, self.resolver, self.output):
                         finished.append(stage)

@@ -22,6 +22,7 @@ from retbench.pipelines.studies.cells import (
 )
 from retbench.pipelines.studies.status import write_note
 from retbench.records.cell import Cell
+from retbench.records.unexpected_errors import reraise_unexpected_errors
 
 NEXT_STEP = "add what is missing and run the study again; other stages run now"
 
@@ -70,7 +71,8 @@ def _run_cells(study: Study, stage: Stage, runnable_cells: dict[str, StudyCell],
     try:
         if stage.verb == "finetune":
             training_options = {key: value for key, value in rest.items() if key not in ("out", "devices")}
-            model = training.train_model(study, stage, first_cell, **training_options)
+            with reraise_unexpected_errors():
+                model = training.train_model(study, stage, first_cell, **training_options)
             yield from evaluate(EvaluationRequest((model,), tasks, sample=stage.sample, overrides=stage.set, **rest))
         else:
             yield from evaluate(build_request(stage, first_cell.model, first_cell.method, tasks, **rest))
