@@ -4,7 +4,7 @@ BIN := .venv/bin
 RETBENCH_SHARED ?= ../shared
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
-.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors referee fuzz test-matrix faults soak lint types docs clean
+.PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors referee fuzz test-matrix test-wheel faults soak lint types docs clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ referee: install  ## whole collections through retbench, mteb with sentence-tran
 
 test-matrix:  ## the tests with the lowest and newest transformers, and on Python 3.11 to 3.13
 	.ci/matrix $(CELLS)
+
+test-wheel:  ## the wheel in an empty environment runs the suite stdlib
+	.ci/wheel
 
 MINUTES ?= 10
 fuzz: install  ## damaged input for every parser, for MINUTES (10); counts in benchmarks/results/fuzz.jsonl
