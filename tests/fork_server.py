@@ -30,7 +30,6 @@ from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation import evaluate
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models import model as model_module
-from retbench.pipelines.models import search
 from retbench.retrievers import dense_retriever
 
 SHARD_ROWS = 4
@@ -101,7 +100,7 @@ class CellRun:
             return LoggingEncoder(inner, Path(self.log), self.delay)  # type: ignore[arg-type]
 
         model_module.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
-        search.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
+        dense_retriever.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
         dense_retriever.TOKEN_BUDGETS["cpu"] = 64
 
     def run(self) -> int:

@@ -2,6 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import retbench
+from retbench.engines import text_config
 
 PROGRAM = """
 import sys
@@ -29,3 +33,39 @@ def test_bm25s_prints_nothing_although_it_is_imported_late() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("", "")
+
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers"):
+    sys.modules[name] = None
+sys.argv = ["retbench", *sys.argv[1:]]
+from retbench.cli.main import main
+main()
+"""
+
+
+def run_without_torch(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+def test_names_bm25_and_finished_cells_need_no_torch(model: Path, task: Path, out: Path) -> None:
+    """torch takes seconds to import; nobody should wait for it to hear of a typo or to see a finished score."""
+    typo = run_without_torch("run", "--model", "bm52", "--task", task, "--out", out)
+    assert (typo.returncode, "did you mean bm25" in typo.stderr) == (2, True)
+    line = ("run", "--model", "bm25", "--model", model, "--task", task, "--method", "mean", "--out", out)
+    retbench.evaluate([str(model)], tasks=[str(task)], methods=["mean"], out=out)
+    answer = run_without_torch(*line)
+    assert answer.returncode == 0, answer.stderr
+    assert "tiny · mean · pantry" in answer.stderr
+    assert "already done, read from disk" in answer.stderr
+
+
+def test_the_decoders_that_are_known_without_transformers_are_no_masked_language_models() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    assert not text_config.DECODER_TYPES & set(MASKED)
+    assert set(CAUSAL) >= text_config.DECODER_TYPES

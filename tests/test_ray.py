@@ -31,9 +31,10 @@ from pathlib import Path
 from retbench.encoders.shard_tasks import ShardTask
 from retbench.pipelines.evaluation import evaluate
 from retbench.pipelines.evaluation.request import EvaluationRequest
-from retbench.pipelines.models import ray_workers, search
+from retbench.pipelines.models import ray_workers
 from retbench.pipelines.models.worker_pool import WorkerState
 from retbench.records.phase_timer import NoProgress
+from retbench.retrievers import dense_retriever
 
 class WaitingWorkerState(WorkerState):
     def run(self, item):
@@ -46,7 +47,7 @@ class WaitingWorkerState(WorkerState):
 
 ray_workers.WorkerState = WaitingWorkerState
 folder, model, task, devices = Path(sys.argv[1]), *sys.argv[2:]
-search.DenseRetriever = partial(search.DenseRetriever, shard_rows=2)
+dense_retriever.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=2)
 (cell,) = evaluate.evaluate(
     EvaluationRequest((model,), (task,), ("mean",), out=folder / "results", devices=devices, progress=NoProgress())
 )

@@ -292,7 +292,7 @@ class KillWorkerDuringPhase(NoProgress):
 def test_two_processes_give_the_bits_of_one_even_if_one_is_killed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("retbench.pipelines.models.search.DenseRetriever", partial(DenseRetriever, shard_rows=2))
+    monkeypatch.setattr("retbench.retrievers.dense_retriever.DenseRetriever", partial(DenseRetriever, shard_rows=2))
     task = small_collection.write_folder(tmp_path / "small")
     alone = run_cell(model, task, tmp_path / "one", tmp_path / "c1", monkeypatch)
     show = KillWorkerDuringPhase()

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from retbench.cards import options
 from retbench.cards.method import Method
+from retbench.cards.model import ModelCard
 from retbench.errors import UsageError, suggest_names
 
 EngineName = Literal["transformers", "sentence-transformers", "vllm", "endpoint"]
@@ -44,6 +45,10 @@ class Engine:
     def vllm_options(self) -> dict[str, int | float | bool]:
         """The options that were given for vLLM, by vLLM's own names."""
         return {key: value for key in VLLM_OPTIONS if (value := getattr(self, key)) is not None}
+
+    def get_served_name(self, card: ModelCard) -> str:
+        """Return a model's name on the server: the option `model`, else the card's repository, else its name."""
+        return self.model or (card.weights and card.weights.repo) or card.name
 
     def find_unsupported(self, method: Method) -> str | None:
         """Return the first feature of a method that this engine does not support; None if it supports all."""

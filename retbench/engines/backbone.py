@@ -6,7 +6,6 @@ no mask, because no token attends to the padding after it; a bidirectional model
 without padding, concatenated, with offsets, so that pooling uses exact lengths instead of a mask.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED_LM_TYPES
 from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.method import Attention
@@ -23,6 +21,7 @@ from retbench.cards.model import Dtype
 from retbench.engines import model_loader, peak_throughput, remote_code, rotary_positions, varlen
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 from retbench.engines.padding import pad_rows
+from retbench.engines.text_config import is_causal
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import UsageError
 
@@ -126,19 +125,6 @@ class Backbone:
     def _select_layer(self, output: Any) -> torch.Tensor:
         """The states of the selected layer."""
         return torch.as_tensor(output.last_hidden_state if self.layer is None else output.hidden_states[self.layer])
-
-
-def is_causal(folder: Path) -> bool:
-    """Whether the model attends only to earlier tokens, by its config. Masked language models are bidirectional."""
-    config = model_loader.read_text_settings(folder)
-    is_marked_causal = config.get("is_causal", True) is not False and not config.get("use_bidirectional_attention")
-    is_masked_lm = config.get("model_type") in MASKED_LM_TYPES or "AutoModelForMaskedLM" in config.get("auto_map", {})
-    return is_marked_causal and not is_masked_lm
-
-
-def has_text_config(folder: Path) -> bool:
-    """Whether the model is multimodal. Only its text part is loaded."""
-    return "text_config" in json.loads((folder / "config.json").read_text())
 
 
 def load_backbone(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = None) -> Backbone:

@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from retbench.cards.model import Dtype
-from retbench.engines import backbone, lm_head, model_loader
+from retbench.engines import backbone, lm_head, model_loader, text_config
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.tokenizers import load_tokenizer, truncate_texts
 from retbench.errors import UsageError
@@ -210,6 +210,6 @@ def _describe_stop_tokens(folder: Path) -> dict[str, Any]:
     """The stop tokens of generation_config.json, which is not in the fingerprint, where config.json has others."""
     file = folder / "generation_config.json"
     stop_tokens = read_json_object(file).get("eos_token_id") if file.is_file() else None
-    if stop_tokens is None or stop_tokens == model_loader.read_text_settings(folder).get("eos_token_id"):
+    if stop_tokens is None or stop_tokens == text_config.read_text_settings(folder).get("eos_token_id"):
         return {}
     return {"stop_tokens": stop_tokens}

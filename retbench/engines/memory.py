@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
-from retbench.engines.device import get_device
+from retbench.engines.device import get_device_type
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 def reset_peak_memory() -> None:
     """Reset the peak (on Linux and on CUDA; elsewhere the peak is that since the start of the process)."""
-    if get_device().type == "cuda":
+    if get_device_type() == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
     if CLEAR.exists():
         CLEAR.write_text("5")
@@ -39,7 +40,9 @@ def reset_peak_memory() -> None:
 
 def get_peak_memory_mb() -> float:
     """Peak memory in megabytes: of the GPU if it computes, else of the process."""
-    if get_device().type == "cuda":
+    if get_device_type() == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated() / 1e6
     if STATUS.exists():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
@@ -71,11 +74,15 @@ def release_freed_pages() -> None:
 
 def get_thread_count() -> int:
     """The number of threads that compute on the CPU."""
+    import torch
+
     return torch.get_num_threads()
 
 
 def set_thread_count(count: int) -> None:
     """Set the number of threads to that of a batch plan: another number would sum in another order."""
+    import torch
+
     if count != torch.get_num_threads():
         torch.set_num_threads(count)
 
@@ -87,7 +94,9 @@ def compute_token_budget(run: Callable[[int], object], longest: int, ceiling: in
     caches and is far below its memory, so there is no probe. If the probe exceeds ceiling or memory, the longest texts
     run alone.
     """
-    if get_device().type != "cuda":
+    import torch
+
+    if get_device_type() != "cuda":
         return ceiling
     if PROBE_ROWS[1] * longest > ceiling:
         return longest
@@ -109,6 +118,8 @@ def compute_token_budget(run: Callable[[int], object], longest: int, ceiling: in
 
 def is_out_of_memory(problem: BaseException) -> bool:
     """Whether an error means that memory ran out."""
+    import torch
+
     return isinstance(problem, MemoryError | torch.OutOfMemoryError) or any(
         message in str(problem) for message in OUT_OF_MEMORY_MESSAGES
     )
@@ -137,5 +148,7 @@ def compute_in_halves(rows: np.ndarray, compute: Callable[[np.ndarray], Result])
 
 def release_gpu_cache() -> None:
     """Release the GPU's cached blocks, so that a smaller batch fits."""
-    if get_device().type == "cuda":
+    if get_device_type() == "cuda":
+        import torch
+
         torch.cuda.empty_cache()

@@ -8,7 +8,6 @@ Of a multimodal model only the text part is loaded. The prefix of its names diff
 versions and trained models (`model.`, `language_model.model.`, `model.language_model.`), so it is read from the files.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +31,7 @@ from retbench.cards.model import Dtype
 from retbench.engines import model_folders, remote_code, rotary_positions, weights_cache
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.memory import keep_freed_pages
+from retbench.engines.text_config import read_text_settings
 from retbench.errors import DataError
 
 TOWERS = r"(^|\.)(visual|vision_tower|vision_model|vision_embed_tokens|multi_modal_projector|audio_tower|embed_audio)\."
@@ -128,12 +128,6 @@ def _load(
         **options,
     )
     return model, info
-
-
-def read_text_settings(folder: Path) -> dict[str, Any]:
-    """The settings in config.json; those of a text part take precedence."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return {**config, **config.get("text_config", {})}
 
 
 def choose_attention_kernel(folder: Path) -> str | None:

@@ -13,7 +13,7 @@ from retbench.cards.model import ModelCard
 from retbench.cards.recipe import Recipe
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.engines import backbone, model_folders, weights
+from retbench.engines import model_folders, text_config, weights
 from retbench.engines.device import get_device
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, UsageError
@@ -42,7 +42,7 @@ from retbench.training.save_model import ParentWeights
 from retbench.training.teachers import add_teacher_scores
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.train_loop import TrainLoop, TrainSchedule
-from retbench.training.training_data import TrainingRequest
+from retbench.training.training_data import TrainingRequest, UnlabelledTexts
 from retbench.training.training_set import TrainingSet
 
 NEGATIVES_FILE = "negatives.jsonl"
@@ -98,17 +98,17 @@ def prepare_training(request: TrainingRequest, recipe: Recipe, pretrain: bool = 
     """Check the request, load data and weights, run stage 1 of llm-ql where the recipe has one, find negatives."""
     name, folder = _choose_name_and_folder(request, recipe)
     card = check_request(request, recipe, name, folder)
-    training_set = load_labels(request, recipe)
+    dataset = load_dataset(request, recipe)
     parent = load_parent(request, recipe, card)
     folder.mkdir(parents=True, exist_ok=True)
-    if pretrain and training_set and recipe.objective == "llm-ql" and recipe.query_likelihood:
-        start = pretrain_query_likelihood(request, recipe, name, folder, parent, training_set)
+    if pretrain and isinstance(dataset, TrainingSet) and recipe.objective == "llm-ql" and recipe.query_likelihood:
+        start = pretrain_query_likelihood(request, recipe, name, folder, parent, dataset)
         parent = replace(parent, folder=start)
     encoder = load_encoder(parent.folder, recipe)
-    if training_set is None:
-        source, data = build_crop_source(request, encoder)
+    if isinstance(dataset, UnlabelledTexts):
+        source, data = build_crop_source(dataset, encoder, request)
     else:
-        training_set = add_hard_negatives(training_set, encoder, request, folder)
+        training_set = add_hard_negatives(dataset, encoder, request, folder)
         training_set = add_teacher_scores(training_set, recipe, request.log_status)
         if recipe.listwise:
             limit = recipe.listwise.max_queries_per_source
@@ -141,10 +141,10 @@ def check_request(request: TrainingRequest, recipe: Recipe, name: str, folder: P
     return card
 
 
-def load_labels(request: TrainingRequest, recipe: Recipe) -> TrainingSet | None:
-    """The labelled training set; none for llm2ir, which trains without labels."""
+def load_dataset(request: TrainingRequest, recipe: Recipe) -> TrainingSet | UnlabelledTexts:
+    """The labelled training set; for llm2ir, which trains without labels, the texts alone."""
     if recipe.objective == "llm2ir":
-        return None
+        return training_data.load_unlabelled_texts(request)
     return training_data.load_training_set(request, recipe.mining.negatives_per_query)
 
 
@@ -160,7 +160,7 @@ def load_encoder(folder: Path, recipe: Recipe) -> TrainableEncoder:
     prompt_tokenizer = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
     model = lora.prepare_for_training(lora.load_model(folder, recipe), recipe)
     model = fsdp.shard_model(model, get_device()) if recipe.sharding == "fsdp" else model.to(get_device())
-    return TrainableEncoder(model, prompt_tokenizer, recipe, backbone.is_causal(folder), get_device())
+    return TrainableEncoder(model, prompt_tokenizer, recipe, text_config.is_causal(folder), get_device())
 
 
 def build_labelled_source(training_set: TrainingSet, encoder: TrainableEncoder) -> BatchSource:
@@ -171,15 +171,15 @@ def build_labelled_source(training_set: TrainingSet, encoder: TrainableEncoder) 
     return ListwiseBatchSource(training_set, recipe.listwise, encoder.listwise_prompt, recipe.seed)
 
 
-def build_crop_source(request: TrainingRequest, encoder: TrainableEncoder) -> tuple[BatchSource, dict[str, Any]]:
+def build_crop_source(
+    corpus: UnlabelledTexts, encoder: TrainableEncoder, request: TrainingRequest
+) -> tuple[BatchSource, dict[str, Any]]:
     """Batches of random crops for llm2ir, and the description of their texts."""
-    name, fingerprint, texts = training_data.load_unlabelled_texts(request)
-    tokenizer = encoder.prompt_tokenizer.tokenizer
-    source = CropBatchSource.build(texts, tokenizer, encoder.recipe)
+    source = CropBatchSource.build(corpus.texts, encoder.prompt_tokenizer.tokenizer, encoder.recipe)
     request.log_status(
-        f"{name}: {len(source):,} of {len(texts):,} texts are long enough for crops; labels are not used"
+        f"{corpus.name}: {len(source):,} of {len(corpus.texts):,} texts are long enough for crops; labels are not used"
     )
-    return source, {"set": name, "fingerprint": fingerprint, "texts": len(source), "labels": False}
+    return source, {"set": corpus.name, "fingerprint": corpus.fingerprint, "texts": len(source), "labels": False}
 
 
 def add_hard_negatives(

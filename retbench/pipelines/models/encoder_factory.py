@@ -33,7 +33,7 @@ class EncoderFactory:
     def load_encoder(self, spec: EncoderSpec) -> DenseEncoder:
         """Build the encoder; load the weights unless they are loaded."""
         if self.folder is None:
-            client = EmbeddingsClient(EndpointServer(self.engine), get_served_name(self.engine, self.card))
+            client = EmbeddingsClient(EndpointServer(self.engine), self.engine.get_served_name(self.card))
             return EndpointEncoder(spec, client)
         if self.engine.name == "transformers":
             return self._load_backbone_encoder(spec, self.folder)
@@ -78,8 +78,3 @@ class EncoderFactory:
     def _unload(self) -> None:
         self.loaded.clear()
         self.heads.clear()
-
-
-def get_served_name(engine: Engine, card: ModelCard) -> str:
-    """Return the model's name on the server: the engine's `model`, else the card's repository, else its name."""
-    return engine.model or (card.weights and card.weights.repo) or card.name

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retbench.cards import catalog
 from retbench.cards.default_methods import resolve_methods
@@ -17,17 +17,26 @@ from retbench.cards.rope_scaling import parse_rope_scaling
 from retbench.cards.task import TaskCard
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
-from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec, compute_length_limits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
-from retbench.encoders.shard_tasks import ShardWorkers
-from retbench.engines import backbone, fingerprints, http_client, model_folders, published_head, remote_code, weights
+from retbench.engines import (
+    check_published_head,
+    fingerprints,
+    http_client,
+    model_folders,
+    remote_code,
+    text_config,
+    weights,
+)
 from retbench.engines.device import DtypeChoice, choose_dtype
-from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import InapplicableError, UsageError
-from retbench.pipelines.models.encoder_factory import EncoderFactory, get_served_name
 from retbench.pipelines.models.overrides import Overrides
 from retbench.store.digest import compute_digest
+
+if TYPE_CHECKING:  # these import torch, which only a cell that is computed needs
+    from retbench.encoders.dense_encoder import DenseEncoder
+    from retbench.encoders.shard_tasks import ShardWorkers
+    from retbench.pipelines.models.encoder_factory import EncoderFactory
 
 DEFAULT_ENGINE = Engine()
 TEXT_ONLY_NOTE = "Text only: the vision tower is never loaded."
@@ -40,12 +49,14 @@ class ResolvedModel:
     card: ModelCard
     local_weights: weights.LocalWeights | None
     engine: Engine = DEFAULT_ENGINE
-    create_workers: Callable[[EncoderSpec], ShardWorkers] | None = None  # without it this process computes
+    create_workers: "Callable[[EncoderSpec], ShardWorkers] | None" = None  # without it this process computes
 
-    def __post_init__(self) -> None:
-        self.encoder_factory = EncoderFactory(
-            self.engine, self.card, self.local_weights.folder if self.local_weights else None
-        )
+    @cached_property
+    def encoder_factory(self) -> "EncoderFactory":
+        """What builds the encoders and keeps the loaded weights."""
+        from retbench.pipelines.models.encoder_factory import EncoderFactory
+
+        return EncoderFactory(self.engine, self.card, self.local_weights.folder if self.local_weights else None)
 
     @staticmethod
     def resolve(
@@ -57,7 +68,7 @@ class ResolvedModel:
         local_weights = weights.obtain_weights(card, path, log_status)
         card = describe_published_card(card, local_weights.folder)
         name = f"{card.name}+{local_weights.label}" if path and local_weights.label else card.name
-        is_text_only = backbone.has_text_config(local_weights.folder) and TEXT_ONLY_NOTE not in card.notes
+        is_text_only = text_config.has_text_config(local_weights.folder) and TEXT_ONLY_NOTE not in card.notes
         notes = (*card.notes, TEXT_ONLY_NOTE) if is_text_only else card.notes
         return ResolvedModel(replace(card, name=name, notes=notes), local_weights, engine)
 
@@ -148,7 +159,7 @@ class ResolvedModel:
                 f"method {method.name} needs the modules of a published embedder: {self.card.name} has no modules.json",
                 "use --method last or mean",
             )
-        published_head.check_head(folder, self.engine.name)
+        check_published_head.check_head(folder, self.engine.name)
 
     def _get_adaptor_digest(self, method: Method) -> str | None:
         """Return the digest of the model's adaptor, which was trained on the vectors of one method."""
@@ -181,15 +192,16 @@ class ResolvedModel:
         """Return the fingerprint of the weights; for a server a digest of its address, because records are shared."""
         if self.local_weights:
             return self.local_weights.fingerprint
-        return f"{get_served_name(self.engine, self.card)} at {compute_digest(http_client.get_endpoint_address())[:12]}"
+        return f"{self.engine.get_served_name(self.card)} at {compute_digest(http_client.get_endpoint_address())[:12]}"
 
     def choose_dtype(self, overrides: Overrides) -> DtypeChoice:
         """Choose the dtype that the model computes in."""
         if self.local_weights is None:  # the dtype of the vectors that a server sends; its own dtype is unknown
             return DtypeChoice("float32", "float32", "default")
-        return choose_dtype(self.card, backbone.is_causal(self.local_weights.folder), overrides.dtype)
+        folder = self.local_weights.folder
+        return choose_dtype(self.card, lambda: text_config.is_causal(folder), overrides.dtype)
 
-    def load_encoder(self, spec: EncoderSpec) -> DenseEncoder:
+    def load_encoder(self, spec: EncoderSpec) -> "DenseEncoder":
         """Load the encoder of a specification; weights are loaded once."""
         return self.encoder_factory.load_encoder(spec)
 
@@ -200,4 +212,6 @@ class ResolvedModel:
     @cached_property
     def _tokenizer(self) -> Any:
         """Loaded once: loading is slow, and every used tokenizer keeps some memory."""
+        from retbench.engines.tokenizers import load_tokenizer
+
         return load_tokenizer(self.weights.folder)
