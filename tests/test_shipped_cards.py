@@ -15,6 +15,7 @@ SUITE_SIZES = {
     "beir": 15,
     "bm25-candidates": 10,
     "bright": 12,
+    "bright-gpt4-reason": 12,
     "coir": 10,
     "coir-notitle": 10,
     "loco": 12,

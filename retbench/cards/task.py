@@ -12,7 +12,8 @@ class SourceSpec:
     """Where a collection comes from.
 
     `folder`: a user's `path`. `generator`: built by retbench. `hub`: a dataset repository read by mteb's loader for
-    the task `mteb` (and its `subset`); with `corpus_repo` its documents (docid, title, text) replace those of `repo`.
+    the task `mteb` (and its `subset`); with `corpus_repo` its documents (docid, title, text) replace those of `repo`,
+    with `queries_file` of `queries_repo` the texts of its queries, and with `queries_url` its queries and judgments.
     `loco`: documents in `repo` and queries in `queries_repo`, the rows of `subset`. `archive`: a zip at `url` with a
     `sha256` or the publisher's `md5`; the collection is its folder `member`. `candidates`: the file `member` of `repo`
     holds candidate lists with their texts, and the judgments are at `url` (`git_sha1` is git's checksum of a file).
@@ -29,6 +30,9 @@ class SourceSpec:
     corpus_revision: str | None = None
     queries_repo: str | None = None
     queries_revision: str | None = None
+    queries_file: str | None = None
+    queries_url: str | None = None
+    queries_sha256: str | None = None
     url: str | None = None
     sha256: str | None = None
     md5: str | None = None
@@ -42,13 +46,19 @@ class SourceSpec:
         for repo, revision in repositories.items():
             if repo is not None:
                 untrusted_fields.check_repository(repo, revision)
-        for kind, checksum in {"sha256": self.sha256, "md5": self.md5, "sha1": self.git_sha1}.items():
+        checksums = (
+            ("sha256", self.sha256),
+            ("md5", self.md5),
+            ("sha1", self.git_sha1),
+            ("sha256", self.queries_sha256),
+        )
+        for kind, checksum in checksums:
             if checksum is not None:
                 untrusted_fields.check_checksum(kind, checksum)
-        if self.url is not None:
-            untrusted_fields.check_web_address(self.url)
-        if self.member is not None:
-            untrusted_fields.check_member(self.member)
+        for url in filter(None, (self.url, self.queries_url)):
+            untrusted_fields.check_web_address(url)
+        for member in filter(None, (self.member, self.queries_file)):
+            untrusted_fields.check_member(member)
 
 
 @dataclass(frozen=True)

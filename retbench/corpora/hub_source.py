@@ -18,6 +18,7 @@ from retbench.cards.task import SourceSpec, TaskCard
 from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
 from retbench.corpora.hub_snapshots import DatasetSnapshot
+from retbench.corpora.replaced_queries import replace_queries
 from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.errors import DataError, MissingError
 
@@ -41,9 +42,9 @@ def build_hub_source(card: TaskCard) -> DatasetSource:
         revision=snapshot.revision,
         source_paths=(snapshot.folder,),
     )
-    if source.corpus_repo is None:
-        return own_source
-    return _replace_corpus(own_source, DatasetSnapshot(source.corpus_repo, source.corpus_revision))
+    if source.corpus_repo is not None:
+        own_source = _replace_corpus(own_source, DatasetSnapshot(source.corpus_repo, source.corpus_revision))
+    return replace_queries(own_source, card)
 
 
 def _replace_corpus(judged: DatasetSource, corpus: DatasetSnapshot) -> DatasetSource:

@@ -41,7 +41,7 @@ def read_collection(folder: Path) -> RawCollection:
         missing = "judgments (*qrels*)" if queries else "queries (*queries*.tsv)"
         raise MissingError(f"{folder} has no {missing}", "add queries and qrels to the folder of collection.tsv")
     corpus = next(file for file in list_files(folder) if file.name.startswith("collection.tsv"))
-    return RawCollection(_read_rows(corpus), _read_distinct_queries(queries), dict(judgments_by_split))
+    return RawCollection(read_tsv_rows(corpus), _read_distinct_queries(queries), dict(judgments_by_split))
 
 
 def _has_word(file: Path, *words: str) -> bool:
@@ -53,7 +53,8 @@ def _parse_split_name(file: Path) -> str:
     return re.sub(r"[.-]{2,}", "-", name).strip(".-") or "test"
 
 
-def _read_rows(file: Path) -> Iterator[TextRow]:
+def read_tsv_rows(file: Path) -> Iterator[TextRow]:
+    """Read rows of an id and a text."""
     for line, where in read_lines(file):
         identifier, tab, text = line.partition("\t")
         if not tab or not identifier:
@@ -63,7 +64,7 @@ def _read_rows(file: Path) -> Iterator[TextRow]:
 
 def _read_distinct_queries(queries: list[Path]) -> Iterator[TextRow]:
     seen: dict[str, str] = {}
-    for row in (row for file in queries for row in _read_rows(file)):
+    for row in (row for file in queries for row in read_tsv_rows(file)):
         if row.id not in seen:
             seen[row.id] = row.text
             yield row
