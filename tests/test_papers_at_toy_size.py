@@ -20,7 +20,7 @@ from retbench.pipelines.studies.cells import list_study_cells
 from retbench.pipelines.studies.cost import CostEstimator
 from retbench.pipelines.studies.overview import build_overview
 from retbench.pipelines.studies.reproduction import build_reproduction_tables
-from retbench.pipelines.studies.requirements import list_fetchable_names, list_local_models, uses_endpoint
+from retbench.pipelines.studies.requirements import list_fetchable_names, uses_endpoint
 from retbench.pipelines.studies.run import run_study
 from retbench.pipelines.studies.status import build_stage_reports, list_statuses
 from retbench.reports.study_tables import format_study_markdown
@@ -37,13 +37,12 @@ STEPS = 2
 
 def fill_hub(hub: ToyHub, study: Study) -> None:
     """Put everything that the study asks for into the hub."""
+    for name in list_fetchable_names(study):
+        if name in catalog.load_model_cards():
+            hub.add_model(catalog.find_model_card(name))
+        for task in fetch._resolve_tasks(name):
+            hub.add_task(catalog.find_task_card(task))
     for stage in study.stages:
-        for name in list_local_models(stage, stage.models):
-            card = catalog.load_model_cards().cards.get(name)
-            if card and card.weights:
-                hub.add_model(card)
-        for cell in list_study_cells(study, stage):
-            hub.add_task(catalog.find_task_card(cell.task))
         dataset = str(stage.options.get("dataset", ""))
         if dataset in HUB_CORPORA:
             corpus = HUB_CORPORA[dataset]
@@ -82,7 +81,7 @@ def test_a_plan_runs_from_the_fetch_to_the_report(name: str, toy_hub: ToyHub, tm
     study, out = catalog.find_study(name), tmp_path / "results"
     fill_hub(toy_hub, study)
     fetched = [row for item in list_fetchable_names(study) for row in fetch.fetch_by_name(item, lambda _: None)]
-    assert [row for row in fetched if "error" in row] == []
+    assert [(row["name"], row["error"]) for row in fetched if "error" in row] == []
 
     overview = build_overview(study, out, CostEstimator(DeviceSpec(peak=1e12)))
     assert {item.kind for item in overview.missing} <= {"training data", "endpoint", "memory"}

@@ -7,8 +7,9 @@ and scoring are those of a real run.
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ class ToyHub:
     """The repositories in `root`, with the interface of the hub's library that retbench uses."""
 
     root: Path
+    tasks: set[str] = field(default_factory=set)
 
     def get_folder(self, repo: str, kind: str) -> Path:
         """The folder of a repository; the hub has no other."""
@@ -78,10 +80,21 @@ class ToyHub:
         return load
 
     def add_model(self, card: ModelCard) -> None:
-        """Write a tiny model of the card's family into its repository."""
-        folder = self.root / "models" / str(card.weights and card.weights.repo)
-        if not folder.is_dir():
+        """Write a tiny model of the card's family into its repository; of an adapter also its parent."""
+        if card.weights is None or card.weights.repo is None:
+            return
+        folder = self.root / "models" / card.weights.repo
+        if folder.is_dir():
+            return
+        if card.weights.layout == "folder":
             build_toy_model(card, folder)
+            return
+        parent = catalog.find_model_card(str(card.parent))
+        self.add_model(parent)
+        for repo in filter(None, (card.weights.base_adapter, card.weights.repo)):
+            build_toy_adapter(
+                self.root / "models" / str(parent.weights and parent.weights.repo), self.root / "models" / repo
+            )
 
     def add_dataset(self, repo: str, configs: Configs) -> None:
         """Add configurations to a repository; several tasks may share one."""
@@ -94,8 +107,11 @@ class ToyHub:
         file.write_text(json.dumps(known))
 
     def add_task(self, card: TaskCard) -> None:
-        """Write the repositories of a task."""
+        """Write the repositories of a task, once."""
         source = card.source
+        if card.name in self.tasks:
+            return
+        self.tasks.add(card.name)
         if source.kind == "loco":
             self.add_loco(card)
             return
@@ -172,13 +188,15 @@ def _find_longembed_config(mteb_name: str) -> str:
 
 
 def _build_longembed() -> dict[str, Rows]:
-    """Rows of all lengths; the real tasks ignore the length."""
-    corpus = [{"doc_id": f"{d}-{n}", "text": text, "context_length": n} for d, _, text in DOCUMENTS for n in LENGTHS]
-    queries = [{"qid": f"{q}-{n}", "text": text, "context_length": n} for q, text, _ in TEST_QUERIES for n in LENGTHS]
-    judged = [
-        {"qid": f"{q}-{n}", "doc_id": f"{d}-{n}", "context_length": n} for q, _, d in TEST_QUERIES for n in LENGTHS
-    ]
+    """Rows of all lengths, with the columns of all three tables; the real tasks ignore the length."""
+    corpus = [_build_longembed_row("", document, text, n) for document, _, text in DOCUMENTS for n in LENGTHS]
+    queries = [_build_longembed_row(query, "", text, n) for query, text, _ in TEST_QUERIES for n in LENGTHS]
+    judged = [_build_longembed_row(query, document, "", n) for query, _, document in TEST_QUERIES for n in LENGTHS]
     return {"corpus": corpus, "queries": queries, "qrels": judged}
+
+
+def _build_longembed_row(query: str, document: str, text: str, length: int) -> dict[str, Any]:
+    return {"qid": f"{query}-{length}", "doc_id": f"{document}-{length}", "text": text, "context_length": length}
 
 
 def _build_r2med() -> Configs:
@@ -234,6 +252,20 @@ def build_toy_model(card: ModelCard, folder: Path) -> None:
         model.generation_config.eos_token_id = list(range(tiny_models.VOCABULARY))[::2]
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
+
+
+def build_toy_adapter(parent: Path, folder: Path) -> None:
+    """A LoRA adapter over a tiny model, with random weights."""
+    import peft
+    import torch
+    import transformers
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(sum(map(ord, folder.name)))
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
+        model = transformers.AutoModel.from_pretrained(parent)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(folder)
 
 
 def _find_architecture(card: ModelCard) -> str:

