@@ -11,7 +11,8 @@ import pytest
 from retbench.cards import catalog
 from retbench.cards.model import LexicalSettings, ModelCard
 from retbench.cards.recipe import ContrastiveSettings, CropSettings, MiningSettings, OptimizerSettings
-from retbench.errors import DataError, UsageError
+from retbench.corpora.hub_snapshots import DatasetSnapshot
+from retbench.errors import DataError, MissingError, UsageError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.retrievers.bm25 import BM25Index
 from retbench.training import lora
@@ -58,6 +59,21 @@ def test_wikitext_is_read_from_the_hub(train: Callable[..., ModelCard]) -> None:
     assert (card.training.data["set"], card.training.data["labels"]) == ("wikitext-103", False)
     assert card.training.data["texts"] == 12
     assert card.training_sets == ("unknown", "wikitext-103")
+
+
+def test_without_a_network_the_next_step_is_named_before_weights_are_loaded(
+    train: Callable[..., ModelCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora, "load_model", lambda *_, **__: pytest.fail("the weights were loaded first"))
+
+    def fail(snapshot: DatasetSnapshot, _: Any) -> None:
+        raise MissingError(f"{snapshot.repo} could not be fetched", "fetch it elsewhere")
+
+    monkeypatch.setattr(DatasetSnapshot, "fetch", fail)
+    with pytest.raises(MissingError) as caught:
+        train("wikitext-103")
+    assert "Salesforce/wikitext" in caught.value.cause
+    assert "documents of another task" in caught.value.next_step
 
 
 def test_texts_without_queries_cannot_be_labels(train: Callable[..., ModelCard]) -> None:

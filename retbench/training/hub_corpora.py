@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from retbench.corpora.dataset_source import StatusCallback
 from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.corpora.hub_source import ROWS_PER_BATCH, load_hub_table, use_temporary_arrow_cache
-from retbench.errors import DataError
+from retbench.errors import DataError, MissingError
+
+NEXT_STEP = (
+    "run it on a machine with access to huggingface.co, copy its cache here, or train on the documents of another task"
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ def find_snapshot(name: str) -> DatasetSnapshot:
 def load_hub_corpus(name: str, log_status: StatusCallback) -> tuple[str, list[str]]:
     """The fingerprint and the texts of a corpus; it is fetched if it is not in the cache."""
     source, snapshot = HUB_CORPORA[name], find_snapshot(name)
-    snapshot.fetch(log_status)
+    try:
+        snapshot.fetch(log_status)
+    except MissingError as error:
+        raise MissingError(error.cause, NEXT_STEP) from error
     with use_temporary_arrow_cache():
         table = load_hub_table(snapshot, source.split, (source.column,), source.config)
         rows = (text.strip() for batch in table.iter(batch_size=ROWS_PER_BATCH) for text in batch[source.column])

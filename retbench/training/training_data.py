@@ -116,17 +116,27 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
     return training_set
 
 
-def load_unlabelled_texts(request: TrainingRequest) -> tuple[str, str, list[str]]:
-    """Name, fingerprint and texts of a corpus, without its labels."""
+@dataclass(frozen=True)
+class UnlabelledTexts:
+    """The texts of a corpus, without labels."""
+
+    name: str
+    fingerprint: str
+    texts: list[str]
+
+
+def load_unlabelled_texts(request: TrainingRequest) -> UnlabelledTexts:
+    """Load the texts of a dataset without its labels."""
     path = Path(request.dataset).expanduser()
     if request.dataset in HUB_CORPORA:
-        return request.dataset, *load_hub_corpus(request.dataset, request.log_status)
+        return UnlabelledTexts(request.dataset, *load_hub_corpus(request.dataset, request.log_status))
     if path.is_file() or request.dataset in HUB_SETS:
         training_set = _read_dataset(request, DEFAULT_NEGATIVES)
-        return training_set.name, training_set.fingerprint, list(training_set.passages)
+        return UnlabelledTexts(training_set.name, training_set.fingerprint, list(training_set.passages))
     card = catalog.find_task_card(request.dataset)
     collection = open_collection(replace(card, fingerprint=None))
-    return card.name, collection.corpus.fingerprint, list(build_training_set(card, collection).passages)
+    passages = build_training_set(card, collection).passages
+    return UnlabelledTexts(card.name, collection.corpus.fingerprint, list(passages))
 
 
 def _iterate_evaluation_queries(request: TrainingRequest) -> Iterator[str]:
