@@ -105,7 +105,7 @@ def test_missing_faiss_names_the_next_step(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(MissingError) as problem:
         search_with("hnsw")
-    assert "retbench[ann]" in problem.value.next_step
+    assert "[ann]" in problem.value.next_step
 
 
 def test_a_run_records_the_search_and_its_recall(tmp_path: Path) -> None:
