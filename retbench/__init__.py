@@ -69,12 +69,14 @@ def evaluate(
     from retbench.pipelines.evaluation import evaluate as pipeline
     from retbench.pipelines.evaluation.request import EvaluationRequest
 
-    model_names = _to_tuple(models)
+    model_names, task_names = _to_tuple(models), pipeline.expand_task_names(_to_tuple(suites), _to_tuple(tasks))
+    if not task_names:
+        raise UsageError("no task is given", "give `tasks` or `suites`, for example suites='stdlib'")
     if weights and len(model_names) > 1:
         raise UsageError("`weights` needs exactly one model", "evaluate the models one by one")
     request = EvaluationRequest(
         model_names,
-        pipeline.expand_task_names(_to_tuple(suites), _to_tuple(tasks)),
+        task_names,
         _to_tuple(methods),
         weights=weights,
         sample=sample,
@@ -175,8 +177,8 @@ def load_results(results: str | Path = "results") -> "pd.DataFrame":
         raise MissingError("load_results needs the package pandas", suggest_extra("pandas")) from problem
 
     cells, problems = list_finished_cells(Path(results))
-    for problem in problems:
-        logging.getLogger(__name__).warning("%s: it is left out", problem.cause)
+    for unreadable in problems:
+        logging.getLogger(__name__).warning("%s: it is left out", unreadable.cause)
     return pd.DataFrame([{**cell, **cell.pop("scores")} for cell in cells])
 
 

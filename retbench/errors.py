@@ -170,5 +170,6 @@ def suggest_names(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if matches:
         return f"did you mean {' or '.join(matches)}?"
-    more = f" and {len(names) - MAX_SUGGESTIONS} more (retbench list)" if len(names) > MAX_SUGGESTIONS else ""
-    return f"known: {', '.join(names[:MAX_SUGGESTIONS])}{more}"
+    if len(names) > MAX_SUGGESTIONS:
+        return f"nothing is named like it; `retbench list` shows the {len(names)} known names"
+    return f"known: {', '.join(names)}"

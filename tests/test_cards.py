@@ -383,3 +383,28 @@ def test_an_old_field_of_a_study_is_an_error_with_the_new_one(tmp_path: Path) ->
     with pytest.raises(DataError, match=r"plan\.toml:6: stages\.1\.beside: this key is now compare_with") as refused:
         catalog.find_study(str(file))
     assert refused.value.next_step == "rename beside to compare_with"
+
+
+def test_a_name_beside_a_folder_offers_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pantry").mkdir()
+    (tmp_path / "model.gguf").touch()
+    for find, name, step in (
+        (catalog.find_task_card, "pantry", "write ./pantry for the folder pantry"),
+        (catalog.find_model_card, "model.gguf", "write ./model.gguf for the file model.gguf"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            find(name)
+        assert caught.value.next_step == step
+
+
+def test_a_name_like_none_leads_to_the_list_and_not_to_twelve_others() -> None:
+    with pytest.raises(UsageError) as caught:
+        catalog.find_model_card("qqqqqqqqqqq")
+    assert "`retbench list models` shows the" in caught.value.next_step
+
+
+def test_a_wrong_option_is_named_without_a_line_number() -> None:
+    with pytest.raises(UsageError) as caught:
+        catalog.find_method("mean:layer=")
+    assert caught.value.cause == "layer: expected int, found ''"

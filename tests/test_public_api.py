@@ -103,3 +103,8 @@ def test_finetune_returns_the_card_of_a_model_that_evaluate_knows(
 def test_finetune_refuses_what_does_not_fit(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         retbench.finetune("stdlib-code", "minilm-l6", out=tmp_path / "trained", **options)
+
+
+def test_an_evaluation_without_tasks_is_an_error_and_not_an_empty_list() -> None:
+    with pytest.raises(UsageError, match="no task is given"):
+        retbench.evaluate("bm25")

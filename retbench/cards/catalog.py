@@ -43,14 +43,26 @@ class CardRegistry(Generic[CardT]):
         """Find a card by name or alias."""
         card = self.cards.get(self.aliases.get(name.lower(), ""))
         if card is None:
-            raise UsageError(f"there is no {self.kind} called {name!r}", suggest_names(name.lower(), self.aliases))
+            raise UsageError(
+                f"there is no {self.kind} called {name!r}", _suggest_path(name) or self._suggest_name(name)
+            )
         return card
+
+    def _suggest_name(self, name: str) -> str:
+        return suggest_names(name.lower(), self.aliases).replace("`retbench list`", f"`retbench list {self.kind}s`")
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self.aliases
 
     def __iter__(self) -> Iterator[CardT]:
         return iter(self.cards.values())
+
+
+def _suggest_path(name: str) -> str | None:
+    """Offer the file or folder of that name: without a separator an argument is the name of a card."""
+    return (
+        f"write ./{name} for the {'folder' if Path(name).is_dir() else 'file'} {name}" if Path(name).exists() else None
+    )
 
 
 def _build_registry(kind: str, files: list[Path], load_card: Callable[[Path], CardT]) -> CardRegistry[CardT]:

@@ -21,6 +21,9 @@ else:
     DataclassT = TypeVar("DataclassT")
 
 
+OPTION_PLACE = "option:1: "  # where a parser of files says that an option stands
+
+
 def split_options(text: str) -> tuple[str, dict[str, str]]:
     """Split `name:key=value,...` into the name and the options."""
     name, _, option_text = text.partition(":")
@@ -54,7 +57,7 @@ def apply_options(
         values = {key: _parse_value(hints[key], key, text) for key, text in options.items()}
         return replace(card, **values)
     except DataError as problem:
-        raise UsageError(problem.cause, problem.next_step) from problem
+        raise UsageError(problem.cause.removeprefix(OPTION_PLACE), problem.next_step) from problem
 
 
 def _parse_value(hint: Any, key: str, text: str) -> Any:

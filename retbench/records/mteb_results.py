@@ -42,7 +42,7 @@ def read_mteb_results(file: Path) -> list[MtebResult]:
         }
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as problem:
         raise DataError(
-            f"{file} is not an mteb result file: {problem!r}",
+            f"{file} is not an mteb result file, which has task_name and scores by split",
             "give a file with task_name and scores, as mteb writes it",
         ) from problem
     model, task_by_mteb_name, has_one_subset = _read_model_name(file), _index_tasks(), len(splits[main]) == 1
