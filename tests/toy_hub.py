@@ -15,11 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
+from retbench.corpora.published_files import PublishedFile
 from tests import tiny_models
 from tests.hub_repositories import REVISION, list_hub_files, write_splits
 
@@ -38,6 +41,7 @@ class ToyHub:
 
     root: Path
     tasks: set[str] = field(default_factory=set)
+    files: dict[str, bytes] = field(default_factory=dict)  # of the web, by address
 
     def get_folder(self, repo: str, kind: str) -> Path:
         """The folder of a repository; the hub has no other."""
@@ -115,10 +119,53 @@ class ToyHub:
         if source.kind == "loco":
             self.add_loco(card)
             return
+        if source.kind == "candidates":
+            self.add_candidate_lists(card)
+            return
+        self.add_replaced_queries(card)
         self.add_dataset(str(source.repo), build_configs(card))
         if source.corpus_repo:
             rows = [{"docid": name, "title": title, "text": text} for name, title, text in DOCUMENTS]
             self.add_dataset(source.corpus_repo, {"default": {"train": rows}})
+
+    def add_candidate_lists(self, card: TaskCard) -> None:
+        """Add the candidate lists of a task, and the judgments that its card has at a URL."""
+        source = card.source
+        lists = [
+            {"query": text, "hits": [
+                {"qid": query, "docid": name, "score": 9.0 - rank, "content": content}
+                for rank, (name, _, content) in enumerate(DOCUMENTS)
+            ]}
+            for query, text, _ in TEST_QUERIES
+        ]  # fmt: skip
+        file = self.root / "datasets" / str(source.repo) / str(source.member)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in lists))
+        self.files[str(source.url)] = "".join(f"{query} 0 {name} 1\n" for query, _, name in TEST_QUERIES).encode()
+
+    def add_replaced_queries(self, card: TaskCard) -> None:
+        """Add the queries that a card puts in the place of its collection's: rewritten ones, or other ones at a URL."""
+        source = card.source
+        if source.queries_file:
+            file = self.root / "datasets" / str(source.queries_repo) / source.queries_file
+            file.parent.mkdir(parents=True, exist_ok=True)
+            ids = [name for name, _, _ in TEST_QUERIES]
+            pq.write_table(pa.table({"id": ids, "query": [f"rewritten {text}" for _, text, _ in TEST_QUERIES]}), file)
+        if source.queries_url:
+            self.files[source.queries_url] = "".join(f"{name}\t{text}\n" for name, text, _ in TEST_QUERIES).encode()
+            judgments = "".join(f"{query} 0 {name} 2\n" for query, _, name in TEST_QUERIES)
+            self.files[str(source.url)] = judgments.encode()
+
+    def fetch_file(self, file: PublishedFile) -> None:
+        """Put a file of the web into the cache; its checksum is that of the real one."""
+        file.file.parent.mkdir(parents=True, exist_ok=True)
+        file.file.write_bytes(self.files[file.url])
+
+    def hf_hub_download(self, repo: str, name: str, *, local_dir: Path, **_: Any) -> None:
+        """Copy one file of a dataset repository."""
+        target = Path(local_dir) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.root / "datasets" / repo / name, target)
 
     def add_loco(self, card: TaskCard) -> None:
         """Add the rows of one LoCo task to the two repositories that all of them share."""
@@ -172,7 +219,7 @@ def _build_retrieval(card: TaskCard, prefix: str, query_fields: Mapping[str, str
 
 
 def _build_bright(card: TaskCard) -> Configs:
-    domain = card.name.removeprefix("bright-").replace("-", "_")
+    domain = card.name.removeprefix("bright-").removesuffix("-gpt4-reason").replace("-", "_")
     documents = [{"id": name, "content": text} for name, _, text in DOCUMENTS]
     examples = [
         {"id": name, "query": text, "gold_ids": [document], "excluded_ids": ["N/A"]}
@@ -283,10 +330,17 @@ def toy_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyHub]
     """The hub's library answers from a folder, and cards do not state the shape of the real weights."""
     import datasets
     import huggingface_hub
+    import transformers  # noqa: F401  # it reads the hub's library when it is imported
 
     hub = ToyHub(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.hf_hub_download)
+
+    def fetch_file(file: PublishedFile, _: Any) -> None:
+        hub.fetch_file(file)
+
+    monkeypatch.setattr(PublishedFile, "fetch", fetch_file)
     monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset(datasets.load_dataset))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     load_model_card = catalog._load_model_card
