@@ -55,5 +55,5 @@ def read_failure(file: Path) -> Failure:
     """Read one failure."""
     try:
         return Failure(**parse_json(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as problem:
+    except (OSError, ValueError, TypeError) as problem:
         raise DataError(f"{file} is not the file of a failed cell: {problem}", "remove it") from problem

@@ -151,7 +151,7 @@ def read_record(file: Path) -> Record:
     try:
         facts = parse_json(file.read_text(encoding="utf-8"))
         return Record(**migrate_record(facts, str(file)))
-    except (ValueError, TypeError, KeyError, AttributeError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
         raise DamagedRecordError(f"{file} is not a record: {problem}", RUN_AGAIN) from problem
 
 
