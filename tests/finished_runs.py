@@ -29,10 +29,13 @@ def write_finished_run(
     created: str = "2026-01-01T00:00:00+00:00",
     fingerprint: str = "",
     cost: dict[str, Any] | None = None,
+    more_scores: dict[str, Sequence[float]] | None = None,
     **card: Any,
 ) -> Path:
     """Write one finished run; return its folder."""
     queries = [f"q{number:03}" for number in range(len(scores))]
+    metrics = {METRIC: scores, **(more_scores or {})}
+    means = {name: sum(values) / len(values) for name, values in metrics.items()}
     model_card = ModelCard(model, **{"kind": "lexical", "lexical": LexicalSettings(), **card})
     task_card = TaskCard(task, SourceSpec("folder", path=task), suite)
     stamp = fingerprint or compute_digest([task, queries])
@@ -53,12 +56,14 @@ def write_finished_run(
     counts = {"documents": 3, "queries": len(queries), "judgments": 3, "fingerprint": stamp, "corpus": stamp}
     record = Record(
         model, method, task, suite, compute_digest(facts)[:12], facts, cards, counts, {},
-        {"cpu": "a processor", "packages": {}}, costs, {METRIC: sum(scores) / len(scores)},
+        {"cpu": "a processor", "packages": {}}, costs, means,
         f"retbench run --model {model}", created,
     )  # fmt: skip
     rankings = {query: ["d1", "d2"] for query in queries}
     raw = {query: [2.0, 1.0] for query in queries}
-    per_query = {query: {METRIC: float(score)} for query, score in zip(queries, scores, strict=True)}
+    per_query = {
+        query: {name: float(values[number]) for name, values in metrics.items()} for number, query in enumerate(queries)
+    }
     return ResultsFolder(root).write_run(record, RunFiles(rankings, raw, per_query, {"query": {"text": "?"}}))
 
 

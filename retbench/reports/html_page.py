@@ -1,8 +1,8 @@
 """The HTML page: the whole report as one self-contained file that needs no network.
 
-All scores are in the markup, so the page can be read and printed without its script. The script sorts, filters and
-shows the details of a score. Names are untrusted input: all text is escaped, and the page's content security policy
-allows only the script in this file.
+All main scores are in the markup, so the page can be read and printed without its script. The script sorts, filters,
+switches metrics and columns, compares two rows query by query, and saves tables and charts. Names are untrusted input:
+all text is escaped, and the page's content security policy allows only the script in this file.
 """
 
 import base64
@@ -10,25 +10,36 @@ import hashlib
 import json
 from collections.abc import Iterable
 from html import escape
+from importlib.metadata import version as get_installed_version
 from pathlib import Path
 
 from retbench.records.scored_run import ScoredRun
+from retbench.reports.html_board import build_anchor, build_board, build_head, build_table_html
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
+from retbench.reports.page_data import write_page_data
 from retbench.reports.ranks import ALPHA
 from retbench.reports.specialisation_deltas import SpecialisationDelta, compute_deltas
-from retbench.reports.svg_charts import draw_cost_scatters, draw_histogram, get_colour
-from retbench.reports.table_cells import (
-    MISSING,
-    SEED_RANGE_NOTE,
-    LeaderboardTable,
-    TableCell,
-    TableLine,
-    build_seed_table,
-    build_table,
-)
+from retbench.reports.svg_charts import draw_cost_scatters, draw_histogram
+from retbench.reports.table_cells import MISSING, SEED_RANGE_NOTE, build_seed_table, build_table
 
 ASSETS = Path(__file__).parent / "assets"
-TEXT_HEADS = ("model", "method", "letters", "pair", "trained")
+FILTERS = {
+    "method": ("Method", ()),
+    "family": ("Family", ()),
+    "parameters": ("Size", (("6e8", "up to 0.6B"), ("2e9", "up to 2B"), ("4e9", "up to 4B"), ("9e9", "up to 9B"))),
+    "exposure": ("Training data", (("unseen", "task unseen"), ("seen", "task seen"), ("unknown", "not known"))),
+}
+
+
+TOOLS = (
+    '<div class="tools"><label>Metric <select class="metric"></select></label>'
+    '<details class="columns"><summary>Columns</summary></details><button type="button" class="csv">CSV</button></div>'
+)
+QUERY_TOOLS = (
+    '<details class="queries"><summary>Compare two rows query by query</summary>'
+    '<div class="tools"><label>Task <select class="task"></select></label><label>A <select class="a"></select></label>'
+    '<label>B <select class="b"></select></label></div><div class="result"></div></details>'
+)
 
 
 def build_page(boards: list[Leaderboard]) -> str:
@@ -56,27 +67,37 @@ def build_page(boards: list[Leaderboard]) -> str:
 <style>{style}</style>
 </head>
 <body>
-<header><h1>retbench</h1><nav aria-label="Leaderboards">{links}</nav>
-<label>Filter <input id="filter" type="search" placeholder="model or method  ( / )" autocomplete="off"></label>
-<output id="shown" for="filter"></output></header>
-<main>{sections}</main>
+<header><h1>retbench</h1><nav aria-label="Leaderboards">{links}</nav>{_build_filters()}</header>
+<main><p class="remarks">{escape(_describe_origin(boards))}</p>{sections}</main>
 <div id="tip" role="tooltip" hidden></div>
+<script type="application/json" id="data">{write_page_data(boards)}</script>
 <script>{script}</script>
 </body>
 </html>
 """
 
 
-def _build_head(name: str, inner: str = "") -> str:
-    css_class = "text" if name in TEXT_HEADS else "number"
-    return f'<th scope="col" class="{css_class}">{inner or escape(name)}</th>'
+def _build_filters() -> str:
+    """The search field, and a choice for each fact that rows are filtered by; the script fills in the names."""
+    selects = "".join(
+        f'<label>{label} <select data-filter="{name}"><option value="">all</option>'
+        + "".join(f'<option value="{value}">{text}</option>' for value, text in options)
+        + "</select></label>"
+        for name, (label, options) in FILTERS.items()
+    )
+    search = '<input id="filter" type="search" placeholder="model or method  ( / )" autocomplete="off">'
+    shown = '<output id="shown" for="filter"></output>'
+    return f'<div class="filters"><label>Filter {search}</label>{selects}{shown}</div>'
 
 
-def _build_table_html(css_class: str, name: str, heads: str, rows: str) -> str:
-    """A table that scrolls sideways in a narrow window."""
+def _describe_origin(boards: list[Leaderboard]) -> str:
+    """The date of the newest run, the version that wrote the page, and the machines of the runs."""
+    records = [run.record for board in boards for row in board.rows for run in row.runs.values()]
+    newest = max((record.created for record in records), default="")[:10]
+    machines = sorted({str(record.machine.get("gpu") or record.machine.get("cpu") or "unknown") for record in records})
+    version = get_installed_version("retbench")
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}"><table class="{css_class}">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"{len(records):,} runs, the newest of {newest}. Page by retbench {version}. Machines: {', '.join(machines)}."
     )
 
 
@@ -90,7 +111,8 @@ def _format_title(board: Leaderboard) -> str:
 
 def _build_section(number: int, board: Leaderboard) -> str:
     table = build_table(board, with_members=True)
-    parts = [f'<section id="block-{number}"><h2>{escape(_format_title(board))}</h2>', _build_board(board, table)]
+    parts = [f'<section id="block-{number}" data-board="{number}"><h2>{escape(_format_title(board))}</h2>', TOOLS]
+    parts.append(build_board(board, table))
     parts.append('<ul class="remarks">' + "".join(f"<li>{escape(note)}</li>" for note in table.notes) + "</ul>")
     return "".join(
         [
@@ -98,76 +120,12 @@ def _build_section(number: int, board: Leaderboard) -> str:
             _build_seed_section(board),
             _build_chart_section(board),
             _build_delta_section(board),
+            QUERY_TOOLS,
             _build_score_distributions(board),
             _build_record_section(board),
             "</section>",
         ]
     )
-
-
-def _build_board(board: Leaderboard, table: LeaderboardTable) -> str:
-    heads = "".join(_build_head(head, f'<button type="button">{escape(head)}</button>') for head in table.heads)
-    score_ranges = _get_score_ranges(table)
-    rows = "".join(_build_row(board, table, line, score_ranges) for line in table.lines)
-    return _build_table_html("board", f"Leaderboard of {board.title}", heads, rows)
-
-
-def _get_score_ranges(table: LeaderboardTable) -> dict[str, tuple[float, float]]:
-    """The lowest and highest measured score of each task, for the cell colours."""
-    scores_by_task: dict[str, list[float]] = {}
-    for line in table.lines:
-        for cell in line.cells:
-            if cell.task is not None and isinstance(cell.value, float):
-                scores_by_task.setdefault(cell.task, []).append(cell.value)
-    return {task: (min(scores), max(scores)) for task, scores in scores_by_task.items()}
-
-
-def _build_row(
-    board: Leaderboard, table: LeaderboardTable, line: TableLine, score_ranges: dict[str, tuple[float, float]]
-) -> str:
-    cells = []
-    for head, cell in zip(table.heads, line.cells, strict=True):
-        value = "" if cell.value is None else escape(str(cell.value))
-        css_class = "text" if head in TEXT_HEADS else "number"
-        heat_style = _get_heat_style(cell, score_ranges)
-        inner = escape(cell.text) + (f"<sup>{escape(cell.mark)}</sup>" if cell.mark else "")
-        if line.row and head == "model":
-            inner = f'<i class="dot" style="background:{get_colour(line.row)}"></i>{inner}'
-        if line.row and cell.task in line.row.runs:
-            tip = escape(_format_tooltip(board, line.row, cell.task or ""))
-            inner = f'<a href="#{_build_anchor(line.row.runs[cell.task or ""])}" data-tip="{tip}">{inner}</a>'
-        elif line.row and cell.task in line.row.failures:
-            inner = f'<span tabindex="0" data-tip="{escape(line.row.failures[cell.task or ""].error)}">{inner}</span>'
-        tag = 'th scope="row"' if head == "model" else "td"
-        cells.append(
-            f'<{tag} class="{css_class}{" heat" if heat_style else ""}" data-v="{value}"{heat_style}>'
-            f"{inner}</{tag[:2]}>"
-        )
-    return f"<tr{'' if line.row else ' class=published'}>{''.join(cells)}</tr>"
-
-
-def _get_heat_style(cell: TableCell, score_ranges: dict[str, tuple[float, float]]) -> str:
-    if cell.task is None or not isinstance(cell.value, float):
-        return ""
-    low, high = score_ranges[cell.task]
-    share = (cell.value - low) / (high - low) if high > low else 0.5
-    return f' style="--heat:{100 * share:.0f}%"'
-
-
-def _format_tooltip(board: Leaderboard, row: LeaderboardRow, task: str) -> str:
-    run, row_rank = row.runs[task], board.get_rank(row, task)
-    text = f"{row.model} on {task}: {board.metric} {100 * run.score:.2f}"
-    if row_rank:
-        low, high = row_rank.interval
-        text += f" (95% interval {100 * low:.1f} to {100 * high:.1f})"
-        text += f", rank {row_rank.rank} of {row_rank.ranked_rows}, letters {row_rank.letters}"
-    exposure = row.get_training_exposure(task)
-    return f"{text}; training data: {exposure}; {len(run.values):,} queries. Follow the link for the record."
-
-
-def _build_anchor(run: ScoredRun) -> str:
-    """The link target of a run: letters and digits only."""
-    return f"run-{hashlib.sha256(str(run.folder).encode()).hexdigest()[:12]}"
 
 
 def _build_seed_section(board: Leaderboard) -> str:
@@ -180,7 +138,7 @@ def _build_seed_section(board: Leaderboard) -> str:
         + "</tr>"
         for name, method, *figures in rows
     )
-    table = _build_table_html("deltas", "Seeds", "".join(map(_build_head, heads)), lines)
+    table = build_table_html("deltas", "Seeds", "".join(map(build_head, heads)), lines)
     return f"<h3>Seeds</h3><p>{SEED_RANGE_NOTE}</p>{table}"
 
 
@@ -190,7 +148,9 @@ def _build_chart_section(board: Leaderboard) -> str:
         return ""
     options = "".join(f'<option value="{name}">{escape(name.replace("_", " "))}</option>' for name in charts)
     figures = "".join(f'<figure data-cost="{name}">{chart}</figure>' for name, chart in charts.items())
-    return f"<h3>Quality against cost</h3><label>Cost <select class=cost>{options}</select></label>{figures}"
+    tools = f'<div class="tools"><label>Cost <select class="cost">{options}</select></label>'
+    tools += '<button type="button" class="png">PNG</button></div>'
+    return f"<h3>Quality against cost</h3>{tools}{figures}"
 
 
 def _build_delta_section(board: Leaderboard) -> str:
@@ -202,7 +162,7 @@ def _build_delta_section(board: Leaderboard) -> str:
     for delta in deltas:
         pair = (f"{delta.child.model} − {delta.parent.model}", delta.child.label)
         by_pair.setdefault(pair, {})[delta.task] = _format_delta(delta)
-    heads = "".join(map(_build_head, ("pair", "method", *(column or "average" for column in columns))))
+    heads = "".join(map(build_head, ("pair", "method", *(column or "average" for column in columns))))
     rows = "".join(
         f'<tr><th scope="row" class="text">{escape(pair)}</th><td class="text">{escape(method)}</td>'
         + "".join(f'<td class="number">{cells.get(column, MISSING)}</td>' for column in columns)
@@ -212,19 +172,21 @@ def _build_delta_section(board: Leaderboard) -> str:
     return (
         "<h3>Effect of specialisation</h3><p>Score of a model minus the score of its parent model. Bold: the "
         f"difference is significant (Holm's correction over {len(deltas)} differences).</p>"
-        f"{_build_table_html('deltas', 'Differences', heads, rows)}"
+        f"{build_table_html('deltas', 'Differences', heads, rows)}"
     )
 
 
 def _format_delta(delta: SpecialisationDelta) -> str:
     low, high = delta.interval
     tip = f"95% {100 * low:+.1f} to {100 * high:+.1f}, p = {delta.p_value:.4f} after Holm's correction"
-    css_class = ("up" if delta.difference > 0 else "down") + (" sure" if delta.p_value <= ALPHA else "")
-    return f'<span tabindex="0" class="{css_class}" data-tip="{tip}">{100 * delta.difference:+.2f}</span>'
+    figure = f"{100 * delta.difference:+.2f}".replace("-0.00", "+0.00")
+    direction = "same" if figure == "+0.00" else "up" if delta.difference > 0 else "down"
+    css_class = direction + (" sure" if delta.p_value <= ALPHA else "")
+    return f'<span tabindex="0" class="{css_class}" data-tip="{tip}">{figure}</span>'
 
 
 def _build_score_distributions(board: Leaderboard) -> str:
-    heads = "".join(map(_build_head, ("", *board.tasks)))
+    heads = "".join(map(build_head, ("", *board.tasks)))
     rows = "".join(
         f'<tr><th scope="row" class="text">{escape(row.model)}<small>{escape(row.label)}</small></th>'
         + "".join(f"<td>{_draw_score_histogram(row, task)}</td>" for task in board.tasks)
@@ -233,7 +195,7 @@ def _build_score_distributions(board: Leaderboard) -> str:
         if row.runs
     )
     summary = f"<summary>Distribution of {escape(board.metric)} over queries</summary>"
-    return f"<details>{summary}{_build_table_html('spread', 'Spread', heads, rows)}</details>"
+    return f"<details>{summary}{build_table_html('spread', 'Spread', heads, rows)}</details>"
 
 
 def _draw_score_histogram(row: LeaderboardRow, task: str) -> str:
@@ -244,7 +206,8 @@ def _build_record_section(board: Leaderboard) -> str:
     runs: Iterable[tuple[LeaderboardRow, str]] = (
         (row, task) for row in board.rows for task in board.tasks if task in row.runs
     )
-    return f"<h3>Records</h3>{''.join(_build_record(row, row.runs[task]) for row, task in runs)}"
+    records = [_build_record(row, row.runs[task]) for row, task in runs]
+    return f"<details class=records><summary>Records of the {len(records):,} runs</summary>{''.join(records)}</details>"
 
 
 def _build_record(row: LeaderboardRow, run: ScoredRun) -> str:
@@ -258,7 +221,7 @@ def _build_record(row: LeaderboardRow, run: ScoredRun) -> str:
     details = escape(json.dumps(facts, indent=1, ensure_ascii=False))
     scores = "".join(f"<dt>{escape(name)}</dt><dd>{100 * score:.2f}</dd>" for name, score in record.scores.items())
     return (
-        f'<details class="record" id="{_build_anchor(run)}"><summary>{escape(row.model)} · {escape(row.label)} · '
+        f'<details class="record" id="{build_anchor(run)}"><summary>{escape(row.model)} · {escape(row.label)} · '
         f"{escape(record.task)} <small>{escape(record.settings_id)}, {escape(record.created)}</small></summary>"
         f"<p>Command: <code>{escape(record.command)}</code></p><dl>{scores}</dl><pre>{details}</pre></details>"
     )

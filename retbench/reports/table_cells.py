@@ -17,6 +17,7 @@ from retbench.reports.suite_average import group_tasks
 MISSING = "–"
 EXPOSURE_MARKS = {"seen": "*", "unknown": "?", "unseen": ""}
 PUBLISHED_MARK = "†"
+INTERVAL_HEAD = "95% interval"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def build_table(board: Leaderboard, with_members: bool = False) -> LeaderboardTa
         "model",
         "method",
         *("average" if column is None else column for column in columns),
-        "95% interval",
+        INTERVAL_HEAD,
     ]
     lines = [_build_line(board, row, columns, cost_columns) for row in board.rows]
     lines += [
