@@ -4,6 +4,7 @@ A score is listed only if the run used exactly these weights and the whole colle
 also go into the card's `model-index` and into `.eval_results/`, which the hub shows on its leaderboards.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,6 @@ def write_model_page(card: ModelCard, training: TrainingProvenance, records: Seq
 def write_eval_results(record: Record) -> str:
     """The file of one score in the hub's format for evaluation results."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-    from huggingface_hub.utils import yaml_dump
 
     source = record.cards["task"]["source"]
     entry = EvalResultEntry(
@@ -113,7 +113,7 @@ def write_eval_results(record: Record) -> str:
         dataset_revision=source["revision"], date=record.created,
         notes=f"{_get_metric(record)}, retbench method {record.method}, settings-id {record.settings_id}",
     )  # fmt: skip
-    return str(yaml_dump(eval_result_entries_to_yaml([entry])))
+    return json.dumps(eval_result_entries_to_yaml([entry]), indent=1)  # JSON is YAML, and needs no other package
 
 
 def _build_eval_result(record: Record) -> "EvalResult":
