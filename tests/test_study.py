@@ -207,6 +207,19 @@ def test_a_finetune_stage_trains_once_and_evaluates_the_trained_model(
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]
 
 
+def test_a_model_trained_without_adapters_is_refused_by_a_plan_with_adapters(
+    tmp_path: Path, fresh_catalog: Callable[[], None]
+) -> None:
+    folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
+    options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=1", "lora=none"]}
+    stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
+    (cell,) = run_module.run_study(Study("s", "s", (stage,)), tmp_path / "r")
+    assert cell.status == "done", cell.error
+    changed = replace(stage, options={**options, "set": ["optimizer.max_steps=1"]})
+    (cell,) = run_module.run_study(Study("s", "s", (changed,)), tmp_path / "r")
+    assert "different lora" in (cell.error or "")
+
+
 def test_a_training_that_was_started_by_finetune_is_found(tmp_path: Path, fresh_catalog: Callable[[], None]) -> None:
     """So a large model can be trained on several devices by torchrun, and the study only evaluates it."""
     folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
