@@ -197,6 +197,7 @@ def test_the_public_ranking_data_is_read_from_the_hub(tmp_path: Path, monkeypatc
         return load(str(tmp_path), split=split, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", load_local)
+    monkeypatch.setattr("retbench.training.hub_datasets.require_hub_set", lambda name: None)
     training_set = hub_datasets.load_hub_training_set("e2rank-ranking")
     assert [query.source for query in training_set.queries] == [*["hotpotqa"] * 3, *["nq"] * 3, *["own"] * 3]
     assert [training_set.passages[row] for row in training_set.queries[0].listed] == ["hotpotqa 0 x", "y", "z"]

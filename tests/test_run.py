@@ -210,6 +210,12 @@ def test_missing_weights_name_the_next_step(out: Path, monkeypatch: pytest.Monke
     assert "retbench fetch qwen2.5-coder" in answer.output
     assert "--weights PATH" in answer.output
     assert answer.output.count("error:") == 1
+    assert "neither are the collections of 20 of 20 tasks (apps, cosqa," in answer.output
+    assert "`retbench fetch qwen2.5-coder-7b coir`" in answer.output
+    pair = ("--task", "cosqa", "--task", "stdlib-text", "--task", "codetrans-dl")
+    answer = run_command("run", "--model", "qwen2.5-coder", *pair, "--out", out)
+    assert "2 of 3 tasks (cosqa, codetrans-dl)" in answer.output
+    assert "`retbench fetch qwen2.5-coder-7b cosqa codetrans-dl`" in answer.output
 
 
 def test_weights_of_another_shape_are_refused(model: Path, task: Path, out: Path) -> None:

@@ -342,6 +342,7 @@ def toy_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyHub]
 
     monkeypatch.setattr(PublishedFile, "fetch", fetch_file)
     monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset(datasets.load_dataset))
+    monkeypatch.setattr("retbench.training.hub_datasets.require_hub_set", lambda name: None)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     load_model_card = catalog._load_model_card
     monkeypatch.setattr(catalog, "_load_model_card", lambda file: replace(load_model_card(file), shape=None))

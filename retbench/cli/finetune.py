@@ -55,6 +55,7 @@ def finetune(
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import format_command_line
     from retbench.pipelines.finetuning import choose_recipe, next_command
+    from retbench.training import hub_datasets
     from retbench.training.training_data import TrainingRequest
 
     if export not in (None, "sentence-transformers"):
@@ -68,6 +69,8 @@ def finetune(
         output = {"progress": ProgressDisplay(), "log_status": print_status, "log_metrics": MetricsLine()}
     request = TrainingRequest(dataset, model, name, out, split, eval_task, export, trackers, resume, force,
                               command=format_command_line(), **output)  # fmt: skip
+    if dataset in hub_datasets.HUB_SETS:
+        hub_datasets.require_hub_set(dataset)  # before torch is imported, which takes longer
     if objective == choose_recipe.ADAPTOR:
         facts = _finetune_adaptor(request, recipe, changes)
     else:

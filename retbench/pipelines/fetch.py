@@ -54,7 +54,8 @@ def _find_model(name: str) -> ModelCard:
     if name in catalog.load_model_cards() or "/" in name:
         return catalog.find_model_card(name)
     known_names = [*catalog.load_model_cards().cards, *catalog.load_task_cards().cards, *catalog.load_suites().cards]
-    raise UsageError(f"there is no model, task or suite called {name!r}", suggest_names(name, known_names))
+    step = suggest_names(name, known_names).replace("`retbench list`", "`retbench list models` (tasks, suites)")
+    raise UsageError(f"there is no model, task or suite called {name!r}", step)
 
 
 def _try_fetch(name: str, kind: str, fetch: Callable[[], FetchRow]) -> FetchRow:

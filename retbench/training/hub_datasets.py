@@ -10,6 +10,8 @@ from retbench.cards.installation import suggest_extra
 from retbench.errors import MissingError, RetbenchError
 from retbench.training.training_set import TrainingSet, parse_training_rows
 
+HUB_TIMEOUT = 5  # seconds
+
 
 class HubTrainingSet(NamedTuple):
     """A dataset whose rows hold a query, positive and negative passages.
@@ -64,9 +66,30 @@ def list_collections(dataset: str) -> tuple[str, ...]:
     return (HUB_SETS[dataset].collections if dataset in HUB_SETS else ()) or (dataset,)
 
 
+def require_hub_set(name: str) -> None:
+    """Raise if a hub dataset is not in the cache and the hub does not answer.
+
+    Without a network this fails at once, where the library `datasets` tries for a minute.
+    """
+    if is_cached(name):
+        return
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(HUB_SETS[name].repo, timeout=HUB_TIMEOUT)
+    except Exception as problem:  # of httpx or httpx2, depending on the hub's version
+        raise _build_missing_error(HUB_SETS[name], problem) from problem
+
+
+def _build_missing_error(source: HubTrainingSet, problem: Exception) -> MissingError:
+    hint = f"run it on a machine with a network, copy its datasets cache here, or give {source.substitute}"
+    return hub_errors.build_hub_error(source.repo, problem, hint, kind="datasets/")
+
+
 def load_hub_training_set(name: str) -> TrainingSet:
     """Load a hub dataset by its short name; a cached one needs no network."""
     source = HUB_SETS[name]
+    require_hub_set(name)
     try:
         import datasets
     except ImportError as problem:
@@ -77,8 +100,7 @@ def load_hub_training_set(name: str) -> TrainingSet:
     except RetbenchError:
         raise
     except Exception as problem:  # datasets has no common error class; any error means the data is not here
-        hint = f"run it on a machine with a network, copy its datasets cache here, or give {source.substitute}"
-        raise hub_errors.build_hub_error(source.repo, problem, hint, kind="datasets/") from problem
+        raise _build_missing_error(source, problem) from problem
     return parse_training_rows(name, _number_rows(source.repo, rows))
 
 

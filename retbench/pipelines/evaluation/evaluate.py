@@ -17,6 +17,7 @@ from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation.job import EvaluationJob
+from retbench.pipelines.evaluation.missing_inputs import add_missing_collections
 from retbench.pipelines.evaluation.published_scores import find_expected_scores
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models.model import ResolvedModel
@@ -89,7 +90,8 @@ class Evaluation:
                 model = ResolvedModel.resolve(card, request.weights, request.log_status, self.engine)
                 model = _attach_worker_pool(model, self.pool)
                 methods = model.resolve_methods(self.methods)
-        except RetbenchError as error:
+        except RetbenchError as problem:
+            error = add_missing_collections(problem, card.name, self.tasks)
             for task in self.tasks:
                 yield self.output.record_failure(error, card.name, ANY_METHOD, task, request.sample)
             return
