@@ -1,5 +1,7 @@
 """The progress line: speed and time left from the work done and its times."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def test_time_left_is_estimated_by_tokens(clock: list[float]) -> None:
     phase_progress = PhaseProgress("texts")
     clock[0] += 10
     phase_progress.add(1, 4, tokens=500, tokens_left=500)  # one long text has half of the tokens
-    assert phase_progress.estimate_seconds_left() == 10
+    assert phase_progress.estimate_seconds_left() == pytest.approx(10 * (500 + 3 * 6) / 506)
     assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in phase_progress.format_line()
 
 
@@ -28,8 +30,8 @@ def test_work_found_on_disk_does_not_count_as_speed(clock: list[float]) -> None:
     clock[0] += 1
     phase_progress.add(1000, 2000, tokens=0, tokens_left=800)  # read from the cache
     clock[0] += 10
-    phase_progress.add(500, 2000, tokens=400, tokens_left=400)
-    assert phase_progress.estimate_seconds_left() == 10
+    phase_progress.add(500, 2000, tokens=40_000, tokens_left=40_000)
+    assert phase_progress.estimate_seconds_left() == pytest.approx(10)
     assert "50.0 texts/s" in phase_progress.format_line()
 
 
@@ -63,10 +65,76 @@ def test_a_log_gets_periodic_lines_and_a_last_line(clock: list[float], capsys: p
     assert [line.split(",")[0].strip() for line in lines] == ["3 of 4 texts", "embed documents: 24.0 s"]
 
 
-def test_peak_throughput_is_that_of_the_linear_layers() -> None:
+@pytest.fixture
+def product_times(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float, bool]]]:
+    """Seconds of each row of products after the warm-up, and whether another process interrupted it."""
+    times: list[tuple[float, bool]] = []
+    preemptions = [0]
+
+    def time_row(*_: object) -> float:
+        if not times:
+            return 9.0  # a warm-up
+        seconds, was_disturbed = times.pop(0)
+        preemptions[0] += was_disturbed
+        return seconds * peak_throughput.PRODUCTS_PER_TIMING
+
+    monkeypatch.setattr(peak_throughput, "_time_row", time_row)
+    monkeypatch.setattr(peak_throughput, "_count_preemptions", lambda: preemptions[0])
+    peak_throughput._measure_shapes.cache_clear()
+    yield times
+    peak_throughput._measure_shapes.cache_clear()
+
+
+def time_product() -> peak_throughput.ProductTime:
+    return peak_throughput._time_product((8, 16), 4, torch.float32, torch.device("cpu"))
+
+
+def test_peak_throughput_is_that_of_the_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 8))
     assert peak_throughput.count_linear_shapes(model) == {(16, 8): 1, (8, 16): 1}
-    assert peak_throughput.measure_peak_throughput(model, torch.float32, torch.device("cpu"), 64) > 0
+    measured: list[tuple[int, int]] = []
+
+    def answer(shape: tuple[int, int], tokens: int, *_: object) -> peak_throughput.ProductTime:
+        measured.append(shape)
+        return peak_throughput.ProductTime(tokens / 1000, True)  # 1,000 tokens per second through each layer
+
+    monkeypatch.setattr(peak_throughput, "_time_product", answer)
+    peak_throughput._measure_shapes.cache_clear()
+    for _ in range(2):  # measured once for all phases of a run
+        peak = peak_throughput.measure_peak_throughput(model, torch.float32, torch.device("cpu"))
+        assert peak == pytest.approx(500)
+    assert sorted(measured) == [(8, 16), (16, 8)]
+    peak_throughput._measure_shapes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([(1.0, False), (1.0, False), (1.05, False)], (1.0, True)),  # the first is taken by the warm-up
+        ([(0.0, False), (0.5, True), (1.0, False), (3.0, False), (1.05, False)], (0.5, True)),
+        ([(0.0, False), *[(1.0, True)] * 8], (1.0, False)),  # never undisturbed
+        ([(0.0, False), *[(1.2**n, False) for n in range(8)]], (1.0, False)),  # no two agree
+    ],
+)
+def test_a_peak_is_reliable_only_if_two_undisturbed_times_agree(
+    times: list[tuple[float, bool]], expected: tuple[float, bool], product_times: list[tuple[float, bool]]
+) -> None:
+    product_times += times
+    assert time_product() == pytest.approx(expected)
+
+
+def test_without_a_reliable_time_there_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    unreliable = peak_throughput.ProductTime(1.0, False)
+    monkeypatch.setattr(peak_throughput, "_time_product", lambda *_: unreliable)
+    peak_throughput._measure_shapes.cache_clear()
+    assert peak_throughput.measure_peak_throughput(torch.nn.Linear(8, 24), torch.float32, torch.device("cpu")) is None
+    peak_throughput._measure_shapes.cache_clear()
+
+
+def test_products_of_large_layers_have_fewer_tokens() -> None:
+    cpu = torch.device("cpu")
+    choose = peak_throughput._choose_token_count
+    assert [choose(shape, cpu) for shape in ((384, 384), (1536, 2048), (11008, 4096))] == [2048, 635, 256]
 
 
 def test_products_are_timed_together_without_synchronizing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +144,45 @@ def test_products_are_timed_together_without_synchronizing(monkeypatch: pytest.M
     monkeypatch.setattr(
         peak_throughput.nn.functional, "linear", lambda *arguments: (calls.append("."), linear(*arguments))[1]
     )
-    peak_throughput.measure_peak_throughput(torch.nn.Linear(8, 16), torch.float32, torch.device("cpu"), 64)
-    assert "".join(calls) == "|....|" * (peak_throughput.REPETITIONS + 1)
+    time_product()
+    assert set("".join(calls).split("||")) == {"|....", "....", "....|"}
 
 
-def test_a_share_above_one_is_not_shown(clock: list[float]) -> None:
+def test_a_share_above_one_is_not_shown_and_no_later_share_either(clock: list[float]) -> None:
     phase_progress = PhaseProgress("texts", lambda: 40.0)
     clock[0] += 2
     phase_progress.add(2, 10, tokens=100, tokens_left=100)
     assert "50 tokens/s, 1.0 texts/s" in phase_progress.format_line()
+    clock[0] += 8
+    assert "10 tokens/s, 0.2 texts/s" in phase_progress.format_line()
+
+
+def test_the_measurement_of_the_peak_does_not_count_as_work(clock: list[float]) -> None:
+    def measure_for_a_minute() -> float:
+        clock[0] += 60
+        return 100.0
+
+    phase_progress = PhaseProgress("texts", measure_for_a_minute)
+    clock[0] += 2
+    phase_progress.add(2, 4, tokens=100, tokens_left=100)
+    phase_progress.format_line()
+    clock[0] += 2
+    phase_progress.add(1, 4, tokens=100, tokens_left=50)
+    assert "50 tokens/s, 50% of peak" in phase_progress.format_line()
+
+
+def test_many_short_texts_take_longer_than_few_long_ones_of_as_many_tokens(clock: list[float]) -> None:
+    phase_progress = PhaseProgress("texts")
+    clock[0] += 10
+    phase_progress.add(10, 1010, tokens=4000, tokens_left=4000)
+    assert phase_progress.estimate_seconds_left() == pytest.approx(10 * (4000 + 6000) / 4060)
+
+
+@pytest.mark.parametrize("slower", [1.0, 3.0, 1 / 3])
+def test_the_time_left_follows_the_load_of_the_machine(clock: list[float], slower: float) -> None:
+    phase_progress = PhaseProgress("texts")
+    for batch in range(90):
+        seconds = 1.0 if batch < 20 else slower  # then other work begins or ends
+        clock[0] += seconds
+        phase_progress.add(10, 1000, tokens=1000, tokens_left=1000 * (99 - batch))
+    assert phase_progress.estimate_seconds_left() == pytest.approx(10 * slower, rel=0.15)

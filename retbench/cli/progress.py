@@ -1,5 +1,6 @@
 """Progress on stderr: a live line on a terminal, a plain line every 15 seconds elsewhere, and a line per phase."""
 
+import math
 import sys
 import time
 from functools import cached_property
@@ -10,46 +11,78 @@ from retbench.cli.command import print_status
 from retbench.records.phase_timer import GetPeakThroughput
 
 LOG_INTERVAL = 15  # seconds between plain lines in a log
+TEXT_TOKENS = 6  # what a text costs beside its tokens, in tokens; measured with MiniLM and a decoder of 135M parameters
+MIN_RECENT_SECONDS, RECENT_SHARE = 10.0, 0.5  # the recent past: half as long as the time left, at least 10 s
 
 
 class PhaseProgress:
-    """The progress of a phase: work done, speed and time left."""
+    """The progress of a phase: work done, speed and time left.
+
+    The work that is left is counted in tokens, and a text counts as some tokens more, because texts are sorted by
+    length and many short texts cost more than few long ones. The speed is that of the recent past, so that the estimate
+    follows the load of a busy machine.
+    """
 
     def __init__(self, unit: str, get_peak_throughput: GetPeakThroughput = lambda: None) -> None:
         self.unit, self.get_peak_throughput = unit, get_peak_throughput
         self.done = self.total = self.tokens = self.tokens_left = self.done_from_cache = 0
-        self.started = self.computing_since = time.monotonic()
+        self.recent_work = self.recent_seconds = 0.0
+        self.is_peak_plausible = True
+        self.started = self.computing_since = self.last_added = time.monotonic()
 
     @cached_property
     def peak(self) -> float | None:
-        """Peak tokens per second of the device."""
-        return self.get_peak_throughput()
+        """Peak tokens per second of the device; its measurement does not count as work."""
+        before = time.monotonic()
+        peak = self.get_peak_throughput()
+        spent = time.monotonic() - before
+        self.computing_since, self.last_added = self.computing_since + spent, self.last_added + spent
+        return peak
 
     def add(self, done: int, total: int, tokens: int, tokens_left: int) -> None:
         """Add finished work. Items without tokens, before the first with tokens, came from the cache."""
-        if not self.tokens and not tokens:
-            self.computing_since = time.monotonic()  # reading from the cache does not count for the speed
-            self.done_from_cache += done
+        now = time.monotonic()
         self.done, self.total = self.done + done, total
         self.tokens, self.tokens_left = self.tokens + tokens, tokens_left
+        if tokens:
+            self._add_recent_work(tokens + TEXT_TOKENS * done, now - self.last_added)
+        elif not self.tokens:
+            self.computing_since = now  # reading from the cache does not count for the speed
+            self.done_from_cache += done
+        self.last_added = now
+
+    def _add_recent_work(self, work: float, seconds: float) -> None:
+        """Add work, and forget earlier work the faster the less is left."""
+        left = self._count_work_left() * self.recent_seconds / self.recent_work if self.recent_work else 0.0
+        kept = math.exp(-seconds / max(MIN_RECENT_SECONDS, RECENT_SHARE * left))
+        self.recent_work, self.recent_seconds = kept * self.recent_work + work, kept * self.recent_seconds + seconds
+
+    def _count_work_left(self) -> float:
+        return self.tokens_left + TEXT_TOKENS * (self.total - self.done) if self.tokens_left else 0.0
 
     def estimate_seconds_left(self) -> float | None:
-        """Estimate by tokens where they are counted: texts are sorted by length, so their number would mislead."""
-        now = time.monotonic()
+        """Estimate by tokens where they are counted, else by items."""
         if self.tokens:
-            return self.tokens_left * (now - self.computing_since) / self.tokens
-        return (
-            (self.total - self.done) * (now - self.started) / self.done if self.done and not self.tokens_left else None
-        )
+            return self._count_work_left() * self.recent_seconds / self.recent_work
+        if not self.done or self.tokens_left:
+            return None
+        return (self.total - self.done) * (time.monotonic() - self.started) / self.done
+
+    def _compute_share_of_peak(self, tokens_per_second: float) -> float | None:
+        """Compute the share; None without a peak, and for the whole phase once the peak turned out to be too low."""
+        if not self.peak or tokens_per_second > self.peak:
+            self.is_peak_plausible = False
+        return tokens_per_second / self.peak if self.peak and self.is_peak_plausible else None
 
     def format_line(self) -> str:
         """Format counts, speed and time left as one line."""
         parts = [f"{self.done:,} of {self.total:,} {self.unit}" if self.total else ""]
         seconds = time.monotonic() - self.computing_since
         if self.tokens and seconds:
-            parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
-            if self.peak and self.tokens / seconds <= self.peak:  # above 1 the peak was measured wrongly
-                parts.append(f"{self.tokens / seconds / self.peak:.0%} of peak")
+            tokens_per_second = self.tokens / seconds
+            parts.append(f"{tokens_per_second:,.0f} tokens/s")
+            if share := self._compute_share_of_peak(tokens_per_second):
+                parts.append(f"{share:.0%} of peak")
             parts.append(f"{(self.done - self.done_from_cache) / seconds:,.1f} {self.unit}/s")
         seconds_left = self.estimate_seconds_left()
         if seconds_left is not None and self.total:

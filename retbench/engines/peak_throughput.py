@@ -1,8 +1,15 @@
-"""Peak throughput: the upper bound for a forward pass, from timing only its matrix products on the same device."""
+"""Peak throughput: the upper bound for a forward pass, from timing only its matrix products on the same device.
 
+On a busy machine other processes interrupt the products, and a bound that was measured too low would make the share of
+it look too good. So a time counts only if no thread of this process was preempted meanwhile, and if a second
+undisturbed time agrees with it; else there is no bound.
+"""
+
+import resource
 import time
 from collections import Counter
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,11 +17,20 @@ from torch import nn
 from retbench.engines.device import get_device, has_fast_bf16
 
 CPU_TOKENS, GPU_TOKENS = 2048, 8192  # per product; a GPU needs more to be fully used
+MIN_CPU_TOKENS, CPU_PRODUCT_FLOP = 256, 4e9  # fewer tokens for large layers, whose products would take minutes
 PRODUCTS_PER_TIMING = 4  # consecutive products
 CPU_PEAK_SIZE, GPU_PEAK_SIZE = 1024, 8192  # rows and columns of both factors
-REPETITIONS = 5  # the fastest one counts, because other processes only slow it down
+MAX_REPETITIONS = 8
+TOLERANCE = 1.1  # two times agree if they differ by less
 
 Shape = tuple[int, int]
+
+
+class ProductTime(NamedTuple):
+    """The shortest seconds of a product, and whether it was measured without disturbance, twice."""
+
+    seconds: float
+    is_reliable: bool
 
 
 def count_linear_shapes(model: Any) -> Counter[Shape]:
@@ -22,13 +38,28 @@ def count_linear_shapes(model: Any) -> Counter[Shape]:
     return Counter((m.weight.shape[0], m.weight.shape[1]) for m in model.modules() if isinstance(m, nn.Linear))
 
 
-def measure_peak_throughput(model: Any, dtype: torch.dtype, device: torch.device, tokens: int | None = None) -> float:
-    """Tokens per second if only the products of the linear layers took time."""
-    tokens = tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
-    seconds = sum(
-        count * _time_product(shape, tokens, dtype, device) for shape, count in count_linear_shapes(model).items()
-    )
-    return tokens / seconds
+def measure_peak_throughput(model: Any, dtype: torch.dtype, device: torch.device) -> float | None:
+    """Tokens per second if only the products of the linear layers took time; None if they could not be timed well."""
+    return _measure_shapes(tuple(sorted(count_linear_shapes(model).items())), dtype, device)
+
+
+@cache
+def _measure_shapes(counts: tuple[tuple[Shape, int], ...], dtype: torch.dtype, device: torch.device) -> float | None:
+    """Time each shape; once per process, because a run has several phases and methods with one model."""
+    seconds_per_token = 0.0
+    for shape, count in counts:
+        tokens = _choose_token_count(shape, device)
+        product = _time_product(shape, tokens, dtype, device)
+        if not product.is_reliable:
+            return None
+        seconds_per_token += count * product.seconds / tokens
+    return 1 / seconds_per_token
+
+
+def _choose_token_count(shape: Shape, device: torch.device) -> int:
+    if device.type != "cpu":
+        return GPU_TOKENS
+    return max(MIN_CPU_TOKENS, min(CPU_TOKENS, int(CPU_PRODUCT_FLOP / (2 * shape[0] * shape[1]))))
 
 
 def measure_device_peak() -> float:
@@ -36,22 +67,38 @@ def measure_device_peak() -> float:
     device = get_device()
     size = CPU_PEAK_SIZE if device.type == "cpu" else GPU_PEAK_SIZE
     dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
-    return 2.0 * size**3 / _time_product((size, size), size, dtype, device)
+    return 2.0 * size**3 / _time_product((size, size), size, dtype, device).seconds
 
 
-def _time_product(shape: Shape, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of one product. As in a forward pass, several run in a row, each with its own weights."""
+def _time_product(shape: Shape, tokens: int, dtype: torch.dtype, device: torch.device) -> ProductTime:
+    """Time one product. As in a forward pass, several run in a row, each with its own weights."""
     states = torch.randn(tokens, shape[1], device=device, dtype=dtype)
     weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(PRODUCTS_PER_TIMING)]
-    timings = []
-    for _ in range(REPETITIONS + 1):
-        _synchronize(device)
-        started = time.perf_counter()
-        for weight in weights:
-            nn.functional.linear(states, weight)
-        _synchronize(device)
-        timings.append(time.perf_counter() - started)
-    return min(timings[1:]) / PRODUCTS_PER_TIMING  # the first one is a warm-up
+    _time_row(states, weights)  # a warm-up
+    shortest, undisturbed = float("inf"), []
+    for _ in range(MAX_REPETITIONS):
+        preemptions = _count_preemptions()
+        seconds = _time_row(states, weights) / PRODUCTS_PER_TIMING
+        shortest = min(shortest, seconds)
+        if _count_preemptions() == preemptions:
+            undisturbed = sorted([*undisturbed, seconds])
+        if len(undisturbed) > 1 and undisturbed[1] < TOLERANCE * undisturbed[0]:
+            return ProductTime(shortest, True)
+    return ProductTime(shortest, False)
+
+
+def _time_row(states: torch.Tensor, weights: list[torch.Tensor]) -> float:
+    _synchronize(states.device)
+    started = time.perf_counter()
+    for weight in weights:
+        nn.functional.linear(states, weight)
+    _synchronize(states.device)
+    return time.perf_counter() - started
+
+
+def _count_preemptions() -> int:
+    """How often the system stopped a thread of this process to run another process; 0 where it does not count."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _synchronize(device: torch.device) -> None:
