@@ -55,7 +55,8 @@ def test_old_and_new_recipe_keys_name_the_same_training() -> None:
 def test_a_stored_recipe_gets_the_defaults_of_newer_fields() -> None:
     recipe = json.loads(json.dumps(asdict(catalog.find_recipe("llm-ql"))))
     stored = json.loads(json.dumps(recipe))
-    del stored["save_steps"], stored["optimizer"]["warmup_ratio"], stored["query_likelihood"]["optimizer"]["weight_decay"]
+    del stored["save_steps"], stored["optimizer"]["warmup_ratio"]
+    del stored["query_likelihood"]["optimizer"]["weight_decay"]
     assert complete_recipe(stored) == recipe
     assert complete_recipe({**stored, "removed": 1}) == {**recipe, "removed": 1}
     assert complete_recipe({"rate": 0.1, "alpha": [0.5]}) == json.loads(
