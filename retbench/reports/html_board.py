@@ -11,10 +11,10 @@ from html import escape
 from retbench.records.scored_run import ScoredRun
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.reports.svg_charts import get_colour
-from retbench.reports.table_cells import INTERVAL_HEAD, LeaderboardTable, TableCell, TableLine
+from retbench.reports.table_cells import INTERVAL_HEAD, LeaderboardTable, TableCell, TableLine, cut_in_the_middle
 
 NAME_COLUMNS = 4  # rank, letters, model, method
-MAX_NAME = 38  # longer names are cut in the middle, because their ends tell them apart
+MAX_NAME = 38  # longer names are cut
 TEXT_HEADS = ("model", "method", "letters", "pair", "trained", "query")
 
 
@@ -47,14 +47,6 @@ def build_table_html(css_class: str, name: str, heads: str, rows: str) -> str:
 def build_anchor(run: ScoredRun) -> str:
     """The link target of a run: letters and digits only."""
     return f"run-{hashlib.sha256(str(run.folder).encode()).hexdigest()[:12]}"
-
-
-def cut_in_the_middle(name: str) -> str:
-    """A long name without its middle."""
-    if len(name) <= MAX_NAME:
-        return name
-    end = MAX_NAME // 2 - 1
-    return f"{name[: MAX_NAME - end - 1]}…{name[-end:]}"
 
 
 def _order_columns(heads: list[str]) -> list[int]:
@@ -117,7 +109,7 @@ def _build_name(line: TableLine) -> str:
     model, method = line.cells[2], line.cells[3]
     dot = f'<i class="dot" style="background:{get_colour(line.row)}"></i>' if line.row else ""
     mark = f"<sup>{escape(model.mark)}</sup>" if model.mark else ""
-    short, full = cut_in_the_middle(model.text), escape(f"{model.text} · {method.text}")
+    short, full = cut_in_the_middle(model.text, MAX_NAME), escape(f"{model.text} · {method.text}")
     return f'<span title="{full}">{dot}{escape(short)}{mark}<small>{escape(method.text)}</small></span>'
 
 

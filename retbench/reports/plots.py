@@ -1,4 +1,4 @@
-"""Plots for papers: every scatter chart as an SVG file, and as PNG if the extra `plots` is installed."""
+"""Plots for papers: the figures of every leaderboard as SVG files, and as PNG if the extra `plots` is installed."""
 
 import re
 from importlib.util import find_spec
@@ -6,17 +6,27 @@ from pathlib import Path
 
 from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.svg_charts import draw_cost_scatters, to_standalone_svg
+from retbench.reports.svg_figures import draw_heat_map, draw_length_curves, draw_query_scatter, draw_training_curves
 
-PNG_SCALE = 3  # 720 points wide become 2160 pixels, enough for print
+PNG_SCALE = 2  # 1,100 points wide become 2,200 pixels, enough for print
+FIGURES = {
+    "heat-map": draw_heat_map,
+    "query-by-query": draw_query_scatter,
+    "over-length": draw_length_curves,
+    "training-loss": draw_training_curves,
+}
 
 
 def write_plots(boards: list[Leaderboard], folder: Path) -> list[Path]:
-    """Write the charts of all leaderboards; return the files."""
+    """Write the figures of all leaderboards that have the data for them; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     for number, board in enumerate(boards, start=1):
-        for cost, chart in draw_cost_scatters(board).items():
-            file = folder / f"{number}-{re.sub(r'[^a-z0-9]+', '-', board.title.lower())}-{cost}.svg"
+        drawn = {name: draw(board) for name, draw in FIGURES.items()} | draw_cost_scatters(board)
+        for name, chart in drawn.items():
+            if chart is None:
+                continue
+            file = folder / f"{number}-{re.sub(r'[^a-z0-9]+', '-', board.title.lower())}-{name}.svg"
             file.write_text(to_standalone_svg(chart), encoding="utf-8")
             files.append(file)
             if can_write_png():

@@ -11,9 +11,21 @@ from html import escape
 import numpy as np
 
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
-from retbench.reports.table_cells import select_cost_columns
+from retbench.reports.svg_axes import (
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    AxisScale,
+    build_linear_scale,
+    build_log_scale,
+    draw_axes,
+    format_number,
+    wrap_svg,
+)
+from retbench.reports.table_cells import cut_in_the_middle, select_cost_columns
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 1100, 460, 56, 44, 24, 190
 MAX_LABELS = 12  # with more points, labels are shown on hover only
 SPECIALISATION_COLOURS = {  # Okabe and Ito's palette, safe for colour-blind readers
     "base": "#0072b2", "instruct": "#56b4e9", "code": "#d55e00", "math": "#cc79a7", "reasoning": "#009e73",
@@ -109,9 +121,9 @@ class ScatterChart:
 
     def draw(self, points: list[ScatterPoint]) -> str:
         """The chart as SVG."""
-        x_scale = _build_log_scale([point.x for point in points])
-        y_scale = _build_linear_scale([point.y for point in (*points, *self.baselines)])
-        parts = _draw_axes(x_scale, y_scale, self.title, self.quality)
+        x_scale = build_log_scale([point.x for point in points])
+        y_scale = build_linear_scale([point.y for point in (*points, *self.baselines)])
+        parts = draw_axes(x_scale, y_scale, self.title, self.quality)
         for line in self.baselines:
             y = y_scale.to_position(line.y)
             parts.append(f'<path class="baseline" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
@@ -124,10 +136,10 @@ class ScatterChart:
         if len(points) <= MAX_LABELS:
             parts += _draw_labels(points, x_scale, y_scale)
         parts += _draw_legend(points)
-        return _wrap_svg(parts, WIDTH, HEIGHT, f"{self.quality} against {self.title}")
+        return wrap_svg(parts, WIDTH, HEIGHT, f"{self.quality} against {self.title}")
 
-    def _draw_point(self, point: ScatterPoint, x_scale: "AxisScale", y_scale: "AxisScale", is_in_front: bool) -> str:
-        tip = f"{point.label}: {point.y:.2f} at {_format_number(point.x)} {self.title}"
+    def _draw_point(self, point: ScatterPoint, x_scale: AxisScale, y_scale: AxisScale, is_in_front: bool) -> str:
+        tip = f"{point.label}: {point.y:.2f} at {format_number(point.x)} {self.title}"
         tip += ", on the Pareto front" if is_in_front else ""
         x, y = x_scale.to_position(point.x), y_scale.to_position(point.y)
         return (
@@ -136,14 +148,14 @@ class ScatterChart:
         )
 
 
-def _draw_labels(points: list[ScatterPoint], x_scale: "AxisScale", y_scale: "AxisScale") -> list[str]:
+def _draw_labels(points: list[ScatterPoint], x_scale: AxisScale, y_scale: AxisScale) -> list[str]:
     """Model and method beside each point, placed downwards so that labels never overlap."""
     parts: list[str] = []
     lowest = -math.inf
     for point in sorted(points, key=lambda point: -point.y):
         lowest = max(y_scale.to_position(point.y), lowest + 14)
         x = x_scale.to_position(point.x) + 8
-        label = escape(point.label if len(point.label) <= 44 else point.label[:43] + "…")
+        label = escape(cut_in_the_middle(point.label, 44))
         parts.append(f'<text class="label" data-row="{point.row}" x="{x:.1f}" y="{lowest + 4:.1f}">{label}</text>')
     return parts
 
@@ -159,70 +171,6 @@ def _draw_legend(points: list[ScatterPoint]) -> list[str]:
     return [*parts, f'<path class="front" d="M{x - 6} {y}h14"/>', f'<text x="{x + 12}" y="{y + 4}">Pareto front</text>']
 
 
-def _format_number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
-
-
-def _wrap_svg(parts: list[str], width: int, height: int, name: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(name)}">{"".join(parts)}</svg>'
-    )
-
-
-@dataclass(frozen=True)
-class AxisScale:
-    """Maps a value to a position in the chart."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    logarithmic: bool
-    ticks: tuple[float, ...]
-
-    def to_position(self, value: float) -> float:
-        """The position of a value in the chart."""
-        if self.logarithmic:
-            value = math.log10(value)
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
-def _build_log_scale(values: list[float]) -> AxisScale:
-    low, high = math.log10(min(values)), math.log10(max(values))
-    margin = max(0.1, (high - low) * 0.1)
-    low, high = low - margin, high + margin
-    marks = (1, 2, 5) if high - low > 1 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    steps = [s * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for s in marks]
-    ticks = tuple(step for step in steps if low <= math.log10(step) <= high)
-    return AxisScale(low, high, LEFT, WIDTH - RIGHT, True, ticks)
-
-
-def _build_linear_scale(values: list[float]) -> AxisScale:
-    margin = max(1.0, (max(values) - min(values)) * 0.15)
-    low, high = max(0.0, min(values) - margin), min(100.0, max(values) + margin)
-    step = 10.0 ** math.floor(math.log10(high - low))
-    step = next(s * step for s in (0.1, 0.2, 0.5, 1, 2) if (high - low) / (s * step) <= 8)
-    ticks = tuple(float(t) for t in np.arange(math.ceil(low / step) * step, high, step))
-    return AxisScale(low, high, HEIGHT - BOTTOM, TOP, False, ticks)
-
-
-def _draw_axes(x_scale: AxisScale, y_scale: AxisScale, title: str, quality: str) -> list[str]:
-    base, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = [f'<path class="axis" d="M{LEFT} {TOP}V{base}H{right}" fill="none"/>']
-    for tick in x_scale.ticks:
-        x = x_scale.to_position(tick)
-        parts.append(f'<path class="grid" d="M{x:.1f} {TOP}V{base}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">{_format_number(tick)}</text>')
-    for tick in y_scale.ticks:
-        y = y_scale.to_position(tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    middle = (LEFT + right) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(title)}</text>')
-    return [*parts, f'<text x="8" y="{TOP - 4}">{escape(quality)}</text>']
-
-
 def draw_histogram(values: Sequence[float], name: str) -> str:
     """A histogram of scores in ten bins: 0 to 0.1, 0.1 to 0.2, ... 0.9 to 1."""
     counts, _ = np.histogram(values, bins=BINS, range=(0.0, 1.0))
@@ -232,4 +180,4 @@ def draw_histogram(values: Sequence[float], name: str) -> str:
         tip = f"{count} of {len(values)} queries score {number / BINS:.1f} to {(number + 1) / BINS:.1f}"
         box = f'x="{number * 11}" y="{36 - height:.1f}" width="10" height="{max(height, 0.5):.1f}"'
         parts.append(f'<rect class="bar" {box} data-tip="{tip}"/>')
-    return _wrap_svg(parts, 11 * BINS, 37, name)
+    return wrap_svg(parts, 11 * BINS, 37, name)

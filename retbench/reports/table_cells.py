@@ -13,6 +13,7 @@ from retbench.reports.published_tables import PublishedRow
 from retbench.reports.ranks import ALPHA
 from retbench.reports.seed_variation import ONE_SEED_MARK, has_one_seed, list_seed_groups
 from retbench.reports.suite_average import group_tasks
+from retbench.store.vector_formats import VECTOR_FORMATS
 
 MISSING = "–"
 EXPOSURE_MARKS = {"seen": "*", "unknown": "?", "unseen": ""}
@@ -48,6 +49,14 @@ class LeaderboardTable:
     notes: list[str]
 
 
+def cut_in_the_middle(name: str, length: int) -> str:
+    """A long name without its middle: names that begin alike differ at their ends."""
+    if len(name) <= length:
+        return name
+    end = length // 2 - 1
+    return f"{name[: length - end - 1]}…{name[-end:]}"
+
+
 CostColumn = tuple[str, Callable[[LeaderboardRow], float | None], str]
 
 
@@ -76,12 +85,26 @@ def compute_price(row: LeaderboardRow) -> float | None:
     return fmean(costs) if costs else None
 
 
+def compute_bytes_per_document(row: LeaderboardRow) -> float | None:
+    """The size of a document's vector as it is compared; None for lexical and sparse rows."""
+    sizes = []
+    for run in row.runs.values():
+        encoder, shape = run.record.settings["encoder"], run.record.cards["model"].get("shape")
+        if not encoder or not shape or run.record.cards["method"].get("kind", "dense") != "dense":
+            return None
+        vector_format = VECTOR_FORMATS[encoder.get("vector_dtype", "fp32")]
+        width = encoder.get("dimensions") or shape["width"]
+        sizes.append(width * vector_format.bytes_per_number + vector_format.bytes_per_vector)
+    return max(sizes, default=None)
+
+
 COST_COLUMNS: dict[str, CostColumn] = {
     "parameters": ("parameters (M)", _get_parameters_in_millions, ",.0f"),
     "weights": ("weights (MB)", _get_max_cost("weights_mb"), ",.0f"),
     "tokens_per_second": ("tokens/s", _get_mean_cost("tokens_per_second"), ",.0f"),
     "documents_per_second": ("docs/s", _get_mean_cost("documents_per_second"), ",.0f"),
     "peak_memory": ("peak memory (MB)", _get_max_cost("peak_memory_mb"), ",.0f"),
+    "bytes_per_document": ("bytes/doc", compute_bytes_per_document, ",.0f"),
     "price": ("price per 1M docs", compute_price, ",.2f"),
 }
 
