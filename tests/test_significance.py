@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from retbench.scoring.significance import (
     WinCounts,
     adjust_p_values,
     compute_bootstrap_interval,
+    compute_bootstrap_intervals,
     compute_detectable_difference,
     compute_effect_size,
     compute_paired_p_value,
@@ -163,9 +165,73 @@ def test_bounds_contain_the_p_value(queries: int) -> None:
         table = _draw_scores_of_many_kinds(seed, queries)
         pairs = list(itertools.combinations(range(12), 2))
         exact = np.array([compute_paired_p_value(table[:, a], table[:, b]) for a, b in pairs])
-        bounds = randomisation_test.bound_p_values(np.array([table[:, a] - table[:, b] for a, b in pairs]))
-        assert (bounds.low <= exact * (1 + 1e-6)).all()
-        assert (exact <= np.maximum(bounds.high, 1e-12) * (1 + 1e-6)).all()
+        for smallest in (0.0, 1e-3):
+            differences = np.array([table[:, a] - table[:, b] for a, b in pairs])
+            bounds = randomisation_test.bound_p_values(differences, smallest)
+            assert (bounds.low <= exact * (1 + 1e-6)).all()
+            assert (exact <= np.maximum(bounds.high, 1e-12) * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("large", [7, 11, 25])
+def test_bounds_contain_the_p_value_of_a_few_large_and_many_small_differences(large: int) -> None:
+    """Such sums have gaps; and if all large differences agree, the sum is near its end."""
+    generator = np.random.default_rng(large)
+    for losses, noise in itertools.product((0, 1, 2), (1e-3, 0.01, 0.1)):
+        difference = np.concatenate([np.ones(large), generator.normal(0, noise, 30)])
+        difference[:losses] = -1.0
+        exact = compute_paired_p_value(difference, np.zeros(len(difference)))
+        low, high = randomisation_test.bound_p_values(difference[None], 0.0)
+        assert low[0] <= exact <= max(high[0], 1e-12), (losses, noise)
+
+
+@pytest.mark.parametrize("queries", [14, 40, 150])
+def test_bounds_on_a_grid_contain_the_p_value(queries: int) -> None:
+    for seed in range(4):
+        table = _draw_scores_of_many_kinds(seed, queries)
+        for first, second in itertools.combinations(range(0, 12, 2), 2):
+            exact = compute_paired_p_value(table[:, first], table[:, second])
+            widths = []
+            for precision in (0.3, 0.03):
+                low, high = randomisation_test.bound_p_value_on_grid(
+                    table[:, first], table[:, second], precision, negligible=1e-8
+                )
+                assert low <= exact * (1 + 1e-9)
+                assert exact <= high * (1 + 1e-9)
+                widths.append(high - low)
+            assert widths[1] <= widths[0]
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=30))
+def test_the_limit_of_p_values_is_that_of_holm(p_values: list[float]) -> None:
+    limits = 0.05 / np.arange(len(p_values), 0, -1)
+    limit = significance._find_limit(np.array(p_values), limits)
+    adjusted = adjust_p_values(p_values)
+    assert [p <= limit for p in p_values] == [p <= 0.05 * (1 + 1e-12) for p in adjusted]
+
+
+def test_a_large_board_needs_few_p_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Formulas decide most pairs, coarse grids decide most others. Only the last few p-values are computed."""
+    table = np.clip(np.random.default_rng(5).normal(np.linspace(0.3, 0.6, 40), 0.25, (100, 40)), 0, 1)
+    columns = {str(model): table[:, model] for model in range(40)}
+    calls = {"bound_p_value_on_grid": 0, "compute_p_value": 0}
+    for name in calls:
+        monkeypatch.setattr(significance, name, _count_calls(calls, name))
+    found = rank_models(columns)
+    assert calls["compute_p_value"] <= 5, calls
+    assert calls["bound_p_value_on_grid"] <= 200, calls
+    monkeypatch.setattr(significance, "PRECISIONS", ())
+    assert rank_models(columns) == found
+    assert calls["compute_p_value"] > 60, calls
+
+
+def _count_calls(calls: dict[str, int], name: str) -> Callable[..., Any]:
+    function = getattr(significance, name)
+
+    def count_call(*arguments: Any) -> Any:
+        calls[name] += 1
+        return function(*arguments)
+
+    return count_call
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -227,6 +293,15 @@ def test_interval_equals_scipy(level: float) -> None:
     error = float(values.std() / math.sqrt(300))
     assert ours.low == pytest.approx(found.low, abs=0.12 * error)
     assert ours.high == pytest.approx(found.high, abs=0.12 * error)
+
+
+def test_intervals_of_several_models_are_those_of_each() -> None:
+    columns = {str(seed): np.random.default_rng(seed).random(70) ** 3 for seed in range(5)}
+    together = compute_bootstrap_intervals(columns)
+    for interval, column in zip(together, columns.values(), strict=True):
+        assert interval == pytest.approx(compute_bootstrap_interval(column), abs=1e-14)
+        draws = np.random.default_rng(0).integers(70, size=(10_000, 70), dtype=np.int32)
+        assert interval == pytest.approx(np.quantile(column[draws].mean(axis=1), [0.025, 0.975]), abs=1e-14)
 
 
 def test_interval_of_few_queries_computed_by_hand() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from retbench.records.scored_run import ScoredRun
 from retbench.reports.suite_average import compute_suite_mean, compute_task_weights
-from retbench.scoring.significance import ConfidenceInterval, ModelRank, compute_bootstrap_interval, rank_models
+from retbench.scoring.significance import ConfidenceInterval, ModelRank, compute_bootstrap_intervals, rank_models
 
 ALPHA = 0.05
 MIN_TASKS_FOR_TASK_TEST = 6  # with five tasks, even five wins have a p-value of 1/16
@@ -40,9 +40,9 @@ def compute_row_ranks(
     row_ranks: list[dict[str | None, RowRank]] = [{} for _ in rows]
     for task in tasks:
         columns = {number: runs[task].values for number, runs in enumerate(rows) if task in runs}
+        intervals = _compute_intervals(columns)
         for number, model_rank in _rank_columns(columns).items():
-            interval = compute_bootstrap_interval(columns[number])
-            row_ranks[number][task] = RowRank(model_rank.rank, model_rank.letters, interval, len(columns))
+            row_ranks[number][task] = RowRank(model_rank.rank, model_rank.letters, intervals[number], len(columns))
     complete_rows = {number: runs for number, runs in enumerate(rows) if all(task in runs for task in tasks)}
     if len(tasks) > 1:
         for number, row_rank in _rank_averages(complete_rows, tasks, suite).items():
@@ -62,11 +62,13 @@ def _rank_averages(
         task_ranks = _rank_columns(
             {n: np.array([runs[t].score * weights[t] for t in tasks]) for n, runs in complete_rows.items()}
         )
+    intervals = _compute_average_intervals(complete_rows, tasks, suite)
     row_ranks = {}
-    for number, runs in complete_rows.items():
-        model_rank, interval = query_ranks[number], compute_average_interval(runs, tasks, suite)
+    for number, model_rank in query_ranks.items():
         rank_over_tasks = task_ranks[number].rank if task_ranks else None
-        row_ranks[number] = RowRank(model_rank.rank, model_rank.letters, interval, len(complete_rows), rank_over_tasks)
+        row_ranks[number] = RowRank(
+            model_rank.rank, model_rank.letters, intervals[number], len(complete_rows), rank_over_tasks
+        )
     return row_ranks
 
 
@@ -82,14 +84,32 @@ def _rank_columns(columns: Mapping[int, Floats]) -> dict[int, ModelRank]:
 
 def weight_query_scores(runs: Mapping[str, ScoredRun], tasks: list[str], suite: str) -> Floats:
     """One weighted score per query of all tasks; their mean is the suite's average."""
-    weights, total = compute_task_weights(suite, tasks), sum(len(runs[task].values) for task in tasks)
-    return np.concatenate([runs[t].values * (weights[t] * total / len(runs[t].values)) for t in tasks])
+    weights = _compute_query_weights(runs, tasks, suite)
+    return np.concatenate([runs[task].values * weights[task] for task in tasks])
 
 
-def compute_average_interval(runs: Mapping[str, ScoredRun], tasks: list[str], suite: str) -> ConfidenceInterval:
-    """The interval of the average; each task is centred first, because only queries are resampled, not tasks."""
+def _compute_query_weights(runs: Mapping[str, ScoredRun], tasks: list[str], suite: str) -> dict[str, float]:
     weights, total = compute_task_weights(suite, tasks), sum(len(runs[task].values) for task in tasks)
-    centred = [(runs[t].values - runs[t].score) * (weights[t] * total / len(runs[t].values)) for t in tasks]
-    low, high = compute_bootstrap_interval(np.concatenate(centred))
-    mean = compute_suite_mean(suite, {task: runs[task].score for task in tasks})
-    return ConfidenceInterval(mean + low, mean + high)
+    return {task: weights[task] * total / len(runs[task].values) for task in tasks}
+
+
+def _compute_average_intervals(
+    complete_rows: Mapping[int, Mapping[str, ScoredRun]], tasks: list[str], suite: str
+) -> dict[int, ConfidenceInterval]:
+    """The intervals of the averages; each task is centred first, because only queries are resampled, not tasks."""
+    centred, means = {}, {}
+    for number, runs in complete_rows.items():
+        weights = _compute_query_weights(runs, tasks, suite)
+        centred[number] = np.concatenate([(runs[task].values - runs[task].score) * weights[task] for task in tasks])
+        means[number] = compute_suite_mean(suite, {task: runs[task].score for task in tasks})
+    return {
+        number: ConfidenceInterval(means[number] + low, means[number] + high)
+        for number, (low, high) in _compute_intervals(centred).items()
+    }
+
+
+def _compute_intervals(columns: Mapping[int, Floats]) -> dict[int, ConfidenceInterval]:
+    if not columns:
+        return {}
+    intervals = compute_bootstrap_intervals({str(number): column for number, column in columns.items()})
+    return dict(zip(columns, intervals, strict=True))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retbench.errors import DataError
-from retbench.scoring.randomisation_test import PValueBounds, bound_p_values, compute_p_value
+from retbench.scoring.randomisation_test import PValueBounds, bound_p_value_on_grid, bound_p_values, compute_p_value
 
 Floats = NDArray[np.float64]
 Values = Sequence[float] | Floats
@@ -30,6 +30,10 @@ Pairs = list[tuple[int, int]]
 MIN_SIGNIFICANT_QUERIES = 6
 # With fewer queries the formula for the detectable difference promises more than the test can do.
 MIN_QUERIES_FOR_POWER = 7
+# How far rounding may move a sum, in its standard deviations: pairs that formulas leave open, then those still open.
+PRECISIONS = (0.15, 0.03, 0.01)
+# What rounding may do with a probability of this share of the smallest p-value that matters is left out.
+NEGLIGIBLE = 1e-3
 # Numbers per chunk: 32 MiB of float64.
 CHUNK_NUMBERS = 1 << 22
 # A relative difference below this is float noise, not a difference between models.
@@ -69,15 +73,30 @@ def compute_bootstrap_interval(
     values: Values, level: float = 0.95, rounds: int = 10_000, seed: int = 0
 ) -> ConfidenceInterval:
     """Return the percentile interval of the mean over resampled queries."""
-    column = _build_score_table({"the model": values})[:, 0]
+    (interval,) = compute_bootstrap_intervals({"the model": values}, level, rounds, seed)
+    return interval
+
+
+def compute_bootstrap_intervals(
+    scores: Mapping[str, Values], level: float = 0.95, rounds: int = 10_000, seed: int = 0
+) -> list[ConfidenceInterval]:
+    """Return the interval of every model's mean, all over the same resampled queries."""
+    table = _build_score_table(scores)
     generator = np.random.default_rng(seed)
     means = [
-        column[generator.integers(len(column), size=(rows, len(column)), dtype=np.int32)].mean(axis=1)
-        for rows in _split_rounds(rounds, len(column))
+        _count_draws(generator.integers(len(table), size=(rows, len(table)), dtype=np.int32)) @ table / len(table)
+        for rows in _split_rounds(rounds, len(table))
     ]
     tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return ConfidenceInterval(float(low), float(high))
+    ends = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    return [ConfidenceInterval(float(low), float(high)) for low, high in ends.T]
+
+
+def _count_draws(draws: NDArray[np.int32]) -> Floats:
+    """Return how often each query was drawn: a row per round, a column per query."""
+    rounds, queries = draws.shape
+    places = draws + queries * np.arange(rounds)[:, None]
+    return np.bincount(places.ravel(), minlength=draws.size).reshape(draws.shape).astype(np.float64)
 
 
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
@@ -172,49 +191,84 @@ def _split_rounds(rounds: int, width: int) -> Iterator[int]:
 def _find_different_pairs(table: Floats, pairs: Pairs, alpha: float) -> Pairs:
     """Return the pairs whose p-value, with Holm's correction, is at most alpha.
 
-    Most pairs are decided by bounds. The p-value of every other pair is computed, so no rank depends on a seed.
+    Holm's correction is a limit for all p-values, which depends on how many are below it. Most pairs are decided by
+    cheap bounds of p-value and limit. The others get closer bounds, and at last the p-value itself, so no rank depends
+    on a seed or on a bound.
     """
     if not pairs:
         return []
-    bounds = _bound_pairs(table, pairs)
-    low, p_values, high = (values.copy() for values in bounds)
+    limits = alpha / np.arange(len(pairs), 0, -1)  # of the smallest p-value, of the second smallest, ...
+    low, high = _bound_pairs(table, pairs, limits[0])
+    precisions = np.zeros(len(pairs), dtype=np.int64)
     while True:
-        order = np.argsort(p_values, kind="stable")
-        factors = np.empty(len(pairs))
-        factors[order] = np.arange(len(pairs), 0, -1)
-        undecided = np.flatnonzero((low < high) & (low * factors <= alpha) & (alpha < high * factors))
+        strictest, mildest = _find_limit(high, limits), _find_limit(low, limits)
+        undecided = np.flatnonzero((low < high) & (low <= mildest) & (high > strictest))
         if not len(undecided):
-            break
+            return [pair for pair, p_value in zip(pairs, high, strict=True) if p_value <= strictest]
         for index in undecided:
-            first, second = pairs[index]
-            low[index] = high[index] = p_values[index] = compute_p_value(table[:, first], table[:, second])
-    adjusted = adjust_p_values(p_values.tolist())
-    return [pair for pair, p_value in zip(pairs, adjusted, strict=True) if p_value <= alpha]
+            low[index], high[index] = _narrow_p_value(table, pairs[index], precisions[index], limits[0])
+        precisions[undecided] += 1
 
 
-def _bound_pairs(table: Floats, pairs: Pairs) -> PValueBounds:
+def _find_limit(p_values: Floats, limits: Floats) -> float:
+    """Return the limit that Holm's correction sets: a p-value up to it is significant, any other is not."""
+    over = np.flatnonzero(np.sort(p_values) > limits)
+    return float(limits[over[0] if len(over) else -1])
+
+
+def _narrow_p_value(table: Floats, pair: tuple[int, int], attempt: int, smallest_limit: float) -> tuple[float, float]:
+    first, second = (table[:, model] for model in pair)
+    if attempt < len(PRECISIONS):
+        return bound_p_value_on_grid(first, second, PRECISIONS[attempt], NEGLIGIBLE * smallest_limit)
+    p_value = compute_p_value(first, second)
+    return p_value, p_value
+
+
+def _bound_pairs(table: Floats, pairs: Pairs, smallest_limit: float) -> PValueBounds:
     """Bound the p-values of all pairs, as many at a time as memory allows."""
     step = max(1, CHUNK_NUMBERS // len(table))
     chunks = [np.array(pairs[start : start + step]) for start in range(0, len(pairs), step)]
-    bounds = [bound_p_values((table[:, chunk[:, 0]] - table[:, chunk[:, 1]]).T) for chunk in chunks]
+    bounds = [bound_p_values((table[:, chunk[:, 0]] - table[:, chunk[:, 1]]).T, smallest_limit / 2) for chunk in chunks]
     return PValueBounds(*(np.concatenate(parts) for parts in zip(*bounds, strict=True)))
 
 
 def _assign_letters(order: Sequence[int], different: Iterable[tuple[int, int]]) -> dict[int, str]:
-    """Build the compact letter display by insert and absorb (Piepho 2004).
+    """Build the compact letter display (Piepho 2004): a letter is a maximal group of models without a difference.
 
-    A letter is a maximal group of models without a difference. Each pair that differs splits every group with both;
-    a group inside another is absorbed. `order` and the letters are best first.
+    `order` and the letters are best first.
     """
-    groups = [frozenset(order)]
-    for pair in different:
-        split = {group - {model} for group in groups for model in pair if group.issuperset(pair)}
-        split.update(group for group in groups if not group.issuperset(pair))
-        groups = [group for group in split if not any(group < other for other in split)]
     position = {model: rank for rank, model in enumerate(order)}
-    groups.sort(key=lambda group: sorted(position[model] for model in group))
-    letter_groups = list(zip(groups, _iterate_letters(), strict=False))
-    return {model: "".join(letter for group, letter in letter_groups if model in group) for model in order}
+    alike = [((1 << len(order)) - 1) ^ (1 << rank) for rank in range(len(order))]  # of each model, as bits
+    for first, second in different:
+        alike[position[first]] &= ~(1 << position[second])
+        alike[position[second]] &= ~(1 << position[first])
+    groups = sorted(tuple(_iterate_bits(group)) for group in _iterate_maximal_groups(alike))
+    letters = [""] * len(order)
+    for group, letter in zip(groups, _iterate_letters(), strict=False):
+        for rank in group:
+            letters[rank] += letter
+    return {model: letters[rank] for model, rank in position.items()}
+
+
+def _iterate_maximal_groups(alike: list[int]) -> Iterator[int]:
+    """Yield the maximal cliques of a graph by the algorithm of Bron and Kerbosch; sets are bits of whole numbers."""
+    branches = [(0, (1 << len(alike)) - 1, 0)]  # the group so far, the nodes that may be added, those tried before
+    while branches:
+        group, candidates, done = branches.pop()
+        if not candidates | done:
+            yield group
+            continue
+        pivot = max(_iterate_bits(candidates | done), key=lambda node: (candidates & alike[node]).bit_count())
+        for node in _iterate_bits(candidates & ~alike[pivot]):
+            branches.append((group | 1 << node, candidates & alike[node], done & alike[node]))
+            candidates, done = candidates & ~(1 << node), done | 1 << node
+
+
+def _iterate_bits(number: int) -> Iterator[int]:
+    """Yield the positions of the bits that are set, from the lowest on."""
+    while number:
+        yield (number & -number).bit_length() - 1
+        number &= number - 1
 
 
 def _iterate_letters() -> Iterator[str]:
