@@ -270,3 +270,38 @@ def test_column_names_are_shown_without_their_common_words() -> None:
     assert _drop_common_parts(["fever-study", "nq-study"]) == ["fever", "nq"]
     assert _drop_common_parts(["trec-dl-2019", "scifact"]) == ["trec-dl-2019", "scifact"]
     assert _drop_common_parts(["average"]) == ["average"]
+
+
+def test_a_served_model_has_tokens_a_price_and_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("retbench.toml").write_text('[rates."big"]\nread = 2.0\nwritten = 10.0\n')
+    options = {"rerank": ["listwise:engine=endpoint,model=big,depth=20,cut=50"]}
+    stage = Stage("a", ("bm25",), tasks=("scifact",), options=options, optional=True)
+    study = Study("s", "s", (stage,))
+    (row,) = build_overview(study, tmp_path, CostEstimator(DeviceSpec(peak=1e12), 100.0)).stages
+    tokens, written = 300 * (20 * 50 + 16), 300 * 20 * 6
+    assert (row.work.tokens, row.work.served_tokens, row.work.written_tokens) == (tokens, tokens, written)
+    assert row.work.served_price == pytest.approx((2 * tokens + 10 * written) / 1e6)
+    assert row.work.seconds == 0
+    missing = build_overview(study, tmp_path, CostEstimator(DeviceSpec(peak=1e12))).missing
+    assert {item.name for item in missing if item.kind == "endpoint"} == {"RETBENCH_ENDPOINT", "RETBENCH_ENDPOINT_KEY"}
+    assert [item for item in missing if item.kind == "weights"] == []
+
+
+def test_a_reasoning_model_writes_its_thoughts(tmp_path: Path) -> None:
+    works = []
+    for model in ("qwen2.5-7b-instruct", "deepseek-r1-distill-qwen-7b"):
+        stage = Stage("a", ("bm25",), tasks=("scifact",), options={"rerank": [f"listwise:model={model},depth=20"]})
+        (row,) = build_overview(Study("s", "s", (stage,)), tmp_path, CostEstimator(DeviceSpec(peak=1e12))).stages
+        works.append(row.work)
+    assert works[1].written_tokens - works[0].written_tokens == pytest.approx(300 * 2000)
+
+
+def test_long_documents_are_assumed_long_until_they_are_here() -> None:
+    estimator = CostEstimator(DeviceSpec(peak=1e12))
+    stage = Stage("a", ("qwen2.5-7b",), tasks=("longembed-qmsum", "scifact"), set={"max_length": 4096})
+    sizes = {
+        cell.task: estimator.measure_corpus(stage, cell) for cell in list_study_cells(Study("s", "s", (stage,)), stage)
+    }
+    assert (sizes["longembed-qmsum"].documents, sizes["longembed-qmsum"].tokens) == (197, 4096)
+    assert (sizes["scifact"].documents, sizes["scifact"].tokens) == (5183, 150)

@@ -101,24 +101,31 @@ def _print_stages(overview: "StudyOverview", device: "DeviceSpec") -> None:
     heads = ["stage", "cells", "done", "trainings", "tokens", "written", "hours", "memory GB", "cost"]
     lines = [_format_stage(stage.to_json(), device) for stage in overview.stages]
     _print_rich_table(heads, lines, left=(0,))
-    known = [stage.work.seconds for stage in overview.stages if stage.work.seconds is not None]
-    unknown = len(overview.stages) - len(known)
-    note = f"; {unknown} stages are not in it: their data or model sizes are not known yet" if unknown else ""
-    print_result(
-        f"All stages: {sum(known) / 3600:,.1f} hours{note}.\nnext: retbench study run {overview.study.name} --dry-run"
-    )
+    stages = [stage for stage in overview.stages if not stage.stage.optional]
+    known = [stage.work.seconds for stage in stages if stage.work.seconds is not None]
+    notes = [f"All stages: {sum(known) / 3600:,.1f} hours."]
+    if unknown := len(stages) - len(known):
+        notes.append(f"{unknown} stages are not in it: their data or model sizes are not known yet.")
+    if any(stage.work.written_tokens for stage in stages):
+        notes.append("The time of written tokens is not in it.")
+    if len(stages) < len(overview.stages):
+        notes.append("Optional stages are not in it (study run --stage NAME).")
+    print_result(f"{' '.join(notes)}\nnext: retbench study run {overview.study.name} --dry-run")
 
 
 def _format_stage(facts: dict[str, Any], device: "DeviceSpec") -> list[str]:
+    name = facts["stage"] + (" (optional)" if facts["optional"] else "")
     hours = facts["seconds"] / 3600 if "seconds" in facts else None
-    cost = hours * device.price * device.count if hours is not None and device.price is not None else None
+    costs = [facts["served_price"]] if "served_price" in facts else []
+    costs += [hours * device.price * device.count] if hours and device.price is not None else []
+    is_served = facts.get("served_tokens") and not hours  # its speed is not known here
     written = f"{facts['written_tokens'] / 1e6:,.1f} M" if "written_tokens" in facts else "–"
     return [
-        facts["stage"], str(facts["cells"]), str(facts["done"]), str(facts["trainings"] or "–"),
+        name, str(facts["cells"]), str(facts["done"]), str(facts["trainings"] or "–"),
         f"{facts['tokens'] / 1e6:,.1f} M", written,
-        "not known" if hours is None else f"{hours:,.1f}",
+        "not known" if hours is None else "server" if is_served else f"{hours:,.1f}",
         f"{facts['memory_bytes'] / 1e9:,.1f}" if "memory_bytes" in facts else "–",
-        "–" if cost is None else f"{cost:,.0f}",
+        f"{sum(costs):,.0f}" if costs else "–",
     ]  # fmt: skip
 
 

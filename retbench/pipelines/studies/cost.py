@@ -27,6 +27,7 @@ from retbench.cards.reranker_settings import (
 )
 from retbench.cards.study import Stage
 from retbench.cards.task import TaskCard
+from retbench.cards.user_config import load_user_config
 from retbench.corpora.cache_status import get_cache_status
 from retbench.corpora.open_collection import get_collection_folder, open_collection, resolve_source
 from retbench.engines import model_folders, weights
@@ -41,6 +42,7 @@ from retbench.training.hub_datasets import HUB_SETS
 DEFAULT_DOCUMENT_TOKENS = 150.0
 WORD_TOKENS = 1.35  # per English word
 ANSWER_TOKENS = 6  # per document of a listwise answer, for example "[12] > "
+THOUGHT_TOKENS = 2000  # of a reasoning model before one answer; its limit is four times as much
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,25 @@ class Work:
     written_tokens: float = 0.0  # by a language model
     disk_bytes: float = 0.0
     memory_bytes: float = 0.0  # of the largest model's weights and optimizer
+    served_tokens: float = 0.0  # of `tokens`, those that a server reads
+    served_price: float = 0.0  # of a server's tokens, at the rates in retbench.toml
 
     def __add__(self, other: "Work") -> "Work":
         seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
         return Work(
             self.tokens + other.tokens, seconds, self.written_tokens + other.written_tokens,
             self.disk_bytes + other.disk_bytes, max(self.memory_bytes, other.memory_bytes),
+            self.served_tokens + other.served_tokens, self.served_price + other.served_price,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """The facts with the keys of `--json`; unknown and empty ones are left out."""
         facts = {"tokens": round(self.tokens), "disk_bytes": round(self.disk_bytes)}
         facts |= {"seconds": round(self.seconds, 1)} if self.seconds is not None else {}  # type: ignore[dict-item]  # a number
-        optional = {"written_tokens": round(self.written_tokens), "memory_bytes": round(self.memory_bytes)}
+        optional = {
+            "written_tokens": round(self.written_tokens), "memory_bytes": round(self.memory_bytes),
+            "served_tokens": round(self.served_tokens), "served_price": round(self.served_price, 2),
+        }  # fmt: skip
         return facts | {key: value for key, value in optional.items() if value}
 
 
@@ -153,8 +161,12 @@ class CostEstimator:
             pool = replace(size, documents=documents)
             work += self._embed(card, task, pool, Stage("", ()), settings.method or "candidates")
         prompt, written, length = _count_prompt_tokens(settings, size)
+        if isinstance(settings, ListwiseSettings) and not settings.written and card.specialisation == "reasoning":
+            written *= 1 + THOUGHT_TOKENS / (ANSWER_TOKENS * (settings.window or settings.depth))
         if getattr(settings, "engine", "") == "endpoint":
-            return work + Work(prompt, 0.0, written)
+            rate = (load_user_config().rates or {}).get(str(name))
+            price = (prompt * rate.read + written * rate.written) / 1e6 if rate else 0.0
+            return work + Work(prompt, 0.0, written, served_tokens=prompt, served_price=price)
         memory = (card.parameters or 0) * BYTES_PER_WEIGHT[card.dtype or "bfloat16"] if prompt else 0.0
         return work + Work(prompt, self._time(card, prompt, length), written, memory_bytes=memory)
 

@@ -27,7 +27,8 @@ class StageOverview:
     def to_json(self) -> dict[str, Any]:
         """The facts with the keys of `--json`."""
         counts = {"cells": self.cells, "done": self.done, "trainings": self.trainings}
-        return {"stage": self.stage.name, "title": self.stage.title, **counts, **self.work.to_json()}
+        optional = {"optional": self.stage.optional}
+        return {"stage": self.stage.name, "title": self.stage.title, **optional, **counts, **self.work.to_json()}
 
 
 @dataclass(frozen=True)
