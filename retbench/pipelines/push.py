@@ -79,7 +79,8 @@ def write_model_page(card: ModelCard, training: TrainingProvenance, records: Seq
     """The README of the repository: metadata for the hub, then how the model was made and what it scores."""
     from huggingface_hub import ModelCardData
 
-    parent = catalog.load_model_cards().find(card.parent) if card.parent in catalog.load_model_cards() else None
+    cards, parent_name = catalog.load_model_cards(), card.parent or ""
+    parent = cards.find(parent_name) if parent_name in cards else None
     listed = [_build_eval_result(record) for record in filter(is_on_hub, records)]
     data = ModelCardData(
         base_model=parent.weights.repo if parent and parent.weights else None,
