@@ -20,6 +20,7 @@ from retbench.cli import (
     import_,
     inspect,
     list_cards,
+    overlap,
     plan,
     push,
     report,
@@ -56,6 +57,7 @@ app.command("list")(list_cards.list_cards)
 app.command("show")(show.show)
 app.command("fetch")(fetch.fetch)
 app.command("plan")(plan.plan)
+app.command("overlap")(overlap.overlap)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 

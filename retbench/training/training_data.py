@@ -139,6 +139,17 @@ def load_unlabelled_texts(request: TrainingRequest) -> UnlabelledTexts:
     return UnlabelledTexts(card.name, collection.corpus.fingerprint, list(passages))
 
 
+def iterate_training_texts(request: TrainingRequest) -> Iterator[str]:
+    """The queries of a dataset and the passages that belong to them, or its texts; nothing is left out."""
+    if request.dataset in HUB_CORPORA:
+        yield from load_unlabelled_texts(request).texts
+        return
+    training_set = _read_dataset(request, DEFAULT_NEGATIVES)
+    yield from (query.text for query in training_set.queries)
+    rows = {row for query in training_set.queries for row in (*query.positives, *query.negatives)}
+    yield from (training_set.passages[row] for row in sorted(rows))
+
+
 def _iterate_evaluation_queries(request: TrainingRequest) -> Iterator[str]:
     """Queries of the dataset's evaluated split and of the task that is evaluated during training."""
     if request.eval_task:
