@@ -101,11 +101,19 @@ def test_a_line_of_ten_million_characters_is_read(tmp_path: Path) -> None:
     assert [len(line) for line, _ in read_lines(tmp_path / "f")] == [10_000_000, 5]
 
 
-@pytest.mark.parametrize("kept_bytes", [9, 40, 200])
-def test_a_truncated_gzip_file_names_the_last_line(tmp_path: Path, kept_bytes: int) -> None:
+def test_a_truncated_gzip_file_that_is_not_utf8_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "f.gz").write_bytes(gzip.compress(b"line 1\nline \xc2x")[:-8])
+    with pytest.raises(DataError, match=r"f\.gz is damaged"):
+        list(read_lines(tmp_path / "f.gz"))
+
+
+@pytest.mark.parametrize(
+    ("kept_bytes", "place"), [(9, "from its first line on"), (40, "from its first line on"), (200, r"after line \d+")]
+)
+def test_a_truncated_gzip_file_names_the_last_line(tmp_path: Path, kept_bytes: int, place: str) -> None:
     content = gzip.compress("".join(f"line {n} of many\n" for n in range(1000)).encode())
     (tmp_path / "f.gz").write_bytes(content[:kept_bytes])
-    with pytest.raises(DataError, match=r"f\.gz is damaged after line \d+") as caught:
+    with pytest.raises(DataError, match=rf"f\.gz is damaged {place}") as caught:
         list(read_lines(tmp_path / "f.gz"))
     assert caught.value.next_step == "download it again"
 
