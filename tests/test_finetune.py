@@ -387,6 +387,56 @@ def test_the_dry_run_shows_the_plan_and_writes_nothing(model: Path, data: Path, 
     assert not (tmp_path / "o").exists()
 
 
+def test_a_dry_run_mines_nothing_and_measures_small_steps(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retbench.pipelines.finetuning import dry_run
+    from retbench.training import contrastive_objective, hard_negatives
+
+    measured: list[int] = []
+    backward = contrastive_objective.backward_batch
+
+    def note_size(encoder: Any, batch: Any, *rest: Any) -> Any:
+        measured.append(len(batch.queries))
+        return backward(encoder, batch, *rest)
+
+    monkeypatch.setattr(contrastive_objective, "backward_batch", note_size)
+    monkeypatch.setattr(hard_negatives, "build_bm25_ranker", lambda _: pytest.fail("a dry run mines nothing"))
+    monkeypatch.setattr(dry_run, "MEASURED_TOKENS", 100)
+    monkeypatch.setattr(dry_run, "MAX_SAMPLED", 7)
+    changes = ("mining.source=bm25", "contrastive.hard_negatives=2", "batch.train_batch_size=8",
+               "batch.contrastive_batch_size=8")  # fmt: skip
+    sets = [word for change in changes for word in ("--set", change)]
+    answer = run_command("finetune", data, "--model", model, "--recipe", "quick", *sets, "--dry-run", "--json")
+    assert answer.exit_code == 0, answer.output
+    plan = json.loads(answer.stdout)
+    assert (plan["queries"], plan["steps_of_an_epoch"]) == (16, 2)  # of all data, though seven queries were sampled
+    assert plan["not_included"] == ["mining of hard negatives by bm25"]
+    assert max(measured) < 8
+
+
+def test_a_dry_run_of_crops_reads_a_sample_of_the_texts(
+    model: Path, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retbench.pipelines.finetuning import dry_run
+    from retbench.training.random_crops import CropBatchSource
+
+    sizes: list[int] = []
+    build = CropBatchSource.build
+
+    def note_size(texts: Any, *rest: Any) -> CropBatchSource:
+        sizes.append(len(texts))
+        return build(texts, *rest)
+
+    monkeypatch.setattr(CropBatchSource, "build", staticmethod(note_size))
+    monkeypatch.setattr(dry_run, "MAX_SAMPLED", 10)
+    sets = ("--set", "crops.min_tokens=2", "--set", "lora=none", "--set", "output=merged")
+    answer = run_command("finetune", task, "--model", model, "--recipe", "llm2ir", *sets, "--dry-run", "--json")
+    assert answer.exit_code == 0, answer.output
+    assert sizes == [10]
+    assert json.loads(answer.stdout)["queries"] == 18  # nine of the ten are long enough; that share of 20
+
+
 def test_a_dry_run_with_many_processes_equals_that_of_one(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from retbench.cards import catalog
 from retbench.cards.task import TaskCard
-from retbench.pipelines.finetuning import train_encoder
+from retbench.pipelines.finetuning import dry_run, train_encoder
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.runs.saved_run import load_run
@@ -107,7 +107,7 @@ def test_finetune_and_run_put_the_same_instruction_into_the_prompt(
     model: Path, kitchen: TaskCard, tmp_path: Path, out: Path
 ) -> None:
     request = TrainingRequest("kitchen", str(model), out=tmp_path / "cook", export="st")
-    planned = train_encoder.estimate_plan(request, INSTRUCTED_RECIPE)
+    planned = dry_run.estimate_plan(request, INSTRUCTED_RECIPE)
     trained = train_encoder.finetune_encoder(request, INSTRUCTED_RECIPE)
     query = read_first_query(trained.name, "kitchen", None, out)
     prompt = "Instruct: Find the tool\nQuery: "

@@ -86,11 +86,12 @@ def _finetune_encoder(
 ) -> dict[str, Any]:
     """The facts to print; none in all processes of torchrun but the first."""
     from retbench.pipelines.finetuning import choose_recipe, train_encoder
+    from retbench.pipelines.finetuning import dry_run as dry_run_module
 
     recipe = choose_recipe.choose_encoder_recipe(recipe_name, objective, changes)
     is_first_process = os.environ.get("RANK", "0") == "0"
     if dry_run:
-        return train_encoder.estimate_plan(request, recipe) if is_first_process else {}
+        return dry_run_module.estimate_plan(request, recipe) if is_first_process else {}
     card = train_encoder.finetune_encoder(request, recipe)
     return train_encoder.summarize_training(card) if is_first_process else {}
 

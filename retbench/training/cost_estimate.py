@@ -75,18 +75,27 @@ def _get_page_cache_bytes() -> float:
 def estimate_training(objective: ContrastiveObjective) -> TrainingEstimate:
     """Measure a few gradients without an optimizer step; the first one only warms up."""
     recipe, sampler = objective.encoder.recipe, objective.sampler
-    tokens_per_query = []
-    for rows in itertools.islice(sampler.sample_rows(0)[1], SAMPLED_BATCHES):
-        batch = objective.source.build_batch(rows, 0)
-        tokens_per_query.append(len(objective.encoder.tokenize(batch.queries, batch.passages).flat) / len(rows))
-    tokens_per_step = sum(tokens_per_query) / len(tokens_per_query) * sampler.queries_per_step
-    speed = _measure_tokens_per_second(objective)
-    steps = count_steps(sampler, recipe)
-    if recipe.max_minutes:
-        steps = max(1, min(steps, int(recipe.max_minutes * 60 * speed / tokens_per_step)))
+    tokens_per_step = measure_tokens_per_query(objective) * sampler.queries_per_step
+    speed = measure_tokens_per_second(objective)
+    steps = limit_steps(sampler, recipe, speed / tokens_per_step)
     return TrainingEstimate(
         len(objective.source), sampler.steps_per_epoch, steps, tokens_per_step, speed, get_peak_memory_mb()
     )
+
+
+def measure_tokens_per_query(objective: ContrastiveObjective) -> float:
+    """The mean number of tokens of a query with its passages, in a few batches."""
+    tokens_per_query = []
+    for rows in itertools.islice(objective.sampler.sample_rows(0)[1], SAMPLED_BATCHES):
+        batch = objective.source.build_batch(rows, 0)
+        tokens_per_query.append(len(objective.encoder.tokenize(batch.queries, batch.passages).flat) / len(rows))
+    return sum(tokens_per_query) / len(tokens_per_query)
+
+
+def limit_steps(sampler: BatchSampler, recipe: Recipe, steps_per_second: float) -> int:
+    """The steps that the recipe asks for, or those that fit into its `max_minutes`."""
+    steps = count_steps(sampler, recipe)
+    return max(1, min(steps, int(recipe.max_minutes * 60 * steps_per_second))) if recipe.max_minutes else steps
 
 
 def count_steps(sampler: BatchSampler, recipe: Recipe) -> int:
@@ -95,7 +104,8 @@ def count_steps(sampler: BatchSampler, recipe: Recipe) -> int:
     return min(steps, recipe.optimizer.max_steps or steps)
 
 
-def _measure_tokens_per_second(objective: ContrastiveObjective) -> float:
+def measure_tokens_per_second(objective: ContrastiveObjective) -> float:
+    """The speed of a few gradients; the weights stay as they are."""
     total = 0
     for number in itertools.count():
         if number == 1:

@@ -5,11 +5,11 @@ The steps are called one after the other by `finetune_encoder`; the gradient and
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
+from retbench.cards.published_method import require_encoder
 from retbench.cards.recipe import Recipe
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
@@ -73,7 +73,7 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
         request = replace(request, progress=NoProgress(), log_status=lambda _: None)
     recipe = use_task_instruction(request, recipe)
     try:
-        name, folder = _choose_name_and_folder(request, recipe)
+        name, folder = choose_name_and_folder(request, recipe)
         trackers = request.report_to if not distributed.get_rank() else ()
         request = replace(request, log_metrics=add_trackers(trackers, folder, name, request.log_metrics))
         if (folder / catalog.CARD_FILE).exists() and request.resume:
@@ -94,14 +94,14 @@ def use_task_instruction(request: TrainingRequest, recipe: Recipe) -> Recipe:
     return replace(recipe, method=replace(recipe.method, instruction=instruction))
 
 
-def prepare_training(request: TrainingRequest, recipe: Recipe, pretrain: bool = True) -> TrainingJob:
+def prepare_training(request: TrainingRequest, recipe: Recipe) -> TrainingJob:
     """Check the request, load data and weights, run stage 1 of llm-ql where the recipe has one, find negatives."""
-    name, folder = _choose_name_and_folder(request, recipe)
+    name, folder = choose_name_and_folder(request, recipe)
     card = check_request(request, recipe, name, folder)
     dataset = load_dataset(request, recipe)
     parent = load_parent(request, recipe, card)
     folder.mkdir(parents=True, exist_ok=True)
-    if pretrain and isinstance(dataset, TrainingSet) and recipe.objective == "llm-ql" and recipe.query_likelihood:
+    if isinstance(dataset, TrainingSet) and recipe.objective == "llm-ql" and recipe.query_likelihood:
         start = pretrain_query_likelihood(request, recipe, name, folder, parent, dataset)
         parent = replace(parent, folder=start)
     encoder = load_encoder(parent.folder, recipe)
@@ -123,6 +123,7 @@ def check_request(request: TrainingRequest, recipe: Recipe, name: str, folder: P
     """The card of the model to train; refuse a taken name and a model or method that cannot be trained."""
     save_model.check_name_is_free(name, folder)
     card = catalog.find_model_card(request.model)
+    require_encoder(card)
     if card.kind == "lexical":
         raise UsageError(f"{card.name} has no weights to train", "name a backbone (retbench list models)")
     method = recipe.method
@@ -277,7 +278,8 @@ def _register_and_export(request: TrainingRequest, recipe: Recipe, folder: Path)
     return card
 
 
-def _choose_name_and_folder(request: TrainingRequest, recipe: Recipe) -> tuple[str, Path]:
+def choose_name_and_folder(request: TrainingRequest, recipe: Recipe) -> tuple[str, Path]:
+    """The name of the new model and its folder, by default from the parent, the dataset and the recipe."""
     parent, dataset = catalog.find_model_card(request.model).name, Path(request.dataset).name.split(".jsonl")[0]
     seed = "" if recipe.seed == 1 else f"-seed{recipe.seed}"
     default = request.out.name if request.out else f"{parent}-{dataset}-{recipe.name}{seed}"
@@ -295,33 +297,6 @@ def _check_process_count(queries_per_batch: int) -> None:
         raise UsageError(
             f"a batch of {queries_per_batch} queries is too small for {processes} processes", "start fewer processes"
         )
-
-
-def estimate_plan(request: TrainingRequest, recipe: Recipe) -> dict[str, Any]:
-    """What a training would do, by a short measurement (--dry-run); nothing is kept."""
-    recipe = use_task_instruction(request, recipe)
-    name, _ = _choose_name_and_folder(request, recipe)
-    with TemporaryDirectory() as scratch:
-        scratch_request = replace(request, name=name, out=Path(scratch) / "plan")
-        job = prepare_training(scratch_request, recipe, pretrain=False)
-        estimate = estimate_training(job.objective)
-    batch = job.objective.source.build_batch(job.objective.sampler.sample_rows(0)[1][0], 0)
-    tokens, tokenizer = job.encoder.tokenize(batch.queries[:1], batch.passages[:1]), job.encoder.prompt_tokenizer
-    return {
-        "model": job.name,
-        "recipe": recipe.name,
-        "queries": estimate.queries,
-        "steps": estimate.steps,
-        "steps_of_an_epoch": estimate.steps_per_epoch,
-        "tokens": round(estimate.steps * estimate.tokens_per_step),
-        "tokens_per_second": round(estimate.tokens_per_second),
-        "minutes": round(estimate.seconds / 60, 1),
-        "memory_mb": round(estimate.memory_mb),
-        "disk_bytes": sum(file.stat().st_size for file in job.parent.folder.glob("*.safetensors")),
-        "data": job.data,
-        "first_query": tokenizer.tokenizer.decode(tokens[0].tolist()),
-        "first_passage": tokenizer.tokenizer.decode(tokens[1].tolist()),
-    }
 
 
 def summarize_training(card: ModelCard) -> dict[str, Any]:
