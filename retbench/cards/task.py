@@ -40,10 +40,12 @@ class SourceSpec:
     member: str | None = None
 
     def __post_init__(self) -> None:
-        repositories = {
-            self.repo: self.revision, self.corpus_repo: self.corpus_revision, self.queries_repo: self.queries_revision
-        }  # fmt: skip
-        for repo, revision in repositories.items():
+        repositories = (
+            (self.repo, self.revision),
+            (self.corpus_repo, self.corpus_revision),
+            (self.queries_repo, self.queries_revision),
+        )
+        for repo, revision in repositories:
             if repo is not None:
                 untrusted_fields.check_repository(repo, revision)
         checksums = (
@@ -55,10 +57,12 @@ class SourceSpec:
         for kind, checksum in checksums:
             if checksum is not None:
                 untrusted_fields.check_checksum(kind, checksum)
-        for url in filter(None, (self.url, self.queries_url)):
-            untrusted_fields.check_web_address(url)
-        for member in filter(None, (self.member, self.queries_file)):
-            untrusted_fields.check_member(member)
+        for url in (self.url, self.queries_url):
+            if url is not None:
+                untrusted_fields.check_web_address(url)
+        for member in (self.member, self.queries_file):
+            if member is not None:
+                untrusted_fields.check_member(member)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from types import ModuleType
 
+from retbench.cards.file_kinds import require_regular_file
 from retbench.corpora import beir_folder, candidate_lists, tsv_folder
 from retbench.corpora.rows import RawCollection
 
@@ -18,7 +19,8 @@ def hash_folder(folder: Path) -> str:
     """Hash the names and bytes of the files: an unchanged folder is compiled only once."""
     digest = hashlib.sha256()
     for file in _detect_layout(folder).list_files(folder):
-        digest.update(file.name.encode())
+        require_regular_file(file)
+        digest.update(file.name.encode(errors="surrogateescape"))
         with file.open("rb") as source:
             digest.update(hashlib.file_digest(source, "sha256").digest())
     return digest.hexdigest()

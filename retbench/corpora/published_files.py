@@ -4,12 +4,13 @@ An interrupted download resumes.
 """
 
 import hashlib
-import shutil
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -19,6 +20,8 @@ from retbench.corpora.dataset_source import StatusCallback, require_source_field
 from retbench.errors import DataError, MissingError
 
 CHUNK_BYTES = 1 << 20
+MAX_FILE_BYTES = 100 << 30  # many times the largest published collection
+STALL_SECONDS, MIN_BYTES_PER_SECOND = 60, 1000
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,16 @@ def _download(url: str, partial: Path, log_status: StatusCallback) -> None:
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310  # the URL is in a task card
     try:
-        with urllib.request.urlopen(request) as response:  # noqa: S310  # the same URL
+        with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:  # noqa: S310  # the same URL
             continued = getattr(response, "status", None) == 206
-            size = int(response.headers.get("Content-Length") or 0)
+            size = _read_length(response)
             require_disk_space(partial, size)
             log_status(
                 f"fetching {url}: {size / 1e6:,.1f} MB"
                 + (f" after {start / 1e6:,.1f} MB already here" if continued else "")
             )
             with partial.open("ab" if continued else "wb") as out:
-                shutil.copyfileobj(response, out, CHUNK_BYTES)
+                _copy(response, out)
                 if size and out.tell() != size + (start if continued else 0):
                     raise OSError(f"the download ended after {out.tell():,} bytes")
     except urllib.error.HTTPError as problem:
@@ -89,6 +92,26 @@ def _download(url: str, partial: Path, log_status: StatusCallback) -> None:
         raise _build_download_error(url, problem) from problem
     except (OSError, HTTPException) as problem:
         raise _build_download_error(url, problem) from problem
+
+
+def _read_length(response: Any) -> int:
+    """The announced length; 0 if there is none. Raises an error for one that is no number, or too large."""
+    length = response.headers.get("Content-Length") or "0"
+    if not length.isdecimal() or len(length) > 18 or int(length) > MAX_FILE_BYTES:
+        raise OSError(f"the server announces {length[:30]!r} bytes, more than a collection has")
+    return int(length)
+
+
+def _copy(response: Any, out: BinaryIO) -> None:
+    """Copy what a server sends. One that never ends, or sends a byte a second, is given up."""
+    started, received = time.monotonic(), 0
+    while chunk := response.read1(CHUNK_BYTES):
+        received += out.write(chunk)
+        seconds = time.monotonic() - started
+        if out.tell() > MAX_FILE_BYTES:
+            raise OSError(f"the server sends over {MAX_FILE_BYTES >> 30} GB")
+        if seconds > STALL_SECONDS and received < seconds * MIN_BYTES_PER_SECOND:
+            raise OSError(f"the server sent {received:,} bytes in {seconds:.0f} seconds")
 
 
 def _build_download_error(url: str, problem: Exception) -> MissingError:

@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from retbench.cards.file_kinds import require_regular_file
 from retbench.errors import DataError
 
 MAX_LINE_CHARACTERS = 64 << 20  # a longer line means a file without line ends, which would fill the memory
+MAX_EXPANSION = 200  # unpacked size by packed size: about 10 for text, over 1000 for a bomb
+MIN_UNPACKED = 100 << 20  # a file that unpacks to less is read in any case
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
     """Yield every line that is not blank, without its line end and byte order mark, and its `file:number`."""
+    require_regular_file(file)
     number = 0
     try:
         for number, line in enumerate(_decode_lines(file), start=1):  # the error names the last line
@@ -24,13 +28,16 @@ def read_lines(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _decode_lines(file: Path) -> Iterator[str]:
-    """Yield every line; a line that is not UTF-8 and a huge line are refused."""
+    """Yield every line; a line that is not UTF-8, a huge line and a huge file are refused."""
+    characters, limit = 0, MIN_UNPACKED + MAX_EXPANSION * file.stat().st_size
     opener: Callable[..., TextIO] = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8-sig", newline="\n") as source:
             number = 0
             while line := source.readline(MAX_LINE_CHARACTERS + 1):
-                number += 1
+                number, characters = number + 1, characters + len(line)
+                if characters > limit:
+                    raise DataError(f"{file} unpacks to over {MAX_EXPANSION} times its size", "do not trust it")
                 if len(line) > MAX_LINE_CHARACTERS:
                     raise DataError(
                         f"{file}:{number}: a line of over {MAX_LINE_CHARACTERS:,} characters", "write one row per line"

@@ -1,7 +1,6 @@
 """Checks of Hugging Face folders: is it complete, safe to open, and the model that the card describes?"""
 
 import json
-import stat
 from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.checksums import cached_sha256
+from retbench.cards.file_kinds import require_regular_file
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
-from retbench.cards.published_method import require_dense_model
+from retbench.cards.published_method import require_supported_model
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
 
@@ -33,10 +33,10 @@ SHAPE_FIELDS = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabula
 
 def check_folder(folder: Path) -> None:
     """Raise an error if weights or config are missing, the weights are pickles, files are truncated or of a kind that
-    must not be opened, or it is no dense model.
+    must not be opened, or it is a kind of model that is not supported.
     """
     check_file_types(folder)
-    require_dense_model(folder)
+    require_supported_model(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} has no config.json", "give a Hugging Face folder or a .gguf file")
     if (folder / ADAPTER_CONFIG).is_file():
@@ -63,15 +63,11 @@ def check_folder(folder: Path) -> None:
 def check_file_types(folder: Path) -> None:
     """Raise an error for a pipe, a device or a socket in place of a file, and for a huge text: they may never end."""
     for file in (*folder.glob("*"), *folder.glob("*/*")):
-        try:
-            facts = file.stat()
-        except OSError:  # a broken link, which is like a missing file
-            continue
-        if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
-            raise DataError(f"{file} is a pipe or a device, not a file", "put a regular file in its place")
-        if facts.st_size > MAX_TEXT_BYTES and file.suffix in TEXT_ENDINGS:
+        require_regular_file(file)
+        if file.suffix in TEXT_ENDINGS and file.is_file() and file.stat().st_size > MAX_TEXT_BYTES:
+            megabytes = file.stat().st_size / 1e6
             raise DataError(
-                f"{file} has {facts.st_size / 1e6:,.0f} MB, more than a config or a tokenizer", "fetch the file again"
+                f"{file} has {megabytes:,.0f} MB, more than a config or a tokenizer", "fetch the file again"
             )
 
 

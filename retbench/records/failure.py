@@ -9,12 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from retbench.cards.file_kinds import require_regular_file
 from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
+from retbench.records.record_types import COUNT, LIST_OF_TEXT, TEXT, find_wrong_type
 from retbench.store.shard_store import write_file_atomically
 
 FAILURE_SUFFIX = ".failed.json"
 ANY_METHOD = "-"  # the model could not be loaded
+TEXT_FIELDS = (
+    "model", "method", "task", "suite", "split", "protocol", "status", "error", "next_step", "command",
+)  # fmt: skip
+FAILURE_TYPES = {**dict.fromkeys(TEXT_FIELDS, TEXT), "sample": (int, None), "exit_code": COUNT, "rerank": LIST_OF_TEXT}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class Failure:
     def write(self, file: Path) -> None:
         """Write the failure to a file."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file_atomically(file, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode())
+        write_file_atomically(
+            file, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode(errors="backslashreplace")
+        )
 
 
 def format_label(method: str, rerank: Sequence[str]) -> str:
@@ -53,7 +61,11 @@ def format_label(method: str, rerank: Sequence[str]) -> str:
 
 def read_failure(file: Path) -> Failure:
     """Read one failure."""
+    require_regular_file(file)
     try:
-        return Failure(**parse_json(file.read_text(encoding="utf-8")))
+        failure = Failure(**parse_json(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as problem:
         raise DataError(f"{file} is not the file of a failed cell: {problem}", "remove it") from problem
+    if wrong_type := find_wrong_type(failure, FAILURE_TYPES):
+        raise DataError(f"{file} is not the file of a failed cell: {wrong_type}", "remove it")
+    return failure

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,18 +29,21 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retbench.cards.file_kinds import require_regular_file
 from retbench.cards.text_parsers import parse_json
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError, ResourceError
 from retbench.records.failure import ANY_METHOD, FAILURE_SUFFIX, Failure, format_label, read_failure
 from retbench.records.migrate import migrate_record
 from retbench.records.record import Record
+from retbench.records.record_types import find_wrong_type
 from retbench.records.scored_run import PER_QUERY_FILE, RUN_AGAIN, DamagedRecordError, ScoredRun, load_scored_run
 from retbench.store.shard_store import flush_to_disk
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE, TREC_FILE = "record.json", "run.trec.gz"
+MAX_READS, WAIT_SECONDS = 10, 0.02  # of a run that another process replaces
 ENCODED_CHARACTER = re.compile("%(?=[0-9A-Fa-f]{2})")
 
 
@@ -130,7 +134,7 @@ class ResultsFolder:
         results_scan = ResultsScan()
         for file in self.list_record_files():
             try:
-                results_scan.runs.append(load_scored_run(file.parent, read_record(file)))
+                results_scan.runs.extend(_read_scored_run(file))
             except DataError as problem:
                 results_scan.problems.append(problem)
         for file in sorted(self.root.glob(f"*/*/*/*{FAILURE_SUFFIX}")):
@@ -148,24 +152,29 @@ class ResultsFolder:
 
 def read_record(file: Path) -> Record:
     """Read one record.json."""
+    require_regular_file(file)
     try:
         facts = parse_json(file.read_text(encoding="utf-8"))
-        return Record(**migrate_record(facts, str(file)))
+        record = Record(**migrate_record(facts, str(file)))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
         raise DamagedRecordError(f"{file} is not a record: {problem}", RUN_AGAIN) from problem
+    if wrong_type := find_wrong_type(record):
+        raise DamagedRecordError(f"{file} is not a record: {wrong_type}", RUN_AGAIN)
+    return record
 
 
 def _read_intact_record(folder: Path) -> Record:
     """Read a record and verify it; the files beside it are read completely, because both have checksums."""
     record = load_scored_run(folder, read_record(folder / RECORD_FILE)).record
     try:
+        require_regular_file(folder / TREC_FILE)
         pq.read_table(folder / PER_QUERY_FILE, page_checksum_verification=True)
         if not (folder / TREC_FILE).stat().st_size:  # gzip accepts an empty file
             raise EOFError(f"{TREC_FILE} is empty")
         with gzip.open(folder / TREC_FILE) as run:
             while run.read(1 << 20):
                 pass
-    except (OSError, EOFError, KeyError, zlib.error, pa.ArrowException) as problem:
+    except (OSError, EOFError, KeyError, zlib.error, pa.ArrowException, DataError) as problem:
         raise DamagedRecordError(f"{folder} is damaged: {str(problem).splitlines()[0]}", RUN_AGAIN) from problem
     return record
 
@@ -192,16 +201,46 @@ def _is_process_alive(process: int) -> bool:
 
 
 def _move_into_place(partial: Path, folder: Path) -> None:
-    """Rename a run to its final folder. If another process finished the same run meanwhile, its folder stays."""
+    """Rename a run to its final folder. If another process finished the same run meanwhile, its folder stays.
+
+    An older run is renamed first and removed afterwards, so that it is absent only for a moment.
+    """
     if _is_same_run(partial, folder):
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(f"{folder.name}.{socket.gethostname()}-old-{os.getpid()}.partial")
+    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):  # there is none
+        folder.rename(old)
     try:
         partial.rename(folder)
     except OSError:
         if not _is_same_run(partial, folder):
             raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
     flush_to_disk(folder.parent)
+
+
+def _read_scored_run(file: Path) -> list[ScoredRun]:
+    """Read a run that another process may replace meanwhile; empty if it is gone."""
+    for _ in range(MAX_READS):
+        before = _identify(file)
+        try:
+            return [load_scored_run(file.parent, read_record(file))]
+        except DataError:
+            if before is not None and _identify(file) == before:
+                raise
+        time.sleep(WAIT_SECONDS)
+    return []
+
+
+def _identify(file: Path) -> tuple[int, int] | None:
+    """The identity of a file; None if it is absent."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def _is_same_run(partial: Path, folder: Path) -> bool:
@@ -230,8 +269,9 @@ def _write_run_files(folder: Path, record: Record, run: RunFiles) -> None:
     pq.write_table(
         table.set_column(raw, "raw_scores", float32_scores), folder / PER_QUERY_FILE, write_page_checksum=True
     )
-    (folder / "sample.json").write_text(json.dumps(run.sample, indent=1, ensure_ascii=False), encoding="utf-8")
-    (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False), encoding="utf-8")
+    for name, facts in (("sample.json", run.sample), (RECORD_FILE, asdict(record))):
+        text = json.dumps(facts, indent=1, ensure_ascii=False)  # half a surrogate pair is written as JSON's escape
+        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     for path in (*folder.iterdir(), folder):
         flush_to_disk(path)
 
@@ -252,7 +292,7 @@ def encode_id(text: str) -> str:
     A percent sign that looks like the start of such a code is encoded too; `decode_id` restores every id.
     """
     escaped = ENCODED_CHARACTER.sub("%25", text)
-    return "".join(quote(c) if c.isspace() or not c.isprintable() else c for c in escaped)
+    return "".join(quote(c, errors="surrogatepass") if c.isspace() or not c.isprintable() else c for c in escaped)
 
 
 def decode_id(text: str) -> str:

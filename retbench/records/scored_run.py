@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from retbench.cards.file_kinds import require_regular_file
 from retbench.errors import DataError
 from retbench.records.record import Record
 from retbench.store.digest import compute_digest
@@ -84,9 +85,10 @@ def read_raw_scores(folder: Path) -> dict[str, list[float]]:
 
 @contextmanager
 def _translate_damage(folder: Path) -> Iterator[None]:
-    """Raise DamagedRecordError for errors of pyarrow."""
+    """Raise DamagedRecordError for errors of pyarrow, and for a pipe in place of the file."""
     try:
+        require_regular_file(folder / PER_QUERY_FILE)
         yield
-    except (OSError, KeyError, pa.ArrowException) as problem:
+    except (OSError, KeyError, pa.ArrowException, DataError) as problem:
         cause = f"{folder / PER_QUERY_FILE} cannot be read: {str(problem).splitlines()[0]}"
         raise DamagedRecordError(cause, RUN_AGAIN) from problem

@@ -11,5 +11,5 @@ def to_canonical_json(facts: Any) -> str:
 
 
 def compute_digest(facts: Any) -> str:
-    """SHA-256 of the canonical JSON."""
-    return hashlib.sha256(to_canonical_json(facts).encode()).hexdigest()
+    """SHA-256 of the canonical JSON; a name of a file may hold bytes that are not UTF-8."""
+    return hashlib.sha256(to_canonical_json(facts).encode(errors="surrogatepass")).hexdigest()

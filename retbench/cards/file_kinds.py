@@ -1,0 +1,21 @@
+"""Pipes, devices and sockets in place of files: reading one may never end, so they are refused before that."""
+
+import stat
+from pathlib import Path
+
+from retbench.errors import DataError
+
+
+def is_special_file(path: Path) -> bool:
+    """Whether a path, also through a link, leads to something that is neither a file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing is there, or it may not be seen: the reader says so
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def require_regular_file(path: Path) -> None:
+    """Raise an error for a pipe, a device or a socket."""
+    if is_special_file(path):
+        raise DataError(f"{path} is a pipe or a device, not a file", "put a regular file in its place")

@@ -1,0 +1,110 @@
+"""Collections that attack: pipes and devices in place of files, gzip bombs, servers of archives that never end."""
+
+import gzip
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.cards import catalog
+from retbench.corpora import published_files, text_lines
+from retbench.corpora.open_collection import open_collection
+from retbench.corpora.published_files import PublishedFile
+from retbench.corpora.text_lines import read_lines
+from retbench.errors import DataError, MissingError
+from tests.test_run import run_command
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_in_place_of_a_file_is_refused(name: str, kind: str, task: Path, out: Path) -> None:
+    (task / name).unlink()
+    os.mkfifo(task / name) if kind == "pipe" else (task / name).symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        open_collection(catalog.find_task_card(str(task)))
+    assert run_command("run", "--model", "bm25", "--task", task, "--out", out).exit_code == 4
+
+
+@pytest.mark.parametrize("line", ["\n", "x\n"])
+def test_a_gzip_bomb_is_refused(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_lines, "MIN_UNPACKED", 100_000)
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(line.encode() * 3_000_000))
+    with pytest.raises(DataError, match="unpacks to over 200 times its size"):
+        list(read_lines(tmp_path / "corpus.jsonl.gz"))
+
+
+def test_a_small_file_that_unpacks_well_is_read(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(b"x\n" * 100_000))
+    assert len(list(read_lines(tmp_path / "corpus.jsonl.gz"))) == 100_000
+
+
+@contextmanager
+def serve(send: Callable[[Any], None]) -> Iterator[PublishedFile]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                send(self)
+
+        def log_message(self, *_: Any) -> None:
+            """Do not log requests."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield PublishedFile(f"http://127.0.0.1:{server.server_port}/small.zip", "sha256", "0" * 64)
+        finally:
+            server.shutdown()
+
+
+def send_without_end(handler: Any) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"x" * 10_000)
+
+
+def drip(handler: Any) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000000")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"x")
+        time.sleep(0.02)
+
+
+def announce(length: str) -> Callable[[Any], None]:
+    def send(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("send", "message"),
+    [
+        (send_without_end, "the server sends over 0 GB"),
+        (drip, r"the server sent \d+ bytes in 0 seconds"),
+        (announce("many"), "announces 'many' bytes"),
+        (announce("9" * 30), "more than a collection has"),
+        (announce("-5"), "announces '-5' bytes"),
+    ],
+    ids=["without end", "drip", "no number", "huge", "negative"],
+)
+def test_a_download_is_bounded(
+    send: Callable[[Any], None], message: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published_files, "MAX_FILE_BYTES", 2_000_000)
+    monkeypatch.setattr(published_files, "STALL_SECONDS", 0.3)
+    with serve(send) as archive, pytest.raises(MissingError, match=message):
+        archive.fetch(lambda _: None)
+    assert sum(file.stat().st_size for file in own_cache.rglob("*") if file.is_file()) < 4_000_000
