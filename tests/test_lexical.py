@@ -90,11 +90,13 @@ def _read_settings(cell: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("study", ["e2rank", "insertrank"])
 def test_the_papers_first_stage_is_the_studies_first_stage(study: str) -> None:
+    """BM25 as Anserini runs it, or the papers' own lists of it; only stages that say so start from another model."""
     plan = tomllib.loads((STUDIES / f"{study}.toml").read_text())
     first = [
         stage["models"]
         for stage in plan["stages"]
-        if stage["name"] == "first-stage" or "rerank" in stage.get("options", {})
+        if stage["name"].startswith("first-stage") or "rerank" in stage.get("options", {})
+        if not stage["name"].startswith(("dense", "end-to-end"))
     ]
     assert len(first) > 5
-    assert {name for models in first for name in models} == {"bm25-lucene"}
+    assert {name for models in first for name in models} <= {"bm25-lucene", "candidate-list"}

@@ -37,11 +37,18 @@ STEPS = 2
 
 def fill_hub(hub: ToyHub, study: Study) -> None:
     """Put everything that the study asks for into the hub."""
+    splits = {
+        cell.task: stage.set["split"]
+        for stage in study.stages
+        if "split" in stage.set
+        for cell in list_study_cells(study, stage)
+    }
     for name in list_fetchable_names(study):
         if name in catalog.load_model_cards():
             hub.add_model(catalog.find_model_card(name))
         for task in fetch._resolve_tasks(name):
-            hub.add_task(catalog.find_task_card(task))
+            card = catalog.find_task_card(task)
+            hub.add_task(replace(card, split=splits.get(card.name, card.split)))
     for stage in study.stages:
         dataset = str(stage.options.get("dataset", ""))
         if dataset in HUB_CORPORA:

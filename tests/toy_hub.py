@@ -200,7 +200,8 @@ def build_configs(card: TaskCard) -> Configs:
         return _build_r2med()
     if name.startswith(("COIRCodeSearchNet", "CodeSearchNetCC")):
         return _build_retrieval(card, f"{source.subset}-", {"partition": "test"})
-    return _build_retrieval(card, f"{source.subset}-" if source.subset else "", {})
+    fields = {"instruction": "Find a tool."} if name == "ToolRetrieval" else {}
+    return _build_retrieval(card, f"{source.subset}-" if source.subset else "", fields)
 
 
 def _build_retrieval(card: TaskCard, prefix: str, query_fields: Mapping[str, str]) -> Configs:

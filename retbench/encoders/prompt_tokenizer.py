@@ -27,7 +27,8 @@ TEXTS_PER_CHUNK = 1024
 class TokenizedTexts:
     """Token ids of many texts, one after the other: text i is `flat[offsets[i]:offsets[i + 1]]`.
 
-    `truncated` and `empty` count texts. `pooling_starts` is the first pooled token of each text, for methods that pool
+    `truncated` and `empty` count texts; `unknown` counts the tokens that stand for text which the tokenizer does not
+    know, None if it has no such token. `pooling_starts` is the first pooled token of each text, for methods that pool
     only a part. `word_ids` are the token ids of the words of each text, for sparse methods.
     """
 
@@ -37,6 +38,7 @@ class TokenizedTexts:
     empty: int
     pooling_starts: np.ndarray | None = None
     word_ids: list[np.ndarray] | None = None
+    unknown: int | None = None
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -87,6 +89,12 @@ def fill_template(method: Method, text: str, role: Role, instruction: str) -> st
     return method.get_template(role).replace("{instruction}", instruction).replace("{text}", text)
 
 
+def find_unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The id that stands only for text which the tokenizer does not know; None for one that knows every byte."""
+    unknown: int | None = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id) else unknown
+
+
 @dataclass(frozen=True)
 class PromptTokenizer:
     """A tokenizer with a method's prompt template; `instruction` is that of the task."""
@@ -135,7 +143,8 @@ class PromptTokenizer:
         starts: list[int] = []
         words: list[np.ndarray] = []
         word_tokenizer = WordTokenizer(self.tokenizer)
-        truncated = empty = 0
+        truncated = empty = unknown = 0
+        unknown_id = find_unknown_id(self.tokenizer)
         iterator = iter(texts)
         with TokenIdBuffer() as ids:
             while chunk := list(islice(iterator, TEXTS_PER_CHUNK)):
@@ -148,7 +157,9 @@ class PromptTokenizer:
                     chunk, cut_texts = self._truncate_texts(chunk, limit)
                 prompts = [self.build_prompt(text, role) for text in chunk]
                 encoded, cut_prompts = self._encode_prompts(prompts, prompt_limit)
-                ids.append(list(map(self._append_eos, encoded["input_ids"])))
+                rows: list[list[int]] = encoded["input_ids"]
+                unknown += 0 if unknown_id is None else sum(row.count(unknown_id) for row in rows)
+                ids.append(list(map(self._append_eos, rows)))
                 starts.extend(self._find_text_starts(encoded, prompts, chunk, role))
                 words.extend(word_tokenizer.tokenize_words(chunk) if self.method.kind != "dense" else [])
                 truncated += cut_texts + cut_prompts
@@ -159,6 +170,7 @@ class PromptTokenizer:
                 empty,
                 np.array(starts) if starts else None,
                 words or None,
+                None if unknown_id is None else unknown,
             )
 
     def _truncate_texts(self, texts: list[str], limit: int) -> tuple[list[str], int]:
@@ -179,7 +191,8 @@ class PromptTokenizer:
 
     def _append_eos(self, ids: list[int]) -> list[int]:
         tokenizer, eos = self.tokenizer, self.tokenizer.eos_token_id
-        tail = [tokenizer.convert_tokens_to_ids(self.end_token)] if self.method.eos else []
+        end = tokenizer.pad_token_id if self.method.eos_is_pad else eos
+        tail = [end] if self.method.eos else []
         # an empty text needs one token to have a vector: end-of-sequence, or padding if the model has none
         return (ids + tail) or [eos if eos is not None else tokenizer.pad_token_id]
 
