@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from retbench.cli.command import AsJson, cli_command, print_json, print_result, print_status
+from retbench.cli.terminal_text import build_table_cell
 from retbench.errors import UsageError
 
 app = typer.Typer(help="List or prune stored embeddings.", no_args_is_help=True)
@@ -29,7 +30,8 @@ def list_stores(as_json: AsJson = False) -> None:
         rows = f"{stored.rows:,}" if stored.rows is not None else "–"
         state = "finished" if stored.finished else "unfinished"
         size = f"{stored.bytes / 1e6:,.1f}"
-        table.add_row(stored.model, stored.folder.name[:12], rows, size, state, ", ".join(stored.used_by))
+        row = (stored.model, stored.folder.name[:12], rows, size, state, ", ".join(stored.used_by))
+        table.add_row(*map(build_table_cell, row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     print_result(f"{len(stores)} stores, {sum(stored.bytes for stored in stores) / 1e6:,.1f} MB")
 

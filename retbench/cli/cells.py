@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from retbench.cli.command import print_error, print_status
+from retbench.cli.command import choose_results_folder, print_error, print_status
+from retbench.cli.terminal_text import build_table_cell
 from retbench.errors import RetbenchError
 from retbench.records.cell import Cell, ExpectedScoreCheck
 
 TABLE_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100")
+MAX_UNKNOWN_SHARE = 0.05  # a larger share of unknown tokens is pointed out
 MIN_QUERIES_TO_DOUBT = 10  # over fewer queries a score of exactly 0 or 100 is no surprise
 PIPED_WIDTH = 160  # columns of a table that is not on a terminal
 
@@ -45,12 +47,24 @@ def describe_extreme_score(cell: Cell) -> str | None:
     )
 
 
+def describe_unknown_tokens(cell: Cell) -> str | None:
+    """Say that the tokenizer does not know much of the text; None for a small share of unknown tokens."""
+    share = cell.unknown_tokens
+    if share is None or share < MAX_UNKNOWN_SHARE:
+        return None
+    return (
+        f"{cell.model} · {cell.method} · {cell.task}: {share:.0%} of the tokens stand for text that the tokenizer does "
+        "not know. Check that its files are complete and that the model was trained for this language (--dry-run)"
+    )
+
+
 def print_cells(cells: Sequence[Cell], results: Path) -> None:
     """Print a table of all finished cells, then remarks, errors, and what to do next."""
     done = [cell for cell in cells if cell.status == "done"]
     if done:
         _print_table(done)
-    for remark in filter(None, map(describe_extreme_score, done)):
+    remarks = [describe(cell) for cell in done for describe in (describe_extreme_score, describe_unknown_tokens)]
+    for remark in filter(None, remarks):
         print_status(f"note: {remark}")
     _print_problems([cell for cell in cells if cell.status != "done"], are_others_done=bool(done))
     if done:
@@ -72,7 +86,8 @@ def _print_table(cells: Sequence[Cell]) -> None:
         scores = [_format_score(cell, metric) for metric in metrics]
         speed = f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–"
         method = " + ".join((cell.method, *cell.rerank))
-        table.add_row(cell.model, method, cell.task, *scores, speed, f"{cell.seconds:.1f}", cell.settings_id)
+        row = (cell.model, method, cell.task, *scores, speed, f"{cell.seconds:.1f}", cell.settings_id)
+        table.add_row(*map(build_table_cell, row))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False).print(table)
 
 
@@ -97,13 +112,14 @@ def _print_problems(cells: Sequence[Cell], are_others_done: bool) -> None:
 
 def _format_next_steps(cells: Sequence[Cell], results: Path) -> str:
     """Say where the runs are, and give the commands to continue with: the board, and the last two runs of one task."""
-    folder = shlex.quote(str(results))
+    is_default = results == choose_results_folder()
+    folder = "" if is_default else f" {shlex.quote(str(results))}"
     saved = cells[0].record if len(cells) == 1 else f"{len(cells)} runs in {results}"
-    lines = [f"saved: {saved}", f"next:  retbench report {folder}"]
+    lines = [f"saved: {saved}", f"next:  retbench report{folder}"]
     last = cells[-1]
     other = next(
         (c for c in reversed(cells[:-1]) if (c.task, c.split, c.sample) == (last.task, last.split, last.sample)), None
     )
     if other:
-        lines.append(f"       retbench compare {other.settings_id} {last.settings_id} --results {folder}")
+        lines.append(f"       retbench compare {other.settings_id} {last.settings_id}{folder and ' --results'}{folder}")
     return "\n".join(lines)

@@ -10,10 +10,30 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
+from retbench.cards.user_config import DEFAULT_RESULTS, get_results_folder
+from retbench.cli.terminal_text import remove_control_characters
 from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors
 
 P = ParamSpec("P")
 
+
+def choose_results_folder() -> Path:
+    """Return the configured results folder; a wrong configuration is reported by the command itself."""
+    try:
+        return get_results_folder()
+    except RetbenchError:
+        return Path(DEFAULT_RESULTS)
+
+
+RunsFolder = Annotated[
+    Path,
+    typer.Option(
+        default_factory=choose_results_folder, show_default=DEFAULT_RESULTS, help="The results folder to find runs in."
+    ),
+]
+ResultsOut = Annotated[
+    Path, typer.Option(default_factory=choose_results_folder, show_default=DEFAULT_RESULTS, help="The results folder.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 
 
@@ -41,7 +61,7 @@ def print_error(error: RetbenchError, as_json: bool, label: str = "error") -> No
     if as_json:
         print_json({"error": error.cause, "next_step": error.next_step, "exit_code": error.exit_code})
         return
-    sys.stderr.write(f"{label}: {error.cause}\nnext:  {error.next_step}\n")
+    sys.stderr.write(remove_control_characters(f"{label}: {error.cause}\nnext:  {error.next_step}\n"))
 
 
 def print_skipped(problems: Sequence[RetbenchError]) -> int:
@@ -53,6 +73,7 @@ def print_skipped(problems: Sequence[RetbenchError]) -> int:
 
 def print_result(text: str) -> None:
     """Print a result on stdout."""
+    text = remove_control_characters(text)
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
@@ -79,7 +100,7 @@ def is_quiet() -> bool:
 def print_status(text: str) -> None:
     """Print a status line on stderr, unless -q was given."""
     if not is_quiet():
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{remove_control_characters(text)}\n")
         sys.stderr.flush()
 
 

@@ -3,12 +3,12 @@
 import sys
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_skipped
+from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_skipped
+from retbench.cli.terminal_text import build_table_cell
 
 if TYPE_CHECKING:
     from retbench.cards.model import ModelCard
@@ -50,7 +50,7 @@ COLUMNS: dict[ListKind, tuple[str, ...]] = {
 @cli_command
 def list_cards(
     kind: Annotated[ListKind, typer.Argument(help="What to list.")],
-    results: Annotated[Path, typer.Option(help="The results folder, for `list results`.")] = Path("results"),
+    results: RunsFolder,
     as_json: AsJson = False,
 ) -> int:
     """List models, tasks, suites, methods, recipes or results."""
@@ -70,7 +70,7 @@ def _print_table(kind: ListKind, rows: list[dict[str, Any]]) -> None:
 
     table = Table(*COLUMNS[kind], box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(_format_value(row.get(column)) for column in COLUMNS[kind]))
+        table.add_row(*(build_table_cell(_format_value(row.get(column))) for column in COLUMNS[kind]))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 

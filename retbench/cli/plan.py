@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.command import AsJson, cli_command, parse_overrides, print_json, print_result
+from retbench.cli.terminal_text import build_table_cell
 
 if TYPE_CHECKING:
     from retbench.pipelines.estimate_cost import CostEstimate
@@ -79,7 +80,7 @@ def _print_table(estimates: "list[CostEstimate]") -> None:
         table.add_column(name.strip(), justify="right")
     for estimate in estimates:
         table.add_row(
-            estimate.model,
+            build_table_cell(estimate.model),
             f"{estimate.tokens / 1e9:,.2f} G",
             f"{estimate.tokens_per_second:,.0f}",
             f"{estimate.device_hours:,.1f}",

@@ -119,25 +119,32 @@ def format_csv(boards: list[Leaderboard]) -> str:
     heads = dict.fromkeys(chain.from_iterable(table.heads for _, table in tables))
     exposure_columns = [f"{task} seen" for task in scores]
     file = io.StringIO()
-    writer = csv.DictWriter(file, ["suite", "block", *heads, *exposure_columns, "published"], lineterminator="\n")
-    writer.writeheader()
+    columns = ["suite", "block", *heads, *exposure_columns, "published"]
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writerow({column: quote_formula(column) for column in columns})
     for number, (board, table) in enumerate(tables, start=1):
         for line in table.lines:
             facts = {head: format_csv_value(cell) for head, cell in zip(table.heads, line.cells, strict=True)}
             if line.row:
                 facts |= {f"{task} seen": line.row.get_training_exposure(task) for task in line.row.runs}
             source = line.published.table.source if line.published else ""
-            writer.writerow({"suite": board.suite, "block": number, **facts, "published": source})
+            writer.writerow(
+                {"suite": quote_formula(board.suite), "block": number, **facts, "published": quote_formula(source)}
+            )
     return file.getvalue()
 
 
 def format_csv_value(cell: TableCell) -> str:
-    """A value as a CSV field; a name that a spreadsheet would run as a formula gets a leading quote."""
+    """A value as a CSV field."""
     if cell.value is None:
         return "" if cell.text == "–" else cell.text
     if isinstance(cell.value, float):
         return f"{cell.value:.6g}"
-    text = str(cell.value)
+    return quote_formula(str(cell.value))
+
+
+def quote_formula(text: str) -> str:
+    """A name that a spreadsheet would run as a formula gets a leading quote."""
     return f"'{text}" if text[:1] in "=+-@\t\r" and text else text
 
 
