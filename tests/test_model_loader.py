@@ -425,6 +425,21 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     check("does not fit its parent", lambda state: state.update({first: torch.ones(3, 5)}))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "cannot be read: KeyError"),
+        ('{"model": {"type": "WordPiece"}}', "cannot be read"),
+        ('{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}', "has an empty vocabulary"),
+    ],
+)
+def test_a_damaged_or_empty_tokenizer_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    folder = write(build("qwen2"), tmp_path / "model")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match=rf"the tokenizer of .* {message}"):
+        load_backbone(folder, "float32", CPU)
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "bert"])
 def test_a_folder_without_a_tokenizer_is_refused(kind: str, tmp_path: Path) -> None:
     folder = write(build(kind), tmp_path / "model")

@@ -93,11 +93,12 @@ def write_gguf(
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(splitter)
-    writer.add_token_list([token for token, _ in tokens])
-    writer.add_token_types([3 if number in control else 1 for _, number in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in tokenizer_json["model"]["merges"]])
+    if left_out != "tokenizer":
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(splitter)
+        writer.add_token_list([token for token, _ in tokens])
+        writer.add_token_types([3 if number in control else 1 for _, number in tokens])
+        writer.add_token_merges([" ".join(pair) for pair in tokenizer_json["model"]["merges"]])
     if architecture == "llama":
         writer.add_bos_token_id(0)
     writer.add_eos_token_id(config["eos_token_id"])
@@ -293,6 +294,7 @@ def test_digits_are_split_first_where_the_file_says_so(folder: Path, tmp_path: P
         ("blk.1.ffn_up", r"tiny\.gguf has no model\.layers\.1\.mlp\.up_proj\.weight"),
         ("blk", r"has no model\.layers\.0.* and 20 more \(24 weights\)"),
         ("token_embd", "embed_tokens"),
+        ("tokenizer", r"tiny\.gguf has no tokenizer"),
     ],
 )
 def test_a_gguf_file_without_some_weights_is_refused(left_out: str, message: str, folder: Path, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ class EmbeddingRun:
 
     def _describe_plan(self) -> dict[str, Any]:
         tokens, profile = self.tokens, self.profile
+        unknown = {} if tokens.unknown is None else {"unknown": tokens.unknown}
         plan = BatchPlan.build(tokens.lengths, profile.budget, self.job.shard_rows, profile.shard_tokens)
         return {
             "rows": len(self.job.texts),
@@ -133,6 +134,7 @@ class EmbeddingRun:
             "longest": int(tokens.lengths.max()),
             "truncated": tokens.truncated,
             "empty": tokens.empty,
+            **unknown,
             "threads": profile.threads,
             "kernel": profile.kernel,
             "dtype": profile.dtype,

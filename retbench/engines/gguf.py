@@ -29,6 +29,12 @@ DIGIT_SPLITTERS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "e
 # A number in the name of the cached folder. It grows when a file is converted to other weights than before.
 CONVERSION = 2
 
+# Counts that some dimension of a tensor has, or exceeds.
+SIZE_FIELDS = (
+    "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
+    "attention.key_length", "attention.value_length", "rope.dimension_count", "vocab_size", "expert_count",
+)  # fmt: skip
+
 ROPE_TENSOR = "rope_freqs.weight"
 LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and 3.3, and of Llama 3.2
 LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -43,6 +49,7 @@ class GgufHeader:
     pre_tokenizer: str
     architecture: str = ""
     tensors: tuple[str, ...] = ()
+    has_tokenizer: bool = True
     rope_factors: tuple[float, ...] = ()  # of Llama 3.1 and later: divisors of the rotary frequencies
 
     def compute_fingerprint(self, checksum: str) -> str:
@@ -59,6 +66,7 @@ def read_header(file: Path) -> GgufHeader:
         file_type = _read_field(reader, "general.file_type")
         label = None if file_type is None else gguf.LlamaFileType(file_type).name.lower()
         pre_tokenizer = _read_field(reader, "tokenizer.ggml.pre")
+        _check_counts(reader)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as problem:
         raise DataError(f"{file} is not a complete GGUF file: {problem}", "fetch it again") from problem
     label = label and label.removeprefix("all_").removeprefix("mostly_")
@@ -68,6 +76,7 @@ def read_header(file: Path) -> GgufHeader:
         pre_tokenizer=str(pre_tokenizer or ""),
         architecture=str(_read_field(reader, "general.architecture") or ""),
         tensors=tuple(tensor.name for tensor in reader.tensors),
+        has_tokenizer=reader.get_field("tokenizer.ggml.tokens") is not None,
         rope_factors=next((tuple(map(float, t.data)) for t in reader.tensors if t.name == ROPE_TENSOR), ()),
     )
 
@@ -84,6 +93,18 @@ def _open_reader(gguf: Any, file: Path) -> Any:
     return type("CheckedReader", (gguf.GGUFReader,), {"_get": read_inside_file})(file)
 
 
+def _check_counts(reader: Any) -> None:
+    """Raise ValueError for counts that the tensors contradict: a model of a million layers would be built first."""
+    architecture = _read_field(reader, "general.architecture")
+    largest = max((int(size) for tensor in reader.tensors for size in tensor.shape), default=0)
+    limits = {"block_count": len(reader.tensors), **dict.fromkeys(SIZE_FIELDS, largest)}
+    for name, limit in limits.items():
+        count = _read_field(reader, f"{architecture}.{name}")
+        values = count if isinstance(count, list) else [count or 0]
+        if any(not isinstance(value, int) or not 0 <= value <= limit for value in values):
+            raise ValueError(f"{architecture}.{name} is {count!r:.40}, which its tensors contradict")
+
+
 def _read_field(reader: Any, name: str) -> Any:
     field = reader.get_field(name)
     return field.contents() if field else None
@@ -96,6 +117,8 @@ def convert_to_folder(file: Path, facts: GgufHeader, folder: Path) -> None:
 
     from retbench.engines import model_loader
 
+    if not facts.has_tokenizer:
+        raise DataError(f"{file} has no tokenizer", "fetch a complete GGUF file, or use a Hugging Face folder")
     dtype = torch.float32 if facts.parameters < HALF_PRECISION_ABOVE else torch.float16
     model_class: Any = transformers.AutoModelForCausalLM
     config = getattr(
@@ -152,7 +175,11 @@ def load_gguf_tokenizer(file: Path, facts: GgufHeader) -> Any:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    from retbench.engines import tokenizers
+
+    with tokenizers.explain_damaged_tokenizer(file):
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizers.check_vocabulary(tokenizer, file)
     if facts.pre_tokenizer in DIGIT_SPLITTERS:
         steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)

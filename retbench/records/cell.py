@@ -48,6 +48,7 @@ class Cell:
     main_score: float | None = None
     documents: int | None = None
     queries: int | None = None
+    unknown_tokens: float | None = None
     tokens_per_second: float | None = None
     seconds: float | None = None
     record: str | None = None
@@ -89,8 +90,15 @@ def build_cell(record: Record, path: str, cached: bool) -> Cell:
         seen=classify_training_exposure(tuple(sets) if sets is not None else None, record.cards["task"]),
         scores=record.scores, main_score=record.scores[record.cards["task"]["metric"]],
         documents=record.collection["documents"], queries=record.collection["queries"],
+        unknown_tokens=_compute_unknown_share(record.texts),
         tokens_per_second=record.cost["tokens_per_second"], seconds=sum(record.cost["seconds"].values()), record=path,
     )  # fmt: skip
+
+
+def _compute_unknown_share(texts: dict[str, Any]) -> float | None:
+    """Return the share of tokens that stand for text the tokenizer does not know, on the side that has more of them."""
+    sides = [side for side in (texts.get("query"), texts.get("document")) if side and side.get("unknown") is not None]
+    return max((side["unknown"] / max(1, side["tokens"]) for side in sides), default=None)
 
 
 def compute_exit_code(cells: list[Cell]) -> int:
