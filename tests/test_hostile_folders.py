@@ -15,6 +15,7 @@ from retbench.cards import catalog
 from retbench.engines import fingerprints, model_folders, model_loader, weights
 from retbench.engines.generator import TransformersGenerator
 from retbench.errors import DataError, RetbenchError
+from tests.test_weights import build_card, write_gguf
 
 
 @pytest.fixture
@@ -262,3 +263,22 @@ def test_a_lying_header_length_is_an_error(length: int, folder: Path) -> None:
     file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
     with pytest.raises(DataError, match="damaged or truncated"):
         find_weights(folder)
+
+
+# GGUF
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_hidden_layers", 1_000_000),
+        ("hidden_size", 1 << 30),
+        ("intermediate_size", 1 << 31),
+        ("num_attention_heads", 1 << 20),
+    ],
+)
+def test_a_gguf_file_with_absurd_counts_is_refused_at_once(name: str, value: int, folder: Path, tmp_path: Path) -> None:
+    change_json(folder / "config.json", **{name: value})
+    file = write_gguf(folder, tmp_path / "tiny.gguf")
+    with pytest.raises(DataError, match="which its tensors contradict"):
+        weights.obtain_weights(build_card(), path=str(file))
