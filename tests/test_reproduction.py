@@ -22,12 +22,14 @@ from retbench.pipelines.studies.cost import CostEstimator
 from retbench.pipelines.studies.dry_run import estimate_study
 from retbench.pipelines.studies.overview import build_overview
 from retbench.pipelines.studies.reproduction import build_reproduction_tables, check_selections
-from retbench.pipelines.studies.status import build_stage_reports, list_statuses
+from retbench.pipelines.studies.status import build_stage_reports, list_statuses, write_note
+from retbench.records.cell import Cell
 from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.reports.published_tables import PublishedTable, load_shipped_tables, read_table
 from retbench.reports.reproduction import ReproducedFigure, ReproducedRow
 from retbench.reports.study_tables import format_study_latex, format_study_markdown
 from tests import small_collection
+from tests.finished_runs import write_finished_run
 
 PAPERS = ("specialized-llms", "llm-ql", "llm2ir", "search-adaptor", "e2rank", "insertrank")
 TABLE = """
@@ -305,3 +307,24 @@ def test_long_documents_are_assumed_long_until_they_are_here() -> None:
     }
     assert (sizes["longembed-qmsum"].documents, sizes["longembed-qmsum"].tokens) == (197, 4096)
     assert (sizes["scifact"].documents, sizes["scifact"].tokens) == (5183, 150)
+
+
+def test_a_published_mean_stands_beside_the_mean_of_the_whole_suite(tmp_path: Path) -> None:
+    study = catalog.find_study("insertrank")
+    stage = next(stage for stage in study.stages if stage.name == "reasoning-raw")
+    plan = replace(study, stages=(stage,), references=("insertrank-r2med",), reproduces={})
+    plan = replace(plan, reproduces={"insertrank-r2med": {"InsertRank, DeepSeek-R1": CellSelection("reasoning-raw")}})
+    cells = [cell for cell in list_study_cells(plan, stage) if cell.task.startswith("r2med-")]
+    assert len(cells) == 8
+    for number, cell in enumerate(cells):
+        folder = write_finished_run(tmp_path, cell.model, cell.task, [number / 10, number / 10], suite="r2med")
+        result = Cell(cell.model, cell.method, cell.task, "r2med", "test", "done", record=str(folder))
+        write_note(cell, result, tmp_path)
+    (table,) = build_reproduction_tables(plan, tmp_path)
+    (figure,) = table.rows[0].figures
+    assert (figure.column, figure.published) == ("average", 0.511)
+    assert figure.measured == pytest.approx(0.35)  # the mean of 0.0 to 0.7
+    assert table.rows[0].format_verdict() == "outside: average -16.10"
+    cells[0].get_note_path(tmp_path).unlink()
+    (table,) = build_reproduction_tables(plan, tmp_path)
+    assert table.rows[0].format_verdict() == "not run"
