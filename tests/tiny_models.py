@@ -100,3 +100,51 @@ def build_tokenizer() -> Any:
     )
     tokens.chat_template = CHAT_TEMPLATE
     return tokens
+
+
+def build_cross_encoder(folder: Path, num_labels: int = 1, model_max_length: int | None = None) -> Path:
+    """Write a BERT with a classification head; its tokenizer joins two texts and has a type for each."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    marks = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<|im_start|>", "<|im_end|>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", pair="<|im_start|> $A <|im_end|> $B:1 <|im_end|>:1", special_tokens=marks
+    )
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    if model_max_length:
+        tokenizer.model_max_length = model_max_length
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=LAYERS,
+        num_attention_heads=2, max_position_embeddings=128, num_labels=num_labels, initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    _save_random_weights(BertForSequenceClassification, config, folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_decoder_classifier(folder: Path) -> Path:
+    """Write a Qwen2-type decoder with a classification head, which reads the state of the last token."""
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=LAYERS,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, num_labels=1, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.3,
+    )  # fmt: skip
+    _save_random_weights(Qwen2ForSequenceClassification, config, folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _save_random_weights(model_class: Any, config: Any, folder: Path) -> None:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model_class(config).save_pretrained(folder)

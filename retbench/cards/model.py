@@ -145,7 +145,7 @@ class ModelCard:
     """One model. An unknown field is left out, never guessed."""
 
     name: str
-    kind: Literal["backbone", "lexical"] = "backbone"
+    kind: Literal["backbone", "lexical", "cross-encoder"] = "backbone"
     description: str | None = None
     aliases: tuple[str, ...] = ()
     family: str | None = None

@@ -2,7 +2,7 @@
 
 A folder without a card of ours is run as its own files say: `modules.json` and the folder of each module, `prompts` and
 `default_prompt_name`, `similarity_fn_name`, and the length limit. What a method cannot express is an error that names
-it, never left out. Folders of other kinds of models (SPLADE, ColBERT, cross-encoders) are refused.
+it, never left out. Folders of other kinds of models (SPLADE, ColBERT) are refused; a cross-encoder is a reranker.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -33,11 +33,12 @@ LARGEST_LENGTH = 1_000_000  # tokenizers without a limit have one far above
 
 MANY_VECTORS = "a late-interaction model (ColBERT): it has a vector per token, compared by MaxSim"
 WORD_WEIGHTS = "a sparse encoder (SPLADE): it has weights of words, not a dense vector"
+CROSS_ENCODER = "a cross-encoder: it scores a query and a document together and has no vectors"
 OTHER_MODELS = {
     "SparseEncoder": WORD_WEIGHTS,
     "MultiVectorEncoder": MANY_VECTORS,
     "ColBERT": MANY_VECTORS,
-    "CrossEncoder": "a cross-encoder: it scores a query and a document together and has no vectors",
+    "CrossEncoder": CROSS_ENCODER,
 }
 OTHER_MODULES = {
     "SpladePooling": WORD_WEIGHTS,
@@ -47,7 +48,7 @@ OTHER_MODULES = {
     "SparseStaticEmbedding": WORD_WEIGHTS,
     "IDF": WORD_WEIGHTS,
     "MultiVectorMask": MANY_VECTORS,
-    "LogitScore": OTHER_MODELS["CrossEncoder"],
+    "LogitScore": CROSS_ENCODER,
 }
 # Arguments of transformers in the config of the Transformer module that change no float32 vector.
 HARMLESS_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "padding_side", "token"}
@@ -69,8 +70,29 @@ def is_published(folder: Path) -> bool:
     return (folder / MODULES_FILE).is_file()
 
 
-def require_dense_model(folder: Path) -> None:
-    """Raise an error for a SPLADE, ColBERT or cross-encoder folder: its states are not meant to be pooled."""
+def require_supported_model(folder: Path) -> None:
+    """Raise an error for a SPLADE or ColBERT folder: its states are not meant to be pooled."""
+    reason = _find_other_kind(folder)
+    if reason not in (None, CROSS_ENCODER):
+        raise DataError(
+            f"{folder} is {reason}", "pooling its states would score another model: only dense embedders are supported"
+        )
+
+
+def require_encoder(card: ModelCard, folder: Path | None = None) -> None:
+    """Raise an error for a cross-encoder, by its card or its folder, where a model is to give vectors."""
+    if card.kind == "cross-encoder" or (folder and is_cross_encoder(folder)):
+        name = folder or (card.weights and card.weights.path) or card.name
+        raise DataError(f"{name} is {CROSS_ENCODER}", f"rerank with it: --rerank cross:model={name}")
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    """Whether a folder's own files say that it is a cross-encoder."""
+    return _find_other_kind(folder) == CROSS_ENCODER
+
+
+def _find_other_kind(folder: Path) -> str | None:
+    """What a folder is that is no dense embedder, in a few words; None for a dense embedder or a bare model."""
     model_type = str(read_optional_object(folder / CONFIG_FILE).get("model_type", "SentenceTransformer"))
     reason = OTHER_MODELS.get(model_type)
     if reason is None and model_type != "SentenceTransformer":
@@ -80,15 +102,12 @@ def require_dense_model(folder: Path) -> None:
     for module_type in read_module_types(folder):
         reason = reason or OTHER_MODULES.get(module_type.rpartition(".")[2])
         reason = reason or (MANY_VECTORS if module_type.startswith("pylate.") else None)
-    if reason:
-        raise DataError(
-            f"{folder} is {reason}", "pooling its states would score another model: only dense embedders are supported"
-        )
+    return reason
 
 
 def read_published_model(folder: Path) -> PublishedModel:
     """Read the method of a sentence-transformers folder; raise an error for what a method cannot express."""
-    require_dense_model(folder)
+    require_supported_model(folder)
     try:
         return _build_published_model(folder)
     except (AttributeError, TypeError, ValueError) as problem:  # a field of another type
@@ -97,7 +116,7 @@ def read_published_model(folder: Path) -> PublishedModel:
 
 def _build_published_model(folder: Path) -> PublishedModel:
     config = read_optional_object(folder / CONFIG_FILE)
-    transformer = _read_transformer_settings(folder)
+    transformer = read_transformer_settings(folder)
     modules = read_modules(folder)
     _check_transformer(folder, transformer)
     prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
@@ -116,10 +135,12 @@ def _build_published_model(folder: Path) -> PublishedModel:
 
 def describe_published_card(card: ModelCard, folder: Path) -> ModelCard:
     """A card that names no method gets that of the folder, or `mean`. A method that cannot be followed is an error
-    when it is used: another one can still be named."""
-    if card.method is not None:
+    when it is used: another one can still be named. A cross-encoder gets its kind."""
+    if card.method is not None or card.kind == "cross-encoder":
         return card
-    require_dense_model(folder)
+    require_supported_model(folder)
+    if is_cross_encoder(folder):
+        return replace(card, kind="cross-encoder")
     if not is_published(folder):
         return replace(card, method=DefaultMethod("mean"))
     try:
@@ -191,7 +212,8 @@ def _read_similarity(folder: Path, config: dict[str, Any], modules: list[Publish
     raise _make_error(folder, f"its similarity is {name!r}")
 
 
-def _read_transformer_settings(folder: Path) -> dict[str, Any]:
+def read_transformer_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the Transformer module; empty if the folder has none."""
     return next((found for name in TRANSFORMER_FILES if (found := read_optional_object(folder / name))), {})
 
 

@@ -7,6 +7,7 @@ listwise   a language model generates the order of a list, with or without first
 likelihood the likelihood of the query after a document's bottleneck, by a language model (arXiv 2504.05216)
 ql         lexical query likelihood; `ql:model=NAME` is `likelihood:model=NAME`
 pointwise  a language model answers yes or no for each document; the order is by the log-odds of yes
+cross      a cross-encoder reads the query and a document together and gives a relevance score
 
 The fields and their values are stored in records and hashed into settings-ids: do not rename them. A field that is
 younger than the first records is left out while it has its default (`ADDED_FIELDS`), so that earlier ids stay.
@@ -123,6 +124,22 @@ class QueryLikelihoodSettings:
 
 
 @dataclass(frozen=True)
+class CrossEncoderSettings:
+    """`depth` candidates sorted by the score that the cross-encoder `model` gives to query and document together.
+
+    `max_length` is the maximum number of tokens of a pair; the default is the model's limit.
+    """
+
+    model: str | None = None
+    depth: int = 100
+    max_length: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "depth")
+
+
+@dataclass(frozen=True)
 class LexicalQLSettings:
     """`depth` candidates sorted by log P(query | document) over words, with Dirichlet smoothing of weight `mu`."""
 
@@ -140,6 +157,7 @@ RerankerSettings = (
     | PointwiseSettings
     | ListwiseSettings
     | QueryLikelihoodSettings
+    | CrossEncoderSettings
     | LexicalQLSettings
 )
 
@@ -150,6 +168,7 @@ SETTINGS_CLASSES: dict[str, type[Any]] = {
     "listwise": ListwiseSettings,
     "pointwise": PointwiseSettings,
     "likelihood": QueryLikelihoodSettings,
+    "cross": CrossEncoderSettings,
     "ql": LexicalQLSettings,
 }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.method import Method, Role
-from retbench.cards.published_method import follow_published_model
+from retbench.cards.published_method import follow_published_model, require_encoder
 from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import weights
@@ -32,6 +32,7 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
 def preview_tokenization(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
     """First the tokenizer; then, for each method and role, the exact string, its ids and the first pooled token."""
     card = catalog.find_model_card(model)
+    require_encoder(card)
     folder = weights.obtain_weights(card, path).folder
     tokenizer = load_tokenizer(folder)
     yield describe_tokenizer(tokenizer)

@@ -23,6 +23,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
@@ -83,6 +84,14 @@ def load_language_model(folder: Path, dtype: Dtype) -> PreTrainedModel:
         options = {} if text_config is None else {"config": text_config}
         model, info = _load(AutoModelForCausalLM, folder, dtype, _map_text_names(folder, "model."), options)
     check_loaded_weights(folder, info, missing=(), unused=(TOWERS, POOLER, BUFFERS))
+    return model
+
+
+def load_sequence_classifier(folder: Path, dtype: Dtype, trust: bool = False) -> PreTrainedModel:
+    """The model with its classification head; no weight of the head may be missing."""
+    load_config(folder, trust)
+    model, info = _load(AutoModelForSequenceClassification, folder, dtype, {}, {}, trust)
+    check_loaded_weights(folder, info, missing=(), unused=(POOLER, BUFFERS))
     return model
 
 

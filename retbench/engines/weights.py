@@ -10,7 +10,7 @@ from pathlib import Path
 
 from retbench.cards import catalog, checksums, pins
 from retbench.cards.model import ModelCard, WeightsSource
-from retbench.cards.published_method import describe_published_card, require_dense_model
+from retbench.cards.published_method import describe_published_card, require_encoder, require_supported_model
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
@@ -40,7 +40,9 @@ def find_local_weights(card: ModelCard, path: str | None = None) -> LocalWeights
     given_path = _get_given_path(card, path)
     local = _find_at_path(given_path) if given_path else _find_cached(card)
     if local:
-        require_dense_model(local.folder)
+        require_supported_model(local.folder)
+        if card.kind != "cross-encoder":
+            require_encoder(card, local.folder)
         model_folders.check_shape(card, local.folder)
         if not path:
             model_folders.check_trained_model(card, local.folder)

@@ -12,7 +12,12 @@ from retbench.cards.default_methods import resolve_methods
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method, Similarity
 from retbench.cards.model import LexicalSettings, ModelCard
-from retbench.cards.published_method import describe_published_card, follow_published_model, is_published
+from retbench.cards.published_method import (
+    describe_published_card,
+    follow_published_model,
+    is_published,
+    require_encoder,
+)
 from retbench.cards.rope_scaling import parse_rope_scaling
 from retbench.cards.task import TaskCard
 from retbench.encoders import adaptor
@@ -62,7 +67,9 @@ class ResolvedModel:
     def resolve(
         card: ModelCard, path: str | None, log_status: Callable[[str], None], engine: Engine = DEFAULT_ENGINE
     ) -> "ResolvedModel":
-        """Find the weights of a card, unless a server has them; weights that fit another card are refused."""
+        """Find the weights of a card, unless a server has them; weights that fit another card, or that give no vectors,
+        are refused."""
+        require_encoder(card)
         if card.kind == "lexical" or engine.name == "endpoint":
             return ResolvedModel(card, None, engine)
         local_weights = weights.obtain_weights(card, path, log_status)
