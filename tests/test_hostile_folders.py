@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
-from retbench.engines import fingerprints, model_folders, model_loader, weights
+from retbench.engines import adapters, chat_template, fingerprints, model_folders, model_loader, weights
 from retbench.engines.generator import TransformersGenerator
+from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, RetbenchError
+from tests.test_model_loader import train_adapter
 from tests.test_weights import build_card, write_gguf
 
 
@@ -263,6 +265,36 @@ def test_a_lying_header_length_is_an_error(length: int, folder: Path) -> None:
     file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
     with pytest.raises(DataError, match="damaged or truncated"):
         find_weights(folder)
+
+
+# What a folder has computed: templates and patterns
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "does not end within"),
+        ("{% for i in range(10**12) %}{% endfor %}", "the chat template of the model fails"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "the chat template of the model fails"),
+        ("{{ raise_exception('no system turn') }}", "fails: no system turn"),
+        ("{% if %}", "the chat template of the model fails"),
+    ],
+    ids=["loops", "huge range", "escape", "raises", "syntax"],
+)
+def test_a_chat_template_is_bounded(template: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=message):
+        chat_template.render_chat(tokenizer, [{"role": "user", "content": "x"}])
+
+
+def test_the_pattern_of_an_adapter_is_bounded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "MAX_SECONDS", 0.2)
+    train_adapter(folder, tmp_path / "adapter", str(folder))
+    change_json(tmp_path / "adapter" / "adapter_config.json", target_modules="(([a-z0-9._]+)+)+!")
+    with pytest.raises(DataError, match=r"a pattern of layers in .* does not end within"):
+        adapters.merge_adapter(folder, tmp_path / "adapter", tmp_path / "merged")
 
 
 # GGUF

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
+from retbench.engines.chat_template import render_chat
 from retbench.engines.tokenizers import truncate_texts
 
 EVALUATION_TEMPLATE = (
@@ -56,8 +57,8 @@ class ListwisePromptTokenizer:
             return self.prompt_tokenizer.tokenize([prompt], "query", NO_LIMIT)
         tokenizer = self.prompt_tokenizer.tokenizer
         turns = [{"role": "user", "content": prompt}]
-        chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        ids = np.array(tokenizer(str(chat), add_special_tokens=False)["input_ids"], dtype=np.int32)
+        chat = render_chat(tokenizer, turns, add_generation_prompt=True, enable_thinking=False)
+        ids = np.array(tokenizer(chat, add_special_tokens=False)["input_ids"], dtype=np.int32)
         return TokenizedTexts(ids, np.array([0, len(ids)]), 0, 0)
 
     def truncate_texts(self, texts: Sequence[str], max_tokens: int) -> list[str]:

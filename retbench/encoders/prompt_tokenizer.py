@@ -15,6 +15,7 @@ import numpy as np
 from retbench.cards.method import Method, Role
 from retbench.encoders.token_ids import TokenIdBuffer, release_pages
 from retbench.encoders.word_tokens import WordTokenizer
+from retbench.engines.chat_template import render_chat
 from retbench.errors import InapplicableError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class PromptTokenizer:
             return user
         system = [{"role": "system", "content": self.method.system}] if self.method.system is not None else []
         turns = [{"role": "user", "content": user}, {"role": "assistant", "content": self.method.answer}]
-        chat = str(self.tokenizer.apply_chat_template([*system, *turns], tokenize=False))
+        chat = render_chat(self.tokenizer, [*system, *turns])
         return chat[: chat.rindex(self.method.answer) + len(self.method.answer)]
 
     def tokenize(self, texts: Iterable[str], role: Role, limit: int) -> TokenizedTexts:

@@ -9,6 +9,7 @@ from retbench.cards.published_method import follow_published_model, require_enco
 from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import weights
+from retbench.engines.chat_template import render_chat
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import InapplicableError
 
@@ -25,7 +26,7 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     added = tokenizer("x")["input_ids"] != tokenizer("x", add_special_tokens=False)["input_ids"]
     facts = {"tokenizer": type(tokenizer).__name__, **special, "adds_special_tokens": added}
     if tokenizer.chat_template:
-        facts["chat"] = tokenizer.apply_chat_template([{"role": "user", "content": "TEXT"}], tokenize=False)
+        facts["chat"] = render_chat(tokenizer, [{"role": "user", "content": "TEXT"}])
     return facts
 
 

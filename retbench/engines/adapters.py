@@ -13,6 +13,7 @@ from retbench.cards.installation import suggest_extra
 from retbench.cards.model import ModelCard
 from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json_object
+from retbench.engines.time_limit import MAX_SECONDS, limit_seconds
 from retbench.errors import DataError, MissingError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -101,6 +102,7 @@ def _load_adapter(parent: Any, adapter: Path) -> Any:
     text_names = [name for name in names if not re.search(model_loader.TOWERS, name)]
     prefix = _find_layer_prefix(text_names, {name for name, _ in parent.named_modules()})
     config = peft.PeftConfig.from_pretrained(adapter)
+    _check_patterns(adapter, config, [name for name, _ in parent.named_modules()])
     config.task_type = None  # load it into the backbone, whatever task it was trained for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
@@ -116,6 +118,17 @@ def _load_adapter(parent: Any, adapter: Path) -> Any:
             ) from problem
     _check_all_used(adapter, {name.replace(BASE + prefix, BASE, 1) for name in names}, model, peft)
     return model
+
+
+def _check_patterns(adapter: Path, config: Any, layers: list[str]) -> None:
+    """Raise an error for a regular expression of an adapter that takes for ever, before peft uses it."""
+    patterns = [getattr(config, name, None) for name in ("target_modules", "exclude_modules")]
+    with limit_seconds(MAX_SECONDS, f"a pattern of layers in {adapter / ADAPTER_CONFIG}"):
+        for pattern in filter(lambda value: isinstance(value, str), patterns):
+            try:
+                any(re.fullmatch(pattern, layer) for layer in layers)
+            except re.error as problem:
+                raise DataError(f"{adapter / ADAPTER_CONFIG}: {problem}", "fetch the adapter again") from problem
 
 
 def _find_layer_prefix(names: list[str], layers: set[str]) -> str:

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, lm_head, model_loader, text_config
+from retbench.engines.chat_template import render_chat
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.tokenizers import load_tokenizer, truncate_texts
 from retbench.errors import UsageError
@@ -122,9 +123,7 @@ class GeneratorBase:
 
     def _render_chat(self, prompt: str) -> str:
         turns = [{"role": "user", "content": prompt}]
-        return str(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        )
+        return render_chat(self.tokenizer, turns, add_generation_prompt=True, enable_thinking=False)
 
     def build_answer(self, text: str, prompt_tokens: int, answer_tokens: int, max_tokens: int) -> GeneratedAnswer:
         """An answer with the mark of reasoning that the chat template opened."""
