@@ -15,6 +15,7 @@ import pytest
 from retbench.cards.model import ModelShape, TrainingProvenance
 from retbench.errors import RetbenchError
 from retbench.pipelines.report import build_report
+from retbench.records.load_run import load_trec_run
 from retbench.records.record import compute_settings_id
 from retbench.records.results_folder import ResultsFolder
 from tests.finished_runs import write_failed_run, write_finished_run
@@ -162,3 +163,8 @@ def test_half_a_surrogate_pair_in_a_name_can_be_written(tmp_path: Path) -> None:
     assert json.loads((folder / "record.json").read_text())["model"] == "m\udc80"
     write_failed_run(tmp_path / "r", "n\udc80", "t", error="\ud800")
     assert ResultsFolder(tmp_path / "r").scan_runs().problems == []
+
+
+def test_a_byte_order_mark_is_no_part_of_a_query(tmp_path: Path) -> None:
+    (tmp_path / "r.trec").write_bytes(b"\xef\xbb\xbfq1 Q0 d1 1 2.0 t\nq1 Q0 d2 2 1.0 t\n")
+    assert load_trec_run(tmp_path / "r.trec").rankings == {"q1": ["d1", "d2"]}

@@ -18,6 +18,7 @@ from retbench.errors import ResourceError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 CONFIG_FILE = "retbench.toml"
+DEFAULT_RESULTS = "retbench-results"  # not `results`, which a checkout of retbench has with committed records
 MAX_PATH_PART = 180  # characters; file systems allow 255 bytes, of which endings such as .failed.json need some
 CardFolder = Literal["model_cards", "tasks", "recipes", "methods", "studies"]
 CARD_FOLDERS: tuple[CardFolder, ...] = get_args(CardFolder)
@@ -36,6 +37,7 @@ class UserConfig:
     """The fields of `retbench.toml`."""
 
     cache: str | None = None
+    results: str | None = None
     cards: tuple[str, ...] = ()
     device: Literal["cpu", "cuda", "mps"] | None = None
     prices: dict[str, float] | None = None  # price per hour, by the GPU or processor name in a record
@@ -44,13 +46,14 @@ class UserConfig:
 
 
 def load_user_config() -> UserConfig:
-    """Load `retbench.toml` from the working folder; RETBENCH_CACHE, RETBENCH_CARDS and RETBENCH_DEVICE override it."""
+    """Load `retbench.toml` from the working folder; environment variables override it."""
     file = Path(CONFIG_FILE)
     from_file = toml_parser.load_card(UserConfig, file) if file.exists() else UserConfig()
     cards = os.environ.get("RETBENCH_CARDS")
     device = os.environ.get("RETBENCH_DEVICE") or from_file.device
     return UserConfig(
         cache=os.environ.get("RETBENCH_CACHE") or from_file.cache,
+        results=os.environ.get("RETBENCH_RESULTS") or from_file.results,
         cards=tuple(filter(None, cards.split(os.pathsep))) if cards else from_file.cards,
         device=toml_parser.convert_value(
             UserConfig.__annotations__["device"], device, _build_environment_location("RETBENCH_DEVICE")
@@ -72,6 +75,11 @@ def get_cache_folder() -> Path:
     configured = load_user_config().cache
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retbench"
     return Path(configured).expanduser() if configured else default
+
+
+def get_results_folder() -> Path:
+    """Return the folder that runs are written to and read from, unless a command names another one."""
+    return Path(load_user_config().results or DEFAULT_RESULTS).expanduser()
 
 
 def require_disk_space(path: Path, size: float) -> None:

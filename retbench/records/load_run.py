@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retbench.cards import catalog
-from retbench.cards.user_config import encode_path_part, get_cache_folder
+from retbench.cards.user_config import encode_path_part, get_cache_folder, get_results_folder
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, find_missing_ids
 from retbench.corpora.open_collection import open_collection
@@ -31,13 +31,14 @@ MAX_LISTED_RUNS = 6
 TREC_COLUMNS = "six columns: query Q0 document rank score tag"
 
 
-def find_run(argument: str, results: Path, task: str | None = None) -> Path:
+def find_run(argument: str, results: Path | None = None, task: str | None = None) -> Path:
     """Find a run's folder by its path, by the first characters of its settings-id, or by its model (and task)."""
     path = Path(argument)
     if path.name == RECORD_FILE and path.is_file():
         return path.parent
     if (path / RECORD_FILE).is_file():
         return path
+    results = results or get_results_folder()
     folders = [file.parent for file in ResultsFolder(results).list_record_files()] if argument else []
     on_task = [folder for folder in folders if task is None or folder.parents[1].name == encode_path_part(task)]
     model = encode_path_part(_get_model_name(argument))
@@ -154,7 +155,8 @@ def read_trec_run(file: Path) -> dict[str, list[str]]:
 def _parse_trec_run(file: Path) -> TrecRun:
     try:
         content = file.read_bytes()
-        lines = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode().splitlines()
+        text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        lines = text.decode("utf-8-sig").splitlines()  # a byte order mark is no part of the first query's id
     except (OSError, ValueError, EOFError, zlib.error) as problem:
         raise DataError(f"{file} is not a TREC run: {problem}", f"give lines of {TREC_COLUMNS}") from problem
     entries: dict[str, list[TrecEntry]] = {}
