@@ -122,9 +122,10 @@ def _load_adapter(parent: Any, adapter: Path) -> Any:
 
 def _check_patterns(adapter: Path, config: Any, layers: list[str]) -> None:
     """Raise an error for a regular expression of an adapter that takes for ever, before peft uses it."""
-    patterns = [getattr(config, name, None) for name in ("target_modules", "exclude_modules")]
+    values = [getattr(config, name, None) for name in ("target_modules", "exclude_modules")]
+    patterns = [value for value in values if isinstance(value, str)]
     with limit_seconds(MAX_SECONDS, f"a pattern of layers in {adapter / ADAPTER_CONFIG}"):
-        for pattern in filter(lambda value: isinstance(value, str), patterns):
+        for pattern in patterns:
             try:
                 any(re.fullmatch(pattern, layer) for layer in layers)
             except re.error as problem:
