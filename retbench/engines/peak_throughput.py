@@ -17,10 +17,10 @@ from torch import nn
 from retbench.engines.device import get_device, has_fast_bf16
 
 CPU_TOKENS, GPU_TOKENS = 2048, 8192  # per product; a GPU needs more to be fully used
-MIN_CPU_TOKENS, CPU_PRODUCT_FLOP = 256, 4e9  # fewer tokens for large layers, whose products would take minutes
+MIN_CPU_TOKENS, CPU_PRODUCT_FLOP = 256, 2e9  # fewer tokens for large layers, whose products would take minutes
 PRODUCTS_PER_TIMING = 4  # consecutive products
 CPU_PEAK_SIZE, GPU_PEAK_SIZE = 1024, 8192  # rows and columns of both factors
-MAX_REPETITIONS = 8
+MAX_REPETITIONS = 5
 TOLERANCE = 1.1  # two times agree if they differ by less
 
 Shape = tuple[int, int]
@@ -75,7 +75,8 @@ def _time_product(shape: Shape, tokens: int, dtype: torch.dtype, device: torch.d
     states = torch.randn(tokens, shape[1], device=device, dtype=dtype)
     weights = [torch.randn(shape, device=device, dtype=dtype) for _ in range(PRODUCTS_PER_TIMING)]
     _time_row(states, weights)  # a warm-up
-    shortest, undisturbed = float("inf"), []
+    shortest = float("inf")
+    undisturbed: list[float] = []
     for _ in range(MAX_REPETITIONS):
         preemptions = _count_preemptions()
         seconds = _time_row(states, weights) / PRODUCTS_PER_TIMING

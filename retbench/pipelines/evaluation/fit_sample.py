@@ -110,9 +110,9 @@ def _check_request(request: EvaluationRequest, minutes: float) -> None:
 def _measure_cells(request: EvaluationRequest) -> Iterator[CellCost]:
     """Measure every cell; a cell that cannot be run costs nothing, and the run says why."""
     for model in request.models:
-        for methods in [(name,) for name in request.methods] or [()]:
+        for method in request.methods or (None,):
             try:
-                yield from _measure_model(replace(request, models=(model,), methods=methods))
+                yield from _measure_model(replace(request, models=(model,), methods=(method,) if method else ()))
             except RetbenchError as error:
                 if not isinstance(error, InapplicableError):
                     request.log_status(f"{model} was not measured: {error.cause}")
@@ -131,8 +131,8 @@ def _measure_model(request: EvaluationRequest) -> Iterator[CellCost]:
         if not speed:
             load_seconds, speed = _measure_encoder(job, spec)
             request.log_status(f"{job.model.card.name} · {job.method.name}: {speed:,.0f} tokens/s measured")
-        lengths = [_count_tokens(job, spec, role) for role in ("query", "document")]
-        yield _build_cost(job.collection, *(length / speed for length in lengths), load_seconds)
+        per_query, per_document = _count_tokens(job, spec, "query"), _count_tokens(job, spec, "document")
+        yield _build_cost(job.collection, per_query / speed, per_document / speed, load_seconds)
         load_seconds = 0.0  # the weights are loaded once for all tasks
 
 

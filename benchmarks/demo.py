@@ -1,0 +1,137 @@
+"""The first minutes of a new user (`make demo`): BM25, an encoder and a decoder on one leaderboard.
+
+    .venv/bin/python benchmarks/demo.py --minutes 3
+
+It runs the commands that a user would type and prints them. It sizes itself: BM25 and the encoder take the largest
+sample of queries that fits a small part of the time, and the decoder takes the same sample (it is four to five times as
+slow per token, on CPUs with and without fast bfloat16). Cached embeddings of the models are removed first, so that the
+run computes them.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RETBENCH = Path(sys.executable).with_name("retbench")
+RESULTS = Path("demo-results")
+TASK = "stdlib-doc"  # its documents are short, so many fit
+LEXICAL, ENCODER, DECODER = "bm25", "minilm-l6", "smollm2-135m-instruct-q4"
+ENCODER_SHARE = 1 / 15  # of the minutes
+CHANCE = 0.05
+
+
+class Demo:
+    """The demo's commands, and how long they took."""
+
+    def __init__(self) -> None:
+        self.started, self.first_board = time.monotonic(), 0.0
+
+    def announce(self, text: str) -> None:
+        """Print what comes next, with the seconds so far."""
+        print(f"\n== {time.monotonic() - self.started:.0f} s: {text}", flush=True)
+
+    def run(self, *words: str) -> None:
+        """Print and run a command; its failure ends the demo."""
+        print(f"$ retbench {' '.join(words)}", flush=True)
+        code = subprocess.run([RETBENCH, *words], check=False).returncode
+        if code:
+            sys.exit(code)
+
+    def evaluate(self, minutes: float) -> None:
+        """Run the three models and print their leaderboard."""
+        self.announce("BM25, which needs no model, and a small encoder, on as many queries as fit")
+        self.run("fetch", TASK, ENCODER)
+        self.run(*select_models(LEXICAL, ENCODER), "--minutes", f"{minutes * ENCODER_SHARE:.2g}")
+        self.run("report", str(RESULTS))
+        self.first_board = time.monotonic() - self.started
+        sample = read_sample()
+
+        self.announce("a decoder as it is: a language model that never learned to embed")
+        self.run("fetch", DECODER)
+        self.run(*select_models(DECODER), "--method", "mean", *sample)
+
+        self.announce("the board")
+        self.run("report", str(RESULTS), "--out", str(RESULTS / "LEADERBOARD.md"))
+        print((RESULTS / "LEADERBOARD.md").read_text())
+
+    def summarize(self) -> None:
+        """Print what was seen in words, the cost, and what to do next."""
+        self.announce("in words")
+        for a, b in ((ENCODER, LEXICAL), (LEXICAL, DECODER)):
+            print(describe_difference(a, b, compare(a, b)))
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(
+            f"\nThe first board came after {self.first_board:.0f} s, everything after "
+            f"{time.monotonic() - self.started:.0f} s; {used.ru_utime + used.ru_stime:.0f} CPU seconds."
+        )
+        here = Path.cwd()
+        path = RETBENCH.relative_to(here) if RETBENCH.is_relative_to(here) else RETBENCH
+        print("Next: train the decoder (docs/finetune.md)")
+        print(f"  {path} finetune {TASK} --model {DECODER} --recipe quick")
+        print("or your own texts (corpus.jsonl, queries.jsonl, qrels/test.tsv in a folder; docs/getting-started.md)")
+        print(f"  {path} run --model {LEXICAL} --model {ENCODER} --task ./my-folder --minutes 3")
+
+
+def select_models(*models: str) -> list[str]:
+    """Return the words that run models on the demo's task."""
+    return ["run", "--task", TASK, "--out", str(RESULTS), *(word for model in models for word in ("--model", model))]
+
+
+def read_sample() -> list[str]:
+    """Return the option for the sample that the first command found; none if it used all queries."""
+    (stored,) = json.loads((RESULTS / "samples.json").read_text()).values()
+    return ["--sample", str(stored["sample"])] if stored["sample"] else []
+
+
+def compare(a: str, b: str) -> dict[str, Any]:
+    """Return the test of `retbench compare` for two models."""
+    command = [str(RETBENCH), "compare", a, b, "--task", TASK, "--results", str(RESULTS), "--queries", "0", "--json"]
+    answer = subprocess.run(command, check=True, capture_output=True)
+    test: dict[str, Any] = json.loads(answer.stdout)["test"]
+    return test
+
+
+def describe_difference(a: str, b: str, test: dict[str, Any]) -> str:
+    """Say in words whether two models differ."""
+    points, queries = 100 * test["difference"], test["queries"]
+    if points < 0:
+        a, b, points = b, a, -points
+    chance = f"Two equally good models would differ that much in {format_share(test['p_value'])}"
+    if test["p_value"] <= CHANCE:
+        return f"- {a} is better than {b}, by {points:.1f} points of nDCG@10 on {queries} queries. {chance}."
+    return (
+        f"- Whether {a} or {b} is better is open: {points:.1f} points on {queries} queries. {chance}; more queries "
+        "may decide."
+    )
+
+
+def format_share(p_value: float) -> str:
+    """Write a probability as so many of 100 or 1,000 cases."""
+    if p_value < 0.001:
+        return "less than 1 of 1,000 cases"
+    return f"{1000 * p_value:.0f} of 1,000 cases" if p_value < 0.01 else f"{100 * p_value:.0f} of 100 cases"
+
+
+def main() -> None:
+    """Run the demo in the current folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    minutes = parser.parse_args().minutes
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    models = [word for model in (ENCODER, DECODER) for word in ("--model", model)]
+    subprocess.run([RETBENCH, "cache", "prune", *models], check=True, capture_output=True)
+    demo = Demo()
+    demo.evaluate(minutes)
+    demo.summarize()
+
+
+if __name__ == "__main__":
+    main()
