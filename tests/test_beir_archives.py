@@ -142,7 +142,8 @@ def test_a_complete_unverified_download_is_not_repeated(
     http_archive: tuple[TaskCard, type[ArchiveHandler]], own_cache: Path
 ) -> None:
     task, server = http_archive
-    partial = published_files.PublishedFile(str(task.source.url), "md5", str(task.source.md5)).file.with_suffix(".partial")
+    archive = published_files.PublishedFile(str(task.source.url), "md5", str(task.source.md5)).file
+    partial = archive.with_suffix(".partial")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(server.content)
     assert len(fetch_collection(task, ignore_status).corpus) == len(small_collection.DOCUMENTS)

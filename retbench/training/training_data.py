@@ -101,8 +101,8 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
     if request.split in (card.split, f"{card.split}/test") and not request.force:
         raise UsageError(
             f"{card.name} is evaluated on its split {card.split!r}; training on that split would make scores invalid",
-            f"train on another split, or on half of its queries (--set split={card.split}/train), or add --force, which "
-            "is noted on the model's card",
+            f"train on another split, or on half of its queries (--set split={card.split}/train), or add --force, "
+            "which is noted on the model's card",
         )
     train_card = replace(card, split=request.split, fingerprint=None)
     training_set = build_training_set(train_card, open_collection(train_card))

@@ -190,9 +190,8 @@ def test_a_killed_download_resumes(tmp_path: Path) -> None:
     files = ServedFiles({"/small.zip": content}, hang=3 * published_files.CHUNK_BYTES)
     with serve_files(files) as port:
         expected = build_card(f"http://127.0.0.1:{port}/small.zip", content)
-        partial = published_files.PublishedFile(str(expected.source.url), "md5", str(expected.source.md5)).file.with_suffix(
-            ".partial"
-        )
+        archive = published_files.PublishedFile(str(expected.source.url), "md5", str(expected.source.md5)).file
+        partial = archive.with_suffix(".partial")
         source = {key: getattr(expected.source, key) for key in ("kind", "url", "md5", "member")}
         running = subprocess.Popen([sys.executable, "-c", DOWNLOAD, json.dumps(source)], stdout=subprocess.DEVNULL)
         while not partial.exists() or partial.stat().st_size < published_files.CHUNK_BYTES:
