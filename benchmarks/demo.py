@@ -73,7 +73,7 @@ class Demo:
         )
         here = Path.cwd()
         path = RETBENCH.relative_to(here) if RETBENCH.is_relative_to(here) else RETBENCH
-        print("Next: train the decoder (docs/finetune.md)")
+        print("Next: train the decoder (`make install` adds what training needs; docs/finetune.md)")
         print(f"  {path} finetune {TASK} --model {DECODER} --recipe quick")
         print("or your own texts (corpus.jsonl, queries.jsonl, qrels/test.tsv in a folder; docs/getting-started.md)")
         print(f"  {path} run --model {LEXICAL} --model {ENCODER} --task ./my-folder --minutes 3")
