@@ -162,3 +162,14 @@ def test_copies_of_a_collection_have_its_instruction() -> None:
         if card.suite in ("beir-archive", "specialized-beir", "msmarco-titled"):
             original = catalog.find_task_card(card.name.rpartition("-")[0])
             assert card.instruction == original.instruction, card.name
+
+
+@pytest.mark.parametrize(
+    "card", [card for card in catalog.load_model_cards() if card.kind == "cross-encoder"], ids=lambda card: card.name
+)
+def test_the_facts_of_a_cross_encoder_are_the_registrys(card: ModelCard) -> None:
+    assert card.weights
+    meta = mteb.get_model_meta(str(card.weights.repo))
+    assert "cross-encoder" in str(meta.model_type)
+    ours = (card.weights.revision, card.parameters, card.context_length, card.license, card.released)
+    assert ours == (meta.revision, meta.n_parameters, meta.max_tokens, meta.license, str(meta.release_date))
