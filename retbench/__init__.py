@@ -5,7 +5,7 @@ Each function does what the command of the same name does. Nothing heavy is impo
     import retbench
 
     cells = retbench.evaluate(["bm25", "minilm-l6"], tasks=["stdlib-text"], sample=50)
-    table = retbench.load_results("results")
+    table = retbench.load_results()
     comparison = retbench.compare(cells[0].record, cells[1].record)
 """
 
@@ -37,7 +37,7 @@ def evaluate(
     minutes: float | None = None,
     overrides: Mapping[str, str | int] | None = None,
     devices: int | str = 1,
-    out: str | Path = "results",
+    out: str | Path | None = None,
     log_status: Callable[[str], None] | None = None,
 ) -> list["Cell"]:
     """Evaluate models on tasks, as `retbench run` does.
@@ -62,9 +62,10 @@ def evaluate(
         minutes: Use the largest such sample that is expected to fit so many minutes on this machine.
         overrides: The options of `--set`: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search.
         devices: The number of devices, "all", or "ray:store=ADDRESS".
-        out: The results folder.
+        out: The results folder; by default `retbench-results`, or RETBENCH_RESULTS.
         log_status: Called with each status line; by default there is no output.
     """
+    from retbench.cards.user_config import get_results_folder
     from retbench.errors import UsageError
     from retbench.pipelines.evaluation import evaluate as pipeline
     from retbench.pipelines.evaluation.request import EvaluationRequest
@@ -82,7 +83,7 @@ def evaluate(
         sample=sample,
         overrides=dict(overrides or {}),
         rerank=_to_tuple(rerank),
-        out=Path(out),
+        out=Path(out) if out else get_results_folder(),
         engine=engine,
         devices=str(devices),
         log_status=log_status or _ignore_status,
@@ -153,19 +154,20 @@ def finetune(
     return train_encoder.finetune_encoder(request, choose_recipe.choose_encoder_recipe(recipe_name, objective, changes))
 
 
-def load_results(results: str | Path = "results") -> "pd.DataFrame":
+def load_results(results: str | Path | None = None) -> "pd.DataFrame":
     """Load every finished cell of a results folder into one table, with a column per metric.
 
     A record that cannot be read is left out with a warning in the log.
 
-        table = retbench.load_results("results")
+        table = retbench.load_results()
         print(table.pivot_table(values="ndcg_at_10", index="model", columns="task"))
 
     Args:
-        results: The results folder.
+        results: The results folder, by default that of `evaluate`.
     """
     import logging
 
+    from retbench.cards.user_config import get_results_folder
     from retbench.pipelines.report import list_finished_cells
 
     try:
@@ -176,14 +178,14 @@ def load_results(results: str | Path = "results") -> "pd.DataFrame":
 
         raise MissingError("load_results needs the package pandas", suggest_extra("pandas")) from problem
 
-    cells, problems = list_finished_cells(Path(results))
+    cells, problems = list_finished_cells(Path(results) if results else get_results_folder())
     for unreadable in problems:
         logging.getLogger(__name__).warning("%s: it is left out", unreadable.cause)
     return pd.DataFrame([{**cell, **cell.pop("scores")} for cell in cells])
 
 
 def compare(
-    a: str | Path, b: str | Path, *, results: str | Path = "results", task: str | None = None, queries: int = 5
+    a: str | Path, b: str | Path, *, results: str | Path | None = None, task: str | None = None, queries: int = 5
 ) -> "Comparison":
     """Compare two runs, as `retbench compare` does: settings, scores, significance test, queries that moved most.
 
@@ -199,7 +201,7 @@ def compare(
     """
     from retbench.pipelines.runs.compare import compare_runs
 
-    return compare_runs(str(a), str(b), Path(results), task, queries)
+    return compare_runs(str(a), str(b), Path(results) if results else None, task, queries)
 
 
 def as_mteb(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import retbench
 from retbench.cli.cells import MIN_QUERIES_TO_DOUBT, describe_extreme_score
 from retbench.cli.main import app
 from retbench.records.cell import Cell, Status, compute_exit_code
@@ -95,3 +96,29 @@ def test_a_run_ends_with_the_next_commands_and_they_work(task: Path, out: Path) 
         assert name == "retbench"
         assert run_command(*words).exit_code == 0
     assert set(shlex.split(compare)[2:4]) == ids
+
+
+def test_runs_go_to_the_users_folder_and_not_to_committed_results(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = ("run", "--model", "bm25", "--task", task)
+    answer = run_command(*line)
+    assert answer.stderr.splitlines()[-1] == "next:  retbench report"
+    assert not (tmp_path / "results").exists()
+    assert list((tmp_path / "retbench-results").rglob("record.json"))
+    assert "pantry" in run_command("report").stdout
+    (tmp_path / "retbench.toml").write_text('results = "mine"')
+    run_command(*line)
+    monkeypatch.setenv("RETBENCH_RESULTS", str(tmp_path / "theirs"))
+    run_command(*line)
+    assert len(retbench.evaluate("bm25", tasks=str(task))) == 1
+    assert [len(list((tmp_path / name).rglob("record.json"))) for name in ("mine", "theirs")] == [1, 1]
+
+
+def test_a_wrong_configuration_is_a_two_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "retbench.toml").write_text('result = "mine"')
+    answer = run_command("report")
+    assert answer.exit_code == 4
+    assert answer.stderr.startswith("error: retbench.toml:1: result: unknown field")

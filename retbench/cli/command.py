@@ -18,11 +18,12 @@ P = ParamSpec("P")
 
 
 def choose_results_folder() -> Path:
-    """Return the configured results folder; a wrong configuration is reported by the command itself."""
+    """Return the configured results folder. A default is computed before a command begins, so errors end here."""
     try:
         return get_results_folder()
-    except RetbenchError:
-        return Path(DEFAULT_RESULTS)
+    except RetbenchError as error:
+        print_error(error, as_json=False)
+        raise typer.Exit(error.exit_code) from error
 
 
 RunsFolder = Annotated[

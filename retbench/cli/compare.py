@@ -1,12 +1,11 @@
 """retbench compare: compares the settings and scores of two runs."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_result
 
 RUN_HELP = "A run's folder, a settings-id, a model's name, an mteb result file (.json), or a TREC run file."
 
@@ -15,7 +14,7 @@ RUN_HELP = "A run's folder, a settings-id, a model's name, an mteb result file (
 def compare(
     a: Annotated[str, typer.Argument(help=RUN_HELP)],
     b: Annotated[str, typer.Argument(help=RUN_HELP)],
-    results: Annotated[Path, typer.Option(help="The results folder to find runs in.")] = Path("results"),
+    results: RunsFolder,
     task: Annotated[
         str | None,
         typer.Option(help="The task of a TREC run, or of a model's run: a task card's name or a BEIR folder."),

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_result
 
 
 @cli_command
 def export(
+    *,
     run: Annotated[list[str], typer.Argument(help="Folders of runs, or prefixes of their settings-ids.")],
     out: Annotated[Path, typer.Option(help="The folder for the mteb result files.")] = Path("mteb-results"),
-    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
+    results: RunsFolder,
     as_json: AsJson = False,
 ) -> None:
     """Write finished runs in mteb's result format, ready to submit to its leaderboard."""

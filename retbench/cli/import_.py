@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, ResultsOut, cli_command, print_json, print_result
 
 
 @cli_command
 def import_(
     path: Annotated[Path, typer.Argument(help="An mteb result file, or a folder of them.", exists=True)],
-    results: Annotated[Path, typer.Option(help="The results folder to import into.")] = Path("results"),
+    results: ResultsOut,
     as_json: AsJson = False,
 ) -> None:
     """Import mteb result files as published scores; `report --reference` shows them, marked, beside your own."""

@@ -1,17 +1,16 @@
 """retbench inspect: shows the queries with the worst scores of a run."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_result
 
 
 @cli_command
 def inspect(
     run: Annotated[str, typer.Argument(help="A run's folder, or a prefix of its settings-id.")],
-    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
+    results: RunsFolder,
     query: Annotated[str | None, typer.Option(help="Show only the query with this id.")] = None,
     queries: Annotated[int, typer.Option(help="The number of queries to show, worst first.")] = 5,
     as_json: AsJson = False,

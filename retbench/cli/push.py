@@ -1,18 +1,17 @@
 """retbench push: uploads a trained model and its scores to the hub."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_result
 
 
 @cli_command
 def push(
     model: Annotated[str, typer.Argument(help="A model that `retbench finetune` made: its name or folder.")],
     repo: Annotated[str, typer.Argument(help="The repository on the hub, OWNER/NAME; it is created if it is missing.")],
-    results: Annotated[Path, typer.Option(help="The results folder with the model's runs.")] = Path("results"),
+    results: RunsFolder,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the files and the model card; send none.")] = False,
     as_json: AsJson = False,

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_result, print_skipped, print_status, write_result
+from retbench.cards.user_config import DEFAULT_RESULTS
+from retbench.cli.command import (
+    AsJson,
+    choose_results_folder,
+    cli_command,
+    print_result,
+    print_skipped,
+    print_status,
+    write_result,
+)
 
 
 class ReportFormat(StrEnum):
@@ -21,7 +30,10 @@ class ReportFormat(StrEnum):
 
 @cli_command
 def report(
-    results: Annotated[Path, typer.Argument(help="The results folder.")] = Path("results"),
+    results: Annotated[
+        Path,
+        typer.Argument(default_factory=choose_results_folder, show_default=DEFAULT_RESULTS, help="The results folder."),
+    ],
     format_: Annotated[ReportFormat, typer.Option("--format", help="The output format.")] = ReportFormat.markdown,
     out: Annotated[Path | None, typer.Option(help="The output file (default: stdout).")] = None,
     reference: Annotated[
@@ -63,6 +75,5 @@ def _write_plots(boards: list[Any], folder: Path) -> None:
 
     files = write_plots(boards, folder)
     print_status(
-        f"{len(files)} plots written to {folder}"
-        + ("" if can_write_png() else f"; for PNG: {suggest_extra('plots')}")
+        f"{len(files)} plots written to {folder}" + ("" if can_write_png() else f"; for PNG: {suggest_extra('plots')}")
     )

@@ -1,11 +1,10 @@
 """retbench rerank: reranks a finished run, or a TREC run of another system."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, is_quiet, print_json, print_status
+from retbench.cli.command import AsJson, ResultsOut, cli_command, is_quiet, print_json, print_status
 
 
 @cli_command
@@ -16,7 +15,7 @@ def rerank(
         list[str], typer.Option("--with", help="A reranker, NAME:key=value,... (docs/reranking.md); can be repeated.")
     ],
     task: Annotated[str | None, typer.Option(help="The task of a run file.")] = None,
-    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    out: ResultsOut,
     as_json: AsJson = False,
 ) -> int:
     """Rerank a finished run; every reranker writes a run of its own beside it."""

@@ -1,13 +1,13 @@
 """retbench run: evaluate models x methods x tasks. Finished cells are read from disk; the result is a table."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retbench.cli.command import (
     AsJson,
+    ResultsOut,
     cli_command,
     is_quiet,
     parse_overrides,
@@ -63,7 +63,7 @@ def run(
             "--devices", "--on", help="Devices of this machine: N or all; or ray:store=ADDRESS (docs/cluster.md)."
         ),
     ] = "1",
-    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    out: ResultsOut,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, the exact prompts and a cost estimate; run nothing.")
     ] = False,

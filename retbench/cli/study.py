@@ -9,6 +9,7 @@ import typer
 
 from retbench.cli.command import (
     AsJson,
+    ResultsOut,
     cli_command,
     is_quiet,
     print_json,
@@ -32,7 +33,6 @@ app = typer.Typer(
 )
 app.command("show")(show)
 Name = Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")]
-Out = Annotated[Path, typer.Option(help="The results folder.")]
 OnlyStage = Annotated[str | None, typer.Option(help="Only this stage.")]
 Many = list[str] | None
 STATUS_GLYPHS = {"done": "✓", "failed": "✗", "skipped": "–", "open": "·"}
@@ -68,7 +68,7 @@ def list_studies(as_json: AsJson = False) -> None:
 @cli_command
 def run(
     name: Name,
-    out: Out = Path("results"),
+    out: ResultsOut,
     stage: OnlyStage = None,
     devices: Annotated[str, typer.Option("--devices", "--on", help="Devices, as in retbench run.")] = "1",
     dry_run: Annotated[
@@ -118,7 +118,7 @@ def _estimate_study(study: "Study", out: Path, stage: str | None) -> list[dict[s
 @cli_command
 def status(
     name: Name,
-    out: Out = Path("results"),
+    out: ResultsOut,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until no cell is open.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -142,7 +142,7 @@ def status(
 @cli_command
 def report(
     name: Name,
-    results: Out = Path("results"),
+    results: ResultsOut,
     format_: Annotated[
         StudyReportFormat, typer.Option("--format", help="The output format.")
     ] = StudyReportFormat.markdown,

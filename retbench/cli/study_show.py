@@ -1,12 +1,11 @@
 """retbench study show: the paper's table with our cells beside each figure, what is missing here, and the price."""
 
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, ResultsOut, cli_command, print_json, print_result
 
 if TYPE_CHECKING:
     from retbench.pipelines.estimate_cost import DeviceSpec
@@ -23,7 +22,7 @@ MAX_LISTED = 12  # missing items of one kind in the text; --json has all
 def show(
     *,
     name: Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")],
-    out: Annotated[Path, typer.Option(help="The results folder.")] = Path("results"),
+    out: ResultsOut,
     peak: Annotated[
         float, typer.Option(min=0.001, help="The device's bf16 peak in TFLOP/s (default: one H200, measured).")
     ] = DEFAULT_PEAK,

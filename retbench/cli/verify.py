@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_result
 from retbench.errors import DataError
 
 
 @cli_command
 def verify(
     run: Annotated[str, typer.Argument(help="A run's folder, or a prefix of its settings-id.")],
-    results: Annotated[Path, typer.Option(help="The results folder to look up settings-ids in.")] = Path("results"),
+    results: RunsFolder,
     against: Annotated[
         str | None,
         typer.Option(help="Compare with this engine instead: it must give the same vectors and scores on a sample."),

@@ -117,7 +117,7 @@ class _LoadedRun:
         return RULE_EXPLANATIONS[rule].format(ties=self.count_ties(), missing=self.count_missing(), grade=relevant_from)
 
 
-def verify_run(run: str, results: Path = Path("results")) -> Verification:
+def verify_run(run: str, results: Path | None = None) -> Verification:
     """Check a finished run with every external evaluator: once by its ranks, once by its raw scores."""
     folder = find_run(run, results)
     loaded = _load_run(folder)

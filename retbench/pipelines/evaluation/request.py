@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.compute_target import parse_compute_target
+from retbench.cards.user_config import get_results_folder
 from retbench.errors import UsageError
 from retbench.pipelines.models.overrides import Overrides
 from retbench.records.phase_timer import NoProgress, ProgressListener
@@ -25,7 +26,7 @@ class EvaluationRequest:
     sample: int | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     rerank: tuple[str, ...] = ()
-    out: Path = Path("results")
+    out: Path = field(default_factory=get_results_folder)
     progress: ProgressListener = field(default_factory=NoProgress)
     log_status: Callable[[str], None] = lambda _: None
     command: str = "retbench.evaluate(...)"

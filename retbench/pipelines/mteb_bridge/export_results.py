@@ -27,7 +27,7 @@ TASK_DEPENDENT_KEYS = ("instruction", "query_limit", "document_limit")  # encode
 OPTIONAL_KEYS = ("dimensions", "vector_dtype", "rope")  # encoder settings that exist only if the run set them
 
 
-def export_results(runs: list[str], out: Path, results: Path = Path("results")) -> list[Path]:
+def export_results(runs: list[str], out: Path, results: Path | None = None) -> list[Path]:
     """Write one result file per model and mteb task; it holds all splits and languages of the task."""
     runs_by_file: dict[Path, FileRuns] = {}
     for run in runs:

@@ -20,7 +20,7 @@ SHOWN_CHARACTERS = 200
 
 
 def compare_runs(
-    a: str, b: str, results: Path = Path("results"), task: str | None = None, queries: int = 5
+    a: str, b: str, results: Path | None = None, task: str | None = None, queries: int = 5
 ) -> Comparison:
     """Compare A with B: each is a run's folder or settings-id, an mteb result file, or a TREC run."""
     run_a, run_b = load_compared_runs(a, b, results, task)

@@ -37,7 +37,7 @@ class ComparedRun:
     remarks: list[str] = field(default_factory=list)
 
 
-def load_compared_runs(a: str, b: str, results: Path, task: str | None) -> tuple[ComparedRun, ComparedRun]:
+def load_compared_runs(a: str, b: str, results: Path | None, task: str | None) -> tuple[ComparedRun, ComparedRun]:
     """Load both runs; a TREC run is scored by the judgments of the other run unless a task is named."""
     is_trec_run = [_is_trec_run(a), _is_trec_run(b)]
     if all(is_trec_run) and task is None:
@@ -71,7 +71,7 @@ def _is_mteb_file(argument: str) -> bool:
     return path.is_file() and path.name != RECORD_FILE
 
 
-def _read_recorded_task(argument: str, results: Path) -> str | None:
+def _read_recorded_task(argument: str, results: Path | None) -> str | None:
     """Return the task of a retbench run; None for an mteb file."""
     return None if _is_mteb_file(argument) else read_record(find_run(argument, results) / RECORD_FILE).task
 
@@ -86,7 +86,7 @@ def _select_result(path: Path, task: str | None) -> MtebResult:
     return selected[0]
 
 
-def _load_described_run(argument: str, results: Path, task: str | None) -> ComparedRun:
+def _load_described_run(argument: str, results: Path | None, task: str | None) -> ComparedRun:
     """Load a run that contains its description: a retbench run or an mteb result file."""
     path = Path(argument)
     if _is_mteb_file(argument):

@@ -41,7 +41,7 @@ class RunInspection:
         return asdict(self)
 
 
-def inspect_run(run: str, results: Path = Path("results"), query: str | None = None, queries: int = 5) -> RunInspection:
+def inspect_run(run: str, results: Path | None = None, query: str | None = None, queries: int = 5) -> RunInspection:
     """Return the worst queries of a run, or the given query."""
     folder = find_run(run, results)
     scored_run = load_scored_run(folder, read_record(folder / RECORD_FILE))
