@@ -413,6 +413,10 @@ def test_a_dry_run_mines_nothing_and_measures_small_steps(
     assert (plan["queries"], plan["steps_of_an_epoch"]) == (16, 2)  # of all data, though seven queries were sampled
     assert plan["not_included"] == ["mining of hard negatives by bm25"]
     assert max(measured) < 8
+    measured.clear()
+    monkeypatch.setattr(dry_run, "MEASURED_SECONDS", 0.0)  # as if the first two queries alone took long
+    answer = run_command("finetune", data, "--model", model, "--recipe", "quick", *sets, "--dry-run", "--json")
+    assert (answer.exit_code, measured) == (0, [2])
 
 
 def test_a_dry_run_of_crops_reads_a_sample_of_the_texts(

@@ -4,6 +4,7 @@ What takes as long as in the training is left out: nothing is mined, scored or p
 hard negatives. Nothing is written.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from retbench.pipelines.finetuning import train_encoder
 from retbench.training.contrastive_batches import BatchSampler, BatchSource
 from retbench.training.contrastive_objective import ContrastiveObjective
 from retbench.training.cost_estimate import (
+    MEASURED_SECONDS,
     TrainingEstimate,
     limit_steps,
     measure_tokens_per_query,
@@ -126,13 +128,27 @@ def _estimate(objective: ContrastiveObjective, queries: int) -> TrainingEstimate
     sampler = BatchSampler(queries, recipe.batch, recipe.seed)
     tokens_per_query = measure_tokens_per_query(objective)
     size = max(2, min(recipe.batch.contrastive_batch_size, int(MEASURED_TOKENS / tokens_per_query)))
-    batch = replace(recipe.batch, contrastive_batch_size=size, train_batch_size=size)
-    encoder = replace(objective.encoder, recipe=replace(recipe, batch=batch))
     reset_peak_memory()
     idle = get_peak_memory_mb()
-    speed = measure_tokens_per_second(ContrastiveObjective(encoder, objective.source))
+    speed, size = _measure_speed(objective, size)
     factor = 1.0 if recipe.batch.gradient_caching else recipe.batch.contrastive_batch_size / size
     memory = idle + (get_peak_memory_mb() - idle) * factor
     tokens_per_step = tokens_per_query * sampler.queries_per_step
     steps = limit_steps(sampler, recipe, speed / tokens_per_step)
     return TrainingEstimate(queries, sampler.steps_per_epoch, steps, tokens_per_step, speed, memory)
+
+
+def _measure_speed(objective: ContrastiveObjective, size: int) -> tuple[float, int]:
+    """Return tokens per second and the queries of the measured batch: two, if these alone take long."""
+    started = time.perf_counter()
+    tokens = _resize_batches(objective, 2).backward(0)[1]
+    seconds = time.perf_counter() - started
+    if seconds > MEASURED_SECONDS:
+        return tokens / seconds, 2
+    return measure_tokens_per_second(_resize_batches(objective, size)), size
+
+
+def _resize_batches(objective: ContrastiveObjective, size: int) -> ContrastiveObjective:
+    recipe = objective.encoder.recipe
+    batch = replace(recipe.batch, contrastive_batch_size=size, train_batch_size=size)
+    return ContrastiveObjective(replace(objective.encoder, recipe=replace(recipe, batch=batch)), objective.source)
