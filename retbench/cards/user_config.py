@@ -37,12 +37,12 @@ class UserConfig:
     """The fields of `retbench.toml`."""
 
     cache: str | None = None
-    results: str | None = None
     cards: tuple[str, ...] = ()
     device: Literal["cpu", "cuda", "mps"] | None = None
     prices: dict[str, float] | None = None  # price per hour, by the GPU or processor name in a record
     rates: dict[str, TokenPrices] | None = None  # token prices, by model name
     currency: str = ""
+    results: str | None = None
 
 
 def load_user_config() -> UserConfig:
