@@ -57,9 +57,13 @@ def test_settings_are_printed_first_and_the_test_agrees_with_the_scores(tmp_path
 
 
 def test_one_letter_of_a_prompt_is_shown_with_its_bytes(tmp_path: Path) -> None:
-    method = {"query": "Query:{text}"}
-    a = write_finished_run(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": method}})
-    b = write_finished_run(tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {"method": {"query": "Query: {text}"}}})
+    facts = {"query_limit": 64, "document_limit": 512, "dtype": "float32", "weights": "w"}
+    a, b = (
+        write_finished_run(
+            tmp_path, "m", "t", [0.5, 0.5], settings={"encoder": {**facts, "method": {"query": template}}}
+        )
+        for template in ("Query:{text}", "Query: {text}")
+    )
     (one,) = compare_runs(str(a), str(b)).settings
     assert (one.name, one.a, one.b) == ("settings.encoder.method.query", "'Query:{text}'", "'Query: {text}'")
 
