@@ -19,9 +19,7 @@ SHOWN_DOCUMENTS = 3
 SHOWN_CHARACTERS = 200
 
 
-def compare_runs(
-    a: str, b: str, results: Path | None = None, task: str | None = None, queries: int = 5
-) -> Comparison:
+def compare_runs(a: str, b: str, results: Path | None = None, task: str | None = None, queries: int = 5) -> Comparison:
     """Compare A with B: each is a run's folder or settings-id, an mteb result file, or a TREC run."""
     run_a, run_b = load_compared_runs(a, b, results, task)
     shared = {m: (run_a.scores[m], run_b.scores[m]) for m in run_a.scores if m in run_b.scores}
