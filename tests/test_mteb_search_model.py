@@ -57,8 +57,8 @@ def test_only_the_allowed_documents_are_ranked(tmp_path: Path) -> None:
 
 
 def test_settings_are_validated_like_those_of_a_run() -> None:
-    with pytest.raises(UsageError, match="dtype=fp32: there is no such dtype"):
-        retbench.as_mteb("bm25", overrides={"dtype": "fp32"})
+    with pytest.raises(UsageError, match="dtype=fp12: there is no such dtype"):
+        retbench.as_mteb("bm25", overrides={"dtype": "fp12"})
 
 
 def test_the_model_reads_the_fields_of_our_task_card() -> None:
