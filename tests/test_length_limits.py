@@ -65,7 +65,7 @@ def test_a_longer_run_reads_more_and_is_a_variant_of_its_own(model: Path, task: 
     assert short["settings_id"] != long["settings_id"]
     assert read_record(short)["texts"]["document"]["longest"] == 512
     board = run_command("report", tmp_path / "results").output
-    assert "900/900 tokens" in board
+    assert "900/900 tokens, the protocol has 512/512" in board
     assert "512/512 tokens" in board
 
 

@@ -259,9 +259,10 @@ def _build_rows(runs: list[ScoredRun], failures: list[Failure]) -> list[Leaderbo
                 if failure.task not in row.runs:
                     row.failures[failure.task] = failure
     for notes in variants.values():
-        if len(notes) == 1:
-            row = next(iter(notes.values()))
-            row.settings_note = next(filter(None, (_describe_longer_lengths(run) for run in row.runs.values())), "")
+        for row in notes.values():
+            longer = next(filter(None, (_describe_longer_lengths(run) for run in row.runs.values())), "")
+            lengths = longer.partition(",")[0]
+            row.settings_note = longer if len(notes) == 1 else row.settings_note.replace(lengths, longer or lengths)
     return [row for notes in variants.values() for row in notes.values()]
 
 
