@@ -287,7 +287,7 @@ def test_a_memory_probe_out_of_memory_runs_long_texts_alone(
     longest: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fake GPU holds 5,000 tokens of 1 MB each; the token budget allows 20,000."""
-    monkeypatch.setattr(memory, "get_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(memory, "get_device_type", lambda: "cuda")
     held = {"max_memory_allocated": 0, "memory_reserved": 0, "memory_allocated": 0}
     for name in held:
         monkeypatch.setattr(torch.cuda, name, partial(held.get, name))
