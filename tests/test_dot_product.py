@@ -157,10 +157,15 @@ def test_a_run_ranks_by_the_dot_product_of_plain_transformers(model: Path, task:
         pytest.importorskip("sentence_transformers")
     line = ("run", "--model", model, "--task", task, "--out", out, "--method", "contriever", "--engine", engine)
     (cell,) = run_cells(*line, "--set", "dtype=float32")
+    check_dot_products(model, task, Path(cell["record"]))
+
+
+def check_dot_products(model: Path, task: Path, record: Path) -> None:
+    """The scores of a run are the dot products of plain transformers, and the best document is first."""
     documents, queries = read_folder(task)
     scores = compute_means(model, list(queries.values())) @ compute_means(model, list(documents.values())).T
     by_query = dict(zip(queries, scores, strict=True))
-    found = list_scores(Path(cell["record"]))
+    found = list_scores(record)
     assert found
     for query, hits in found.items():
         expected = dict(zip(documents, by_query[query], strict=True))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import tiny_models
-from tests.test_dot_product import compute_means, list_scores, read_folder
+from tests.test_dot_product import check_dot_products
 from tests.test_run import run_cells, run_command
 
 DOT_RECIPE = """
@@ -62,14 +62,7 @@ def test_a_model_trained_by_dot_product_is_saved_and_run_as_such(
     (cell,) = run_cells("run", "--model", "dotted", "--task", task, "--out", out, "--set", "dtype=float32")
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     assert record["settings"]["encoder"]["method"]["similarity"] == "dot"
-    documents, queries = read_folder(task)
-    scores = compute_means(folder, list(queries.values())) @ compute_means(folder, list(documents.values())).T
-    by_query = dict(zip(queries, scores, strict=True))
-    found = list_scores(Path(cell["record"]))
-    assert found
-    for query, hits in found.items():
-        expected = dict(zip(documents, by_query[query], strict=True))
-        assert max(abs(expected[document] - score) for document, score in hits) < 1e-3
+    check_dot_products(folder, task, Path(cell["record"]))
 
 
 def train_plainly(folder: Path, pairs: list[tuple[str, str]], similarity: str, steps: int) -> list[float]:

@@ -16,6 +16,7 @@ Attention = Literal["own", "bidirectional"]
 PostProcessing = Literal["none", "centre", "whiten", "drop-top"]
 Similarity = Literal["cosine", "dot"]
 Role = Literal["query", "document"]
+ROLES: tuple[Role, ...] = ("query", "document")
 
 DESCRIPTIVE_FIELDS = ("title", "source", "paper", "fidelity")  # they describe a method and do not change a vector
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from retbench.cards import catalog
-from retbench.cards.method import Method, Role
+from retbench.cards.method import ROLES, Method, Role
 from retbench.cards.published_method import follow_published_model, require_encoder
 from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
@@ -12,8 +12,6 @@ from retbench.engines import weights
 from retbench.engines.chat_template import render_chat
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import InapplicableError
-
-ROLES: tuple[Role, ...] = ("query", "document")
 
 
 def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def build_board(board: Leaderboard, table: LeaderboardTable) -> str:
         for column in order
     )
     score_ranges = _get_score_ranges(table)
-    rows = "".join(_build_row(board, table, line, order, score_ranges) for line in table.lines)
+    bounds = _get_interval_bounds(board)
+    rows = "".join(_build_row(board, table, line, order, score_ranges, bounds) for line in table.lines)
     return build_table_html("board", f"Leaderboard of {board.title}", heads, rows)
 
 
@@ -71,6 +72,7 @@ def _build_row(
     line: TableLine,
     order: list[int],
     score_ranges: dict[str, tuple[float, float]],
+    bounds: tuple[float, float],
 ) -> str:
     cells = []
     for column in order:
@@ -81,7 +83,7 @@ def _build_row(
         tag = 'th scope="row"' if head == "model" else "td"
         inner = _build_name(line) if head == "model" else _build_figure(board, line, cell)
         if column == NAME_COLUMNS:
-            inner += _build_interval_bar(board, line)
+            inner += _build_interval_bar(board, line, bounds)
         cells.append(
             f'<{tag} class="{css_class}{" heat" if heat_style else ""}" data-v="{value}"{heat_style}>'
             f"{inner}</{tag[:2]}>"
@@ -132,14 +134,18 @@ def _get_heat_style(cell: TableCell, score_ranges: dict[str, tuple[float, float]
     return f' style="--heat:{100 * share:.0f}%"'
 
 
-def _build_interval_bar(board: Leaderboard, line: TableLine) -> str:
+def _get_interval_bounds(board: Leaderboard) -> tuple[float, float]:
+    """The lowest and the highest bound of all intervals of the main score."""
+    intervals = [ranks[board.ranked_by].interval for ranks in board.ranks if board.ranked_by in ranks]
+    return min((low for low, _ in intervals), default=0.0), max((high for _, high in intervals), default=1.0)
+
+
+def _build_interval_bar(board: Leaderboard, line: TableLine, bounds: tuple[float, float]) -> str:
     """The 95% interval of the main score as a bar, on a line from the lowest to the highest bound of the board."""
     row_rank = board.get_rank(line.row, board.ranked_by) if line.row else None
     if row_rank is None:
         return ""
-    intervals = [found.interval for row in board.rows if (found := board.get_rank(row, board.ranked_by))]
-    start, end = min(low for low, _ in intervals), max(high for _, high in intervals)
-    low, high = row_rank.interval
+    (start, end), (low, high) = bounds, row_rank.interval
     tip = f"95% interval {100 * low:.1f} to {100 * high:.1f}"
     scale = 100 / (end - start) if end > start else 0.0
     style = f"--low:{(low - start) * scale:.1f}%;--size:{max((high - low) * scale, 2):.1f}%"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.ann_settings import AnnSettings
-from retbench.cards.method import Role, Similarity
+from retbench.cards.method import ROLES, Role, Similarity
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.encoders.batch_plan import SHARD_ROWS
@@ -26,7 +26,6 @@ from retbench.retrievers.score_fusion import fuse_rankings
 from retbench.store.embedding_cache import open_store
 from retbench.store.shard_store import ShardStore, VectorBlock
 
-ROLES: tuple[Role, ...] = ("query", "document")
 FUSION_DEPTH = 1000  # documents of each ranking that is fused, as in PromptReps; scores depend on it
 TOKEN_BUDGETS = {"cpu": 2048, "mps": 16384, "cuda": 65536}  # tokens per batch; on a CPU, per thread
 # these engines batch themselves; for an endpoint, which receives texts, in bytes

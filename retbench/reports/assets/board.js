@@ -144,13 +144,13 @@ for (const { section, board } of sections) {
     b.selectedIndex = 0;
     a.selectedIndex = Math.min(1, rows.length - 1);
   };
-  const show = () => {
+  const showPair = () => {
     const ready = part.open && a.value && b.value;
     part.querySelector(".result").replaceChildren(...(ready ? listQueries(board, task.value, a.value, b.value) : []));
   };
-  task.addEventListener("change", () => { fill(); show(); });
-  for (const select of [a, b]) select.addEventListener("change", show);
-  part.addEventListener("toggle", show);
+  task.addEventListener("change", () => { fill(); showPair(); });
+  for (const select of [a, b]) select.addEventListener("change", showPair);
+  part.addEventListener("toggle", showPair);
   fill();
 }
 
