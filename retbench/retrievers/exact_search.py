@@ -32,6 +32,7 @@ from retbench.engines.device import disable_tf32, get_device, has_fast_bf16
 from retbench.engines.memory import is_out_of_memory, keep_freed_pages, release_gpu_cache
 from retbench.errors import DataError
 from retbench.retrievers.ranking import Ranking
+from retbench.retrievers.sort_keys import arrange_by_query, decode_rows, decode_scores, encode_keys, select_largest
 from retbench.store.shard_store import VectorBlock
 
 QUERY_TILE = 512
@@ -46,7 +47,6 @@ MAX_CANDIDATE_SHARE = 0.2
 LOWEST_SCORE = torch.finfo(torch.bfloat16).min / 2  # above minus infinity, which marks padding
 SMALLEST_PRODUCT, LARGEST_PRODUCT = 2.0**-126, 2.0**125  # of the lengths of a query and the longest document
 SAFE_LENGTHS = (2.0**-40, 2.0**60)  # in these limits, squares in float32 give the length of a vector
-EMPTY_KEY = torch.iinfo(torch.int64).min  # below all keys
 
 
 def search_exactly(queries: np.ndarray, blocks: Iterable[VectorBlock], k: int) -> Ranking:
@@ -192,8 +192,10 @@ class RunningTopK:
         max_pairs = len(self.queries) * max(MAX_CANDIDATE_SHARE * len(window.rows), 4 * self.k)
         if window.tiles.dtype != torch.float32 and len(pairs.queries) > max_pairs:
             pairs = self._find_candidates(window.to_float32())
-        keys = _encode_keys(_compute_scores(self.queries, window, pairs), window.rows[pairs.positions])
-        self.keys = _select_largest(torch.cat((self.keys, self._arrange_by_query(pairs, keys)), dim=1), self.k)
+        keys = encode_keys(_compute_scores(self.queries, window, pairs), window.rows[pairs.positions])
+        self.keys = select_largest(
+            torch.cat((self.keys, arrange_by_query(pairs.queries, keys, len(self.queries))), dim=1), self.k
+        )
 
     def _find_candidates(self, window: DocumentWindow) -> CandidatePairs:
         """The pairs that the rough pass cannot exclude. Only groups whose best score reaches the threshold are read."""
@@ -233,7 +235,7 @@ class RunningTopK:
 
         `lower` has lower bounds of the scores of some documents of the window, each document at most once.
         """
-        largest = _select_largest(torch.cat((_decode_scores(self.keys), lower), dim=1), self.k)
+        largest = select_largest(torch.cat((decode_scores(self.keys), lower), dim=1), self.k)
         if largest.shape[1] < self.k:
             return torch.full((len(largest),), LOWEST_SCORE, device=largest.device)
         return largest.amin(dim=1).clamp(min=LOWEST_SCORE)
@@ -249,18 +251,10 @@ class RunningTopK:
         below_normal = 2.0**-123 * (width + math.sqrt(width) * (self.norms + longest))
         return torch.as_tensor(error * longest + below_normal).float()
 
-    def _arrange_by_query(self, pairs: CandidatePairs, keys: torch.Tensor) -> torch.Tensor:
-        """The keys of all pairs as a matrix with one line per query, padded with EMPTY_KEY."""
-        counts = torch.bincount(pairs.queries, minlength=len(self.queries))
-        column = torch.arange(len(keys), device=keys.device) - (counts.cumsum(0) - counts)[pairs.queries]
-        lines = torch.full((len(counts), int(counts.max())), EMPTY_KEY, device=keys.device)
-        lines[pairs.queries, column] = keys
-        return lines
-
     def sort_results(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The rows and scores of each query, sorted by (-score, row)."""
         keys = self.keys.sort(dim=1, descending=True).values
-        return list(_decode_rows(keys).cpu().numpy()), list(_decode_scores(keys).cpu().numpy())
+        return list(decode_rows(keys).cpu().numpy()), list(decode_scores(keys).cpu().numpy())
 
 
 def _compute_lower_bounds(scores: torch.Tensor) -> torch.Tensor:
@@ -319,30 +313,3 @@ def _argsort(positions: torch.Tensor) -> torch.Tensor:
     if positions.device.type != "cpu":
         return positions.argsort()
     return torch.from_numpy(positions.numpy().argsort())
-
-
-def _select_largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest values of each line, in any order."""
-    if values.shape[1] <= k:
-        return values
-    if values.device.type != "cpu":
-        return values.topk(k, dim=1, sorted=False).values
-    position = values.shape[1] - k  # on a CPU, numpy's selection is several times faster
-    return torch.from_numpy(
-        np.partition(values.numpy(), position, axis=1)[:, position:].copy()
-    )  # a view would keep the whole array
-
-
-def _encode_keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Integer keys that sort by (score, -row): the bits of the score, made sortable, above those of the row."""
-    bits = (scores + 0.0).view(torch.int32)  # turns minus zero into zero
-    return (torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32) | (0xFFFFFFFF - rows)
-
-
-def _decode_scores(keys: torch.Tensor) -> torch.Tensor:
-    bits = (keys >> 32).int()
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
-
-
-def _decode_rows(keys: torch.Tensor) -> torch.Tensor:
-    return 0xFFFFFFFF - (keys & 0xFFFFFFFF)
