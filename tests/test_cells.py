@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import retbench
-from retbench.cli.cells import MIN_QUERIES_TO_DOUBT, describe_extreme_score
+from retbench.cli.cells import describe_extreme_score
 from retbench.cli.main import app
 from retbench.records.cell import Cell, Status, compute_exit_code
+from retbench.records.extreme_score import MIN_QUERIES_TO_DOUBT
 from tests import small_collection
 
 CELL = Cell("m", "mean", "t", "custom", "test", "done", scores={"ndcg_at_10": 0.5}, main_score=0.5, queries=300)

@@ -1,12 +1,11 @@
 """retbench cache: list stored embeddings with their size, and remove them."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from retbench.cli.command import AsJson, cli_command, print_json, print_result, print_status
-from retbench.cli.terminal_text import build_table_cell
+from retbench.cli.terminal_table import Column, print_table
 from retbench.errors import UsageError
 
 app = typer.Typer(help="List or prune stored embeddings.", no_args_is_help=True)
@@ -16,23 +15,22 @@ app = typer.Typer(help="List or prune stored embeddings.", no_args_is_help=True)
 @cli_command
 def list_stores(as_json: AsJson = False) -> None:
     """List stored embeddings, their size, and the cells that use them."""
-    from rich.console import Console
-    from rich.table import Table
-
     from retbench.store.embedding_cache import list_cached_embeddings
 
     stores = list_cached_embeddings()
     if as_json:
         print_json([stored.to_json() for stored in stores])
         return
-    table = Table("model", "key", "texts", "MB", "state", "used by", box=None, header_style="bold")
-    for stored in stores:
-        rows = f"{stored.rows:,}" if stored.rows is not None else "–"
-        state = "finished" if stored.finished else "unfinished"
-        size = f"{stored.bytes / 1e6:,.1f}"
-        row = (stored.model, stored.folder.name[:12], rows, size, state, ", ".join(stored.used_by))
-        table.add_row(*map(build_table_cell, row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print_table(
+        [
+            Column("model", [stored.model for stored in stores], kind="name"),
+            Column("key", [stored.folder.name[:12] for stored in stores], 2, "text"),
+            Column("texts", ["–" if stored.rows is None else f"{stored.rows:,}" for stored in stores]),
+            Column("MB", [f"{stored.bytes / 1e6:,.1f}" for stored in stores]),
+            Column("state", ["finished" if stored.finished else "unfinished" for stored in stores], 1, "text"),
+            Column("used by", [", ".join(stored.used_by) for stored in stores], 3, "prose"),
+        ]
+    )
     print_result(f"{len(stores)} stores, {sum(stored.bytes for stored in stores) / 1e6:,.1f} MB")
 
 

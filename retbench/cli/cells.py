@@ -1,19 +1,17 @@
 """Print finished cells: a line per cell as soon as it is finished, then a table, the errors and the next commands."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from retbench.cli.command import choose_results_folder, print_error, print_status
-from retbench.cli.terminal_text import build_table_cell
+from retbench.cli.terminal_table import Column, describe_hidden, print_table
 from retbench.errors import RetbenchError
 from retbench.records.cell import Cell, ExpectedScoreCheck
+from retbench.records.extreme_score import explain_extreme_score
 
 TABLE_METRICS = ("ndcg_at_10", "mrr_at_10", "recall_at_100")
 MAX_UNKNOWN_SHARE = 0.05  # a larger share of unknown tokens is pointed out
-MIN_QUERIES_TO_DOUBT = 10  # over fewer queries a score of exactly 0 or 100 is no surprise
-PIPED_WIDTH = 160  # columns of a table that is not on a terminal
 
 
 def format_cell(cell: Cell) -> str:
@@ -33,18 +31,8 @@ def _format_expected_score(expected: ExpectedScoreCheck) -> str:
 
 def describe_extreme_score(cell: Cell) -> str | None:
     """Say why a score of exactly 0 or 100 over many queries is probably an error; None for every other score."""
-    if cell.status != "done" or cell.main_score not in (0.0, 1.0) or (cell.queries or 0) < MIN_QUERIES_TO_DOUBT:
-        return None
-    name = f"{cell.model} · {cell.method} · {cell.task}"
-    if cell.main_score == 0.0:
-        return (
-            f"{name}: exactly 0 on all {cell.queries:,} queries. Check the ids in the judgments, and the texts that "
-            "the model read (--dry-run)"
-        )
-    return (
-        f"{name}: exactly 100 on all {cell.queries:,} queries. Check that a query is not its own relevant document "
-        "and that the documents do not hold the queries' texts"
-    )
+    explanation = explain_extreme_score(cell.main_score if cell.status == "done" else None, cell.queries or 0)
+    return f"{cell.model} · {cell.method} · {cell.task}: {explanation}" if explanation else None
 
 
 def describe_unknown_tokens(cell: Cell) -> str | None:
@@ -72,23 +60,18 @@ def print_cells(cells: Sequence[Cell], results: Path) -> None:
 
 
 def _print_table(cells: Sequence[Cell]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     metrics = [metric for metric in TABLE_METRICS if any(metric in cell.scores for cell in cells)]
-    table = Table(box=None, header_style="bold")
-    for head in ("model", "method", "task"):
-        table.add_column(head, overflow="fold")
-    for head in (*metrics, "tokens/s", "seconds"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("settings-id", no_wrap=True)
-    for cell in cells:
-        scores = [_format_score(cell, metric) for metric in metrics]
-        speed = f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–"
-        method = " + ".join((cell.method, *cell.rerank))
-        row = (cell.model, method, cell.task, *scores, speed, f"{cell.seconds:.1f}", cell.settings_id)
-        table.add_row(*map(build_table_cell, row))
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False).print(table)
+    columns = [
+        Column("model", [cell.model for cell in cells], kind="name"),
+        Column("method", [" + ".join((cell.method, *cell.rerank)) for cell in cells], kind="name"),
+        Column("task", [cell.task for cell in cells], kind="name"),
+        *(Column(metric, [_format_score(cell, metric) for cell in cells], room) for room, metric in enumerate(metrics)),
+        Column("tokens/s", [f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–" for cell in cells], 4),
+        Column("seconds", [f"{cell.seconds or 0:.1f}" for cell in cells], 3),
+        Column("settings-id", [cell.settings_id or "–" for cell in cells]),
+    ]
+    if hidden := print_table(columns):
+        print_status(describe_hidden(hidden, "a wider terminal or --json has them"))
 
 
 def _format_score(cell: Cell, metric: str) -> str:

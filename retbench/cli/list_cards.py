@@ -1,14 +1,13 @@
 """retbench list: all models, tasks, suites, methods, recipes or results."""
 
-import sys
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_skipped
-from retbench.cli.terminal_text import build_table_cell
+from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_skipped, print_status
+from retbench.cli.terminal_table import Column, Kind, describe_hidden, print_table
 
 if TYPE_CHECKING:
     from retbench.cards.model import ModelCard
@@ -27,17 +26,17 @@ class ListKind(StrEnum):
 
 
 COLUMNS: dict[ListKind, tuple[str, ...]] = {
-    ListKind.models: ("name", "kind", "specialisation", "parameters", "source", "aliases"),
+    ListKind.models: ("name", "parameters", "kind", "specialisation", "source", "aliases"),
     ListKind.tasks: (
         "name",
-        "suite",
         "documents",
         "queries",
-        "split",
-        "metric",
-        "protocol",
-        "size",
         "state",
+        "suite",
+        "size",
+        "metric",
+        "split",
+        "protocol",
         "license",
     ),
     ListKind.suites: ("name", "size", "description"),
@@ -65,13 +64,23 @@ def list_cards(
 
 
 def _print_table(kind: ListKind, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    """Print the columns of COLUMNS; those at its end find no room first."""
+    columns = [
+        Column(head, [_format_value(row.get(head)) for row in rows], room, _choose_column_kind(rows, head))
+        for room, head in enumerate(COLUMNS[kind])
+    ]
+    if hidden := print_table(columns):
+        print_status(describe_hidden(hidden, "a wider terminal or --json has them"))
 
-    table = Table(*COLUMNS[kind], box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(build_table_cell(_format_value(row.get(column))) for column in COLUMNS[kind]))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+def _choose_column_kind(rows: list[dict[str, Any]], head: str) -> Kind:
+    """Choose what may be cut; what is typed in a command stays whole."""
+    values = [row[head] for row in rows if row.get(head) is not None]
+    if values and all(isinstance(value, int | float) for value in values):
+        return "number"
+    if head in ("title", "description", "paper"):
+        return "prose"
+    return "text" if head in ("name", "settings_id") else "name"
 
 
 def _load_rows(kind: ListKind) -> list[dict[str, Any]]:

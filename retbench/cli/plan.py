@@ -1,16 +1,19 @@
 """retbench plan: estimate tokens, device hours, disk, network and cost for a corpus of any size."""
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retbench.cli.command import AsJson, cli_command, parse_overrides, print_json, print_result
-from retbench.cli.terminal_text import build_table_cell
+from retbench.cli.command import AsJson, cli_command, parse_overrides, print_json, print_result, print_status
+from retbench.cli.terminal_table import Column, describe_hidden, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from retbench.pipelines.estimate_cost import CostEstimate
+
+    Measure = Callable[[CostEstimate], float | None]
 
 Repeated = list[str] | None
 
@@ -60,34 +63,22 @@ def plan(
 
 
 def _print_table(estimates: "list[CostEstimate]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from retbench.cards.user_config import load_user_config
 
-    names = (
-        "tokens",
-        "tokens/s",
-        "device hours",
-        "hours",
-        "disk GB",
-        "network GB",
-        "search s",
-        f"cost {load_user_config().currency}",
-    )
-    table = Table("model", box=None, header_style="bold")
-    for name in names:
-        table.add_column(name.strip(), justify="right")
-    for estimate in estimates:
-        table.add_row(
-            build_table_cell(estimate.model),
-            f"{estimate.tokens / 1e9:,.2f} G",
-            f"{estimate.tokens_per_second:,.0f}",
-            f"{estimate.device_hours:,.1f}",
-            f"{estimate.hours:,.1f}",
-            f"{estimate.disk_bytes / 1e9:,.1f}",
-            f"{estimate.network_bytes / 1e9:,.1f}",
-            "–" if estimate.search_seconds is None else f"{estimate.search_seconds:,.1f}",
-            "–" if estimate.cost is None else f"{estimate.cost:,.0f}",
-        )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    def build_column(head: str, room: int, measure: "Measure", digits: int = 1) -> Column:
+        values = map(measure, estimates)
+        return Column(head, ["–" if value is None else f"{value:,.{digits}f}" for value in values], room)
+
+    columns = [
+        Column("model", [estimate.model for estimate in estimates], kind="name"),
+        build_column("tokens (G)", 1, lambda one: one.tokens / 1e9, digits=2),
+        build_column("tokens/s", 5, lambda one: one.tokens_per_second, digits=0),
+        build_column("device hours", 2, lambda one: one.device_hours),
+        build_column("hours", 0, lambda one: one.hours),
+        build_column("disk GB", 3, lambda one: one.disk_bytes / 1e9),
+        build_column("network GB", 6, lambda one: one.network_bytes / 1e9),
+        build_column("search s", 4, lambda one: one.search_seconds),
+        build_column(f"cost {load_user_config().currency}".strip(), 0, lambda one: one.cost, digits=0),
+    ]
+    if hidden := print_table(columns):
+        print_status(describe_hidden(hidden, "a wider terminal or --json has them"))

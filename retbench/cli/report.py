@@ -1,8 +1,11 @@
 """retbench report: the leaderboard of a results folder."""
 
+import json
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,11 +19,16 @@ from retbench.cli.command import (
     print_status,
     write_result,
 )
+from retbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from retbench.pipelines.report import Report
 
 
 class ReportFormat(StrEnum):
     """The formats of a report."""
 
+    terminal = "terminal"
     markdown = "markdown"
     html = "html"
     csv = "csv"
@@ -30,11 +38,15 @@ class ReportFormat(StrEnum):
 
 @cli_command
 def report(
+    *,
     results: Annotated[
         Path,
         typer.Argument(default_factory=choose_results_folder, show_default=DEFAULT_RESULTS, help="The results folder."),
     ],
-    format_: Annotated[ReportFormat, typer.Option("--format", help="The output format.")] = ReportFormat.markdown,
+    format_: Annotated[
+        ReportFormat | None,
+        typer.Option("--format", help="The output format (default: terminal on a terminal, else markdown)."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The output file (default: stdout).")] = None,
     reference: Annotated[
         bool, typer.Option("--reference", help="Show published rows beside measured rows, marked.")
@@ -42,31 +54,53 @@ def report(
     table: Annotated[
         list[str] | None, typer.Option(help="Show only this published table; implies --reference; may be repeated.")
     ] = None,
-    plots: Annotated[
-        Path | None, typer.Option(help="A folder for plots: SVG, and PNG if retbench[plots] is installed.")
-    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="A folder for plots: SVG, and PNG with the extra plots.")] = None,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Add the settings-id of every score, for compare, inspect and verify.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Print the leaderboard: scores with ranks and confidence intervals, speed, memory, size and price."""
-    import json
-
+    from retbench.cli.board_table import print_boards
     from retbench.pipelines.report import build_report
 
+    report_format = ReportFormat.json if as_json else format_ or _choose_format(out)
+    if out and report_format is ReportFormat.terminal:
+        raise UsageError("--format terminal is not written to a file", "choose markdown, html, csv, latex or json")
     board_report = build_report(results, reference, tuple(table or ()))
-    report_format = ReportFormat.json if as_json else format_
-    text = (
-        json.dumps(board_report.list_cells(), indent=1, ensure_ascii=False)
-        if report_format is ReportFormat.json
-        else board_report.format(report_format.value)
-    )
-    if out is None:
-        print_result(text)
+    if report_format is ReportFormat.terminal:
+        print_boards(board_report.boards, ids)
+        print_status(_format_next_steps(board_report, results))
+    elif out is None:
+        print_result(_format_report(board_report, report_format, ids))
     else:
-        write_result(out, text)
+        write_result(out, _format_report(board_report, report_format, ids))
         print_status(f"written to {out}")
     if plots:
         _write_plots(board_report.boards, plots)
     return print_skipped(board_report.problems)
+
+
+def _choose_format(out: Path | None) -> ReportFormat:
+    return ReportFormat.terminal if out is None and sys.stdout.isatty() else ReportFormat.markdown
+
+
+def _format_report(board_report: "Report", report_format: ReportFormat, ids: bool) -> str:
+    if report_format is ReportFormat.json:
+        return json.dumps(board_report.list_cells(), indent=1, ensure_ascii=False)
+    return board_report.format(report_format.value, ids)
+
+
+def _format_next_steps(board_report: "Report", results: Path) -> str:
+    """Give the commands that lead on: the ids of the runs, and the test between the first two rows."""
+    from retbench.reports.settings_ids import choose_runs_to_compare
+
+    folder = "" if results == choose_results_folder() else f" {shlex.quote(str(results))}"
+    lines = [f"next:  retbench report{folder} --ids"]
+    if pair := choose_runs_to_compare(board_report.boards):
+        names = " ".join(run.record.settings_id for run in pair)
+        lines.append(f"       retbench compare {names}{folder and ' --results'}{folder}")
+    return "\n".join(lines)
 
 
 def _write_plots(boards: list[Any], folder: Path) -> None:

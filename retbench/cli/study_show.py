@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, ResultsOut, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, ResultsOut, cli_command, print_json, print_result, print_status
+from retbench.cli.terminal_table import Column, describe_hidden, print_table
 
 if TYPE_CHECKING:
     from retbench.pipelines.estimate_cost import DeviceSpec
@@ -66,7 +67,7 @@ def _print_table(table: "ReproductionTable") -> None:
     heads, lines = table.format_lines()
     heads = [*heads[:2], *_drop_common_parts(heads[2:-1]), heads[-1]]
     print_result(f"\n{table.table.title}  ({table.table.name})")
-    _print_rich_table(heads, lines, left=(0, 1, len(heads) - 1))
+    _print_fitted_table(heads, lines, left=(0, 1, len(heads) - 1))
     print_result("\n".join(table.describe()))
 
 
@@ -99,7 +100,7 @@ def _print_stages(overview: "StudyOverview", device: "DeviceSpec") -> None:
     print_result(f"\nThe price on {count} at {speed}, from the cards alone (docs/studies.md says how):")
     heads = ["stage", "cells", "done", "trainings", "tokens", "written", "hours", "memory GB", "cost"]
     lines = [_format_stage(stage.to_json(), device) for stage in overview.stages]
-    _print_rich_table(heads, lines, left=(0,))
+    _print_fitted_table(heads, lines, left=(0,))
     stages = [stage for stage in overview.stages if not stage.stage.optional]
     known = [stage.work.seconds for stage in stages if stage.work.seconds is not None]
     notes = [f"All stages: {sum(known) / 3600:,.1f} hours."]
@@ -128,16 +129,10 @@ def _format_stage(facts: dict[str, Any], device: "DeviceSpec") -> list[str]:
     ]  # fmt: skip
 
 
-def _print_rich_table(heads: list[str], lines: list[list[str]], left: tuple[int, ...]) -> None:
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold")
-    for position, head in enumerate(heads):
-        table.add_column(head, justify="left" if position in left else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))
-    Console(width=None if sys.stdout.isatty() else 60 + 16 * len(heads)).print(table)
+def _print_fitted_table(heads: list[str], lines: list[list[str]], left: tuple[int, ...]) -> None:
+    columns = [
+        Column(head, [line[at] for line in lines], 0 if at in left else at, "name" if at in left else "number")
+        for at, head in enumerate(heads)
+    ]
+    if hidden := print_table(columns):
+        print_status(describe_hidden(hidden, "a wider terminal or --json has them"))

@@ -28,9 +28,9 @@ class Report:
         """Errors of records that could not be read; these records are left out."""
         return self.scan.problems
 
-    def format(self, format_name: str) -> str:
-        """The leaderboards in one of FORMATTERS, or as an HTML page."""
-        return build_page(self.boards) if format_name == "html" else FORMATTERS[format_name](self.boards)
+    def format(self, format_name: str, with_ids: bool = False) -> str:
+        """The leaderboards in one of FORMATTERS, or as an HTML page, which has the settings-ids already."""
+        return build_page(self.boards) if format_name == "html" else FORMATTERS[format_name](self.boards, with_ids)
 
     def list_cells(self) -> list[dict[str, Any]]:
         """All cells, then all suite averages (their `task` is null), then published rows."""

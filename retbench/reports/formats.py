@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import chain
 
 from retbench.reports.leaderboard import Leaderboard
+from retbench.reports.settings_ids import ID_HEADS, list_settings_ids
 from retbench.reports.table_cells import (
     SEED_RANGE_NOTE,
     LeaderboardTable,
@@ -19,10 +20,13 @@ from retbench.reports.table_cells import (
 LEFT_ALIGNED_HEADS = ("model", "method", "letters")
 
 
-def format_markdown(boards: list[Leaderboard]) -> str:
+def format_markdown(boards: list[Leaderboard], with_ids: bool = False) -> str:
     """All leaderboards as markdown, one table each."""
     return "\n".join(
-        _format_markdown_table(board.title, build_table(board)) + _format_markdown_seeds(board) for board in boards
+        _format_markdown_table(board.title, build_table(board))
+        + _format_markdown_names(*build_seed_table(board), note=SEED_RANGE_NOTE)
+        + (_format_markdown_names(ID_HEADS, list_settings_ids(board)) if with_ids else "")
+        for board in boards
     )
 
 
@@ -40,13 +44,13 @@ def _format_markdown_table(title: str, table: LeaderboardTable) -> str:
     return "\n".join([*lines, "", *(f"- {escape_markdown(note)}" for note in table.notes), ""])
 
 
-def _format_markdown_seeds(board: Leaderboard) -> str:
-    heads, rows = build_seed_table(board)
+def _format_markdown_names(heads: list[str], rows: list[list[str]], note: str = "") -> str:
+    """A table whose first two columns are names."""
     if not rows:
         return ""
     lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (heads, *rows)]
     alignment = "|---|---|" + "---:|" * (len(heads) - 2)
-    return "\n".join(["", lines[0], alignment, *lines[1:], "", f"- {SEED_RANGE_NOTE}", ""])
+    return "\n".join(["", lines[0], alignment, *lines[1:], "", *([f"- {note}", ""] if note else [])])
 
 
 def escape_markdown(text: str) -> str:
@@ -56,12 +60,16 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\|`*_\[\]])", r"\\\1", printable)
 
 
-def format_latex(boards: list[Leaderboard]) -> str:
+def format_latex(boards: list[Leaderboard], with_ids: bool = False) -> str:
     """All leaderboards as LaTeX booktabs tables."""
     tables = [
         table
         for board in boards
-        for table in (_format_latex_table(board.title, build_table(board)), _format_latex_seeds(board))
+        for table in (
+            _format_latex_table(board.title, build_table(board)),
+            _format_latex_names(*build_seed_table(board), caption=SEED_RANGE_NOTE),
+            _format_latex_names(ID_HEADS, list_settings_ids(board), caption="Settings-ids.") if with_ids else "",
+        )
         if table
     ]
     return "\n\n".join(["% needs \\usepackage{booktabs}", *tables]) + "\n"
@@ -84,16 +92,13 @@ def _format_latex_table(title: str, table: LeaderboardTable) -> str:
     return "\n".join([*lines, f"\\caption{{{escape_latex(title)}. {notes}}}", "\\end{table}"])
 
 
-def _format_latex_seeds(board: Leaderboard) -> str:
-    heads, rows = build_seed_table(board)
+def _format_latex_names(heads: list[str], rows: list[list[str]], caption: str) -> str:
     if not rows:
         return ""
     lines = [" & ".join(map(escape_latex, row)) + " \\\\" for row in (heads, *rows)]
     columns = "ll" + "r" * (len(heads) - 2)
     table = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule"]
-    return "\n".join(
-        [*table, *lines[1:], "\\bottomrule", "\\end{tabular}", f"\\caption{{{SEED_RANGE_NOTE}}}", "\\end{table}"]
-    )
+    return "\n".join([*table, *lines[1:], "\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}"])
 
 
 def _format_latex_line(line: TableLine) -> str:
@@ -112,14 +117,15 @@ def escape_latex(text: str) -> str:
     return "".join(LATEX_ESCAPES.get(char, char if char.isprintable() else " ") for char in text)
 
 
-def format_csv(boards: list[Leaderboard]) -> str:
-    """All leaderboards as one CSV table: scores times 100, and a column `TASK seen` per task."""
+def format_csv(boards: list[Leaderboard], with_ids: bool = False) -> str:
+    """All leaderboards as one CSV table: scores times 100, a column `TASK seen` per task, and one with its id."""
     tables = [(board, build_table(board, with_members=True)) for board in boards]
     scores = {task: None for board, _ in tables for task in board.tasks}
     heads = dict.fromkeys(chain.from_iterable(table.heads for _, table in tables))
     exposure_columns = [f"{task} seen" for task in scores]
+    id_columns = [f"{task} settings-id" for task in scores] if with_ids else []
     file = io.StringIO()
-    columns = ["suite", "block", *heads, *exposure_columns, "published"]
+    columns = ["suite", "block", *heads, *exposure_columns, *id_columns, "published"]
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writerow({column: quote_formula(column) for column in columns})
     for number, (board, table) in enumerate(tables, start=1):
@@ -127,6 +133,8 @@ def format_csv(boards: list[Leaderboard]) -> str:
             facts = {head: format_csv_value(cell) for head, cell in zip(table.heads, line.cells, strict=True)}
             if line.row:
                 facts |= {f"{task} seen": line.row.get_training_exposure(task) for task in line.row.runs}
+                if with_ids:
+                    facts |= {f"{task} settings-id": run.record.settings_id for task, run in line.row.runs.items()}
             source = line.published.table.source if line.published else ""
             writer.writerow(
                 {"suite": quote_formula(board.suite), "block": number, **facts, "published": quote_formula(source)}
@@ -148,7 +156,7 @@ def quote_formula(text: str) -> str:
     return f"'{text}" if text[:1] in "=+-@\t\r" and text else text
 
 
-FORMATTERS: dict[str, Callable[[list[Leaderboard]], str]] = {
+FORMATTERS: dict[str, Callable[[list[Leaderboard], bool], str]] = {
     "markdown": format_markdown,
     "latex": format_latex,
     "csv": format_csv,

@@ -10,8 +10,9 @@ from html import escape
 
 from retbench.records.scored_run import ScoredRun
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
+from retbench.reports.short_names import cut_in_the_middle
 from retbench.reports.svg_charts import get_colour
-from retbench.reports.table_cells import INTERVAL_HEAD, LeaderboardTable, TableCell, TableLine, cut_in_the_middle
+from retbench.reports.table_cells import INTERVAL_HEAD, LeaderboardTable, TableCell, TableLine
 
 NAME_COLUMNS = 4  # rank, letters, model, method
 MAX_NAME = 38  # longer names are cut

@@ -14,13 +14,17 @@ from importlib.metadata import version as get_installed_version
 from pathlib import Path
 
 from retbench.records.scored_run import ScoredRun
+from retbench.reports.board_notes import MISSING
 from retbench.reports.html_board import build_anchor, build_board, build_head, build_table_html
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.reports.page_data import write_page_data
 from retbench.reports.ranks import ALPHA
+from retbench.reports.reproduction import ReproductionTable
+from retbench.reports.reproduction_html import TITLE as REPRODUCTION_TITLE
+from retbench.reports.reproduction_html import build_reproduction_sections
 from retbench.reports.specialisation_deltas import SpecialisationDelta, compute_deltas
 from retbench.reports.svg_charts import draw_cost_scatters, draw_histogram
-from retbench.reports.table_cells import MISSING, SEED_RANGE_NOTE, build_seed_table, build_table
+from retbench.reports.table_cells import SEED_RANGE_NOTE, build_seed_table, build_table
 
 ASSETS = Path(__file__).parent / "assets"
 FILTERS = {
@@ -42,8 +46,8 @@ QUERY_TOOLS = (
 )
 
 
-def build_page(boards: list[Leaderboard]) -> str:
-    """The report as one HTML file."""
+def build_page(boards: list[Leaderboard], reproductions: list[ReproductionTable] | None = None) -> str:
+    """The report as one HTML file; that of a study begins with the paper's figures beside ours."""
     style = (ASSETS / "board.css").read_text(encoding="utf-8")
     script = (ASSETS / "board.js").read_text(encoding="utf-8")
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -51,10 +55,12 @@ def build_page(boards: list[Leaderboard]) -> str:
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{script_hash}'; base-uri 'none'"
     )
-    links = "".join(
+    links = f'<a href="#reproduction">{escape(REPRODUCTION_TITLE)}</a>' if reproductions else ""
+    links += "".join(
         f'<a href="#block-{number}">{escape(_format_title(board))}</a>' for number, board in enumerate(boards)
     )
-    sections = "".join(_build_section(number, board) for number, board in enumerate(boards))
+    sections = build_reproduction_sections(reproductions or [])
+    sections += "".join(_build_section(number, board) for number, board in enumerate(boards))
     return f"""<!doctype html>
 <html lang="en">
 <head>

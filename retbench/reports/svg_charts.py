@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
+from retbench.reports.short_names import cut_in_the_middle
 from retbench.reports.svg_axes import (
     HEIGHT,
     LEFT,
@@ -24,7 +25,7 @@ from retbench.reports.svg_axes import (
     format_number,
     wrap_svg,
 )
-from retbench.reports.table_cells import cut_in_the_middle, select_cost_columns
+from retbench.reports.table_cells import select_cost_columns
 
 MAX_LABELS = 12  # with more points, labels are shown on hover only
 SPECIALISATION_COLOURS = {  # Okabe and Ito's palette, safe for colour-blind readers

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from retbench.cards import catalog
 from retbench.reports.leaderboard import Leaderboard
+from retbench.reports.short_names import cut_in_the_middle
 from retbench.reports.svg_axes import (
     HEIGHT,
     LEFT,
@@ -21,7 +22,6 @@ from retbench.reports.svg_axes import (
     format_number,
     wrap_svg,
 )
-from retbench.reports.table_cells import cut_in_the_middle
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")  # Okabe and Ito
 NAME_WIDTH, CELL_WIDTH, CELL_HEIGHT, HEAD_HEIGHT = 330, 84, 22, 110
