@@ -135,6 +135,8 @@ def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
             f"{problem.filename or 'a file'} cannot be used: {problem.strerror}",
             "check the path, its owner and its rights, or give another --out or RETBENCH_CACHE",
         )
+    if isinstance(problem, UnicodeEncodeError) and "/" in problem.object:
+        return build_path_encoding_error(problem.object)
     message = str(problem)
     first_line = (message.splitlines() or [type(problem).__name__])[0]
     if any(short in message for short in DISK_FULL_MESSAGES):
@@ -149,6 +151,11 @@ def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
             "batch.gradient_caching=true or smaller batch.max_tokens); then run the same command: it continues",
         )
     return None
+
+
+def build_path_encoding_error(path: object) -> ResourceError:
+    """Build the error of a path that is not UTF-8: the libraries for Arrow and safetensors cannot open it."""
+    return ResourceError(f"the path {str(path)!r} is not UTF-8", "rename the folder, or give another path")
 
 
 @contextmanager

@@ -208,3 +208,19 @@ def test_repeated_judgments_of_a_published_collection_count_once(serve: Serve, t
     content = build_archive(tmp_path, repeated)
     task = replace(build_card(serve(content)[0], content), split="again")
     assert fetch_collection(task, ignore_status).judgments == {"q1": {"tea": 2}}
+
+
+@pytest.mark.parametrize("change", ["encrypted", "bzip2"])
+def test_an_encrypted_or_unusual_archive_is_refused(change: str, tmp_path: Path, own_cache: Path) -> None:
+    content = bytearray(build_archive(tmp_path))
+    for mark, flags, method in ((b"PK\x03\x04", 6, 8), (b"PK\x01\x02", 8, 10)):  # the two headers of each member
+        start = -1
+        while (start := content.find(mark, start + 1)) >= 0:
+            content[start + flags] |= change == "encrypted"
+            content[start + method] = 12 if change == "bzip2" else content[start + method]
+    card = build_card("http://127.0.0.1:9/x.zip", bytes(content))
+    file = published_files.find_published_file(card, ".zip").file
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"corpus\.jsonl is encrypted or packed in an unusual way"):
+        open_collection(card)

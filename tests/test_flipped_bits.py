@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
 from retbench.cards.checked_json import encode_checked_json, parse_checked_json
-from retbench.engines import model_loader, weights, weights_cache
+from retbench.engines import fingerprints, model_loader, weights, weights_cache
 from retbench.engines.generator import GeneratedAnswer
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
@@ -67,6 +68,35 @@ def test_a_manifest_of_an_earlier_version_is_accepted(cached: weights.LocalWeigh
         json.dumps({key: facts[key] for key in ("source", "fingerprint", "sha256", "revision", "label", "files")})
     )
     load_everything(tmp_path)
+    assert weights_cache.read_manifest(cached.folder).checksums  # type: ignore[union-attr]  # it was read before
+
+
+def forget_checksums(folder: Path, **changes: Any) -> None:
+    """Make the manifest of a folder one of an earlier version."""
+    file = folder / weights_cache.MANIFEST
+    facts = {**parse_checked_json(file.read_bytes()), **changes}
+    file.write_text(json.dumps({key: facts[key] for key in facts if key not in ("checksums", "parent_fingerprint")}))
+
+
+def test_a_folder_of_an_earlier_version_gets_its_checksums(model: Path, own_cache: Path) -> None:
+    """Its fingerprint tells whether it changed before; afterwards its checksums do."""
+    folder = own_cache / "weights" / "old"
+    fingerprint = fingerprints.compute_folder_fingerprint(model)
+
+    def create(work: Path) -> weights_cache.PreparedWeights:
+        shutil.copytree(model, work / "folder")
+        return weights_cache.PreparedWeights(work / "folder", "hub a/b", fingerprint)
+
+    weights_cache.get_or_create(folder, lambda _: True, create)
+    forget_checksums(folder)
+    flip_bit(folder / "model.safetensors", 80_000)
+    with pytest.raises(DataError, match="old changed since it was fetched"):
+        weights_cache.verify_files(folder)
+    flip_bit(folder / "model.safetensors", 80_000)
+    weights_cache.verify_files(folder)
+    flip_bit(folder / "generation_config.json", 80)  # no part of the fingerprint
+    with pytest.raises(DataError, match=r"generation_config\.json is damaged"):
+        weights_cache.verify_files(folder)
 
 
 class FakeGenerator:

@@ -1,11 +1,13 @@
 """Collections that attack: pipes and devices in place of files, gzip bombs, servers of archives that never end."""
 
 import gzip
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,11 @@ def drip(handler: Any) -> None:
         time.sleep(0.02)
 
 
+def drip_headers(handler: Any) -> None:
+    while True:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" if not time.sleep(0.02) else b"")
+
+
 def announce(length: str) -> Callable[[Any], None]:
     def send(handler: Any) -> None:
         handler.send_response(200)
@@ -94,11 +101,12 @@ def announce(length: str) -> Callable[[Any], None]:
     [
         (send_without_end, "the server sends over 0 GB"),
         (drip, r"the server sent \d+ bytes in 0 seconds"),
+        (drip_headers, r"no answer within 0\.3 seconds"),
         (announce("many"), "announces 'many' bytes"),
         (announce("9" * 30), "more than a collection has"),
         (announce("-5"), "announces '-5' bytes"),
     ],
-    ids=["without end", "drip", "no number", "huge", "negative"],
+    ids=["without end", "drip", "headers", "no number", "huge", "negative"],
 )
 def test_a_download_is_bounded(
     send: Callable[[Any], None], message: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,3 +116,33 @@ def test_a_download_is_bounded(
     with serve(send) as archive, pytest.raises(MissingError, match=message):
         archive.fetch(lambda _: None)
     assert sum(file.stat().st_size for file in own_cache.rglob("*") if file.is_file()) < 4_000_000
+
+
+def redirect_to(address: str) -> Callable[[Any], None]:
+    def send(handler: Any) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", address)
+        handler.end_headers()
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("file:///etc/passwd", "file:///etc/passwd"), ("/again", "redirect"), ("ftp://127.0.0.1/x", "unknown url type")],
+)
+def test_a_download_is_not_redirected_to_a_file_or_for_ever(address: str, message: str, own_cache: Path) -> None:
+    with serve(redirect_to(address)) as archive, pytest.raises(MissingError, match=message):
+        archive.fetch(lambda _: None)
+
+
+def test_a_download_follows_a_redirect_to_another_server(own_cache: Path) -> None:
+    def send(handler: Any) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b"zip")
+
+    checksum = hashlib.sha256(b"zip").hexdigest()
+    with serve(send) as other, serve(redirect_to(other.url)) as archive:
+        replace(archive, checksum=checksum).fetch(lambda _: None)
+    assert replace(archive, checksum=checksum).file.read_bytes() == b"zip"

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import pytest
 
+from retbench.cards import http_request
 from retbench.cards.engine import Engine
-from retbench.engines import http_request
 from retbench.engines.chat_client import ChatClient
 from retbench.engines.embeddings_client import EmbeddingsClient
 from retbench.engines.http_client import EndpointServer

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 import retbench
 from retbench.cards import catalog
 from retbench.cards.model import LexicalSettings
+from retbench.errors import DataError
 from retbench.retrievers.lucene_index import LuceneIndex, round_lengths
 from retbench.retrievers.lucene_terms import LuceneTermExtractor
 from retbench.retrievers.porter_stemmer import stem_word
+from retbench.retrievers.stemmed_terms import TermExtractor
 from tests import small_collection
 from tests.test_run import run_command
 
@@ -100,3 +103,23 @@ def test_the_papers_first_stage_is_the_studies_first_stage(study: str) -> None:
     ]
     assert len(first) > 5
     assert {name for models in first for name in models} <= {"bm25-lucene", "candidate-list"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"k1": value} for value in (math.nan, math.inf, -0.1, 1e300)),
+        *({"b": value} for value in (math.nan, -0.1, 1.1)),
+        *({"mu": value} for value in (math.nan, math.inf, 0.0, -1.0)),
+    ],
+    ids=repr,
+)
+def test_settings_that_give_no_order_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(DataError, match=r"=(nan|inf|-?[\d.e+]+) is not a"):
+        LexicalSettings(**settings)  # type: ignore[arg-type]  # all are numbers
+
+
+@pytest.mark.parametrize(("field", "what"), [("stemmer", "stemmer"), ("stopwords", "stop words of the language")])
+def test_an_unknown_language_is_an_error(field: str, what: str) -> None:
+    with pytest.raises(DataError, match=rf"there (is|are) no {what} 'klingon'"):
+        TermExtractor(LexicalSettings(**{field: "klingon"}))  # type: ignore[arg-type]  # both are names

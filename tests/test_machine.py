@@ -1,10 +1,12 @@
 """The machine in a record; a GPU is recorded only if it computed."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from retbench.engines import memory
 from retbench.records import machine
 
 
@@ -35,3 +37,8 @@ def test_a_missing_or_failing_program_gives_none() -> None:
     assert machine._run_command("no-such-program") is None
     assert machine._run_command("false") is None
     assert machine._run_command("printf", "one\\ntwo") == "one"
+
+
+def test_a_read_only_proc_is_no_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "CLEAR", tmp_path)  # a folder: it cannot be written, as in some containers
+    memory.reset_peak_memory()

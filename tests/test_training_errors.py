@@ -1,5 +1,8 @@
 """Training data and models that cannot be trained are refused before training starts."""
 
+import gzip
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +29,47 @@ def test_an_empty_training_file_is_an_error(tmp_path: Path, content: str) -> Non
     (tmp_path / "own.jsonl").write_text(content)
     with pytest.raises(DataError, match="own: no training pair is left"):
         read_training_file(tmp_path / "own.jsonl")
+
+
+PAIR = '{"query": "tea", "positives": ["leaves"], "negatives": ["bread"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PAIR.encode("utf-16"), r":1: not UTF-8"),
+        ((PAIR + PAIR.replace("tea", "thé")).encode("latin-1"), r":2: not UTF-8"),
+        (b'{"query": ' + b"[" * 5000, r":1: not JSON: it is nested too deeply"),
+        (rb'{"query": "\ud800", "positives": ["x"]}', r":1: incomplete surrogate pair"),
+        (rb'{"query": "x", "positives": ["\udc80"]}', r":1: incomplete surrogate pair"),
+        (PAIR.replace("}", ', "scores": [NaN, 1]}').encode(), r":1: a score is NaN or infinite"),
+        (PAIR.replace("}", ', "scores": 3}').encode(), r":1: scores is not a list of numbers"),
+        (PAIR.replace("}", ', "scores": [[], 1]}').encode(), r":1: scores is not a list of numbers"),
+        (PAIR.replace("}", f', "scores": [{10**400}, 1]}}').encode(), r":1: scores is not a list of numbers"),
+        (b'{"query": "a", "document": [3, 4], "ranking": [1, 2]}', r":1: a positive passage is empty or not a text"),
+    ],
+    ids=["utf-16", "latin-1", "deep", "query", "passage", "nan", "number", "list", "huge", "ranking"],
+)
+def test_hostile_training_files_are_errors(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=rf"own\.jsonl{message}"):
+        read_training_file(tmp_path / "own.jsonl")
+
+
+@pytest.mark.parametrize("content", [PAIR.encode(), b"\x1f\x8bxx", gzip.compress(PAIR.encode() * 99)[:-9]])
+def test_a_damaged_gzip_file_of_pairs_is_an_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"own\.jsonl\.gz is damaged"):
+        read_training_file(tmp_path / "own.jsonl.gz")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_field_of_our_own_changes_nothing(mark: str, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(mark + PAIR.replace("}", ', "listed": [3]}'))
+    training_set = read_training_file(tmp_path / "own.jsonl")
+    assert [query.listed for query in training_set.queries] == [()]
+    content = json.dumps(["tea", ["leaves"], ["bread"], None])
+    assert training_set.fingerprint == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_a_contrastive_batch_of_one_passage_is_refused() -> None:

@@ -76,6 +76,33 @@ def test_a_hostile_field_of_a_task_card_is_an_error_with_its_line(field: str, tm
         toml_parser.load_card(TaskCard, tmp_path / "x.toml")
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        *(
+            (f'metric = "{name}"', "metric")
+            for name in ("foo", "raw_scores", "ndcg_at_0", "ndcg_at_-1", "ndcg_at_7", "")
+        ),
+        ("fields = []", "fields"),
+        ('fields = ["title", "title"]', "fields"),
+        ("relevant_from = 0", "relevant_from"),
+        ("depth = 9223372036854775808", "the number is too large"),
+        (f"lengths = {{query = {10**30}}}", "the number is too large"),
+    ],
+)
+def test_a_protocol_that_cannot_be_scored_is_an_error_with_its_line(field: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f'name = "x"\n{field}\n[source]\nkind = "folder"\n')
+    with pytest.raises(DataError, match=rf"x\.toml:\d: .*{message}"):
+        toml_parser.load_card(TaskCard, tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_number_in_a_card_is_finite(value: str, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f'name = "x"\nkind = "lexical"\n[lexical]\nk1 = {value}\n')
+    with pytest.raises(DataError, match=rf"x\.toml:4: lexical\.k1: {value} is not allowed"):
+        toml_parser.load_card(ModelCard, tmp_path / "x.toml")
+
+
 @pytest.mark.parametrize("source", ['"pypi"\ndistributions = ["evil"]\nversion = "1"', '"hub"\nrepo = "a/b"'])
 def test_the_card_of_a_model_folder_cannot_cause_a_download(
     source: str, tmp_path: Path, task: Path, out: Path, monkeypatch: pytest.MonkeyPatch

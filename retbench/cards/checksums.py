@@ -12,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from retbench.cards import user_config
+from retbench.cards.file_locks import hold_lock
 from retbench.cards.text_parsers import parse_json
 
 # Hashing a smaller file is faster than looking it up.
@@ -63,7 +62,7 @@ def _load_checksums() -> dict[str, Any]:
 def _save_checksum(path: str, entry: dict[str, Any]) -> None:
     cache_file = _get_checksum_cache_file()
     cache_file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_file.with_suffix(".lock")):
+    with hold_lock(cache_file.with_suffix(".lock")):
         partial = cache_file.with_suffix(".partial")
         existing = {file: e for file, e in _load_checksums().items() if Path(file).exists()}
         partial.write_text(json.dumps({**existing, path: entry}, indent=1), encoding="utf-8")

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from retbench.cards import untrusted_fields
 from retbench.cards.method import Method
+from retbench.errors import DataError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+EncoderDtype = Literal["float32", "bfloat16", "float16", "int8"]  # int8: quantized linear layers, on request only
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as people type them
 Specialisation = Literal["base", "instruct", "code", "math", "reasoning", "vision", "retriever"]
 
@@ -56,6 +58,14 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class ImagePixels:
+    """The smallest and the largest number of pixels to which the authors of a model resize an image."""
+
+    least: int | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True)
 class DefaultMethod:
     """The method used when the user names none; a trained model stores its `own`, byte for byte."""
 
@@ -63,6 +73,7 @@ class DefaultMethod:
     own: Method | None = None
 
 
+MAX_LEXICAL_SETTING = 1e6  # far more than anybody uses; float32 scores stay exact below it
 UNUSED_LEXICAL_SETTINGS = {
     "dirichlet": ("k1", "b"),
     "anserini": ("mu", "stemmer", "stopwords"),
@@ -86,6 +97,14 @@ class LexicalSettings:
     stemmer: str = "english"
     stopwords: str = "en"
     mu: float = 2000.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.k1 <= MAX_LEXICAL_SETTING:
+            raise DataError(f"k1={self.k1} is not a weight of term frequencies", "write 0 or more; 1.2 is usual")
+        if not 0 <= self.b <= 1:
+            raise DataError(f"b={self.b} is not a share of length normalisation", "write a number from 0 to 1")
+        if not 0 < self.mu <= MAX_LEXICAL_SETTING:
+            raise DataError(f"mu={self.mu} is not a weight of smoothing", "write more than 0; 2000 is usual")
 
     def describe(self) -> dict[str, Any]:
         """Return the settings that the variant uses: those that change a score."""
@@ -160,6 +179,7 @@ class ModelCard:
     training_sets: tuple[str, ...] | None = None
     weights: WeightsSource | None = None
     shape: ModelShape | None = None
+    pixels: ImagePixels | None = None
     method: DefaultMethod | None = None
     lexical: LexicalSettings | None = None
     reference: tuple[PublishedScore, ...] = ()

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from retbench.cards import user_config
+from retbench.cards.file_locks import hold_lock
 from retbench.cards.text_parsers import parse_toml
 from retbench.errors import DataError
 
@@ -40,7 +39,7 @@ def read_pin(kind: str, name: str) -> Pin | None:
 def write_pin(kind: str, name: str, pin: Pin) -> None:
     """Write a pin; refuse a revision whose fingerprint changed since the first fetch."""
     get_pins_file().parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(get_pins_file().with_suffix(".lock")):
+    with hold_lock(get_pins_file().with_suffix(".lock")):
         first = read_pin(kind, name)
         if first and first.revision == pin.revision and first.fingerprint != pin.fingerprint:
             raise DataError(

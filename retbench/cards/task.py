@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retbench.cards import untrusted_fields
-from retbench.errors import DataError
+from retbench.errors import DataError, suggest_names
+
+ImageUse = Literal["read", "ignore"]
+METRIC_CUTS = {  # the ranks at which each metric is computed
+    "ndcg": (1, 3, 5, 10, 20, 100, 1000),
+    "map": (1, 3, 5, 10, 20, 100, 1000),
+    "recall": (1, 5, 10, 20, 50, 100, 1000),
+    "mrr": (10, 100),
+}
+METRIC_NAMES = tuple(f"{metric}_at_{cut}" for metric, cuts in METRIC_CUTS.items() for cut in cuts)
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,8 @@ class SourceSpec:
     with `queries_file` of `queries_repo` the texts of its queries, and with `queries_url` its queries and judgments.
     `loco`: documents in `repo` and queries in `queries_repo`, the rows of `subset`. `archive`: a zip at `url` with a
     `sha256` or the publisher's `md5`; the collection is its folder `member`. `candidates`: the file `member` of `repo`
-    holds candidate lists with their texts, and the judgments are at `url` (`git_sha1` is git's checksum of a file).
+    holds candidate lists with their texts, and the judgments are its file `judgments_file`, or at `url` (`git_sha1` is
+    git's checksum of a file); what must not be ranked for a query is listed at `exclusions_url`.
     """
 
     kind: Literal["folder", "generator", "hub", "loco", "archive", "candidates"]
@@ -38,6 +48,9 @@ class SourceSpec:
     md5: str | None = None
     git_sha1: str | None = None
     member: str | None = None
+    judgments_file: str | None = None
+    exclusions_url: str | None = None
+    exclusions_git_sha1: str | None = None
 
     def __post_init__(self) -> None:
         repositories = (
@@ -52,15 +65,16 @@ class SourceSpec:
             ("sha256", self.sha256),
             ("md5", self.md5),
             ("sha1", self.git_sha1),
+            ("sha1", self.exclusions_git_sha1),
             ("sha256", self.queries_sha256),
         )
         for kind, checksum in checksums:
             if checksum is not None:
                 untrusted_fields.check_checksum(kind, checksum)
-        for url in (self.url, self.queries_url):
+        for url in (self.url, self.queries_url, self.exclusions_url):
             if url is not None:
                 untrusted_fields.check_web_address(url)
-        for member in (self.member, self.queries_file):
+        for member in (self.member, self.queries_file, self.judgments_file):
             if member is not None:
                 untrusted_fields.check_member(member)
 
@@ -101,6 +115,7 @@ class TaskCard:
     `documents` and `queries` are the counts published by the source. `collection` names the collection of which this
     task is a variant (a sample, another split, other fields): a model trained on one variant has seen all of them. A
     part of a collection follows a slash: `codesearchnet/go`.
+    `images = "ignore"` reads only the texts of a collection with images.
     `instruction` is put into every prompt template that asks for one. `query_templates` are the query templates of
     methods that have their own for this task, by the method's name.
     """
@@ -113,6 +128,7 @@ class TaskCard:
     description: str | None = None
     split: str = "test"
     fields: tuple[Literal["title", "text"], ...] = ("title", "text")
+    images: ImageUse = "read"
     lengths: LengthLimits = LengthLimits()
     instruction: str | None = None
     query_templates: dict[str, str] | None = None
@@ -128,6 +144,14 @@ class TaskCard:
     queries: int | None = None
     license: str | None = None
     defects: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRIC_NAMES:
+            raise DataError(f"there is no metric {self.metric!r}", suggest_names(self.metric, METRIC_NAMES))
+        if not self.fields or len(set(self.fields)) != len(self.fields):
+            raise DataError(f"fields {list(self.fields)} name no text, or one twice", 'write ["title", "text"]')
+        if self.relevant_from < 1:
+            raise DataError(f"relevant_from={self.relevant_from} counts irrelevant documents", "write 1 or more")
 
     @property
     def published_split(self) -> str:

@@ -4,6 +4,7 @@ The dataclass is the schema: its field names, type hints and defaults. Its class
 names of fields to new ones; a card with an old name is refused, and the error names the new one.
 """
 
+import math
 import re
 import types
 from collections import Counter
@@ -16,6 +17,8 @@ from retbench.cards.text_parsers import parse_toml
 from retbench.errors import DataError, suggest_names
 
 T = TypeVar("T")
+
+MAX_INTEGER = (1 << 63) - 1  # the limit of TOML
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,14 @@ def convert_value(hint: Any, value: Any, location: CardLocation) -> Any:
         return _build_dataclass(hint, value, location)
     if hint is Any:
         return value
+    if type(value) is int and abs(value) > MAX_INTEGER:
+        raise location.make_error("the number is too large", "write a number that fits into 64 bits")
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         raise location.make_error(f"expected {hint.__name__}, found {value!r}", f"write it as {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise location.make_error(f"{value} is not allowed", "write a finite number")
     return value
 
 

@@ -4,7 +4,9 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -15,6 +17,8 @@ from retbench.cli.terminal_text import remove_control_characters
 from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors
 
 P = ParamSpec("P")
+SILENT_SECONDS = 0.8
+_has_printed = threading.Event()  # whether this command has printed anything
 
 
 def choose_results_folder() -> Path:
@@ -44,17 +48,34 @@ def cli_command(function: Callable[P, int | None]) -> Callable[P, None]:
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            with reraise_resource_errors():
+            with reraise_resource_errors(), announce_loading():
                 code = function(*args, **kwargs) or 0
         except RetbenchError as error:
             print_error(error, as_json=bool(kwargs.get("as_json")))
             code = error.exit_code
+        except EOFError as problem:  # click would only print "Aborted."
+            raise RuntimeError("a file ended too early") from problem
         except KeyboardInterrupt:
             print_status("interrupted: finished cells and shards are kept; run the same command to continue")
             code = INTERRUPTED
         raise typer.Exit(code)
 
     return command
+
+
+@contextmanager
+def announce_loading() -> Iterator[None]:
+    """Say on a terminal that something is going on, if nothing was printed for a while."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(SILENT_SECONDS, lambda: _has_printed.is_set() or print_status("loading ..."))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def print_error(error: RetbenchError, as_json: bool, label: str = "error") -> None:
@@ -74,6 +95,7 @@ def print_skipped(problems: Sequence[RetbenchError]) -> int:
 
 def print_result(text: str) -> None:
     """Print a result on stdout."""
+    _has_printed.set()
     text = remove_control_characters(text)
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
@@ -100,6 +122,7 @@ def is_quiet() -> bool:
 
 def print_status(text: str) -> None:
     """Print a status line on stderr, unless -q was given."""
+    _has_printed.set()
     if not is_quiet():
         sys.stderr.write(f"{remove_control_characters(text)}\n")
         sys.stderr.flush()

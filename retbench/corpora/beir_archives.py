@@ -23,6 +23,7 @@ from retbench.corpora.rows import RawCollection
 from retbench.errors import DataError
 
 COLLECTION_FILES = re.compile(r"(corpus|queries)\.jsonl|qrels/[\w.-]+\.tsv")
+ENCRYPTED = 1  # the bit of a zip member that has a password
 MAX_EXPANSION = 200  # unpacked size by packed size: about 10 for text, over 1000 for a zip bomb
 
 
@@ -76,6 +77,9 @@ def _match_member(path: str, member: str) -> str | None:
 def _check_members(archive: PublishedFile, member: str, infos: dict[str, zipfile.ZipInfo]) -> None:
     if "corpus.jsonl" not in infos:
         raise DataError(f"{archive.url} has no collection {member!r}", "check `member` in the task's card")
+    for name, info in infos.items():
+        if info.flag_bits & ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{archive.url}: {name} is encrypted or packed in an unusual way", "pack it as a plain zip")
     packed, unpacked = archive.file.stat().st_size, sum(info.file_size for info in infos.values())
     if unpacked > MAX_EXPANSION * packed:
         raise DataError(f"{archive.url} would unpack to {unpacked / packed:,.0f} times its size", "do not trust it")

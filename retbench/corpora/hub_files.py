@@ -3,13 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from retbench.cards import pins
+from retbench.cards.file_locks import hold_lock
 from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.user_config import encode_path_part, require_disk_space
 from retbench.corpora.dataset_source import StatusCallback
-from retbench.corpora.hub_snapshots import NEXT_STEP, DatasetSnapshot, get_repo_folder, list_repo_files, verify_file
+from retbench.corpora.hub_snapshots import (
+    NEXT_STEP,
+    DatasetSnapshot,
+    compute_listing_fingerprint,
+    get_repo_folder,
+    list_repo_files,
+    verify_file,
+)
 from retbench.errors import MissingError
 
 
@@ -40,7 +46,7 @@ class HubFile:
         """Fetch and verify it; the first fetch pins the revision."""
         folder = get_repo_folder(self.repo)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
+        with hold_lock(folder / "lock"):
             if self.is_fetched():
                 return
             revision, files = list_repo_files(self.repo, self.revision)
@@ -53,7 +59,7 @@ class HubFile:
             _download(self.repo, revision, self.name, partial)
             verify_file(partial / self.name, size, checksum, f"{self.name} of {self.repo}")
             if not self.pinned_revision:
-                pins.write_pin("datasets", self.repo, pins.Pin(revision, checksum))
+                pins.write_pin("datasets", self.repo, pins.Pin(revision, compute_listing_fingerprint(files)))
             file = HubFile(self.repo, self.name, revision).file
             file.parent.mkdir(parents=True, exist_ok=True)
             (partial / self.name).rename(file)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from retbench.cards import pins
+from retbench.cards.file_locks import hold_lock
 from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.untrusted_fields import check_repository_files
 from retbench.cards.user_config import encode_path_part, get_cache_folder, require_disk_space
@@ -56,7 +55,7 @@ class DatasetSnapshot:
         """Fetch the missing files; without a network this fails before anything is written."""
         repo_folder = get_repo_folder(self.repo)
         repo_folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(repo_folder / "lock"):
+        with hold_lock(repo_folder / "lock"):
             if not self.is_fetched():
                 self._fetch(repo_folder, log_status)
 
@@ -70,10 +69,10 @@ class DatasetSnapshot:
         for name, (size, checksum) in files.items():
             verify_file(folder / name, size, checksum, f"{name} of {self.repo}")
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's metadata
-        listed = {name: [size, checksum] for name, (size, checksum) in sorted(files.items())}
-        fingerprint = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        fingerprint = compute_listing_fingerprint(files)
         pins.write_pin("datasets", self.repo, pins.Pin(revision, fingerprint))
-        _get_manifest_file(folder).write_text(json.dumps({"files": listed, "fingerprint": fingerprint}, indent=1))
+        manifest = {"files": dict(sorted(files.items())), "fingerprint": fingerprint}
+        _get_manifest_file(folder).write_text(json.dumps(manifest, indent=1))
 
 
 def get_repo_folder(repo: str) -> Path:
@@ -94,6 +93,11 @@ def list_repo_files(repo: str, revision: str | None) -> tuple[str, dict[str, tup
     files = {file.rfilename: file for file in facts.siblings or () if not _is_code(file.rfilename)}
     check_repository_files(repo, str(facts.sha), files)
     return str(facts.sha), {name: (file.size or 0, _read_checksum(file)) for name, file in files.items()}
+
+
+def compute_listing_fingerprint(files: dict[str, tuple[int, str]]) -> str:
+    """Hash what the hub lists for a revision: the same for a whole snapshot and for one file of it."""
+    return hashlib.sha256(json.dumps(dict(sorted(files.items()))).encode()).hexdigest()
 
 
 def _is_code(name: str) -> bool:

@@ -10,9 +10,8 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
-
 from retbench.cards import pins
+from retbench.cards.file_locks import hold_lock
 from retbench.cards.task import TaskCard
 from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.corpora import (
@@ -27,15 +26,19 @@ from retbench.corpora import (
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
-from retbench.errors import DataError, MissingError
+from retbench.errors import DataError, InapplicableError, MissingError
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 5  # increase it when the stored format changes
 
 
-def open_collection(card: TaskCard, sample: int | None = None) -> Collection:
-    """Open a card's collection at its split and verify its fingerprint by the card or the pin of the first fetch."""
+def open_collection(card: TaskCard, sample: int | None = None, with_images: bool = False) -> Collection:
+    """Open a card's collection at its split and verify its fingerprint by the card or the pin of the first fetch.
+
+    Only a caller that handles images asks for them. For all others a collection with images is an error: they would
+    read what texts are left and call it the collection.
+    """
     source = resolve_source(card)
     folder = get_collection_folder(source)
     if source.is_available():
@@ -51,7 +54,23 @@ def open_collection(card: TaskCard, sample: int | None = None) -> Collection:
             compile_collection(raw, folder)
     collection = load_collection(folder, card.split, excluded=card.excluded == "drop")
     _verify_fingerprint(card, source, collection.fingerprint)
+    if card.images == "ignore":
+        collection = collection.drop_images()
+    elif not with_images:
+        require_texts(collection, card, "this command")
     return collection.sample(sample) if sample else collection
+
+
+def require_texts(collection: Collection, card: TaskCard, reader: str) -> None:
+    """Refuse a collection with images where only texts are read."""
+    if collection.has_images:
+        parts = (("documents", collection.corpus), ("queries", collection.queries))
+        counts = [f"{texts.images.count:,} of its {len(texts):,} {name}" for name, texts in parts if texts.images]
+        raise InapplicableError(
+            f"{card.name}: {' and '.join(counts)} have images, and {reader} reads only text",
+            'use a model that reads images (docs/images.md), or only the texts: --set images=ignore with `run`, '
+            'images = "ignore" in a task card',
+        )
 
 
 def _find_damage(folder: Path) -> DataError | None:
@@ -68,7 +87,7 @@ def _discard_damaged(folder: Path) -> None:
     """Remove a damaged stored collection, so that it is rebuilt from its source."""
     if not _find_damage(folder):
         return
-    with FileLock(folder.with_name(f"{folder.name}.lock")):  # another process may have rebuilt it meanwhile
+    with hold_lock(folder.with_name(f"{folder.name}.lock")):  # another process may have rebuilt it meanwhile
         if damage := _find_damage(folder):
             log.warning("%s; it is rebuilt from its source", damage.cause)
             discard_collection(folder)
@@ -82,7 +101,7 @@ def fetch_collection(card: TaskCard, log_status: StatusCallback) -> Collection:
         source.fetch(log_status)
         source = resolve_source(card)  # the first fetch decides on the revision
     log_status(f"reading {card.name}")
-    collection = open_collection(card)
+    collection = open_collection(card, with_images=True)
     if source.revision:
         pins.write_pin("collections", _build_pin_name(card), pins.Pin(source.revision, collection.fingerprint))
     return collection

@@ -12,8 +12,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock
-
+from retbench.cards.file_locks import hold_lock
+from retbench.cards.http_request import open_download
 from retbench.cards.task import TaskCard
 from retbench.cards.user_config import get_cache_folder, require_disk_space
 from retbench.corpora.dataset_source import StatusCallback, require_source_field
@@ -45,7 +45,7 @@ class PublishedFile:
     def fetch(self, log_status: StatusCallback) -> None:
         """Fetch it; an interrupted download resumes."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.file.with_suffix(".lock")):
+        with hold_lock(self.file.with_suffix(".lock")):
             if self.is_fetched():
                 return
             partial = self.file.with_suffix(".partial")
@@ -74,7 +74,7 @@ def _download(url: str, partial: Path, log_status: StatusCallback) -> None:
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310  # the URL is in a task card
     try:
-        with urllib.request.urlopen(request, timeout=STALL_SECONDS) as response:  # noqa: S310  # the same URL
+        with open_download(request, STALL_SECONDS) as response:
             continued = getattr(response, "status", None) == 206
             size = _read_length(response)
             require_disk_space(partial, size)

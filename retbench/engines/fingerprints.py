@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ IDENTITY_PATTERNS = (
 PROVENANCE_KEYS = ("transformers_version", "_name_or_path")
 
 
-def compute_folder_fingerprint(folder: Path) -> str:
+def compute_folder_fingerprint(folder: Path, compute_checksum: Callable[[Path], str] = cached_sha256) -> str:
     """The fingerprint of a Hugging Face folder. Name, location and the version that saved it have no influence."""
     files = {file for pattern in IDENTITY_PATTERNS for file in folder.glob(pattern) if file.is_file()}
-    checksums = {file.relative_to(folder).as_posix(): cached_sha256(file) for file in files}
+    checksums = {file.relative_to(folder).as_posix(): compute_checksum(file) for file in files}
     config = {
         key: value for key, value in read_json_object(folder / "config.json").items() if key not in PROVENANCE_KEYS
     }

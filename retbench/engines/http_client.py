@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from retbench.cards.engine import Engine
-from retbench.engines.http_request import MAX_ERROR_BYTES, AnswerTooLongError, StatusError, read_answer
+from retbench.cards.http_request import MAX_ERROR_BYTES, AnswerTooLongError, StatusError, read_answer
 from retbench.errors import MissingError, ResourceError, UsageError, redact_secrets
 
 T = TypeVar("T")

@@ -1,6 +1,5 @@
 """Checks of Hugging Face folders: is it complete, safe to open, and the model that the card describes?"""
 
-import json
 from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -12,6 +11,7 @@ from retbench.cards.file_kinds import require_regular_file
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
 from retbench.cards.published_method import require_supported_model
+from retbench.cards.text_parsers import parse_json
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
 
@@ -51,10 +51,9 @@ def check_folder(folder: Path) -> None:
         if damaged:
             raise DataError(f"{damaged[0]} is damaged or truncated", "copy or fetch it again")
         return
-    pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in folder.glob(pattern))
-    if pickles:
+    if pickles := list_pickles(folder):
         raise DataError(
-            f"{folder} has its weights as a pickle ({pickles[0]}), which can run code when it is opened",
+            f"{folder} has its weights as a pickle ({pickles[0].name}), which can run code when it is opened",
             "convert it to safetensors: only safetensors and GGUF are supported",
         )
     raise DataError(f"{folder} has no *.safetensors", "give a folder with weights or a .gguf file")
@@ -94,9 +93,14 @@ def read_weights_index(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def list_pickles(folder: Path) -> list[Path]:
+    """The files of a folder that are pickles by their names; none of them is ever opened."""
+    return sorted(file for pattern in PICKLE_PATTERNS for file in folder.glob(pattern))
+
+
 def _is_valid_json(file: Path) -> bool:
     try:
-        json.loads(file.read_bytes())
+        parse_json(file.read_bytes())
     except ValueError:
         return False
     return True
@@ -107,7 +111,7 @@ def _compute_expected_size(file: Path) -> int:
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
         try:
-            header = json.loads(content.read(min(length, MAX_HEADER_BYTES)))
+            header = parse_json(content.read(min(length, MAX_HEADER_BYTES)))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return -1

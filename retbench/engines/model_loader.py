@@ -8,6 +8,7 @@ Of a multimodal model only the text part is loaded. The prefix of its names diff
 versions and trained models (`model.`, `language_model.model.`, `model.language_model.`), so it is read from the files.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,8 @@ from retbench.engines.fingerprints import read_json_object
 from retbench.engines.memory import keep_freed_pages
 from retbench.engines.text_config import read_text_settings
 from retbench.errors import DataError
+
+log = logging.getLogger(__name__)
 
 TOWERS = r"(^|\.)(visual|vision_tower|vision_model|vision_embed_tokens|multi_modal_projector|audio_tower|embed_audio)\."
 HEADS = (  # of language models, classifiers, BERT, DistilBERT, ALBERT, ELECTRA and ModernBERT
@@ -67,6 +70,14 @@ def load_text_model(
     check_loaded_weights(folder, info, missing=(POOLER,), unused=(TOWERS, HEADS, POOLER, BUFFERS))
     part: Any = model
     part.has_renamed_weights = text_config is not None  # for save_model_folder
+    return model
+
+
+def load_whole_model(folder: Path, dtype: Dtype, device_options: dict[str, Any] | None = None) -> PreTrainedModel:
+    """All parts of a multimodal model without its language-model head: no weight of a tower may be missing."""
+    load_config(folder)
+    model, info = _load(AutoModel, folder, dtype, {}, dict(device_options or {}))
+    check_loaded_weights(folder, info, missing=(), unused=(HEADS, BUFFERS))
     return model
 
 
@@ -123,6 +134,8 @@ def _load(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' lists of missing, unused and ill-shaped weights."""
     keep_freed_pages()
+    if pickles := model_folders.list_pickles(folder):
+        log.info("%s is not opened: the weights beside it are read, which are safetensors", pickles[0])
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     model, info = model_class.from_pretrained(

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from retbench.cards import catalog, checksums, pins
+from retbench.cards.file_kinds import require_utf8_path
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.published_method import describe_published_card, require_encoder, require_supported_model
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
@@ -118,6 +119,7 @@ def _find_at_path(path: Path) -> LocalWeights | None:
     """A model folder, or the cached conversion of an adapter or a GGUF file."""
     if not path.exists():
         raise MissingError(f"there are no weights at {path}", "give a Hugging Face folder or a .gguf file")
+    require_utf8_path(path)
     if adapters.is_adapter_folder(path):
         model_folders.check_file_types(path)
         adapters.check_parents(path)

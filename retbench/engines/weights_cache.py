@@ -8,14 +8,15 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-from filelock import FileLock
 
 from retbench.cards import user_config
 from retbench.cards.checked_json import encode_checked_json, parse_checked_json
 from retbench.cards.checksums import compute_sha256
+from retbench.cards.file_locks import hold_lock
+from retbench.engines.fingerprints import compute_folder_fingerprint
 from retbench.errors import DataError
 
 MANIFEST = "weights.json"
@@ -41,7 +42,7 @@ class WeightsManifest:
     """The manifest of a complete folder: the size and checksum of each file by name.
 
     A merged adapter has the fingerprint of its parent's weights. Manifests of earlier versions have neither that nor
-    checksums.
+    checksums; these are added when the folder is next loaded.
     """
 
     source: str
@@ -85,12 +86,28 @@ def verify_files(folder: Path) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    for name, checksum in manifest.checksums.items():
+    for name, checksum in (manifest.checksums or _add_checksums(folder, manifest)).items():
         facts = (folder / name).stat()
         if _compute_sha256_once(folder / name, facts.st_size, facts.st_mtime_ns) != checksum:
             raise DataError(
                 f"{folder / name} is damaged: its bytes changed on disk", f"delete {folder} and fetch it again"
             )
+
+
+def _add_checksums(folder: Path, manifest: WeightsManifest) -> dict[str, str]:
+    """Compute the checksums that a folder of an earlier version lacks, if it still has the fingerprint it was given.
+
+    The fingerprint of a converted GGUF file is that of the file, so its folder is taken as it is.
+    """
+    is_converted = manifest.label is not None
+    if not is_converted and compute_folder_fingerprint(folder, compute_sha256) != manifest.fingerprint:
+        raise DataError(f"{folder} changed since it was fetched", f"delete {folder} and fetch it again")
+    checksums = {name: compute_sha256(folder / name) for name in manifest.files}
+    partial = folder / f"{MANIFEST}.partial"
+    with suppress(OSError):  # a cache that cannot be written: the next run computes them again
+        partial.write_bytes(encode_checked_json(asdict(replace(manifest, checksums=checksums))))
+        os.replace(partial, folder / MANIFEST)
+    return checksums
 
 
 @functools.lru_cache(maxsize=256)
@@ -107,7 +124,7 @@ def get_or_create(
     One process creates the folder; others that need the same wait for it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    with hold_lock(folder.with_name(f"{folder.name}.lock")):
         manifest = read_manifest(folder)
         if manifest and is_valid(manifest):
             return manifest

@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retbench.cards.file_kinds import require_regular_file
+from retbench.cards.file_kinds import require_regular_file, require_utf8_path
 from retbench.cards.text_parsers import parse_json
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError, ResourceError
@@ -87,6 +87,7 @@ class ResultsFolder:
 
     def require_writable(self) -> None:
         """Raise before the work if the folder cannot be written; for root only a read-only disk."""
+        require_utf8_path(self.root)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK):

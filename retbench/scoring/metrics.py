@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retbench.cards.task import METRIC_CUTS
 from retbench.errors import DataError
 
 Scores = dict[str, float]
@@ -64,17 +65,17 @@ def _running_sum(values: Floats) -> Floats:
 
 
 _GRADED = "ndcg"
-_METRICS: dict[str, tuple[Callable[[_RelevantRanks, Integers], Floats], tuple[int, ...]]] = {
-    _GRADED: (_compute_ndcg, (1, 3, 5, 10, 20, 100, 1000)),
-    "map": (_compute_average_precision, (1, 3, 5, 10, 20, 100, 1000)),
-    "recall": (_compute_recall, (1, 5, 10, 20, 50, 100, 1000)),
-    "mrr": (_compute_reciprocal_rank, (10, 100)),
+_METRICS: dict[str, Callable[[_RelevantRanks, Integers], Floats]] = {
+    _GRADED: _compute_ndcg,
+    "map": _compute_average_precision,
+    "recall": _compute_recall,
+    "mrr": _compute_reciprocal_rank,
 }
 
 
 @functools.cache
 def _list_cuts(metric: str, depth: int) -> Integers:
-    return np.array([cut for cut in _METRICS[metric][1] if cut <= depth], dtype=np.int64)
+    return np.array([cut for cut in METRIC_CUTS[metric] if cut <= depth], dtype=np.int64)
 
 
 @functools.cache
@@ -92,7 +93,7 @@ def score_query(ranking: Sequence[str], judged: Mapping[str, int], depth: int, r
 
 def _compute_curve(metric: str, relevant: _RelevantRanks, depth: int) -> Floats:
     cuts = _list_cuts(metric, depth)
-    return _METRICS[metric][0](relevant, cuts) if len(relevant.ranks) else np.zeros(len(cuts))
+    return _METRICS[metric](relevant, cuts) if len(relevant.ranks) else np.zeros(len(cuts))
 
 
 def _find_relevant(ranking: Sequence[str], judged: Mapping[str, int], min_grade: int) -> _RelevantRanks:

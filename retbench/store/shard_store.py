@@ -1,7 +1,8 @@
 """A shard store: the vectors of one key in files of a few thousand rows. A file is complete or absent.
 
     plan.json               how the texts were cut into shards and batches; fixed at the first start, reused on resume
-    shard-00000.safetensors row numbers and their vectors, in float32 or fewer bytes
+    shard-00000.safetensors row numbers and their vectors, in float32 or fewer bytes; where a text has several vectors
+                            (late interaction) or weighted terms (sparse), also the offsets of each text, as in CSR
     shard-00000.json        metadata: checksum, tokens, seconds; written after the shard, which is ignored without it
     lock                    held by the process that writes
     manifest.json           written last: all shards are complete
@@ -20,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from safetensors.numpy import load, save
 
 from retbench.cards.checked_json import encode_checked_json, parse_checked_json
+from retbench.cards.file_locks import hold_lock
 from retbench.cards.user_config import encode_path_part
 from retbench.errors import ResourceError
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, decode_vectors
@@ -34,10 +35,20 @@ log = logging.getLogger(__name__)
 
 
 class VectorBlock(NamedTuple):
-    """Row numbers and their vectors."""
+    """Row numbers and what an encoder made of their texts, by the kind of the method.
+
+    dense: `vectors` has one row for each text. multi-vector: those of text i are `vectors[offsets[i]:offsets[i + 1]]`.
+    sparse: the same slices of `terms` and of `vectors` are the term ids of text i and their weights.
+    """
 
     rows: np.ndarray
     vectors: np.ndarray
+    offsets: np.ndarray | None = None
+    terms: np.ndarray | None = None
+
+    def get_offsets(self) -> np.ndarray:
+        """Return where each text starts and ends; a dense block has one row for each text."""
+        return np.arange(len(self.rows) + 1) if self.offsets is None else self.offsets
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,10 @@ def write_file_atomically(file: Path, content: bytes) -> None:
             f"{file} could not be written: {problem.strerror}",
             "free disk space (retbench doctor shows it), then run the same command: finished work is kept",
         ) from problem
+
+
+def _build_block(tensors: dict[str, np.ndarray]) -> VectorBlock:
+    return VectorBlock(tensors["rows"], decode_vectors(tensors), tensors.get("offsets"), tensors.get("terms"))
 
 
 def _read_metadata(file: Path) -> dict[str, Any]:
@@ -95,7 +110,7 @@ class ShardStore:
     def lock(self) -> Iterator[None]:
         """Hold the store's lock. A second process with the same key waits, then finds the work done."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / LOCK):
+        with hold_lock(self.folder / LOCK):
             for partial in self.folder.glob("*.partial"):  # left by a process that was killed while writing
                 partial.unlink()
             yield
@@ -141,19 +156,22 @@ class ShardStore:
             log.warning("shard %d of %s is damaged: it is computed again", shard, self.folder.name[:12])
             self._get_metadata_path(shard).unlink()
             return None
-        tensors = load(content)
-        return VectorBlock(tensors["rows"], decode_vectors(tensors))
+        return _build_block(load(content))
 
     def write_shard(
         self, shard: int, block: VectorBlock, tokens: int, seconds: float, split_batches: int = 0
     ) -> VectorBlock:
         """Store one finished shard and its cost. Returns the block as it will be read (formats may lose precision)."""
         tensors = {"rows": block.rows.astype(np.int64), **VECTOR_FORMATS[self.vector_dtype].encode(block.vectors)}
+        if block.offsets is not None:
+            tensors["offsets"] = block.offsets.astype(np.int64)
+        if block.terms is not None:
+            tensors["terms"] = block.terms.astype(np.int32)
         content = save(tensors)
         metadata = {"sha256": hashlib.sha256(content).hexdigest(), **asdict(ShardCost(tokens, seconds, split_batches))}
         write_file_atomically(self._get_shard_path(shard), content)
         write_file_atomically(self._get_metadata_path(shard), encode_checked_json(metadata))
-        return VectorBlock(block.rows, decode_vectors(tensors))
+        return _build_block(tensors)._replace(rows=block.rows)
 
     def write_manifest(self, facts: dict[str, Any]) -> None:
         """Mark the store as complete; `facts` go into the manifest."""

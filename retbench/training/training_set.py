@@ -3,16 +3,18 @@
 It is built from a collection's split or from a jsonl file of the user's own.
 """
 
-import gzip
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
 from retbench.cards.task import TaskCard
+from retbench.cards.text_parsers import parse_json
 from retbench.corpora.collection import Collection
+from retbench.corpora.text_lines import read_lines
 from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError
 
@@ -106,16 +108,13 @@ def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
 
 def read_training_file(path: Path) -> TrainingSet:
     """A jsonl file, plain or gzipped: ours, or Tevatron's `positive_passages` and `negative_passages`."""
-    open_file = gzip.open if path.suffix == ".gz" else open
-    with open_file(path, "rt", encoding="utf-8") as lines:
-        rows = ((f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-        objects = ((where, _parse_object(where, line)) for where, line in rows)
-        return parse_training_rows(path.name.split(".")[0].lower(), objects)
+    objects = ((where, _parse_object(where, line)) for line, where in read_lines(path))
+    return parse_training_rows(path.name.split(".")[0].lower(), objects)
 
 
 def _parse_object(where: str, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as problem:
         raise DataError(f"{where}: not JSON: {problem}", LINE_FORMAT) from problem
     if not isinstance(row, dict):
@@ -144,7 +143,8 @@ def parse_training_rows(name: str, rows: Iterable[tuple[str, dict[str, Any]]]) -
             )
         )
         order = [source, row["listed"]] if listed else []
-        digest.update(json.dumps([text, positives, negatives, row.get("scores"), *order], ensure_ascii=False).encode())
+        content = json.dumps([text, positives, negatives, row.get("scores"), *order], ensure_ascii=False)
+        digest.update(_encode_text(where, content))
     return TrainingSet(name, [], list(passages), digest.hexdigest()).with_queries(queries)
 
 
@@ -155,7 +155,7 @@ def _convert_ranking(entry: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, 
     """
     where, row = entry
     if "ranking" not in row:
-        return entry
+        return where, {key: value for key, value in row.items() if key != "listed"}
     documents, ranking = row.get("document"), row["ranking"]
     if not isinstance(documents, list) or not isinstance(ranking, list) or not _is_permutation(ranking, len(documents)):
         raise DataError(
@@ -181,10 +181,22 @@ def _get_texts(where: str, row: dict[str, Any], side: str) -> list[str]:
     return [text.strip() for text in texts]
 
 
+def _encode_text(where: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as problem:
+        raise DataError(f"{where}: incomplete surrogate pair", "correct its \\u escapes") from problem
+
+
 def _get_scores(where: str, row: dict[str, Any], passages: int) -> tuple[float, ...] | None:
     if row.get("scores") is None:
         return None
-    scores = tuple(map(float, row["scores"]))
+    try:
+        scores = tuple(map(float, row["scores"]))
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise DataError(f"{where}: scores is not a list of numbers", LINE_FORMAT) from problem
+    if not all(map(math.isfinite, scores)):
+        raise DataError(f"{where}: a score is NaN or infinite", "give finite scores, or remove the line")
     if len(scores) != passages:
         raise DataError(f"{where}: {len(scores)} scores for {passages} passages", "give one score for each passage")
     return scores

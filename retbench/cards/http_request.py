@@ -1,4 +1,4 @@
-"""One HTTP request with a bounded answer: no redirects, a total deadline, and a limit of bytes.
+"""HTTP requests that end: with a total deadline and a limit of bytes, or, for downloads, a deadline of the headers.
 
 urllib follows a redirect with all headers, so a server could have the API key sent to another host. Its timeout counts
 from one packet to the next, so a server that sends a byte a second would never end.
@@ -9,7 +9,8 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from email.message import Message
 from typing import Any
 
@@ -44,6 +45,27 @@ def read_answer(request: urllib.request.Request, seconds: float, max_bytes: int 
         raise
     finally:
         deadline.cancel()
+
+
+@contextmanager
+def open_download(request: urllib.request.Request, seconds: float) -> Iterator[Any]:
+    """Open an answer whose headers must arrive within `seconds`; its bytes are read by the caller.
+
+    Redirects are followed, because the request has no key. Raises HTTPError, HTTPException or OSError.
+    """
+    deadline = _Deadline(seconds)
+    try:
+        answer = _build_opener(deadline, urllib.request.HTTPRedirectHandler()).open(request, timeout=seconds)
+        if deadline.is_over:  # headers that a shut connection cut short can look complete
+            raise TimeoutError
+    except Exception as problem:
+        if deadline.is_over:
+            raise TimeoutError(f"no answer within {seconds:g} seconds") from problem
+        raise
+    finally:
+        deadline.cancel()
+    with answer:
+        yield answer
 
 
 def _send(request: urllib.request.Request, deadline: "_Deadline", max_bytes: int) -> bytes:
@@ -99,8 +121,8 @@ class _Deadline:
         return TrackedConnection
 
 
-def _build_opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
-    """Open http and https only, through the user's proxy if there is one; without a handler of redirects."""
+def _build_opener(deadline: _Deadline, *more: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """Open http and https only, through the user's proxy if there is one; redirects only if `more` handles them."""
 
     class HTTPHandler(urllib.request.HTTPHandler):
         def http_open(self, req: urllib.request.Request) -> Any:
@@ -113,7 +135,7 @@ def _build_opener(deadline: _Deadline) -> urllib.request.OpenerDirector:
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(), urllib.request.UnknownHandler(), HTTPHandler(), HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor(), *more,
     ):  # fmt: skip
         opener.add_handler(handler)
     return opener
