@@ -25,6 +25,7 @@ from retbench.pipelines.studies.reproduction import build_reproduction_tables, c
 from retbench.pipelines.studies.status import build_stage_reports, list_statuses, write_note
 from retbench.records.cell import Cell
 from retbench.records.results_folder import RECORD_FILE, read_record
+from retbench.reports.html_page import build_page
 from retbench.reports.published_tables import PublishedTable, load_shipped_tables, read_table
 from retbench.reports.reproduction import ReproducedFigure, ReproducedRow
 from retbench.reports.study_tables import format_study_latex, format_study_markdown
@@ -83,6 +84,11 @@ def test_a_figure_is_not_run_then_within_or_outside_the_tolerance(tmp_path: Path
     assert f"| BM25 | first | {score - 0.49:.2f} → {score:.2f} | within tolerance |" in text
     assert "- Tolerance: 0.5 points. Two runs of the authors differ by so much." in text
     assert "\\begin{tabular}{llrl}" in format_study_latex(plan, [], [table])
+    page = build_page([], [table])
+    assert '<a href="#reproduction">' in page
+    assert f'<td class="number">{score - 0.49:.2f} → {score:.2f}</td><td class="text up">within tolerance</td>' in page
+    assert '<td class="text down">outside: small +0.51</td>' in page
+    assert "Two runs of the authors differ by so much." in page
 
 
 def test_the_report_command_has_the_reproduction_column(tmp_path: Path) -> None:
@@ -97,6 +103,8 @@ def test_the_report_command_has_the_reproduction_column(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "# The paper's figures and ours" in result.stdout
     assert "| BM25 | first | 1.00 | not run |" in result.stdout
+    page = CliRunner().invoke(app, ["study", "report", str(file), "--results", str(out), "--format", "html"])
+    assert '<td class="number">1.00</td><td class="text">not run</td>' in page.stdout
     shown = CliRunner().invoke(app, ["study", "show", str(file), "--out", str(out), "--json"])
     document = json.loads(shown.stdout)
     assert document["tables"][0]["rows"][0]["reproduction"] == "not run"

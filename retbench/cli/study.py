@@ -166,7 +166,7 @@ def report(
     text = (
         formatters[format_](study, stages, reproductions)
         if format_ in formatters
-        else build_page([b for _, boards, _ in stages for b in boards])
+        else build_page([b for _, boards, _ in stages for b in boards], reproductions)
     )
     if out:
         write_result(out, text)
