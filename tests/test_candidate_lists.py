@@ -18,6 +18,7 @@ from retbench.cards import catalog, pins
 from retbench.corpora.open_collection import fetch_collection, open_collection
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.runs import saved_run
+from retbench.retrievers.candidate_ranking import rank_candidates
 from tests import small_collection, tiny_models
 from tests.hub_repositories import REVISION, list_hub_files
 from tests.test_run import run_cells, run_command
@@ -199,6 +200,30 @@ def test_one_file_of_a_hub_set_is_fetched_and_pinned(hub: FakeHub, web: str, tmp
     wrong = replace(source, git_sha1="0" * 40)
     with pytest.raises(DataError, match=r"has git .* its card has 0000"):
         fetch_collection(replace(card, source=wrong), lambda _: None)
+
+
+def test_lists_and_judgments_of_one_hub_set_leave_out_what_a_query_excludes(
+    hub: FakeHub, web: str, tmp_path: Path
+) -> None:
+    """The authors' ids have spaces, and their judgments, which TREC's tools read, have `_` for each."""
+    hits = [{"qid": 1, "docid": name, "score": 9 - n, "content": name} for n, name in enumerate(("own", "a b", "c"))]
+    lists = tmp_path / "hub" / "reasonir" / "bright-aops_top100.jsonl"
+    lists.parent.mkdir()
+    lists.write_text(json.dumps({"query": "x", "hits": hits}) + "\n")
+    judgments = tmp_path / "hub" / "topics_and_qrels" / "qrels.bright-aops.test.txt"
+    judgments.parent.mkdir()
+    judgments.write_text("1 0 a_b 1\n")
+    hub.listed = list_hub_files(hub.folder)
+    content = b"1 own\n2 other\n"
+    (tmp_path / "excluded.txt").write_bytes(content)
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    card = catalog.find_task_card("bright-aops-reasonir")
+    source = replace(card.source, exclusions_url=f"{web}/excluded.txt", exclusions_git_sha1=blob)
+    collection = fetch_collection(replace(card, source=source), lambda _: None)
+    assert sorted(hub.fetched) == ["reasonir/bright-aops_top100.jsonl", "topics_and_qrels/qrels.bright-aops.test.txt"]
+    assert collection.judgments == {"1": {"a_b": 1}}
+    ranking = rank_candidates(collection, 100).filter_and_cut(collection, False, 100)
+    assert ranking.to_document_ids(collection) == {"1": ["a_b", "c"]}
 
 
 def test_a_damaged_list_is_refused(hub: FakeHub, web: str, tmp_path: Path) -> None:

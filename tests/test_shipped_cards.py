@@ -27,6 +27,7 @@ SUITE_SIZES = {
     "msmarco-titled": 3,
     "nanobeir": 13,
     "r2med": 8,
+    "reasonir-candidates": 12,
     "specialized-beir": 14,
     "specialized-coir": 10,
 }

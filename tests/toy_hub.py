@@ -141,7 +141,14 @@ class ToyHub:
         file = self.root / "datasets" / str(source.repo) / str(source.member)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in lists))
-        self.files[str(source.url)] = "".join(f"{query} 0 {name} 1\n" for query, _, name in TEST_QUERIES).encode()
+        judgments = "".join(f"{query} 0 {name} 1\n" for query, _, name in TEST_QUERIES)
+        self.files[str(source.url)] = judgments.encode()
+        if source.judgments_file:
+            file = self.root / "datasets" / str(source.repo) / source.judgments_file
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(judgments)
+        if source.exclusions_url:
+            self.files[source.exclusions_url] = f"{TEST_QUERIES[0][0]} {DOCUMENTS[-1][0]}\n".encode()
 
     def add_replaced_queries(self, card: TaskCard) -> None:
         """Add the queries that a card puts in the place of its collection's: rewritten ones, or other ones at a URL."""
