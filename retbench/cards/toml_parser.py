@@ -23,15 +23,19 @@ MAX_INTEGER = (1 << 63) - 1  # the limit of TOML
 
 @dataclass(frozen=True)
 class CardLocation:
-    """A field in a card: the file, its text, and the keys that lead to the field; list items count from 1."""
+    """A field in a card: the file, its text, and the keys that lead to the field; list items count from 1.
+
+    A number may be nan only below a field that its class names in `nan_fields` (of a table with missing scores).
+    """
 
     file: Path
     text: str
     keys: tuple[str, ...] = ()
+    may_be_nan: bool = False
 
-    def child(self, key: str) -> "CardLocation":
+    def child(self, key: str, may_be_nan: bool = False) -> "CardLocation":
         """Return the location of the field `key` below this one."""
-        return CardLocation(self.file, self.text, (*self.keys, key))
+        return CardLocation(self.file, self.text, (*self.keys, key), self.may_be_nan or may_be_nan)
 
     def find_line(self) -> int:
         """Find the line of the field; if it is missing, of the nearest enclosing key or table, or 1."""
@@ -83,7 +87,10 @@ def _build_dataclass(cls: type[T], table: object, location: CardLocation) -> T:
     missing = [name for name, field in known_fields.items() if name not in table and not _has_default(field)]
     if missing:
         raise location.child(missing[0]).make_error("missing", f"add `{missing[0]}` to the card")
-    values = {key: convert_value(hints[key], value, location.child(key)) for key, value in table.items()}
+    nan_fields: tuple[str, ...] = getattr(cls, "nan_fields", ())
+    values = {
+        key: convert_value(hints[key], value, location.child(key, key in nan_fields)) for key, value in table.items()
+    }
     try:
         return cls(**values)
     except DataError as problem:  # raised by the dataclass's own checks
@@ -111,7 +118,7 @@ def convert_value(hint: Any, value: Any, location: CardLocation) -> Any:
         return float(value)
     if type(value) is not hint:
         raise location.make_error(f"expected {hint.__name__}, found {value!r}", f"write it as {hint.__name__}")
-    if hint is float and not math.isfinite(value):
+    if hint is float and not math.isfinite(value) and not (location.may_be_nan and math.isnan(value)):
         raise location.make_error(f"{value} is not allowed", "write a finite number")
     return value
 

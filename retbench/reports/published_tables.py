@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from retbench.cards import toml_parser
 from retbench.errors import DataError, UsageError, suggest_names
@@ -27,6 +27,8 @@ class PublishedTable:
     how far a reproduction may be from a figure, in the table's own unit, with its reason; `tolerances` are those of
     columns that have their own.
     """
+
+    nan_fields: ClassVar = ("rows",)
 
     name: str
     title: str
