@@ -38,7 +38,7 @@ def build_retbench_run(options: argparse.Namespace, dtype: str) -> Encode:
     from retbench.encoders.prompt_tokenizer import PromptTokenizer
     from retbench.encoders.shard_tasks import InProcessWorker
     from retbench.engines import backbone
-    from retbench.retrievers.dense_retriever import compute_token_budget
+    from retbench.retrievers.embedding_retriever import compute_token_budget
     from retbench.store.shard_store import ShardStore
 
     method = Method("bench", "", "exact", "library", "last")  # the pooling of sentence-transformers for a decoder

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,9 @@ from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation import evaluate
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models import model as model_module
-from retbench.retrievers import dense_retriever
+from retbench.retrievers import dense_retriever, embedding_retriever
 
+WAIT = "wait"  # a line to the server
 SHARD_ROWS = 4
 WIDTH = 16
 
@@ -101,7 +102,7 @@ class CellRun:
 
         model_module.ResolvedModel.load_encoder = encoder  # type: ignore[method-assign,assignment]
         dense_retriever.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
-        dense_retriever.TOKEN_BUDGETS["cpu"] = 64
+        embedding_retriever.TOKEN_BUDGETS["cpu"] = 64
 
     def run(self) -> int:
         self.install_encoder()
@@ -113,7 +114,7 @@ class CellRun:
 
 @dataclass(frozen=True)
 class ForkServer:
-    """The client of the fork server: start a job in a fork, kill it, wait for its exit code."""
+    """The client of the fork server: start jobs in forks, kill them, wait for their exit codes in the same order."""
 
     process: subprocess.Popen[str]
 
@@ -125,16 +126,18 @@ class ForkServer:
         return int(self.process.stdout.readline())
 
     def wait_for_exit(self) -> int:
-        """Wait for the exit code; a signal is negative."""
+        """Wait for the exit code of the first job that was not waited for; a signal is negative."""
+        assert self.process.stdin
         assert self.process.stdout
+        self.process.stdin.write(f"{WAIT}\n")
+        self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
     def start_and_kill(self, work: CellRun, seconds: float) -> bool:
         """Start a job and kill it after some seconds; return whether it was still running."""
         pid = self.start(work)
         time.sleep(seconds)
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         return self.wait_for_exit() == -signal.SIGKILL
 
 
@@ -142,23 +145,31 @@ class ForkServer:
 def start_fork_server(module: str = "tests.fork_server") -> Iterator[ForkServer]:
     command = [sys.executable, "-m", module]
     root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # the other check for a GPU starts CUDA
     with subprocess.Popen(
-        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+        command, cwd=root, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
         yield ForkServer(process)
         assert process.stdin
         process.stdin.close()
 
 
 def serve_forks(kind: type[CellRun] = CellRun) -> None:
-    """Fork once for every line of stdin; print the process id, then the exit code."""
+    """Fork for every job on stdin and print the process id; for `wait` print the exit code of the first one left."""
     for module in (
         "pandas",
         "transformers.models.qwen2.modeling_qwen2",
         "transformers.models.qwen2.tokenization_qwen2",
     ):
         importlib.import_module(module)
+    running: list[int] = []
     for line in sys.stdin:
+        if line.strip() == WAIT:
+            _, status = os.waitpid(running.pop(0), 0)
+            sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+            sys.stdout.flush()
+            continue
         pid = os.fork()
         if pid == 0:
             try:
@@ -170,10 +181,8 @@ def serve_forks(kind: type[CellRun] = CellRun) -> None:
                 traceback.print_exc()
                 code = 99
             os._exit(code)
+        running.append(pid)
         sys.stdout.write(f"{pid}\n")
-        sys.stdout.flush()
-        _, status = os.waitpid(pid, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
 
 

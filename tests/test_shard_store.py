@@ -46,6 +46,23 @@ def test_a_shard_is_read_as_it_was_written(store_with_shard: ShardStore) -> None
     assert list_file_names(store_with_shard) == FILES
 
 
+def test_texts_with_several_vectors_and_with_terms_are_read_as_they_were_written(store: ShardStore) -> None:
+    draw = np.random.default_rng(4)
+    offsets = np.array([0, 3, 3, 5])
+    tokens = VectorBlock(BLOCK.rows, draw.random((5, 4), dtype=np.float32), offsets)
+    terms = VectorBlock(BLOCK.rows, draw.random(5, dtype=np.float32), offsets, np.array([2, 9, 30521, 0, 1]))
+    for shard, block in enumerate((tokens, terms)):
+        written, read = store.write_shard(shard, block, tokens=5, seconds=1.0), store.read_shard(shard)
+        assert read is not None
+        for found in (written, read):
+            assert all(
+                np.array_equal(actual, wanted)
+                for actual, wanted in zip(found, block, strict=True)
+                if wanted is not None
+            )
+            assert [part is None for part in found] == [part is None for part in block]
+
+
 def test_an_unwritten_shard_is_none(store_with_shard: ShardStore) -> None:
     assert store_with_shard.read_shard(8) is None
 

@@ -17,6 +17,7 @@ from retbench.errors import UsageError
 from retbench.retrievers.inverted_index import InvertedIndex
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.score_fusion import fuse_rankings
+from retbench.store.shard_store import VectorBlock
 from tests import plain_transformers, tiny_models
 from tests.test_run import run_cells, run_command
 
@@ -95,14 +96,16 @@ def test_the_inverted_index_equals_a_dense_product() -> None:
     query_weights = draw.integers(0, 4, (5, 30)) * (draw.random((5, 30)) < 0.3)
     query_weights[4] = 0
 
-    def packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.tile(np.arange(30), (len(rows), 1)), rows.astype(np.float32)
+    def packed(numbers: np.ndarray, weights: np.ndarray) -> VectorBlock:
+        terms = np.tile(np.arange(30), len(weights))
+        return VectorBlock(numbers, weights.ravel().astype(np.float32), 30 * np.arange(len(weights) + 1), terms)
 
     index = InvertedIndex()
     order = draw.permutation(60)
     for block in np.array_split(order, 4):
-        index.add_documents(block, *packed(matrix[block]))
-    actual = index.search(*packed(query_weights), 7)
+        index.add_block(packed(block, matrix[block]))
+    halves = np.array([3, 1, 4]), np.array([2, 0])
+    actual = index.search([packed(half, query_weights[half]) for half in halves], 7)
     for query, scores in enumerate(query_weights @ matrix.T):
         expected = sorted((row for row in range(60) if scores[row]), key=lambda row: (-scores[row], row))[:7]
         assert actual.rows[query].tolist() == expected

@@ -30,7 +30,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.engines import memory
 from retbench.engines.backbone import Backbone
-from retbench.retrievers import dense_retriever
+from retbench.retrievers import dense_retriever, embedding_retriever
 from retbench.store.shard_store import ShardStore
 
 EncodeTexts = Callable[[list[str]], np.ndarray]
@@ -162,7 +162,7 @@ def build_retbench_run(model: Any, tokenizer: Any) -> EncodeTexts:
             _store_texts(texts, folder / "texts.arrow"),
             ("text",),
             "document",
-            dense_retriever.compute_token_budget(*workers.device),
+            embedding_retriever.compute_token_budget(*workers.device),
         )
         found = np.empty((len(texts), encoder.dimension), dtype=np.float32)
         for block in embed_texts(workers, job, ShardStore(folder / "store"), lambda *_: None):

@@ -12,46 +12,14 @@ from retbench.encoders.batch_plan import estimate_shard_tokens
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.pooling import POOLINGS, drop_leading_tokens, scale_for_similarity
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
+from retbench.encoders.text_encoder import TextEncoder
 from retbench.engines.backbone import Backbone
 from retbench.engines.memory import get_thread_count
 from retbench.engines.published_head import PublishedHead
 
 
-class DenseEncoder(Protocol):
-    """The interface of all encoders that search uses."""
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """All settings that determine a vector."""
-        ...
-
-    @property
-    def dimension(self) -> int:
-        """Width of a vector."""
-        ...
-
-    @property
-    def kernel(self) -> str:
-        """The attention kernel, for the record."""
-        ...
-
-    @property
-    def computed_dtype(self) -> str:
-        """The dtype of the loaded weights, for the record; `unknown` behind a server."""
-        ...
-
-    @property
-    def shard_tokens(self) -> int | None:
-        """Tokens of about half a minute of work, estimated; None if not known."""
-        ...
-
-    def peak_throughput(self) -> float | None:
-        """Tokens per second if only the matrix products took time; None if it cannot be measured."""
-        ...
-
-    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
-        """Texts as token ids, truncated to the limit of the role."""
-        ...
+class DenseEncoder(TextEncoder, Protocol):
+    """An encoder that gives one vector for each text."""
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch of token ids as float32 vectors, ready for the method's similarity."""
@@ -80,7 +48,7 @@ class BackboneEncoder:
     @property
     def computed_dtype(self) -> str:
         """The dtype of the loaded weights, for the record."""
-        return str(self.backbone.model.dtype).removeprefix("torch.")
+        return self.backbone.computed_dtype
 
     @property
     def shard_tokens(self) -> int | None:

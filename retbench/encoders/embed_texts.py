@@ -4,7 +4,7 @@ An interrupted run continues after its last finished shard with the plan it star
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,15 +14,15 @@ import numpy as np
 
 from retbench.cards.method import Role
 from retbench.cards.user_config import require_disk_space
-from retbench.corpora.texts import Texts, join_fields
+from retbench.corpora.texts import Texts, read_inputs
 from retbench.encoders.batch_plan import SHARD_ROWS, BatchPlan
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.shard_tasks import EncoderProfile, PendingShard, ShardTask, ShardWorkers
+from retbench.encoders.text_encoder import estimate_stored_bytes
 from retbench.engines import memory
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError
 from retbench.store.digest import compute_digest
 from retbench.store.shard_store import ShardStore, VectorBlock
-from retbench.store.vector_formats import compute_row_bytes
 
 REMOVE_FOLDER = "remove that folder and run again"
 
@@ -45,10 +45,9 @@ class EmbeddingJob:
             {**facts, "fields": self.fields if self.role == "document" else None, "texts": self.texts.fingerprint}
         )
 
-    def join_texts(self) -> Iterator[str]:
-        """Return the texts as the model reads them; a query has no title."""
-        fields = self.fields if self.role == "document" else ("text",)
-        return (join_fields(row, fields) for row in self.texts)
+    def join_texts(self) -> Iterable[str]:
+        """Return the texts as the model reads them, with their images; a query has no title."""
+        return read_inputs(self.texts, self.fields if self.role == "document" else ("text",))
 
 
 def embed_texts(
@@ -142,6 +141,7 @@ class EmbeddingRun:
             "budget": profile.budget,
             "shard_rows": self.job.shard_rows,
             "shard_tokens": profile.shard_tokens,
+            "dimension": profile.dimension,
             "shards": plan.shards,
             "fingerprint": plan.fingerprint,
         }
@@ -168,8 +168,13 @@ class EmbeddingRun:
         return [shard for shard in range(self.plan.shards) if not self.store.has_shard(shard)]
 
     def _compute_bytes(self, shards: list[int]) -> float:
-        rows = sum(len(self.plan.get_shard_rows(shard)) for shard in shards)
-        return rows and rows * compute_row_bytes(self.profile.dimension, self.store.vector_dtype)
+        if not shards:
+            return 0
+        rows = np.concatenate([self.plan.get_shard_rows(shard) for shard in shards])
+        return estimate_stored_bytes(
+            self.profile.vector_kind, self.profile.dimension, self.store.vector_dtype, len(rows),
+            int(self.tokens.lengths[rows].sum()),
+        )  # fmt: skip
 
     def fill_queue(self) -> None:
         """Hand missing shards to the workers, as many as they may have waiting."""

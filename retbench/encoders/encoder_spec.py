@@ -1,10 +1,10 @@
 """The specification of an encoder: all settings that determine a vector. It needs no torch and no loaded model."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from retbench.cards.method import DESCRIPTIVE_FIELDS, Method, Role
-from retbench.cards.model import Dtype
+from retbench.cards.model import Dtype, EncoderDtype
 from retbench.cards.task import TaskCard
 from retbench.store.vector_formats import VectorDtype
 
@@ -19,6 +19,9 @@ SPEC_DEFAULTS = {
     "rope": None,
     "code": None,
     "modules": None,
+    "image_processor": None,
+    "min_pixels": None,
+    "max_pixels": None,
 }
 SPEC_FIELDS_AFTER_STORE = ("adaptor", "dimensions")  # applied when stored vectors are read
 
@@ -32,7 +35,7 @@ class EncoderSpec:
     instruction: str
     query_limit: int
     document_limit: int
-    dtype: Dtype
+    dtype: EncoderDtype
     engine: str = "transformers"
     adaptor: str | None = None  # checksum; the stored vectors are those of the parent model
     dimensions: int | None = None  # only the first n are compared; all are stored
@@ -40,6 +43,14 @@ class EncoderSpec:
     rope: str | None = None  # RoPE scaling (cards/rope_scaling.py)
     code: str | None = None  # digest of the trusted remote code (engines/remote_code.py)
     modules: str | None = None  # fingerprint of the sentence-transformers modules, if their pooling is used
+    image_processor: str | None = None  # digest of its settings, if the collection has images
+    min_pixels: int | None = None  # of an image; None: as the image processor's settings say
+    max_pixels: int | None = None
+
+    @property
+    def weights_dtype(self) -> Dtype:
+        """The dtype in which weights are loaded; int8 layers are made from float32."""
+        return "float32" if self.dtype == "int8" else self.dtype
 
     def get_limit(self, role: Role) -> int:
         """The maximum number of tokens of a query or a document."""
@@ -63,7 +74,7 @@ class EncoderSpec:
             for key, value in self.describe().items()
             if key not in (f"{other}_limit", *SPEC_FIELDS_AFTER_STORE)
         }
-        if self.method.kind != "dense":
+        if self.method.kind != self.method.vector_kind:
             method["terms"] = True  # sparse and hybrid use the same stored rows
         uses_instruction = "{instruction}" in self.method.get_template(role)
         return {
@@ -76,9 +87,17 @@ class EncoderSpec:
 
 def describe_method(method: Method) -> dict[str, Any]:
     """The fields of a method that differ from their default, so that a new field changes no existing key."""
-    values = {field.name: (getattr(method, field.name), field.default) for field in fields(method)}
+    values = list_changed_fields(method)
+    return {key: value for key, value in values.items() if key not in DESCRIPTIVE_FIELDS}
+
+
+def list_changed_fields(card: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their default; a field that is a dataclass becomes such a table."""
+    values = {field.name: (getattr(card, field.name), field.default) for field in fields(card)}
     return {
-        key: value for key, (value, default) in values.items() if key not in DESCRIPTIVE_FIELDS and value != default
+        key: list_changed_fields(value) if is_dataclass(value) else value
+        for key, (value, default) in values.items()
+        if value != default
     }
 
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from retbench.cards.method import Role
-from retbench.encoders.dense_encoder import DenseEncoder
+from retbench.cards.method import Role, VectorKind
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.encoders.text_encoder import EncodedTexts, TextEncoder, find_bad_text, join_parts
 from retbench.engines import memory
 from retbench.engines.device import get_device
 from retbench.errors import BadVectorError, ResourceError, ShardNotWrittenError
@@ -46,6 +46,7 @@ class EncoderProfile:
     device: str = "cpu"  # its type
     dtype: str = "unknown"  # of the loaded weights
     shard_tokens: int | None = None  # tokens of about half a minute; None: not known
+    vector_kind: VectorKind = "dense"
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ class ShardWorkers(Protocol):
 class InProcessWorker:
     """This process. It loads the model when the first shard is missing and computes a shard when it is read."""
 
-    load_encoder: Callable[[], DenseEncoder]
+    load_encoder: Callable[[], TextEncoder]
     count: int = 1
     queue_size: int = 1
 
     @cached_property
-    def encoder(self) -> DenseEncoder:
+    def encoder(self) -> TextEncoder:
         """The encoder, loaded once."""
         return self.load_encoder()
 
@@ -183,26 +184,30 @@ class InProcessShard:
         """Do nothing: it has not started."""
 
 
-def measure_encoder(encoder: DenseEncoder, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
+def measure_encoder(encoder: TextEncoder, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
     """Measure the encoder's token budget and collect what else a plan depends on."""
     budget = memory.compute_token_budget(
         lambda texts: encoder.encode(longest.select(np.zeros(texts, dtype=int))), int(longest.lengths[0]), max_tokens
     )
     threads, device, dtype = memory.get_thread_count(), get_device().type, encoder.computed_dtype
-    return EncoderProfile(encoder.kernel, encoder.dimension, budget, threads, device, dtype, encoder.shard_tokens)
+    return EncoderProfile(
+        encoder.kernel, encoder.dimension, budget, threads, device, dtype, encoder.shard_tokens,
+        encoder.spec.method.vector_kind,
+    )  # fmt: skip
 
 
-def compute_shard(encoder: DenseEncoder, task: ShardTask, on_batch: OnBatch) -> ComputedShard:
+def compute_shard(encoder: TextEncoder, task: ShardTask, on_batch: OnBatch) -> ComputedShard:
     """Encode the batches of a shard. A batch that runs out of memory is split in halves, as often as needed."""
     memory.set_thread_count(task.threads)
     started, parts = time.perf_counter(), []
     for positions in _list_batches(task):
         for part, vectors in memory.compute_in_halves(positions, lambda rows: _encode_rows(encoder, task, rows)):
-            _check_vectors(task.rows[part], vectors)
+            if (bad := find_bad_text(vectors)) is not None:
+                raise BadVectorError(int(task.rows[part][bad]))
             parts.append(vectors)
             on_batch(len(part), int(task.tokens.lengths[part].sum()))
     seconds = time.perf_counter() - started
-    block = VectorBlock(task.rows, np.concatenate(parts))
+    block = join_parts(task.rows, parts)
     return ComputedShard(task.shard, block, len(task.tokens.flat), seconds, len(parts) - len(task.batch_sizes))
 
 
@@ -211,7 +216,7 @@ def _list_batches(task: ShardTask) -> list[np.ndarray]:
     return np.split(np.arange(len(task.rows)), np.cumsum(task.batch_sizes)[:-1])
 
 
-def _encode_rows(encoder: DenseEncoder, task: ShardTask, positions: np.ndarray) -> np.ndarray:
+def _encode_rows(encoder: TextEncoder, task: ShardTask, positions: np.ndarray) -> EncodedTexts:
     batch = task.tokens.select(positions)
     try:
         return encoder.encode(batch)
@@ -230,10 +235,3 @@ def write_computed_shard(shard: ComputedShard, store: ShardWriter) -> VectorBloc
         return store.write_shard(shard.shard, shard.block, shard.tokens, shard.seconds, shard.split_batches)
     except ResourceError as problem:
         raise ShardNotWrittenError(problem.cause, problem.next_step) from problem
-
-
-def _check_vectors(rows: np.ndarray, vectors: np.ndarray) -> None:
-    """Raise if a vector is zero, NaN or infinite. No similarity can rank by such a vector: a zero equals everything."""
-    bad = np.flatnonzero(~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)))
-    if len(bad):
-        raise BadVectorError(int(rows[bad[0]]))

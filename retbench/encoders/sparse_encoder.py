@@ -14,6 +14,7 @@ import torch
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.engines.lm_head import LMHead
+from retbench.store.shard_store import VectorBlock
 
 TERMS_PER_TEXT = 128
 TERMS_WITHOUT_WORDS = 10
@@ -26,6 +27,11 @@ class SplitRows(NamedTuple):
     dense: np.ndarray
     terms: np.ndarray
     weights: np.ndarray
+
+    def list_terms(self, rows: np.ndarray) -> VectorBlock:
+        """The terms as an inverted index takes them; weight 0 means no term."""
+        offsets = np.arange(len(rows) + 1) * TERMS_PER_TEXT
+        return VectorBlock(rows, self.weights.ravel(), offsets, self.terms.ravel())
 
 
 def split_rows(rows: np.ndarray) -> SplitRows:

@@ -5,21 +5,20 @@ import time
 
 import numpy as np
 
-from retbench.corpora.texts import Texts, join_fields
+from retbench.corpora.texts import Texts
 from retbench.encoders.batch_plan import BatchPlan
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.engines import memory
 from retbench.engines.device import get_device
-from retbench.retrievers.dense_retriever import compute_token_budget
+from retbench.retrievers.embedding_retriever import compute_token_budget
 
 CPU_BATCH_TOKENS = 1024  # a CPU is as fast as with the larger batches of a run, and several fit the measured time
 
 
-def select_texts(texts: Texts, fields: tuple[str, ...], most: int) -> list[str]:
-    """Return up to `most` texts, evenly spaced."""
-    rows = np.linspace(0, len(texts) - 1, min(len(texts), most)).astype(int)
-    return [join_fields(texts[int(row)], fields) for row in rows]
+def select_texts(texts: Texts, most: int) -> Texts:
+    """Return up to `most` rows, evenly spaced."""
+    return texts.take(np.linspace(0, len(texts) - 1, min(len(texts), most)).astype(int))
 
 
 def measure_speed(encoder: DenseEncoder, tokens: TokenizedTexts, seconds: float) -> float:

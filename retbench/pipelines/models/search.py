@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from retbench.cards.ann_settings import AnnSettings
+from retbench.cards.ann_settings import AnnSettings, BinarySettings
 from retbench.cards.model import LexicalSettings
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
@@ -19,7 +19,9 @@ from retbench.retrievers.query_likelihood import DirichletIndex
 from retbench.retrievers.ranking import Ranking
 
 if TYPE_CHECKING:
+    from retbench.encoders.shard_tasks import ShardWorkers
     from retbench.retrievers.dense_retriever import DenseRetriever
+    from retbench.retrievers.embedding_retriever import EmbeddingRetriever
 
 
 class Retriever(Protocol):
@@ -74,9 +76,32 @@ def build_retriever(
         raise TypeError(f"{model.card.name} needs the specification of its encoder")
     if ann_settings and spec.method.kind != "dense":
         raise InapplicableError(
-            f"method {spec.method.name} ranks by terms", "leave --set search out, or use a dense --method"
+            f"method {spec.method.name} has no dense vectors", "leave --set search out, or use a dense --method"
         )
-    return build_dense_retriever(model, spec, task, collection, timer, ann_settings)
+    if isinstance(ann_settings, BinarySettings) and spec.method.similarity == "dot":
+        raise InapplicableError(
+            f"method {spec.method.name} compares by dot product, and --set search=binary keeps only directions",
+            "use --set search=int8, which keeps the lengths too",
+        )
+    if spec.method.kind == "dense":
+        return build_dense_retriever(model, spec, task, collection, timer, ann_settings)
+    return _choose_retriever(spec)(model.embeddings_owner, spec, _build_workers(model, spec), task, collection, timer)
+
+
+def _choose_retriever(spec: EncoderSpec) -> "type[EmbeddingRetriever]":
+    """Return the retriever of what a method makes of a text besides one dense vector."""
+    from retbench.retrievers import multi_vector_retriever, term_retriever  # torch; retrieval by words needs none
+
+    if spec.method.vector_kind == "multi-vector":
+        return multi_vector_retriever.MultiVectorRetriever
+    return term_retriever.TermRetriever if spec.method.learned_sparse else term_retriever.PromptTermRetriever
+
+
+def _build_workers(model: ResolvedModel, spec: EncoderSpec) -> "ShardWorkers":
+    from retbench.encoders.shard_tasks import InProcessWorker
+
+    create_workers = model.create_workers
+    return create_workers(spec) if create_workers else InProcessWorker(lambda: model.load_encoder(spec))
 
 
 def build_dense_retriever(
@@ -84,12 +109,10 @@ def build_dense_retriever(
     ann_settings: AnnSettings | None = None,
 ) -> "DenseRetriever":  # fmt: skip
     """Build a dense retriever. A model with an adaptor uses the cached vectors of its parent and transforms them."""
-    from retbench.encoders.shard_tasks import InProcessWorker  # torch; retrieval by words needs none
     from retbench.retrievers.dense_retriever import DenseRetriever
 
     adaptor = model.load_adaptor(spec.method.similarity) if spec.adaptor else None
-    create_workers = model.create_workers
-    workers = create_workers(spec) if create_workers else InProcessWorker(lambda: model.load_encoder(spec))
+    workers = _build_workers(model, spec)
     return DenseRetriever(
         model.embeddings_owner, spec, workers, task, collection, timer, adaptor=adaptor, ann_settings=ann_settings
     )

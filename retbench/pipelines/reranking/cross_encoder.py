@@ -19,7 +19,7 @@ from retbench.pipelines.runs.saved_run import SavedRun
 from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates
 from retbench.rerankers.cross_encoder import CrossEncoderReranker
-from retbench.retrievers.dense_retriever import compute_token_budget
+from retbench.retrievers.embedding_retriever import compute_token_budget
 
 
 @dataclass(frozen=True)

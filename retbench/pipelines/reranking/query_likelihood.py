@@ -26,7 +26,7 @@ from retbench.pipelines.runs.build_record import make_portable_card
 from retbench.pipelines.runs.saved_run import SavedRun
 from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates
-from retbench.retrievers.dense_retriever import TOKEN_BUDGETS
+from retbench.retrievers.embedding_retriever import TOKEN_BUDGETS
 from retbench.training import lora
 from retbench.training.query_likelihood import QueryLikelihoodModel
 
