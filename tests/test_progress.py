@@ -1,12 +1,14 @@
 """The progress line: speed and time left from the work done and its times."""
 
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from retbench.cli import progress
-from retbench.cli.progress import PhaseProgress, ProgressDisplay
+from retbench.cli import command, progress
+from retbench.cli.progress import PhaseProgress, ProgressDisplay, fit_figures
 from retbench.engines import peak_throughput
 
 
@@ -22,7 +24,7 @@ def test_time_left_is_estimated_by_tokens(clock: list[float]) -> None:
     clock[0] += 10
     phase_progress.add(1, 4, tokens=500, tokens_left=500)  # one long text has half of the tokens
     assert phase_progress.estimate_seconds_left() == pytest.approx(10 * (500 + 3 * 6) / 506)
-    assert "1 of 4 texts, 50 tokens/s, 0.1 texts/s, 10 s left" in phase_progress.format_line()
+    assert phase_progress.list_figures() == ["10 s left", "1 of 4 texts", "50 tokens/s", "0.1 texts/s"]
 
 
 def test_work_found_on_disk_does_not_count_as_speed(clock: list[float]) -> None:
@@ -32,7 +34,7 @@ def test_work_found_on_disk_does_not_count_as_speed(clock: list[float]) -> None:
     clock[0] += 10
     phase_progress.add(500, 2000, tokens=40_000, tokens_left=40_000)
     assert phase_progress.estimate_seconds_left() == pytest.approx(10)
-    assert "50.0 texts/s" in phase_progress.format_line()
+    assert "50.0 texts/s" in phase_progress.list_figures()
 
 
 def test_peak_throughput_is_measured_once_and_only_if_tokens_are_computed(clock: list[float]) -> None:
@@ -45,12 +47,12 @@ def test_peak_throughput_is_measured_once_and_only_if_tokens_are_computed(clock:
     phase_progress = PhaseProgress("texts", reach)
     clock[0] += 1
     phase_progress.add(5, 10, tokens=0, tokens_left=0)
-    assert "peak" not in phase_progress.format_line()
+    assert "peak" not in str(phase_progress.list_figures())
     assert not measurements
     clock[0] += 2
     phase_progress.add(2, 10, tokens=100, tokens_left=100)
-    assert "50 tokens/s, 25% of peak" in phase_progress.format_line()
-    phase_progress.format_line()
+    assert phase_progress.list_figures()[2:4] == ["50 tokens/s", "25% of peak"]
+    phase_progress.list_figures()
     assert measurements == [1]
 
 
@@ -62,7 +64,29 @@ def test_a_log_gets_periodic_lines_and_a_last_line(clock: list[float], capsys: p
         live.advance(1, 4, 10, 0)
     live.end_phase("embed documents", 24.0)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0].strip() for line in lines] == ["3 of 4 texts", "embed documents: 24.0 s"]
+    assert [line.split(",")[0].strip() for line in lines] == ["0 s left", "embed documents: 24.0 s"]
+    assert all(len(line) < 80 for line in lines)
+
+
+def test_lines_in_a_log_become_rare(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    live = ProgressDisplay()
+    live.begin_phase("embed documents", "texts", lambda: None)
+    for _ in range(3600):
+        clock[0] += 1
+        live.advance(1, 3600)
+    assert len(capsys.readouterr().err.splitlines()) < 20
+    live.end_phase("score", 0.1)
+    assert capsys.readouterr().err == "", "a phase of no time needs no line"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_line_fits_the_terminal(width: int) -> None:
+    """The bar and the time left vanished at 80 columns."""
+    figures = ["12 min 30 s left", "1,234 of 5,678,901 texts", "12,345 tokens/s", "25% of peak", "410.0 texts/s"]
+    text = fit_figures("embed and search documents", figures, width - 17)
+    assert len(text) <= width - 17
+    assert text.startswith("12 min 30 s left  embed and search documents")
+    assert (figures[1] in text, figures[-1] in text) == (width == 120, False)
 
 
 @pytest.fixture
@@ -152,9 +176,9 @@ def test_a_share_above_one_is_not_shown_and_no_later_share_either(clock: list[fl
     phase_progress = PhaseProgress("texts", lambda: 40.0)
     clock[0] += 2
     phase_progress.add(2, 10, tokens=100, tokens_left=100)
-    assert "50 tokens/s, 1.0 texts/s" in phase_progress.format_line()
+    assert "50 tokens/s, 1.0 texts/s" in ", ".join(phase_progress.list_figures())
     clock[0] += 8
-    assert "10 tokens/s, 0.2 texts/s" in phase_progress.format_line()
+    assert "10 tokens/s, 0.2 texts/s" in ", ".join(phase_progress.list_figures())
 
 
 def test_the_measurement_of_the_peak_does_not_count_as_work(clock: list[float]) -> None:
@@ -165,10 +189,10 @@ def test_the_measurement_of_the_peak_does_not_count_as_work(clock: list[float]) 
     phase_progress = PhaseProgress("texts", measure_for_a_minute)
     clock[0] += 2
     phase_progress.add(2, 4, tokens=100, tokens_left=100)
-    phase_progress.format_line()
+    ", ".join(phase_progress.list_figures())
     clock[0] += 2
     phase_progress.add(1, 4, tokens=100, tokens_left=50)
-    assert "50 tokens/s, 50% of peak" in phase_progress.format_line()
+    assert "50 tokens/s, 50% of peak" in ", ".join(phase_progress.list_figures())
 
 
 def test_many_short_texts_take_longer_than_few_long_ones_of_as_many_tokens(clock: list[float]) -> None:
@@ -186,3 +210,23 @@ def test_the_time_left_follows_the_load_of_the_machine(clock: list[float], slowe
         clock[0] += seconds
         phase_progress.add(10, 1000, tokens=1000, tokens_left=1000 * (99 - batch))
     assert phase_progress.estimate_seconds_left() == pytest.approx(10 * slower, rel=0.15)
+
+
+def test_a_silent_command_says_that_it_is_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "SILENT_SECONDS", 0.01)
+    command._has_printed.clear()
+    with command.announce_loading():
+        time.sleep(0.05)
+    assert capsys.readouterr().err == "", "a log needs no such line"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with command.announce_loading():
+        deadline = time.monotonic() + 5
+        while not command._has_printed.is_set() and time.monotonic() < deadline:
+            time.sleep(0.005)
+    assert capsys.readouterr().err == "loading ...\n"
+    with command.announce_loading():
+        command.print_status("something")
+        time.sleep(0.05)
+    assert capsys.readouterr().err == "something\n"

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
+from typer.core import TyperCommand
 
 from retbench.cards.user_config import DEFAULT_RESULTS, get_results_folder
 from retbench.cli.terminal_text import remove_control_characters
 from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors
 
 P = ParamSpec("P")
+OUTPUT_OPTIONS = "Output"
 SILENT_SECONDS = 0.8
 _has_printed = threading.Event()  # whether this command has printed anything
 
@@ -37,9 +39,42 @@ RunsFolder = Annotated[
     ),
 ]
 ResultsOut = Annotated[
-    Path, typer.Option(default_factory=choose_results_folder, show_default=DEFAULT_RESULTS, help="The results folder.")
+    Path,
+    typer.Option(
+        default_factory=choose_results_folder,
+        show_default=DEFAULT_RESULTS,
+        help="The results folder.",
+        rich_help_panel=OUTPUT_OPTIONS,
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on stdout and nothing else.", rich_help_panel=OUTPUT_OPTIONS),
+]
+
+
+class Verb(TyperCommand):
+    """A command whose options have environment variables: RETBENCH_RUN_DRY_RUN is `run --dry-run`.
+
+    docs/configuration.md explains them once, so the help does not name them beside every option.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for option in self._list_options():
+            option.show_envvar = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the variables before the arguments are parsed."""
+        for option in self._list_options():
+            if option.envvar is None and ctx.auto_envvar_prefix:
+                name = max(option.opts, key=len).lstrip("-").replace("-", "_").upper()
+                option.envvar = f"{ctx.auto_envvar_prefix}_{name}"
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
+    def _list_options(self) -> list[Any]:
+        return [param for param in self.params if param.param_type_name == "option"]
 
 
 def cli_command(function: Callable[P, int | None]) -> Callable[P, None]:

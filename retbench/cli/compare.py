@@ -6,18 +6,22 @@ from typing import Annotated
 import typer
 
 from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_result
+from retbench.cli.complete_names import complete_models, complete_tasks
 
 RUN_HELP = "A run's folder, a settings-id, a model's name, an mteb result file (.json), or a TREC run file."
 
 
 @cli_command
 def compare(
-    a: Annotated[str, typer.Argument(help=RUN_HELP)],
-    b: Annotated[str, typer.Argument(help=RUN_HELP)],
+    a: Annotated[str, typer.Argument(help=RUN_HELP, autocompletion=complete_models)],
+    b: Annotated[str, typer.Argument(help=RUN_HELP, autocompletion=complete_models)],
     results: RunsFolder,
     task: Annotated[
         str | None,
-        typer.Option(help="The task of a TREC run, or of a model's run: a task card's name or a BEIR folder."),
+        typer.Option(
+            help="The task of a TREC run, or of a model's run: a task card's name or a BEIR folder.",
+            autocompletion=complete_tasks,
+        ),
     ] = None,
     queries: Annotated[int, typer.Option(help="The number of queries to show, largest score change first.")] = 5,
     as_json: AsJson = False,

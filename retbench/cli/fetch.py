@@ -5,12 +5,23 @@ from typing import Annotated
 import typer
 
 from retbench.cli.command import AsJson, cli_command, print_error, print_json, print_result, print_status
+from retbench.cli.complete_names import (
+    complete_any,
+    complete_models,
+    complete_studies,
+    complete_suites,
+    complete_tasks,
+)
 from retbench.errors import PARTLY_DONE, RetbenchError, UsageError
+
+complete_fetchable = complete_any(complete_models, complete_tasks, complete_suites, complete_studies)
 
 
 @cli_command
 def fetch(
-    name: Annotated[list[str] | None, typer.Argument(help="Models, tasks, suites or studies.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Argument(help="Models, tasks, suites or studies.", autocompletion=complete_fetchable)
+    ] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="Fetch nothing; list what is cached, its size, and what is missing.")
     ] = False,

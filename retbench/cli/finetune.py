@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from retbench.cli.command import (
+    OUTPUT_OPTIONS,
     AsJson,
     cli_command,
     is_quiet,
@@ -17,38 +18,85 @@ from retbench.cli.command import (
     print_result,
     print_status,
 )
+from retbench.cli.complete_names import complete_models, complete_recipes, complete_tasks
 from retbench.errors import UsageError
 
 LOG_INTERVAL_SECONDS = 15
+TRAINING = "How it trains"
+
+
+DatasetArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A task with a train split, a BEIR folder, a jsonl file, or msmarco.", autocompletion=complete_tasks
+    ),
+]
+ModelOption = Annotated[
+    str, typer.Option(help="The model to train: a card, a hub id or a folder.", autocompletion=complete_models)
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(help="A recipe's name or TOML file (retbench list recipes).", autocompletion=complete_recipes),
+]
+ObjectiveOption = Annotated[
+    str | None, typer.Option(help="Without a recipe: contrastive, llm2ir, llm-ql, e2rank, adaptor.")
+]
+NameOption = Annotated[str | None, typer.Option(help="The name of the new model.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="The folder of the new model; by default one in the cache.", rich_help_panel=OUTPUT_OPTIONS),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue an interrupted training.", rich_help_panel=TRAINING)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="KEY=VALUE of the recipe, such as optimizer.learning_rate=1e-4; split; report_to.",
+        rich_help_panel=TRAINING,
+    ),
+]
+EvalTaskOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Evaluate on this task during training; keep the best checkpoint. TASK or TASK:split=dev,sample=100.",
+        autocompletion=complete_tasks,
+        rich_help_panel=TRAINING,
+    ),
+]
+ExportOption = Annotated[
+    str | None,
+    typer.Option(help="Also write another format: sentence-transformers.", rich_help_panel=OUTPUT_OPTIONS),
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Train even on a split that is evaluated; the model card notes it.",
+        rich_help_panel=TRAINING,
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan after a short measurement.", rich_help_panel=OUTPUT_OPTIONS)
+]
 
 
 @cli_command
 def finetune(
     *,
-    dataset: Annotated[str, typer.Argument(help="A task with a train split, a BEIR folder, a jsonl file, or msmarco.")],
-    model: Annotated[str, typer.Option(help="The model to train: a card, a hub id or a folder.")],
-    recipe: Annotated[str | None, typer.Option(help="A recipe's name or TOML file (retbench list recipes).")] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="Without a recipe: contrastive, llm2ir, llm-ql, e2rank, adaptor.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The name of the new model.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder of the new model; by default one in the cache.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="KEY=VALUE of the recipe, such as optimizer.learning_rate=1e-4; split; report_to."),
-    ] = None,
-    eval_task: Annotated[
-        str | None,
-        typer.Option(
-            help="Evaluate on this task during training; keep the best checkpoint. TASK or TASK:split=dev,sample=100."
-        ),
-    ] = None,
-    export: Annotated[str | None, typer.Option(help="Also write another format: sentence-transformers.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Train even on a split that is evaluated; the model card notes it.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan after a short measurement.")] = False,
+    dataset: DatasetArgument,
+    model: ModelOption,
+    recipe: RecipeOption = None,
+    objective: ObjectiveOption = None,
+    name: NameOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = False,
+    set_: SetOption = None,
+    eval_task: EvalTaskOption = None,
+    export: ExportOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model by a recipe; use the result by its name, as any other model."""

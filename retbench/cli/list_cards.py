@@ -1,4 +1,4 @@
-"""retbench list: all models, tasks, suites, methods, recipes or results."""
+"""retbench list: all models, tasks, suites, methods, recipes, studies or results."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -22,6 +22,7 @@ class ListKind(StrEnum):
     suites = "suites"
     methods = "methods"
     recipes = "recipes"
+    studies = "studies"
     results = "results"
 
 
@@ -42,6 +43,7 @@ COLUMNS: dict[ListKind, tuple[str, ...]] = {
     ListKind.suites: ("name", "size", "description"),
     ListKind.methods: ("name", "fidelity", "pooling", "title", "paper"),
     ListKind.recipes: ("name", "objective", "fidelity", "title"),
+    ListKind.studies: ("name", "stages", "title", "paper"),
     ListKind.results: ("suite", "task", "model", "method", "main_score", "settings_id"),
 }
 
@@ -52,7 +54,7 @@ def list_cards(
     results: RunsFolder,
     as_json: AsJson = False,
 ) -> int:
-    """List models, tasks, suites, methods, recipes or results."""
+    """List models, tasks, suites, methods, recipes, studies or results."""
     if kind is ListKind.results:
         from retbench.pipelines.report import list_finished_cells
 
@@ -94,7 +96,9 @@ def _load_rows(kind: ListKind) -> list[dict[str, Any]]:
         return [{**asdict(card), "size": len(card.expand_tasks())} for card in catalog.load_suites()]
     if kind is ListKind.methods:
         return [asdict(method) for method in catalog.load_methods()]
-    return [asdict(recipe) for recipe in catalog.load_recipes()]
+    if kind is ListKind.recipes:
+        return [asdict(recipe) for recipe in catalog.load_recipes()]
+    return [{**asdict(study), "stages": len(study.stages)} for study in catalog.load_studies()]
 
 
 def _build_task_row(card: "TaskCard") -> dict[str, Any]:

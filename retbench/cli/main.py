@@ -30,6 +30,8 @@ from retbench.cli import (
     study,
     verify,
 )
+from retbench.cli.command import Verb
+from retbench.cli.examples import format_examples
 from retbench.engines.remote_code import TRUST_VARIABLE
 from retbench.errors import redact_secrets
 
@@ -37,7 +39,6 @@ app = typer.Typer(
     name="retbench",
     help="Compare language models as dense retrievers, zero-shot and fine-tuned.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"auto_envvar_prefix": "RETBENCH", "help_option_names": ["-h", "--help"]},
 )
@@ -60,6 +61,9 @@ app.command("plan")(plan.plan)
 app.command("overlap")(overlap.overlap)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
+for group_name, group in (("", app), ("study ", study.app), ("cache ", cache.app)):
+    for registered in group.registered_commands:
+        registered.cls, registered.epilog = Verb, format_examples(f"{group_name}{registered.name}")
 
 
 def _print_version(requested: bool) -> None:

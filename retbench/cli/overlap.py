@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.command import AsJson, cli_command, print_json, print_result, print_status
+from retbench.cli.complete_names import complete_tasks
 
 if TYPE_CHECKING:
     from retbench.pipelines.checks.measure_overlap import OverlapReport, RoleOverlap
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 @cli_command
 def overlap(
     dataset: Annotated[str, typer.Argument(help="The training set: a task, a BEIR folder, a jsonl file, msmarco.")],
-    task: Annotated[str, typer.Argument(help="The task card or BEIR folder to look for in it.")],
+    task: Annotated[
+        str, typer.Argument(help="The task card or BEIR folder to look for in it.", autocompletion=complete_tasks)
+    ],
     split: Annotated[str, typer.Option(help="The split of the training set.")] = "train",
     words: Annotated[int, typer.Option(help="The length of the word sequences that are compared.")] = 8,
     documents: Annotated[int, typer.Option(min=1, help="The most documents of the task to look for.")] = 10_000,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retbench.cli.command import AsJson, cli_command, parse_overrides, print_json, print_result, print_status
+from retbench.cli.complete_names import complete_models, complete_tasks
 from retbench.cli.terminal_table import Column, describe_hidden, print_table
 
 if TYPE_CHECKING:
@@ -16,27 +17,37 @@ if TYPE_CHECKING:
     Measure = Callable[[CostEstimate], float | None]
 
 Repeated = list[str] | None
+DEVICE = "The device"
 
 
 @cli_command
 def plan(
     *,
-    model: Annotated[list[str], typer.Option(help="A model card; may be repeated.")],
-    task: Annotated[str | None, typer.Option(help="Take the number of documents and queries from this task.")] = None,
+    model: Annotated[list[str], typer.Option(help="A model card; may be repeated.", autocompletion=complete_models)],
+    task: Annotated[
+        str | None,
+        typer.Option(help="Take the number of documents and queries from this task.", autocompletion=complete_tasks),
+    ] = None,
     documents: Annotated[int | None, typer.Option(min=1, help="The number of documents; overrides the task's.")] = None,
     queries: Annotated[
         int | None, typer.Option(min=1, help="The number of queries; default: the task's, else 1,000.")
     ] = None,
     tokens: Annotated[float, typer.Option(min=1, help="Mean tokens per document, after truncation.")] = 80,
     rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Tokens per second of one device, from a finished run.")
+        float | None,
+        typer.Option(min=0.001, help="Tokens per second of one device, from a finished run.", rich_help_panel=DEVICE),
     ] = None,
     peak: Annotated[
-        float | None, typer.Option(min=0.001, help="Instead of --rate: the device's bf16 peak in TFLOP/s.")
+        float | None,
+        typer.Option(min=0.001, help="Instead of --rate: the device's bf16 peak in TFLOP/s.", rich_help_panel=DEVICE),
     ] = None,
-    share: Annotated[float, typer.Option(min=0.001, max=1, help="The fraction of the peak that is reached.")] = 0.4,
-    devices: Annotated[int, typer.Option(min=1, help="The number of devices.")] = 1,
-    price: Annotated[float | None, typer.Option(min=0, help="The price of one device per hour.")] = None,
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1, help="The fraction of the peak that is reached.", rich_help_panel=DEVICE)
+    ] = 0.4,
+    devices: Annotated[int, typer.Option(min=1, help="The number of devices.", rich_help_panel=DEVICE)] = 1,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="The price of one device per hour.", rich_help_panel=DEVICE)
+    ] = None,
     set_: Annotated[Repeated, typer.Option("--set", help="KEY=VALUE: dimensions, vector_dtype.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line on a terminal, a plain line every 15 seconds elsewhere, and a line per phase."""
+"""Progress on stderr: a live line that fits the terminal, rare short lines elsewhere, and a line per long phase."""
 
 import math
 import sys
@@ -10,7 +10,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from retbench.cli.command import print_status
 from retbench.records.phase_timer import GetPeakThroughput
 
-LOG_INTERVAL = 15  # seconds between plain lines in a log
+LOG_INTERVAL, MAX_LOG_INTERVAL = 15, 240  # seconds between plain lines in a log; each wait is twice the last
+LOG_FIGURES = 3  # time left, counts and speed
+BAR_WIDTH = 16
+MIN_SHOWN_SECONDS = 0.5  # shorter phases get no line of their own
 TEXT_TOKENS = 6  # what a text costs beside its tokens, in tokens; measured with MiniLM and a decoder of 135M parameters
 MIN_RECENT_SECONDS, RECENT_SHARE = 10.0, 0.5  # the recent past: half as long as the time left, at least 10 s
 
@@ -74,20 +77,30 @@ class PhaseProgress:
             self.is_peak_plausible = False
         return tokens_per_second / self.peak if self.peak and self.is_peak_plausible else None
 
-    def format_line(self) -> str:
-        """Format counts, speed and time left as one line."""
-        parts = [f"{self.done:,} of {self.total:,} {self.unit}" if self.total else ""]
+    def list_figures(self) -> list[str]:
+        """Format time left, counts, speed, share of the peak and texts per second, the most needed first."""
+        seconds_left = self.estimate_seconds_left()
+        figures = [f"{_format_duration(seconds_left)} left"] if seconds_left is not None and self.total else []
+        if self.total:
+            figures.append(f"{self.done:,} of {self.total:,} {self.unit}")
         seconds = time.monotonic() - self.computing_since
         if self.tokens and seconds:
             tokens_per_second = self.tokens / seconds
-            parts.append(f"{tokens_per_second:,.0f} tokens/s")
+            figures.append(f"{tokens_per_second:,.0f} tokens/s")
             if share := self._compute_share_of_peak(tokens_per_second):
-                parts.append(f"{share:.0%} of peak")
-            parts.append(f"{(self.done - self.done_from_cache) / seconds:,.1f} {self.unit}/s")
-        seconds_left = self.estimate_seconds_left()
-        if seconds_left is not None and self.total:
-            parts.append(f"{_format_duration(seconds_left)} left")
-        return ", ".join(filter(None, parts))
+                figures.append(f"{share:.0%} of peak")
+            figures.append(f"{(self.done - self.done_from_cache) / seconds:,.1f} {self.unit}/s")
+        return figures
+
+
+def fit_figures(phase: str, figures: list[str], width: int) -> str:
+    """Join the time left, the phase and as many further figures as fit."""
+    text = "  ".join([*figures[:1], phase])
+    for figure in figures[1:]:
+        if len(f"{text}, {figure}") > width:
+            break
+        text = f"{text}, {figure}"
+    return text[:width]
 
 
 class ProgressDisplay:
@@ -96,34 +109,38 @@ class ProgressDisplay:
     def __init__(self) -> None:
         self.bar: Progress | None = None
         self.progress = PhaseProgress("")
-        self.last_printed = 0.0
+        self.last_printed, self.log_interval = 0.0, float(LOG_INTERVAL)
 
     def begin_phase(self, phase: str, unit: str, reach: GetPeakThroughput) -> None:
         """Start a phase."""
-        self.progress, self.last_printed = PhaseProgress(unit, reach), time.monotonic()
+        self.progress, self.last_printed, self.log_interval = PhaseProgress(unit, reach), time.monotonic(), LOG_INTERVAL
         if sys.stderr.isatty():
             from rich.console import Console
 
-            columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+            columns = (BarColumn(BAR_WIDTH), TextColumn("{task.description}", markup=False))
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.bar.add_task(phase, total=None, figures="")
+            self.bar.add_task(phase, total=None, phase=phase)
             self.bar.start()
 
     def advance(self, done: int, total: int, tokens: int = 0, left: int = 0) -> None:
         """Add finished work."""
         self.progress.add(done, total, tokens, left)
         if self.bar:
-            figures = f"{self.progress.format_line()}, {_format_peak_memory()}"
-            self.bar.update(self.bar.task_ids[0], completed=self.progress.done, total=total, figures=figures)
-        elif time.monotonic() - self.last_printed > LOG_INTERVAL:
-            self.last_printed = time.monotonic()
-            print_status(f"    {self.progress.format_line()}, {_format_peak_memory()}")
+            figures = [*self.progress.list_figures(), _format_peak_memory()]
+            width = self.bar.console.width - BAR_WIDTH - 1
+            text = fit_figures(str(self.bar.tasks[0].fields["phase"]), figures, width)
+            self.bar.update(self.bar.task_ids[0], completed=self.progress.done, total=total, description=text)
+        elif time.monotonic() - self.last_printed > self.log_interval:
+            self.last_printed, self.log_interval = time.monotonic(), min(2 * self.log_interval, MAX_LOG_INTERVAL)
+            print_status(f"    {', '.join(self.progress.list_figures()[:LOG_FIGURES])}")
 
     def end_phase(self, phase: str, seconds: float) -> None:
         """End the phase and print its summary."""
         if self.bar:
             self.bar.stop()
             self.bar = None
+        if seconds < MIN_SHOWN_SECONDS:
+            return
         progress = self.progress
         amount = (
             f", {progress.done:,} {progress.unit}, {progress.done / seconds:,.0f} per second"

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from retbench.cli.command import AsJson, ResultsOut, cli_command, is_quiet, print_json, print_status
+from retbench.cli.complete_names import complete_tasks
 
 
 @cli_command
@@ -14,7 +15,7 @@ def rerank(
     with_: Annotated[
         list[str], typer.Option("--with", help="A reranker, NAME:key=value,... (docs/reranking.md); can be repeated.")
     ],
-    task: Annotated[str | None, typer.Option(help="The task of a run file.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of a run file.", autocompletion=complete_tasks)] = None,
     out: ResultsOut,
     as_json: AsJson = False,
 ) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retbench.cli.command import (
+    OUTPUT_OPTIONS,
     AsJson,
     ResultsOut,
     cli_command,
@@ -15,6 +16,7 @@ from retbench.cli.command import (
     print_result,
     print_status,
 )
+from retbench.cli.complete_names import complete_methods, complete_models, complete_suites, complete_tasks
 from retbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,51 +24,104 @@ if TYPE_CHECKING:
     from retbench.records.cell import Cell
 
 Repeated = list[str] | None
+HOW, SAMPLE = "How it runs", "A sample"
+
+
+ModelOption = Annotated[
+    list[str],
+    typer.Option(
+        help="A model card, a hub id, a folder or a GGUF file; may be repeated.",
+        autocompletion=complete_models,
+    ),
+]
+SuiteOption = Annotated[
+    Repeated,
+    typer.Option(
+        help="A suite (retbench list suites); may be repeated.",
+        autocompletion=complete_suites,
+    ),
+]
+TaskOption = Annotated[
+    Repeated,
+    typer.Option(help="A task card or a BEIR folder; may be repeated.", autocompletion=complete_tasks),
+]
+MethodOption = Annotated[
+    Repeated,
+    typer.Option(
+        help="An encoding method (retbench list methods); may be repeated.",
+        autocompletion=complete_methods,
+    ),
+]
+RerankOption = Annotated[
+    Repeated,
+    typer.Option(help="A reranker, NAME:key=value,... (docs/reranking.md); may be repeated."),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        help="The engine: transformers, sentence-transformers, vllm, endpoint:model=NAME.", rich_help_panel=HOW
+    ),
+]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="The model's weights: a Hugging Face folder or a GGUF file.", rich_help_panel=HOW)
+]
+SampleOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Use only N test queries, with their documents and distractors.",
+        rich_help_panel=SAMPLE,
+    ),
+]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Use the largest such sample that fits so many minutes here; the same command finds it again.",
+        rich_help_panel=SAMPLE,
+    ),
+]
+SetOption = Annotated[
+    Repeated,
+    typer.Option(
+        "--set",
+        help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search.",
+        rich_help_panel=HOW,
+    ),
+]
+DevicesOption = Annotated[
+    str,
+    typer.Option(
+        "--devices",
+        "--on",
+        help="Devices of this machine: N or all; or ray:store=ADDRESS (docs/cluster.md).",
+        rich_help_panel=HOW,
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Show the plan, the exact prompts and a cost estimate; run nothing.",
+        rich_help_panel=OUTPUT_OPTIONS,
+    ),
+]
 
 
 @cli_command
 def run(
     *,
-    model: Annotated[list[str], typer.Option(help="A model card, a hub id, a folder or a GGUF file; may be repeated.")],
-    suite: Annotated[Repeated, typer.Option(help="A suite (retbench list suites); may be repeated.")] = None,
-    task: Annotated[Repeated, typer.Option(help="A task card or a BEIR folder; may be repeated.")] = None,
-    method: Annotated[
-        Repeated, typer.Option(help="An encoding method (retbench list methods); may be repeated.")
-    ] = None,
-    rerank: Annotated[
-        Repeated, typer.Option(help="A reranker, NAME:key=value,... (docs/reranking.md); may be repeated.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="The engine: transformers, sentence-transformers, vllm, endpoint:model=NAME.")
-    ] = "transformers",
-    weights: Annotated[
-        str | None, typer.Option(help="The model's weights: a Hugging Face folder or a GGUF file.")
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option(help="Use only N test queries, with their documents and distractors.")
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            help="Use the largest such sample that fits so many minutes here; the same command finds it again."
-        ),
-    ] = None,
-    set_: Annotated[
-        Repeated,
-        typer.Option(
-            "--set", help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search."
-        ),
-    ] = None,
-    devices: Annotated[
-        str,
-        typer.Option(
-            "--devices", "--on", help="Devices of this machine: N or all; or ray:store=ADDRESS (docs/cluster.md)."
-        ),
-    ] = "1",
+    model: ModelOption,
+    suite: SuiteOption = None,
+    task: TaskOption = None,
+    method: MethodOption = None,
+    rerank: RerankOption = None,
+    engine: EngineOption = "transformers",
+    weights: WeightsOption = None,
+    sample: SampleOption = None,
+    minutes: MinutesOption = None,
+    set_: SetOption = None,
+    devices: DevicesOption = "1",
     out: ResultsOut,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, the exact prompts and a cost estimate; run nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     as_json: AsJson = False,
 ) -> int:
     """Evaluate models on tasks. Finished cells are read from disk and not run again."""

@@ -1,13 +1,16 @@
-"""retbench show: all fields of one card; an unknown field is marked `not known`."""
+"""retbench show: the fields of one card as two columns; those that are not known are named in one line."""
 
 from dataclasses import asdict
 from enum import StrEnum
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
 
 from retbench.cards.model import ModelCard
 from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.complete_names import complete_cards
+from retbench.cli.terminal_table import get_terminal_width
 from retbench.errors import UsageError
 
 
@@ -21,17 +24,18 @@ class CardKind(StrEnum):
     recipe = "recipe"
 
 
-UNKNOWN_VALUE = "not known"
-ABSENT_VALUE = {
-    CardKind.method: "none",
-    CardKind.recipe: "none",
-}  # there an absent field is a choice, not unknown
+HAVE_UNKNOWN_FIELDS = (CardKind.model, CardKind.task)  # elsewhere an absent field is a choice, not unknown
+GAP, PIPED_WIDTH = 2, 120
+
+
+def _complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
+    return complete_cards(str(ctx.params.get("kind")), incomplete)
 
 
 @cli_command
 def show(
     kind: Annotated[CardKind, typer.Argument(help="The kind of card.")],
-    name: Annotated[str, typer.Argument(help="Its name or alias, or a path.")],
+    name: Annotated[str, typer.Argument(help="Its name or alias, or a path.", autocompletion=_complete_name)],
     text: Annotated[
         str | None, typer.Option(help="For a model: show how it tokenizes this text with each method.")
     ] = None,
@@ -52,7 +56,7 @@ def show(
     if as_json:
         print_json(facts)
     else:
-        print_result("\n".join(_format_lines(facts, "", ABSENT_VALUE.get(kind, UNKNOWN_VALUE))))
+        print_result(_format_facts(facts, kind in HAVE_UNKNOWN_FIELDS))
 
 
 def _show_tokenization(
@@ -66,7 +70,7 @@ def _show_tokenization(
     if as_json:
         print_json({"tokenizer": tokenizer, "readings": previews})
         return
-    print_result("\n".join(_format_lines(tokenizer, "")))
+    print_result(_format_facts(tokenizer, name_unknown=False))
     for preview in previews:
         print_result(f"\n{preview['method']}, {preview['role']}: {preview.get('skipped') or repr(preview['read'])}")
         if "ids" in preview:
@@ -102,16 +106,42 @@ def _describe_task(name: str, card: dict[str, Any]) -> dict[str, Any]:
     return {**counts, "source": source, "here": cache_state, "rules": describe_task_rules(catalog.find_task_card(name))}
 
 
-def _format_lines(facts: dict[str, Any], indent: str, absent: str = UNKNOWN_VALUE) -> list[str]:
-    lines: list[str] = []
+def _format_facts(facts: dict[str, Any], name_unknown: bool) -> str:
+    """Format the fields that have a value as two columns; the names of the others are one line."""
+    fields, unknown = _flatten_fields(facts)
+    if unknown and name_unknown:
+        fields.append(("not known", ", ".join(unknown)))
+    width = max((len(name) for name, _ in fields), default=0) + GAP
+    return "\n".join(line for name, value in fields for line in _format_field(name, value, width))
+
+
+def _flatten_fields(facts: dict[str, Any], prefix: str = "") -> tuple[list[tuple[str, Any]], list[str]]:
+    """Split fields by their dotted names into those with a value and the names of those without."""
+    known: list[tuple[str, Any]] = []
+    unknown: list[str] = []
     for key, value in facts.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}:", *_format_lines(value, indent + "  ", absent)]
-        elif isinstance(value, list | tuple):
-            lines += [
-                f"{indent}{key}: {'none' if not value else ''}".rstrip(),
-                *(f"{indent}  - {item}" for item in value),
-            ]
-        else:
-            lines.append(f"{indent}{key}: {absent if value is None else value}")
-    return lines
+        if isinstance(value, dict) and value:
+            inner_known, inner_unknown = _flatten_fields(value, f"{prefix}{key}.")
+            known += inner_known
+            unknown += [f"{prefix}{key}"] if not inner_known else inner_unknown
+        elif value is None:
+            unknown.append(f"{prefix}{key}")
+        elif value not in ((), [], {}, ""):
+            known.append((f"{prefix}{key}", value))
+    return known, unknown
+
+
+def _format_field(name: str, value: Any, head_width: int) -> list[str]:
+    """Format a field: its name, and its values below each other, wrapped to the terminal."""
+    width = max(20, (get_terminal_width() or PIPED_WIDTH) - head_width)
+    values = value if isinstance(value, list | tuple) else [value]
+    lines = [line for one in values for line in _format_value(one).split("\n")]
+    wrapped = [part for line in lines for part in wrap(line, width, break_on_hyphens=False) or [""]]
+    heads = [name, *[""] * (len(wrapped) - 1)]
+    return [f"{head:<{head_width}}{part}" for head, part in zip(heads, wrapped, strict=True)]
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {one}" for key, one in value.items() if one is not None)
+    return f"{value:,}" if type(value) is int else str(value)

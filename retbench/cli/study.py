@@ -18,6 +18,7 @@ from retbench.cli.command import (
     print_status,
     write_result,
 )
+from retbench.cli.complete_names import complete_studies
 from retbench.cli.study_show import show
 from retbench.errors import UsageError
 
@@ -32,8 +33,14 @@ app = typer.Typer(
     help="Studies, plans of models, methods and tasks: list, show, run, status, report, new.", no_args_is_help=True
 )
 app.command("show")(show)
-Name = Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")]
+Name = Annotated[
+    str, typer.Argument(help="A study (retbench study list) or a TOML file.", autocompletion=complete_studies)
+]
 OnlyStage = Annotated[str | None, typer.Option(help="Only this stage.")]
+AtToySize = Annotated[
+    bool,
+    typer.Option("--toy", help="The plan on tiny random models and collections, in OUT/toy; its scores mean nothing."),
+]
 Many = list[str] | None
 STATUS_GLYPHS = {"done": "✓", "failed": "✗", "skipped": "–", "open": "·"}
 
@@ -44,6 +51,18 @@ class StudyReportFormat(StrEnum):
     markdown = "markdown"
     latex = "latex"
     html = "html"
+
+
+def _find_study(name: str, out: Path, at_toy_size: bool) -> "tuple[Study, Path]":
+    """Find a study and the folder of its results; at toy size, also write what it runs on."""
+    from retbench.cards import catalog
+
+    study = catalog.find_study(name)
+    if not at_toy_size:
+        return study, out
+    from retbench.pipelines.studies.toy_study import open_toy_study
+
+    return open_toy_study(study, out)
 
 
 @app.command("list")
@@ -74,15 +93,15 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print cells, tokens, hours and disk without running.")
     ] = False,
+    toy: AtToySize = False,
     as_json: AsJson = False,
 ) -> int:
     """Run a study cell by cell. Finished cells are reused, failed cells are tried again."""
-    from retbench.cards import catalog
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.studies.status import list_statuses
     from retbench.records.cell import compute_exit_code
 
-    study = catalog.find_study(name)
+    study, out = _find_study(name, out, toy)
     if dry_run:
         estimates = _estimate_study(study, out, stage)
         print_json(estimates) if as_json else print_result(_format_estimates(estimates))
@@ -147,15 +166,15 @@ def report(
         StudyReportFormat, typer.Option("--format", help="The output format.")
     ] = StudyReportFormat.markdown,
     out: Annotated[Path | None, typer.Option(help="The output file (default: stdout).")] = None,
+    toy: AtToySize = False,
 ) -> int:
     """Print the paper's figures beside ours, then the study's leaderboards, one per stage."""
-    from retbench.cards import catalog
     from retbench.pipelines.studies.reproduction import build_reproduction_tables
     from retbench.pipelines.studies.status import build_stage_reports
     from retbench.reports.html_page import build_page
     from retbench.reports.study_tables import format_study_latex, format_study_markdown
 
-    study = catalog.find_study(name)
+    study, results = _find_study(name, results, toy)
     stage_reports = build_stage_reports(study, results)
     reproductions = [table for table in build_reproduction_tables(study, results) if table.has_cells]
     stages = [

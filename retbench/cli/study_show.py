@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retbench.cli.command import AsJson, ResultsOut, cli_command, print_json, print_result, print_status
+from retbench.cli.complete_names import complete_studies
 from retbench.cli.terminal_table import Column, describe_hidden, print_table
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ MAX_LISTED = 12  # missing items of one kind in the text; --json has all
 @cli_command
 def show(
     *,
-    name: Annotated[str, typer.Argument(help="A study (retbench study list) or a TOML file.")],
+    name: Annotated[
+        str, typer.Argument(help="A study (retbench study list) or a TOML file.", autocompletion=complete_studies)
+    ],
     out: ResultsOut,
     peak: Annotated[
         float, typer.Option(min=0.001, help="The device's bf16 peak in TFLOP/s (default: one H200, measured).")
