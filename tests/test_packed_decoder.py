@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from retbench.engines import packed_decoder as decoders
+from retbench.engines import packed_decoder, packed_rows
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 
 SIZES = {
@@ -169,8 +169,9 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama")
     decoder = build_decoder(model)
     expected = decoder(draw_token_ids(), causal=True)
-    for name, value in {"MLP_BLOCK_VALUES": 640, "NORM_BLOCK_VECTORS": 3, "QUERY_BLOCK": 3, "MAX_SCORES": 40}.items():
-        monkeypatch.setattr(decoders, name, value)
+    monkeypatch.setattr(packed_decoder, "NORM_BLOCK_VECTORS", 3)
+    for name, value in {"MLP_BLOCK_VALUES": 640, "QUERY_BLOCK": 3, "MAX_SCORES": 40}.items():
+        monkeypatch.setattr(packed_rows, name, value)
     assert torch.allclose(decoder(draw_token_ids(), causal=True), expected, atol=1e-5)
 
 

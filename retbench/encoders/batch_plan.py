@@ -23,6 +23,7 @@ SHARD_SECONDS = 30
 USUAL_SPEED = {
     ("cpu", "float32"): 2e10,
     ("cpu", "bfloat16"): 8e10,
+    ("cpu", "int8"): 4e10,
     ("cuda", "float32"): 2e13,
     ("cuda", "bfloat16"): 1e14,
 }

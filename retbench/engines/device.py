@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from retbench.cards.model import Dtype, ModelCard
+from retbench.cards.model import Dtype, EncoderDtype, ModelCard
 from retbench.cards.user_config import load_user_config
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def is_device_failure(problem: BaseException) -> bool:
 class DtypeChoice:
     """The dtype of a model on this machine, and who chose it."""
 
-    dtype: Dtype
+    dtype: EncoderDtype
     usual: Dtype  # without `--set dtype`, on a machine with fast bfloat16
     chosen_by: Literal["--set dtype", "model card", "default", "machine"]
 
@@ -83,7 +83,7 @@ def _is_small(card: ModelCard) -> bool:
     return (card.parameters or 0) < SMALL_MODEL_PARAMETERS
 
 
-def choose_dtype(card: ModelCard, is_causal: Callable[[], bool], requested: Dtype | None = None) -> DtypeChoice:
+def choose_dtype(card: ModelCard, is_causal: Callable[[], bool], requested: EncoderDtype | None = None) -> DtypeChoice:
     """The requested dtype, or the card's, or float32 for small encoders, or bfloat16. Slow bfloat16 becomes float32.
 
     `is_causal` is only called where it decides.

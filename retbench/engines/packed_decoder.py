@@ -1,15 +1,12 @@
 """Our own forward pass on a CPU for decoders of the Llama type: without padding, with little overhead.
 
-The rows are concatenated, so all products are over real tokens. Attention runs in blocks of queries that fit into the
-cache, and skips later keys if it is causal. Groups of rows run in separate threads, so no thread waits inside a layer.
-The modules of the model are called, so trained or adapted weights are used. The differences between model families
-(biases, head norms, grouped-query attention) are handled by these modules too.
+`packed_rows.py` concatenates the rows, computes attention and divides the work among threads. The modules of the model
+are called, so trained or adapted weights are used. The differences between model families (biases, head norms,
+grouped-query attention) are handled by these modules too.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,16 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retbench.engines.packed_rows import PackedRows, attend, run_in_threads, split_into_blocks
 from retbench.engines.rotary_positions import compute_rotations
 
 SUPPORTED_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 SUPPORTED_ROPES = {"default", "linear", "llama3", "yarn", "dynamic"}
 
-MLP_BLOCK_VALUES = 1 << 22  # MLP activations per block: more do not fit into the cache, fewer make products small
-QUERY_BLOCK = 128
 NORM_BLOCK_VECTORS = 256  # vectors normalized at a time
-MAX_SCORES = 1 << 20  # attention scores in memory at a time
-MAX_WORKERS = 8  # more threads would wait for the GIL
 
 
 def supports_packed_decoding(model: Any) -> bool:
@@ -45,30 +39,12 @@ def supports_packed_decoding(model: Any) -> bool:
     )
 
 
-class PackedRows:
-    """Concatenated rows, and the runs of rows of equal length: (first token, rows, tokens per row)."""
-
-    def __init__(self, rows: Sequence[np.ndarray]) -> None:
-        self.ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
-        self.positions = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows]))
-        self.runs: list[tuple[int, int, int]] = []
-        start = 0
-        for row in rows:
-            if self.runs and self.runs[-1][2] == len(row):
-                first, count, length = self.runs[-1]
-                self.runs[-1] = (first, count + 1, length)
-            else:
-                self.runs.append((start, 1, len(row)))
-            start += len(row)
-
-
 class DecoderLayer:
     """One layer of the decoder."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
         self.dimension = int(module.self_attn.head_dim)
-        self.queries_per_key = int(module.self_attn.num_key_value_groups)
         self.scale = float(module.self_attn.scaling)
 
     def __call__(self, states: Tensor, packed: PackedRows, cos: Tensor, sin: Tensor, causal: bool) -> None:
@@ -77,9 +53,7 @@ class DecoderLayer:
         attended = self._compute_attention(apply_rms_norm(states, module.input_layernorm), packed, cos, sin, causal)
         states += module.self_attn.o_proj(attended)
         normalized = apply_rms_norm(states, module.post_attention_layernorm)
-        at_once = max(1, MLP_BLOCK_VALUES // mlp.intermediate_size)
-        for start in range(0, len(states), at_once):
-            block = slice(start, start + at_once)
+        for block in split_into_blocks(len(states), mlp.intermediate_size):
             gate = functional.silu(mlp.gate_proj(normalized[block]), inplace=True)
             states[block] += mlp.down_proj(gate.mul_(mlp.up_proj(normalized[block])))
 
@@ -89,32 +63,7 @@ class DecoderLayer:
         if hasattr(module, "q_norm"):
             queries, keys = apply_rms_norm(queries, module.q_norm), apply_rms_norm(keys, module.k_norm)
         queries, keys = apply_rotary(queries, cos, sin), apply_rotary(keys, cos, sin).mul_(self.scale)
-        values, out = module.v_proj(states).view(heads), torch.empty_like(queries)
-        for first, rows, length in packed.runs:
-            at_once = max(1, MAX_SCORES // (queries.shape[1] * length * min(length, QUERY_BLOCK)))
-            for row in range(0, rows, at_once):
-                count = min(at_once, rows - row)
-                span = slice(first + row * length, first + (row + count) * length)
-                split = (count, length, -1, self.dimension)
-                self._attend_equal_rows(*(x[span].view(split) for x in (queries, keys, values, out)), causal=causal)
-        return out.flatten(1)
-
-    def _attend_equal_rows(self, queries: Tensor, keys: Tensor, values: Tensor, out: Tensor, *, causal: bool) -> None:
-        """Attention over rows of equal length (rows, tokens, heads, dimension), in blocks of queries."""
-        (count, length, heads, dimension), group = keys.shape, self.queries_per_key
-        keys = keys.permute(0, 2, 3, 1).flatten(0, 1)
-        values = values.transpose(1, 2).flatten(0, 1)
-        for start in range(0, length, QUERY_BLOCK):
-            end = min(length, start + QUERY_BLOCK)
-            visible, block = (end if causal else length), end - start
-            split = (count, block, heads, group, dimension)
-            query_block = queries[:, start:end].view(split).permute(0, 2, 3, 1, 4)
-            scores = torch.bmm(query_block.reshape(count * heads, group * block, dimension), keys[:, :, :visible])
-            if causal:
-                scores.view(-1, group, block, visible)[..., start:] += _build_causal_mask(block, scores.dtype)
-            attended = torch.bmm(torch.softmax(scores, dim=-1), values[:, :visible])
-            attended = attended.view(count, heads, group, block, dimension).permute(0, 3, 1, 2, 4)
-            out[:, start:end].view(split).copy_(attended)
+        return attend(packed, queries, keys, module.v_proj(states).view(heads), causal=causal)
 
 
 class PackedDecoder:
@@ -126,15 +75,7 @@ class PackedDecoder:
 
     def __call__(self, rows: Sequence[np.ndarray], causal: bool, layer: int | None = None) -> Tensor:
         """The states of all concatenated rows: after the last norm, or after `layer` layers."""
-        threads = torch.get_num_threads()
-        workers = min(threads, MAX_WORKERS, len(rows))
-        if workers == 1:
-            return self._forward(rows, causal, layer)
-        run = partial(self._forward, causal=causal, layer=layer)
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            parts = list(pool.map(run, _split_rows(rows, workers)))
-        torch.set_num_threads(threads)  # the value for threads started later
-        return torch.cat(parts)
+        return run_in_threads(partial(self._forward, causal=causal, layer=layer), rows)
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[np.ndarray], causal: bool, layer: int | None) -> Tensor:
@@ -160,14 +101,6 @@ def compute_position_rotations(rope: Any, packed: PackedRows, states: Tensor) ->
     return cos[positions][:, None], sin[positions][:, None]
 
 
-def _split_rows(rows: Sequence[np.ndarray], workers: int) -> list[Sequence[np.ndarray]]:
-    """Consecutive rows in groups with about the same number of tokens."""
-    ends = np.cumsum([len(row) for row in rows])
-    cuts = np.searchsorted(ends, [ends[-1] * part / workers for part in range(1, workers)], side="left") + 1
-    edges = [0, *cuts.tolist(), len(rows)]
-    return [rows[start:end] for start, end in pairwise(edges) if start < end]
-
-
 def apply_rms_norm(states: Tensor, norm: Any) -> Tensor:
     """RMS norm over the last axis, in blocks of rows whose float32 copy fits into the cache."""
     out, weight = torch.empty_like(states), norm.weight.float()
@@ -184,8 +117,3 @@ def apply_rms_norm(states: Tensor, norm: Any) -> Tensor:
 def apply_rotary(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions to all heads."""
     return (heads * cos).addcmul_(heads.roll(heads.shape[-1] // 2, dims=-1), sin)
-
-
-def _build_causal_mask(block: int, dtype: torch.dtype) -> Tensor:
-    """The mask that hides later tokens."""
-    return torch.full((block, block), -torch.inf, dtype=dtype).triu_(1)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from retbench.engines.device import get_device, has_fast_bf16
+from retbench.engines.int8_linear import Int8Linear
 
 CPU_TOKENS, GPU_TOKENS = 2048, 8192  # per product; a GPU needs more to be fully used
 MIN_CPU_TOKENS, CPU_PRODUCT_FLOP = 256, 2e9  # fewer tokens for large layers, whose products would take minutes
@@ -35,7 +36,8 @@ class ProductTime(NamedTuple):
 
 def count_linear_shapes(model: Any) -> Counter[Shape]:
     """The number of linear layers per shape."""
-    return Counter((m.weight.shape[0], m.weight.shape[1]) for m in model.modules() if isinstance(m, nn.Linear))
+    layers = (module for module in model.modules() if isinstance(module, (nn.Linear, Int8Linear)))
+    return Counter((layer.out_features, layer.in_features) for layer in layers)
 
 
 def measure_peak_throughput(model: Any, dtype: torch.dtype, device: torch.device) -> float | None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from retbench.engines.packed_decoder import PackedRows, apply_rms_norm, apply_rotary
+from retbench.engines.packed_decoder import apply_rms_norm, apply_rotary
+from retbench.engines.packed_rows import PackedRows
 
 MAX_BLOCK_SCORES = 1 << 20  # attention scores in memory at a time
 CHUNK_VALUES = 1 << 16  # values of an elementwise operation at a time: more do not fit the CPU cache

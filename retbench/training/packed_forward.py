@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from retbench.engines.packed_decoder import PackedRows, compute_position_rotations, supports_packed_decoding
+from retbench.engines.packed_decoder import compute_position_rotations, supports_packed_decoding
+from retbench.engines.packed_rows import PackedRows
 from retbench.training import fsdp
 from retbench.training.autograd_functions import causal_attention, lora_linear, rms_norm, rotate_positions, silu_gate
 

@@ -1,0 +1,105 @@
+"""Rows of tokens without padding, for our own forward passes on a CPU: concatenation, attention and threads.
+
+The rows are concatenated, so all products are over real tokens. Attention runs in blocks of queries that fit into the
+cache, and skips later keys if it is causal. Groups of rows run in separate threads, so no thread waits inside a layer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+QUERY_BLOCK = 128
+MAX_SCORES = 1 << 20  # attention scores in memory at a time
+MAX_WORKERS = 8  # more threads would wait for the GIL
+MLP_BLOCK_VALUES = 1 << 22  # MLP activations per block: more do not fit into the cache, fewer make products small
+
+
+class PackedRows:
+    """Concatenated rows, and the runs of rows of equal length: (first token, rows, tokens per row)."""
+
+    def __init__(self, rows: Sequence[np.ndarray]) -> None:
+        self.ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+        self.positions = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows]))
+        self.runs: list[tuple[int, int, int]] = []
+        start = 0
+        for row in rows:
+            if self.runs and self.runs[-1][2] == len(row):
+                first, count, length = self.runs[-1]
+                self.runs[-1] = (first, count + 1, length)
+            else:
+                self.runs.append((start, 1, len(row)))
+            start += len(row)
+
+
+def run_in_threads(forward: Callable[[Sequence[np.ndarray]], Tensor], rows: Sequence[np.ndarray]) -> Tensor:
+    """The concatenated states of all rows, with one group of rows per thread."""
+    threads = torch.get_num_threads()
+    workers = min(threads, MAX_WORKERS, len(rows))
+    if workers == 1:
+        return forward(rows)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        parts = list(pool.map(forward, split_rows(rows, workers)))
+    torch.set_num_threads(threads)  # the value for threads started later
+    return torch.cat(parts)
+
+
+def split_rows(rows: Sequence[np.ndarray], workers: int) -> list[Sequence[np.ndarray]]:
+    """Consecutive rows in groups with about the same number of tokens."""
+    ends = np.cumsum([len(row) for row in rows])
+    cuts = np.searchsorted(ends, [ends[-1] * part / workers for part in range(1, workers)], side="left") + 1
+    edges = [0, *cuts.tolist(), len(rows)]
+    return [rows[start:end] for start, end in pairwise(edges) if start < end]
+
+
+def split_into_blocks(tokens: int, mlp_width: int) -> Iterator[slice]:
+    """Consecutive tokens, as many at a time as an MLP of that width should compute."""
+    at_once = max(1, MLP_BLOCK_VALUES // mlp_width)
+    return (slice(start, start + at_once) for start in range(0, tokens, at_once))
+
+
+def attend(
+    packed: PackedRows, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool, bias: Tensor | None = None
+) -> Tensor:
+    """Attention of all rows over (tokens, heads, dimension); the keys are scaled. `bias` is added to the scores."""
+    out, dimension = torch.empty_like(queries), queries.shape[-1]
+    for first, rows, length in packed.runs:
+        at_once = max(1, MAX_SCORES // (queries.shape[1] * length * min(length, QUERY_BLOCK)))
+        for row in range(0, rows, at_once):
+            count = min(at_once, rows - row)
+            span = slice(first + row * length, first + (row + count) * length)
+            split = (count, length, -1, dimension)
+            parts = (tensor[span].view(split) for tensor in (queries, keys, values, out))
+            _attend_equal_rows(*parts, causal=causal, bias=bias)
+    return out.flatten(1)
+
+
+def _attend_equal_rows(
+    queries: Tensor, keys: Tensor, values: Tensor, out: Tensor, *, causal: bool, bias: Tensor | None
+) -> None:
+    """Attention over rows of equal length (rows, tokens, heads, dimension), in blocks of queries."""
+    count, length, heads, dimension = keys.shape
+    group = queries.shape[2] // heads  # queries per key
+    keys = keys.permute(0, 2, 3, 1).flatten(0, 1)
+    values = values.transpose(1, 2).flatten(0, 1)
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(length, start + QUERY_BLOCK)
+        visible, block = (end if causal else length), end - start
+        split = (count, block, heads, group, dimension)
+        query_block = queries[:, start:end].view(split).permute(0, 2, 3, 1, 4)
+        scores = torch.bmm(query_block.reshape(count * heads, group * block, dimension), keys[:, :, :visible])
+        if causal:
+            scores.view(-1, group, block, visible)[..., start:] += _build_causal_mask(block, scores.dtype)
+        if bias is not None:
+            scores.view(count, heads * group, block, visible).add_(bias[:, start:end, :visible])
+        attended = torch.bmm(torch.softmax(scores, dim=-1), values[:, :visible])
+        attended = attended.view(count, heads, group, block, dimension).permute(0, 3, 1, 2, 4)
+        out[:, start:end].view(split).copy_(attended)
+
+
+def _build_causal_mask(block: int, dtype: torch.dtype) -> Tensor:
+    """The mask that hides later tokens."""
+    return torch.full((block, block), -torch.inf, dtype=dtype).triu_(1)
