@@ -36,7 +36,7 @@ def build_blocks() -> list[VectorBlock]:
 def search_with(spelling: str) -> tuple[approximate_search.Ranking, dict[str, Any]]:
     expected = ann_settings.parse_ann_settings(spelling)
     assert expected
-    return approximate_search.search_approximately(expected, QUERIES, build_blocks(), 10, len(DOCUMENTS))
+    return approximate_search.search_approximately(expected, QUERIES, build_blocks, 10, len(DOCUMENTS))
 
 
 @pytest.mark.parametrize("spelling", ["ivf:lists=20,probes=20", "hnsw:breadth=2000"])
@@ -71,13 +71,13 @@ def test_recall_is_measured_on_a_sample_of_many_queries(monkeypatch: pytest.Monk
 def test_lists_with_fewer_than_k_documents_return_fewer() -> None:
     expected = ann_settings.IvfSettings(lists=3, probes=1)
     ranking, _ = approximate_search.search_approximately(
-        expected, QUERIES, [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6
+        expected, QUERIES, lambda: [VectorBlock(np.arange(6), DOCUMENTS[:6])], 10, 6
     )
     assert all(0 < len(rows) < 6 for rows in ranking.rows)
 
 
 def test_no_documents_give_an_empty_ranking() -> None:
-    ranking, facts = approximate_search.search_approximately(ann_settings.HnswSettings(), QUERIES, [], 10, 0)
+    ranking, facts = approximate_search.search_approximately(ann_settings.HnswSettings(), QUERIES, list, 10, 0)
     assert [len(rows) for rows in ranking.rows] == [0] * 30
     assert facts["recall"] == 1.0
 

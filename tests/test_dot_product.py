@@ -278,7 +278,7 @@ def test_approximate_search_ranks_by_dot_product() -> None:
     documents = (lengths * draw_directions(200, 8, 4)).astype(np.float32)
     queries = (3 * draw_directions(5, 8, 6)).astype(np.float32)
     settings = IvfSettings(lists=4, probes=4)
-    ranking, facts = search_approximately(settings, queries, [VectorBlock(np.arange(200), documents)], 10, 200)
+    ranking, facts = search_approximately(settings, queries, lambda: [VectorBlock(np.arange(200), documents)], 10, 200)
     assert facts["recall"] == 1.0
     for rows, scores in zip(ranking.rows, queries.astype(float) @ documents.astype(float).T, strict=True):
         assert rows.tolist() == np.argsort(-scores, kind="stable")[:10].tolist()

@@ -1,10 +1,12 @@
-"""Settings of approximate search: `--set search=ivf:lists=1024,probes=32` or `search=hnsw:links=32,breadth=128`.
+"""Settings of approximate search: `--set search=ivf:lists=1024,probes=32`, `hnsw:links=32`, `int8`, `binary:rescore=9`.
 
-The default is exact search. An index scores only a part of the documents, so this setting may change a score and is
-part of the settings-id. Its recall against exact search is measured on a sample of queries and recorded.
+The default is exact search. An index (ivf, hnsw) scores only a part of the documents; int8 and binary score all of them
+by compressed vectors. Both may change a score, so the setting is part of the settings-id. The recall against exact
+search is measured on a sample of queries and recorded.
 """
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
 
 from retbench.cards import options
 from retbench.errors import UsageError, suggest_names
@@ -27,8 +29,39 @@ class HnswSettings:
     breadth: int = 128
 
 
-AnnSettings = IvfSettings | HnswSettings
-ANN_CLASSES: dict[str, type[IvfSettings] | type[HnswSettings]] = {"ivf": IvfSettings, "hnsw": HnswSettings}
+CompressedType = Literal["int8", "binary"]
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """A byte per number and one scale per vector; the first `rescore` documents are scored again in float32."""
+
+    name: ClassVar[CompressedType] = "int8"
+    rescore: int = 100
+
+    def count_bytes(self, width: int) -> int:
+        """The bytes of a document as it is searched."""
+        return width + 4
+
+
+@dataclass(frozen=True)
+class BinarySettings:
+    """The sign of each number; the first `rescore` documents are scored again in float32."""
+
+    name: ClassVar[CompressedType] = "binary"
+    rescore: int = 100
+
+    def count_bytes(self, width: int) -> int:
+        """The bytes of a document as it is searched."""
+        return (width + 7) // 8
+
+
+CompressedSettings = Int8Settings | BinarySettings
+AnnSettings = IvfSettings | HnswSettings | CompressedSettings
+ANN_CLASSES: dict[str, type[AnnSettings]] = {
+    "ivf": IvfSettings, "hnsw": HnswSettings, "int8": Int8Settings, "binary": BinarySettings,
+}  # fmt: skip
+ZERO_OPTIONS = ("lists", "rescore")  # options whose zero has a meaning
 
 
 def parse_ann_settings(text: str) -> AnnSettings | None:
@@ -39,10 +72,17 @@ def parse_ann_settings(text: str) -> AnnSettings | None:
     if name not in ANN_CLASSES:
         raise UsageError(f"search={text}: there is no such search", suggest_names(name, ["exact", *ANN_CLASSES]))
     settings: AnnSettings = options.apply_options(ANN_CLASSES[name](), option_values)
-    too_small = next((key for key, value in asdict(settings).items() if value < (key != "lists")), None)
+    too_small = next((key for key, value in asdict(settings).items() if value < (key not in ZERO_OPTIONS)), None)
     if too_small:
         raise UsageError(f"search={text}: {too_small} is too small", f"give {too_small}=1 or more")
     return settings
+
+
+def count_compressed_bytes(search: str, width: int) -> int | None:
+    """The bytes of a document as a search scores it, by the search's name in settings; None unless it compresses."""
+    settings_class = ANN_CLASSES.get(options.split_options(search)[0])
+    is_compressed = settings_class in (Int8Settings, BinarySettings)
+    return settings_class().count_bytes(width) if settings_class and is_compressed else None
 
 
 def format_ann_settings(settings: AnnSettings) -> str:

@@ -16,7 +16,7 @@ MAX_UNKNOWN_SHARE = 0.05  # a larger share of unknown tokens is pointed out
 
 def format_cell(cell: Cell) -> str:
     """Format one finished cell."""
-    name = " · ".join((cell.model, cell.method, cell.task, *cell.rerank))
+    name = " · ".join((cell.model, cell.method, cell.task, *cell.variant, *cell.rerank))
     if cell.status != "done":
         return f"{name}: {cell.status}"
     text = f"{name}: {100 * (cell.main_score or 0):.2f}" + (" (already done, read from disk)" if cell.cached else "")
@@ -63,7 +63,7 @@ def _print_table(cells: Sequence[Cell]) -> None:
     metrics = [metric for metric in TABLE_METRICS if any(metric in cell.scores for cell in cells)]
     columns = [
         Column("model", [cell.model for cell in cells], kind="name"),
-        Column("method", [" + ".join((cell.method, *cell.rerank)) for cell in cells], kind="name"),
+        Column("method", [_format_method(cell) for cell in cells], kind="name"),
         Column("task", [cell.task for cell in cells], kind="name"),
         *(Column(metric, [_format_score(cell, metric) for cell in cells], room) for room, metric in enumerate(metrics)),
         Column("tokens/s", [f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–" for cell in cells], 4),
@@ -72,6 +72,12 @@ def _print_table(cells: Sequence[Cell]) -> None:
     ]
     if hidden := print_table(columns):
         print_status(describe_hidden(hidden, "a wider terminal or --json has them"))
+
+
+def _format_method(cell: Cell) -> str:
+    """The method, how its vectors were searched, and the rerankers."""
+    variant = f" ({', '.join(cell.variant)})" if cell.variant else ""
+    return " + ".join((cell.method + variant, *cell.rerank))
 
 
 def _format_score(cell: Cell, metric: str) -> str:

@@ -42,6 +42,7 @@ class Cell:
     sample: int | None = None
     engine: str | None = None
     rerank: tuple[str, ...] = ()
+    variant: tuple[str, ...] = ()  # how stored vectors were searched, as written after --set
     seen: Exposure = "unknown"
     cached: bool = False
     scores: dict[str, float] = field(default_factory=dict)
@@ -86,13 +87,22 @@ def build_cell(record: Record, path: str, cached: bool) -> Cell:
     return Cell(
         record.model, record.method, record.task, record.suite, settings["split"], "done",
         settings_id=record.settings_id, sample=settings["sample"], engine=settings["engine"], cached=cached,
-        rerank=tuple(reranker["rerank"] for reranker in settings["rerankers"]),
+        rerank=tuple(reranker["rerank"] for reranker in settings["rerankers"]), variant=_list_variant(settings),
         seen=classify_training_exposure(tuple(sets) if sets is not None else None, record.cards["task"]),
         scores=record.scores, main_score=record.scores[record.cards["task"]["metric"]],
         documents=record.collection["documents"], queries=record.collection["queries"],
         unknown_tokens=_compute_unknown_share(record.texts),
         tokens_per_second=record.cost["tokens_per_second"], seconds=sum(record.cost["seconds"].values()), record=path,
     )  # fmt: skip
+
+
+def _list_variant(settings: dict[str, Any]) -> tuple[str, ...]:
+    encoder = settings["encoder"]
+    if not encoder:
+        return ()
+    values = {key: encoder.get(key) for key in ("dimensions", "vector_dtype")}
+    values["search"] = None if settings["retriever"] == "dense" else settings["retriever"]
+    return tuple(f"{key}={value}" for key, value in values.items() if value is not None)
 
 
 def _compute_unknown_share(texts: dict[str, Any]) -> float | None:

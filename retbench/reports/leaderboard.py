@@ -291,6 +291,12 @@ def _describe_settings(settings: dict[str, Any]) -> str:
     if encoder is None:
         return ", ".join(parts)
     lengths = f"{encoder['query_limit']}/{encoder['document_limit']} tokens"
+    if settings["retriever"] != "dense":
+        parts.insert(0, f"search {settings['retriever']}")
+    if encoder.get("vector_dtype"):
+        parts.insert(0, f"stored as {encoder['vector_dtype']}")
+    if encoder.get("dimensions"):
+        parts.insert(0, f"{encoder['dimensions']} dimensions")
     if encoder.get("rope"):
         parts.insert(0, f"rope {encoder['rope']}")
     return ", ".join([encoder["dtype"], lengths, *parts, settings["engine"], f"weights {encoder['weights'][:8]}"])

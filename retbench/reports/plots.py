@@ -7,6 +7,7 @@ from pathlib import Path
 from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.svg_charts import draw_cost_scatters, to_standalone_svg
 from retbench.reports.svg_figures import draw_heat_map, draw_length_curves, draw_query_scatter, draw_training_curves
+from retbench.reports.svg_size_curves import draw_size_curves
 
 PNG_SCALE = 2  # 1,100 points wide become 2,200 pixels, enough for print
 FIGURES = {
@@ -14,6 +15,7 @@ FIGURES = {
     "query-by-query": draw_query_scatter,
     "over-length": draw_length_curves,
     "training-loss": draw_training_curves,
+    "over-bytes": draw_size_curves,
 }
 
 

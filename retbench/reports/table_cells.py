@@ -8,6 +8,7 @@ from typing import Any
 from retbench.cards.ann_settings import count_compressed_bytes
 from retbench.cards.user_config import load_user_config
 from retbench.records.extreme_score import explain_extreme_score
+from retbench.records.record import Record
 from retbench.reports.board_notes import EXTREME_MARK, MISSING, PUBLISHED_MARK, build_notes
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.reports.published_tables import PublishedRow
@@ -74,6 +75,17 @@ def compute_price(row: LeaderboardRow) -> float | None:
     return fmean(costs) if costs else None
 
 
+def _get_compared_width(record: Record) -> int | None:
+    """How many numbers of a vector are compared; records of early versions have only the width in the model card."""
+    encoder, shape = record.settings["encoder"] or {}, record.cards["model"].get("shape") or {}
+    stored = record.texts.get("document", {}).get("dimension") or shape.get("width")
+    components = (
+        encoder.get("method", {}).get("components") if encoder.get("method", {}).get("post") == "whiten" else None
+    )
+    width = encoder.get("dimensions") or components or stored
+    return None if width is None else int(width)
+
+
 def compute_bytes_per_document(row: LeaderboardRow) -> float | None:
     """The size of a document's vector as all documents are compared; None for lexical and sparse rows.
 
@@ -81,11 +93,10 @@ def compute_bytes_per_document(row: LeaderboardRow) -> float | None:
     """
     sizes = []
     for run in row.runs.values():
-        encoder, shape = run.record.settings["encoder"], run.record.cards["model"].get("shape")
-        if not encoder or not shape or run.record.cards["method"].get("kind", "dense") != "dense":
+        encoder, width = run.record.settings["encoder"], _get_compared_width(run.record)
+        if not encoder or not width or run.record.cards["method"].get("kind", "dense") != "dense":
             return None
         vector_format = VECTOR_FORMATS[encoder.get("vector_dtype", "fp32")]
-        width = encoder.get("dimensions") or shape["width"]
         compressed = count_compressed_bytes(run.record.settings["retriever"], width)
         sizes.append(compressed or width * vector_format.bytes_per_number + vector_format.bytes_per_vector)
     return max(sizes, default=None)

@@ -1,21 +1,28 @@
-"""Approximate search with faiss. Its recall is measured against exact search for a sample of the queries.
+"""Approximate search: an index of faiss, or compressed vectors (`compressed_search.py`). Its recall is measured.
 
-The index is in memory, with all vectors in float32. While it is built, the same blocks go through exact search for the
-sample, so nothing is read or embedded twice.
+The same blocks go through exact search for a sample of the queries. An index is in memory, with all vectors in float32.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from retbench.cards.ann_settings import AnnSettings, HnswSettings, IvfSettings, format_ann_settings
+from retbench.cards.ann_settings import (
+    AnnSettings,
+    BinarySettings,
+    HnswSettings,
+    Int8Settings,
+    IvfSettings,
+    format_ann_settings,
+)
 from retbench.cards.installation import suggest_extra
 from retbench.engines.memory import get_thread_count
 from retbench.errors import MissingError
 from retbench.retrievers import exact_search
+from retbench.retrievers.compressed_search import search_compressed
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
 
@@ -24,13 +31,23 @@ TRAINING_VECTORS_PER_LIST = 64  # vectors per list for training the centroids
 
 
 def search_approximately(
-    ann_settings: AnnSettings, queries: np.ndarray, blocks: Iterable[VectorBlock], k: int, documents: int
+    ann_settings: AnnSettings,
+    queries: np.ndarray,
+    read_blocks: Callable[[], Iterable[VectorBlock]],
+    k: int,
+    documents: int,
 ) -> tuple[Ranking, dict[str, Any]]:
-    """The approximate top-k of every query, and the recall against exact search."""
-    index = ApproximateIndex(ann_settings, documents)
+    """The approximate top-k of every query, and the recall against exact search. Some kinds read the blocks twice."""
     sample = np.unique(np.linspace(0, len(queries) - 1, min(len(queries), RECALL_QUERIES)).astype(int))
-    exact_ranking = exact_search.search_exactly(queries[sample], index.index_while_streaming(blocks), k)
-    ranking = index.search(queries, k)
+    exact = exact_search.ExactSearch(queries[sample], k)
+    blocks = _search_while_streaming(exact, read_blocks())
+    if isinstance(ann_settings, Int8Settings | BinarySettings):
+        ranking = search_compressed(ann_settings, queries, blocks, read_blocks, k)
+    else:
+        index = ApproximateIndex(ann_settings, documents)
+        index.add_blocks(blocks)
+        ranking = index.search(queries, k)
+    exact_ranking = exact.finish()
     shares = [
         len(np.intersect1d(rows, ranking.rows[query])) / len(rows)
         for query, rows in zip(sample, exact_ranking.rows, strict=True)
@@ -45,10 +62,17 @@ def search_approximately(
     }
 
 
+def _search_while_streaming(search: exact_search.ExactSearch, blocks: Iterable[VectorBlock]) -> Iterator[VectorBlock]:
+    """Yield each block after the search has seen it."""
+    for block in blocks:
+        search.add_block(block)
+        yield block
+
+
 class ApproximateIndex:
     """A faiss index, built from a stream of blocks."""
 
-    def __init__(self, ann_settings: AnnSettings, documents: int) -> None:
+    def __init__(self, ann_settings: IvfSettings | HnswSettings, documents: int) -> None:
         self.ann_settings, self.documents = ann_settings, documents
         self.faiss = _import_faiss()
         self.faiss.omp_set_num_threads(get_thread_count())
@@ -64,15 +88,14 @@ class ApproximateIndex:
         )
         return max(1, min(list_count, self.documents))
 
-    def index_while_streaming(self, blocks: Iterable[VectorBlock]) -> Iterator[VectorBlock]:
-        """Add each block to the index, and yield it."""
+    def add_blocks(self, blocks: Iterable[VectorBlock]) -> None:
+        """Add all blocks to the index."""
         needed = TRAINING_VECTORS_PER_LIST * self.list_count if isinstance(self.ann_settings, IvfSettings) else 0
         for block in blocks:
             self.rows.append(block.rows)
             self.waiting.append(np.ascontiguousarray(block.vectors, dtype=np.float32))
             if self.index is not None or sum(map(len, self.waiting)) >= needed:
                 self._add_waiting_vectors()
-            yield block
         self._add_waiting_vectors()
 
     def _add_waiting_vectors(self) -> None:

@@ -277,6 +277,26 @@ def _compute_scores(queries: torch.Tensor, window: DocumentWindow, pairs: Candid
     return scores
 
 
+def score_pairs(
+    queries: np.ndarray, blocks: Iterable[VectorBlock], documents: np.ndarray, query_numbers: np.ndarray
+) -> np.ndarray:
+    """The float32 scores of some pairs, with the same bits as in exact search. `documents`, row numbers, are sorted."""
+    device = get_device() if get_device().type == "cuda" else torch.device("cpu")
+    scores, on_device = np.empty(len(documents), dtype=np.float32), torch.from_numpy(queries).to(device)
+    multiply = multiply_sampled if device.type == "cpu" else multiply_gathered
+    for block in blocks:
+        first, last = (np.searchsorted(documents, block.rows, side) for side in ("left", "right"))
+        counts = last - first
+        pairs = np.repeat(first - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
+        if not len(pairs):
+            continue
+        vectors = torch.from_numpy(block.vectors).to(device).contiguous()
+        positions, numbers = np.repeat(np.arange(len(counts)), counts), query_numbers[pairs]
+        values = multiply(vectors, on_device, *(torch.from_numpy(part).to(device) for part in (positions, numbers)))
+        scores[pairs] = values.cpu().numpy()
+    return scores
+
+
 def multiply_gathered(
     documents: torch.Tensor, queries: torch.Tensor, positions: torch.Tensor, query_numbers: torch.Tensor
 ) -> torch.Tensor:

@@ -66,6 +66,7 @@ class Evaluation:
     """What the cells of a request share."""
 
     request: EvaluationRequest
+    variants: list[EvaluationRequest]
     tasks: list[TaskCard]
     methods: list[Method]
     engine: Engine
@@ -79,8 +80,8 @@ class Evaluation:
         output = RunOutput(request.out, request.progress, request.log_status, request.command)
         resolver = ModelResolver(request.log_status, partial(_attach_worker_pool, pool=pool))
         rerankers = RerankerChain(parse_rerankers(request.rerank), resolver, output)
-        tasks, methods, engine = find_tasks(request), find_methods(request), parse_engine(request.engine)
-        return Evaluation(request, tasks, methods, engine, pool, output, rerankers)
+        variants, methods, engine = request.expand_variants(), find_methods(request), parse_engine(request.engine)
+        return Evaluation(request, variants, find_tasks(variants[0]), methods, engine, pool, output, rerankers)
 
     def evaluate_model(self, card: ModelCard) -> Iterator[Cell]:
         """Yield the cells of one model and of their rerankers."""
@@ -96,27 +97,35 @@ class Evaluation:
                 yield self.output.record_failure(error, card.name, ANY_METHOD, task, request.sample)
             return
         for method in methods:
-            for task in self.tasks:
-                request.log_status(f"{model.card.name} · {method.name} · {task.name}")
-                try:
-                    with reraise_unexpected_errors():
-                        job = EvaluationJob.prepare(request, model, method, task)
-                        cell = job.load_or_run()
-                    yield replace(cell, expected=find_expected_scores(cell, card, task, request))
-                except RetbenchError as error:
-                    yield self.output.record_failure(error, model.card.name, method.name, task, request.sample)
-                    continue
-                load_first_stage = partial(load_run, collection=job.collection, card=task)
-                yield from self.rerankers.rerank_cell(cell, task, load_first_stage, model)
+            for variant in self.variants:
+                for task in find_tasks(variant):
+                    yield from self._evaluate_cell(variant, model, method, task)
+
+    def _evaluate_cell(
+        self, request: EvaluationRequest, model: ResolvedModel, method: Method, task: TaskCard
+    ) -> Iterator[Cell]:
+        """Yield the cell of one variant, and its rerankers."""
+        request.log_status(f"{model.card.name} · {method.name} · {task.name}")
+        try:
+            with reraise_unexpected_errors():
+                job = EvaluationJob.prepare(request, model, method, task)
+                cell = job.load_or_run()
+            yield replace(cell, expected=find_expected_scores(cell, model.card, task, request))
+        except RetbenchError as error:
+            yield self.output.record_failure(error, model.card.name, method.name, task, request.sample)
+            return
+        load_first_stage = partial(load_run, collection=job.collection, card=task)
+        yield from self.rerankers.rerank_cell(cell, task, load_first_stage, model)
 
 
 def list_jobs(request: EvaluationRequest) -> Iterator[EvaluationJob]:
     """Yield the job of every cell without running it; the first error stops."""
-    tasks, methods, engine = find_tasks(request), find_methods(request), parse_engine(request.engine)
+    methods, engine = find_methods(request), parse_engine(request.engine)
     for card in find_models(request, engine):
         model = ResolvedModel.resolve(card, request.weights, request.log_status, engine)
         for method in model.resolve_methods(methods):
-            yield from (EvaluationJob.prepare(request, model, method, task) for task in tasks)
+            for variant in request.expand_variants():
+                yield from (EvaluationJob.prepare(variant, model, method, task) for task in find_tasks(variant))
 
 
 def find_models(request: EvaluationRequest, engine: Engine) -> list[ModelCard]:

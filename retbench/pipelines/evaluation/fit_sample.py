@@ -17,6 +17,7 @@ from retbench.cards.compute_target import RayTarget, parse_compute_target
 from retbench.cards.engine import parse_engine
 from retbench.cards.method import Role
 from retbench.corpora.collection import DOCUMENTS_PER_QUERY, Collection
+from retbench.corpora.texts import read_inputs
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.engines import memory
 from retbench.errors import InapplicableError, RetbenchError, UsageError
@@ -28,6 +29,7 @@ from retbench.pipelines.evaluation.stored_samples import StoredSample, StoredSam
 from retbench.pipelines.models.search import build_retriever
 from retbench.records.phase_timer import NoProgress, PhaseTimer
 from retbench.records.results_folder import ResultsFolder
+from retbench.store.digest import compute_digest
 
 T = TypeVar("T")
 
@@ -123,8 +125,13 @@ def _measure_cells(request: EvaluationRequest) -> Iterator[CellCost]:
 def _measure_model(request: EvaluationRequest) -> Iterator[CellCost]:
     """Measure a model once, and count the texts of each task."""
     speed = load_seconds = 0.0
+    counted: set[tuple[str, str]] = set()  # variants that share stored vectors cost only one embedding
     for job in list_jobs(request):
         spec = job.encoder_spec
+        vectors = (job.collection.fingerprint, compute_digest(spec.describe_vectors("document") if spec else None))
+        if vectors in counted:
+            continue
+        counted.add(vectors)
         if spec is None:
             yield _build_cost(job.collection, 0.0, _measure_lexical_model(job), 0.0)
             continue
@@ -148,7 +155,7 @@ def _build_cost(
 def _measure_encoder(job: EvaluationJob, spec: EncoderSpec) -> tuple[float, float]:
     """Return the seconds to load the weights, and tokens per second."""
     load_seconds, encoder = _time(lambda: job.model.load_encoder(spec))
-    texts = select_texts(job.collection.corpus, job.task.fields, COUNTED_TEXTS)
+    texts = read_inputs(select_texts(job.collection.corpus, COUNTED_TEXTS), job.task.fields)
     return load_seconds, measure_speed(encoder, encoder.tokenize(texts, "document"), MEASURED_SECONDS)
 
 
@@ -156,8 +163,9 @@ def _count_tokens(job: EvaluationJob, spec: EncoderSpec, role: Role) -> float:
     """Return the mean number of tokens of a query or document, as the model reads it."""
     is_query = role == "query"
     texts = job.collection.queries if is_query else job.collection.corpus
-    selected = select_texts(texts, ("text",) if is_query else job.task.fields, COUNTED_TEXTS)
-    tokenized = job.model.build_prompt_tokenizer(spec).tokenize(selected, role, spec.get_limit(role))
+    selected = select_texts(texts, COUNTED_TEXTS)
+    inputs = read_inputs(selected, ("text",) if is_query else job.task.fields)
+    tokenized = job.model.build_prompt_tokenizer(spec).tokenize(inputs, role, spec.get_limit(role))
     return len(tokenized.flat) / len(selected)
 
 

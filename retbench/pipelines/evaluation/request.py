@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from retbench.cards.compute_target import parse_compute_target
 from retbench.cards.user_config import get_results_folder
 from retbench.errors import UsageError
 from retbench.pipelines.models.overrides import Overrides
+from retbench.pipelines.models.value_lists import expand_value_lists
 from retbench.records.phase_timer import NoProgress, ProgressListener
 
 
@@ -35,13 +36,18 @@ class EvaluationRequest:
 
     def __post_init__(self) -> None:
         parse_compute_target(self.devices)
-        _ = self.parsed_overrides  # raises for a wrong key or value
+        for values in expand_value_lists(self.overrides):
+            Overrides.parse(values)  # raises for a wrong key or value
         if self.sample is not None and self.sample < 1:
             raise UsageError("--sample must be at least 1", "give the number of test queries to draw")
 
+    def expand_variants(self) -> "list[EvaluationRequest]":
+        """A request for each combination of the lists in `--set`; only this one without a list."""
+        return [replace(self, overrides=values) for values in expand_value_lists(self.overrides)]
+
     @cached_property
     def parsed_overrides(self) -> Overrides:
-        """The values of `--set`, parsed once."""
+        """The values of `--set` of one variant, parsed once."""
         return Overrides.parse(self.overrides)
 
 
