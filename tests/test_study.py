@@ -82,6 +82,13 @@ def test_a_shipped_plan_names_only_cards_that_exist(plan: Study) -> None:
             assert {slot.needs for slot in cells} == {None}
 
 
+def test_the_committed_plan_of_the_adaptors_can_be_run_again() -> None:
+    """docs/findings.md names it; a renamed key of plans would have it refused."""
+    plan = catalog.find_study("results/adaptor/plan.toml")
+    tasks = ("./scifact", "./cosqa", "./codetrans-java-cs", "stdlib-code")
+    assert {stage.tasks for stage in plan.stages} == {tasks}
+
+
 def test_the_study_of_specialised_models_has_the_eight_and_bm25() -> None:
     zero_shot = catalog.find_study("specialized-llms").stages[0]
     assert len(zero_shot.models) == 9

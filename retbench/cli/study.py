@@ -62,7 +62,9 @@ def _find_study(name: str, out: Path, at_toy_size: bool) -> "tuple[Study, Path]"
         return study, out
     from retbench.pipelines.studies.toy_study import open_toy_study
 
-    return open_toy_study(study, out)
+    toy_study, folder = open_toy_study(study, out)
+    print_status(f"{study.name} at toy size, in {folder}: random weights and twelve texts, so the scores mean nothing")
+    return toy_study, folder
 
 
 @app.command("list")
