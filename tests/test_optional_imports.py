@@ -9,7 +9,7 @@ from retbench.engines import text_config
 
 PROGRAM = """
 import sys
-for name in ("bm25s", "Stemmer", "gguf", "datasets", "faiss", "pandas", "peft", "accelerate"):
+for name in ("bm25s", "Stemmer", "gguf", "datasets", "faiss", "pandas", "peft", "accelerate", "PIL"):
     sys.modules[name] = None
 import retbench.cli.main
 import retbench.encoders.dense_encoder

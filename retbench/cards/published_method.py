@@ -2,26 +2,30 @@
 
 A folder without a card of ours is run as its own files say: `modules.json` and the folder of each module, `prompts` and
 `default_prompt_name`, `similarity_fn_name`, and the length limit. What a method cannot express is an error that names
-it, never left out. Folders of other kinds of models (SPLADE, ColBERT) are refused; a cross-encoder is a reranker.
+it, never left out. `published_sparse.py` and `published_late_interaction.py` read what is special in those kinds; a
+cross-encoder is a reranker.
 """
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.method import DESCRIPTIVE_FIELDS, Method, Pooling, Similarity
+from retbench.cards.method import DESCRIPTIVE_FIELDS, ROLES, Method, Pooling, Similarity
 from retbench.cards.model import DefaultMethod, ModelCard
+from retbench.cards.published_kinds import CONFIG_FILE, find_folder_kind, is_cross_encoder
+from retbench.cards.published_late_interaction import read_late_interaction
 from retbench.cards.published_modules import (
     MODULES_FILE,
     PublishedModule,
-    read_module_types,
+    find_backbone_folder,
     read_modules,
     read_optional_object,
 )
+from retbench.cards.published_sparse import read_sparse_settings
+from retbench.cards.vision_config import describe_bare_model
 from retbench.errors import DataError
 
 METHOD_NAME = "as-published"
-CONFIG_FILE = "config_sentence_transformers.json"
 TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -31,25 +35,6 @@ POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean", "weightedmean": 
 PLAIN_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
 LARGEST_LENGTH = 1_000_000  # tokenizers without a limit have one far above
 
-MANY_VECTORS = "a late-interaction model (ColBERT): it has a vector per token, compared by MaxSim"
-WORD_WEIGHTS = "a sparse encoder (SPLADE): it has weights of words, not a dense vector"
-CROSS_ENCODER = "a cross-encoder: it scores a query and a document together and has no vectors"
-OTHER_MODELS = {
-    "SparseEncoder": WORD_WEIGHTS,
-    "MultiVectorEncoder": MANY_VECTORS,
-    "ColBERT": MANY_VECTORS,
-    "CrossEncoder": CROSS_ENCODER,
-}
-OTHER_MODULES = {
-    "SpladePooling": WORD_WEIGHTS,
-    "MLMTransformer": WORD_WEIGHTS,
-    "SparseAutoEncoder": WORD_WEIGHTS,
-    "CSRSparsity": WORD_WEIGHTS,
-    "SparseStaticEmbedding": WORD_WEIGHTS,
-    "IDF": WORD_WEIGHTS,
-    "MultiVectorMask": MANY_VECTORS,
-    "LogitScore": CROSS_ENCODER,
-}
 # Arguments of transformers in the config of the Transformer module that change no float32 vector.
 HARMLESS_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation", "trust_remote_code", "padding_side", "token"}
 ARGUMENT_FIELDS = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "processor_kwargs", "config_kwargs",
@@ -66,50 +51,15 @@ class PublishedModel:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder has modules of sentence-transformers."""
-    return (folder / MODULES_FILE).is_file()
-
-
-def require_supported_model(folder: Path) -> None:
-    """Raise an error for a SPLADE or ColBERT folder: its states are not meant to be pooled."""
-    reason = _find_other_kind(folder)
-    if reason not in (None, CROSS_ENCODER):
-        raise DataError(
-            f"{folder} is {reason}", "pooling its states would score another model: only dense embedders are supported"
-        )
-
-
-def require_encoder(card: ModelCard, folder: Path | None = None) -> None:
-    """Raise an error for a cross-encoder, by its card or its folder, where a model is to give vectors."""
-    if card.kind == "cross-encoder" or (folder and is_cross_encoder(folder)):
-        name = folder or (card.weights and card.weights.path) or card.name
-        raise DataError(f"{name} is {CROSS_ENCODER}", f"rerank with it: --rerank cross:model={name}")
-
-
-def is_cross_encoder(folder: Path) -> bool:
-    """Whether a folder's own files say that it is a cross-encoder."""
-    return _find_other_kind(folder) == CROSS_ENCODER
-
-
-def _find_other_kind(folder: Path) -> str | None:
-    """What a folder is that is no dense embedder, in a few words; None for a dense embedder or a bare model."""
-    model_type = str(read_optional_object(folder / CONFIG_FILE).get("model_type", "SentenceTransformer"))
-    reason = OTHER_MODELS.get(model_type)
-    if reason is None and model_type != "SentenceTransformer":
-        reason = f"a model of the unknown type {model_type!r}"
-    if "HF_ColBERT" in (read_optional_object(folder / "config.json").get("architectures") or ()):
-        reason = MANY_VECTORS
-    for module_type in read_module_types(folder):
-        reason = reason or OTHER_MODULES.get(module_type.rpartition(".")[2])
-        reason = reason or (MANY_VECTORS if module_type.startswith("pylate.") else None)
-    return reason
+    """Whether a folder says how its model is used: by modules of sentence-transformers, or as Stanford's ColBERT."""
+    return (folder / MODULES_FILE).is_file() or find_folder_kind(folder) == "multi-vector"
 
 
 def read_published_model(folder: Path) -> PublishedModel:
     """Read the method of a sentence-transformers folder; raise an error for what a method cannot express."""
-    require_supported_model(folder)
+    builders = {"sparse": _build_sparse_model, "multi-vector": _build_late_interaction_model}
     try:
-        return _build_published_model(folder)
+        return builders.get(find_folder_kind(folder), _build_published_model)(folder)
     except (AttributeError, TypeError, ValueError) as problem:  # a field of another type
         raise _make_error(folder, f"one of its config files is damaged: {problem}") from problem
 
@@ -133,16 +83,44 @@ def _build_published_model(folder: Path) -> PublishedModel:
     return PublishedModel(method, _read_max_length(folder, transformer), notes)
 
 
+def _build_sparse_model(folder: Path) -> PublishedModel:
+    config, backbone = read_optional_object(folder / CONFIG_FILE), find_backbone_folder(folder)
+    transformer = read_transformer_settings(backbone)
+    fields_of_kind = read_sparse_settings(folder, config, transformer)
+    _check_arguments(folder, transformer)
+    prompts = {str(name): str(text or "") for name, text in (config.get("prompts") or {}).items()}
+    return _build_model_of_kind(folder, fields_of_kind, prompts, config, _read_max_length(backbone, transformer))
+
+
+def _build_late_interaction_model(folder: Path) -> PublishedModel:
+    config, transformer = read_optional_object(folder / CONFIG_FILE), read_transformer_settings(folder)
+    fields_of_kind, prompts = read_late_interaction(folder, config, transformer)
+    lengths = dict.fromkeys(("query_length", "document_length", "query_expansion"))
+    _check_transformer(folder, {**transformer, **lengths})
+    return _build_model_of_kind(folder, fields_of_kind, prompts, config, _read_max_length(folder, transformer))
+
+
+def _build_model_of_kind(
+    folder: Path, fields_of_kind: dict[str, Any], prompts: dict[str, str], config: dict[str, Any], length: int | None
+) -> PublishedModel:
+    used = _choose_prompts(prompts, config.get("default_prompt_name"))
+    _check_prompts(folder, [], [prompts[name] for name in used.values()])
+    templates = {role: prompts[used[role]] + "{text}" if role in used else "{text}" for role in ROLES}
+    source = "the folder's own files"
+    return PublishedModel(
+        Method(name=METHOD_NAME, fidelity="exact", source=source, **fields_of_kind, **templates), length, ()
+    )
+
+
 def describe_published_card(card: ModelCard, folder: Path) -> ModelCard:
     """A card that names no method gets that of the folder, or `mean`. A method that cannot be followed is an error
     when it is used: another one can still be named. A cross-encoder gets its kind."""
     if card.method is not None or card.kind == "cross-encoder":
         return card
-    require_supported_model(folder)
     if is_cross_encoder(folder):
         return replace(card, kind="cross-encoder")
     if not is_published(folder):
-        return replace(card, method=DefaultMethod("mean"))
+        return describe_bare_model(card, folder)
     try:
         published = read_published_model(folder)
     except DataError as problem:
@@ -219,15 +197,12 @@ def read_transformer_settings(folder: Path) -> dict[str, Any]:
 
 def _check_transformer(folder: Path, settings: dict[str, Any]) -> None:
     """Raise an error for settings of the Transformer module that change its states."""
-    arguments = {name for field in ARGUMENT_FIELDS for name in settings.get(field) or {}} - HARMLESS_ARGUMENTS
+    _check_arguments(folder, settings)
     problems = {
-        f"it gives transformers the argument {next(iter(sorted(arguments)), '')}": bool(arguments),
         f"its task is {settings.get('transformer_task')}": settings.get("transformer_task", "feature-extraction")
         != "feature-extraction",
         "it puts each text into a chat": "text" not in settings.get("modality_config", {"text": {}}),
         "it does not pool the last hidden state": not _reads_last_state(settings),
-        "it puts texts into lower case, which its tokenizer does not": bool(settings.get("do_lower_case"))
-        and not _has_lower_case(folder),
         "it truncates its vectors (truncate_dim)": bool(read_optional_object(folder / CONFIG_FILE).get("truncate_dim")),
         "it has other lengths for queries (query_length)": bool(settings.get("query_length")),
         "it has another length for documents (document_length)": bool(settings.get("document_length")),
@@ -236,6 +211,15 @@ def _check_transformer(folder: Path, settings: dict[str, Any]) -> None:
     for problem, is_found in problems.items():
         if is_found:
             raise _make_error(folder, problem)
+
+
+def _check_arguments(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise an error for settings that change the tokens or the states of any kind of model."""
+    arguments = {name for field in ARGUMENT_FIELDS for name in settings.get(field) or {}} - HARMLESS_ARGUMENTS
+    if arguments:
+        raise _make_error(folder, f"it gives transformers the argument {min(arguments)}")
+    if settings.get("do_lower_case") and not _has_lower_case(find_backbone_folder(folder)):
+        raise _make_error(folder, "it puts texts into lower case, which its tokenizer does not")
 
 
 def _reads_last_state(settings: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,19 @@ class Collection:
         if self.candidates:
             parts.append(json.dumps(dict(sorted(self.candidates.items()))))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a document or a query has an image."""
+        return self.corpus.images is not None or self.queries.images is not None
+
+    def drop_images(self) -> "Collection":
+        """Return the collection without images. A query that was only an image has nothing left: an error."""
+        queries = self.queries.drop_images()
+        empty = next((row.id for row in queries if not row.text.strip()), None)
+        if empty is not None and self.queries.images is not None:
+            raise DataError(f"query {empty!r} is only an image", "use a model that reads images, and read the images")
+        return replace(self, corpus=self.corpus.drop_images(), queries=queries)
 
     @property
     def max_excluded(self) -> int:

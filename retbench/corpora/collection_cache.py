@@ -1,8 +1,8 @@
 """The collection cache: each collection is checked once and stored as Arrow files and a manifest, written last.
 
 A folder with a manifest is complete; a folder without one is the rest of an interrupted read and is never opened. The
-manifest holds a checksum of every file and of itself, so any change on disk is detected before a row is read. Rows are
-streamed; only eight bytes per document stay in memory.
+manifest holds a checksum of every file and of itself, so any change on disk is detected before a row is read. Rows and
+their images are streamed; only eight bytes per document stay in memory.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -22,9 +22,12 @@ import pyarrow.compute as pc
 
 from retbench.cards.checksums import cached_sha256, compute_sha256
 from retbench.cards.text_parsers import parse_json
+from retbench.corpora.images import ImageWriter, name_image_file
 from retbench.corpora.rows import Exclusion, Judgment, ListedDocument, RawCollection, TextRow
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.errors import DataError, ResourceError
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 ROWS_PER_BATCH = 4096
@@ -126,24 +129,33 @@ def _write_collection(raw: RawCollection, folder: Path) -> dict[str, Any]:
     }
 
 
-def _split_into_chunks(items: Iterable[TextRow], size: int) -> Iterator[list[TextRow]]:
+def _split_into_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
 
 
 def write_texts(rows: Iterable[TextRow], file: Path, row_kind: str) -> Texts:
-    """Check and store rows as they stream; a repeated id is an error."""
+    """Check and store rows as they stream; a repeated id is an error. Images go into a file of their own."""
     digest, id_hashes = hashlib.sha256(), array("q")
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as out:
-        for chunk in _split_into_chunks(rows, ROWS_PER_BATCH):
-            for row in chunk:
-                _check_text(row, row_kind)
-                digest.update(json.dumps(row[:3], ensure_ascii=False).encode())
-                id_hashes.frombytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest())
-            out.write_batch(
-                pa.record_batch([list(column) for column in zip(*(r[:3] for r in chunk), strict=True)], SCHEMA)
-            )
+
+    def store_images(out: ImageWriter) -> Iterator[tuple[str, str, str]]:
+        for row in rows:
+            _check_text(row, row_kind)
+            digest.update(json.dumps(row[:3], ensure_ascii=False).encode())
+            if row.image is not None:
+                digest.update(b"image " + hashlib.sha256(row.image).digest())
+            out.add(row.image, row.where or row.id)
+            id_hashes.frombytes(hashlib.blake2b(row.id.encode(), digest_size=8).digest())
+            yield row[:3]
+
+    with (
+        ImageWriter(name_image_file(file)) as image_out,
+        pa.OSFile(str(file), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as out,
+    ):
+        for chunk in _split_into_chunks(store_images(image_out), ROWS_PER_BATCH):
+            out.write_batch(pa.record_batch([list(column) for column in zip(*chunk, strict=True)], SCHEMA))
     texts = Texts.open(file, digest.hexdigest())
     _check_unique(texts, np.frombuffer(id_hashes, dtype=np.int64), row_kind)
     return texts
@@ -151,7 +163,7 @@ def write_texts(rows: Iterable[TextRow], file: Path, row_kind: str) -> Texts:
 
 def _check_text(row: TextRow, row_kind: str) -> None:
     """Check one row: an empty query is an error; an empty document is kept and counted in the record."""
-    if row_kind == "query" and not row.text.strip():
+    if row_kind == "query" and not row.text.strip() and row.image is None:
         raise DataError(f"{row.where or row.id}: query {row.id!r} is empty", "remove it, and its judgments")
     try:
         (row.id + row.title + row.text).encode()

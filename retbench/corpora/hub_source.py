@@ -23,6 +23,7 @@ from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.errors import DataError, MissingError
 
 ROWS_PER_BATCH = 4096
+IMAGES_PER_BATCH = 16
 DOCUMENT_COLUMNS = ("docid", "title", "text")  # Tevatron's corpora
 
 
@@ -163,11 +164,33 @@ def _load_with_generic_loader(source: SourceSpec, split: str, folder: Path) -> A
 
 
 def iterate_rows(data: Any) -> Iterator[TextRow]:
-    """Iterate over the rows of an mteb table: id, optional title, text."""
-    for batch in data.iter(batch_size=ROWS_PER_BATCH):
-        titles = batch.get("title") or [None] * len(batch["id"])
-        for identifier, title, text in zip(batch["id"], titles, batch["text"], strict=True):
-            yield TextRow(str(identifier), title or "", text or "", f"row {identifier!r}")
+    """Iterate over the rows of an mteb table: id, and title, text and image where it has them."""
+    has_images = "image" in data.column_names
+    for batch in (_leave_encoded(data) if has_images else data).iter(
+        IMAGES_PER_BATCH if has_images else ROWS_PER_BATCH
+    ):
+        absent = [None] * len(batch["id"])
+        columns = (batch.get(name) or absent for name in ("title", "text", "image"))
+        for identifier, title, text, image in zip(batch["id"], *columns, strict=True):
+            where = f"row {identifier!r}"
+            yield TextRow(str(identifier), title or "", text or "", where, image and _read_encoded(image, where))
+
+
+def _leave_encoded(data: Any) -> Any:
+    """Return the table with images as the bytes of their files: decoding is ours, after a check of their size."""
+    from datasets import Image
+
+    return data.cast_column("image", Image(decode=False))
+
+
+def _read_encoded(image: dict[str, Any], where: str) -> bytes:
+    data: bytes | None = image.get("bytes")
+    if data is None:
+        raise DataError(
+            f"{where}: its image is not in the table, but at {image.get('path')!r}",
+            "use a revision of the dataset whose tables hold the images",
+        )
+    return data
 
 
 def _iterate_judgments(data: Any) -> Iterator[Judgment]:

@@ -10,12 +10,17 @@ from typing import NamedTuple
 
 
 class TextRow(NamedTuple):
-    """A document or a query; `where` is its place in the source, for error messages."""
+    """A document or a query; `where` is its place in the source, for error messages.
+
+    `image` is an encoded image file. A row that is read back from a stored collection has neither of the two: its image
+    is read through `Texts.images`, and only where it is needed.
+    """
 
     id: str
     title: str
     text: str
     where: str = ""
+    image: bytes | None = None
 
 
 class Judgment(NamedTuple):

@@ -1,17 +1,19 @@
 """Texts on disk, memory-mapped, and the rule that joins a row's fields into the text a model reads.
 
 Rows are read from a mapped Arrow file, singly or in batches, so memory holds only the rows in use. A selection (the
-queries of a split, a sample) is a view: the same file and row numbers.
+queries of a split, a sample) is a view: the same file and row numbers. The images of the rows, if there are any, are in
+a second file, so reading texts never touches them.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from retbench.corpora.images import ImageRows, TextsWithImages, name_image_file
 from retbench.corpora.rows import TextRow
 
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.large_string()), ("text", pa.large_string())])
@@ -25,11 +27,19 @@ class Texts:
     table: pa.Table
     fingerprint: str
     selection: np.ndarray | None = None
+    images: ImageRows | None = None
 
     @staticmethod
     def open(file: Path, fingerprint: str) -> "Texts":
-        """Map a file written by `collection_cache.py`."""
-        return Texts(file, pa.ipc.open_file(pa.memory_map(str(file))).read_all(), fingerprint)
+        """Map a file written by `collection_cache.py`, and that of its images if it has any."""
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        image_file = name_image_file(file)
+        images = ImageRows(image_file, np.arange(table.num_rows)) if image_file.exists() else None
+        return Texts(file, table, fingerprint, images=images)
+
+    def drop_images(self) -> "Texts":
+        """Return the same rows without their images."""
+        return replace(self, images=None)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Texts":
         """Return a view of some rows, in the given order."""
@@ -37,7 +47,8 @@ class Texts:
         if np.array_equal(numbers, np.arange(len(self))):
             return self
         digest = hashlib.sha256(self.fingerprint.encode() + numbers.tobytes()).hexdigest()
-        return Texts(self.file, self.table, digest, numbers if self.selection is None else self.selection[numbers])
+        selection = numbers if self.selection is None else self.selection[numbers]
+        return Texts(self.file, self.table, digest, selection, self.images and self.images.select(numbers))
 
     def __len__(self) -> int:
         return self.table.num_rows if self.selection is None else len(self.selection)
@@ -59,6 +70,12 @@ class Texts:
         """Return all ids as an Arrow column."""
         column = self.table.column("id")
         return column if self.selection is None else column.take(pa.array(self.selection))
+
+
+def read_inputs(texts: Texts, fields: Sequence[str]) -> Iterable[str]:
+    """Return what a model reads of the rows: the joined fields, with the images if there are any."""
+    joined = (join_fields(row, fields) for row in texts)
+    return TextsWithImages(joined, texts.images) if texts.images else joined
 
 
 def join_fields(row: TextRow, fields: Sequence[str]) -> str:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from retbench.cards.method import Method, Role
+from retbench.corpora.images import ImageRows
+from retbench.encoders.query_expansion import expand_rows, register_markers
 from retbench.encoders.token_ids import TokenIdBuffer, release_pages
 from retbench.encoders.word_tokens import WordTokenizer
 from retbench.engines.chat_template import render_chat
@@ -30,7 +32,9 @@ class TokenizedTexts:
 
     `truncated` and `empty` count texts; `unknown` counts the tokens that stand for text which the tokenizer does not
     know, None if it has no such token. `pooling_starts` is the first pooled token of each text, for methods that pool
-    only a part. `word_ids` are the token ids of the words of each text, for sparse methods.
+    only a part. `word_ids` are the token ids of the words of each text, for sparse methods. `images` are the images of
+    the rows that have one; their tokens are among the ids. `role` is what the texts are; `attended` is the number of
+    tokens at the start of each text that others read, None if they read all.
     """
 
     flat: np.ndarray
@@ -40,6 +44,9 @@ class TokenizedTexts:
     pooling_starts: np.ndarray | None = None
     word_ids: list[np.ndarray] | None = None
     unknown: int | None = None
+    images: ImageRows | None = None
+    role: Role | None = None
+    attended: np.ndarray | None = None
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -62,7 +69,9 @@ class TokenizedTexts:
         starts = None if self.pooling_starts is None else self.pooling_starts[rows]
         words = None if self.word_ids is None else [self.word_ids[int(row)] for row in rows]
         release_pages(self.flat)
-        return TokenizedTexts(flat, offsets, 0, 0, starts, words)
+        images = self.images and self.images.select(rows)
+        attended = None if self.attended is None else self.attended[rows]
+        return TokenizedTexts(flat, offsets, 0, 0, starts, words, None, images, self.role, attended)
 
 
 def concatenate_texts(parts: Sequence[TokenizedTexts]) -> TokenizedTexts:
@@ -110,6 +119,11 @@ class PromptTokenizer:
         token = self.tokenizer.pad_token if self.method.eos_is_pad else self.tokenizer.eos_token
         return None if token is None else str(token)
 
+    @cached_property
+    def _reader(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer with the method's markers."""
+        return register_markers(self.tokenizer, self.method)
+
     def __post_init__(self) -> None:
         missing = [
             name
@@ -143,6 +157,7 @@ class PromptTokenizer:
         """Token ids of all texts. Texts longer than `limit` tokens are truncated and counted."""
         starts: list[int] = []
         words: list[np.ndarray] = []
+        attended: list[np.ndarray] = []
         word_tokenizer = WordTokenizer(self.tokenizer)
         truncated = empty = unknown = 0
         unknown_id = find_unknown_id(self.tokenizer)
@@ -157,12 +172,14 @@ class PromptTokenizer:
                 if prompt_limit is None:
                     chunk, cut_texts = self._truncate_texts(chunk, limit)
                 prompts = [self.build_prompt(text, role) for text in chunk]
-                encoded, cut_prompts = self._encode_prompts(prompts, prompt_limit)
+                encoded, cut_prompts = self._encode_prompts(prompts, prompt_limit, role)
                 rows: list[list[int]] = encoded["input_ids"]
                 unknown += 0 if unknown_id is None else sum(row.count(unknown_id) for row in rows)
-                ids.append(list(map(self._append_eos, rows)))
+                rows, read = expand_rows(self._reader, self.method, role, list(map(self._append_eos, rows)))
+                ids.append(rows)
+                attended.extend([] if read is None else [read])
                 starts.extend(self._find_text_starts(encoded, prompts, chunk, role))
-                words.extend(word_tokenizer.tokenize_words(chunk) if self.method.kind != "dense" else [])
+                words.extend(word_tokenizer.tokenize_words(chunk) if self._needs_words else [])
                 truncated += cut_texts + cut_prompts
             return TokenizedTexts(
                 ids.read_all(),
@@ -172,7 +189,14 @@ class PromptTokenizer:
                 np.array(starts) if starts else None,
                 words or None,
                 None if unknown_id is None else unknown,
+                role=role,
+                attended=np.concatenate(attended) if attended else None,
             )
+
+    @property
+    def _needs_words(self) -> bool:
+        """Whether the method weights the words of a text (PromptReps)."""
+        return self.method.kind != self.method.vector_kind
 
     def _truncate_texts(self, texts: list[str], limit: int) -> tuple[list[str], int]:
         """The first `limit` tokens of each text, decoded again, and the number of truncated texts."""
@@ -180,11 +204,12 @@ class PromptTokenizer:
         truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         return self.tokenizer.batch_decode(encoded["input_ids"], clean_up_tokenization_spaces=False), truncated
 
-    def _encode_prompts(self, prompts: list[str], limit: int | None) -> "tuple[BatchEncoding, int]":
+    def _encode_prompts(self, prompts: list[str], limit: int | None, role: Role) -> "tuple[BatchEncoding, int]":
         max_length = None if limit is None else limit - self.method.eos
-        encoded = self.tokenizer(
+        is_static = role == "query" and self.method.learned_sparse and self.method.learned_sparse.static_queries
+        encoded = self._reader(
             prompts,
-            add_special_tokens=self.method.special_tokens,
+            add_special_tokens=self.method.special_tokens and not is_static,
             truncation=max_length is not None,
             max_length=max_length,
         )

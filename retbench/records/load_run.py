@@ -76,7 +76,7 @@ def open_recorded_collection(record: Record) -> Collection:
         sample = record.settings["sample"]
         sampled = collection.sample(sample) if sample else collection
         if sampled.fingerprint == record.collection["fingerprint"]:
-            return sampled
+            return sampled.drop_images() if record.settings.get("images") == "ignore" else sampled
     raise MissingError(
         f"the texts of {record.task} (fingerprint {record.collection['fingerprint'][:12]}) are not in the cache",
         f"run any model on the same collection once, for example bm25 --task {record.task}, or set RETBENCH_CACHE",
@@ -95,7 +95,9 @@ def _list_cached_collections(record: Record) -> list[Collection]:
     if record.task in catalog.load_task_cards():
         with suppress(RetbenchError):  # not fetched; the caller raises
             collections.append(
-                open_collection(replace(catalog.find_task_card(record.task), split=record.settings["split"]))
+                open_collection(
+                    replace(catalog.find_task_card(record.task), split=record.settings["split"]), with_images=True
+                )
             )
     return collections
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from retbench.corpora.texts import read_inputs
 from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.text_encoder import estimate_stored_bytes
 from retbench.pipelines.evaluation.evaluate import list_jobs
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.evaluation.measure_speed import measure_speed, select_texts
@@ -12,7 +14,6 @@ from retbench.pipelines.evaluation.reranker_previews import preview_rerankers
 from retbench.pipelines.models.prompt_examples import build_prompt_examples
 from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.reranking.chain import parse_rerankers
-from retbench.store.vector_formats import compute_row_bytes
 
 MAX_COUNTED_TEXTS = 2000  # texts to tokenize; for a larger corpus the number of tokens is extrapolated
 MEASURED_SECONDS = 4.0
@@ -36,19 +37,22 @@ def dry_run(request: EvaluationRequest) -> Iterator[dict[str, Any]]:
 
 def _estimate_cost(job: EvaluationJob, spec: EncoderSpec, speeds: dict[tuple[str, str], float]) -> dict[str, Any]:
     corpus = job.collection.corpus
-    texts = select_texts(corpus, job.task.fields, MAX_COUNTED_TEXTS)
-    tokenized = job.model.build_prompt_tokenizer(spec).tokenize(texts, "document", spec.document_limit)
+    texts = select_texts(corpus, MAX_COUNTED_TEXTS)
+    inputs = read_inputs(texts, job.task.fields)
+    tokenized = job.model.build_prompt_tokenizer(spec).tokenize(inputs, "document", spec.document_limit)
     tokens = int(len(tokenized.flat) * len(corpus) / len(texts))
     key = (job.model.card.name, spec.dtype)
     if key not in speeds:
         speeds[key] = measure_speed(job.model.load_encoder(spec), tokenized, MEASURED_SECONDS)
-    row_bytes = compute_row_bytes(job.model.load_encoder(spec).dimension, spec.vector_dtype)
+    dimension, texts_stored = job.model.load_encoder(spec).dimension, len(corpus) + len(job.collection.queries)
     return {
         "tokens": tokens,
         "tokens_exact": len(texts) == len(corpus),
         "tokens_per_second": speeds[key],
         "seconds": tokens / speeds[key],
-        "disk_bytes": row_bytes * (len(corpus) + len(job.collection.queries)),
+        "disk_bytes": estimate_stored_bytes(
+            spec.method.vector_kind, dimension, spec.vector_dtype, texts_stored, tokens
+        ),
     }
 
 

@@ -42,9 +42,13 @@ class EvaluationJob:
     def prepare(request: EvaluationRequest, model: ResolvedModel, method: Method, task: TaskCard) -> "EvaluationJob":
         """Open the collection and resolve the encoder's specification."""
         require_unseen_queries(model.card, task)
-        collection = open_collection(task, request.sample)
-        is_lexical = model.lexical_settings is not None
-        encoder_spec = None if is_lexical else model.build_encoder_spec(method, task, request.parsed_overrides)
+        collection = open_collection(task, request.sample, with_images=True)
+        model.require_reader(collection, task)
+        encoder_spec = (
+            None
+            if model.lexical_settings
+            else model.build_encoder_spec(method, task, request.parsed_overrides, collection.has_images)
+        )
         return EvaluationJob(request, model, method, task, collection, encoder_spec)
 
     @cached_property
@@ -73,7 +77,7 @@ class EvaluationJob:
 
     def _name_retriever(self) -> str:
         search = self.request.parsed_overrides.search
-        return ann_settings.format_ann_settings(search) if search else "dense"
+        return ann_settings.format_ann_settings(search) if search else self.method.vector_kind
 
     @property
     def folder(self) -> Path:

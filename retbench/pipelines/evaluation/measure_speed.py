@@ -7,8 +7,8 @@ import numpy as np
 
 from retbench.corpora.texts import Texts
 from retbench.encoders.batch_plan import BatchPlan
-from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.encoders.text_encoder import TextEncoder
 from retbench.engines import memory
 from retbench.engines.device import get_device
 from retbench.retrievers.embedding_retriever import compute_token_budget
@@ -21,7 +21,7 @@ def select_texts(texts: Texts, most: int) -> Texts:
     return texts.take(np.linspace(0, len(texts) - 1, min(len(texts), most)).astype(int))
 
 
-def measure_speed(encoder: DenseEncoder, tokens: TokenizedTexts, seconds: float) -> float:
+def measure_speed(encoder: TextEncoder, tokens: TokenizedTexts, seconds: float) -> float:
     """Return tokens per second over a few seconds of batches in random order; the first batch is a warm-up."""
     device = get_device().type
     budget = CPU_BATCH_TOKENS if device == "cpu" else compute_token_budget(device, memory.get_thread_count())

@@ -5,25 +5,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from retbench.cards import catalog
+from retbench.cards import catalog, vision_config
 from retbench.cards.default_methods import resolve_methods
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method, Similarity
 from retbench.cards.model import LexicalSettings, ModelCard
+from retbench.cards.published_kinds import require_encoder, require_fitting_method
 from retbench.cards.published_method import (
     describe_published_card,
     follow_published_model,
     is_published,
-    require_encoder,
 )
 from retbench.cards.rope_scaling import parse_rope_scaling
 from retbench.cards.task import TaskCard
+from retbench.corpora.collection import Collection
+from retbench.corpora.open_collection import require_texts
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.encoder_spec import EncoderSpec, compute_length_limits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.vision_tokenizer import VisionTokenizer
 from retbench.engines import (
     check_published_head,
     fingerprints,
@@ -33,14 +36,16 @@ from retbench.engines import (
     text_config,
     weights,
 )
-from retbench.engines.device import DtypeChoice, choose_dtype
+from retbench.engines.device import DtypeChoice, choose_dtype, get_device_type
 from retbench.errors import InapplicableError, UsageError
+from retbench.pipelines.models import image_settings
 from retbench.pipelines.models.overrides import Overrides
 from retbench.store.digest import compute_digest
 
 if TYPE_CHECKING:  # these import torch, which only a cell that is computed needs
     from retbench.encoders.dense_encoder import DenseEncoder
     from retbench.encoders.shard_tasks import ShardWorkers
+    from retbench.encoders.text_encoder import TextEncoder
     from retbench.pipelines.models.encoder_factory import EncoderFactory
 
 DEFAULT_ENGINE = Engine()
@@ -61,7 +66,7 @@ class ResolvedModel:
         """What builds the encoders and keeps the loaded weights."""
         from retbench.pipelines.models.encoder_factory import EncoderFactory
 
-        return EncoderFactory(self.engine, self.card, self.local_weights.folder if self.local_weights else None)
+        return EncoderFactory(self.engine, self.card, self.local_weights)
 
     @staticmethod
     def resolve(
@@ -73,11 +78,19 @@ class ResolvedModel:
         if card.kind == "lexical" or engine.name == "endpoint":
             return ResolvedModel(card, None, engine)
         local_weights = weights.obtain_weights(card, path, log_status)
-        card = describe_published_card(card, local_weights.folder)
+        card = describe_published_card(card, local_weights.published_folder)
         name = f"{card.name}+{local_weights.label}" if path and local_weights.label else card.name
-        is_text_only = text_config.has_text_config(local_weights.folder) and TEXT_ONLY_NOTE not in card.notes
-        notes = (*card.notes, TEXT_ONLY_NOTE) if is_text_only else card.notes
+        has_tower = text_config.has_text_config(local_weights.folder)
+        is_text_only = has_tower and vision_config.find_vision_kind(local_weights.folder) is None
+        notes = (*card.notes, TEXT_ONLY_NOTE) if is_text_only and TEXT_ONLY_NOTE not in card.notes else card.notes
         return ResolvedModel(replace(card, name=name, notes=notes), local_weights, engine)
+
+    def require_reader(self, collection: Collection, task: TaskCard) -> None:
+        """Refuse a collection with images for a model, or an engine, that reads only texts."""
+        if not self.local_weights or vision_config.find_vision_kind(self.local_weights.folder) is None:
+            require_texts(collection, task, self.card.name)
+        elif self.engine.name != "transformers":
+            require_texts(collection, task, f"the engine {self.engine.name}")
 
     @property
     def weights(self) -> weights.LocalWeights:
@@ -98,24 +111,58 @@ class ResolvedModel:
         resolved = resolve_methods(self.card, methods)
         if self.local_weights is None or resolved == [self.card.method and self.card.method.own]:
             return resolved
-        return [follow_published_model(method, self.local_weights.folder) for method in resolved]
+        return [follow_published_model(method, self.local_weights.published_folder) for method in resolved]
 
-    def build_encoder_spec(self, method: Method, task: TaskCard, overrides: Overrides) -> EncoderSpec:
+    def build_encoder_spec(
+        self, method: Method, task: TaskCard, overrides: Overrides, with_images: bool = False
+    ) -> EncoderSpec:
         """Collect everything that decides a vector, without loading the model."""
+        if self.local_weights:
+            require_fitting_method(self.local_weights.published_folder, method)
         if unsupported := self.engine.find_unsupported(method):
             raise InapplicableError(
                 f"method {method.name} needs {unsupported}, which the engine {self.engine.name} does not support",
                 "use another --method (retbench list methods) or another --engine",
             )
+        if overrides.dtype == "int8":
+            self._check_int8(with_images)
         self._check_window(overrides)
-        query_limit, document_limit = compute_length_limits(
-            task, self.card.max_length, self.card.context_length, overrides.max_length
-        )
+        query_limit, document_limit = self._compute_limits(method, task, overrides)
         return EncoderSpec(
             self._describe_weights(), method.fit_to_task(task), method.choose_instruction(task), query_limit,
             document_limit, self.choose_dtype(overrides).dtype, self.engine.settings_name,
-            self._get_adaptor_digest(method), **self._collect_options(method, overrides),
+            self._get_adaptor_digest(method), **self._collect_image_settings(method, overrides, with_images),
+            **self._collect_options(method, overrides),
         )  # fmt: skip
+
+    def _compute_limits(self, method: Method, task: TaskCard, overrides: Overrides) -> tuple[int, int]:
+        """Return the most tokens of a query and a document; late interaction has a limit of its own for each."""
+        card, settings = self.card, method.late_interaction
+        limits = compute_length_limits(task, card.max_length, card.context_length, overrides.max_length)
+        if settings is None:
+            return limits
+        own = (settings.query_length, settings.document_length)
+        queries, documents = (
+            compute_length_limits(task, length or card.max_length, card.context_length, overrides.max_length)
+            for length in own
+        )
+        return min(queries[0], settings.query_length or queries[0]), documents[1]
+
+    def _check_int8(self, with_images: bool) -> None:
+        """Refuse `--set dtype=int8` where no int8 layers exist."""
+        if self.engine.name != "transformers" or with_images or get_device_type() != "cpu":
+            used = f"the engine {self.engine.name}" if self.engine.name != "transformers" else "images or a GPU"
+            raise InapplicableError(
+                f"--set dtype=int8 computes texts on a CPU by the engine transformers, not with {used}",
+                "use another dtype; or leave --engine out, and set RETBENCH_DEVICE=cpu",
+            )
+
+    def _collect_image_settings(self, method: Method, overrides: Overrides, with_images: bool) -> dict[str, Any]:
+        if self.local_weights is None:
+            return {}
+        return image_settings.collect_image_settings(
+            self.card, self.local_weights.folder, method, overrides, with_images
+        )
 
     def _check_window(self, overrides: Overrides) -> None:
         """Refuse a `--set max_length` beyond the model's context window, as far as RoPE scaling stretches it."""
@@ -136,9 +183,11 @@ class ResolvedModel:
         """Return the optional settings of an encoder that are in use."""
         given = {"dimensions": overrides.dimensions, "vector_dtype": overrides.vector_dtype}
         options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        if options and method.kind != "dense":
+        refused = {"dense": (), "multi-vector": ("dimensions",)}.get(method.kind, tuple(options))
+        if wrong := [key for key in refused if key in options]:
+            stored = "one vector per token" if method.vector_kind == "multi-vector" else "term weights"
             raise InapplicableError(
-                f"method {method.name} stores term weights, so --set {next(iter(options))} does not apply",
+                f"method {method.name} stores {stored}, so --set {wrong[0]} does not apply",
                 "leave it out, or use a dense --method",
             )
         if method.similarity == "dot" and overrides.vector_dtype not in (None, "fp32"):
@@ -155,10 +204,15 @@ class ResolvedModel:
             options["rope"] = overrides.rope
         if self.local_weights and self.engine.name == "transformers":
             options["code"] = remote_code.compute_code_digest(self.local_weights.folder)
-        if self.local_weights and method.pooling == "model":
-            self._check_modules(method, self.local_weights.folder)
-            options["modules"] = fingerprints.compute_modules_fingerprint(self.local_weights.folder)
+        if self.local_weights and method.pooling == "model" and not self._has_towers:
+            self._check_modules(method, self.local_weights.published_folder)
+            options["modules"] = fingerprints.compute_modules_fingerprint(self.local_weights.published_folder)
         return options
+
+    @property
+    def _has_towers(self) -> bool:
+        """Whether the vectors are those of a text and an image tower, as in CLIP."""
+        return self.local_weights is not None and vision_config.find_vision_kind(self.local_weights.folder) == "towers"
 
     def _check_modules(self, method: Method, folder: Path) -> None:
         if not is_published(folder):
@@ -166,7 +220,8 @@ class ResolvedModel:
                 f"method {method.name} needs the modules of a published embedder: {self.card.name} has no modules.json",
                 "use --method last or mean",
             )
-        check_published_head.check_head(folder, self.engine.name)
+        if method.vector_kind == "dense":
+            check_published_head.check_head(folder, self.engine.name)
 
     def _get_adaptor_digest(self, method: Method) -> str | None:
         """Return the digest of the model's adaptor, which was trained on the vectors of one method."""
@@ -208,13 +263,19 @@ class ResolvedModel:
         folder = self.local_weights.folder
         return choose_dtype(self.card, lambda: text_config.is_causal(folder), overrides.dtype)
 
-    def load_encoder(self, spec: EncoderSpec) -> "DenseEncoder":
+    def load_encoder(self, spec: EncoderSpec) -> "TextEncoder":
         """Load the encoder of a specification; weights are loaded once."""
         return self.encoder_factory.load_encoder(spec)
 
-    def build_prompt_tokenizer(self, spec: EncoderSpec) -> PromptTokenizer:
+    def load_dense_encoder(self, spec: EncoderSpec) -> "DenseEncoder":
+        """The same for callers that need one vector for each text."""
+        if spec.method.vector_kind != "dense":
+            raise TypeError(f"method {spec.method.name} has no dense vectors")
+        return cast("DenseEncoder", self.load_encoder(spec))
+
+    def build_prompt_tokenizer(self, spec: EncoderSpec) -> PromptTokenizer | VisionTokenizer:
         """Build the encoder's tokenizer without loading the model."""
-        return PromptTokenizer(self._tokenizer, spec.method, spec.instruction)
+        return image_settings.build_tokenizer(self.weights.folder, self._tokenizer, spec)
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -17,9 +17,8 @@ from typing import Any, Protocol
 from retbench.cards.engine import Engine
 from retbench.cards.method import Role
 from retbench.cards.model import ModelCard
-from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.encoder_spec import EncoderSpec
-from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.shard_tasks import (
     EncoderProfile,
     OnBatch,
@@ -29,6 +28,7 @@ from retbench.encoders.shard_tasks import (
     measure_encoder,
     write_computed_shard,
 )
+from retbench.encoders.text_encoder import TextEncoder
 from retbench.engines import fingerprints, memory, weights
 from retbench.engines.device import is_device_failure
 from retbench.engines.tokenizers import load_tokenizer
@@ -40,6 +40,7 @@ from retbench.errors import (
     UsageError,
     convert_to_resource_error,
 )
+from retbench.pipelines.models import image_settings
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.store.remote_store import RemoteStorage
 from retbench.store.shard_store import ShardStore, VectorBlock
@@ -128,7 +129,7 @@ class WorkerState:
             write_computed_shard(compute_shard(encoder, item.task, on_batch), item.destination)
         return None
 
-    def _load_encoder(self, item: WorkItem) -> DenseEncoder:
+    def _load_encoder(self, item: WorkItem) -> TextEncoder:
         if self.model is None or self.worker_model != item.model:
             self.model = None  # before the next model is loaded: two may not fit
             memory.release_gpu_cache()
@@ -178,6 +179,7 @@ class WorkerPool:
 
     def share_encoder(self, model: ResolvedModel, spec: EncoderSpec) -> "PooledEncoder":
         """Return the pool as the workers of one encoder."""
+        image_settings.check_workers(spec, is_remote=self.remote_storage is not None)
         fingerprint = fingerprints.compute_folder_fingerprint(model.weights.folder) if self.remote_storage else None
         return PooledEncoder(self, WorkerModel(model.card, model.weights, model.engine, fingerprint), spec)
 
@@ -292,9 +294,9 @@ class PooledEncoder:
 
     def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
         """Return the token ids, cut to the role's limit; this process does it, without weights."""
-        tokenizer = load_tokenizer(self.model.local_weights.folder)
-        prompt_tokenizer = PromptTokenizer(tokenizer, self.spec.method, self.spec.instruction)
-        return prompt_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
+        folder = self.model.local_weights.folder
+        tokenizer = image_settings.build_tokenizer(folder, load_tokenizer(folder), self.spec)
+        return tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
     def measure_profile(self, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
         """Measure one worker for all."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from retbench.cards.reranker_settings import RerankerRequest, describe_settings, parse_reranker
 from retbench.cards.task import TaskCard
+from retbench.corpora.open_collection import require_texts
 from retbench.corpora.texts import join_fields
 from retbench.engines.memory import get_peak_memory_mb
 from retbench.errors import RetbenchError
@@ -75,6 +76,7 @@ class RerankerChain:
             try:
                 with reraise_unexpected_errors():
                     first_stage = load_stage(Path(cell.record or ""))
+                    require_texts(first_stage.collection, card, f"the reranker {request.name}")
                     for stage in rerank_cells(first_stage, request, first_stage_model, self.resolver, self.output):
                         finished.append(stage)
                         yield stage

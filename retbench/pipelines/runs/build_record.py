@@ -68,6 +68,7 @@ def describe_task_settings(task: TaskCard, collection: Collection, sample: int |
         "split": task.split,
         "sample": sample,
         "collection": collection.fingerprint,
+        **({} if task.images == "read" else {"images": task.images}),
     }
 
 
@@ -81,7 +82,9 @@ def make_portable_card(card: ModelCard | TaskCard) -> dict[str, Any]:
 
 
 def _count_texts(collection: Collection) -> dict[str, Any]:
+    parts = (("document_images", collection.corpus.images), ("query_images", collection.queries.images))
     return {
+        **{name: images.count for name, images in parts if images},
         "documents": len(collection.corpus),
         "queries": len(collection.queries),
         "judgments": sum(map(len, collection.judgments.values())),

@@ -147,7 +147,8 @@ def _remove_excluded(
 def _load_judgments(task: str | None, other: ComparedRun | None) -> tuple[Collection, str, dict[str, Any]]:
     if task is not None:
         card = catalog.find_task_card(task)
-        return open_collection(card), card.metric, {"relevant_from": card.relevant_from, "same_id": card.same_id}
+        rules = {"relevant_from": card.relevant_from, "same_id": card.same_id}
+        return open_collection(card, with_images=True), card.metric, rules
     if other is None or other.record is None:
         raise UsageError("a TREC run has no judgments", "name the collection: --task TASK")
     return other.collection or open_recorded_collection(other.record), other.metric, other.record.settings

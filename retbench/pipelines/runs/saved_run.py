@@ -68,7 +68,7 @@ def load_run(folder: Path, collection: Collection | None = None, card: TaskCard 
 def import_trec_run(file: Path, task: str, out: Path, command: str) -> tuple[SavedRun, Path]:
     """Score the run or the candidate lists of another system; written as a run, they are on the leaderboard too."""
     card = catalog.find_task_card(task)
-    collection = open_collection(card)
+    collection = open_collection(card, with_images=True)
     scored = score_ranking(_build_ranking(_read_scored_run(file), collection, file), collection, card)
     record = _build_imported_record(file, card, collection, scored.compute_means(), command)
     folder = ResultsFolder(out).write_run(record, scored.to_run_files({}))

@@ -206,7 +206,7 @@ def _count_texts(task: TaskCard) -> tuple[int, int, float]:
     status = get_cache_status(task)
     documents, queries = status.documents, status.queries
     if status.state == "your folder":
-        collection = open_collection(task)
+        collection = open_collection(task, with_images=True)
         documents, queries = len(collection.corpus), len(collection.queries)
     stored = get_collection_folder(resolve_source(task)) / "corpus.arrow"
     if documents and stored.is_file():

@@ -1,0 +1,204 @@
+"""Images of documents and queries: checked once, stored beside the texts, read one at a time.
+
+A collection may come from anybody, so an image is trusted for nothing: its type is read from its bytes and not from its
+name, the number of its pixels from its header before anything is decoded, and it is decoded once as a whole, because a
+truncated file may have an intact header. The stored bytes are those of the source. Pillow is imported only here, and
+only for an image.
+"""
+
+import io
+import struct
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from retbench.cards.installation import suggest_extra
+from retbench.errors import DataError, MissingError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_IMAGE_BYTES = 64 << 20
+MAX_IMAGE_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB; also where Pillow begins to warn
+SCHEMA = pa.schema([("image", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
+BYTES_PER_BATCH = 32 << 20
+# what Pillow raises for a file that breaks off or contradicts itself
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, ArithmeticError, struct.error)
+THUMBNAIL_SIZE = (160, 160)
+
+
+class ImageSize(NamedTuple):
+    """Width and height in pixels, as a viewer shows the image."""
+
+    width: int
+    height: int
+
+
+def check_image(data: bytes, where: str) -> ImageSize:
+    """Raise an error unless these bytes are a whole PNG, JPEG or WebP of a reasonable size; return its size."""
+    if len(data) > MAX_IMAGE_BYTES:
+        raise DataError(
+            f"{where}: the image has {len(data):,} bytes; the limit is {MAX_IMAGE_BYTES:,}",
+            "store it smaller, or leave this row out",
+        )
+    image_module = _import_pillow()
+    try:
+        with _open_image(data) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise _make_pixel_error(f"{where}: the image has {image.width:,} x {image.height:,} pixels")
+            return ImageSize(*_decode(image).size)
+    except image_module.DecompressionBombError as problem:
+        raise _make_pixel_error(f"{where}: the image has far too many pixels") from problem
+    except image_module.UnidentifiedImageError as problem:
+        raise DataError(
+            f"{where}: not an image of a kind that is read ({', '.join(FORMATS)}); it begins with {data[:8]!r}",
+            "convert it to PNG, JPEG or WebP",
+        ) from problem
+    except DAMAGE as problem:
+        raise DataError(f"{where}: the image is damaged: {problem}", "copy or fetch it again") from problem
+
+
+def _make_pixel_error(cause: str) -> DataError:
+    return DataError(f"{cause}; the limit is {MAX_IMAGE_PIXELS:,}", "scale it down, or leave this row out")
+
+
+def decode_image(data: bytes) -> "Image":
+    """Decode a checked image as RGB, upright, as the processors of transformers read a file."""
+    with _open_image(data) as image:
+        return _decode(image)
+
+
+def make_thumbnail(data: bytes) -> bytes:
+    """Return a small JPEG of a checked image."""
+    image, out = decode_image(data), io.BytesIO()
+    image.thumbnail(THUMBNAIL_SIZE)
+    image.save(out, "JPEG", quality=70)
+    return out.getvalue()
+
+
+def _decode(image: Any) -> "Image":
+    from PIL import ImageOps
+
+    upright: Image = ImageOps.exif_transpose(image)
+    return upright.convert("RGB")
+
+
+def _import_pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as problem:
+        raise MissingError("images need Pillow", suggest_extra("images")) from problem
+    return Image
+
+
+@contextmanager
+def _open_image(data: bytes) -> "Iterator[Any]":
+    """Open an image without decoding it. Pillow's warning of many pixels is silenced: the limit above is checked."""
+    image_module = _import_pillow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # also of odd metadata, which changes no pixel
+        with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The images of some rows: a file and row numbers, so it is small, and a worker process can read it too."""
+
+    file: Path
+    rows: np.ndarray
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return pa.ipc.open_file(pa.memory_map(str(self.file))).read_all()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": self.file, "rows": self.rows}
+
+    def select(self, positions: np.ndarray) -> "ImageRows":
+        """Return the images at some positions."""
+        return ImageRows(self.file, self.rows[positions])
+
+    def read(self, position: int) -> bytes | None:
+        """Read the image at a position; None if that row has none."""
+        data: bytes | None = self._table.column("image")[int(self.rows[position])].as_py()
+        return data
+
+    def read_sizes(self) -> list[ImageSize | None]:
+        """Read the size of every image; None for a row without one."""
+        sizes = self._table.select(["width", "height"]).take(pa.array(self.rows))
+        columns = (sizes.column(name).to_pylist() for name in ("width", "height"))
+        return [None if width is None else ImageSize(width, height) for width, height in zip(*columns, strict=True)]
+
+    @cached_property
+    def count(self) -> int:
+        """The number of rows that have an image."""
+        return int(self._table.column("width").take(pa.array(self.rows)).drop_null().length())
+
+
+@dataclass(frozen=True)
+class TextsWithImages:
+    """The texts of some rows, iterated as texts, and the images of the same rows."""
+
+    texts: Iterable[str]
+    images: ImageRows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+
+class ImageWriter:
+    """Writes the images of rows as they stream. The file appears with the first image; rows before it have none."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.pending: list[tuple[bytes | None, ImageSize | None]] = []
+        self.pending_bytes = self.rows_without = 0
+        self.sink: Any = None
+        self.out: Any = None
+
+    def add(self, image: bytes | None, where: str) -> None:
+        """Check and append the image of the next row; None if it has none."""
+        if image is None and self.out is None:
+            self.rows_without += 1
+            return
+        self.pending.append((image, None if image is None else check_image(image, where)))
+        self.pending_bytes += len(image or b"")
+        if self.out is None:
+            self.sink = pa.OSFile(str(self.file), "wb")
+            self.out = pa.ipc.new_file(self.sink, SCHEMA)
+            self.out.write_table(pa.table([pa.nulls(self.rows_without, kind) for kind in SCHEMA.types], schema=SCHEMA))
+        if self.pending_bytes > BYTES_PER_BATCH:
+            self._write_pending()
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.out is not None:
+            self._write_pending()
+            self.out.close()
+            self.sink.close()
+
+    def _write_pending(self) -> None:
+        sizes: Sequence[ImageSize | tuple[None, None]] = [size or (None, None) for _, size in self.pending]
+        columns = [[image for image, _ in self.pending], [size[0] for size in sizes], [size[1] for size in sizes]]
+        self.out.write_batch(pa.record_batch(columns, SCHEMA))
+        self.pending, self.pending_bytes = [], 0
+
+
+def name_image_file(text_file: Path) -> Path:
+    """Return the file with the images of a file of texts; it exists only if a row has one."""
+    return text_file.with_suffix(".images.arrow")

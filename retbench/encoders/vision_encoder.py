@@ -1,0 +1,87 @@
+"""The dense encoder of a model that reads images: rows with an image, with a text, or with both become vectors.
+
+The images of one batch are read from the disk and decoded when the batch is computed, so memory never holds more.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from retbench.cards.method import Role
+from retbench.corpora.images import decode_image
+from retbench.encoders.batch_plan import estimate_shard_tokens
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.pooling import POOLINGS, scale_for_similarity
+from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.encoders.vision_tokenizer import VisionTokenizer
+from retbench.engines import peak_throughput
+from retbench.engines.memory import get_thread_count
+from retbench.engines.vision_model import Pixels, VisionModel
+
+
+@dataclass(frozen=True)
+class VisionEncoder:
+    """An encoder with a vision tower in this process: engine `transformers`."""
+
+    spec: EncoderSpec
+    model: VisionModel
+    vision_tokenizer: VisionTokenizer
+
+    @property
+    def dimension(self) -> int:
+        """Width of a vector."""
+        return self.model.dimension
+
+    @property
+    def kernel(self) -> str:
+        """The attention kernel, for the record."""
+        return str(self.model.model.config._attn_implementation)
+
+    @property
+    def computed_dtype(self) -> str:
+        """The dtype of the loaded weights, for the record."""
+        return str(self.model.model.dtype).removeprefix("torch.")
+
+    @property
+    def shard_tokens(self) -> int | None:
+        """Tokens of about half a minute of work, as if every token passed both the tower and the decoder."""
+        shapes = peak_throughput.count_linear_shapes(self.model.model)
+        flops = 2.0 * sum(count * rows * columns for (rows, columns), count in shapes.items())
+        return estimate_shard_tokens(flops, self.model.device.type, self.computed_dtype, get_thread_count())
+
+    def peak_throughput(self) -> None:
+        """Not known: tokens of images and of texts pass different layers."""
+
+    def tokenize(self, texts: Iterable[str], role: Role) -> TokenizedTexts:
+        """Token ids of texts and images, texts truncated to the limit of the role."""
+        return self.vision_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
+
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
+        """Encode one batch as float32 vectors, ready for the method's similarity."""
+        data = [None if batch.images is None else batch.images.read(row) for row in range(len(batch))]
+        has_image = np.array([image is not None for image in data])
+        images = [decode_image(image) for image in data if image is not None]
+        pixels = self.model.processor.process(images) if images else {}
+        compute = self._encode_towers if self.model.processor.kind == "towers" else self._encode_decoder
+        pooled = compute(batch, has_image, pixels)
+        return np.asarray(scale_for_similarity(pooled, self.spec.method.similarity).cpu().numpy())
+
+    def _encode_decoder(self, batch: TokenizedTexts, _: np.ndarray, pixels: Pixels) -> torch.Tensor:
+        sequential = self.spec.method.image_positions == "sequential"
+        return POOLINGS[self.spec.method.pooling](*self.model.compute_states(list(batch), pixels, sequential))
+
+    def _encode_towers(self, batch: TokenizedTexts, has_image: np.ndarray, pixels: Pixels) -> torch.Tensor:
+        vectors: torch.Tensor | None = None
+        for rows, compute in (
+            (np.flatnonzero(has_image), lambda _: self.model.compute_image_features(pixels)),
+            (np.flatnonzero(~has_image), lambda rows: self.model.compute_text_features([batch[int(r)] for r in rows])),
+        ):
+            if len(rows):
+                found = compute(rows)
+                vectors = found.new_empty((len(batch), found.shape[1])) if vectors is None else vectors
+                vectors[torch.from_numpy(rows).to(found.device)] = found
+        if vectors is None:
+            raise ValueError("an empty batch")
+        return vectors

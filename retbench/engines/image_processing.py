@@ -1,0 +1,95 @@
+"""From images to pixels and their number of tokens, by the model's own image processor in transformers.
+
+Always the processor that computes with Pillow: the one with torchvision resizes a little differently, and a score must
+not depend on whether torchvision is installed. The number of tokens follows from width and height alone, so batches are
+planned before an image is decoded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from retbench.cards.vision_config import VisionKind, find_vision_kind
+from retbench.engines.fingerprints import read_json_object
+from retbench.errors import DataError, InapplicableError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+TOKENS_OF_PLACEHOLDER = ("vision_start_token_id", "image_token_id", "vision_end_token_id")
+
+
+class PixelLimits(NamedTuple):
+    """The smallest and the largest number of pixels to which an image is resized; None: as the folder says."""
+
+    least: int | None = None
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """The image processor of one model.
+
+    `placeholder_ids` stand for an image in a prompt of a decoder; the one in the middle is repeated.
+    """
+
+    processor: Any
+    kind: VisionKind
+    fixed_tokens: int | None  # of every image, for towers
+    placeholder_ids: tuple[int, ...] = ()
+
+    def count_tokens(self, width: int, height: int) -> int:
+        """Return the number of tokens that an image becomes."""
+        if self.fixed_tokens is not None:
+            return self.fixed_tokens
+        try:
+            patches = self.processor.get_number_of_image_patches(height, width, {})
+        except ValueError as problem:
+            raise DataError(
+                f"an image of {width:,} x {height:,} pixels: {problem}", "crop it, or leave its row out"
+            ) from problem
+        return int(patches) // int(self.processor.merge_size) ** 2
+
+    def process(self, images: "Sequence[Image]") -> "dict[str, torch.Tensor]":
+        """Return the pixels of some images, as the model's forward pass takes them."""
+        return dict(self.processor(images=list(images), return_tensors="pt"))
+
+
+def load_image_processor(folder: Path, limits: PixelLimits = PixelLimits()) -> ImageProcessor:  # noqa: B008  a value
+    """Load the image processor of a folder."""
+    from transformers import AutoImageProcessor
+
+    config, kind = read_json_object(folder / "config.json"), find_vision_kind(folder)
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        line = str(problem).strip().partition("\n")[0]
+        raise DataError(
+            f"{folder} has no image processor that can be read: {line}",
+            "copy or fetch the folder again, with its preprocessor_config.json",
+        ) from problem
+    if kind == "towers":
+        if limits != PixelLimits():
+            raise InapplicableError(
+                f"{folder.name} resizes every image to the size that it was trained with",
+                "leave --set max_pixels out",
+            )
+        return ImageProcessor(processor, kind, _count_patches(processor, config))
+    processor.size = _limit_size(processor.size, limits)
+    return ImageProcessor(processor, "decoder", None, tuple(int(config[name]) for name in TOKENS_OF_PLACEHOLDER))
+
+
+def _limit_size(size: Any, limits: PixelLimits) -> Any:
+    least, most = limits.least or size["shortest_edge"], limits.most or size["longest_edge"]
+    return type(size)(shortest_edge=min(least, most), longest_edge=most)
+
+
+def _count_patches(processor: Any, config: dict[str, Any]) -> int:
+    """Return the number of states of an image tower: a grid of patches, in CLIP after a class token."""
+    if config["model_type"] == "siglip2":
+        return int(processor.max_num_patches)
+    vision = config.get("vision_config") or {}
+    size, patch = int(vision.get("image_size", 224)), int(vision.get("patch_size", 32))
+    return (size // patch) ** 2 + (config["model_type"] == "clip")
