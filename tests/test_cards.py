@@ -408,3 +408,19 @@ def test_a_wrong_option_is_named_without_a_line_number() -> None:
     with pytest.raises(UsageError) as caught:
         catalog.find_method("mean:layer=")
     assert caught.value.cause == "layer: expected int, found ''"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "groups", "message"),
+    [
+        ('["a"]', 'mine = ["b"]', "the group mine is not in tasks"),
+        ('["a", "mine"]', 'mine = ["a"]', "has a twice"),
+        ('["a", "a"]', "", "has a twice"),
+    ],
+)
+def test_a_suite_runs_all_its_groups_and_each_task_once(tasks: str, groups: str, message: str, tmp_path: Path) -> None:
+    """A group outside of `tasks` was accepted, and its tasks were not run."""
+    file = tmp_path / "suite.toml"
+    file.write_text(f'name = "s"\ntasks = {tasks}\n[groups]\n{groups}\n')
+    with pytest.raises(DataError, match=message):
+        toml_parser.load_card(Suite, file)

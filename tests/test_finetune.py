@@ -5,10 +5,12 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,8 @@ from tests.test_train_loop import RECIPE, write_jsonl
 TrainModel = Callable[..., ModelCard]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     half = len(tiny_models.SENTENCES) // 2
     rows = [
         {
@@ -52,7 +54,7 @@ def data(tmp_path: Path) -> Path:
         }
         for n in range(half)
     ]
-    return write_jsonl(tmp_path / "sentences.jsonl", *rows)
+    return write_jsonl(tmp_path_factory.mktemp("data") / "sentences.jsonl", *rows)
 
 
 @pytest.fixture
@@ -180,16 +182,29 @@ def test_sigkill_and_resume_give_the_same_weights(train: TrainModel, data: Path,
     assert has_same_weights(merged, catalog.find_model_card(str(out)))
 
 
+# Each of torchrun's processes imports once and trains every case in a fork, which has a meeting point of its own.
 TWO_PROCESS_PROGRAM = """
-import sys
+import os, sys, traceback
 from dataclasses import replace
 from pathlib import Path
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training.training_data import TrainingRequest
-from tests.test_finetune import TWO_PROCESS_RECIPE, TWO_PROCESS_WEIGHTS
-data, model, out, sharding, weights = sys.argv[1:]
-recipe = replace(TWO_PROCESS_RECIPE, sharding=sharding, **TWO_PROCESS_WEIGHTS[weights])
-finetune_encoder(TrainingRequest(data, model, out=Path(out)), recipe)
+from tests.test_finetune import TWO_PROCESS_CASES, TWO_PROCESS_RECIPE, TWO_PROCESS_WEIGHTS
+data, model, out, *ports = sys.argv[1:]
+for number, ((sharding, weights), port) in enumerate(zip(TWO_PROCESS_CASES, ports, strict=True)):
+    child = os.fork()
+    if child == 0:
+        os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=port, TORCHELASTIC_USE_AGENT_STORE="False")
+        try:
+            recipe = replace(TWO_PROCESS_RECIPE, sharding=sharding, **TWO_PROCESS_WEIGHTS[weights])
+            finetune_encoder(TrainingRequest(data, model, out=Path(out, f"together-{number}")), recipe)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if status:
+        sys.exit(f"{sharding}, {weights}: exit status {status}")
 """
 TWO_PROCESS_RECIPE = replace(RECIPE, batch=BatchSettings(8, 8, 100))
 QUERY_LIKELIHOOD = QueryLikelihoodTraining(
@@ -208,36 +223,49 @@ TWO_PROCESS_WEIGHTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("sharding", "weights"),
-    [("none", "dropout"), ("fsdp", "full"), ("fsdp", "dropout"), ("fsdp", "both stages of llm-ql")],
-)
-def test_two_processes_give_the_weights_of_one(
-    train: TrainModel, data: Path, model: Path, tmp_path: Path, sharding: str, weights: str
-) -> None:
-    import torch
+TWO_PROCESS_CASES = [("none", "dropout"), ("fsdp", "full"), ("fsdp", "dropout"), ("fsdp", "both stages of llm-ql")]
 
-    settings = {"batch": TWO_PROCESS_RECIPE.batch, "optimizer": RECIPE.optimizer, **TWO_PROCESS_WEIGHTS[weights]}
-    single_process = train("alone", **settings)
-    program = tmp_path / "together.py"
+
+@pytest.fixture(scope="module")
+def two_process_models(data: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the models that two processes trained together, one for each case."""
+    folder = tmp_path_factory.mktemp("together")
+    program = folder / "together.py"
     program.write_text(TWO_PROCESS_PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
                "--rdzv-endpoint=localhost:0"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.run(
-        [*command, str(program), str(data), str(model), str(tmp_path / "both"), sharding, weights],
+        [*command, str(program), str(data), str(model), str(folder), *find_free_ports(len(TWO_PROCESS_CASES))],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr[-2000:]
-    first, second = tensors(single_process), tensors(catalog.find_model_card(str(tmp_path / "both")))
+    return folder
+
+
+def find_free_ports(count: int) -> list[str]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)]
+        return [str(each.getsockname()[1]) for each in sockets]
+
+
+@pytest.mark.parametrize("case", range(len(TWO_PROCESS_CASES)), ids=[", ".join(case) for case in TWO_PROCESS_CASES])
+def test_two_processes_give_the_weights_of_one(train: TrainModel, two_process_models: Path, case: int) -> None:
+    import torch
+
+    changes = TWO_PROCESS_WEIGHTS[TWO_PROCESS_CASES[case][1]]
+    single_process = train("alone", batch=TWO_PROCESS_RECIPE.batch, optimizer=RECIPE.optimizer, **changes)
+    trained_together = catalog.find_model_card(str(two_process_models / f"together-{case}"))
+    first, second = tensors(single_process), tensors(trained_together)
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(
             first[name], second[name], atol=5e-5, rtol=1e-4
         )  # Adam's first steps amplify small differences
     losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("alone", "both")
+        [json.loads(line)["loss"] for line in (Path(str(card.weights.path)) / "metrics.jsonl").read_text().splitlines()]
+        for card in (single_process, trained_together)
+        if card.weights
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
@@ -345,7 +373,7 @@ def test_another_recipe_cannot_resume_in_a_folder(train: TrainModel, tmp_path: P
     with pytest.raises(UsageError, match="is not empty"):
         train()
     (tmp_path / "pupil" / "card.toml").unlink()
-    with pytest.raises(DataError, match="begun with another recipe"):
+    with pytest.raises(DataError, match="begun with another recipe: seed was 1, now 3$"):
         train(resume=True, seed=3)
 
 
@@ -361,7 +389,8 @@ def test_a_training_begun_before_a_recipe_field_existed_can_be_resumed(train: Tr
     plan_file.write_text(json.dumps(plan))
     assert train(resume=True).name == "pupil"
     (tmp_path / "pupil" / "card.toml").unlink()
-    with pytest.raises(DataError, match="begun with another recipe"):  # the old training had the default
+    changed = "begun with another recipe: optimizer.warmup_type was 'linear', now 'logarithmic'"
+    with pytest.raises(DataError, match=changed):  # the old training had the default
         train(resume=True, optimizer=OptimizerSettings(1e-2, num_train_epochs=4, warmup_type="logarithmic"))
 
 

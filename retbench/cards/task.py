@@ -173,6 +173,19 @@ class Suite:
     groups: dict[str, tuple[str, ...]] | None = None
     document_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        groups = self.groups or {}
+        unused = [name for name in groups if name not in self.tasks]
+        if unused:
+            raise DataError(
+                f"suite {self.name}: the group {unused[0]} is not in tasks, so its tasks would not be run",
+                f'add "{unused[0]}" to tasks, or remove the group',
+            )
+        members = [task for group in groups.values() for task in group]
+        twice = [name for name in (*members, *self.tasks) if [*members, *self.tasks].count(name) > 1]
+        if twice:
+            raise DataError(f"suite {self.name} has {twice[0]} twice", "name each task once, in tasks or in one group")
+
     def expand_tasks(self) -> tuple[str, ...]:
         """Return every task of the suite, with groups expanded."""
         groups = self.groups or {}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from retbench.cards.model import ModelCard
-from retbench.cli.command import AsJson, cli_command, print_json, print_result
+from retbench.cli.command import AsJson, cli_command, print_json, print_result, print_status
 from retbench.cli.complete_names import complete_cards
 from retbench.cli.terminal_table import get_terminal_width
 from retbench.errors import UsageError
@@ -66,7 +66,7 @@ def _show_tokenization(
 
     if kind is not CardKind.model:
         raise UsageError(f"--text does not apply to a {kind.value}", "run retbench show model NAME --text TEXT")
-    tokenizer, *previews = preview_tokenization(name, text, methods, weights)
+    tokenizer, *previews = preview_tokenization(name, text, methods, weights, print_status)
     if as_json:
         print_json({"tokenizer": tokenizer, "readings": previews})
         return

@@ -1,11 +1,12 @@
 """A preview of tokenization: the exact string and token ids of one text under each method, without running a model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.method import ROLES, Method, Role
-from retbench.cards.published_method import follow_published_model, require_encoder
+from retbench.cards.published_kinds import require_encoder
+from retbench.cards.published_method import follow_published_model
 from retbench.cards.task import LengthLimits
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import weights
@@ -28,15 +29,17 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     return facts
 
 
-def preview_tokenization(model: str, text: str, methods: list[str], path: str | None) -> Iterator[dict[str, Any]]:
+def preview_tokenization(
+    model: str, text: str, methods: list[str], path: str | None, log_status: Callable[[str], None] = lambda _: None
+) -> Iterator[dict[str, Any]]:
     """First the tokenizer; then, for each method and role, the exact string, its ids and the first pooled token."""
     card = catalog.find_model_card(model)
     require_encoder(card)
-    folder = weights.obtain_weights(card, path).folder
-    tokenizer = load_tokenizer(folder)
+    local = weights.obtain_weights(card, path, log_status)
+    tokenizer = load_tokenizer(local.folder)
     yield describe_tokenizer(tokenizer)
     for preset in map(catalog.find_method, methods) if methods else catalog.load_methods():
-        method = follow_published_model(preset, folder)
+        method = follow_published_model(preset, local.published_folder)
         for role in ROLES:
             yield {"method": method.name, "role": role} | _preview_method(tokenizer, method, text, role)
 

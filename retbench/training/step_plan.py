@@ -12,6 +12,7 @@ from retbench.store.shard_store import write_file_atomically
 from retbench.training import distributed
 
 PLAN_FILE = "plan.json"
+MAX_LISTED_CHANGES = 5
 
 
 def load_or_create_plan(folder: Path, facts: dict[str, Any], count_steps: Callable[[], int]) -> int:
@@ -27,8 +28,29 @@ def load_or_create_plan(folder: Path, facts: dict[str, Any], count_steps: Callab
     plan = _read_plan(file)
     different = [key for key in plain_facts if plan.get(key) != plain_facts[key]]
     if different:
-        raise DataError(f"{folder} was begun with another {' and '.join(different)}", "give another --out or --name")
+        changes = [change for key in different for change in _list_changes(key, plan.get(key), plain_facts[key])]
+        raise DataError(
+            f"{folder} was begun with another {' and '.join(different)}: {_join_changes(changes)}",
+            "give the old values, or another --out or --name",
+        )
     return int(plan["steps"])
+
+
+def _list_changes(name: str, old: Any, new: Any) -> list[str]:
+    """List the fields that differ, by their dotted names, with the old and the new value."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [f"{name} was {old!r:.60}, now {new!r:.60}"]
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    return [
+        change
+        for key in keys
+        for change in _list_changes(key if name == "recipe" else f"{name}.{key}", old.get(key), new.get(key))
+    ]
+
+
+def _join_changes(changes: list[str]) -> str:
+    more = len(changes) - MAX_LISTED_CHANGES
+    return "; ".join([*changes[:MAX_LISTED_CHANGES], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _read_plan(file: Path) -> dict[str, Any]:

@@ -65,6 +65,16 @@ def compute_learning_rate(settings: OptimizerSettings, step: int, steps: int) ->
     return settings.learning_rate * decays[settings.lr_scheduler_type]
 
 
+def describe_zero_rates(settings: OptimizerSettings, steps: int) -> str | None:
+    """Say that a training changes nothing, because its only step is the first of the warm-up; None for all others."""
+    if any(compute_learning_rate(settings, step, steps) for step in range(steps)):
+        return None
+    return (
+        f"warning: the learning rate is 0 in all {steps} steps, so the model stays as it is. Take more steps, or "
+        "--set optimizer.warmup_ratio=0 --set optimizer.warmup_steps=0 --set optimizer.warmup_type=linear"
+    )
+
+
 @dataclass
 class TrainLoop:
     """Trains `weights` of `model` by an objective; `progress` says how far it is."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
-from retbench.cards.published_method import require_encoder
+from retbench.cards.published_kinds import require_encoder
 from retbench.cards.recipe import Recipe
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
@@ -41,7 +41,7 @@ from retbench.training.random_crops import CropBatchSource
 from retbench.training.save_model import ParentWeights
 from retbench.training.teachers import add_teacher_scores
 from retbench.training.train_forward import TrainableEncoder
-from retbench.training.train_loop import TrainLoop, TrainSchedule
+from retbench.training.train_loop import TrainLoop, TrainSchedule, describe_zero_rates
 from retbench.training.training_data import TrainingRequest, UnlabelledTexts
 from retbench.training.training_set import TrainingSet
 
@@ -227,6 +227,8 @@ def run_training(job: TrainingJob, steps: int) -> TrainLoop:
         job.encoder.model, trainable, schedule, job.objective, job.folder, job.request.log_metrics, evaluator
     )
     loop.resume()
+    if warning := describe_zero_rates(recipe.optimizer, steps):
+        job.request.log_status(warning)
     count = sum(weight.numel() for weight in trainable.values())
     job.request.log_status(f"training {count:,} weights in {steps:,} steps, from step {loop.progress.step}")
     loop.run()
