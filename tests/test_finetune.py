@@ -373,7 +373,7 @@ def test_another_recipe_cannot_resume_in_a_folder(train: TrainModel, tmp_path: P
     with pytest.raises(UsageError, match="is not empty"):
         train()
     (tmp_path / "pupil" / "card.toml").unlink()
-    with pytest.raises(DataError, match="begun with another recipe: seed was 1, now 3$"):
+    with pytest.raises(DataError, match=r"begun with another recipe: seed was 1, now 3$"):
         train(resume=True, seed=3)
 
 
