@@ -178,7 +178,7 @@ def test_a_window_with_many_candidates_is_scored_in_float32(
     candidates = exact_search.RunningTopK._find_candidates
 
     def told(top: exact_search.RunningTopK, window: exact_search.DocumentWindow) -> exact_search.CandidatePairs:
-        passes.append(window.tiles.dtype)
+        passes.append(window.tiles[0].dtype)
         return candidates(top, window)
 
     monkeypatch.setattr(exact_search.RunningTopK, "_find_candidates", told)
@@ -422,3 +422,15 @@ def test_search_out_of_memory_continues_with_fewer_queries(monkeypatch: pytest.M
     monkeypatch.setattr(exact_search.RunningTopK, "_compute_rough_scores", short)
     assert list_hits(exact_search.search_exactly(vectors[:9], blocks, 5)) == list_hits(expected)
     assert sizes == [9, 4, 2, 2, 5, 2, 3, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("last", [128, 40], ids=["equal blocks", "a smaller last block"])
+def test_blocks_as_large_as_tiles_are_read_in_place(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_search, "DOCUMENT_TILE", 128)
+    blocks = [torch.from_numpy(draw_unit_vectors(size, 16, size)) for size in (128, 128, last)]
+    window = exact_search.DocumentWindow.build([torch.arange(256 + last)], blocks, torch.float32)
+    assert [tile.data_ptr() for tile in window.tiles[:2]] == [block.data_ptr() for block in blocks[:2]]
+    assert torch.equal(torch.cat(window.tiles)[: 256 + last], torch.cat(blocks))
+    assert {len(tile) for tile in window.tiles} == {128}
+    rounded = exact_search.DocumentWindow.build([torch.arange(256 + last)], blocks, torch.bfloat16)
+    assert torch.equal(torch.cat(rounded.tiles)[: 256 + last], torch.cat(blocks).bfloat16())

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from retbench.engines.device import disable_tf32, get_device, has_fast_bf16
 from retbench.engines.memory import is_out_of_memory, keep_freed_pages, release_gpu_cache
@@ -131,13 +132,16 @@ class DocumentWindow:
 
     rows: torch.Tensor
     blocks: list[torch.Tensor]
-    tiles: torch.Tensor  # tiles x documents x width; the last one is padded with zeros
+    tiles: list[torch.Tensor]  # of equal size (documents x width); the last one is padded with zeros
     max_norm: float  # the largest vector norm
 
     @staticmethod
     def build(rows: list[torch.Tensor], blocks: list[torch.Tensor], dtype: torch.dtype) -> "DocumentWindow":
-        """Round the vectors once for all queries."""
+        """Round the vectors once for all queries. Blocks of equal size, if they need no rounding, are the tiles."""
         count, width = sum(map(len, rows)), blocks[0].shape[1]
+        if dtype == blocks[0].dtype and _are_tiles(blocks):
+            last = functional.pad(blocks[-1], (0, 0, 0, len(blocks[0]) - len(blocks[-1])))
+            return DocumentWindow(torch.cat(rows), blocks, [*blocks[:-1], last], _measure_longest(blocks))
         tile = min(DOCUMENT_TILE * _get_tile_factor(blocks[0].device), math.ceil(count / GROUP_SIZE) * GROUP_SIZE)
         tiles = torch.empty((math.ceil(count / tile), tile, width), dtype=dtype, device=blocks[0].device)
         flat, start = tiles.view(-1, width), 0
@@ -145,11 +149,18 @@ class DocumentWindow:
             flat[start : start + len(block)] = block
             start += len(block)
         flat[start:] = 0
-        return DocumentWindow(torch.cat(rows), blocks, tiles, _measure_longest(blocks))
+        return DocumentWindow(torch.cat(rows), blocks, list(tiles), _measure_longest(blocks))
 
     def to_float32(self) -> "DocumentWindow":
         """The same documents with tiles in float32."""
         return DocumentWindow.build([self.rows], self.blocks, torch.float32)
+
+
+def _are_tiles(blocks: list[torch.Tensor]) -> bool:
+    """Whether the rough pass can read the blocks as they are: as large as tiles, and without a smaller one between."""
+    size, device = len(blocks[0]), blocks[0].device.type
+    fits = DOCUMENT_TILE // 2 <= size <= 2 * DOCUMENT_TILE and size % GROUP_SIZE == 0 and device == "cpu"
+    return fits and {len(block) for block in blocks[:-1]} <= {size} and len(blocks[-1]) <= size
 
 
 def _measure_longest(blocks: list[torch.Tensor]) -> float:
@@ -190,7 +201,7 @@ class RunningTopK:
         """Update the top k with a window of documents."""
         pairs = self._find_candidates(window)
         max_pairs = len(self.queries) * max(MAX_CANDIDATE_SHARE * len(window.rows), 4 * self.k)
-        if window.tiles.dtype != torch.float32 and len(pairs.queries) > max_pairs:
+        if window.tiles[0].dtype != torch.float32 and len(pairs.queries) > max_pairs:
             pairs = self._find_candidates(window.to_float32())
         keys = encode_keys(_compute_scores(self.queries, window, pairs), window.rows[pairs.positions])
         self.keys = select_largest(
@@ -213,8 +224,8 @@ class RunningTopK:
 
     def _compute_rough_scores(self, window: DocumentWindow) -> tuple[torch.Tensor, torch.Tensor]:
         """All rough scores (tiles x queries x members x groups), and for each query the best score of each group."""
-        (tiles, size, _), query_count = window.tiles.shape, len(self.queries)
-        queries = self.queries.to(window.tiles.dtype)
+        tiles, size, query_count = len(window.tiles), len(window.tiles[0]), len(self.queries)
+        queries = self.queries.to(window.tiles[0].dtype)
         group = self.group if size % self.group == 0 else 1
         shape = (tiles, query_count, size)
         is_gpu_bf16 = queries.is_cuda and queries.dtype == torch.bfloat16
@@ -244,7 +255,7 @@ class RunningTopK:
         """The maximum difference between rough score and float32 score, per query."""
         u, width, longest = 2.0**-8, self.queries.shape[1], window.max_norm
         error = 2.0**-23 * (width + 8) * self.norms  # two sums, and the sums of the norms
-        if window.tiles.dtype != torch.float32:
+        if window.tiles[0].dtype != torch.float32:
             change = self.queries - self.queries.bfloat16().float()
             rounding = torch.linalg.vector_norm(change, dim=1, keepdim=True, dtype=torch.float64)
             error = error + (rounding * (1 + u) + self.norms * u) * (1 + 2.0**-16)
@@ -323,7 +334,7 @@ def multiply_sampled(
     with warnings.catch_warnings():  # torch warns that sparse CSR is in beta
         warnings.filterwarnings("ignore", message="Sparse CSR")
         pattern = torch.sparse_csr_tensor(
-            torch.nn.functional.pad(ends, (1, 0)), query_numbers, zeros, shape, check_invariants=False
+            functional.pad(ends, (1, 0)), query_numbers, zeros, shape, check_invariants=False
         )
     products: torch.Tensor = torch.sparse.sampled_addmm(pattern, documents, queries.T, beta=0.0)
     return products.values()
