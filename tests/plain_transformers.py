@@ -68,6 +68,13 @@ def pool_weighted(ids: list[int]) -> PooledIds:
     return PooledIds(ids, [float(position) for position in range(1, len(ids) + 1)])
 
 
+def tokenize_open_chat(tokenizer: Any, text: str, instruction: str, end: str) -> PooledIds:
+    """A chat by its marks, with an instruction as system turn, up to the open turn of the assistant."""
+    turns = (("system", instruction), ("user", text))
+    chat = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    return pool_last(list(tokenizer(f"{chat}<|im_start|>assistant\n{end}")["input_ids"]))
+
+
 def tokenize_echo(tokenizer: Any, text: str, role: str, limit: int) -> PooledIds:
     shortened = cut_text(tokenizer, text, limit)
     introduction = f"Instruct:Retrieve passages that answer the question,\nQuery:{shortened}\nQuery again:"
@@ -131,6 +138,16 @@ METHODS: dict[str, Callable[[Any, str, str, int], PooledIds]] = {
     ),
     "qwen3-embedding": lambda t, text, role, limit: pool_last(
         tokenize_text(t, f"Instruct: {WEB_INSTRUCTION}\nQuery:{text}" if role == "query" else text, limit)
+    ),
+    "promptreps-image": lambda t, text, role, limit: tokenize_chat(t, cut_text(t, text, limit), role, [SYSTEM_TURN]),
+    "gme-qwen2-vl": lambda t, text, role, limit: tokenize_open_chat(
+        t, cut_text(t, text, limit), "You are a helpful assistant.", "<|endoftext|>"
+    ),
+    "qwen3-vl-embedding": lambda t, text, role, limit: tokenize_open_chat(
+        t,
+        cut_text(t, text, limit),
+        "Retrieve images or text relevant to the user's query." if role == "query" else "Represent the user's input.",
+        "",
     ),
     "gte-qwen2": lambda t, text, role, limit: tokenize_with_eos(
         t, f"Instruct: {WEB_INSTRUCTION}\nQuery: {text}" if role == "query" else text, limit

@@ -16,6 +16,7 @@ from retbench.cards.engine import parse_engine
 from retbench.cards.method import Role
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
+from retbench.corpora.open_collection import require_texts
 from retbench.corpora.texts import Texts, join_fields
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.postprocessing import normalize_vectors
@@ -71,6 +72,7 @@ def compare_engines(run: str, results: Path, other_engine: str, weights: str | N
         raise UsageError(
             f"method {spec.method.name} uses logits, which other engines do not return", "name a dense run"
         )
+    require_texts(saved_run.collection, saved_run.card, "the check against another engine")
     engines = (saved_run.record.settings["engine"], other_engine)
     encoders = [_load_encoder(saved_run, engine, weights) for engine in engines]
     sample = saved_run.collection.sample(max(1, SAMPLE_DOCUMENTS // DOCUMENTS_PER_QUERY))
@@ -108,7 +110,7 @@ def _load_encoder(saved_run: SavedRun, engine_name: str, weights: str | None) ->
     method = spec.method
     if parse_engine(engine_name).name == "endpoint":
         method = replace(catalog.find_method("as-published"), similarity=method.similarity)
-    return model.load_encoder(model.build_encoder_spec(method, saved_run.card, overrides))
+    return model.load_dense_encoder(model.build_encoder_spec(method, saved_run.card, overrides))
 
 
 def _embed_texts(encoder: DenseEncoder, collection: Collection, card: TaskCard, role: Role) -> np.ndarray:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # these import torch, which only a cell that is computed need
 
 DEFAULT_ENGINE = Engine()
 TEXT_ONLY_NOTE = "Text only: the vision tower is never loaded."
+IMAGES_ONLY_NOTE = "The vision tower is loaded only for a collection with images."
 
 
 @dataclass
@@ -80,10 +81,8 @@ class ResolvedModel:
         local_weights = weights.obtain_weights(card, path, log_status)
         card = describe_published_card(card, local_weights.published_folder)
         name = f"{card.name}+{local_weights.label}" if path and local_weights.label else card.name
-        has_tower = text_config.has_text_config(local_weights.folder)
-        is_text_only = has_tower and vision_config.find_vision_kind(local_weights.folder) is None
-        notes = (*card.notes, TEXT_ONLY_NOTE) if is_text_only and TEXT_ONLY_NOTE not in card.notes else card.notes
-        return ResolvedModel(replace(card, name=name, notes=notes), local_weights, engine)
+        added = [note for note in _list_notes(local_weights.folder) if note not in card.notes]
+        return ResolvedModel(replace(card, name=name, notes=(*card.notes, *added)), local_weights, engine)
 
     def require_reader(self, collection: Collection, task: TaskCard) -> None:
         """Refuse a collection with images for a model, or an engine, that reads only texts."""
@@ -283,3 +282,11 @@ class ResolvedModel:
         from retbench.engines.tokenizers import load_tokenizer
 
         return load_tokenizer(self.weights.folder)
+
+
+def _list_notes(folder: Path) -> list[str]:
+    """Say when the vision tower of a multimodal model is loaded."""
+    kind = vision_config.find_vision_kind(folder)
+    if not text_config.has_text_config(folder) or kind == "towers":
+        return []
+    return [TEXT_ONLY_NOTE if kind is None else IMAGES_ONLY_NOTE]

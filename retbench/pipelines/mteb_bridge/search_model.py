@@ -113,10 +113,13 @@ class MtebSearchModel:
         excluded = dict(_list_excluded(self.corpus, top_ranked or {}))
         collection = Collection(self.corpus, query_texts, {}, excluded)
         card = find_task_card(task_metadata.name, hf_split, hf_subset)
+        self.model.require_reader(collection, card)
         depth = min(top_k, len(self.corpus))
         k = min(depth + collection.max_excluded, len(self.corpus))
         overrides, is_lexical = Overrides.parse(self.overrides), self.model.lexical_settings is not None
-        spec = None if is_lexical else self.model.build_encoder_spec(self.method, card, overrides)
+        spec = (
+            None if is_lexical else self.model.build_encoder_spec(self.method, card, overrides, collection.has_images)
+        )
         timer = PhaseTimer(NoProgress())
         ranking = build_retriever(self.model, spec, card, collection, overrides.search, timer).rank(k)
         ranking = ranking.filter_and_cut(collection, drop_same_id=False, depth=depth)
