@@ -113,6 +113,11 @@ HEADS: dict[str, Callable[[], list[Any]]] = {
         Dense(WIDTH, 128, bias=False, activation_function=torch.nn.Identity()),
         Dense(128, 32, activation_function=torch.nn.GELU()),
     ],
+    "residual": lambda: [
+        Pooling(WIDTH, "mean"),
+        Dense(WIDTH, WIDTH, use_residual=True),
+        Dense(WIDTH, 16, use_residual=True),
+    ],
     "layer-norm": lambda: [Pooling(WIDTH, "mean"), Normalize(), LayerNorm(WIDTH)],
 }
 
@@ -260,7 +265,6 @@ MESSAGES = {"message": {"method": "forward", "method_output_name": "last_hidden_
 REFUSED: dict[str, tuple[list[Any], dict[str, Any]]] = {  # by the reason: the modules, options of the model
     "2 poolings (cls, mean)": ([Pooling(WIDTH, ("cls", "mean"))], {}),
     "max pooling": ([Pooling(WIDTH, "max")], {}),
-    "Dense module with a residual": ([MEAN, Dense(WIDTH, WIDTH, use_residual=True)], {}),
     "its similarity is 'euclidean'": ([MEAN], {"similarity_fn_name": "euclidean"}),
     "include_prompt = false": ([Pooling(WIDTH, "mean", include_prompt=False)], {"prompts": PROMPTS}),
     "truncate_dim": ([MEAN], {"truncate_dim": 8}),
@@ -383,8 +387,8 @@ OTHER_MODELS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_MODELS)
-@pytest.mark.parametrize("method", [(), ("--method", "mean"), ("--engine", "sentence-transformers")])
-def test_models_of_other_kinds_are_refused(
+@pytest.mark.parametrize("method", [("--method", "mean"), ("--engine", "sentence-transformers", "--method", "mean")])
+def test_models_of_other_kinds_are_not_run_as_dense_ones(
     save_other_model: Callable[[str], Path], task: Path, out: Path, kind: str, method: tuple[str, ...]
 ) -> None:
     answer = run_command("run", "--model", save_other_model(kind), "--task", task, "--out", out, *method)
@@ -393,10 +397,24 @@ def test_models_of_other_kinds_are_refused(
     assert not list(out.rglob("record.json"))
 
 
-def test_a_card_does_not_make_a_splade_model_dense(
+def test_a_cross_encoder_is_not_run_as_an_embedder(
     save_other_model: Callable[[str], Path], task: Path, out: Path
 ) -> None:
+    answer = run_command("run", "--model", save_other_model("CrossEncoder"), "--task", task, "--out", out)
+    assert answer.exit_code == 4
+    assert "cross-encoder" in answer.output
+
+
+def test_a_card_does_not_make_a_splade_model_dense(
+    save_other_model: Callable[[str], Path], task: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    fresh_catalog: Callable[[], None],
+) -> None:  # fmt: skip
+    card = tmp_path / "cards" / "model_cards" / "claimed.toml"
+    card.parent.mkdir(parents=True)
+    card.write_text('name = "claimed"\n[method]\ndefault = "last"\n')
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "cards"))
+    fresh_catalog()
     folder = save_other_model("SparseEncoder")
-    answer = run_command("run", "--model", "smollm2-135m", "--weights", folder, "--task", task, "--out", out)
+    answer = run_command("run", "--model", "claimed", "--weights", folder, "--task", task, "--out", out)
     assert "sparse encoder (SPLADE)" in answer.output
     assert answer.exit_code == 4

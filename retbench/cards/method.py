@@ -6,7 +6,7 @@ The exact bytes of a template are part of the embedding key: one changed charact
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from retbench.cards.published_vectors import LateInteraction, LearnedSparse
 from retbench.cards.task import TaskCard
@@ -14,6 +14,7 @@ from retbench.errors import DataError
 
 MethodKind = Literal["dense", "sparse", "hybrid", "multi-vector"]
 VectorKind = Literal["dense", "sparse", "multi-vector"]
+VECTOR_KINDS: tuple[VectorKind, ...] = get_args(VectorKind)
 Pooling = Literal["last", "first", "mean", "weighted", "model"]
 Span = Literal["all", "text"]
 Attention = Literal["own", "bidirectional"]

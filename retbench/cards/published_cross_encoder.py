@@ -8,9 +8,9 @@ prompt) is an error that names it.
 from pathlib import Path
 from typing import Any
 
+from retbench.cards.published_kinds import CONFIG_FILE
 from retbench.cards.published_method import (
     ARGUMENT_FIELDS,
-    CONFIG_FILE,
     HARMLESS_ARGUMENTS,
     LARGEST_LENGTH,
     read_transformer_settings,

@@ -8,7 +8,8 @@ from retbench.cards.text_parsers import parse_json
 from retbench.cards.untrusted_fields import is_inside
 from retbench.errors import DataError
 
-MODULES_FILE = "modules.json"
+MODULES_FILE, ROUTER_FILE = "modules.json", "router_config.json"
+BACKBONES = ("Transformer", "MLMTransformer")
 LEGACY_MODES = {  # in the order in which sentence-transformers concatenates
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -58,17 +59,51 @@ class PublishedModule:
 
 
 def read_module_types(folder: Path) -> list[str]:
-    """The class of every module; empty without a modules.json."""
-    return [str(entry["type"]) for entry in _read_entries(folder)]
+    """The class of every module, also of those behind a Router; empty without a modules.json."""
+    return [str(entry["type"]) for entry in (*_read_entries(folder), *_read_route_entries(folder))]
+
+
+def list_modules(folder: Path) -> list[PublishedModule]:
+    """All modules in their order, whatever they are."""
+    return [_build_module(folder, entry) for entry in _read_entries(folder)]
+
+
+def read_routes(folder: Path) -> dict[str, list[PublishedModule]]:
+    """The modules of each route of a folder that is a Router alone; empty for other folders."""
+    routes: dict[str, list[PublishedModule]] = {}
+    for entry in _read_route_entries(folder):
+        routes.setdefault(str(entry["route"]), []).append(_build_module(folder, entry))
+    return routes
+
+
+def find_backbone_folder(folder: Path) -> Path:
+    """The folder of the transformer: the model's own, or that of a route which has it in a folder of its own."""
+    if (folder / "config.json").is_file():
+        return folder
+    modules = [module for route in read_routes(folder).values() for module in route if module.kind in BACKBONES]
+    return folder / modules[0].path if modules else folder
+
+
+def _read_route_entries(folder: Path) -> list[dict[str, Any]]:
+    config = read_optional_object(folder / ROUTER_FILE)
+    types, structure = config.get("types") or {}, config.get("structure") or {}
+    try:
+        return [
+            {"route": route, "path": path, "type": types[path]} for route, paths in structure.items() for path in paths
+        ]
+    except (AttributeError, KeyError, TypeError) as problem:
+        raise DataError(f"{folder / ROUTER_FILE} is damaged: {problem}", "fetch the folder again") from problem
+
+
+def _build_module(folder: Path, entry: dict[str, Any]) -> PublishedModule:
+    path = _read_path(folder, entry)
+    settings = read_optional_object(folder / path / "config.json") if path else {}
+    return PublishedModule(str(entry["type"]), path, settings)
 
 
 def read_modules(folder: Path) -> list[PublishedModule]:
-    """All modules in their order."""
-    modules = []
-    for entry in _read_entries(folder):
-        path = _read_path(folder, entry)
-        settings = read_optional_object(folder / path / "config.json") if path else {}
-        modules.append(PublishedModule(str(entry["type"]), path, settings))
+    """All modules in their order; the first must be a Transformer in the folder itself."""
+    modules = list_modules(folder)
     if not modules or modules[0].kind != "Transformer" or modules[0].path:
         first = f"{modules[0].kind} in {modules[0].path or 'the folder itself'}" if modules else "no module"
         raise DataError(
@@ -80,7 +115,7 @@ def read_modules(folder: Path) -> list[PublishedModule]:
 
 def read_module_paths(folder: Path) -> list[str]:
     """The folder of every module, relative to the model's; empty for a module in the model's folder itself."""
-    return [_read_path(folder, entry) for entry in _read_entries(folder)]
+    return [_read_path(folder, entry) for entry in (*_read_entries(folder), *_read_route_entries(folder))]
 
 
 def _read_path(folder: Path, entry: dict[str, Any]) -> str:

@@ -16,16 +16,14 @@ class LateInteraction:
 
     `query_length` and `document_length` are the most tokens. A query with fewer tokens than `expansion_length` gets
     expansion tokens (`expansion_token`, else the tokenizer's mask token, else its end-of-sequence token) up to that
-    number. The vectors of those tokens count. Other tokens read them only with `expansion_attended`. With
-    `expansion_cuts` a longer query is cut to that number. The vectors of `skipped_words` do not count in the texts of
-    `skipped_in`. `markers` are prefixes that the tokenizer reads as one token. With `average` a score is divided by the
-    number of the query's vectors.
+    number. The vectors of those tokens count; other tokens read them only with `expansion_attended`. The vectors of
+    `skipped_words` do not count in the texts of `skipped_in`. `markers` are prefixes that the tokenizer reads as one
+    token. With `average` a score is divided by the number of the query's vectors.
     """
 
     query_length: int | None = None
     document_length: int | None = None
     expansion_length: int | None = None
-    expansion_cuts: bool = True
     expansion_attended: bool = False
     expansion_token: str | None = None
     skipped_words: tuple[str, ...] = ()

@@ -1,9 +1,10 @@
 """The forward pass of a model: from token ids to the states of a layer.
 
-On a CPU, decoders of the Llama type run in `packed_decoder.py`. All other models run in transformers: packed without
-padding if the GPU has a kernel for it (`varlen.py`), else padded on the right. With right padding a causal model needs
-no mask, because no token attends to the padding after it; a bidirectional model gets a mask. States are returned
-without padding, concatenated, with offsets, so that pooling uses exact lengths instead of a mask.
+On a CPU, decoders of the Llama type run in `packed_decoder.py` and encoders of the BERT type in `packed_encoder.py`.
+All other models run in transformers: packed without padding if the GPU has a kernel for it (`varlen.py`), else padded
+on the right. With right padding a causal model needs no mask, because no token attends to the padding after it; a
+bidirectional model gets a mask. States are returned without padding, concatenated, with offsets, so that pooling uses
+exact lengths instead of a mask.
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.method import Attention
-from retbench.cards.model import Dtype
+from retbench.cards.model import EncoderDtype
 from retbench.engines import model_loader, peak_throughput, remote_code, rotary_positions, varlen
+from retbench.engines.int8_linear import quantize_linear_layers
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
+from retbench.engines.packed_encoder import PackedEncoder, supports_packed_encoding
 from retbench.engines.padding import pad_rows
 from retbench.engines.text_config import is_causal
 from retbench.engines.tokenizers import load_tokenizer
-from retbench.errors import UsageError
+from retbench.errors import DataError, InapplicableError, UsageError
 
 
 class TokenStates(NamedTuple):
@@ -40,7 +43,7 @@ class Backbone:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     causal: bool
-    dtype: Dtype
+    dtype: EncoderDtype
     device: torch.device
     forced_bidirectional: bool = False  # a causal model that attends in both directions
     layer: int | None = None
@@ -64,9 +67,14 @@ class Backbone:
     @property
     def kernel(self) -> str:
         """The attention kernel: our own in blocks, PyTorch's (packed or padded), or eager."""
-        if supports_packed_decoding(self.model):
+        if find_packed_pass(self.model):
             return "blocks"
         return "varlen" if varlen.find_model_kernel(self.model) else str(self.model.config._attn_implementation)
+
+    @property
+    def computed_dtype(self) -> str:
+        """The dtype of the loaded weights; int8 if the linear layers are quantized."""
+        return self.dtype if self.dtype == "int8" else str(self.model.dtype).removeprefix("torch.")
 
     @property
     def flops_per_token(self) -> float | None:
@@ -75,8 +83,8 @@ class Backbone:
         return 2.0 * sum(count * rows * columns for (rows, columns), count in shapes.items()) or None
 
     def peak_throughput(self) -> float | None:
-        """Tokens per second if only the matrix products took time; None if the model has no linear layers."""
-        if not peak_throughput.count_linear_shapes(self.model):
+        """Tokens per second if only the matrix products took time; None if there are none or they are in int8."""
+        if self.dtype == "int8" or not peak_throughput.count_linear_shapes(self.model):
             return None
         return peak_throughput.measure_peak_throughput(self.model, getattr(torch, self.dtype), self.device)
 
@@ -86,12 +94,18 @@ class Backbone:
         return sum(p.numel() for p in self.model.parameters())
 
     @torch.inference_mode()
-    def compute_states(self, rows: Sequence[np.ndarray]) -> TokenStates:
-        """One forward pass over a batch of token-id rows."""
+    def compute_states(self, rows: Sequence[np.ndarray], attended: np.ndarray | None = None) -> TokenStates:
+        """One forward pass over a batch of token-id rows.
+
+        `attended` is the number of tokens at the start of each row that others read; without it they read all.
+        """
+        self._check_token_ids(rows)
         lengths = torch.tensor([len(row) for row in rows])
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
-        if supports_packed_decoding(self.model):
-            return TokenStates(PackedDecoder(self.model)(rows, self.causal, self.layer), offsets)
+        if attended is not None:
+            return TokenStates(self._compute_padded_states(rows, attended), offsets.to(self.device))
+        if packed_pass := find_packed_pass(self.model):
+            return TokenStates(packed_pass(self.model)(rows, self.causal, self.layer), offsets)
         if varlen.find_model_kernel(self.model) and varlen.fits_attention_window(self.model, rows):
             output = varlen.run_packed(self.model, rows, self.causal, **self._model_options)
             return TokenStates(self._select_layer(output)[0], offsets.to(self.device))
@@ -103,11 +117,24 @@ class Backbone:
         )
         return TokenStates(flat, offsets.to(self.device))
 
-    def _compute_padded_states(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
+    def _check_token_ids(self, rows: Sequence[np.ndarray]) -> None:
+        """Raise an error for a token without an embedding; on a GPU it would end the process."""
+        embeddings = self.model.config.get_text_config().vocab_size
+        largest = max((int(row.max()) for row in rows if len(row)), default=0)
+        if largest >= embeddings:
+            raise DataError(
+                f"the tokenizer gives token {largest}, but the model has {embeddings} embeddings",
+                "the tokenizer belongs to another model: copy or fetch the folder again",
+            )
+
+    def _compute_padded_states(self, rows: Sequence[np.ndarray], attended: np.ndarray | None = None) -> torch.Tensor:
         """The states from transformers, with rows padded on the right. Padding is removed from the result."""
         padded = pad_rows(rows)
         real = padded.token_mask.to(self.device)
         masked = {} if self.causal else {"attention_mask": real.long()}
+        if attended is not None:
+            masked = {"attention_mask": padded._replace(lengths=torch.from_numpy(attended)).token_mask.long()}
+            masked = {name: mask.to(self.device) for name, mask in masked.items()}
         return self._select_layer(self.model(input_ids=padded.ids.to(self.device), **masked, **self._model_options))[
             real
         ]
@@ -127,14 +154,35 @@ class Backbone:
         return torch.as_tensor(output.last_hidden_state if self.layer is None else output.hidden_states[self.layer])
 
 
-def load_backbone(folder: Path, dtype: Dtype, device: torch.device, rope: str | None = None) -> Backbone:
+def find_packed_pass(model: Any) -> type[PackedDecoder | PackedEncoder] | None:
+    """Our own forward pass for a model on a CPU; None if transformers must run it."""
+    if supports_packed_decoding(model):
+        return PackedDecoder
+    return PackedEncoder if supports_packed_encoding(model) else None
+
+
+def load_backbone(folder: Path, dtype: EncoderDtype, device: torch.device, rope: str | None = None) -> Backbone:
     """Load the text part of a Hugging Face folder, without language-model head and vision tower.
 
     `rope` is the RoPE scaling.
     """
     trust = remote_code.is_remote_code_trusted()
-    loaded: Any = model_loader.load_text_model(folder, dtype, get_device_map_options(device), rope, trust)
-    return Backbone(loaded.to(device).eval(), load_tokenizer(folder), is_causal(folder), dtype, device)
+    weights_dtype = "float32" if dtype == "int8" else dtype
+    loaded: Any = model_loader.load_text_model(folder, weights_dtype, get_device_map_options(device), rope, trust)
+    model = loaded.to(device).eval()
+    if dtype == "int8":
+        quantize_linear_layers(model)
+    return Backbone(model, load_tokenizer(folder), is_causal(folder), dtype, device)
+
+
+def load_masked_backbone(folder: Path, dtype: EncoderDtype, device: torch.device, rope: str | None = None) -> Backbone:
+    """Load a masked language model with its head, for its logits. It computes in float32, bfloat16 or float16."""
+    if dtype == "int8" or rope:
+        raise InapplicableError(
+            f"a sparse encoder does not support --set {'rope' if rope else 'dtype=int8'}", "leave it out"
+        )
+    loaded: Any = model_loader.load_masked_language_model(folder, dtype, remote_code.is_remote_code_trusted())
+    return Backbone(loaded.to(device).eval(), load_tokenizer(folder), False, dtype, device)
 
 
 def get_device_map_options(device: torch.device) -> dict[str, Any]:

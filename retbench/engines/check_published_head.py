@@ -47,6 +47,4 @@ def _find_problems(modules: list[PublishedModule]) -> list[str]:
         return ["a module that does not read the pooled state"]
     if [module.kind for module in modules[:2]] != ["Transformer", "Pooling"]:
         return ["a module before its pooling"]
-    if [module.kind for module in modules].count("Transformer") > 1:
-        return ["two transformers"]
-    return ["a Dense module with a residual" for module in modules if module.settings.get("use_residual")]
+    return ["two transformers"] if [module.kind for module in modules].count("Transformer") > 1 else []

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.checksums import cached_sha256
-from retbench.cards.published_modules import MODULES_FILE, read_module_paths
+from retbench.cards.published_modules import (
+    MODULES_FILE,
+    ROUTER_FILE,
+    find_backbone_folder,
+    read_module_paths,
+)
 from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 
@@ -52,9 +57,12 @@ def compute_modules_fingerprint(folder: Path) -> str:
     modules_file = folder / MODULES_FILE
     paths = read_module_paths(folder)
     # a module without files (Normalize) may have no folder: git and the hub keep no empty ones
-    files = [file for path in paths if path for file in (folder / path).glob("*") if file.is_file()]
+    parts = [folder / path for path in paths if path and folder / path != find_backbone_folder(folder)]
+    files = [file for part in parts for file in part.glob("*") if file.is_file()]
     checksums = {
-        file.relative_to(folder).as_posix(): cached_sha256(file) for file in (modules_file, *files) if file.is_file()
+        file.relative_to(folder).as_posix(): cached_sha256(file)
+        for file in (modules_file, folder / ROUTER_FILE, *files)
+        if file.is_file()
     }
     return hashlib.sha256(_encode_canonical_json(checksums)).hexdigest()
 

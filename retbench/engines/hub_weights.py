@@ -6,6 +6,7 @@ from pathlib import Path
 from retbench.cards import pins
 from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.published_modules import find_backbone_folder
 from retbench.cards.untrusted_fields import check_repository_files
 from retbench.cards.user_config import require_disk_space
 from retbench.engines import adapters, fingerprints, model_folders
@@ -28,8 +29,9 @@ def download_weights(card: ModelCard, weights: WeightsSource, work: Path, on_mes
     revision, folder = _download_folder(
         str(weights.repo), weights.revision or (pin.revision if pin else None), work, on_message
     )
-    model_folders.check_folder(folder)
-    fingerprint = fingerprints.compute_folder_fingerprint(folder)
+    backbone = find_backbone_folder(folder)
+    model_folders.check_folder(backbone)
+    fingerprint = fingerprints.compute_folder_fingerprint(backbone)
     pins.write_pin("models", card.name, pins.Pin(revision, fingerprint))
     return PreparedWeights(folder, describe_source(weights), fingerprint, revision=revision)
 

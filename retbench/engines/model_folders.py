@@ -10,7 +10,7 @@ from retbench.cards.checksums import cached_sha256
 from retbench.cards.file_kinds import require_regular_file
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
-from retbench.cards.published_method import require_supported_model
+from retbench.cards.published_kinds import find_folder_kind
 from retbench.cards.text_parsers import parse_json
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
@@ -36,7 +36,7 @@ def check_folder(folder: Path) -> None:
     must not be opened, or it is a kind of model that is not supported.
     """
     check_file_types(folder)
-    require_supported_model(folder)
+    find_folder_kind(folder)  # raises for a kind that is not known
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} has no config.json", "give a Hugging Face folder or a .gguf file")
     if (folder / ADAPTER_CONFIG).is_file():
@@ -112,10 +112,12 @@ def _compute_expected_size(file: Path) -> int:
         length = int.from_bytes(content.read(8), "little")
         try:
             header = parse_json(content.read(min(length, MAX_HEADER_BYTES)))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            entries = [entry for name, entry in header.items() if name != "__metadata__"]
+            sizes = [size for entry in entries for size in (*entry["shape"], *entry["data_offsets"])]
+            ends = [entry["data_offsets"][1] for entry in entries]
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return -1
-    return 8 + length + max(ends, default=0)
+    return 8 + length + max(ends, default=0) if all(type(size) is int and size >= 0 for size in sizes) else -1
 
 
 def get_weight_bytes(folder: Path) -> int:

@@ -24,13 +24,16 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
+from retbench.cards.published_late_interaction import is_stanford
 from retbench.engines import model_folders, remote_code, rotary_positions, weights_cache
+from retbench.engines.config_checks import check_config_sizes, explain_load_errors
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.memory import keep_freed_pages
 from retbench.engines.text_config import read_text_settings
@@ -44,6 +47,8 @@ HEADS = (  # of language models, classifiers, BERT, DistilBERT, ALBERT, ELECTRA 
     r"|^(cls|predictions|vocab_transform|vocab_layer_norm|vocab_projector|(discriminator|generator)_predictions)\."
     r"|^head\.(dense|norm)\.|^decoder\.(weight|bias)$"
 )
+PROJECTION = r"^linear\.weight$"  # of Stanford's ColBERT
+NEXT_SENTENCE = r"^cls\.seq_relationship\."  # BERT's second task in pretraining
 POOLER = r"(^|\.)pooler\."  # BERT's layer over its first state; no method reads it
 BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|(attention|attn)\.(masked_)?bias$"  # computed, not learned
 EMBEDDING = "embed_tokens.weight"
@@ -67,7 +72,8 @@ def load_text_model(
         rotary_positions.apply_rope_scaling(options["config"], rope)
     model_class: Any = AutoModel if text_config is None else MODEL_MAPPING[type(text_config)]
     model, info = _load(model_class, folder, dtype, _map_text_names(folder, ""), options, trust)
-    check_loaded_weights(folder, info, missing=(POOLER,), unused=(TOWERS, HEADS, POOLER, BUFFERS))
+    projection = (PROJECTION,) if is_stanford(folder) else ()  # `token_layers.py` reads it
+    check_loaded_weights(folder, info, missing=(POOLER,), unused=(TOWERS, HEADS, POOLER, BUFFERS, *projection))
     part: Any = model
     part.has_renamed_weights = text_config is not None  # for save_model_folder
     return model
@@ -106,6 +112,14 @@ def load_sequence_classifier(folder: Path, dtype: Dtype, trust: bool = False) ->
     return model
 
 
+def load_masked_language_model(folder: Path, dtype: Dtype, trust: bool = False) -> PreTrainedModel:
+    """The masked language model with its head, whose weights must all be there."""
+    load_config(folder, trust)
+    model, info = _load(AutoModelForMaskedLM, folder, dtype, {}, {}, trust)
+    check_loaded_weights(folder, info, missing=(), unused=(POOLER, BUFFERS, NEXT_SENTENCE))
+    return model
+
+
 def load_config(folder: Path, trust: bool = False) -> Any:
     """The config of a folder whose files are intact. An attention kernel of the hub would be code: it is refused."""
     weights_cache.verify_files(folder)
@@ -115,7 +129,8 @@ def load_config(folder: Path, trust: bool = False) -> Any:
         raise DataError(
             f"{folder / 'config.json'} names an attention kernel of the hub, which is code", "delete that entry"
         )
-    with remote_code.explain_refused_code(folder):
+    check_config_sizes(folder, settings)
+    with explain_load_errors(folder), remote_code.explain_refused_code(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
 
 
@@ -138,17 +153,18 @@ def _load(
         log.info("%s is not opened: the weights beside it are read, which are safetensors", pickles[0])
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    model, info = model_class.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation=choose_attention_kernel(folder),
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        key_mapping=names or None,
-        trust_remote_code=trust,
-        **options,
-    )
+    with explain_load_errors(folder):
+        model, info = model_class.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=choose_attention_kernel(folder),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            key_mapping=names or None,
+            trust_remote_code=trust,
+            **options,
+        )
     return model, info
 
 

@@ -19,6 +19,8 @@ from retbench.cards.published_modules import PublishedModule, read_modules
 from retbench.engines.check_published_head import WEIGHTS_FILE, check_head
 from retbench.errors import DataError
 
+LayerBuilder = Callable[[Path, PublishedModule], nn.Module]
+
 
 @dataclass(frozen=True)
 class PublishedHead:
@@ -39,7 +41,7 @@ def load_head(folder: Path, device: torch.device) -> PublishedHead:
     """Load the modules after the transformer."""
     check_head(folder, "transformers")
     modules = read_modules(folder)
-    builders = {"Dense": _build_dense, "LayerNorm": _build_layer_norm}
+    builders: dict[str, LayerBuilder] = {"Dense": build_dense, "LayerNorm": _build_layer_norm}
     layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
     dimension = None
     for module in modules:
@@ -53,12 +55,32 @@ def load_head(folder: Path, device: torch.device) -> PublishedHead:
     return PublishedHead(POOLINGS[mode], tuple(layers), dimension)
 
 
-def _build_dense(folder: Path, module: PublishedModule) -> nn.Module:
+class DenseLayer(nn.Module):
+    """A linear layer, an activation, and optionally the input added to the result."""
+
+    def __init__(self, linear: nn.Linear, activation: nn.Module, use_residual: bool) -> None:
+        super().__init__()
+        self.linear, self.activation, self.use_residual = linear, activation, use_residual
+        if use_residual and linear.in_features != linear.out_features:
+            self.residual = nn.Linear(linear.in_features, linear.out_features, bias=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the layer to the last dimension."""
+        result: torch.Tensor = self.activation(self.linear(states))
+        if not self.use_residual:
+            return result
+        return result + (self.residual(states) if hasattr(self, "residual") else states)
+
+
+def build_dense(folder: Path, module: PublishedModule) -> DenseLayer:
+    """Build a Dense module with its weights."""
     settings = module.settings
     inputs, outputs = _read_size(folder, module, "in_features"), _read_size(folder, module, "out_features")
+    activation = _build_activation(folder, str(settings.get("activation_function", "torch.nn.Tanh")))
     linear = nn.Linear(inputs, outputs, bias=bool(settings.get("bias", True)))
-    _load_weights(folder / module.path, linear, "linear.")
-    return nn.Sequential(linear, _build_activation(folder, str(settings.get("activation_function", "torch.nn.Tanh"))))
+    layer = DenseLayer(linear, activation, bool(settings.get("use_residual")))
+    _load_weights(folder / module.path, layer, "")
+    return layer
 
 
 def _read_size(folder: Path, module: PublishedModule, name: str) -> int:

@@ -11,7 +11,9 @@ from pathlib import Path
 from retbench.cards import catalog, checksums, pins
 from retbench.cards.file_kinds import require_utf8_path
 from retbench.cards.model import ModelCard, WeightsSource
-from retbench.cards.published_method import describe_published_card, require_encoder, require_supported_model
+from retbench.cards.published_kinds import find_folder_kind, require_encoder
+from retbench.cards.published_method import describe_published_card
+from retbench.cards.published_modules import find_backbone_folder
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
@@ -32,6 +34,12 @@ class LocalWeights:
     fingerprint: str
     label: str | None
     bytes: int
+    root: Path | None = None  # the published folder, if the transformer is in a folder inside it
+
+    @property
+    def published_folder(self) -> Path:
+        """The folder whose files say how the model is used."""
+        return self.root or self.folder
 
 
 def find_local_weights(card: ModelCard, path: str | None = None) -> LocalWeights | None:
@@ -41,9 +49,9 @@ def find_local_weights(card: ModelCard, path: str | None = None) -> LocalWeights
     given_path = _get_given_path(card, path)
     local = _find_at_path(given_path) if given_path else _find_cached(card)
     if local:
-        require_supported_model(local.folder)
+        find_folder_kind(local.published_folder)  # raises for a kind that is not known
         if card.kind != "cross-encoder":
-            require_encoder(card, local.folder)
+            require_encoder(card, local.published_folder)
         model_folders.check_shape(card, local.folder)
         if not path:
             model_folders.check_trained_model(card, local.folder)
@@ -56,7 +64,7 @@ def find_described_card(name: str) -> ModelCard:
     if card.method is not None or card.weights is None or card.weights.source != "hub":
         return card
     local = find_local_weights(card)
-    return describe_published_card(card, local.folder) if local else card
+    return describe_published_card(card, local.published_folder) if local else card
 
 
 def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessage = lambda _: None) -> LocalWeights:
@@ -128,10 +136,13 @@ def _find_at_path(path: Path) -> LocalWeights | None:
         is_current = manifest is not None and _has_same_parent(path, manifest)
         return _build_local_weights(folder, manifest, label=None) if manifest and is_current else None
     if path.is_dir():
-        model_folders.check_folder(path)
+        model_folders.check_file_types(path)
+        backbone = find_backbone_folder(path)
+        model_folders.check_folder(backbone)
         return LocalWeights(
-            path, fingerprints.compute_folder_fingerprint(path), None, model_folders.get_weight_bytes(path)
-        )
+            backbone, fingerprints.compute_folder_fingerprint(backbone), None,
+            model_folders.get_weight_bytes(backbone), None if backbone == path else path,
+        )  # fmt: skip
     folder = _get_converted_folder(path)
     manifest = weights_cache.read_manifest(folder)
     return _build_local_weights(folder, manifest, manifest.label) if manifest else None
@@ -214,7 +225,11 @@ def _matches_card(card: ModelCard, cached: WeightsManifest) -> bool:
 
 
 def _build_local_weights(folder: Path, manifest: WeightsManifest, label: str | None) -> LocalWeights:
-    return LocalWeights(folder, manifest.fingerprint, label, model_folders.get_weight_bytes(folder))
+    backbone = find_backbone_folder(folder)
+    return LocalWeights(
+        backbone, manifest.fingerprint, label, model_folders.get_weight_bytes(backbone),
+        None if backbone == folder else folder,
+    )  # fmt: skip
 
 
 def _check_shape(card: ModelCard, local: LocalWeights) -> LocalWeights:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from retbench.cards import catalog
 from retbench.cards.hub_errors import translate_hub_errors
+from retbench.cards.method import VECTOR_KINDS
 from retbench.cards.model import ModelCard, TrainingProvenance
 from retbench.engines import model_folders, weights
 from retbench.errors import UsageError
@@ -70,7 +71,7 @@ def _list_complete_runs(model: str, fingerprint: str, results: Path) -> Iterator
     """The runs by these weights over whole collections."""
     for run in ResultsFolder(results).scan_runs().runs:
         settings = run.record.settings
-        is_complete = not settings["sample"] and not settings["rerankers"] and settings["retriever"] == "dense"
+        is_complete = not settings["sample"] and not settings["rerankers"] and settings["retriever"] in VECTOR_KINDS
         if run.record.model == model and is_complete and settings["encoder"]["weights"] == fingerprint:
             yield run.record
 

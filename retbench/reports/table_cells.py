@@ -17,6 +17,7 @@ from retbench.store.vector_formats import VECTOR_FORMATS
 
 EXPOSURE_MARKS = {"seen": "*", "unknown": "?", "unseen": ""}
 INTERVAL_HEAD = "95% interval"
+MEAN_RANK_HEAD = "mean rank"
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,15 @@ def _get_compared_width(record: Record) -> int | None:
 
 
 def compute_bytes_per_document(row: LeaderboardRow) -> float | None:
-    """The size of a document's vector as all documents are compared; None for lexical and sparse rows.
+    """The size of a document's vectors or terms as all documents are compared; None where it is not known.
 
     A compressed search also reads the stored vectors of the documents that it scores again.
     """
     sizes = []
     for run in row.runs.values():
+        if measured := run.record.texts.get("bytes_per_document"):  # of late interaction and learned sparse terms
+            sizes.append(measured)
+            continue
         encoder, width = run.record.settings["encoder"], _get_compared_width(run.record)
         if not encoder or not width or run.record.cards["method"].get("kind", "dense") != "dense":
             return None
@@ -131,11 +135,12 @@ def build_table(board: Leaderboard, with_members: bool = False) -> LeaderboardTa
         "method",
         *("average" if column is None else column for column in columns),
         INTERVAL_HEAD,
+        *([MEAN_RANK_HEAD] if board.mean_ranks else []),
     ]
     lines = [_build_line(board, row, columns, cost_columns) for row in board.rows]
+    empty_columns = len(cost_columns) + bool(board.mean_ranks)
     lines += [
-        _build_published_line(board, published_row, columns, len(cost_columns))
-        for published_row in board.published_rows
+        _build_published_line(board, published_row, columns, empty_columns) for published_row in board.published_rows
     ]
     return LeaderboardTable([*heads, *(title for title, _, _ in cost_columns.values())], lines, build_notes(board))
 
@@ -155,7 +160,17 @@ def _build_line(
     for _, measure, format_spec in cost_columns.values():
         value = measure(row)
         cost_cells.append(TableCell(MISSING if value is None else format(value, format_spec), value))
-    return TableLine([rank, letters, *names, *scores, _build_interval_cell(row_rank), *cost_cells], row)
+    interval = _build_interval_cell(row_rank)
+    mean_rank = [_build_mean_rank_cell(board, row)] if board.mean_ranks else []
+    return TableLine([rank, letters, *names, *scores, interval, *mean_rank, *cost_cells], row)
+
+
+def _build_mean_rank_cell(board: Leaderboard, row: LeaderboardRow) -> TableCell:
+    mean_rank = board.get_mean_rank(row)
+    if mean_rank is None:
+        return TableCell(MISSING, None)
+    low, high = mean_rank.interval
+    return TableCell(f"{mean_rank.value:.1f} ({low:.1f}–{high:.1f})", mean_rank.value)
 
 
 def _build_interval_cell(row_rank: Any) -> TableCell:
@@ -188,7 +203,7 @@ def _mark_extreme_score(row: LeaderboardRow, column: str | None) -> str:
 
 
 def _build_published_line(
-    board: Leaderboard, published_row: PublishedRow, columns: list[str | None], cost_count: int
+    board: Leaderboard, published_row: PublishedRow, columns: list[str | None], empty_columns: int
 ) -> TableLine:
     scores = [
         published_row.compute_average(board.suite, board.tasks)
@@ -202,7 +217,7 @@ def _build_published_line(
         TableCell(f"published: {published_row.table.name}", published_row.table.name),
     ]
     missing = TableCell(MISSING, None)
-    return TableLine([missing, missing, *names, *cells, missing, *[missing] * cost_count], published=published_row)
+    return TableLine([missing, missing, *names, *cells, missing, *[missing] * empty_columns], published=published_row)
 
 
 def build_seed_table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:

@@ -115,7 +115,9 @@ class EncoderFactory:
             from retbench.engines import vllm_engine
 
             max_tokens = min(max_tokens, self.card.context_length or max_tokens)
-            return vllm_engine.load_vllm_model(folder, spec.weights_dtype, spec.method, max_tokens, self.engine.vllm_options)
+            return vllm_engine.load_vllm_model(
+                folder, spec.weights_dtype, spec.method, max_tokens, self.engine.vllm_options
+            )
         from retbench.engines import sentence_transformers_engine
 
         return sentence_transformers_engine.load_sentence_transformers_model(

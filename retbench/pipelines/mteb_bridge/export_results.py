@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.method import Method
+from retbench.cards.method import VECTOR_KINDS, Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.encoders.encoder_spec import compute_length_limits
@@ -55,10 +55,7 @@ def _check_exportable(record: Record, folder: Path) -> None:
         )
     if rerankers := [reranker["rerank"] for reranker in record.settings["rerankers"]]:
         raise UsageError(f"{folder}: the run was reranked by {', '.join(rerankers)}", "export the first stage")
-    if (retriever := record.settings["retriever"]) not in (
-        "dense",
-        record.method,
-    ):  # a lexical method is itself the retriever
+    if (retriever := record.settings["retriever"]) not in (*VECTOR_KINDS, record.method):  # a lexical method is its own
         raise UsageError(f"{folder}: the run used {retriever} instead of exact search", "run it without --set search")
 
 

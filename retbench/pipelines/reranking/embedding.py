@@ -96,7 +96,7 @@ class EmbeddingRerankerSpec:
         settings = self.settings
         if isinstance(settings, E2RankSettings):
             prompt_builder = self._build_prompt_builder(settings, first_stage)
-            return ListwisePromptEmbedder(self.model.load_encoder(self.encoder_spec), prompt_builder, postprocess)
+            return ListwisePromptEmbedder(self.model.load_dense_encoder(self.encoder_spec), prompt_builder, postprocess)
         with retriever.timer.time_phase("read vectors of queries", "texts"):
             query_vectors = postprocess(retriever.embed_queries())
         if isinstance(settings, RocchioSettings):

@@ -1,0 +1,68 @@
+"""What follows the transformer in the folder of a late-interaction model: layers over the state of each token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from retbench.cards.published_late_interaction import is_stanford, list_token_layers
+from retbench.cards.published_sparse import find_static_folder
+from retbench.engines import published_head
+from retbench.engines.model_loader import list_weight_files
+from retbench.errors import DataError
+
+STANFORD_PROJECTION = "linear.weight"
+
+
+@dataclass(frozen=True)
+class TokenLayers:
+    """The layers, in float32."""
+
+    layers: tuple[Callable[[torch.Tensor], torch.Tensor], ...]
+    dimension: int | None  # None: the width of a state
+
+    @torch.inference_mode()
+    def transform(self, states: torch.Tensor) -> torch.Tensor:
+        """Apply the layers to the states of tokens."""
+        for layer in self.layers:
+            states = layer(states)
+        return states
+
+
+def load_token_layers(folder: Path, device: torch.device) -> TokenLayers:
+    """Load the layers of a folder; `published_late_interaction.py` has refused what is not followed."""
+    if is_stanford(folder):
+        weight = _read_projection(folder).to(device)
+        return TokenLayers((lambda states: states @ weight.T,), len(weight))
+    layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
+    dimension = None
+    for module in list_token_layers(folder):
+        if module.kind == "Normalize":
+            layers.append(partial(nn.functional.normalize, dim=1))
+        else:
+            layers.append(published_head.build_dense(folder, module).to(device).eval().requires_grad_(False))
+            dimension = int(module.settings["out_features"])
+    return TokenLayers(tuple(layers), dimension)
+
+
+def _read_projection(folder: Path) -> torch.Tensor:
+    for file in list_weight_files(folder):
+        with safe_open(file, "pt") as stored:
+            if STANFORD_PROJECTION in stored.keys():  # noqa: SIM118  # no dict: it cannot be iterated
+                projection: torch.Tensor = stored.get_tensor(STANFORD_PROJECTION)
+                return projection.float()
+    raise DataError(f"{folder} has no {STANFORD_PROJECTION}, ColBERT's projection", "copy or fetch the folder again")
+
+
+def load_static_weights(folder: Path) -> torch.Tensor:
+    """Load the weights of query tokens of an inference-free sparse model."""
+    part = find_static_folder(folder)
+    weights = load_file(part / "model.safetensors")
+    if set(weights) != {"weight"} or weights["weight"].dim() != 1:
+        raise DataError(f"the weights in {part} are not one number per token", "fetch the folder again")
+    return weights["weight"].float()
