@@ -8,6 +8,7 @@ other parsers) and shrinks every failing input. `test_fuzz.py` runs a few inputs
 
 import argparse
 import atexit
+import faulthandler
 import gzip
 import json
 import math
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -50,11 +51,14 @@ from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.records.scored_run import PER_QUERY_FILE, load_scored_run
 from retbench.reports import published_tables
 from retbench.rerankers.llm_prompts import parse_order
+from tests import fuzz_structures as structures
 from tests import small_collection
 
 ROOT = Path(__file__).parent.parent
 LOG = ROOT / "benchmarks" / "results" / "fuzz.jsonl"
 INPUTS_PER_TURN = 60  # inputs of one parser before the next parser is tried
+SLOW_INPUTS_PER_TURN = 15  # of a target that runs a command
+MAX_TURN_SECONDS = 600  # about ten times what they take
 MAX_ADDRESS_SPACE = 8 << 30  # limit of the address space, in bytes
 
 INSERTIONS = (
@@ -71,6 +75,8 @@ class Target:
     name: str
     samples: Callable[[], list[bytes]]
     call: Callable[[Path], object]
+    damage: Callable[[list[bytes]], st.SearchStrategy[bytes]] | None = None  # instead of changes of single bytes
+    quick: int = 25  # inputs of a unit test
 
 
 @st.composite
@@ -245,6 +251,13 @@ def _build_card_target(cls: type, pattern: str, **arguments: str) -> Target:
     )
 
 
+CARD_FILES: tuple[tuple[type, str, dict[str, str]], ...] = (
+    (ModelCard, "model_cards/**/*.toml", {}),
+    (TaskCard, "tasks/*/*.toml", {"suite": "x"}),
+    (Recipe, "recipes/*.toml", {}),
+    (Study, "studies/*.toml", {}),
+    (Method, "retbench/**/methods/*.toml", {}),
+)
 TARGETS = (
     *(
         Target(name + ".gz" * packed, partial(_read_sample, name, packed), partial(_compile_damaged, name, packed))
@@ -252,11 +265,7 @@ TARGETS = (
         for packed in (False, True)
     ),
     *(Target(name, lambda name=name: [PASSAGES[name]], _compile_damaged_passages) for name in PASSAGES),
-    _build_card_target(ModelCard, "model_cards/**/*.toml"),
-    _build_card_target(TaskCard, "tasks/*/*.toml", suite="x"),
-    _build_card_target(Recipe, "recipes/*.toml"),
-    _build_card_target(Study, "studies/*.toml"),
-    _build_card_target(Method, "retbench/**/methods/*.toml"),
+    *(_build_card_target(cls, pattern, **more) for cls, pattern, more in CARD_FILES),
     Target("retbench.toml", lambda: [USER_CONFIG], lambda file: toml_parser.load_card(user_config.UserConfig, file)),
     Target("run.trec", lambda: [RUN], read_scored_trec_run),
     Target("run.trec.gz", lambda: [gzip.compress(RUN, mtime=0)], read_scored_trec_run),
@@ -272,6 +281,33 @@ TARGETS = (
     Target("rerank answer", lambda: [b"[2] > [1] > [5] > [4] > [3]", b"<think>1</think>[3, 1]"], _parse_answer),
     Target("endpoint answer", _encode(VECTORS), _parse_vectors_answer),
     Target("model.gguf", _gguf_samples, gguf.read_header),
+    *(
+        Target(
+            f"{kind} record", partial(structures.read_result_file, name), partial(structures.build_all_reports, name),
+            structures.mutate_json, quick=3,
+        )
+        for kind, name in (("finished", "*/*/m2/*/record.json"), ("failed", "*/*/m3/*.failed.json"))
+    ),
+    *(
+        Target(
+            f"model folder {name}", partial(structures.read_model_file, name),
+            partial(structures.run_model_folder, name), structures.mutate_json, quick=1,
+        )
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *structures.MODEL_FILES)
+    ),
+    Target(
+        "model folder header", partial(structures.read_model_file, "model.safetensors"),
+        partial(structures.run_model_folder, "model.safetensors"), structures.mutate_header, quick=1,
+    ),
+    Target("GGUF fields", structures.build_gguf_samples, structures.run_gguf, structures.mutate_json, quick=1),
+    Target("vectors of an endpoint", _encode(VECTORS), structures.parse_vectors, structures.mutate_json),
+    Target("chat of an endpoint", _encode(structures.CHAT_ANSWER), structures.parse_chat, structures.mutate_json),
+    *(
+        replace(
+            _build_card_target(cls, pattern, **more), name=f"fields of {cls.__name__}", damage=structures.mutate_toml
+        )
+        for cls, pattern, more in CARD_FILES
+    ),
 )  # fmt: skip
 
 
@@ -279,7 +315,7 @@ def try_input(target: Target, content: bytes, strict: bool = False) -> None:
     """Parse one input: the result must be a value or, unless `strict`, a RetbenchError."""
     work = Path(tempfile.mkdtemp(prefix="fuzz"))
     try:
-        file = work / Path(target.name).name
+        file = work / Path(target.name).name.replace(" ", "-")
         file.write_bytes(content)
         target.call(file)
     except RetbenchError as error:
@@ -295,10 +331,11 @@ def fuzz_target(target: Target, inputs: int, seed: int | None, until: float = ma
     """Try `inputs` inputs, or until the time `until`; raise the smallest failing input. Return the number tried."""
     attempts = 0
 
-    @hypothesis.given(damage_content(target.samples()))
+    @hypothesis.given((target.damage or damage_content)(target.samples()))
     @hypothesis.settings(
         max_examples=inputs, deadline=None, database=None, derandomize=seed is None,
         suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[phase for phase in hypothesis.Phase if target.quick > 3 or phase is not hypothesis.Phase.shrink],
     )  # fmt: skip
     def attempt_input(content: bytes) -> None:
         nonlocal attempts
@@ -325,9 +362,13 @@ def main() -> int:
         until = started + arguments.minutes * 60
         while time.monotonic() < until:
             for target in [one for one in targets if one.name not in broken]:
+                faulthandler.dump_traceback_later(MAX_TURN_SECONDS, exit=True)  # a hang is a finding too
                 try:
                     counts[target.name] += fuzz_target(
-                        target, INPUTS_PER_TURN, random.SystemRandom().getrandbits(64), until
+                        target,
+                        INPUTS_PER_TURN if target.quick > 3 else SLOW_INPUTS_PER_TURN,
+                        random.SystemRandom().getrandbits(64),
+                        until,
                     )
                 except Exception as problem:  # noqa: BLE001  # any exception is a finding
                     broken.add(target.name)

@@ -1,18 +1,20 @@
 """Model folders that attack: files of a wrong kind, an index or an adapter that leads elsewhere, lying headers."""
 
 import json
+import logging
 import os
 import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
-from retbench.engines import adapters, chat_template, fingerprints, model_folders, model_loader, weights
+from retbench.engines import adapters, backbone, chat_template, fingerprints, model_folders, model_loader, weights
 from retbench.engines.generator import TransformersGenerator
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, RetbenchError
@@ -314,3 +316,56 @@ def test_a_gguf_file_with_absurd_counts_is_refused_at_once(name: str, value: int
     file = write_gguf(folder, tmp_path / "tiny.gguf")
     with pytest.raises(DataError, match="which its tensors contradict"):
         weights.obtain_weights(build_card(), path=str(file))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_hidden_layers", 10**9), ("hidden_size", 10**9), ("vocab_size", 10**9), ("max_position_embeddings", 10**12)],
+)
+def test_counts_that_the_weights_contradict_are_refused_before_a_model_is_built(
+    name: str, value: int, folder: Path
+) -> None:
+    change_config(folder, **{name: value})
+    with pytest.raises(DataError, match=rf"config\.json has {name} 1e\+\d+, which its weights contradict"):
+        model_loader.load_text_model(folder, "float32")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_type": "no-such-model"}, {"model_type": None}, {"hidden_act": "no-such-function"}, {"vocab_size": "x"}],
+)
+def test_what_transformers_cannot_load_ends_in_two_lines(changes: dict[str, Any], folder: Path) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(DataError, match="transformers cannot load"):
+        model_loader.load_text_model(folder, "float32")
+
+
+@pytest.mark.parametrize("entry", [{"shape": {}}, {"shape": [True, 2]}, {"data_offsets": [0, "9"]}, {"shape": 3}])
+def test_an_ill_typed_header_is_an_error(entry: dict[str, Any], folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    header["model.norm.weight"] |= entry
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    with pytest.raises(DataError, match="is damaged"):
+        model_folders.check_folder(folder)
+
+
+def test_a_token_without_an_embedding_is_an_error(folder: Path) -> None:
+    """On a GPU it would end the process."""
+    loaded = backbone.load_backbone(folder, "float32", torch.device("cpu"))
+    with pytest.raises(DataError, match="the tokenizer gives token 9999, but the model has 480 embeddings"):
+        loaded.compute_states([np.array([1, 9999]), np.array([], dtype=np.int64)])
+
+
+def test_a_pickle_beside_the_weights_is_not_opened(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    with caplog.at_level(logging.INFO, "retbench"):
+        model_loader.load_text_model(folder, "float32")
+    assert f"{folder / 'pytorch_model.bin'} is not opened" in caplog.text

@@ -26,17 +26,22 @@ Keys = tuple[Any, ...]
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
+    return write_mixed_results(tmp_path / "r")
+
+
+def write_mixed_results(folder: Path) -> Path:
+    """Write two finished runs, of which one has every optional fact, and a failure."""
     cost = {"tokens_per_second": 5.0, "parameters": 1000, "weights_mb": 3.0}
-    write_finished_run(tmp_path / "r", "m1", "t", [0.5, 0.6, 0.7], cost=cost, training_sets=("scifact",))
+    write_finished_run(folder, "m1", "t", [0.5, 0.6, 0.7], cost=cost, training_sets=("scifact",))
     encoder = {"method": {"name": "mean"}, "query_limit": 8, "document_limit": 8, "dtype": "float32", "weights": "w"}
     write_finished_run(
-        tmp_path / "r", "m2", "t", [0.5, 0.6, 0.7], cost=cost, training_sets=("scifact",), method="mean",
+        folder, "m2", "t", [0.5, 0.6, 0.7], cost=cost, training_sets=("scifact",), method="mean",
         settings={"encoder": encoder, "lexical": None, "retriever": "dense", "engine": "transformers"},
         kind="backbone", lexical=None, shape=ModelShape(2, 8, 99), parent="m1", family="m", specialisation="code",
         training=TrainingProvenance({"name": "quick", "seed": 1}, "f", {"set": "s"}, {"steps": 3}, {}, "c"),
     )  # fmt: skip
-    write_failed_run(tmp_path / "r", "m3", "t")
-    return tmp_path / "r"
+    write_failed_run(folder, "m3", "t")
+    return folder
 
 
 def list_paths(value: Any, path: Keys = ()) -> Iterator[Keys]:
@@ -168,3 +173,17 @@ def test_half_a_surrogate_pair_in_a_name_can_be_written(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_a_query(tmp_path: Path) -> None:
     (tmp_path / "r.trec").write_bytes(b"\xef\xbb\xbfq1 Q0 d1 1 2.0 t\nq1 Q0 d2 2 1.0 t\n")
     assert load_trec_run(tmp_path / "r.trec").rankings == {"q1": ["d1", "d2"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("seconds", "search"), 0.5), (("parameters",), 10), (("weights_mb",), None)]
+)
+def test_a_changed_cost_is_a_problem(path: Keys, value: Any, results: Path) -> None:
+    (file,) = results.glob("mine/t/m2/*/record.json")
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(replace_value(record, ("cost", *path), value)))
+    (problem,) = build_report(results).problems
+    assert problem.cause == f"{file}: its costs changed since the run"
+    del record["cost"]["checksum"]  # as early versions wrote it
+    file.write_text(json.dumps(record))
+    assert build_report(results).problems == []

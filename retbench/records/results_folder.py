@@ -38,11 +38,13 @@ from retbench.records.migrate import migrate_record
 from retbench.records.record import Record
 from retbench.records.record_types import find_wrong_type
 from retbench.records.scored_run import PER_QUERY_FILE, RUN_AGAIN, DamagedRecordError, ScoredRun, load_scored_run
+from retbench.store.digest import compute_digest
 from retbench.store.shard_store import flush_to_disk
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE, TREC_FILE = "record.json", "run.trec.gz"
+COST_CHECKSUM = "checksum"  # of the costs; settings and scores are verified by their id and by the per-query scores
 MAX_READS, WAIT_SECONDS = 10, 0.02  # of a run that another process replaces
 ENCODED_CHARACTER = re.compile("%(?=[0-9A-Fa-f]{2})")
 
@@ -161,6 +163,8 @@ def read_record(file: Path) -> Record:
         raise DamagedRecordError(f"{file} is not a record: {problem}", RUN_AGAIN) from problem
     if wrong_type := find_wrong_type(record):
         raise DamagedRecordError(f"{file} is not a record: {wrong_type}", RUN_AGAIN)
+    if record.cost.pop(COST_CHECKSUM, None) not in (None, compute_digest(record.cost)):  # early records have none
+        raise DamagedRecordError(f"{file}: its costs changed since the run", RUN_AGAIN)
     return record
 
 
@@ -270,7 +274,8 @@ def _write_run_files(folder: Path, record: Record, run: RunFiles) -> None:
     pq.write_table(
         table.set_column(raw, "raw_scores", float32_scores), folder / PER_QUERY_FILE, write_page_checksum=True
     )
-    for name, facts in (("sample.json", run.sample), (RECORD_FILE, asdict(record))):
+    costs = {**record.cost, COST_CHECKSUM: compute_digest(record.cost)}
+    for name, facts in (("sample.json", run.sample), (RECORD_FILE, {**asdict(record), "cost": costs})):
         text = json.dumps(facts, indent=1, ensure_ascii=False)  # half a surrogate pair is written as JSON's escape
         (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     for path in (*folder.iterdir(), folder):
