@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from retbench.engines import packed_rows
 from retbench.engines.backbone import Backbone, find_packed_pass
@@ -83,6 +83,7 @@ def test_other_models_are_left_to_transformers() -> None:
 
     assert not supports_packed_encoding(OwnBert(AutoConfig.for_model("bert", **SIZES)))
     assert not supports_packed_encoding(build_model("bert", is_decoder=True))
+    assert not supports_packed_encoding(AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **SIZES)))
     assert not supports_packed_encoding(build_model("distilbert", dim=48, hidden_dim=80, n_heads=4, n_layers=1))
 
 

@@ -57,6 +57,7 @@ def test_a_run_writes_a_complete_record(model: Path, task: Path, out: Path) -> N
         ((), False, ("float32", "machine")),
         (("--set", "dtype=float32"), True, ("float32", "--set dtype")),
         (("--set", "dtype=bfloat16"), False, ("bfloat16", "--set dtype")),
+        (("--set", "dtype=int8"), True, ("int8", "--set dtype")),
     ],
 )
 def test_the_record_says_which_dtype_computed_and_who_chose_it(

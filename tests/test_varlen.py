@@ -50,7 +50,7 @@ def attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, batch: varlen.P
 @pytest.fixture(autouse=True)
 def attention_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "find_kernel", lambda *_: attend_one_by_one)
-    monkeypatch.setattr(backbones, "supports_packed_decoding", lambda _: False)  # as on a GPU
+    monkeypatch.setattr(backbones, "find_packed_pass", lambda _: None)  # as on a GPU
     monkeypatch.setattr(Backbone, "_compute_padded_states", None)
 
 

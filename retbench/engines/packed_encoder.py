@@ -52,6 +52,7 @@ def supports_packed_encoding(model: Any) -> bool:
     return (
         config.model_type in FAMILIES
         and type(model).__module__.startswith("transformers.models.")  # not a model's own code under a known name
+        and model.base_model is model  # without a head
         and model.device.type == "cpu"
         and not getattr(config, "is_decoder", False)
         and getattr(config, "position_embedding_type", None) in (None, "absolute")
