@@ -1,10 +1,11 @@
 """Fixtures of every test: one thread, no network, a cache folder per test, and no settings of the developer."""
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -12,6 +13,9 @@ import pytest
 from retbench.cards import catalog
 from retbench.cards.user_config import get_cache_folder
 from tests import small_collection
+
+if TYPE_CHECKING:
+    from tests import fork_server
 
 KEPT = ("RETBENCH_SHARED", "RETBENCH_ANCHORS_REQUIRED")  # the collections of anchors, and whether one may be skipped
 for name in [name for name in os.environ if name.startswith("RETBENCH_") and name not in KEPT]:
@@ -83,17 +87,33 @@ def user_weights(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def real_model_environment(user_weights: None) -> None:
-    """Use real weights and all threads of the machine."""
+    """Use real weights, and the threads of the machine that other test processes leave."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+
+
+@pytest.fixture(scope="session")
+def built_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests import tiny_models  # here because it imports torch, which some environments of the matrix do not have
+
+    return tiny_models.build_model(tmp_path_factory.mktemp("built") / "tiny")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests import tiny_models  # here because it imports torch, which some environments of the matrix do not have
+def model(built_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny decoder in a folder that the tests of one file may change."""
+    return Path(shutil.copytree(built_model, tmp_path_factory.mktemp("models") / "tiny"))
 
-    return tiny_models.build_model(tmp_path_factory.mktemp("models") / "tiny")
+
+@pytest.fixture(scope="session")
+def server() -> Iterator["fork_server.ForkServer"]:
+    """The server of killable runs: one for all files, because it imports for seconds."""
+    from tests import fork_server  # it imports torch too
+
+    with fork_server.start_fork_server() as started:
+        yield started
 
 
 @pytest.fixture

@@ -54,12 +54,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_collection(tmp_path_factory.mktemp("tasks") / "killed")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[fork_server.ForkServer]:
-    with fork_server.start_fork_server() as started:
-        yield started
-
-
 @pytest.fixture
 def work(model: Path, task: Path, tmp_path: Path) -> Callable[..., fork_server.CellRun]:
     def make(name: str, **changes: Any) -> fork_server.CellRun:
@@ -136,10 +130,9 @@ def test_a_killed_run_resumes_to_the_same_result(
 def test_two_processes_share_the_work(work: Callable[..., fork_server.CellRun], server: fork_server.ForkServer) -> None:
     first, second = work("one"), work("two")
     second = dataclasses.replace(second, cache=first.cache, log=first.log)
-    with fork_server.start_fork_server() as other_server:
-        server.start(first)
-        other_server.start(second)
-        assert (server.wait_for_exit(), other_server.wait_for_exit()) == (0, 0)
+    server.start(first)
+    server.start(second)
+    assert (server.wait_for_exit(), server.wait_for_exit()) == (0, 0)
     assert first.count_computed_texts() == TEXTS  # each text was computed once, by one of the two processes
     assert read_results(first) == read_results(second)
 
@@ -172,7 +165,7 @@ class GeneratedRows:
     """Texts that are generated on access."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.fingerprint = count, "rows"
+        self.count, self.fingerprint, self.images = count, "rows", None
 
     def __len__(self) -> int:
         return self.count

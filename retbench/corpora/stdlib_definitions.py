@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from retbench.errors import MissingError
@@ -64,12 +65,19 @@ def compute_source_stamp() -> str:
 
 def iterate_definitions() -> Iterator[Definition]:
     """Iterate over all documented definitions in source order; ids are unique."""
+    return iter(_read_all_definitions(compute_source_stamp()))
+
+
+@cache  # parsing takes seconds, and all collections of the suite need it
+def _read_all_definitions(_stamp: str) -> tuple[Definition, ...]:
     seen: Counter[str] = Counter()
+    definitions = []
     for path in list_source_files():
         for definition in _read_definitions(path):
             seen[definition.id] += 1
             count = seen[definition.id]  # a property's getter and setter, or two branches of an `if`, share a name
-            yield definition if count == 1 else replace(definition, id=f"{definition.id}#{count}")
+            definitions.append(definition if count == 1 else replace(definition, id=f"{definition.id}#{count}"))
+    return tuple(definitions)
 
 
 def _get_relative_name(path: Path) -> str:

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,6 @@ import torch
 
 from tests import fork_server
 from tests.test_crash_recovery import TEXTS, read_results, run_to_end, write_collection
-
-
-@pytest.fixture(scope="module")
-def server(device: torch.device) -> Iterator[fork_server.ForkServer]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(
-            "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
-        )  # otherwise the check for a GPU would start CUDA before the fork
-        with fork_server.start_fork_server() as started:
-            yield started
 
 
 @pytest.fixture
