@@ -71,7 +71,8 @@ class LocalServer:
 
     def __init__(self) -> None:
         self.faults: list[Callable[[dict[str, Any]], Answer]] = []
-        self.answer = answer_embeddings
+        self.answer: Callable[[dict[str, Any]], Answer] = answer_embeddings
+        self.paths: tuple[str, ...] = ("/v1/embeddings", "/v1/chat/completions")
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.address = ""
@@ -87,7 +88,7 @@ def start_server() -> Iterator[LocalServer]:
             state.requests.append(body)
             state.keys.append(self.headers.get("Authorization"))
             status, headers, content = (state.faults.pop(0) if state.faults else state.answer)(body)
-            self.send_response(status if self.path in ("/v1/embeddings", "/v1/chat/completions") else 404)
+            self.send_response(status if self.path in state.paths else 404)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()

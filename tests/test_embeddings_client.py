@@ -42,7 +42,7 @@ def build_client(waits: list[float], **options: Any) -> EmbeddingsClient:
 def test_vectors_come_back_in_the_order_of_the_texts(server: local_server.LocalServer, waits: list[float]) -> None:
     vectors = build_client(waits, batch_size=2).embed_texts(TEXTS)
     assert np.allclose(vectors, [local_server.embed_text(text) for text in TEXTS])
-    assert [len(body["input"]) for body in server.requests] == [2, 2, 1]
+    assert sorted(len(body["input"]) for body in server.requests) == [1, 2, 2]
     assert set(server.keys) == {f"Bearer {SECRET}"}
     assert waits == []
 
@@ -65,7 +65,7 @@ def test_temporary_errors_are_retried(
 ) -> None:
     server.faults = [fault]
     assert np.allclose(build_client(waits).embed_texts(TEXTS), [local_server.embed_text(text) for text in TEXTS])
-    assert waits == [wait]
+    assert waits == [pytest.approx(wait, abs=0.2)]
     assert len(server.requests) == 2
 
 
@@ -88,7 +88,7 @@ def test_waiting_time_doubles_up_to_the_last_attempt(server: local_server.LocalS
     [
         (local_server.answer_with_error(401, f"bad key {SECRET}"), MissingError, r"answered 401: bad key \*\*\*"),
         (local_server.answer_with_error(403), MissingError, "403"),
-        (local_server.answer_with_error(400, "too long"), UsageError, "400: too long"),
+        (local_server.answer_with_error(400, "no such model"), UsageError, "400: no such model"),
         (local_server.answer_with_error(404), UsageError, "404"),
     ],
 )
@@ -155,8 +155,7 @@ def test_a_changed_vector_width_is_an_error(server: local_server.LocalServer, wa
 
 def test_the_rate_limit_is_respected(server: local_server.LocalServer, waits: list[float]) -> None:
     build_client(waits, requests_per_minute=60, batch_size=1).embed_texts(["x", "y", "z"])
-    assert len(waits) == 2
-    assert all(0.5 < wait <= 1 for wait in waits)
+    assert sorted(waits) == [pytest.approx(1, abs=0.5), pytest.approx(2, abs=0.5)]  # each waits for its own place
 
 
 def test_an_unreachable_server_is_an_error(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:

@@ -13,10 +13,15 @@ from retbench.cards.model import ModelCard
 from retbench.errors import UsageError, suggest_names
 
 EngineName = Literal["transformers", "sentence-transformers", "vllm", "endpoint"]
+ApiName = Literal["openai", "tei", "cohere"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
+DEFAULT_API: ApiName = "openai"  # left out of settings, so that early settings-ids stay
 RENAMED_OPTIONS = {"texts": "batch_size", "tries": "max_attempts", "per_minute": "requests_per_minute"}
-SETTINGS_OPTIONS = ("model", "dimensions", "tensor_parallel_size", "enforce_eager")
-ENDPOINT_OPTIONS = ("model", "dimensions", "batch_size", "timeout", "max_attempts", "requests_per_minute")
+SETTINGS_OPTIONS = ("api", "model", "dimensions", "tensor_parallel_size", "enforce_eager")
+ENDPOINT_OPTIONS = (
+    "api", "model", "dimensions", "batch_size", "timeout", "max_attempts", "max_in_flight", "requests_per_minute",
+    "tokens_per_minute", "price",
+)  # fmt: skip
 VLLM_OPTIONS = ("tensor_parallel_size", "gpu_memory_utilization", "enforce_eager")
 
 
@@ -25,12 +30,16 @@ class Engine:
     """One engine and its options."""
 
     name: EngineName = "transformers"
+    api: ApiName = "openai"  # endpoint: the shape of requests; vLLM and TEI's /v1 have OpenAI's
     model: str | None = None  # endpoint: the model name on the server
     dimensions: int | None = None  # endpoint: the requested width, where the server can truncate vectors
     batch_size: int = 64  # endpoint: the most texts per request
     timeout: int = 60  # endpoint: seconds per request
     max_attempts: int = 6  # endpoint: attempts per request before the run stops
+    max_in_flight: int = 32  # endpoint: the most requests at once; fewer while that is as fast
     requests_per_minute: int = 0  # endpoint: requests per minute; 0 for no limit
+    tokens_per_minute: int = 0  # endpoint: tokens per minute; 0 for no limit
+    price: float | None = None  # endpoint: the price of a million tokens
     tensor_parallel_size: int | None = None  # vllm: GPUs that share one model
     gpu_memory_utilization: float | None = None  # vllm: the share of a GPU's memory that it may use
     enforce_eager: bool | None = None  # vllm: no CUDA graphs and no compilation
@@ -38,7 +47,9 @@ class Engine:
     @property
     def settings_name(self) -> str:
         """The engine and the options that may change a vector, as stored in settings."""
-        values = {key: str(getattr(self, key)) for key in SETTINGS_OPTIONS if getattr(self, key) is not None}
+        values = {
+            key: str(value) for key in SETTINGS_OPTIONS if (value := getattr(self, key)) not in (None, DEFAULT_API)
+        }
         return options.join_options(self.name, values)
 
     @property
@@ -81,6 +92,9 @@ def parse_engine(text: str) -> Engine:
     if name not in ENGINE_NAMES:
         raise UsageError(f"there is no engine called {name!r}", suggest_names(name, ENGINE_NAMES))
     engine = options.apply_options(Engine(name), option_values, fixed=("name",), renamed=RENAMED_OPTIONS)
+    for key in ("batch_size", "timeout", "max_attempts", "max_in_flight"):
+        if getattr(engine, key) < 1:
+            raise UsageError(f"--engine {text}: {key} is too small", f"give {key}=1 or more")
     allowed = {"endpoint": ENDPOINT_OPTIONS, "vllm": VLLM_OPTIONS}.get(name, ())
     if foreign := [key for key in option_values if key not in allowed]:
         next_step = f"its options: {', '.join(allowed)}" if allowed else f"write --engine {name}"

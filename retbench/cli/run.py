@@ -83,7 +83,7 @@ SetOption = Annotated[
     Repeated,
     typer.Option(
         "--set",
-        help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search; a list with commas: a row each.",
+        help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search; or a list.",
         rich_help_panel=HOW,
     ),
 ]

@@ -15,9 +15,8 @@ from retbench.encoders.batch_plan import SHARD_SECONDS
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.postprocessing import normalize_vectors
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts, fill_template
-from retbench.engines.embeddings_client import EmbeddingsClient
+from retbench.engines.embeddings_client import BYTES_PER_TOKEN, EmbeddingsClient, EndpointUsage
 
-BYTES_PER_TOKEN = 4
 USUAL_TOKENS_PER_SECOND = 1000  # of a server that gets one request after the other
 
 
@@ -89,6 +88,8 @@ class EndpointEncoder:
 
     spec: EncoderSpec
     client: EmbeddingsClient
+    role: Role = "document"  # some servers ask for it
+    usage: EndpointUsage | None = None  # counts the texts of this encoder apart
 
     @property
     def dimension(self) -> int:
@@ -127,5 +128,6 @@ class EndpointEncoder:
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """One batch of texts as float32 vectors, ready for the method's similarity."""
-        vectors = self.client.embed_texts([bytes(row.astype(np.uint8)).decode() for row in batch])
+        texts = [bytes(row.astype(np.uint8)).decode() for row in batch]
+        vectors = self.client.embed_texts(texts, self.role, self.usage)
         return _scale_vectors(vectors, self.spec.method.similarity)

@@ -10,7 +10,7 @@ import http.client
 import json
 import os
 import re
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from retbench.cards.engine import Engine
 from retbench.cards.http_request import MAX_ERROR_BYTES, AnswerTooLongError, StatusError, read_answer
+from retbench.engines.request_flow import RateLimit, RequestWindow
 from retbench.errors import MissingError, ResourceError, UsageError, redact_secrets
 
 T = TypeVar("T")
@@ -27,15 +28,24 @@ T = TypeVar("T")
 ADDRESS_VARIABLE, KEY_VARIABLE = "RETBENCH_ENDPOINT", "RETBENCH_ENDPOINT_KEY"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 TOO_MANY_REQUESTS = 429
+BUSY = (TOO_MANY_REQUESTS, 503)
 MAX_SHOWN_CHARACTERS = 200  # of the server's error message
 
 
 class TransientError(Exception):
     """A request failed, but may succeed when sent again. `wait` is the delay in seconds that the server requested."""
 
-    def __init__(self, cause: str, wait: float | None = None) -> None:
+    def __init__(self, cause: str, wait: float | None = None, is_busy: bool = False) -> None:
         super().__init__(cause)
-        self.wait = wait
+        self.wait, self.is_busy = wait, is_busy
+
+
+class RefusedRequestError(UsageError):
+    """The server refused a request for what it contains; `text` is its reason, for who can send something smaller."""
+
+    def __init__(self, cause: str, next_step: str, status: int, text: str) -> None:
+        super().__init__(cause, next_step)
+        self.status, self.text = status, text
 
 
 def get_endpoint_address() -> str:
@@ -73,34 +83,76 @@ def get_endpoint_key() -> str | None:
 
 @dataclass
 class EndpointServer:
-    """A server, with its rate limit and retries."""
+    """A server, with its rate limit and retries. Any thread may send requests."""
 
     engine: Engine
-    sleep: Callable[[float], None] = time.sleep
-    last_sent: float = field(default=-1e9, init=False)
+    sleep: Callable[[float], Any] | None = None  # a test's own; else the wait ends when the run is stopped
+    window: RequestWindow = field(init=False)
+    rate_limit: RateLimit = field(init=False)
+    stopped: threading.Event = field(default_factory=threading.Event, init=False)
 
-    def post(self, path: str, body: dict[str, Any], parse: Callable[[bytes], T]) -> T:
-        """Send a request and parse the answer. A TransientError of `parse` also sends the request again."""
-        wait = FIRST_WAIT
+    def __post_init__(self) -> None:
+        self.window = RequestWindow(self.engine.max_in_flight)
+        self.rate_limit = RateLimit(self.engine.requests_per_minute, self.engine.tokens_per_minute)
+
+    @property
+    def address(self) -> str:
+        """The address of the server."""
+        return get_endpoint_address()
+
+    def post(
+        self, path: str, body: dict[str, Any], parse: Callable[[bytes], T], tokens: int = 1, address: str | None = None
+    ) -> T:
+        """Send a request of about so many tokens and parse the answer.
+
+        A TransientError of `parse` also sends the request again. `address` replaces that of the environment.
+        """
+        wait, url = FIRST_WAIT, f"{address or self.address}/{path}"
         for remaining in reversed(range(self.engine.max_attempts)):
+            if self.stopped.is_set():
+                raise ResourceError("the run was stopped", "run the same command to continue")
             try:
-                return parse(self._post_once(path, body))
+                return self._post_in_window(url, body, parse, tokens)
             except TransientError as problem:
                 if not remaining:
                     raise ResourceError(
                         f"the endpoint failed {self.engine.max_attempts} times: {problem}",
                         "run the same command later to continue, or give --engine endpoint:max_attempts=20",
                     ) from problem
-                self.sleep(min(LONGEST_WAIT, problem.wait if problem.wait is not None else wait))
+                self._wait_after(problem, min(LONGEST_WAIT, problem.wait if problem.wait is not None else wait))
                 wait *= 2
         raise UsageError("`max_attempts` must be at least 1", "give --engine endpoint:max_attempts=1 or more")
 
-    def _post_once(self, path: str, body: dict[str, Any]) -> bytes:
-        self._wait_for_rate_limit()
+    def _sleep(self, seconds: float) -> None:
+        (self.sleep or self.stopped.wait)(seconds)
+
+    def _wait_after(self, problem: TransientError, seconds: float) -> None:
+        """Wait before the next attempt; where a busy server said how long, no request starts before."""
+        if problem.is_busy and problem.wait is not None:
+            self.rate_limit.hold(seconds)
+        else:
+            self._sleep(seconds)
+
+    def _post_in_window(self, url: str, body: dict[str, Any], parse: Callable[[bytes], T], tokens: int) -> T:
+        epoch, amount = self.window.acquire(), 0
+        try:
+            if (wait := self.rate_limit.reserve(tokens)) > 0:
+                self._sleep(wait)
+            answer = parse(self._post_once(url, body))
+            amount = tokens
+            return answer
+        except TransientError as problem:
+            if problem.is_busy:
+                self.window.shrink(epoch)
+            raise
+        finally:
+            self.window.release(amount)
+
+    def _post_once(self, url: str, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json"}
         if key := get_endpoint_key():
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{get_endpoint_address()}/{path}", json.dumps(body).encode(), headers)  # noqa: S310  # only http and https, see get_endpoint_address()
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310  # only http and https, see get_endpoint_address()
         try:
             content = read_answer(request, self.engine.timeout)
         except StatusError as problem:
@@ -114,13 +166,6 @@ class EndpointServer:
         if title := _find_web_page_title(content[:MAX_ERROR_BYTES].decode(errors="replace")):
             raise _build_web_page_error(title)
         return content
-
-    def _wait_for_rate_limit(self) -> None:
-        if self.engine.requests_per_minute:
-            wait = self.last_sent + 60 / self.engine.requests_per_minute - time.monotonic()
-            if wait > 0:
-                self.sleep(wait)
-        self.last_sent = time.monotonic()
 
 
 def _find_web_page_title(text: str) -> str | None:
@@ -144,7 +189,8 @@ def _translate_status(problem: StatusError) -> Exception:
     cause = f"the endpoint answered {problem.status}: {' '.join(message.split())}"
     if problem.status == TOO_MANY_REQUESTS or problem.status >= 500:
         retry_after = problem.headers.get("Retry-After", "")
-        return TransientError(cause, float(retry_after) if re.fullmatch("[0-9]{1,6}", retry_after) else None)
+        wait = float(retry_after) if re.fullmatch("[0-9]{1,6}", retry_after) else None
+        return TransientError(cause, wait, is_busy=problem.status in BUSY)
     if problem.status in (401, 403):
         return MissingError(cause, f"set {KEY_VARIABLE} to a key of this server")
     if 300 <= problem.status < 400:
@@ -155,7 +201,7 @@ def _translate_status(problem: StatusError) -> Exception:
         step = f"set {ADDRESS_VARIABLE} to the address of the server's API, which ends in /v1"
     else:
         step = "check --engine endpoint:model=NAME, and whether a text is too long for the model"
-    return UsageError(cause, step)
+    return RefusedRequestError(cause, step, problem.status, redact_secrets(problem.text))
 
 
 def _build_redirect_error(problem: StatusError) -> UsageError:

@@ -65,9 +65,12 @@ def _get_parameters_in_millions(row: LeaderboardRow) -> float | None:
 
 
 def compute_price(row: LeaderboardRow) -> float | None:
-    """The price of a million documents at the rates in retbench.toml; None for a machine without a rate."""
+    """The price of a million documents: that of a server, or by the rates in retbench.toml; None without either."""
     rates, costs = load_user_config().prices or {}, []
     for run in row.runs.values():
+        if (of_server := run.record.cost.get("price_per_million_documents")) is not None:
+            costs.append(of_server)
+            continue
         machine, speed = run.record.machine, run.record.cost.get("documents_per_second")
         rate = rates.get(str(machine.get("gpu"))) or rates.get(str(machine.get("cpu")))
         if rate is None or not speed:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import ann_settings
-from retbench.cards.method import Method
+from retbench.cards.method import ROLES, Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
@@ -133,7 +133,17 @@ class EvaluationJob:
             "peak_memory_mb": max(round(get_peak_memory_mb(), 1), document["peak_memory_mb"] if document else 0.0),
             "parameters": self.model.card.parameters,
             "weights_mb": round(weights.bytes / 1e6, 1) if weights else None,
+            **self._compute_price(texts),
         }
+
+    def _compute_price(self, texts: dict[str, Any]) -> dict[str, float]:
+        """Return what a server takes for the texts of the cell, by the price of `--engine endpoint:price=`."""
+        price = self.model.engine.price
+        if price is None or "document" not in texts:
+            return {}
+        by_role = {role: texts[role]["tokens"] * price / 1e6 for role in ROLES}
+        per_million = by_role["document"] * 1e6 / len(self.collection.corpus)
+        return {"price": round(sum(by_role.values()), 6), "price_per_million_documents": round(per_million, 4)}
 
 
 def require_unseen_queries(card: ModelCard, task: TaskCard) -> None:

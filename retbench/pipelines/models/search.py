@@ -100,8 +100,13 @@ def _choose_retriever(spec: EncoderSpec) -> "type[EmbeddingRetriever]":
 def _build_workers(model: ResolvedModel, spec: EncoderSpec) -> "ShardWorkers":
     from retbench.encoders.shard_tasks import InProcessWorker
 
-    create_workers = model.create_workers
-    return create_workers(spec) if create_workers else InProcessWorker(lambda: model.load_encoder(spec))
+    if model.create_workers:
+        return model.create_workers(spec)
+    if model.engine.name == "endpoint":
+        from retbench.pipelines.models.endpoint_workers import EndpointWorkers
+
+        return EndpointWorkers(lambda: model.load_encoder(spec), queue_size=model.engine.max_in_flight)
+    return InProcessWorker(lambda: model.load_encoder(spec))
 
 
 def build_dense_retriever(
