@@ -1,6 +1,6 @@
 """Write the generated parts of the README: the leaderboard of `results/` and a picture of the terminal.
 
-.venv/bin/python docs/make_readme.py      # after the runs named in results/README.md
+.venv/bin/python docs/make_readme.py      # after a change of results/ or of what a command prints
 """
 
 import re
@@ -13,11 +13,13 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 RETBENCH = [sys.executable, "-m", "retbench"]
-COMMANDS = (
-    "run --model bm25 --model minilm-l6 --suite stdlib --sample 50 --set max_length=128",
-    "run --model qwen2.5-coder --suite coir --out demo-results",
+COMMANDS = (  # what a reader sees first: a leaderboard, a difference that is tested, an error that leads on
+    "report results --format terminal",
+    "compare bm25 minilm-l6 --task stdlib-code --results results --queries 1",
     "run --model bm25 --suite stdlip",
 )
+WIDTH = 104
+SHOWN_LINES = 24  # of one command
 
 
 def run_command(command: str) -> str:
@@ -30,11 +32,18 @@ def run_command(command: str) -> str:
 
 def draw_terminal(file: Path) -> None:
     """Draw the commands and their output as an SVG terminal."""
-    console = Console(record=True, width=116, file=open("/dev/null", "w"))  # noqa: SIM115  # only the recording is used
+    console = Console(record=True, width=WIDTH, file=open("/dev/null", "w"))  # noqa: SIM115  # only the recording is used
     for command in COMMANDS:
         console.print(Text("$ ", "bold green") + Text(f"retbench {command}", "bold"))
-        console.print(Text(run_command(command)))
+        console.print(Text(cut_lines(run_command(command))))
     console.save_svg(str(file), title="retbench")
+
+
+def cut_lines(output: str) -> str:
+    """Keep the beginning of a long output, and say that it goes on."""
+    lines = output.splitlines()
+    rest = [f"… {len(lines) - SHOWN_LINES} more lines"] if len(lines) > SHOWN_LINES else []
+    return "\n".join([*lines[:SHOWN_LINES], *rest, ""])
 
 
 def replace_section(readme: str, mark: str, content: str) -> str:

@@ -14,7 +14,7 @@ DEFAULT_WIDTH = 100  # where `--format terminal` is asked for and stdout is no t
 MIN_ROOM = 4  # before the columns of single tasks, whose room follows their order
 NAME_COLUMNS = 2  # model and method, or a training and its method
 ALWAYS = ("rank", "model", "method")
-FIRST_OPTIONAL = {"letters": 2, "95% interval": 1}
+FIRST_OPTIONAL = {"95% interval": 1, "letters": 2, "mean rank": 3}
 LAST_OPTIONAL = ("tokens/s", "parameters (M)", "bytes/doc", "docs/s", "peak memory (MB)", "weights (MB)")
 
 

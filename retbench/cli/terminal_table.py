@@ -13,7 +13,7 @@ from retbench.reports.short_names import cut_in_the_middle
 
 Kind = Literal["number", "text", "name", "prose"]  # a name may be cut in the middle, prose at its end
 GAP = 2  # spaces between two columns
-MIN_NAME_WIDTH = 14  # a name is not cut below this
+MIN_NAME_WIDTH = 18  # a name is not cut below this
 
 
 @dataclass(frozen=True)

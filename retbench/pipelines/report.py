@@ -104,6 +104,8 @@ def _build_average_row(board: Leaderboard, row: LeaderboardRow) -> dict[str, Any
         facts["status"] = "incomplete"
     costs = {name: value for name, (_, measure, _) in COST_COLUMNS.items() if (value := measure(row)) is not None}
     rank_facts = _build_rank_facts(board, row, board.ranked_by)
+    if mean_rank := board.get_mean_rank(row):
+        rank_facts |= {"mean_rank": mean_rank.value, "mean_rank_interval": list(mean_rank.interval)}
     return {**facts, "main_score": score, "tasks": board.tasks, **rank_facts, **costs}
 
 

@@ -27,6 +27,7 @@ def build_notes(board: Leaderboard) -> list[str]:
         notes.append(f"Older runs of the same cells, not shown: {board.superseded_runs}.")
     notes += [
         _describe_tests(board),
+        *_describe_mean_ranks(board),
         *_describe_rank_inversions(board),
         *_describe_missing_entries(board),
         _describe_fidelity(board),
@@ -62,6 +63,16 @@ def _describe_tests(board: Leaderboard) -> str:
             + "."
         )
     return text
+
+
+def _describe_mean_ranks(board: Leaderboard) -> list[str]:
+    if not board.mean_ranks:
+        return []
+    return [
+        f"mean rank = the rank by score among the {len(board.mean_ranks)} complete rows, averaged over the "
+        f"{len(board.entries)} entries of the average; 1 is the best on each. In parentheses its 95% interval, by a "
+        "bootstrap over queries."
+    ]
 
 
 def _describe_rank_inversions(board: Leaderboard) -> list[str]:

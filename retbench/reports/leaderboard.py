@@ -15,6 +15,7 @@ from retbench.cards import catalog
 from retbench.records.cell import classify_training_exposure
 from retbench.records.failure import ANY_METHOD, Failure
 from retbench.records.scored_run import ScoredRun
+from retbench.reports.mean_ranks import MeanRank, compute_mean_ranks
 from retbench.reports.published_tables import PublishedRow
 from retbench.reports.ranks import RowRank, compute_row_ranks
 from retbench.reports.suite_average import compute_suite_mean, group_tasks
@@ -75,6 +76,7 @@ class Leaderboard:
     ranks: list[dict[str | None, RowRank]]  # by row, then by task; None is the average
     published_rows: list[PublishedRow]
     superseded_runs: int  # number of runs replaced by a newer run of the same cell
+    mean_ranks: dict[int, MeanRank] = field(default_factory=dict)  # by row number; empty for a single task
 
     @property
     def title(self) -> str:
@@ -105,6 +107,10 @@ class Leaderboard:
     def get_rank(self, row: LeaderboardRow, task: str | None) -> RowRank | None:
         """The rank of a row on a task, or on average (task None)."""
         return self.ranks[self.rows.index(row)].get(task)
+
+    def get_mean_rank(self, row: LeaderboardRow) -> MeanRank | None:
+        """The mean rank of a row over the entries of the average."""
+        return self.mean_ranks.get(self.rows.index(row))
 
 
 def build_leaderboards(
@@ -187,8 +193,9 @@ def _build_leaderboard(
     ]
     superseded_runs = len(runs) - sum(len(row.runs) for row in rows)
     ranks = compute_row_ranks([row.runs for row in rows], tasks, suite)
+    mean_ranks = compute_mean_ranks([row.runs for row in rows], tasks, suite)
     return Leaderboard(
-        suite, shared_settings, differing_rules, metric, tasks, rows, ranks, published_rows, superseded_runs
+        suite, shared_settings, differing_rules, metric, tasks, rows, ranks, published_rows, superseded_runs, mean_ranks
     )
 
 

@@ -81,15 +81,20 @@ def compute_bootstrap_intervals(
     scores: Mapping[str, Values], level: float = 0.95, rounds: int = 10_000, seed: int = 0
 ) -> list[ConfidenceInterval]:
     """Return the interval of every model's mean, all over the same resampled queries."""
+    tail = (1 - level) / 2
+    ends = np.quantile(draw_bootstrap_means(scores, rounds, seed), [tail, 1 - tail], axis=0)
+    return [ConfidenceInterval(float(low), float(high)) for low, high in ends.T]
+
+
+def draw_bootstrap_means(scores: Mapping[str, Values], rounds: int, seed: int) -> Floats:
+    """Return the means over resampled queries: a row per round, a column per model; a round draws once for all."""
     table = _build_score_table(scores)
     generator = np.random.default_rng(seed)
     means = [
         _count_draws(generator.integers(len(table), size=(rows, len(table)), dtype=np.int32)) @ table / len(table)
         for rows in _split_rounds(rounds, len(table))
     ]
-    tail = (1 - level) / 2
-    ends = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    return [ConfidenceInterval(float(low), float(high)) for low, high in ends.T]
+    return np.concatenate(means)
 
 
 def _count_draws(draws: NDArray[np.int32]) -> Floats:
