@@ -104,13 +104,18 @@ def announce_loading() -> Iterator[None]:
     if is_quiet() or not sys.stderr.isatty():
         yield
         return
-    timer = threading.Timer(SILENT_SECONDS, lambda: _has_printed.is_set() or print_status("loading ..."))
+    timer = threading.Timer(SILENT_SECONDS, _print_loading)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def _print_loading() -> None:
+    if not _has_printed.is_set():
+        print_status("loading ...")
 
 
 def print_error(error: RetbenchError, as_json: bool, label: str = "error") -> None:
