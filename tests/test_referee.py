@@ -23,6 +23,7 @@ from retbench.cards import catalog
 from retbench.cards.user_config import get_cache_folder
 from retbench.corpora.open_collection import open_collection
 from retbench.engines import weights
+from tests import late_interaction_folders as folders
 from tests import mteb_task, referee_models, small_collection
 from tests.test_anchors import SHARED, find_collection, run_cell
 
@@ -30,10 +31,17 @@ pytestmark = pytest.mark.usefixtures("real_model_environment")
 
 FOUR_DIGITS = 5e-5
 PART = {"scifact": (20, 20), "cranfield": (6, 40), "cosqa": (40, 40)}  # queries, and documents besides the relevant
-SIZES = [
-    pytest.param(PART, id="part", marks=pytest.mark.anchor),
-    pytest.param({}, id="whole", marks=pytest.mark.referee),
-]
+# `make anchors` takes every embedder and every collection, each pair only `make referee`.
+# Scifact's abstracts are longer than the embedder with prompts reads; cranfield has grades.
+PART_BY_EMBEDDER = {
+    "minilm": "cranfield", "prompted": "scifact", "gte-small": "cosqa", "all-mpnet-base-v2": "cosqa",
+}  # fmt: skip
+CASES = [
+    *(pytest.param(name, part, PART[part], id=f"{name}-{part}-part", marks=pytest.mark.anchor)
+      for name, part in PART_BY_EMBEDDER.items()),
+    *(pytest.param(name, whole, None, id=f"{name}-{whole}-whole", marks=pytest.mark.referee)
+      for name in PART_BY_EMBEDDER for whole in PART),
+]  # fmt: skip
 FETCHED: dict[str, Callable[[Path], Path]] = {
     "all-mpnet-base-v2": referee_models.fetch_mpnet,
     "gte-small": referee_models.fetch_gte_small,
@@ -82,18 +90,16 @@ def write_part(source: str, queries: int, others: int, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("collection", PART)
-@pytest.mark.parametrize("name", ["minilm", "prompted", "gte-small", "all-mpnet-base-v2"])
+@pytest.mark.parametrize(("name", "collection", "size"), CASES)
 def test_an_embedder_scores_as_in_mteb(
-    name: str, collection: str, size: dict[str, tuple[int, int]], referee_cache: Path, tmp_path: Path
+    name: str, collection: str, size: tuple[int, int] | None, referee_cache: Path, tmp_path: Path
 ) -> None:
     """The folder alone says prompts, pooling, dense layers and length, in both tools."""
     from sentence_transformers import SentenceTransformer
 
     model, folder = find_model(name, referee_cache, tmp_path), Path(find_collection(collection))
     if size:
-        folder = write_part(str(folder), *size[collection], tmp_path / collection)
+        folder = write_part(str(folder), *size, tmp_path / collection)
     (cell,) = retbench.evaluate([str(model)], tasks=[str(folder)], out=tmp_path / "results")
     assert cell.error is None
     task = mteb_task.build_task(small_collection.build_card(folder, name=collection))
@@ -106,6 +112,42 @@ def test_an_embedder_scores_as_in_mteb(
     if collection == "scifact" and not size:
         for metric, score in PUBLISHED.get(name, {}).items():
             assert cell.scores[metric] == pytest.approx(score, abs=0.0005)
+
+
+@pytest.mark.anchor
+@pytest.mark.parametrize("kind", ["multi-vector", "sparse", "static queries"])
+def test_late_interaction_and_sparse_models_score_as_in_their_library(kind: str, tmp_path: Path) -> None:
+    """sentence-transformers' own evaluators, on folders with random weights that it wrote."""
+    from sentence_transformers import MultiVectorEncoder, SparseEncoder
+    from sentence_transformers.multi_vector_encoder.evaluation import MultiVectorInformationRetrievalEvaluator
+    from sentence_transformers.sparse_encoder.evaluation import SparseInformationRetrievalEvaluator
+
+    bare = folders.build_bare(tmp_path / "bare")
+    build = {"multi-vector": folders.build_pylate, "sparse": folders.build_splade}.get(
+        kind, folders.build_static_splade
+    )
+    model, folder = (
+        build(bare, tmp_path / "model"),
+        write_part(find_collection("scifact"), 20, 60, tmp_path / "scifact"),
+    )
+    (cell,) = retbench.evaluate([str(model)], tasks=[str(folder)], out=tmp_path / "results")
+    assert cell.error is None
+    collection = open_collection(small_collection.build_card(folder))
+    texts = {row.id: f"{row.title} {row.text}".strip() for row in collection.corpus}
+    queries = {row.id: row.text for row in collection.queries}
+    relevant = {
+        query: {name for name, grade in found.items() if grade} for query, found in collection.judgments.items()
+    }
+    options: dict[str, Any] = {"show_progress_bar": False, "write_csv": False, "name": "part", "ndcg_at_k": [10]}
+    library, evaluator = (
+        (MultiVectorEncoder, MultiVectorInformationRetrievalEvaluator)
+        if kind == "multi-vector"
+        else (SparseEncoder, SparseInformationRetrievalEvaluator)
+    )
+    theirs = evaluator(queries, texts, relevant, **options)(library(str(model), device="cpu"))
+    for metric in ("ndcg", "mrr"):
+        (score,) = (value for name, value in theirs.items() if name.lower().endswith(f"{metric}@10"))
+        assert cell.scores[f"{metric}_at_10"] == pytest.approx(score, abs=FOUR_DIGITS)
 
 
 @pytest.mark.anchor

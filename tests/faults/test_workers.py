@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.retrievers.dense_retriever import ROLES
+from retbench.cards.method import ROLES
 from tests import fork_server
 from tests.faults.helpers import MODULE, MakeJob, run_job, run_without_fault
 from tests.test_crash_recovery import TEXTS, read_results
