@@ -255,6 +255,13 @@ def test_what_does_not_apply_is_refused_in_two_lines(
     assert "Traceback" not in answer.output
 
 
+def test_a_late_interaction_model_is_not_trained_as_a_dense_one(bare: Path, tmp_path: Path) -> None:
+    folder = folders.build_multi_vector(bare, tmp_path / "model")
+    answer = run_command("finetune", "stdlib-code", "--model", folder, "--recipe", "quick", "--dry-run")
+    assert answer.exit_code == 4
+    assert "a late-interaction model (ColBERT)" in answer.output
+
+
 def test_a_ranking_by_max_sim_is_reranked_as_any_other(bare: Path, task: Path, out: Path, tmp_path: Path) -> None:
     folder = folders.build_multi_vector(bare, tmp_path / "model", **FIXED)
     cross = tiny_models.build_cross_encoder(tmp_path / "cross")

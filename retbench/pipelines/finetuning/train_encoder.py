@@ -9,7 +9,7 @@ from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
-from retbench.cards.published_kinds import require_encoder
+from retbench.cards.published_kinds import require_encoder, require_fitting_method
 from retbench.cards.recipe import Recipe
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
@@ -152,6 +152,7 @@ def load_dataset(request: TrainingRequest, recipe: Recipe) -> TrainingSet | Unla
 def load_parent(request: TrainingRequest, recipe: Recipe, card: ModelCard) -> ParentWeights:
     """The weights that training starts from, if they fit into memory."""
     local = weights.obtain_weights(card, on_message=request.log_status)
+    require_fitting_method(local.published_folder, recipe.method)
     check_memory(local.folder, recipe)
     return ParentWeights(card, local.folder, local.fingerprint)
 

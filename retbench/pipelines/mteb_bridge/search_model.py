@@ -56,10 +56,15 @@ def build_model_meta(
         "revision": (card.weights.revision if card.weights else None) or revision or "retbench",
         "n_parameters": card.parameters,
         "open_weights": True,
-        "similarity_fn_name": None if card.kind == "lexical" else ScoringFunction(method.similarity),
+        "similarity_fn_name": None if card.kind == "lexical" else ScoringFunction(_name_similarity(method)),
         "experiment_kwargs": settings or None,
     }
     return ModelMeta.create_empty(overwrites=fields)
+
+
+def _name_similarity(method: Method) -> str:
+    """The similarity by mteb's name."""
+    return "MaxSim" if method.vector_kind == "multi-vector" else method.similarity
 
 
 def find_task_card(name: str, split: str, subset: str) -> TaskCard:
