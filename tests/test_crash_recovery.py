@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from retbench.cards import catalog
 from retbench.encoders.dense_encoder import DenseEncoder
 from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
@@ -33,6 +34,7 @@ from tests import fork_server, tiny_models
 DOCUMENTS, QUERIES = 44, 6
 TEXTS = DOCUMENTS + QUERIES
 COMPARED_FILES = ("per_query.parquet", "run.trec.gz")
+METHOD = catalog.find_method("mean")
 
 
 def write_collection(folder: Path) -> Path:
@@ -201,7 +203,7 @@ def job() -> EmbeddingJob:
 
 
 def build_encoder_factory(room: int = 1000) -> Callable[[], DenseEncoder]:
-    encoder = MemoryLimitedEncoder(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    encoder = MemoryLimitedEncoder(EncoderSpec("w", METHOD, "", 9, 9, "float32"), None)
     object.__setattr__(encoder, "room", room)
     return lambda: encoder  # type: ignore[return-value]
 
@@ -269,7 +271,7 @@ def test_only_out_of_memory_errors_split_a_batch(
             calls.append(len(batch))
             raise problem
 
-    encoder = Failing(EncoderSpec("w", None, "", 9, 9, "float32"), None)  # type: ignore[arg-type]
+    encoder = Failing(EncoderSpec("w", METHOD, "", 9, 9, "float32"), None)
     with pytest.raises(ResourceError if expected else type(problem)):
         embed_to_matrix(job, ShardStore(tmp_path / "store"), lambda: encoder)  # type: ignore[arg-type,return-value]
     assert (len(calls) > 1) is expected
