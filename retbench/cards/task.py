@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retbench.cards import untrusted_fields
-from retbench.errors import DataError, suggest_names
+from retbench.errors import DataError
 
 ImageUse = Literal["read", "ignore"]
 METRIC_CUTS = {  # the ranks at which each metric is computed
@@ -147,7 +147,10 @@ class TaskCard:
 
     def __post_init__(self) -> None:
         if self.metric not in METRIC_NAMES:
-            raise DataError(f"there is no metric {self.metric!r}", suggest_names(self.metric, METRIC_NAMES))
+            raise DataError(
+                f"there is no metric {self.metric!r}",
+                "write one such as ndcg_at_10, recall_at_100 or mrr_at_10",
+            )
         if not self.fields or len(set(self.fields)) != len(self.fields):
             raise DataError(f"fields {list(self.fields)} name no text, or one twice", 'write ["title", "text"]')
         if self.relevant_from < 1:
