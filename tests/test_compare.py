@@ -128,7 +128,9 @@ def test_an_imported_run_is_scored_by_the_task_rules(
         found = retbench.compare(file, cell.record or "", task=task)
         assert found.scores["mrr_at_10"][0] == pytest.approx(1 / 2 / 3)  # of three queries one is answered
     barred = {"q2": frozenset({"ship"})}
-    monkeypatch.setattr(compare_inputs, "open_collection", lambda card: replace(open_collection(card), excluded=barred))
+    monkeypatch.setattr(
+        compare_inputs, "open_collection", lambda card, **_: replace(open_collection(card), excluded=barred)
+    )
     assert retbench.compare(file, file, task=twins).scores["mrr_at_10"][0] == pytest.approx(1 / 3)
 
 

@@ -1,6 +1,5 @@
 """Collections with images: what is stored and read back, every kind of bad image, and who may read them."""
 
-import io
 import json
 import pickle
 from collections.abc import Callable
@@ -13,8 +12,9 @@ from PIL import Image
 from retbench.cards.task import SourceSpec, TaskCard
 from retbench.corpora import images as images_module
 from retbench.corpora.collection import Collection
-from retbench.corpora.images import check_image, decode_image, make_thumbnail
+from retbench.corpora.images import check_image, decode_image
 from retbench.corpora.open_collection import open_collection
+from retbench.corpora.texts import describe_row
 from retbench.errors import DataError, InapplicableError
 from tests import image_collection, small_collection
 from tests.image_collection import build_bomb, draw, encode
@@ -168,11 +168,10 @@ def test_images_are_decoded_upright_and_without_transparency() -> None:
     assert np.asarray(decoded)[0, 0].tolist() == [10, 20, 30]
 
 
-def test_a_thumbnail_is_small_and_a_jpeg() -> None:
-    thumbnail = make_thumbnail(encode(draw("red", (1200, 900))))
-    image = Image.open(io.BytesIO(thumbnail))
-    assert (image.format, image.size) == ("JPEG", (160, 120))
-    assert len(thumbnail) < 8000
+def test_a_row_with_an_image_is_described_for_people(folder: Path) -> None:
+    corpus = open_folder(folder).corpus
+    assert describe_row(corpus, 1) == "(image of 90 x 30 pixels)"
+    assert describe_row(corpus, 3) == "Colours A text about grey discs."
 
 
 def test_a_changed_image_file_of_the_cache_is_noticed(folder: Path) -> None:

@@ -468,7 +468,9 @@ def test_reranking_never_returns_excluded_documents(
     file.write_text(RUN)
     opened: Callable[..., Any] = open_collection
     monkeypatch.setattr(
-        saved_run, "open_collection", lambda card: replace(opened(card), excluded={"q1": frozenset({"coffee"})})
+        saved_run,
+        "open_collection",
+        lambda card, **options: replace(opened(card, **options), excluded={"q1": frozenset({"coffee"})}),
     )
     imported, _ = saved_run.import_trec_run(file, str(task), out, "retbench rerank")
     assert imported.ranking.to_document_ids(imported.collection)["q1"] == ["tea", "bread"]

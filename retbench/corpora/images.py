@@ -33,7 +33,6 @@ SCHEMA = pa.schema([("image", pa.large_binary()), ("width", pa.int32()), ("heigh
 BYTES_PER_BATCH = 32 << 20
 # what Pillow raises for a file that breaks off or contradicts itself
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, ArithmeticError, struct.error)
-THUMBNAIL_SIZE = (160, 160)
 
 
 class ImageSize(NamedTuple):
@@ -75,14 +74,6 @@ def decode_image(data: bytes) -> "Image":
     """Decode a checked image as RGB, upright, as the processors of transformers read a file."""
     with _open_image(data) as image:
         return _decode(image)
-
-
-def make_thumbnail(data: bytes) -> bytes:
-    """Return a small JPEG of a checked image."""
-    image, out = decode_image(data), io.BytesIO()
-    image.thumbnail(THUMBNAIL_SIZE)
-    image.save(out, "JPEG", quality=70)
-    return out.getvalue()
 
 
 def _decode(image: Any) -> "Image":

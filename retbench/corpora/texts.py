@@ -78,6 +78,13 @@ def read_inputs(texts: Texts, fields: Sequence[str]) -> Iterable[str]:
     return TextsWithImages(joined, texts.images) if texts.images else joined
 
 
+def describe_row(texts: Texts, number: int, fields: Sequence[str] = ("title", "text")) -> str:
+    """Return a row for people: the size of its image, and its fields."""
+    size = texts.images.select(np.array([number])).read_sizes()[0] if texts.images else None
+    shown = [f"(image of {size.width} x {size.height} pixels)"] if size else []
+    return " ".join([*shown, join_fields(texts[number], fields)]).strip()
+
+
 def join_fields(row: TextRow, fields: Sequence[str]) -> str:
     """Join the row's non-empty fields with a space."""
     parts = (row.title if field == "title" else row.text for field in fields)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from retbench.corpora.collection import Collection
-from retbench.corpora.texts import join_fields
+from retbench.corpora.texts import describe_row
 from retbench.pipelines.runs.compare_inputs import ComparedRun, load_compared_runs
 from retbench.reports.comparison import (
     Comparison,
@@ -83,9 +83,7 @@ def format_documents(collection: Collection, query: str, names: list[str]) -> tu
     lines = []
     for name in names:
         text = (
-            shorten_text(join_fields(collection.corpus[row_by_id[name]], ("title", "text")))
-            if name in row_by_id
-            else "not in the corpus"
+            shorten_text(describe_row(collection.corpus, row_by_id[name])) if name in row_by_id else "not in the corpus"
         )
         lines.append(f"[{judged.get(name, '-')}] {name}: {text}")
     return tuple(lines)
