@@ -124,6 +124,7 @@ def format_table(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("DOCUMENTS", "QUERIES", "WIDTH"))
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "compressed.json")
     options = parser.parse_args()
@@ -132,7 +133,7 @@ def main() -> None:
     facts: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "k": options.k, "threads": 1}
     facts |= {"torch": torch.__version__, "faiss": faiss.__version__, "python": platform.python_version()}
     facts |= {"exact_int8_product": has_exact_int8_product(), "cpu": platform.processor() or platform.machine()}
-    facts["shapes"] = [row for shape in SHAPES for row in compare(*shape, options)]
+    facts["shapes"] = [row for shape in options.shape or SHAPES for row in compare(*shape, options)]
     format_table(facts["shapes"])
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -8,8 +8,7 @@ scores them. Documents behind them keep the order of the codes; their scores are
     binary   score = 1 - 2 h / width; h, the Hamming distance, is the number of different signs; zero counts as negative
 
 A document takes `width` + 4 bytes in int8 and `width` / 8 in binary, beside 4 `width` in float32. Codes of a binary
-document are packed bits; a tile is unpacked to -1 and 1 while it is scored, because a matrix product of integers is
-faster than XOR and a count of bits as soon as there are several queries.
+document are packed bits; a tile is unpacked to -1 and 1 while it is scored, so that both kinds are one product of int8.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from retbench.retrievers.sort_keys import arrange_by_query, decode_rows, decode_
 from retbench.store.shard_store import VectorBlock
 
 QUERY_TILE, DOCUMENT_TILE = 512, 8192
+FIRST_DOCUMENTS, SEED_FACTOR = 512, 4  # of a search, before there are k documents to compare with
 PADDED_WIDTH = 32  # widths are padded to a multiple, as GPUs require for products of int8
 MIN_GPU_ROWS = 32  # the fewest rows of a product of int8 on a GPU
 EXACT_FLOAT_WIDTH = 1024  # sums of so many products of int8 are below 2^24, so float32 adds them without an error
@@ -104,8 +104,7 @@ class CompressedSearch:
         codes = compress_vectors(queries, name)
         parts = [codes.select(start, start + QUERY_TILE) for start in range(0, len(queries), QUERY_TILE)]
         self.queries = [part.unpack(self.device) for part in parts]
-        scales = [part.get_scales(self.device) for part in parts]
-        self.scales = scales if name == "int8" else [torch.ones_like(part) for part in scales]
+        self.scales = [part.get_scales(self.device) for part in parts]  # factors of whole lines, so used at the end
         self.keys = [torch.empty((len(part), 0), dtype=torch.int64, device=self.device) for part in parts]
 
     def add_block(self, block: VectorBlock) -> None:
@@ -116,27 +115,32 @@ class CompressedSearch:
         """Score documents that are already compressed."""
         for start in range(0, len(codes), DOCUMENT_TILE):
             part = codes.select(start, start + DOCUMENT_TILE)
-            documents, scales = part.unpack(self.device), part.get_scales(self.device)
+            documents = part.unpack(self.device)
+            scales = part.get_scales(self.device) if self.name == "int8" else None
             part_rows = torch.from_numpy(rows[start : start + DOCUMENT_TILE]).to(self.device)
             for number, queries in enumerate(self.queries):
-                scores = multiply_codes(queries, documents) * scales * self.scales[number][:, None]
+                sums = multiply_codes(queries, documents)
+                scores = sums if scales is None else sums * scales
                 self.keys[number] = _merge_scores(self.keys[number], scores, part_rows, self.k)
 
     def finish(self) -> Ranking:
         """The k best documents of every query by their codes."""
         rows, scores = list[np.ndarray](), list[np.ndarray]()
-        for keys in self.keys:
+        for keys, scales in zip(self.keys, self.scales, strict=True):
             ordered = keys.sort(dim=1, descending=True).values
             rows += list(decode_rows(ordered).cpu().numpy())
-            scores += list(decode_scores(ordered).cpu().numpy())
+            scores += list((decode_scores(ordered) * scales[:, None]).cpu().numpy())
         return Ranking(rows, scores)
 
 
 def _merge_scores(keys: torch.Tensor, scores: torch.Tensor, rows: torch.Tensor, k: int) -> torch.Tensor:
     """The k largest keys after a tile of documents; only scores that reach the k-th best so far are looked at."""
     if keys.shape[1] < k:
-        return select_largest(torch.cat((keys, encode_keys(scores, rows.expand(len(scores), -1))), dim=1), k)
-    lowest = decode_scores(keys.amin(dim=1))
+        first = max(FIRST_DOCUMENTS, SEED_FACTOR * k)  # these alone become keys, and set the threshold of the others
+        new = encode_keys(scores[:, :first].float(), rows[:first].expand(len(scores), -1))
+        keys = select_largest(torch.cat((keys, new), dim=1), k)
+        return keys if first >= len(rows) else _merge_scores(keys, scores[:, first:], rows[first:], k)
+    lowest = decode_scores(keys.amin(dim=1)).to(scores.dtype)
     is_candidate = scores >= lowest[:, None]
     if scores.device.type == "cpu":  # numpy finds the few true values several times faster
         found = torch.from_numpy(np.flatnonzero(is_candidate.numpy()))
@@ -145,24 +149,25 @@ def _merge_scores(keys: torch.Tensor, scores: torch.Tensor, rows: torch.Tensor, 
     if not len(found):
         return keys
     query_numbers, positions = found // scores.shape[1], found % scores.shape[1]
-    new = encode_keys(scores.flatten()[found], rows[positions])
+    new = encode_keys(scores[query_numbers, positions].float(), rows[positions])
     return select_largest(torch.cat((keys, arrange_by_query(query_numbers, new, len(keys))), dim=1), k)
 
 
 def multiply_codes(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """The sums of products of two matrices of int8, exact, as float32."""
+    """The sums of products of two matrices of int8, exact, as int32."""
     if queries.is_cuda:
         padded = torch.nn.functional.pad(queries, (0, 0, 0, max(0, MIN_GPU_ROWS - len(queries))))
         columns = torch.nn.functional.pad(documents, (0, 0, 0, -len(documents) % MIN_GPU_ROWS))
         product: torch.Tensor = torch._int_mm(padded, columns.T)
-        return product[: len(queries), : len(documents)].float()
+        return product[: len(queries), : len(documents)]
     if has_exact_int8_product():
-        return torch._int_mm(queries, documents.T).float()
+        exact: torch.Tensor = torch._int_mm(queries, documents.T)
+        return exact
     sums = torch.zeros((len(queries), len(documents)), dtype=torch.int32)
     for start in range(0, queries.shape[1], EXACT_FLOAT_WIDTH):
         columns = slice(start, start + EXACT_FLOAT_WIDTH)
         sums += torch.mm(queries[:, columns].float(), documents[:, columns].float().T).int()
-    return sums.float()
+    return sums
 
 
 @cache
