@@ -70,7 +70,7 @@ def report(
     board_report = build_report(results, reference, tuple(table or ()))
     if report_format is ReportFormat.terminal:
         print_boards(board_report.boards, ids)
-        print_status(_format_next_steps(board_report, results))
+        print_status(_format_next_steps(board_report, results, ids))
     elif out is None:
         print_result(_format_report(board_report, report_format, ids))
     else:
@@ -91,16 +91,16 @@ def _format_report(board_report: "Report", report_format: ReportFormat, ids: boo
     return board_report.format(report_format.value, ids)
 
 
-def _format_next_steps(board_report: "Report", results: Path) -> str:
+def _format_next_steps(board_report: "Report", results: Path, ids: bool) -> str:
     """Give the commands that lead on: the ids of the runs, and the test between the first two rows."""
     from retbench.reports.settings_ids import choose_runs_to_compare
 
     folder = "" if results == choose_results_folder() else f" {shlex.quote(str(results))}"
-    lines = [f"next:  retbench report{folder} --ids"]
+    commands = [] if ids else [f"retbench report{folder} --ids"]
     if pair := choose_runs_to_compare(board_report.boards):
         names = " ".join(run.record.settings_id for run in pair)
-        lines.append(f"       retbench compare {names}{folder and ' --results'}{folder}")
-    return "\n".join(lines)
+        commands.append(f"retbench compare {names}{folder and ' --results'}{folder}")
+    return "\n".join(f"{'next: ' if not n else '      '} {command}" for n, command in enumerate(commands))
 
 
 def _write_plots(boards: list[Any], folder: Path) -> None:
