@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.method import Attention
-from retbench.cards.model import EncoderDtype
+from retbench.cards.model import Dtype, EncoderDtype
 from retbench.engines import model_loader, peak_throughput, remote_code, rotary_positions, varlen
 from retbench.engines.int8_linear import quantize_linear_layers
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
@@ -167,7 +167,7 @@ def load_backbone(folder: Path, dtype: EncoderDtype, device: torch.device, rope:
     `rope` is the RoPE scaling.
     """
     trust = remote_code.is_remote_code_trusted()
-    weights_dtype = "float32" if dtype == "int8" else dtype
+    weights_dtype: Dtype = "float32" if dtype == "int8" else dtype
     loaded: Any = model_loader.load_text_model(folder, weights_dtype, get_device_map_options(device), rope, trust)
     model = loaded.to(device).eval()
     if dtype == "int8":

@@ -78,6 +78,11 @@ class DtypeChoice:
     usual: Dtype  # without `--set dtype`, on a machine with fast bfloat16
     chosen_by: Literal["--set dtype", "model card", "default", "machine"]
 
+    @property
+    def weights_dtype(self) -> Dtype:
+        """The dtype in which weights are loaded; int8 layers are made from float32."""
+        return "float32" if self.dtype == "int8" else self.dtype
+
 
 def _is_small(card: ModelCard) -> bool:
     return (card.parameters or 0) < SMALL_MODEL_PARAMETERS

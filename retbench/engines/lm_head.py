@@ -6,6 +6,7 @@ the two, else a separate matrix in the weights.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -45,7 +46,7 @@ def load_lm_head(folder: Path, backbone: Backbone) -> LMHead:
             )
         weight = backbone.model.get_parameter(_find_input_embedding_name(backbone))
     bias = _read_head_tensor(folder, "bias")
-    options = {"device": backbone.device, "dtype": backbone.model.dtype}
+    options: dict[str, Any] = {"device": backbone.device, "dtype": backbone.model.dtype}
     softcap = getattr(config.get_text_config(), "final_logit_softcapping", None)
     return LMHead(weight.detach().to(**options), None if bias is None else bias.to(**options), softcap)
 

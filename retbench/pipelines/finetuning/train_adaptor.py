@@ -278,7 +278,7 @@ def _write_adaptor(
         training_sets=tuple(dict.fromkeys((*known_sets, vectors.card.name))),
         weights=WeightsSource("path", path=".", sha256=checksum),
         method=DefaultMethod(method.name, method),
-        dtype=vectors.spec.dtype,
+        dtype=vectors.spec.weights_dtype,
         max_length=provenance.recipe["max_length"] or parent.max_length,
         adapted=AdaptedVectors(_get_reference(parent), ADAPTOR_FILE, checksum),
         reference=(),

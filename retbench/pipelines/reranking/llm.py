@@ -151,7 +151,8 @@ def _build_generator(model: ResolvedModel, engine: str) -> Generator:
     card, weights = model.card, model.weights
     config = read_json_object(weights.folder / "config.json")
     context_length = card.context_length or config.get("max_position_embeddings") or 2048
-    arguments = (card.name, weights.folder, weights.fingerprint, choose_dtype(card, lambda: True).dtype, context_length)
+    dtype = choose_dtype(card, lambda: True).weights_dtype
+    arguments = (card.name, weights.folder, weights.fingerprint, dtype, context_length)
     reasons = card.specialisation == "reasoning"
     if engine == "vllm":
         return VllmGenerator(*arguments, is_reasoning_model=reasons)
