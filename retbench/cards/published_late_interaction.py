@@ -91,7 +91,7 @@ def _read_native(
     if name not in SIMILARITIES:
         raise build_folder_error(folder, f"its similarity is {name!r}")
     (mask,) = (module.settings for module in modules if module.kind == "MultiVectorMask")
-    tasks = mask.get("skiplist_tasks") or ["document"]
+    tasks: Any = mask.get("skiplist_tasks") or ["document"]
     return LateInteraction(
         **_read_lengths(transformer.get("query_expansion"), transformer.get("query_length")),
         document_length=transformer.get("document_length"),

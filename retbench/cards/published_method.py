@@ -105,7 +105,7 @@ def _build_model_of_kind(
 ) -> PublishedModel:
     used = _choose_prompts(prompts, config.get("default_prompt_name"))
     _check_prompts(folder, [], [prompts[name] for name in used.values()])
-    templates = {role: prompts[used[role]] + "{text}" if role in used else "{text}" for role in ROLES}
+    templates: dict[str, Any] = {role: prompts.get(used.get(role, ""), "") + "{text}" for role in ROLES}
     source = "the folder's own files"
     return PublishedModel(
         Method(name=METHOD_NAME, fidelity="exact", source=source, **fields_of_kind, **templates), length, ()

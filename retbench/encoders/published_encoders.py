@@ -1,6 +1,7 @@
 """The encoders of published models without dense vectors: late interaction (ColBERT), learned sparse (SPLADE)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,8 @@ class LearnedSparseEncoder(BackboneEncoderBase):
         if settings is None:
             raise TypeError(f"method {self.spec.method.name} has no learned_sparse")
         mask = padded.token_mask.to(device)
-        logits = self.backbone.model(input_ids=padded.ids.to(device), attention_mask=mask.long()).logits.float()
+        output: Any = self.backbone.model(input_ids=padded.ids.to(device), attention_mask=mask.long())
+        logits: torch.Tensor = output.logits.float()
         weights = logits.relu_().mul_(mask[:, :, None])
         if settings.pooling == "max":  # a logarithm rises, so that of the largest is the largest
             weights = weights.amax(dim=1)

@@ -48,7 +48,7 @@ def expand_rows(
 
 def find_expansion_id(tokenizer: "PreTrainedTokenizerBase", method: Method) -> int:
     """The id of the expansion token: the method's, else the mask token, else the end-of-sequence token."""
-    name = method.late_interaction and method.late_interaction.expansion_token
+    name = method.late_interaction.expansion_token if method.late_interaction else None
     if name is not None:
         found = tokenizer.get_vocab().get(name)
     else:

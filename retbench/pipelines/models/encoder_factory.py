@@ -41,7 +41,7 @@ class EncoderFactory:
     @property
     def folder(self) -> Path | None:
         """The folder of the transformer; None behind a server."""
-        return self.weights and self.weights.folder
+        return self.weights.folder if self.weights else None
 
     def load_encoder(self, spec: EncoderSpec) -> TextEncoder:
         """Build the encoder; load the weights unless they are loaded."""
