@@ -62,7 +62,7 @@ class InMemoryTexts:
     """Texts in memory with the interface that a job reads."""
 
     def __init__(self, texts: list[str]) -> None:
-        self.texts, self.fingerprint = texts, "bench"
+        self.texts, self.fingerprint, self.images = texts, "bench", None
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -91,6 +91,7 @@ class CountingRows:
     """Generated texts with the interface of a collection's texts."""
 
     fingerprint = "rows"
+    images = None
 
     def __len__(self) -> int:
         return ROWS
@@ -152,7 +153,7 @@ def embed_with_workers(
 ) -> list[VectorBlock]:
     job = EmbeddingJob(CountingRows(), ("text",), "document", 16, shard_rows=4)  # type: ignore[arg-type]
     with WorkerPool([partial(lambda first: first, player) for player in workers], "cpu", 1) as pool:
-        shared = CountingEncoder(pool, None, EncoderSpec("w", None, "", 9, 9, "float32"))  # type: ignore[arg-type]
+        shared = CountingEncoder(pool, None, EncoderSpec("w", catalog.find_method("mean"), "", 9, 9, "float32"))
         return list(embed_texts(shared, job, ShardStore(folder), told))
 
 
