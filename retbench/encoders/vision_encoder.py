@@ -73,15 +73,9 @@ class VisionEncoder:
         return POOLINGS[self.spec.method.pooling](*self.model.compute_states(list(batch), pixels, sequential))
 
     def _encode_towers(self, batch: TokenizedTexts, has_image: np.ndarray, pixels: Pixels) -> torch.Tensor:
-        vectors: torch.Tensor | None = None
-        for rows, compute in (
-            (np.flatnonzero(has_image), lambda _: self.model.compute_image_features(pixels)),
-            (np.flatnonzero(~has_image), lambda rows: self.model.compute_text_features([batch[int(r)] for r in rows])),
-        ):
-            if len(rows):
-                found = compute(rows)
-                vectors = found.new_empty((len(batch), found.shape[1])) if vectors is None else vectors
-                vectors[torch.from_numpy(rows).to(found.device)] = found
-        if vectors is None:
-            raise ValueError("an empty batch")
-        return vectors
+        texts = [batch[int(row)] for row in np.flatnonzero(~has_image)]
+        parts = [self.model.compute_image_features(pixels)] if pixels else []
+        parts += [self.model.compute_text_features(texts)] if texts else []
+        found = torch.cat(parts)  # the images first; here every vector returns to its row
+        rows = np.concatenate((np.flatnonzero(has_image), np.flatnonzero(~has_image)))
+        return found[torch.from_numpy(np.argsort(rows)).to(found.device)]

@@ -92,4 +92,5 @@ def _count_patches(processor: Any, config: dict[str, Any]) -> int:
         return int(processor.max_num_patches)
     vision = config.get("vision_config") or {}
     size, patch = int(vision.get("image_size", 224)), int(vision.get("patch_size", 32))
-    return (size // patch) ** 2 + (config["model_type"] == "clip")
+    class_tokens = 1 if config["model_type"] == "clip" else 0
+    return int((size // patch) ** 2 + class_tokens)

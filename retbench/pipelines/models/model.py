@@ -276,6 +276,10 @@ class ResolvedModel:
         """Build the encoder's tokenizer without loading the model."""
         return image_settings.build_tokenizer(self.weights.folder, self._tokenizer, spec)
 
+    def build_text_tokenizer(self, spec: EncoderSpec) -> PromptTokenizer:
+        """Build the tokenizer of the encoder's prompts without images, for what reads only texts."""
+        return PromptTokenizer(self._tokenizer, spec.method, spec.instruction)
+
     @cached_property
     def _tokenizer(self) -> Any:
         """Loaded once: loading is slow, and every used tokenizer keeps some memory."""

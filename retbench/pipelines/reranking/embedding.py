@@ -122,7 +122,7 @@ class EmbeddingRerankerSpec:
             raise InapplicableError(
                 f"{card.name} is behind an endpoint, so its prompts cannot be tokenised here", "use rocchio"
             )
-        prompt_tokenizer = self.model.build_prompt_tokenizer(self.encoder_spec)
+        prompt_tokenizer = self.model.build_text_tokenizer(self.encoder_spec)
         has_chat_template = bool(prompt_tokenizer.tokenizer.chat_template)
         if settings.form == "chat" and not has_chat_template:
             raise InapplicableError(f"{card.name} has no chat template", "use form=plain, or leave form out")
