@@ -66,9 +66,9 @@ def compute_recall(found: Any, exact: Ranking) -> float:
 def build_peer(name: str, matrix: np.ndarray) -> Any:
     width = matrix.shape[1]
     if name == "binary":
-        peer = faiss.IndexBinaryFlat(width)
-        peer.add(np.packbits(matrix > 0, axis=1))
-        return peer
+        binary_peer = faiss.IndexBinaryFlat(width)
+        binary_peer.add(np.packbits(matrix > 0, axis=1))
+        return binary_peer
     peer = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     peer.train(matrix)
     peer.add(matrix)
@@ -108,9 +108,7 @@ def compare(documents: int, queries: int, width: int, options: argparse.Namespac
 
 
 def format_table(rows: list[dict[str, Any]]) -> None:
-    print(
-        "| search | documents | queries | width | bytes | recall | rescored | to float | rescored | to faiss |"
-    )
+    print("| search | documents | queries | width | bytes | recall | rescored | to float | rescored | to faiss |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         print(
@@ -133,7 +131,7 @@ def main() -> None:
     facts: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "k": options.k, "threads": 1}
     facts |= {"torch": torch.__version__, "faiss": faiss.__version__, "python": platform.python_version()}
     facts |= {"exact_int8_product": has_exact_int8_product(), "cpu": platform.processor() or platform.machine()}
-    facts["shapes"] = [row for shape in options.shape or SHAPES for row in compare(*shape, options)]
+    facts["shapes"] = [row for d, q, w in options.shape or SHAPES for row in compare(d, q, w, options)]
     format_table(facts["shapes"])
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -80,9 +80,9 @@ def parse_ann_settings(text: str) -> AnnSettings | None:
 
 def count_compressed_bytes(search: str, width: int) -> int | None:
     """The bytes of a document as a search scores it, by the search's name in settings; None unless it compresses."""
-    settings_class = ANN_CLASSES.get(options.split_options(search)[0])
-    is_compressed = settings_class in (Int8Settings, BinarySettings)
-    return settings_class().count_bytes(width) if settings_class and is_compressed else None
+    name = options.split_options(search)[0]
+    classes = (Int8Settings, BinarySettings)
+    return next((compressed().count_bytes(width) for compressed in classes if compressed.name == name), None)
 
 
 def format_ann_settings(settings: AnnSettings) -> str:

@@ -157,8 +157,8 @@ def multiply_codes(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tens
     """The sums of products of two matrices of int8, exact, as int32."""
     if queries.is_cuda:
         padded = torch.nn.functional.pad(queries, (0, 0, 0, max(0, MIN_GPU_ROWS - len(queries))))
-        columns = torch.nn.functional.pad(documents, (0, 0, 0, -len(documents) % MIN_GPU_ROWS))
-        product: torch.Tensor = torch._int_mm(padded, columns.T)
+        filled = torch.nn.functional.pad(documents, (0, 0, 0, -len(documents) % MIN_GPU_ROWS))
+        product: torch.Tensor = torch._int_mm(padded, filled.T)
         return product[: len(queries), : len(documents)]
     if has_exact_int8_product():
         exact: torch.Tensor = torch._int_mm(queries, documents.T)
@@ -204,4 +204,6 @@ def _shift_below(scores: np.ndarray, above: np.ndarray) -> np.ndarray:
     if not len(scores) or not len(above):
         return scores
     lowest = above.min()
-    return np.minimum(scores - max(np.float32(0), scores.max() - lowest), lowest)  # the difference may round upwards
+    return np.asarray(
+        np.minimum(scores - max(np.float32(0), scores.max() - lowest), lowest)
+    )  # the difference may round upwards
