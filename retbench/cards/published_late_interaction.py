@@ -9,6 +9,7 @@ import string
 from pathlib import Path
 from typing import Any
 
+from retbench.cards.method import ROLES
 from retbench.cards.published_modules import PublishedModule, list_modules, read_optional_object
 from retbench.cards.published_sparse import build_folder_error
 from retbench.cards.published_vectors import LateInteraction
@@ -96,7 +97,7 @@ def _read_native(
         **_read_lengths(transformer.get("query_expansion"), transformer.get("query_length")),
         document_length=transformer.get("document_length"),
         skipped_words=tuple(mask.get("skiplist_words") or ()),
-        skipped_in=tuple([tasks] if isinstance(tasks, str) else tasks),
+        skipped_in=tuple(role for role in ROLES if role in ([tasks] if isinstance(tasks, str) else tasks)),
         average=name == "meanmaxsim",
     )
 
