@@ -122,7 +122,10 @@ class BadVectorError(Exception):
 
 DISK_FULL_MESSAGES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
-OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", os.strerror(errno.ENOMEM))
+OUT_OF_MEMORY_MESSAGES = (  # the fourth is of a library that cannot be loaded under `ulimit -v`
+    "out of memory", "can't allocate memory", "not enough memory", "failed to map segment from shared object",
+    os.strerror(errno.ENOMEM),
+)  # fmt: skip
 
 
 def convert_to_resource_error(problem: BaseException) -> ResourceError | None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from retbench.engines import memory
+from retbench.errors import convert_to_resource_error
 from retbench.records import machine
 
 
@@ -42,3 +43,8 @@ def test_a_missing_or_failing_program_gives_none() -> None:
 def test_a_read_only_proc_is_no_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "CLEAR", tmp_path)  # a folder: it cannot be written, as in some containers
     memory.reset_peak_memory()
+
+
+def test_a_library_without_room_in_memory_is_no_bug() -> None:
+    problem = ImportError("_voronoi.so: failed to map segment from shared object")
+    assert "memory ran out" in str(convert_to_resource_error(problem))
