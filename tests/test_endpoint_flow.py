@@ -229,6 +229,9 @@ def test_the_shape_of_cohere_its_roles_and_the_price(server: local_server.LocalS
     assert record["cost"]["price"] == pytest.approx(7 * (cell["documents"] + cell["queries"]) * 0.1 / 1e6, abs=1e-6)
     assert record["cost"]["price_per_million_documents"] == pytest.approx(0.7)
     assert record["texts"]["document"]["cut_texts"] == 0
+    board = run_command("report", out, "--format", "csv").stdout
+    assert "price per 1M docs" in board
+    assert ",0.7," in board
 
 
 def test_a_stopped_server_ends_the_run_with_its_reason(

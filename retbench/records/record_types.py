@@ -93,6 +93,8 @@ RECORD_TYPES: dict[str, Any] = {
         "peak_memory_mb?": OPTIONAL_COST,
         "parameters?": OPTIONAL_COST,
         "weights_mb?": OPTIONAL_COST,
+        "price?": OPTIONAL_COST,
+        "price_per_million_documents?": OPTIONAL_COST,
     },
     "scores": ValuesOf(NUMBER),
 }
