@@ -91,11 +91,14 @@ def test_a_vision_language_model_encodes_text_without_its_vision_tower(vision: P
         assert torch.nn.functional.cosine_similarity(actual, expected).min() > 0.99999
 
 
-def test_the_record_of_a_vision_language_model_says_when_its_tower_is_loaded(vision: Path, task: Path, out: Path) -> None:
+def test_the_record_of_a_vision_language_model_says_when_its_tower_is_loaded(
+    vision: Path, task: Path, out: Path
+) -> None:
     line = ("run", "--model", vision, "--task", task, "--out", out)
     for cell in run_cells(*line, "--method", "mean", "--method", "promptreps-sparse"):
         record = json.loads((Path(cell["record"]) / "record.json").read_text())
-        assert any("vision tower is loaded only for a collection with images" in note for note in record["cards"]["model"]["notes"])
+        notes = record["cards"]["model"]["notes"]
+        assert any("vision tower is loaded only for a collection with images" in note for note in notes)
 
 
 PACKAGE = {

@@ -30,7 +30,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.engines import memory
 from retbench.engines.backbone import Backbone
-from retbench.retrievers import dense_retriever, embedding_retriever
+from retbench.retrievers import embedding_retriever
 from retbench.store.shard_store import ShardStore
 
 EncodeTexts = Callable[[list[str]], np.ndarray]

@@ -68,7 +68,7 @@ def require_texts(collection: Collection, card: TaskCard, reader: str) -> None:
         counts = [f"{texts.images.count:,} of its {len(texts):,} {name}" for name, texts in parts if texts.images]
         raise InapplicableError(
             f"{card.name}: {' and '.join(counts)} have images, and {reader} reads only text",
-            'use a model that reads images (docs/images.md), or only the texts: --set images=ignore with `run`, '
+            "use a model that reads images (docs/images.md), or only the texts: --set images=ignore with `run`, "
             'images = "ignore" in a task card',
         )
 

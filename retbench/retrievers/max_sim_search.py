@@ -3,7 +3,8 @@
 The score of a query and a document is the sum, over the query's vectors, of the largest dot product with any vector of
 the document. Documents arrive block by block. All products of a tile of documents with a tile of queries are one matrix
 product; its memory is limited, whatever the number of documents and queries. Inside a tile a shorter document is
-filled with its own last vector, which changes no maximum, and a shorter query with zeros, which add nothing. The sum is in float64. Each query keeps its top k by the keys of exact search, so ties are ordered by row.
+filled with its own last vector, which changes no maximum, and a shorter query with zeros, which add nothing. The sum
+is in float64. Each query keeps its top k by the keys of exact search, so ties are ordered by row.
 """
 
 from collections.abc import Iterator
