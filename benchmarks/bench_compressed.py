@@ -1,6 +1,6 @@
 """Speed and memory of search over compressed vectors, against exact search in float32 and faiss, in one run.
 
-    python benchmarks/bench_compressed.py
+    python -m benchmarks.bench_compressed
 
 The peers are faiss' IndexBinaryFlat and IndexScalarQuantizer (QT_8bit), with the same vectors, threads and k. Codes are
 made before the clock starts on both sides. `recall` is the share of exact search's top k in the result: by the codes
@@ -12,8 +12,6 @@ import argparse
 import json
 import platform
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import faiss
 import numpy as np
 import torch
 
+from benchmarks.bench_search import measure_fastest
 from retbench.cards.ann_settings import BinarySettings, Int8Settings
 from retbench.retrievers.compressed_search import (
     CompressedSearch,
@@ -46,17 +45,6 @@ def draw_unit_vectors(rows: int, width: int, seed: int) -> np.ndarray:
 def split_into_blocks(matrix: np.ndarray) -> list[VectorBlock]:
     starts = range(0, len(matrix), SHARD)
     return [VectorBlock(np.arange(at, min(len(matrix), at + SHARD)), matrix[at : at + SHARD]) for at in starts]
-
-
-def measure_fastest(call: Callable[[], Any], times: int) -> tuple[dict[str, float], Any]:
-    """The smallest wall-clock and CPU seconds over all repetitions."""
-    clock, cpu, found = [], [], None
-    for _ in range(times):
-        started, spent = time.perf_counter(), time.process_time()
-        found = call()
-        clock.append(time.perf_counter() - started)
-        cpu.append(time.process_time() - spent)
-    return {"seconds": min(clock), "cpu_seconds": min(cpu)}, found
 
 
 def compute_recall(found: Any, exact: Ranking) -> float:
