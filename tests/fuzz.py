@@ -130,7 +130,10 @@ def _compile_damaged_passages(file: Path) -> None:
 
 def _read_cards(pattern: str, count: int = 6) -> list[bytes]:
     """Read the longest shipped cards that match a pattern."""
-    files = sorted(ROOT.glob(pattern), key=lambda file: (-file.stat().st_size, file))
+    files = sorted(
+        (file for file in ROOT.glob(pattern) if file.name != "suite.toml"),
+        key=lambda file: (-file.stat().st_size, file),
+    )
     return [file.read_bytes() for file in files[:count]]
 
 

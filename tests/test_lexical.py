@@ -82,7 +82,7 @@ def test_the_two_bm25_are_two_models(tmp_path: Path) -> None:
 
 def test_settings_that_the_variant_does_not_use_are_not_shown() -> None:
     answer = run_command("show", "model", "bm25-lucene")
-    assert "variant: anserini" in answer.output
+    assert "lexical.variant  anserini" in answer.output
     assert "stemmer" not in answer.output
 
 

@@ -29,7 +29,7 @@ from retbench.errors import DataError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training import lora
 from retbench.training.training_data import TrainingRequest
-from tests import small_collection, tiny_models
+from tests import small_collection, tiny_models, tiny_vision_models
 from tests.test_train_loop import RECIPE, write_jsonl
 
 CPU = torch.device("cpu")
@@ -50,14 +50,16 @@ VISION: dict[str, dict[str, Any]] = {
 TEXT_KINDS: dict[str, dict[str, Any]] = {
     "bert": {}, "llama": DECODER, "mistral": {**DECODER, "sliding_window": 6}, "qwen2": {"num_key_value_heads": 1},
     "qwen3": DECODER, "gemma2": {**DECODER, "sliding_window": 6}, "gemma3_text": {**DECODER, "sliding_window": 6},
-    "phi3": {"num_key_value_heads": 1}, "gpt_neox": {},
+    "phi3": {"num_key_value_heads": 1}, "gpt_neox": {}, "modernbert": {"local_attention": 4},
 }  # fmt: skip
+ENCODERS = ("bert", "modernbert")  # with a masked-language-model head
 ARCHITECTURES = {  # by family of the cards; Gemma 3 has only a text part up to 1B
     "bge": ["bert"], "contriever": ["bert"], "e5": ["bert"], "minilm": ["bert"], "llama": ["llama"],
     "smollm2": ["llama"], "mistral": ["mistral"], "qwen2": ["qwen2"], "qwen2.5": ["qwen2", "qwen2_5_vl"],
     "qwen3": ["qwen3"], "gemma-2": ["gemma2"], "gemma-3": ["gemma3_text", "gemma3"], "phi": ["phi3"],
-    "pythia": ["gpt_neox"],
+    "pythia": ["gpt_neox"], "splade": ["bert"], "colbert": ["bert", "modernbert"],
 }  # fmt: skip
+IMAGE_FAMILIES = {"clip": ["clip"], "siglip": ["siglip", "siglip2"], "qwen2-vl": ["qwen2_vl"], "qwen3-vl": ["qwen3_vl"]}
 Rename = Callable[[str], list[str]]  # a weight's name in the whole transformers model -> its names in the file
 
 
@@ -94,7 +96,7 @@ def build(kind: str, tied: bool = True) -> Sample:
         whole: Any = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **parts, **extra))
     else:
         config = AutoConfig.for_model(kind, **{**SIZES, **TEXT_KINDS[kind], "tie_word_embeddings": tied})
-        factory: Any = AutoModelForMaskedLM if kind == "bert" else AutoModelForCausalLM
+        factory: Any = AutoModelForMaskedLM if kind in ENCODERS else AutoModelForCausalLM
         whole = factory.from_config(config)
     make_random(whole)
     whole.set_attn_implementation(
@@ -173,7 +175,7 @@ VISION_LAYOUTS: dict[str, tuple[dict[str, Any], Rename | None]] = {
     ),
     "hub of Qwen": ({}, replace_prefix(model__language_model="model.", model="")),
 }
-REFUSED = {("bert", "wrapped"), ("gpt_neox", "wrapped")}
+REFUSED = {("bert", "wrapped"), ("gpt_neox", "wrapped"), ("modernbert", "wrapped")}
 CASES = [(kind, layout) for kind in TEXT_KINDS for layout in TEXT_LAYOUTS]
 CASES += [("bert", "2018")] + [(kind, layout) for kind in VISION for layout in VISION_LAYOUTS]
 CASES = [case for case in CASES if case not in REFUSED]
@@ -195,8 +197,11 @@ def assert_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def test_every_family_has_an_architecture_here() -> None:
+    """Those that read images are compared in test_vision_encoders.py."""
     families = {card.family for card in catalog.load_model_cards() if card.kind == "backbone"}
-    assert families == set(ARCHITECTURES)
+    assert families == {*ARCHITECTURES, *IMAGE_FAMILIES}
+    image_kinds = {kind for kinds in IMAGE_FAMILIES.values() for kind in kinds}
+    assert image_kinds <= {*tiny_vision_models.TOWERS, *tiny_vision_models.DECODERS}
     assert {kind for kinds in ARCHITECTURES.values() for kind in kinds} == {*TEXT_KINDS, *VISION}
 
 
@@ -212,7 +217,7 @@ def test_states_and_logits_are_those_of_the_same_weights_in_transformers(
     states = loaded.compute_states(ROWS).flat
     assert_equal(states, sample.compute_states())
     assert not any("visi" in name or "visual" in name for name, _ in loaded.model.named_parameters())
-    if kind != "bert":
+    if kind not in ENCODERS:
         with torch.no_grad():
             logits = sample.whole(torch.from_numpy(ROWS[0])[None]).logits[0]
         assert_equal(lm_head.load_lm_head(folder, loaded).compute_logits(states[: len(ROWS[0])]), logits)
@@ -285,7 +290,7 @@ def test_a_trained_model_is_the_parent_with_the_trained_weights(
     else:
         tiny_models.build_tokenizer().save_pretrained(folder)
         trained = copy.deepcopy(sample.text)
-        trained.load_state_dict(model.state_dict(), strict=kind != "bert")
+        trained.load_state_dict(model.state_dict(), strict=kind not in ENCODERS)
         expected = sample.compute_states(trained)
     assert_equal(compute_states(folder), expected)
     assert float((expected - sample.compute_states()).abs().max()) > 0.01

@@ -63,7 +63,7 @@ def load_image_processor(folder: Path, limits: PixelLimits = PixelLimits()) -> I
 
     config, kind = read_json_object(folder / "config.json"), find_vision_kind(folder)
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         line = str(problem).strip().partition("\n")[0]
         raise DataError(
