@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from retbench.cards import catalog
 from retbench.cli.main import app
 from retbench.pipelines.studies.cells import list_study_cells
-from retbench.pipelines.studies.toy_study import _rename_study
+from retbench.pipelines.studies.toy_study import TRAIN_QUERIES, _rename_study, _write_collection
 
 PAPERS = ("specialized-llms", "llm-ql", "llm2ir", "search-adaptor", "e2rank", "insertrank")
 FIRST = """
@@ -81,6 +81,15 @@ def test_a_toy_plan_has_all_stages_and_no_name_of_a_real_run(name: str, tmp_path
         assert (toy_stage.verb, toy_stage.methods, toy_stage.set) == (stage.verb, stage.methods, stage.set)
         for reranker in toy_stage.options.get("rerank", ()):
             assert "model=" not in reranker or "model=toy-" in reranker or "engine=endpoint" in reranker
+
+
+def test_a_task_on_the_dev_split_keeps_queries_to_train_on(tmp_path: Path) -> None:
+    """A training leaves out the queries of every evaluation; an adaptor on MS MARCO had none left."""
+    card = catalog.find_task_card("msmarco")
+    _write_collection(card, tmp_path)
+    evaluated, train = ((tmp_path / "qrels" / f"{split}.tsv").read_text() for split in (card.split, "train"))
+    assert len(train.splitlines()) == 1 + len(TRAIN_QUERIES)
+    assert set(train.splitlines()[1:]).isdisjoint(evaluated.splitlines())
 
 
 @pytest.mark.usefixtures("own_environment")

@@ -136,7 +136,7 @@ def _write_collection(card: TaskCard, folder: Path) -> None:
     """Write a BEIR folder, or candidate lists, with the splits of the task and one to train on."""
     queries = [*TEST_QUERIES, *TRAIN_QUERIES]
     judged = {"train": TRAIN_QUERIES, card.published_split: queries if "/" in card.split else TEST_QUERIES}
-    if card.published_split == "dev" or card.suite.startswith(("miracl", "tool")):  # plans take halves of these
+    if card.suite.startswith(("miracl", "tool")):  # plans take halves of these
         judged[card.published_split] = queries
     if card.source.kind == "candidates":
         hits = [{"docid": name, "score": 9.0 - n, "content": text} for n, (name, _, text) in enumerate(DOCUMENTS)]
