@@ -81,7 +81,7 @@ def compare(documents: int, queries: int, width: int, options: argparse.Namespac
             lambda: rescore_ranking(search(10 * k), asked, blocks, 10 * k),
             options.times,
         )
-        theirs, (_, ids) = measure_fastest(lambda: peer.search(inputs, k), options.times)  # noqa: B023
+        theirs, (_, ids) = measure_fastest(lambda: peer.search(inputs, k), options.times)  # noqa: B023  # called at once
         rows.append({
             "search": settings.name, "documents": documents, "queries": queries, "width": width,
             "bytes_per_document": codes.nbytes / documents, "float_bytes_per_document": 4 * width,

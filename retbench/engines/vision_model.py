@@ -89,5 +89,5 @@ class VisionModel:
 def load_vision_model(folder: Path, dtype: Dtype, device: torch.device, limits: PixelLimits) -> VisionModel:
     """Load a Hugging Face folder with its vision tower, without a language-model head."""
     processor = load_image_processor(folder, limits)
-    model = model_loader.load_whole_model(folder, dtype, get_device_map_options(device))
-    return VisionModel(model.to(device).eval(), load_tokenizer(folder), processor, device)  # type: ignore[arg-type]
+    model: Any = model_loader.load_whole_model(folder, dtype, get_device_map_options(device))
+    return VisionModel(model.to(device).eval(), load_tokenizer(folder), processor, device)
