@@ -42,8 +42,8 @@ def read_clocks() -> Moment:
 def time_retbench_steps(steps: int, dtype: str) -> list[Moment]:
     from retbench.cards import catalog
     from retbench.cards.recipe import apply_recipe_options
-    from retbench.cards.user_config import get_cache_folder
     from retbench.pipelines.finetuning.train_encoder import finetune_encoder
+    from retbench.system.user_config import get_cache_folder
     from retbench.training.training_data import TrainingRequest
 
     seconds: list[Moment] = []

@@ -55,7 +55,7 @@ def write_collection(folder: Path, documents: int, words: Callable[[random.Rando
 
 def measure_run(model: str, task: Path, devices: int, work: Path) -> dict[str, Any]:
     """Run once with an empty embedding cache; the weights are those of the user's cache."""
-    from retbench.cards.user_config import get_cache_folder
+    from retbench.system.user_config import get_cache_folder
 
     cache = work / f"cache{devices}"
     cache.mkdir()

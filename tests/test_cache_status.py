@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from retbench.cards import catalog, checksums
+from retbench.cards import catalog
 from retbench.cards.task_rules import describe_task_rules
 from retbench.cli.main import app
 from retbench.corpora import open_collection as open_collection_module
@@ -22,6 +22,7 @@ from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.corpora.open_collection import fetch_collection, open_collection
 from retbench.errors import DataError, MissingError
 from retbench.pipelines import fetch as story
+from retbench.system import checksums
 from tests import small_collection
 from tests.hub_repositories import build_retrieval_configs, write_fetched_repository
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retbench.cards import catalog, toml_parser, user_config
+from retbench.cards import catalog
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.task import LengthLimits, Suite, TaskCard
 from retbench.errors import DataError, MissingError, UsageError
+from retbench.system import toml_parser, user_config
 
 TASK = 'name = "t"\n[source]\nkind = "folder"\n'
 KNOWN = 'model = "m"\nmetric = "ndcg_at_10"\nscore = 0.5\ntolerance = 0.01\nsource = "s"\n'

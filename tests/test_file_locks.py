@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cards import file_locks
-from retbench.cards.file_locks import hold_lock
+from retbench.system import file_locks
+from retbench.system.file_locks import hold_lock
 
 HOLD = """
 from filelock import FileLock

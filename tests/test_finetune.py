@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import retbench
-from retbench.cards import catalog, toml_parser, toml_writer
+from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe import (
     BatchSettings,
@@ -35,6 +35,7 @@ from retbench.cli.main import app
 from retbench.engines import weights
 from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
+from retbench.system import toml_parser, toml_writer
 from retbench.training import cost_estimate, step_plan
 from retbench.training.training_data import TrainingRequest
 from tests import small_collection, tiny_models

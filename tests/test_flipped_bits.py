@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
-from retbench.cards.checked_json import encode_checked_json, parse_checked_json
 from retbench.engines import fingerprints, model_loader, weights, weights_cache
 from retbench.engines.generator import GeneratedAnswer
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
 from retbench.rerankers.answer_cache import CachedGenerator
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
 from tests import tiny_models
 from tests.test_model_loader import train_adapter
 from tests.test_weights import build_card, write_gguf

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import pytest
 
-from retbench.cards import http_request
 from retbench.cards.engine import Engine
 from retbench.engines.chat_client import ChatClient
 from retbench.engines.embeddings_client import EmbeddingsClient
@@ -21,6 +20,7 @@ from retbench.engines.http_client import EndpointServer
 from retbench.errors import ResourceError, UsageError, redact_secrets
 from retbench.rerankers.answer_cache import CachedGenerator
 from retbench.rerankers.llm_prompts import parse_order
+from retbench.system import http_request
 from tests import local_server
 
 SECRET = "sk-do-not/tell+me"  # noqa: S105  # a test's own; it has characters that are percent-encoded

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cards.user_config import get_cache_folder
+from retbench.system.user_config import get_cache_folder
 
 PACKAGE = Path(__file__).parent.parent / "retbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (  # from the bottom up; packages of one layer do not import each other
     {"errors"},
+    {"system"},
     {"cards"},
     {"engines", "corpora", "store"},
     {"encoders", "scoring", "records"},
@@ -27,7 +28,7 @@ LAYERS = (  # from the bottom up; packages of one layer do not import each other
     {"__init__", "__main__"},  # `import retbench`, `python -m retbench`
 )
 LAYER = {folder: layer for layer, folders in enumerate(LAYERS) for folder in folders}
-TORCH_FREE = ("cards", "corpora", "scoring", "records", "reports")
+TORCH_FREE = ("system", "cards", "corpora", "scoring", "records", "reports")
 HEAVY_PACKAGES = ("torch", "transformers")
 LIGHT_PIPELINES = ("report", "runs.compare", "runs.inspect")  # pipelines that only read finished runs
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import retbench
-from retbench.cards import installation
 from retbench.errors import MissingError
+from retbench.system import installation
 
 PACKAGE = Path(retbench.__file__).parent
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import retbench
-from retbench.cards import catalog, toml_parser
+from retbench.cards import catalog
 from retbench.cards.model import LexicalSettings
 from retbench.cards.recipe import BatchSettings, QueryLikelihoodTraining, Recipe
 from retbench.cards.reranker_settings import QueryLikelihoodSettings, parse_reranker
@@ -19,6 +19,7 @@ from retbench.engines.tokenizers import load_tokenizer
 from retbench.pipelines.studies.cells import list_study_cells
 from retbench.pipelines.studies.training import build_recipe, format_model_name
 from retbench.retrievers.query_likelihood import DirichletIndex
+from retbench.system import toml_parser
 from retbench.training import lora, query_likelihood
 from retbench.training.attention_stop import build_attention_mask
 from retbench.training.llm_ql_pretraining import STAGE_FOLDER

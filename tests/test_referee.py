@@ -20,9 +20,9 @@ import pytest
 
 import retbench
 from retbench.cards import catalog
-from retbench.cards.user_config import get_cache_folder
 from retbench.corpora.open_collection import open_collection
 from retbench.engines import weights
+from retbench.system.user_config import get_cache_folder
 from tests import late_interaction_folders as folders
 from tests import mteb_task, referee_models, small_collection
 from tests.test_anchors import SHARED, find_collection, run_cell

@@ -14,7 +14,6 @@ from retbench.cards import catalog
 from retbench.cards.recipe_keys import restore_key, translate_key
 from retbench.cards.reranker_settings import parse_reranker
 from retbench.cards.study import Stage, Study
-from retbench.cards.user_config import get_cache_folder
 from retbench.cli.main import app
 from retbench.errors import DataError
 from retbench.pipelines.estimate_cost import DeviceSpec
@@ -26,6 +25,7 @@ from retbench.pipelines.studies.dry_run import estimate_study
 from retbench.records.results_folder import ResultsFolder
 from retbench.reports.published_tables import load_shipped_tables
 from retbench.reports.study_tables import format_study_markdown
+from retbench.system.user_config import get_cache_folder
 from tests import small_collection, tiny_models
 
 PLAN = """

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from retbench.cards import toml_parser, untrusted_fields
+from retbench.cards import untrusted_fields
 from retbench.cards.model import AdaptedVectors, ModelCard, WeightsSource
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import MAX_PATH_PART, encode_path_part
 from retbench.engines import pypi_weights, weights_cache
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.studies.cells import StudyCell
+from retbench.system import toml_parser
+from retbench.system.user_config import MAX_PATH_PART, encode_path_part
 from tests.test_run import run_command
 
 CHECKSUM = "0" * 64

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retbench.cards import catalog, checksums, pins
+from retbench.cards import catalog, pins
 from retbench.cards.model import ModelCard, ModelShape, WeightsSource
 from retbench.engines import fingerprints, gguf, hub_weights, weights, weights_cache
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
+from retbench.system import checksums
 from tests import tiny_models
 
 OWN_CACHE = os.environ.get("RETBENCH_CACHE")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from retbench.cards import options, recipe_keys, toml_parser
+from retbench.cards import options, recipe_keys
 from retbench.errors import DataError
+from retbench.system import toml_parser
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from retbench.cards import options, toml_parser, user_config
+from retbench.cards import options
 from retbench.cards.method import DESCRIPTIVE_FIELDS, Method
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.published_method import describe_published_card
@@ -15,6 +15,7 @@ from retbench.cards.recipe import Recipe, load_recipe
 from retbench.cards.study import Study
 from retbench.cards.task import SourceSpec, Suite, TaskCard
 from retbench.errors import DataError, MissingError, UsageError, suggest_names
+from retbench.system import toml_parser, user_config
 
 CARD_FILE = "card.toml"  # in a folder written by `finetune`
 

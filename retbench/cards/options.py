@@ -10,8 +10,8 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from retbench.cards import toml_parser
 from retbench.errors import DataError, UsageError, suggest_names
+from retbench.system import toml_parser
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import user_config
-from retbench.cards.file_locks import hold_lock
-from retbench.cards.text_parsers import parse_toml
 from retbench.errors import DataError
+from retbench.system import user_config
+from retbench.system.file_locks import hold_lock
+from retbench.system.text_parsers import parse_toml
 
 
 @dataclass(frozen=True)

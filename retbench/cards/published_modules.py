@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.text_parsers import parse_json
 from retbench.cards.untrusted_fields import is_inside
 from retbench.errors import DataError
+from retbench.system.text_parsers import parse_json
 
 MODULES_FILE, ROUTER_FILE = "modules.json", "router_config.json"
 BACKBONES = ("Transformer", "MLMTransformer")

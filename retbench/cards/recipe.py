@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from retbench.cards import options, recipe_keys, toml_parser
+from retbench.cards import options, recipe_keys
 from retbench.cards.method import Method
 from retbench.cards.model import SHORT_DTYPES
 from retbench.cards.task import LengthLimits
 from retbench.errors import DataError, UsageError, suggest_names
+from retbench.system import toml_parser
 
 _DEFAULT_LENGTHS, _PRETRAINING_LENGTHS = LengthLimits(32, 156), LengthLimits(200, 200)
 

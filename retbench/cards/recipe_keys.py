@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.text_parsers import parse_toml
-from retbench.cards.toml_parser import CardLocation
 from retbench.errors import UsageError
+from retbench.system.text_parsers import parse_toml
+from retbench.system.toml_parser import CardLocation
 
 ADAPTOR = "adaptor"  # the recipe of an adaptor has no tables; its keys are listed under this name
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from typer.core import TyperCommand
 
-from retbench.cards.user_config import DEFAULT_RESULTS, get_results_folder
 from retbench.cli.terminal_text import remove_control_characters
 from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors
+from retbench.system.user_config import DEFAULT_RESULTS, get_results_folder
 
 P = ParamSpec("P")
 OUTPUT_OPTIONS = "Output"

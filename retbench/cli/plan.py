@@ -74,7 +74,7 @@ def plan(
 
 
 def _print_table(estimates: "list[CostEstimate]") -> None:
-    from retbench.cards.user_config import load_user_config
+    from retbench.system.user_config import load_user_config
 
     def build_column(head: str, room: int, measure: "Measure", digits: int = 1) -> Column:
         values = map(measure, estimates)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cards.user_config import DEFAULT_RESULTS
 from retbench.cli.command import (
     AsJson,
     choose_results_folder,
@@ -20,6 +19,7 @@ from retbench.cli.command import (
     write_result,
 )
 from retbench.errors import UsageError
+from retbench.system.user_config import DEFAULT_RESULTS
 
 if TYPE_CHECKING:
     from retbench.pipelines.report import Report
@@ -104,8 +104,8 @@ def _format_next_steps(board_report: "Report", results: Path, ids: bool) -> str:
 
 
 def _write_plots(boards: list[Any], folder: Path) -> None:
-    from retbench.cards.installation import suggest_extra
     from retbench.reports.plots import can_write_png, write_plots
+    from retbench.system.installation import suggest_extra
 
     files = write_plots(boards, folder)
     print_status(

@@ -211,7 +211,7 @@ def new(
     out: Annotated[Path | None, typer.Option(help="The file (default: NAME.toml).")] = None,
 ) -> None:
     """Write a study with one stage; run it with `retbench study run FILE`."""
-    from retbench.cards.toml_writer import format_toml_value
+    from retbench.system.toml_writer import format_toml_value
 
     if not suite and not task:
         raise UsageError("the study has no task", "add --suite or --task (see: retbench list suites)")

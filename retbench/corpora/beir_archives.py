@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import require_disk_space
 from retbench.corpora import beir_folder
 from retbench.corpora.dataset_source import DatasetSource, require_source_field
 from retbench.corpora.published_files import CHUNK_BYTES, PublishedFile, find_published_file
 from retbench.corpora.rows import RawCollection
 from retbench.errors import DataError
+from retbench.system.user_config import require_disk_space
 
 COLLECTION_FILES = re.compile(r"(corpus|queries)\.jsonl|qrels/[\w.-]+\.tsv")
 ENCRYPTED = 1  # the bit of a zip member that has a password

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.file_kinds import require_regular_file
-from retbench.cards.text_parsers import parse_json
 from retbench.cards.untrusted_fields import is_inside
 from retbench.corpora.images import MAX_IMAGE_BYTES
 from retbench.corpora.judgments import read_judgments
 from retbench.corpora.rows import RawCollection, TextRow
 from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError, MissingError
+from retbench.system.file_kinds import require_regular_file
+from retbench.system.text_parsers import parse_json
 
 ROW_FILES = ("corpus.jsonl", "queries.jsonl")
 IMAGE_FIELD = "image"

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retbench.cards.text_parsers import parse_json
 from retbench.corpora import beir_folder
 from retbench.corpora.judgments import read_judgments
 from retbench.corpora.rows import Exclusion, ListedDocument, RawCollection, TextRow
 from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError
+from retbench.system.text_parsers import parse_json
 
 FILE_NAME = "candidates.jsonl"
 FORMAT = 'write lines like {"query": "...", "hits": [{"qid": "1", "docid": "a", "score": 9.5, "content": "..."}]}'

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retbench.cards.checksums import cached_sha256, compute_sha256
-from retbench.cards.text_parsers import parse_json
 from retbench.corpora.images import ImageWriter, name_image_file
 from retbench.corpora.rows import Exclusion, Judgment, ListedDocument, RawCollection, TextRow
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.errors import DataError, ResourceError
+from retbench.system.checksums import cached_sha256, compute_sha256
+from retbench.system.text_parsers import parse_json
 
 T = TypeVar("T")
 

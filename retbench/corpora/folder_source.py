@@ -4,9 +4,9 @@ import hashlib
 from pathlib import Path
 from types import ModuleType
 
-from retbench.cards.file_kinds import require_regular_file
 from retbench.corpora import beir_folder, candidate_lists, tsv_folder
 from retbench.corpora.rows import RawCollection
+from retbench.system.file_kinds import require_regular_file
 
 
 def read_folder(folder: Path) -> RawCollection:

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retbench.cards import pins
-from retbench.cards.file_locks import hold_lock
-from retbench.cards.hub_errors import translate_hub_errors
-from retbench.cards.user_config import encode_path_part, require_disk_space
 from retbench.corpora.dataset_source import StatusCallback
 from retbench.corpora.hub_snapshots import (
     NEXT_STEP,
@@ -17,6 +14,9 @@ from retbench.corpora.hub_snapshots import (
     verify_file,
 )
 from retbench.errors import MissingError
+from retbench.system.file_locks import hold_lock
+from retbench.system.hub_errors import translate_hub_errors
+from retbench.system.user_config import encode_path_part, require_disk_space
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import pins
-from retbench.cards.file_locks import hold_lock
-from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.untrusted_fields import check_repository_files
-from retbench.cards.user_config import encode_path_part, get_cache_folder, require_disk_space
 from retbench.corpora.dataset_source import StatusCallback
 from retbench.errors import DataError, MissingError
+from retbench.system.file_locks import hold_lock
+from retbench.system.hub_errors import translate_hub_errors
+from retbench.system.user_config import encode_path_part, get_cache_folder, require_disk_space
 
 CODE_PATTERNS = ("*.py", "*.sh", "*.ipynb")  # code in a dataset repository is never fetched
 NEXT_STEP = (

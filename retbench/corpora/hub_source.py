@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from retbench.cards.installation import suggest_extra
 from retbench.cards.task import SourceSpec, TaskCard
-from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
 from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.corpora.replaced_queries import replace_queries
 from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.errors import DataError, MissingError
+from retbench.system.installation import suggest_extra
+from retbench.system.user_config import encode_path_part, get_cache_folder
 
 ROWS_PER_BATCH = 4096
 IMAGES_PER_BATCH = 16

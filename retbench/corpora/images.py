@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from retbench.cards.installation import suggest_extra
 from retbench.errors import DataError, MissingError
+from retbench.system.installation import suggest_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,9 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from retbench.cards import pins
-from retbench.cards.file_locks import hold_lock
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.corpora import (
     beir_archives,
     candidate_source,
@@ -27,6 +25,8 @@ from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
 from retbench.errors import DataError, InapplicableError, MissingError
+from retbench.system.file_locks import hold_lock
+from retbench.system.user_config import encode_path_part, get_cache_folder
 
 log = logging.getLogger(__name__)
 

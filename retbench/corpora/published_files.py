@@ -12,12 +12,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from retbench.cards.file_locks import hold_lock
-from retbench.cards.http_request import open_download
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import get_cache_folder, require_disk_space
 from retbench.corpora.dataset_source import StatusCallback, require_source_field
 from retbench.errors import DataError, MissingError
+from retbench.system.file_locks import hold_lock
+from retbench.system.http_request import open_download
+from retbench.system.user_config import get_cache_folder, require_disk_space
 
 CHUNK_BYTES = 1 << 20
 MAX_FILE_BYTES = 100 << 30  # many times the largest published collection

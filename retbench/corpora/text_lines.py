@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from retbench.cards.file_kinds import require_regular_file
 from retbench.errors import DataError
+from retbench.system.file_kinds import require_regular_file
 
 MAX_LINE_CHARACTERS = 64 << 20  # a longer line means a file without line ends, which would fill the memory
 MAX_EXPANSION = 200  # unpacked size by packed size: about 10 for text, over 1000 for a bomb

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load as tensors_of
 
-from retbench.cards.checksums import cached_sha256
 from retbench.cards.method import Similarity
 from retbench.encoders.postprocessing import normalize_vectors
 from retbench.errors import DataError, MissingError
+from retbench.system.checksums import cached_sha256
 
 ADAPTOR_FILE = "adaptor.safetensors"
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from retbench.cards.method import Role
-from retbench.cards.user_config import require_disk_space
 from retbench.corpora.texts import Texts, read_inputs
 from retbench.encoders.batch_plan import SHARD_ROWS, BatchPlan
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
@@ -23,6 +22,7 @@ from retbench.engines import memory
 from retbench.errors import BadVectorError, DataError, ResourceError, ShardNotWrittenError
 from retbench.store.digest import compute_digest
 from retbench.store.shard_store import ShardStore, VectorBlock
+from retbench.system.user_config import require_disk_space
 
 REMOVE_FOLDER = "remove that folder and run again"
 

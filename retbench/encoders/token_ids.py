@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from retbench.cards.user_config import get_cache_folder
+from retbench.system.user_config import get_cache_folder
 
 MAX_BYTES_IN_MEMORY = 1 << 24
 

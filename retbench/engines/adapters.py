@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.checksums import cached_sha256
-from retbench.cards.installation import suggest_extra
 from retbench.cards.model import ModelCard
 from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.time_limit import MAX_SECONDS, limit_seconds
 from retbench.errors import DataError, MissingError
+from retbench.system.checksums import cached_sha256
+from retbench.system.installation import suggest_extra
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "2"  # grows when an adapter is merged to other weights than before: then cached folders are not used

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retbench.cards.text_parsers import parse_json
 from retbench.engines.generator import GeneratedAnswer
 from retbench.engines.http_client import EndpointServer, TransientError, get_endpoint_key
 from retbench.errors import UsageError, redact_value
+from retbench.system.text_parsers import parse_json
 
 TOP_LOGPROBS = 20  # the number of most likely tokens requested
 

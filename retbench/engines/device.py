@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from retbench.cards.model import Dtype, EncoderDtype, ModelCard
-from retbench.cards.user_config import load_user_config
+from retbench.system.user_config import load_user_config
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ from functools import partial
 import numpy as np
 
 from retbench.cards.method import Role
-from retbench.cards.text_parsers import parse_json
 from retbench.engines.embedding_apis import EMBEDDINGS_APIS, EmbeddingsApi
 from retbench.engines.http_client import EndpointServer, RefusedRequestError, TransientError
 from retbench.engines.refused_batches import find_batch_limit, find_kept_share, is_about_size
 from retbench.errors import DataError
+from retbench.system.text_parsers import parse_json
 
 BYTES_PER_TOKEN = 4  # of a text, where the server does not count
 MIN_CUT_CHARACTERS = 16  # a text that is refused at this length is not refused for its length

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.checksums import cached_sha256
 from retbench.cards.published_modules import (
     MODULES_FILE,
     ROUTER_FILE,
     find_backbone_folder,
     read_module_paths,
 )
-from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
+from retbench.system.checksums import cached_sha256
+from retbench.system.text_parsers import parse_json
 
 # The files that determine vectors: weights, tokenizer, chat template. config.json is hashed by content, see below.
 IDENTITY_PATTERNS = (

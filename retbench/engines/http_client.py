@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from retbench.cards.engine import Engine
-from retbench.cards.http_request import MAX_ERROR_BYTES, AnswerTooLongError, StatusError, read_answer
 from retbench.engines.request_flow import RateLimit, RequestWindow
 from retbench.errors import MissingError, ResourceError, UsageError, redact_secrets
+from retbench.system.http_request import MAX_ERROR_BYTES, AnswerTooLongError, StatusError, read_answer
 
 T = TypeVar("T")
 

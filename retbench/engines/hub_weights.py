@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 
 from retbench.cards import pins
-from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.published_modules import find_backbone_folder
 from retbench.cards.untrusted_fields import check_repository_files
-from retbench.cards.user_config import require_disk_space
 from retbench.engines import adapters, fingerprints, model_folders
 from retbench.engines.weights_cache import OnMessage, PreparedWeights
 from retbench.errors import DataError, MissingError
+from retbench.system.hub_errors import translate_hub_errors
+from retbench.system.user_config import require_disk_space
 
 # Copies of the weights in other layouts, which would also match the patterns of wanted files.
 IGNORED_PATTERNS = ("original/*", "onnx/*", "consolidated*", "*.index.*.json")

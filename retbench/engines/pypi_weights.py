@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from retbench.cards import checksums
 from retbench.cards.model import ModelCard, WeightsSource
-from retbench.cards.user_config import require_disk_space
 from retbench.engines import fingerprints, gguf, model_folders
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, create_empty_folder
 from retbench.errors import DataError, MissingError
+from retbench.system import checksums
+from retbench.system.user_config import require_disk_space
 
 
 def describe_source(weights: WeightsSource) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retbench.cards.checksums import compute_sha256
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
+from retbench.system.checksums import compute_sha256
 
 TRUST_VARIABLE = "RETBENCH_TRUST_REMOTE_CODE"
 CONFIG_FILES = ("config.json", "tokenizer_config.json")

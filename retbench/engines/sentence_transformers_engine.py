@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from retbench.cards.installation import suggest_extra
 from retbench.cards.method import Pooling
 from retbench.cards.model import Dtype
 from retbench.engines import model_loader
 from retbench.engines.padding import pad_rows
 from retbench.errors import DataError, MissingError, UsageError
+from retbench.system.installation import suggest_extra
 
 POOLING_MODES: dict[Pooling, str] = {"last": "lasttoken", "first": "cls", "mean": "mean", "weighted": "weightedmean"}
 PROBE = "a plain text is read as it stands"

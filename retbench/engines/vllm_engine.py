@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards.installation import suggest_extra
 from retbench.cards.method import Method, Pooling
 from retbench.cards.model import Dtype
 from retbench.engines import weights_cache
 from retbench.engines.device import get_device
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import MissingError, UsageError
+from retbench.system.installation import suggest_extra
 
 ENVIRONMENT_DEFAULTS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a separate process takes a minute to start and has no advantage here

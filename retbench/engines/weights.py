@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from retbench.cards import catalog, checksums, pins
-from retbench.cards.file_kinds import require_utf8_path
+from retbench.cards import catalog, pins
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.published_kinds import find_folder_kind, require_encoder
 from retbench.cards.published_method import describe_published_card
@@ -17,6 +16,8 @@ from retbench.cards.published_modules import find_backbone_folder
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
+from retbench.system import checksums
+from retbench.system.file_kinds import require_utf8_path
 
 # The required keys of [weights], by source.
 REQUIRED_FIELDS = {"hub": ("repo",), "pypi": ("distributions", "version", "members"), "path": ("path",)}

@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from retbench.cards import user_config
-from retbench.cards.checked_json import encode_checked_json, parse_checked_json
-from retbench.cards.checksums import compute_sha256
-from retbench.cards.file_locks import hold_lock
 from retbench.engines.fingerprints import compute_folder_fingerprint
 from retbench.errors import DataError
+from retbench.system import user_config
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.checksums import compute_sha256
+from retbench.system.file_locks import hold_lock
 
 MANIFEST = "weights.json"
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from retbench.cards import catalog, user_config
-from retbench.cards.installation import suggest_extra
+from retbench.cards import catalog
 from retbench.engines import device, weights, weights_cache
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import RetbenchError
+from retbench.system import user_config
+from retbench.system.installation import suggest_extra
 
 OFFLINE_MODELS = ("minilm-l6", "smollm2-135m-instruct-q4")
 MIN_FREE_GB = 5

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retbench.cards import catalog
-from retbench.cards.hub_errors import translate_hub_errors
 from retbench.cards.method import VECTOR_KINDS
 from retbench.cards.model import ModelCard, TrainingProvenance
 from retbench.engines import model_folders, weights
 from retbench.errors import UsageError
 from retbench.records.record import Record
 from retbench.records.results_folder import ResultsFolder
+from retbench.system.hub_errors import translate_hub_errors
 from retbench.training.step_plan import PLAN_FILE
 
 if TYPE_CHECKING:

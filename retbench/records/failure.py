@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from retbench.cards.file_kinds import require_regular_file
-from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 from retbench.records.record_types import COUNT, LIST_OF_TEXT, TEXT, find_wrong_type
 from retbench.store.shard_store import write_file_atomically
+from retbench.system.file_kinds import require_regular_file
+from retbench.system.text_parsers import parse_json
 
 FAILURE_SUFFIX = ".failed.json"
 ANY_METHOD = "-"  # the model could not be loaded

@@ -17,13 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from retbench.cards import catalog
-from retbench.cards.user_config import encode_path_part, get_cache_folder, get_results_folder
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, find_missing_ids
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, ResultsFolder, decode_id, read_record
+from retbench.system.user_config import encode_path_part, get_cache_folder, get_results_folder
 
 log = logging.getLogger(__name__)
 

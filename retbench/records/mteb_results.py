@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog
-from retbench.cards.text_parsers import parse_json
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, MissingError
+from retbench.system.text_parsers import parse_json
 
 MODEL_META = "model_meta.json"
 MTEB_PROTOCOLS = ("standard", "mteb")  # protocols of task cards under which mteb measures too

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import get_cache_folder
 from retbench.errors import InapplicableError, ResourceError, RetbenchError
 from retbench.records.cell import Cell
 from retbench.records.failure import Failure
 from retbench.records.phase_timer import ProgressListener
 from retbench.records.results_folder import ResultsFolder
+from retbench.system.user_config import get_cache_folder
 
 
 @dataclass(frozen=True)

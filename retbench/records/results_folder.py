@@ -29,9 +29,6 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retbench.cards.file_kinds import require_regular_file, require_utf8_path
-from retbench.cards.text_parsers import parse_json
-from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError, ResourceError
 from retbench.records.failure import ANY_METHOD, FAILURE_SUFFIX, Failure, format_label, read_failure
 from retbench.records.migrate import migrate_record
@@ -40,6 +37,9 @@ from retbench.records.record_types import find_wrong_type
 from retbench.records.scored_run import PER_QUERY_FILE, RUN_AGAIN, DamagedRecordError, ScoredRun, load_scored_run
 from retbench.store.digest import compute_digest
 from retbench.store.shard_store import flush_to_disk
+from retbench.system.file_kinds import require_regular_file, require_utf8_path
+from retbench.system.text_parsers import parse_json
+from retbench.system.user_config import encode_path_part
 
 log = logging.getLogger(__name__)
 

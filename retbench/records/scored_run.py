@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retbench.cards.file_kinds import require_regular_file
 from retbench.errors import DataError
 from retbench.records.record import Record
 from retbench.store.digest import compute_digest
+from retbench.system.file_kinds import require_regular_file
 
 PER_QUERY_FILE = "per_query.parquet"
 RUN_AGAIN = "remove its folder and run the cell again"

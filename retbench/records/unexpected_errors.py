@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from retbench.cards.user_config import get_cache_folder
 from retbench.errors import RetbenchError, UnexpectedError, redact_secrets, reraise_resource_errors
+from retbench.system.user_config import get_cache_folder
 
 MAX_SHOWN_CHARACTERS = 200
 

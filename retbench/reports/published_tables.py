@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from retbench.cards import toml_parser
 from retbench.errors import DataError, UsageError, suggest_names
 from retbench.reports.suite_average import compute_suite_mean, group_tasks
+from retbench.system import toml_parser
 
 TABLES_FOLDER = Path(__file__).parent / "references"
 

@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Any
 
 from retbench.cards.ann_settings import count_compressed_bytes
-from retbench.cards.user_config import load_user_config
 from retbench.records.extreme_score import explain_extreme_score
 from retbench.records.record import Record
 from retbench.reports.board_notes import EXTREME_MARK, MISSING, PUBLISHED_MARK, build_notes
@@ -14,6 +13,7 @@ from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.reports.published_tables import PublishedRow
 from retbench.reports.seed_variation import ONE_SEED_MARK, has_one_seed, list_seed_groups
 from retbench.store.vector_formats import VECTOR_FORMATS
+from retbench.system.user_config import load_user_config
 
 EXPOSURE_MARKS = {"seen": "*", "unknown": "?", "unseen": ""}
 INTERVAL_HEAD = "95% interval"

@@ -18,13 +18,13 @@ from retbench.cards.ann_settings import (
     IvfSettings,
     format_ann_settings,
 )
-from retbench.cards.installation import suggest_extra
 from retbench.engines.memory import get_thread_count
 from retbench.errors import MissingError
 from retbench.retrievers import exact_search
 from retbench.retrievers.compressed_search import search_compressed
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
+from retbench.system.installation import suggest_extra
 
 RECALL_QUERIES = 100  # queries that are also searched exactly
 TRAINING_VECTORS_PER_LIST = 64  # vectors per list for training the centroids

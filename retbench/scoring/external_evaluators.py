@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from retbench.cards.installation import suggest_extra
 from retbench.cards.task import SourceSpec
 from retbench.errors import MissingError
+from retbench.system.installation import suggest_extra
 
 Judgments = Mapping[str, Mapping[str, int]]
 Run = Mapping[str, Mapping[str, float]]

@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
-from retbench.cards.user_config import encode_path_part, get_cache_folder
 from retbench.store.shard_store import LOCK, USED_BY, ShardStore
 from retbench.store.vector_formats import VectorDtype
+from retbench.system.user_config import encode_path_part, get_cache_folder
 
 
 class CachedEmbeddings(NamedTuple):

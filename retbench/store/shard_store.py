@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load, save
 
-from retbench.cards.checked_json import encode_checked_json, parse_checked_json
-from retbench.cards.file_locks import hold_lock
-from retbench.cards.user_config import encode_path_part
 from retbench.errors import ResourceError
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, decode_vectors
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.file_locks import hold_lock
+from retbench.system.user_config import encode_path_part
 
 LOCK, PLAN, MANIFEST, USED_BY = "lock", "plan.json", "manifest.json", "used-by"
 

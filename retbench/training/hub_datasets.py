@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retbench.cards import hub_errors
-from retbench.cards.installation import suggest_extra
 from retbench.errors import MissingError, RetbenchError
+from retbench.system import hub_errors
+from retbench.system.installation import suggest_extra
 from retbench.training.training_set import TrainingSet, parse_training_rows
 
 HUB_TIMEOUT = 5  # seconds

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import catalog, checksums, toml_writer
+from retbench.cards import catalog
 from retbench.cards.model import (
     UNKNOWN_TRAINING_SETS,
     DefaultMethod,
@@ -23,12 +23,13 @@ from retbench.cards.model import (
     WeightsSource,
 )
 from retbench.cards.recipe import describe_recipe
-from retbench.cards.user_config import encode_path_part, get_cache_folder, list_card_folders
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import adapters, model_folders
 from retbench.errors import UsageError
 from retbench.records import machine
 from retbench.store.shard_store import write_file_atomically
+from retbench.system import checksums, toml_writer
+from retbench.system.user_config import encode_path_part, get_cache_folder, list_card_folders
 from retbench.training import lora
 from retbench.training.hub_datasets import list_collections
 from retbench.training.train_forward import TrainableEncoder

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, overload
 
 from retbench.cards.task import TaskCard
-from retbench.cards.text_parsers import parse_json
 from retbench.corpora.collection import Collection
 from retbench.corpora.text_lines import read_lines
 from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError
+from retbench.system.text_parsers import parse_json
 
 LINE_FORMAT = 'write lines like {"query": "...", "positives": ["..."], "negatives": ["..."]}'
 

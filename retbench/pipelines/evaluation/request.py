@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.compute_target import parse_compute_target
-from retbench.cards.user_config import get_results_folder
 from retbench.errors import UsageError
 from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.models.value_lists import expand_value_lists
 from retbench.records.phase_timer import NoProgress, ProgressListener
+from retbench.system.user_config import get_results_folder
 
 
 @dataclass(frozen=True)

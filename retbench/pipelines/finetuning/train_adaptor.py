@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from retbench.cards import catalog, toml_writer
+from retbench.cards import catalog
 from retbench.cards.adaptor_recipe import AdaptorRecipe
-from retbench.cards.checksums import cached_sha256
 from retbench.cards.method import Similarity
 from retbench.cards.model import (
     UNKNOWN_TRAINING_SETS,
@@ -36,6 +35,8 @@ from retbench.retrievers.exact_search import search_exactly
 from retbench.scoring.metrics import score_run
 from retbench.scoring.significance import compute_paired_p_value
 from retbench.store.shard_store import VectorBlock, write_file_atomically
+from retbench.system import toml_writer
+from retbench.system.checksums import cached_sha256
 from retbench.training import save_model, search_adaptor, training_data
 from retbench.training.training_data import TrainingRequest
 

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 
 from retbench.cards.compute_target import RayTarget
-from retbench.cards.installation import suggest_extra
-from retbench.cards.user_config import load_user_config
 from retbench.encoders.shard_tasks import OnBatch, ShardTask
 from retbench.engines import memory
 from retbench.errors import MissingError, ResourceError
 from retbench.pipelines.models.worker_pool import LostWorkerError, WorkerPool, WorkerState, WorkItem, WorkResult
 from retbench.store.remote_store import RemoteStorage
+from retbench.system.installation import suggest_extra
+from retbench.system.user_config import load_user_config
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ from collections import defaultdict
 from pathlib import Path
 
 from retbench.cards import catalog
-from retbench.cards.toml_writer import format_toml_value
-from retbench.cards.user_config import encode_path_part
 from retbench.errors import MissingError, UsageError
 from retbench.pipelines.report import IMPORTED_TABLES_FOLDER
 from retbench.records.mteb_results import MtebResult, read_mteb_results_below
 from retbench.reports.published_tables import read_table
 from retbench.store.digest import compute_digest
 from retbench.store.shard_store import write_file_atomically
+from retbench.system.toml_writer import format_toml_value
+from retbench.system.user_config import encode_path_part
 
 CAVEAT = "Imported from mteb result files; prompts and lengths are those of the original runs."
 

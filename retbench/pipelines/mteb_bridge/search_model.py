@@ -15,7 +15,6 @@ from retbench.cards import catalog
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import SourceSpec, TaskCard
-from retbench.cards.user_config import get_cache_folder
 from retbench.corpora.collection import Collection
 from retbench.corpora.collection_cache import write_texts
 from retbench.corpora.hub_source import iterate_rows
@@ -24,6 +23,7 @@ from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.models.search import build_retriever
 from retbench.records.phase_timer import NoProgress, PhaseTimer
+from retbench.system.user_config import get_cache_folder
 
 MTEB_PROTOCOLS = ("standard", "mteb")  # protocols of task cards under which mteb measures too
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from retbench.cards.engine import Engine
 from retbench.cards.reranker_settings import ListwiseSettings, PointwiseSettings, RerankerRequest, build_request
-from retbench.cards.user_config import load_user_config
 from retbench.corpora.texts import join_fields
 from retbench.engines.chat_client import ChatClient
 from retbench.engines.device import choose_dtype, get_device
@@ -26,6 +25,7 @@ from retbench.rerankers.candidates import Candidates, Reranker
 from retbench.rerankers.llm_prompts import PromptBuilder
 from retbench.rerankers.llm_rerankers import ListwiseLLMReranker, PointwiseLLMReranker
 from retbench.store.digest import compute_digest
+from retbench.system.user_config import load_user_config
 
 
 @dataclass(frozen=True)

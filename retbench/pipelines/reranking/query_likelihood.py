@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards import catalog, toml_parser
+from retbench.cards import catalog
 from retbench.cards.recipe import QueryLikelihoodTraining
 from retbench.cards.recipe_keys import translate_recipe
 from retbench.cards.reranker_settings import QueryLikelihoodSettings, RerankerRequest, build_request
@@ -27,6 +27,7 @@ from retbench.pipelines.runs.saved_run import SavedRun
 from retbench.records.phase_timer import PhaseTimer
 from retbench.rerankers.candidates import Candidates
 from retbench.retrievers.embedding_retriever import TOKEN_BUDGETS
+from retbench.system import toml_parser
 from retbench.training import lora
 from retbench.training.query_likelihood import QueryLikelihoodModel
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from retbench.cards import catalog, toml_parser
-from retbench.cards.checksums import cached_sha256
+from retbench.cards import catalog
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
@@ -26,6 +25,8 @@ from retbench.records.results_folder import RECORD_FILE, ResultsFolder, read_rec
 from retbench.records.scored_run import read_raw_scores
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.score_ranking import score_ranking
+from retbench.system import toml_parser
+from retbench.system.checksums import cached_sha256
 
 IMPORTED_METHOD = Method("run", "a run of another system", "ours", "a TREC run file", "mean")
 

@@ -12,11 +12,11 @@ from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe_keys import ADAPTOR, restore_key
 from retbench.cards.study import Stage, Study
-from retbench.cards.user_config import encode_path_part
 from retbench.engines.weights import find_described_card
 from retbench.errors import RetbenchError, UsageError
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.store.digest import compute_digest
+from retbench.system.user_config import encode_path_part
 
 VERB_OPTIONS = {  # the verbs of a stage and their options; sample and set are fields of the stage
     "run": {"rerank", "engine", "weights"},

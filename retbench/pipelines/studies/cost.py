@@ -27,7 +27,6 @@ from retbench.cards.reranker_settings import (
 )
 from retbench.cards.study import Stage
 from retbench.cards.task import TaskCard
-from retbench.cards.user_config import load_user_config
 from retbench.corpora.cache_status import get_cache_status
 from retbench.corpora.open_collection import get_collection_folder, open_collection, resolve_source
 from retbench.engines import model_folders, weights
@@ -37,6 +36,7 @@ from retbench.pipelines.estimate_cost import TEXT_BYTES, CorpusSize, DeviceSpec,
 from retbench.pipelines.studies.cells import StudyCell
 from retbench.pipelines.studies.training import build_recipe
 from retbench.store.vector_formats import compute_row_bytes
+from retbench.system.user_config import load_user_config
 from retbench.training.hub_datasets import HUB_SETS
 
 DEFAULT_DOCUMENT_TOKENS = 150.0

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retbench.cards.study import Stage, Study
-from retbench.cards.text_parsers import parse_json
 from retbench.errors import DataError
 from retbench.pipelines.report import IMPORTED_TABLES_FOLDER, Report
 from retbench.pipelines.studies.cells import StudyCell, explain_optional_stage, list_study_cells
@@ -19,6 +18,7 @@ from retbench.records.scored_run import ScoredRun, load_scored_run
 from retbench.reports.leaderboard import build_leaderboards
 from retbench.reports.published_tables import load_published_rows
 from retbench.store.shard_store import write_file_atomically
+from retbench.system.text_parsers import parse_json
 
 
 @dataclass(frozen=True)

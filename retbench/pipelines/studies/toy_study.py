@@ -16,11 +16,11 @@ from retbench.cards.model import DefaultMethod, ModelCard, WeightsSource
 from retbench.cards.recipe_keys import ADAPTOR
 from retbench.cards.study import CellSelection, Stage, Study
 from retbench.cards.task import SourceSpec, Suite, TaskCard
-from retbench.cards.toml_writer import format_card
 from retbench.errors import RetbenchError
 from retbench.pipelines.studies.requirements import list_local_models
 from retbench.pipelines.studies.toy_weights import write_toy_weights
 from retbench.pipelines.studies.training import list_trained_names
+from retbench.system.toml_writer import format_card
 from retbench.training.hub_corpora import HUB_CORPORA
 from retbench.training.hub_datasets import HUB_SETS
 

@@ -10,9 +10,9 @@ from retbench.cards.recipe import Recipe, apply_recipe_options, describe_recipe
 from retbench.cards.recipe_keys import ADAPTOR
 from retbench.cards.stored_recipe import complete_recipe
 from retbench.cards.study import Stage, Study
-from retbench.cards.user_config import encode_path_part
 from retbench.errors import DataError
 from retbench.pipelines.studies.cells import StudyCell, list_study_cells
+from retbench.system.user_config import encode_path_part
 
 
 def format_model_name(study: Study, stage: Stage, cell: StudyCell) -> str:

@@ -13,8 +13,8 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from retbench.cards.text_parsers import parse_toml
 from retbench.errors import DataError, suggest_names
+from retbench.system.text_parsers import parse_toml
 
 T = TypeVar("T")
 

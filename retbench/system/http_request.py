@@ -33,18 +33,8 @@ class StatusError(Exception):
 
 def read_answer(request: urllib.request.Request, seconds: float, max_bytes: int = MAX_ANSWER_BYTES) -> bytes:
     """Send a request and read its answer. Raises StatusError, AnswerTooLongError, HTTPException or OSError."""
-    deadline = _Deadline(seconds)
-    try:
-        content = _send(request, deadline, max_bytes)
-        if deadline.is_over:  # without an announced length, a connection that was shut looks like a complete answer
-            raise TimeoutError
-        return content
-    except Exception as problem:
-        if deadline.is_over:
-            raise TimeoutError(f"not within {seconds:g} seconds") from problem
-        raise
-    finally:
-        deadline.cancel()
+    with _limit_time(seconds, "not") as deadline:
+        return _send(request, deadline, max_bytes)
 
 
 @contextmanager
@@ -53,17 +43,8 @@ def open_download(request: urllib.request.Request, seconds: float) -> Iterator[A
 
     Redirects are followed, because the request has no key. Raises HTTPError, HTTPException or OSError.
     """
-    deadline = _Deadline(seconds)
-    try:
+    with _limit_time(seconds, "no answer") as deadline:
         answer = _build_opener(deadline, urllib.request.HTTPRedirectHandler()).open(request, timeout=seconds)
-        if deadline.is_over:  # headers that a shut connection cut short can look complete
-            raise TimeoutError
-    except Exception as problem:
-        if deadline.is_over:
-            raise TimeoutError(f"no answer within {seconds:g} seconds") from problem
-        raise
-    finally:
-        deadline.cancel()
     with answer:
         yield answer
 
@@ -119,6 +100,25 @@ class _Deadline:
                 sockets.append(self.sock)
 
         return TrackedConnection
+
+
+@contextmanager
+def _limit_time(seconds: float, what: str) -> Iterator[_Deadline]:
+    """Run a block with a deadline. Raises TimeoutError("{what} within {seconds} seconds") after it."""
+    deadline = _Deadline(seconds)
+    problem: Exception | None = None
+    try:
+        yield deadline
+    except (
+        Exception
+    ) as raised:  # a read from a connection that was shut fails with any error: the deadline is its cause
+        if not deadline.is_over:
+            raise
+        problem = raised
+    finally:
+        deadline.cancel()
+    if deadline.is_over:  # also without an error: what a shut connection has sent can look like a complete answer
+        raise TimeoutError(f"{what} within {seconds:g} seconds") from problem
 
 
 def _build_opener(deadline: _Deadline, *more: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from retbench.cards import user_config
-from retbench.cards.file_locks import hold_lock
-from retbench.cards.text_parsers import parse_json
+from retbench.system import user_config
+from retbench.system.file_locks import hold_lock
+from retbench.system.text_parsers import parse_json
 
 # Hashing a smaller file is faster than looking it up.
 MIN_CACHED_BYTES = 1 << 20

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from retbench.cards.text_parsers import parse_json
+from retbench.system.text_parsers import parse_json
 
 CHECKSUM_KEY = "seal"  # key of the checksum over all other entries
 

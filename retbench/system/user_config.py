@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import quote
 
-from retbench.cards import toml_parser
 from retbench.errors import ResourceError
+from retbench.system import toml_parser
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 CONFIG_FILE = "retbench.toml"
