@@ -109,11 +109,9 @@ def _limit_time(seconds: float, what: str) -> Iterator[_Deadline]:
     problem: Exception | None = None
     try:
         yield deadline
-    except (
-        Exception
-    ) as raised:  # a read from a connection that was shut fails with any error: the deadline is its cause
+    except Exception as raised:
         if not deadline.is_over:
-            raise
+            raise  # else a read failed because the connection was shut, with any kind of error: told as the deadline
         problem = raised
     finally:
         deadline.cancel()
