@@ -204,6 +204,5 @@ def _shift_below(scores: np.ndarray, above: np.ndarray) -> np.ndarray:
     if not len(scores) or not len(above):
         return scores
     lowest = above.min()
-    return np.asarray(
-        np.minimum(scores - max(np.float32(0), scores.max() - lowest), lowest)
-    )  # the difference may round upwards
+    shifted = scores - max(np.float32(0), scores.max() - lowest)
+    return np.asarray(np.minimum(shifted, lowest))  # the difference may have been rounded upwards

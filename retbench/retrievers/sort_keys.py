@@ -33,9 +33,8 @@ def select_largest(values: torch.Tensor, k: int) -> torch.Tensor:
     if values.device.type != "cpu":
         return values.topk(k, dim=1, sorted=False).values
     position = values.shape[1] - k  # on a CPU, numpy's selection is several times faster
-    return torch.from_numpy(
-        np.partition(values.numpy(), position, axis=1)[:, position:].copy()
-    )  # a view would keep the whole array
+    largest = np.partition(values.numpy(), position, axis=1)[:, position:]
+    return torch.from_numpy(largest.copy())  # a view would keep the whole array
 
 
 def arrange_by_query(query_numbers: torch.Tensor, keys: torch.Tensor, queries: int) -> torch.Tensor:
