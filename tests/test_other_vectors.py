@@ -164,6 +164,7 @@ def test_a_folder_is_run_as_what_it_is(bare: Path, task: Path, out: Path, tmp_pa
     folder = {**LATE, **SPARSE}[form](bare, tmp_path / "published")
     (cell,) = run_cells("run", "--model", folder, "--task", task, "--out", out)
     assert (cell["status"], cell["method"]) == ("done", "as-published")
+    assert cell["variant"] == []  # the kind of vector is no choice of a search
     record = json.loads((Path(cell["record"]) / "record.json").read_text())
     kind = "multi-vector" if form == "pylate" else "sparse"
     assert record["settings"]["encoder"]["method"]["kind"] == kind

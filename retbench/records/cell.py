@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from retbench.cards import catalog
+from retbench.cards.method import VECTOR_KINDS
 from retbench.cards.model import UNKNOWN_TRAINING_SETS
 from retbench.errors import PARTLY_DONE
 from retbench.records.record import Record
@@ -101,7 +102,7 @@ def _list_variant(settings: dict[str, Any]) -> tuple[str, ...]:
     if not encoder:
         return ()
     values = {key: encoder.get(key) for key in ("dimensions", "vector_dtype")}
-    values["search"] = None if settings["retriever"] == "dense" else settings["retriever"]
+    values["search"] = None if settings["retriever"] in VECTOR_KINDS else settings["retriever"]
     return tuple(f"{key}={value}" for key, value in values.items() if value is not None)
 
 

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from retbench.cards import catalog
+from retbench.cards.method import VECTOR_KINDS
 from retbench.records.cell import classify_training_exposure
 from retbench.records.failure import ANY_METHOD, Failure
 from retbench.records.scored_run import ScoredRun
@@ -24,6 +25,7 @@ from retbench.store.digest import to_canonical_json
 MODEL_SETTINGS = ("encoder", "lexical", "retriever", "engine", "run", "rerankers", "depth")
 SHARED_RULES = ("split", "sample", "protocol")  # rules shared by all tasks of a leaderboard
 CUSTOM_SUITE = "custom"  # a user's own folders may be unrelated, so each has its own leaderboard
+IMAGE_RULES = {"prefer": "images by models that read them, texts by others", "ignore": "texts without their images"}
 DEFAULT_RULES = {"excluded": "keep", "relevant_from": 1}  # values for older records without these fields
 
 
@@ -237,6 +239,7 @@ def _describe_rules(run: ScoredRun) -> str:
     dropped_rules = [name for name in ("same_id", "excluded") if settings.get(name) == "drop"]
     grade = settings.get("relevant_from", 1)
     words = ["+".join(settings["fields"]), run.metric, *(f"{name} dropped" for name in dropped_rules)]
+    words += [IMAGE_RULES[use] for use in IMAGE_RULES if use == settings.get("images")]
     return ", ".join([*words, f"relevant from grade {grade}"] if grade != 1 else words)
 
 
@@ -298,7 +301,7 @@ def _describe_settings(settings: dict[str, Any]) -> str:
     if encoder is None:
         return ", ".join(parts)
     lengths = f"{encoder['query_limit']}/{encoder['document_limit']} tokens"
-    if settings["retriever"] != "dense":
+    if settings["retriever"] not in VECTOR_KINDS:
         parts.insert(0, f"search {settings['retriever']}")
     if encoder.get("vector_dtype"):
         parts.insert(0, f"stored as {encoder['vector_dtype']}")
