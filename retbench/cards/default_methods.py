@@ -14,10 +14,12 @@ QUERY_LIKELIHOOD_METHOD = Method(
 CANDIDATES_METHOD = Method(
     "candidates", "the order of the collection's candidate lists", "exact", "the source of the collection", "mean"
 )
+RANDOM_METHOD = Method("random", "documents drawn by chance, the floor of every score", "ours", "no model", "mean")
 METHOD_BY_VARIANT = {
     "dirichlet": QUERY_LIKELIHOOD_METHOD,
     "anserini": ANSERINI_METHOD,
     "candidates": CANDIDATES_METHOD,
+    "random": RANDOM_METHOD,
 }
 
 

@@ -78,6 +78,7 @@ UNUSED_LEXICAL_SETTINGS = {
     "dirichlet": ("k1", "b"),
     "anserini": ("mu", "stemmer", "stopwords"),
     "candidates": ("k1", "b", "mu", "stemmer", "stopwords"),
+    "random": ("k1", "b", "mu", "stemmer", "stopwords"),
 }
 
 
@@ -88,12 +89,13 @@ class LexicalSettings:
     In the BM25 variants a query word that a document lacks adds nothing. `k1` and `b` belong to BM25, `mu` to
     Dirichlet smoothing. `anserini` is what Anserini and Pyserini compute, with Lucene's own words, stemmer and stop
     words; `lucene` is bm25s's variant of that name: the same formula over other words and exact lengths.
-    `candidates` computes nothing: it is the order of the candidate lists that a collection brings.
+    `candidates` computes nothing: it is the order of the candidate lists that a collection brings. `random` reads
+    nothing: it ranks documents drawn by chance, the same at every run.
     """
 
     k1: float = 1.5
     b: float = 0.75
-    variant: Literal["lucene", "robertson", "atire", "anserini", "dirichlet", "candidates"] = "lucene"
+    variant: Literal["lucene", "robertson", "atire", "anserini", "dirichlet", "candidates", "random"] = "lucene"
     stemmer: str = "english"
     stopwords: str = "en"
     mu: float = 2000.0

@@ -6,7 +6,7 @@ from typing import Literal
 from retbench.cards import untrusted_fields
 from retbench.errors import DataError
 
-ImageUse = Literal["read", "ignore"]
+ImageUse = Literal["read", "prefer", "ignore"]
 METRIC_CUTS = {  # the ranks at which each metric is computed
     "ndcg": (1, 3, 5, 10, 20, 100, 1000),
     "map": (1, 3, 5, 10, 20, 100, 1000),
@@ -115,7 +115,8 @@ class TaskCard:
     `documents` and `queries` are the counts published by the source. `collection` names the collection of which this
     task is a variant (a sample, another split, other fields): a model trained on one variant has seen all of them. A
     part of a collection follows a slash: `codesearchnet/go`.
-    `images = "ignore"` reads only the texts of a collection with images.
+    `images` says what is read of a row with an image: the image and the text (`read`), only the text (`ignore`), or
+    `prefer`: the image alone by a model that reads images, the text by other models.
     `instruction` is put into every prompt template that asks for one. `query_templates` are the query templates of
     methods that have their own for this task, by the method's name.
     """

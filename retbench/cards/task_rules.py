@@ -3,6 +3,11 @@
 from retbench.cards import catalog
 from retbench.cards.task import TaskCard
 
+IMAGE_RULES = {
+    "prefer": "Of a row with an image, a model that reads images reads only the image; other models read the text.",
+    "ignore": "Images are not read.",
+}
+
 
 def describe_task_rules(card: TaskCard) -> list[str]:
     """List the rules: the text, the lengths, what is ranked, what is scored and how the score is averaged."""
@@ -13,6 +18,8 @@ def describe_task_rules(card: TaskCard) -> list[str]:
         f"a document at {_format_limit(card.lengths.document)}.",
         f"A document with the query's own id {same_id}.",
     ]
+    if card.images in IMAGE_RULES:
+        lines.insert(1, IMAGE_RULES[card.images])
     if card.excluded == "drop":
         lines.append("Documents that the collection excludes for a query are removed before the cut.")
     lines += [

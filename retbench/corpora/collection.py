@@ -61,6 +61,10 @@ class Collection:
             raise DataError(f"query {empty!r} is only an image", "use a model that reads images, and read the images")
         return replace(self, corpus=self.corpus.drop_images(), queries=queries)
 
+    def prefer_images(self) -> "Collection":
+        """Return the collection as a model reads it that sees images and, of a row with an image, nothing else."""
+        return replace(self, corpus=self.corpus.prefer_images(), queries=self.queries.prefer_images())
+
     @property
     def max_excluded(self) -> int:
         """The largest number of excluded documents of any query."""

@@ -49,7 +49,7 @@ def check_image(data: bytes, where: str) -> ImageSize:
             f"{where}: the image has {len(data):,} bytes; the limit is {MAX_IMAGE_BYTES:,}",
             "store it smaller, or leave this row out",
         )
-    image_module = _import_pillow()
+    image_module = import_pillow()
     try:
         with _open_image(data) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
@@ -83,7 +83,8 @@ def _decode(image: Any) -> "Image":
     return upright.convert("RGB")
 
 
-def _import_pillow() -> ModuleType:
+def import_pillow() -> ModuleType:
+    """Import Pillow's module of images."""
     try:
         from PIL import Image
     except ImportError as problem:
@@ -94,7 +95,7 @@ def _import_pillow() -> ModuleType:
 @contextmanager
 def _open_image(data: bytes) -> "Iterator[Any]":
     """Open an image without decoding it. Pillow's warning of many pixels is silenced: the limit above is checked."""
-    image_module = _import_pillow()
+    image_module = import_pillow()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # also of odd metadata, which changes no pixel
         with image_module.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -133,10 +134,15 @@ class ImageRows:
         columns = (sizes.column(name).to_pylist() for name in ("width", "height"))
         return [None if width is None else ImageSize(width, height) for width, height in zip(*columns, strict=True)]
 
+    def mark_rows(self) -> np.ndarray:
+        """Mark the rows that have an image."""
+        mask: np.ndarray = self._table.column("width").take(pa.array(self.rows)).is_valid().to_numpy()
+        return mask
+
     @cached_property
     def count(self) -> int:
         """The number of rows that have an image."""
-        return int(self._table.column("width").take(pa.array(self.rows)).drop_null().length())
+        return int(self.mark_rows().sum())
 
 
 @dataclass(frozen=True)

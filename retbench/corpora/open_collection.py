@@ -19,11 +19,13 @@ from retbench.corpora import (
     hub_source,
     loco_source,
     stdlib_long,
+    stdlib_pages,
     stdlib_suite,
 )
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
 from retbench.corpora.dataset_source import DatasetSource, StatusCallback, require_source_field
+from retbench.corpora.rows import RawCollection
 from retbench.errors import DataError, InapplicableError, MissingError
 from retbench.system.file_locks import hold_lock
 from retbench.system.user_config import encode_path_part, get_cache_folder
@@ -56,6 +58,8 @@ def open_collection(card: TaskCard, sample: int | None = None, with_images: bool
     _verify_fingerprint(card, source, collection.fingerprint)
     if card.images == "ignore":
         collection = collection.drop_images()
+    elif card.images == "prefer" and not with_images:
+        collection = keep_texts(collection, card, "this command")
     elif not with_images:
         require_texts(collection, card, "this command")
     return collection.sample(sample) if sample else collection
@@ -71,6 +75,17 @@ def require_texts(collection: Collection, card: TaskCard, reader: str) -> None:
             "use a model that reads images (docs/images.md), or only the texts: --set images=ignore with `run`, "
             'images = "ignore" in a task card',
         )
+
+
+def keep_texts(collection: Collection, card: TaskCard, reader: str) -> Collection:
+    """Return the texts beside the images; an image without a text is an error, because it could never be found."""
+    for texts in (collection.corpus, collection.queries):
+        if (name := texts.find_image_without_text()) is not None:
+            raise InapplicableError(
+                f"{card.name}: {name!r} has an image and no text, and {reader} reads only text",
+                "use a model that reads images (docs/images.md)",
+            )
+    return collection.drop_images()
 
 
 def _find_damage(folder: Path) -> DataError | None:
@@ -131,7 +146,11 @@ def _build_folder_source(card: TaskCard) -> DatasetSource:
 
 def _build_generator_source(card: TaskCard) -> DatasetSource:
     name = require_source_field(card.name, "generator", card.source.generator)
-    if name.startswith("stdlib-long"):  # each split has documents of its own
+    stamp: Callable[[], str]
+    generate: Callable[[], RawCollection]
+    if name == stdlib_pages.NAME:
+        key, stamp, generate = name, stdlib_pages.compute_stamp, stdlib_pages.generate_collection
+    elif name.startswith("stdlib-long"):  # each split has documents of its own
         split = card.published_split
         key = name if split == "test" else f"{name}/{split}"
         stamp, generate = stdlib_long.compute_stamp, partial(stdlib_long.generate_collection, name, split)

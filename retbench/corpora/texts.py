@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from retbench.corpora.images import ImageRows, TextsWithImages, name_image_file
 from retbench.corpora.rows import TextRow
@@ -21,13 +22,17 @@ SCHEMA = pa.schema([("id", pa.string()), ("title", pa.large_string()), ("text", 
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of one file, or a selection of them; `fingerprint` depends on the content alone."""
+    """Rows of one file, or a selection of them; `fingerprint` depends on the content alone.
+
+    With `prefers_images` a model reads of a row that has an image only the image.
+    """
 
     file: Path
     table: pa.Table
     fingerprint: str
     selection: np.ndarray | None = None
     images: ImageRows | None = None
+    prefers_images: bool = False
 
     @staticmethod
     def open(file: Path, fingerprint: str) -> "Texts":
@@ -41,6 +46,22 @@ class Texts:
         """Return the same rows without their images."""
         return replace(self, images=None)
 
+    def prefer_images(self) -> "Texts":
+        """Return the same rows, of which a model reads the images and only where there is none the text."""
+        return replace(self, prefers_images=self.images is not None)
+
+    def find_image_without_text(self) -> str | None:
+        """Find the first row that has an image and no text; None if every image has a text beside it."""
+        if self.images is None:
+            return None
+        has_text = np.zeros(len(self), dtype=bool)
+        for name in ("title", "text"):
+            column = self.table.column(name)
+            selected = column if self.selection is None else column.take(pa.array(self.selection))
+            has_text |= pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(selected)), 0).to_numpy()
+        missing = np.flatnonzero(~has_text & self.images.mark_rows())
+        return self[int(missing[0])].id if len(missing) else None
+
     def take(self, rows: Sequence[int] | np.ndarray) -> "Texts":
         """Return a view of some rows, in the given order."""
         numbers = np.asarray(rows, dtype=np.int64)
@@ -48,7 +69,8 @@ class Texts:
             return self
         digest = hashlib.sha256(self.fingerprint.encode() + numbers.tobytes()).hexdigest()
         selection = numbers if self.selection is None else self.selection[numbers]
-        return Texts(self.file, self.table, digest, selection, self.images and self.images.select(numbers))
+        images = self.images and self.images.select(numbers)
+        return replace(self, fingerprint=digest, selection=selection, images=images)
 
     def __len__(self) -> int:
         return self.table.num_rows if self.selection is None else len(self.selection)
@@ -75,7 +97,12 @@ class Texts:
 def read_inputs(texts: Texts, fields: Sequence[str]) -> Iterable[str]:
     """Return what a model reads of the rows: the joined fields, with the images if there are any."""
     joined = (join_fields(row, fields) for row in texts)
-    return TextsWithImages(joined, texts.images) if texts.images else joined
+    if texts.images is None:
+        return joined
+    if texts.prefers_images:
+        pairs = zip(joined, texts.images.mark_rows().tolist(), strict=True)
+        joined = ("" if has_image else text for text, has_image in pairs)
+    return TextsWithImages(joined, texts.images)
 
 
 def describe_row(texts: Texts, number: int, fields: Sequence[str] = ("title", "text")) -> str:

@@ -41,9 +41,9 @@ class EmbeddingJob:
 
     def compute_key(self, facts: dict[str, Any]) -> str:
         """Return the name of these vectors; `facts` describe the encoder."""
-        return compute_digest(
-            {**facts, "fields": self.fields if self.role == "document" else None, "texts": self.texts.fingerprint}
-        )
+        images = {"images": "prefer"} if self.texts.prefers_images else {}
+        fields = self.fields if self.role == "document" else None
+        return compute_digest({**facts, "fields": fields, "texts": self.texts.fingerprint, **images})
 
     def join_texts(self) -> Iterable[str]:
         """Return the texts as the model reads them, with their images; a query has no title."""

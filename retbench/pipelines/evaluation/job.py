@@ -42,8 +42,7 @@ class EvaluationJob:
     def prepare(request: EvaluationRequest, model: ResolvedModel, method: Method, task: TaskCard) -> "EvaluationJob":
         """Open the collection and resolve the encoder's specification."""
         require_unseen_queries(model.card, task)
-        collection = open_collection(task, request.sample, with_images=True)
-        model.require_reader(collection, task)
+        collection = model.choose_inputs(open_collection(task, request.sample, with_images=True), task)
         encoder_spec = (
             None
             if model.lexical_settings
@@ -73,7 +72,7 @@ class EvaluationJob:
         lexical = self.model.lexical_settings
         if lexical is None:
             return self.model.engine.settings_name
-        return "retbench" if lexical.variant in ("anserini", "candidates") else "bm25s"
+        return "retbench" if lexical.variant in ("anserini", "candidates", "random") else "bm25s"
 
     def _name_retriever(self) -> str:
         search = self.request.parsed_overrides.search

@@ -21,7 +21,7 @@ from retbench.cards.published_method import (
 from retbench.cards.rope_scaling import parse_rope_scaling
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
-from retbench.corpora.open_collection import require_texts
+from retbench.corpora.open_collection import keep_texts, require_texts
 from retbench.encoders import adaptor
 from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.encoder_spec import EncoderSpec, compute_length_limits
@@ -84,12 +84,21 @@ class ResolvedModel:
         added = [note for note in _list_notes(local_weights.folder) if note not in card.notes]
         return ResolvedModel(replace(card, name=name, notes=(*card.notes, *added)), local_weights, engine)
 
-    def require_reader(self, collection: Collection, task: TaskCard) -> None:
-        """Refuse a collection with images for a model, or an engine, that reads only texts."""
+    def choose_inputs(self, collection: Collection, task: TaskCard) -> Collection:
+        """Return a collection as this model reads it. One with images is refused for a model, or an engine, that reads
+        only texts, unless the task gives it the texts beside them."""
+        reader = self._name_text_reader()
+        if task.images == "prefer":
+            return collection.prefer_images() if reader is None else keep_texts(collection, task, reader)
+        if reader is not None:
+            require_texts(collection, task, reader)
+        return collection
+
+    def _name_text_reader(self) -> str | None:
+        """Return what reads only texts, the model or the engine; None if images are read."""
         if not self.local_weights or vision_config.find_vision_kind(self.local_weights.folder) is None:
-            require_texts(collection, task, self.card.name)
-        elif self.engine.name != "transformers":
-            require_texts(collection, task, f"the engine {self.engine.name}")
+            return self.card.name
+        return None if self.engine.name == "transformers" else f"the engine {self.engine.name}"
 
     @property
     def weights(self) -> weights.LocalWeights:

@@ -16,12 +16,16 @@ from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.candidate_ranking import rank_candidates
 from retbench.retrievers.lucene_index import LuceneIndex
 from retbench.retrievers.query_likelihood import DirichletIndex
+from retbench.retrievers.random_ranking import rank_randomly
 from retbench.retrievers.ranking import Ranking
 
 if TYPE_CHECKING:
     from retbench.encoders.shard_tasks import ShardWorkers
     from retbench.retrievers.dense_retriever import DenseRetriever
     from retbench.retrievers.embedding_retriever import EmbeddingRetriever
+
+
+RANKED_WITHOUT_INDEX = {"candidates": rank_candidates, "random": rank_randomly}
 
 
 class Retriever(Protocol):
@@ -38,7 +42,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class LexicalRetriever:
-    """BM25, Dirichlet query likelihood or the given candidates of one collection."""
+    """BM25, Dirichlet query likelihood, the given candidates or a random order of one collection."""
 
     settings: LexicalSettings
     task: TaskCard
@@ -46,9 +50,9 @@ class LexicalRetriever:
     timer: PhaseTimer
 
     def rank(self, k: int) -> Ranking:
-        """Index the documents and return the k best of every query; candidate lists need no index."""
-        if self.settings.variant == "candidates":
-            return rank_candidates(self.collection, k)
+        """Index the documents and return the k best of every query; candidate lists and chance need no index."""
+        if self.settings.variant in RANKED_WITHOUT_INDEX:
+            return RANKED_WITHOUT_INDEX[self.settings.variant](self.collection, k)
         with self.timer.time_phase("index documents"):
             index = self._build_index()
         with self.timer.time_phase("search"):

@@ -116,9 +116,8 @@ class MtebSearchModel:
             raise RuntimeError("mteb called search() before index()")
         query_texts = write_texts(iterate_rows(queries), Path(self.folder.name) / "queries.arrow", "published query")
         excluded = dict(_list_excluded(self.corpus, top_ranked or {}))
-        collection = Collection(self.corpus, query_texts, {}, excluded)
         card = find_task_card(task_metadata.name, hf_split, hf_subset)
-        self.model.require_reader(collection, card)
+        collection = self.model.choose_inputs(Collection(self.corpus, query_texts, {}, excluded), card)
         depth = min(top_k, len(self.corpus))
         k = min(depth + collection.max_excluded, len(self.corpus))
         overrides, is_lexical = Overrides.parse(self.overrides), self.model.lexical_settings is not None
