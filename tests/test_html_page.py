@@ -23,6 +23,7 @@ from retbench.reports.svg_figures import (
     draw_training_curves,
 )
 from tests.finished_runs import HOSTILE_NAME, write_failed_run, write_finished_run
+from tests.test_query_texts import HOSTILE_TEXT, write_licensed_runs
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here (apt-get install chromium)")
@@ -174,6 +175,21 @@ def test_two_rows_are_compared_query_by_query(page_visit: PageVisit) -> None:
     query, a, b, difference, first, _ = rows.first.locator("td").all_inner_texts()
     assert float(b) - float(a) == pytest.approx(20, abs=0.2)
     assert (query[0], difference[0], first) == ("q", "+", "d1, d2")
+
+
+@needs_browser
+def test_hostile_texts_of_a_collection_are_shown_as_text(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    results = write_licensed_runs(tmp_path, "mit")
+    file.write_text(build_report(results).format("html"), encoding="utf-8")
+    opened = PageVisit(browser, file)
+    opened.page.click("details.queries summary")
+    part = opened.page.locator("details.queries")
+    assert "from kettles, licence mit" in part.inner_text()
+    assert part.locator("tbody td:first-child").all_inner_texts()[0].splitlines()[0] in ("q1", "q2")
+    assert HOSTILE_TEXT in part.locator("td .relevant bdi").all_text_contents()
+    assert opened.page.evaluate("window.owned === undefined")
+    assert (opened.page.locator("img").count(), part.locator("td b b").count(), opened.noise) == (0, 0, [])
 
 
 @needs_browser

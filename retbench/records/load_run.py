@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retbench.cards import catalog
+from retbench.corpora.cache_status import get_cache_status
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, find_missing_ids
 from retbench.corpora.open_collection import open_collection
@@ -71,19 +72,26 @@ def _list_runs(folders: Sequence[Path]) -> str:
 
 
 def open_recorded_collection(record: Record) -> Collection:
-    """Open the collection of a record, at its split and sample."""
-    for collection in _list_cached_collections(record):
-        sample = record.settings["sample"]
-        sampled = collection.sample(sample) if sample else collection
-        if sampled.fingerprint == record.collection["fingerprint"]:
-            return sampled.drop_images() if record.settings.get("images") == "ignore" else sampled
+    """Open the collection of a record, at its split and sample; a fetched one is compiled first."""
+    if collection := find_recorded_collection(record, compile_fetched=True):
+        return collection
     raise MissingError(
         f"the texts of {record.task} (fingerprint {record.collection['fingerprint'][:12]}) are not in the cache",
         f"run any model on the same collection once, for example bm25 --task {record.task}, or set RETBENCH_CACHE",
     )
 
 
-def _list_cached_collections(record: Record) -> list[Collection]:
+def find_recorded_collection(record: Record, compile_fetched: bool = False) -> Collection | None:
+    """Find the collection of a record in the cache; None if it is not there, or was not compiled yet."""
+    for collection in _list_cached_collections(record, compile_fetched):
+        sample = record.settings["sample"]
+        sampled = collection.sample(sample) if sample else collection
+        if sampled.fingerprint == record.collection["fingerprint"]:
+            return sampled.drop_images() if record.settings.get("images") == "ignore" else sampled
+    return None
+
+
+def _list_cached_collections(record: Record, compile_fetched: bool) -> list[Collection]:
     drop = record.settings.get("excluded") == "drop"
     folders = sorted((get_cache_folder() / "collections").glob(f"{encode_path_part(record.task)}-*/{MANIFEST}"))
     collections = []
@@ -93,12 +101,10 @@ def _list_cached_collections(record: Record) -> list[Collection]:
         except (RetbenchError, KeyError, TypeError):  # another collection of that name, or an older format
             continue
     if record.task in catalog.load_task_cards():
-        with suppress(RetbenchError):  # not fetched; the caller raises
-            collections.append(
-                open_collection(
-                    replace(catalog.find_task_card(record.task), split=record.settings["split"]), with_images=True
-                )
-            )
+        card = replace(catalog.find_task_card(record.task), split=record.settings["split"])
+        with suppress(RetbenchError):  # not fetched: the caller finds nothing
+            if compile_fetched or get_cache_status(card).state == "cached":
+                collections.append(open_collection(card, with_images=True))
     return collections
 
 

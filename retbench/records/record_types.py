@@ -80,6 +80,7 @@ RECORD_TYPES: dict[str, Any] = {
             "name": TEXT,
             "metric": TEXT,
             "collection?": OPTIONAL_TEXT,
+            "license?": OPTIONAL_TEXT,
             "lengths?": ({"query": COUNT, "document": COUNT}, None),
         },
     },

@@ -1,4 +1,4 @@
-"""The figures that the script of the HTML page shows on demand: other metrics, and the scores of single queries."""
+"""What the script of the HTML page shows on demand: other metrics, the scores of single queries, and their texts."""
 
 import json
 from typing import Any
@@ -7,6 +7,7 @@ from retbench.records.load_run import read_trec_run
 from retbench.records.results_folder import TREC_FILE, decode_id
 from retbench.records.scored_run import ScoredRun
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
+from retbench.reports.query_texts import TextCollector
 from retbench.reports.suite_average import compute_suite_mean
 
 MAX_QUERY_SCORES = 1_000_000  # per leaderboard; more would make the page too large
@@ -16,18 +17,20 @@ LISTED_DOCUMENTS = 5
 
 def write_page_data(boards: list[Leaderboard]) -> str:
     """JSON that is safe inside of a script element."""
-    data = json.dumps([_build_board_data(board) for board in boards], ensure_ascii=False, separators=(",", ":"))
+    collector = TextCollector()  # one for the page, whose size it limits
+    content = [_build_board_data(board, collector) for board in boards]
+    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return data.replace("<", "\\u003c")
 
 
-def _build_board_data(board: Leaderboard) -> dict[str, Any]:
+def _build_board_data(board: Leaderboard, collector: TextCollector) -> dict[str, Any]:
     metrics = _list_shared_metrics(board)
     return {
         "metric": board.metric,
         "metrics": metrics,
         "scores": {metric: [_list_scores(board, row, metric) for row in board.rows] for metric in metrics},
         "rows": [f"{row.model} · {row.label}" for row in board.rows],
-        "queries": _build_query_data(board),
+        "queries": _build_query_data(board, collector),
     }
 
 
@@ -50,22 +53,24 @@ def _list_scores(board: Leaderboard, row: LeaderboardRow, metric: str) -> dict[s
     return {name: round(100 * score, 2) for name, score in columns.items()}
 
 
-def _build_query_data(board: Leaderboard) -> dict[str, Any]:
-    """By task: the query ids, and each row's scores and first documents in their order; empty for a large board."""
+def _build_query_data(board: Leaderboard, collector: TextCollector) -> dict[str, Any]:
+    """By task: the queries, and each row's scores and first documents in their order; empty for a large board."""
     total = sum(len(run.values) for row in board.rows for run in row.runs.values())
     if total > MAX_QUERY_SCORES:
         return {}
     data = {}
     for task in board.tasks:
         runs = {number: row.runs[task] for number, row in enumerate(board.rows) if task in row.runs}
-        queries = next(iter(runs.values())).queries if runs else ()
-        same_queries = {number: run for number, run in runs.items() if run.queries == queries}
+        if not runs:
+            continue
+        first = next(iter(runs.values()))
+        same_queries = {number: run for number, run in runs.items() if run.queries == first.queries}
+        documents = {number: _list_documents(run) for number, run in same_queries.items() if total <= MAX_RANKINGS}
         data[task] = {
-            "ids": queries,
+            "ids": first.queries,
             "scores": {number: [round(100 * value, 1) for value in run.values] for number, run in same_queries.items()},
-            "documents": {number: _list_documents(run) for number, run in same_queries.items()}
-            if total <= MAX_RANKINGS
-            else {},
+            "documents": documents,
+            **collector.collect(first, documents.values()),
         }
     return data
 

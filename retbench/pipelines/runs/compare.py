@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from retbench.corpora.collection import Collection
+from retbench.corpora.text_excerpts import find_rows, shorten_text
 from retbench.corpora.texts import describe_row
 from retbench.pipelines.runs.compare_inputs import ComparedRun, load_compared_runs
 from retbench.reports.comparison import (
@@ -16,7 +17,6 @@ from retbench.reports.comparison import (
 )
 
 SHOWN_DOCUMENTS = 3
-SHOWN_CHARACTERS = 200
 
 
 def compare_runs(a: str, b: str, results: Path | None = None, task: str | None = None, queries: int = 5) -> Comparison:
@@ -68,7 +68,7 @@ def _load_query_texts(
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
     if collection is None:
         return None, (), ()
-    text = collection.queries[collection.queries.read_ids().to_pylist().index(query)].text
+    text = collection.queries[find_rows(collection.queries, [query])[query]].text
     return (
         shorten_text(text),
         format_documents(collection, query, a.rankings.get(query, [])[:SHOWN_DOCUMENTS]),
@@ -78,7 +78,7 @@ def _load_query_texts(
 
 def format_documents(collection: Collection, query: str, names: list[str]) -> tuple[str, ...]:
     """Format documents for a reader: grade, id, the beginning of the text."""
-    row_by_id = {name: row for row, name in enumerate(collection.corpus.read_ids().to_pylist())}
+    row_by_id = find_rows(collection.corpus, names)
     judged = collection.judgments.get(query, {})
     lines = []
     for name in names:
@@ -87,9 +87,3 @@ def format_documents(collection: Collection, query: str, names: list[str]) -> tu
         )
         lines.append(f"[{judged.get(name, '-')}] {name}: {text}")
     return tuple(lines)
-
-
-def shorten_text(text: str) -> str:
-    """Return the beginning of a text on one line."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= SHOWN_CHARACTERS else f"{flat[: SHOWN_CHARACTERS - 1]}…"

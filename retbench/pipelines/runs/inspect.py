@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from retbench.corpora.collection import Collection
+from retbench.corpora.text_excerpts import find_rows, shorten_text
 from retbench.corpora.texts import describe_row
 from retbench.errors import UsageError, suggest_names
-from retbench.pipelines.runs.compare import format_documents, shorten_text
+from retbench.pipelines.runs.compare import format_documents
 from retbench.records.load_run import find_run, open_recorded_collection, read_rankings
 from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.records.scored_run import load_scored_run
@@ -64,8 +65,7 @@ def _inspect_query(collection: Collection, query: str, score: float, ranked: lis
     relevant = sorted(
         (d for d, grade in judged.items() if grade > 0), key=lambda d: (rank_by_id.get(d, len(ranked) + 1), d)
     )
-    number = collection.queries.read_ids().to_pylist().index(query)
-    text = describe_row(collection.queries, number, ("text",))
+    text = describe_row(collection.queries, find_rows(collection.queries, [query])[query], ("text",))
     return QueryInspection(
         query, score, shorten_text(text), format_documents(collection, query, ranked[:SHOWN_RANKED]),
         {name: rank_by_id.get(name) for name in relevant}, format_documents(collection, query, relevant),

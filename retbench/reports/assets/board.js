@@ -110,9 +110,27 @@ for (const { section, board } of sections) {
   });
 }
 
-// Two rows query by query.
+// Two rows query by query. Texts are other people's: they are set as text, and isolated from the direction of the page.
+function describe(id, text) {
+  const parts = [make("b", id)];
+  if (text) parts.push(make("bdi", text, { className: "excerpt" }));
+  return parts;
+}
+
+function listDocuments({ documents, passages, relevant }, side, query) {
+  const cell = make("td", "", { className: "documents" }), ranking = documents[side]?.[query];
+  if (!ranking) cell.textContent = "not kept";
+  else if (!passages) cell.textContent = ranking.join(", ");
+  else cell.append(...ranking.map((id) => {
+    const isRelevant = relevant[query].includes(id), line = make("div", "", { className: isRelevant ? "relevant" : "" });
+    line.append(...describe(`${isRelevant ? "✓ " : ""}${id}`, passages[id] ?? "not in the corpus"));
+    return line;
+  }));
+  return cell;
+}
+
 function listQueries(board, task, a, b) {
-  const { ids, scores, documents } = board.queries[task];
+  const { ids, scores, texts, passages, note } = board.queries[task];
   const lines = ids.map((id, query) => ({ id, query, a: scores[a][query], b: scores[b][query] }))
     .map((line) => ({ ...line, difference: line.b - line.a }))
     .sort((x, y) => Math.abs(y.difference) - Math.abs(x.difference));
@@ -120,9 +138,11 @@ function listQueries(board, task, a, b) {
   for (const name of ["query", "A", "B", "B − A", "first documents of A", "first documents of B"]) head.append(make("th", name));
   for (const line of lines) {
     const row = make("tr"), sign = line.difference > 0 ? "up" : line.difference < 0 ? "down" : "same";
-    row.append(make("td", line.id), make("td", line.a.toFixed(1)), make("td", line.b.toFixed(1)),
+    const query = make("td", texts ? "" : line.id, { className: texts ? "documents" : "" });
+    if (texts) query.append(...describe(line.id, texts[line.query]));
+    row.append(query, make("td", line.a.toFixed(1)), make("td", line.b.toFixed(1)),
       make("td", `${line.difference < 0 ? "−" : "+"}${Math.abs(line.difference).toFixed(1)}`, { className: sign }));
-    for (const side of [a, b]) row.append(make("td", (documents[side]?.[line.query] ?? ["not kept"]).join(", "), { className: "documents" }));
+    for (const side of [a, b]) row.append(listDocuments(board.queries[task], side, line.query));
     body.append(row);
   }
   table.append(make("thead"), body);
@@ -130,7 +150,9 @@ function listQueries(board, task, a, b) {
   const counts = ["up", "down", "same"].map((sign) => all(`td.${sign}`, body).length);
   const frame = make("div", "", { className: "wide" });
   frame.append(table);
-  return [make("p", `B is better on ${counts[0]} queries, A on ${counts[1]}; ${counts[2]} are equal.`), frame];
+  const summary = `B is better on ${counts[0]} queries, A on ${counts[1]}; ${counts[2]} are equal.`;
+  const remark = passages ? `${note} ✓ marks a document that was judged relevant.` : note;
+  return [make("p", summary), make("p", remark, { className: "remarks" }), frame];
 }
 
 for (const { section, board } of sections) {
