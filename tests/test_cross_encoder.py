@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from retbench.cards.published_cross_encoder import read_pair_limit, require_cross_encoder
 from retbench.encoders.batch_plan import BatchPlan
-from retbench.encoders.cross_encoder import CrossEncoder, load_cross_encoder, load_pair_tokenizer
+from retbench.encoders.cross_encoder import ClassifierCrossEncoder, CrossEncoder, load_cross_encoder
+from retbench.encoders.pair_tokenizers import load_pair_tokenizer
 from retbench.errors import DataError, InapplicableError
 from retbench.pipelines.runs import saved_run
 from retbench.training.teachers import add_teacher_scores
@@ -98,15 +99,15 @@ def test_scores_do_not_depend_on_batches(folder: Path) -> None:
 
 
 def test_a_batch_that_does_not_fit_is_computed_in_halves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, compute, sizes = score(folder), CrossEncoder._compute_logits, []
+    expected, compute, sizes = score(folder), ClassifierCrossEncoder._compute_logits, []
 
-    def compute_two(self: CrossEncoder, pairs: Any, rows: np.ndarray) -> np.ndarray:
+    def compute_two(self: ClassifierCrossEncoder, pairs: Any, rows: np.ndarray) -> np.ndarray:
         sizes.append(len(rows))
         if len(rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return compute(self, pairs, rows)
 
-    monkeypatch.setattr(CrossEncoder, "_compute_logits", compute_two)
+    monkeypatch.setattr(ClassifierCrossEncoder, "_compute_logits", compute_two)
     np.testing.assert_allclose(score(folder), expected, atol=1e-5)
     assert sizes[0] == len(DOCUMENTS)
 
@@ -275,7 +276,11 @@ def test_activations_that_keep_the_order_are_accepted(copy: Callable[..., Path])
         ),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
         ("sentence_bert_config.json", {"transformer_task": "text-generation"}, "task is text-generation"),
-        ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "into a chat"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"message": {"format": "structured"}}},
+            "texts in parts",
+        ),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {}}}, "the argument text"),
     ],
 )

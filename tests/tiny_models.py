@@ -142,6 +142,34 @@ def build_decoder_classifier(folder: Path) -> Path:
     return folder
 
 
+# As Qwen3-Reranker's: a turn for the query and one for the document; a system turn replaces the instruction.
+PAIR_TEMPLATE = (
+    "<|im_start|>system\nJudge the Document. The answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n"
+    "<Instruct>: {{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first "
+    "| default('Find passages that answer the query') }}\n"
+    "<Query>: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
+    "<Document>: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n\n"
+)
+
+
+def build_yes_no_model(folder: Path, **config: Any) -> Path:
+    """Write a Qwen3-type language model whose tokenizer has the tokens yes and no; it is no cross-encoder by itself."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["yes", "no"])
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 512,
+        "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.3,
+    }  # fmt: skip
+    _save_random_weights(Qwen3ForCausalLM, Qwen3Config(**{**settings, **config}), folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _save_random_weights(model_class: Any, config: Any, folder: Path) -> None:
     import torch
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from retbench.cards import untrusted_fields
 from retbench.cards.method import Method
+from retbench.cards.pair_prompt import PairPrompt
 from retbench.errors import DataError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -189,3 +190,4 @@ class ModelCard:
     eos: EosToken | None = None
     training: TrainingProvenance | None = None
     adapted: AdaptedVectors | None = None
+    pair_prompt: PairPrompt | None = None

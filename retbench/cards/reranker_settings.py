@@ -127,13 +127,15 @@ class QueryLikelihoodSettings:
 class CrossEncoderSettings:
     """`depth` candidates sorted by the score that the cross-encoder `model` gives to query and document together.
 
-    `max_length` is the maximum number of tokens of a pair; the default is the model's limit.
+    `max_length` is the maximum number of tokens of a pair; the default is the model's limit. `instruction` is for a
+    model whose prompt has a place for one; the default is that of the task, else of the model.
     """
 
     model: str | None = None
     depth: int = 100
     max_length: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    instruction: str | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "depth")
@@ -173,7 +175,7 @@ SETTINGS_CLASSES: dict[str, type[Any]] = {
 }
 
 
-ADDED_FIELDS: dict[str, Any] = {"max_length": None}
+ADDED_FIELDS: dict[str, Any] = {"max_length": None, "instruction": None}
 
 
 def describe_settings(settings: RerankerSettings) -> dict[str, Any]:

@@ -1,66 +1,58 @@
 """A cross-encoder: query and document in one input, a relevance score out.
 
-The score is the logit of a sequence classifier with one label. sentence-transformers shows its sigmoid where the model
-has no other activation: the same order, but equal scores where float32 cannot tell large logits apart.
+The score of a sequence classifier with one label is its logit; that of a language model is the logit of the answer yes
+minus that of the answer no (Qwen3-Reranker). The probability that the libraries show is the sigmoid of both: the same
+order, but equal scores where float32 cannot tell large logits apart.
 """
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from retbench.cards.model import Dtype
 from retbench.encoders.batch_plan import BatchPlan
-from retbench.engines import model_loader, remote_code
+from retbench.encoders.pair_tokenizers import PairTokenizer, TokenizedPairs
+from retbench.engines import lm_head, model_loader, remote_code
+from retbench.engines.backbone import Backbone, load_backbone
 from retbench.engines.memory import compute_in_halves
-from retbench.engines.tokenizers import load_tokenizer
-from retbench.errors import DataError, InapplicableError
+from retbench.errors import DataError
+
+
+class CrossEncoder(Protocol):
+    """A loaded cross-encoder of any kind."""
+
+    @property
+    def pair_tokenizer(self) -> PairTokenizer:
+        """How it reads a pair."""
+        ...
+
+    def score_pairs(self, pairs: TokenizedPairs, max_tokens: int) -> np.ndarray:
+        """The score of every pair, in batches of at most `max_tokens` padded tokens."""
+        ...
+
+
+def score_in_batches(
+    pairs: TokenizedPairs, max_tokens: int, compute_logits: Callable[[TokenizedPairs, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The score of every pair: batches of similar length, in halves where memory runs out."""
+    scores = np.empty(len(pairs.inputs))
+    plan = BatchPlan.build(pairs.lengths, max_tokens, shard_rows=len(pairs.inputs))
+    for batch in plan.iterate_batches(0):
+        for part, logits in compute_in_halves(batch, lambda rows: compute_logits(pairs, rows)):
+            scores[part] = logits
+    return scores
 
 
 @dataclass(frozen=True)
-class TokenizedPairs:
-    """Pairs of a query and a document as the model reads them: for each pair its inputs by name, and what was cut."""
-
-    inputs: list[dict[str, list[int]]]
-    is_cut: list[bool]
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """The number of tokens of each pair."""
-        return np.array([len(pair["input_ids"]) for pair in self.inputs])
-
-
-@dataclass(frozen=True)
-class PairTokenizer:
-    """Joins query and document by the tokenizer's own template; of a pair that is too long the longer text is cut."""
-
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int | None
-
-    def tokenize_pairs(self, query: str, documents: Sequence[str]) -> TokenizedPairs:
-        """The inputs of one query with each document."""
-        encoded = self.tokenizer(
-            [query] * len(documents), list(documents), max_length=self.max_length,
-            truncation="longest_first" if self.max_length else False,
-        )  # fmt: skip
-        inputs = [{name: encoded[name][row] for name in encoded} for row in range(len(documents))]
-        return TokenizedPairs(inputs, [bool(encoding.overflowing) for encoding in encoded.encodings or ()])
-
-    def show_pair(self, query: str, document: str) -> dict[str, Any]:
-        """One pair as text and token ids, as the model reads it."""
-        (pair,) = self.tokenize_pairs(query, [document]).inputs
-        return {"prompt": self.tokenizer.decode(pair["input_ids"]), "ids": pair["input_ids"]}
-
-
-@dataclass(frozen=True)
-class CrossEncoder:
-    """A loaded cross-encoder."""
+class ClassifierCrossEncoder:
+    """A sequence classifier with one label."""
 
     model: PreTrainedModel
     pair_tokenizer: PairTokenizer
@@ -68,12 +60,7 @@ class CrossEncoder:
 
     def score_pairs(self, pairs: TokenizedPairs, max_tokens: int) -> np.ndarray:
         """The score of every pair, in batches of at most `max_tokens` padded tokens."""
-        scores = np.empty(len(pairs.inputs))
-        plan = BatchPlan.build(pairs.lengths, max_tokens, shard_rows=len(pairs.inputs))
-        for batch in plan.iterate_batches(0):
-            for part, logits in compute_in_halves(batch, lambda rows: self._compute_logits(pairs, rows)):
-                scores[part] = logits
-        return scores
+        return score_in_batches(pairs, max_tokens, self._compute_logits)
 
     @torch.inference_mode()
     def _compute_logits(self, pairs: TokenizedPairs, rows: np.ndarray) -> np.ndarray:
@@ -87,24 +74,52 @@ class CrossEncoder:
         return frozenset(inspect.signature(self.model.forward).parameters)
 
 
-def load_pair_tokenizer(folder: Path, max_length: int | None) -> PairTokenizer:
-    """The tokenizer of a folder. With a chat template, pairs would be read as a chat, which is not supported."""
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.chat_template:
-        raise InapplicableError(
-            f"{folder} has a chat template: how it joins query and document is not known",
-            "use pointwise:model=NAME with a language model, or another cross-encoder",
-        )
-    if not tokenizer.is_fast:
-        raise InapplicableError(f"the tokenizer of {folder} has no tokenizer.json", "use another cross-encoder")
-    return PairTokenizer(tokenizer, max_length)
+class AnswerTokens(NamedTuple):
+    """The tokens of the answers yes and no; without no the score is the logit of yes."""
+
+    yes: int
+    no: int | None
 
 
-def load_cross_encoder(folder: Path, pair_tokenizer: PairTokenizer, dtype: Dtype, device: torch.device) -> CrossEncoder:
-    """Load the weights. A model or tokenizer without padding token would read padding as text."""
+@dataclass(frozen=True)
+class YesNoCrossEncoder:
+    """A language model that answers yes or no. `answer_head` has the rows of its head for these tokens alone."""
+
+    backbone: Backbone
+    answer_head: lm_head.LMHead
+    pair_tokenizer: PairTokenizer
+
+    def score_pairs(self, pairs: TokenizedPairs, max_tokens: int) -> np.ndarray:
+        """The score of every pair, in batches of at most `max_tokens` padded tokens."""
+        return score_in_batches(pairs, max_tokens, self._compute_logits)
+
+    def _compute_logits(self, pairs: TokenizedPairs, rows: np.ndarray) -> np.ndarray:
+        ids = [np.array(pairs.inputs[row]["input_ids"], dtype=np.int64) for row in rows]
+        flat, offsets = self.backbone.compute_states(ids)
+        yes, *no = self.answer_head.compute_logits(flat[offsets[1:] - 1]).T
+        return np.asarray((yes - no[0] if no else yes).cpu().numpy())
+
+
+def load_cross_encoder(
+    folder: Path, pair_tokenizer: PairTokenizer, dtype: Dtype, device: torch.device, answers: AnswerTokens | None = None
+) -> CrossEncoder:
+    """Load the weights: of a language model if it has `answers`, else of a sequence classifier."""
+    if answers is None:
+        return _load_classifier(folder, pair_tokenizer, dtype, device)
+    backbone = load_backbone(folder, dtype, device)
+    head = lm_head.load_lm_head(folder, backbone)
+    rows = [token for token in answers if token is not None]
+    bias = None if head.bias is None else head.bias[rows]
+    return YesNoCrossEncoder(backbone, replace(head, weight=head.weight[rows], bias=bias), pair_tokenizer)
+
+
+def _load_classifier(
+    folder: Path, pair_tokenizer: PairTokenizer, dtype: Dtype, device: torch.device
+) -> ClassifierCrossEncoder:
+    """A model or tokenizer without padding token would read padding as text."""
     model: Any = model_loader.load_sequence_classifier(folder, dtype, remote_code.is_remote_code_trusted())
     if pair_tokenizer.tokenizer.pad_token_id is None or model.config.get_text_config().pad_token_id is None:
         raise DataError(
             f"{folder} has no padding token", "set pad_token_id in its config.json and tokenizer_config.json"
         )
-    return CrossEncoder(model.to(device).eval(), pair_tokenizer, device)
+    return ClassifierCrossEncoder(model.to(device).eval(), pair_tokenizer, device)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from retbench.encoders.cross_encoder import CrossEncoder, TokenizedPairs
+from retbench.encoders.cross_encoder import CrossEncoder
+from retbench.encoders.pair_tokenizers import TokenizedPairs, show_pair
 from retbench.rerankers.candidates import Candidates
 
 
@@ -43,7 +44,7 @@ class CrossEncoderReranker:
         scores = self.cross_encoder.score_pairs(pairs, self.max_tokens)
         self.counts.count_pairs(pairs)
         if not self.first_pair:
-            self.first_pair = {**tokenizer.show_pair(candidates.query, documents[0]), "score": float(scores[0])}
+            self.first_pair = {**show_pair(tokenizer, candidates.query, documents[0]), "score": float(scores[0])}
         order = np.argsort(-scores, kind="stable")
         return order, scores[order]
 

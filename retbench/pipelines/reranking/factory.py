@@ -26,7 +26,7 @@ def build_reranker_spec(
     if isinstance(request.settings, QueryLikelihoodSettings):
         return build_query_likelihood_spec(request.settings, first_stage, resolver)
     if isinstance(request.settings, CrossEncoderSettings):
-        return build_cross_encoder_spec(request.settings, resolver)
+        return build_cross_encoder_spec(request.settings, first_stage, resolver)
     if isinstance(request.settings, LexicalQLSettings):
         return LexicalQLSpec(request.settings)
     return build_llm_spec(request, first_stage, first_stage_model, resolver)
