@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
+from retbench.cards.stored_recipe import complete_recipe
 from retbench.engines import fingerprints, model_loader, weights, weights_cache
 from retbench.engines.generator import GeneratedAnswer
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
 from retbench.rerankers.answer_cache import CachedGenerator
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.training import checkpoint, hard_negatives, step_plan
+from retbench.training.checkpoint import TrainingProgress
+from retbench.training.training_set import TrainingQuery, TrainingSet
 from tests import tiny_models
 from tests.test_model_loader import train_adapter
 from tests.test_weights import build_card, write_gguf
@@ -162,6 +167,94 @@ def test_checked_json_finds_every_changed_value() -> None:
     for wrong in (content.replace(b"3", b"4"), content.replace(b'"a"', b'"b"'), b"[]", b"3", b"", b"[" * 9000):
         with pytest.raises(ValueError, match=r".*"):
             parse_checked_json(wrong)
+
+
+# A training that is resumed
+
+
+def flip_and_read(file: Path, flips: int, read: Callable[[], Any], expected: Any) -> int:
+    """Flip one bit at a time. What is read is as before, or an error; return how many errors there were."""
+    rng, errors, content = random.Random(file.name), 0, file.read_bytes()
+    for position in rng.sample(range(8 * len(content)), flips):
+        flip_bit(file, position)
+        try:
+            assert read() == expected, f"bit {position} of {file.name}"
+        except DataError as error:
+            errors += 1
+            assert str(file.name) in error.cause  # noqa: PT017  # only some flips are harmless
+        file.write_bytes(content)
+    return errors
+
+
+@pytest.mark.parametrize("folder", ["checkpoint-00000004", "best-00000002"])
+@pytest.mark.parametrize("name", [checkpoint.STATE_FILE, checkpoint.PROGRESS_FILE])
+def test_every_flip_in_a_checkpoint_trains_again(tmp_path: Path, folder: str, name: str) -> None:
+    weights = {"w": torch.nn.Parameter(torch.arange(6.0))}
+    optimizer = torch.optim.AdamW(weights.values())
+    progress = TrainingProgress(4, 1.5, 900, best=0.25, best_step=2)
+    whole, rng, harmless = tmp_path / "whole", random.Random(name), 0
+    checkpoint.save_best_weights(whole, {"weight:w": torch.ones(6)}, progress)
+    checkpoint.save_checkpoint(whole, checkpoint.collect_state(weights, optimizer), progress)
+    for number in range(30):
+        copy = Path(shutil.copytree(whole, tmp_path / str(number)))
+        file = copy / folder / name
+        flip_bit(file, rng.randrange(8 * file.stat().st_size))
+        found = checkpoint.load_checkpoint(copy, weights, optimizer)
+        assert found in (progress, TrainingProgress())
+        assert bool(checkpoint.list_checkpoints(copy)) == (found == progress)
+        harmless += found == progress
+    assert harmless < 8  # in the name of a checksum
+
+
+def test_best_weights_stay_until_a_checkpoint_names_others(tmp_path: Path) -> None:
+    weights = {"w": torch.nn.Parameter(torch.zeros(2))}
+    optimizer = torch.optim.AdamW(weights.values())
+
+    def save_best(step: int, value: float) -> TrainingProgress:
+        progress = TrainingProgress(step, best=value, best_step=step)
+        checkpoint.save_best_weights(tmp_path, {"weight:w": torch.full((2,), value)}, progress)
+        return progress
+
+    first = save_best(2, 0.5)
+    checkpoint.save_checkpoint(tmp_path, checkpoint.collect_state(weights, optimizer), first)
+    second = save_best(3, 0.75)  # and killed before the next checkpoint
+    assert checkpoint.load_checkpoint(tmp_path, weights, optimizer) == first
+    checkpoint.restore_best_weights(tmp_path, weights, first)
+    assert weights["w"].tolist() == [0.5, 0.5]
+    checkpoint.save_checkpoint(tmp_path, checkpoint.collect_state(weights, optimizer), second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00000003", "checkpoint-00000003"]
+    (tmp_path / "best-00000003" / checkpoint.STATE_FILE).write_bytes(b"")
+    with pytest.raises(DataError, match="best-00000003 is damaged"):
+        checkpoint.restore_best_weights(tmp_path, weights, second)
+
+
+def test_a_flip_in_the_plan_of_a_training_is_found(tmp_path: Path) -> None:
+    facts = {"recipe": complete_recipe({"name": "r"}), "parent": "f" * 64, "data": {"queries": 8}}
+
+    def read() -> int:
+        return step_plan.load_or_create_plan(tmp_path, facts, lambda: 12)
+
+    assert read() == 12
+    assert flip_and_read(tmp_path / step_plan.PLAN_FILE, 40, read, 12) > 22
+
+
+def test_a_flip_in_mined_negatives_is_found(tmp_path: Path) -> None:
+    queries = [TrainingQuery(f"query {n}", (n,), ((n + 1) % 9, (n + 2) % 9)) for n in range(9)]
+    training_set = TrainingSet("s", queries, [f"passage {n}" for n in range(9)], "f").with_queries(
+        queries, negatives={"miner": "bm25"}
+    )
+    file = tmp_path / "negatives.jsonl"
+    hard_negatives.write_hard_negatives(training_set, file)
+
+    def read() -> list[TrainingQuery]:
+        return hard_negatives.read_hard_negatives(training_set, file).queries
+
+    assert read() == queries
+    assert flip_and_read(file, 40, read, queries) > 32
+    content = file.read_text().replace('"sha256"', '"unknown"')  # as if from an earlier version, and changed by hand
+    file.write_text(content.replace("[1, 2]", "[1, 20]"))
+    with pytest.raises(DataError, match="has negatives that are no passages of s"):
+        read()
 
 
 # A merged adapter and its parent

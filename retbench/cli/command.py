@@ -26,7 +26,8 @@ _has_printed = threading.Event()  # whether this command has printed anything
 def choose_results_folder() -> Path:
     """Return the configured results folder. A default is computed before a command begins, so errors end here."""
     try:
-        return get_results_folder()
+        with reraise_resource_errors():
+            return get_results_folder()
     except RetbenchError as error:
         print_error(error, as_json=False)
         raise typer.Exit(error.exit_code) from error

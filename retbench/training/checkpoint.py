@@ -2,14 +2,14 @@
 
     checkpoint-00000050/state.safetensors   trained weights and both moments of AdamW
     checkpoint-00000050/state.json          step, seconds so far, the best evaluation, the checksum of the tensors
+    best-00000040/                          the same two files without moments: the weights of the best evaluation
 
 A folder is written under a temporary name, flushed and renamed; only then the previous one is removed. Dropout and data
-follow from seed and step, so a resumed training needs nothing else. If a checkpoint is damaged, training starts from
-the beginning and gives the same result.
+follow from seed and step, so a resumed training needs nothing else. If a checkpoint or the best weights that it names
+are damaged, training starts from the beginning and gives the same result.
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -22,6 +22,7 @@ from torch import nn
 
 from retbench.errors import DataError, ResourceError, convert_to_resource_error
 from retbench.store.shard_store import flush_to_disk
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
 from retbench.training.fsdp import gather_for_saving, shard_like
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,22 @@ class TrainingProgress:
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:
     """Write a checkpoint; if the disk is full, the previous one stays."""
-    final = folder / f"checkpoint-{progress.step:08d}"
+    _write_state(folder / f"checkpoint-{progress.step:08d}", tensors, progress)
+    best = _get_best_folder(folder, progress)
+    for old in (*list_checkpoints(folder)[:-1], *(path for path in folder.glob("best-*") if path != best)):
+        shutil.rmtree(old)
+
+
+def save_best_weights(folder: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:
+    """Write the weights of the best evaluation so far; those that the last checkpoint names stay until the next."""
+    _write_state(folder / f"best-{progress.best_step:08d}", tensors, progress)
+
+
+def _get_best_folder(folder: Path, progress: TrainingProgress) -> Path | None:
+    return None if progress.best_step is None else folder / f"best-{progress.best_step:08d}"
+
+
+def _write_state(final: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:
     work = final.with_suffix(".partial")
     try:
         shutil.rmtree(work, ignore_errors=True)
@@ -50,7 +66,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], progress: Tr
         _write_files(work, tensors, progress)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
-        flush_to_disk(folder)
+        flush_to_disk(final.parent)
     except (OSError, SafetensorError) as problem:  # safetensors raises its own error on a full disk
         shutil.rmtree(work, ignore_errors=True)
         if not isinstance(problem, OSError) and not convert_to_resource_error(problem):
@@ -59,14 +75,12 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], progress: Tr
             f"{final} could not be written: {getattr(problem, 'strerror', None) or problem}",
             "free disk space and add --resume: the previous checkpoint is kept",
         ) from problem
-    for old in list_checkpoints(folder)[:-1]:
-        shutil.rmtree(old)
 
 
 def _write_files(folder: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:
     save_file(tensors, folder / STATE_FILE)
     facts = {**asdict(progress), "sha256": _hash_file(folder / STATE_FILE)}
-    (folder / PROGRESS_FILE).write_text(json.dumps(facts))
+    (folder / PROGRESS_FILE).write_bytes(encode_checked_json(facts))
     for path in (*folder.iterdir(), folder):
         flush_to_disk(path)
 
@@ -112,17 +126,25 @@ def _hash_file(file: Path) -> str:
 
 
 def _read_progress(checkpoint: Path) -> TrainingProgress | None:
-    """The progress of a checkpoint; a damaged one is removed with a warning."""
-    try:
-        facts = json.loads((checkpoint / PROGRESS_FILE).read_text())
-        checksum = facts.pop("sha256", None)  # the first checkpoints had none
-        if checksum in (None, _hash_file(checkpoint / STATE_FILE)):
-            return TrainingProgress(**facts)
-    except (OSError, ValueError, TypeError, AttributeError):
-        pass
-    log.warning("%s is damaged: training continues from an earlier checkpoint or from the start", checkpoint.name)
+    """The progress of a checkpoint; one that is damaged, or whose best weights are, is removed with a warning."""
+    progress = _read_state(checkpoint)
+    best = _get_best_folder(checkpoint.parent, progress) if progress else None
+    damaged = checkpoint if progress is None else best if best and not _read_state(best) else None
+    if damaged is None:
+        return progress
+    log.warning("%s is damaged: training continues from an earlier checkpoint or from the start", damaged.name)
     shutil.rmtree(checkpoint)
     return None
+
+
+def _read_state(folder: Path) -> TrainingProgress | None:
+    """The progress in a folder of state; None if one of its files is missing or damaged."""
+    try:
+        facts = parse_checked_json((folder / PROGRESS_FILE).read_bytes())
+        checksum = facts.pop("sha256", None)  # the first checkpoints had none
+        return TrainingProgress(**facts) if checksum in (None, _hash_file(folder / STATE_FILE)) else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def restore_weights(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Parameter]) -> None:
@@ -135,14 +157,11 @@ def restore_weights(tensors: dict[str, torch.Tensor], weights: dict[str, nn.Para
             weight.copy_(shard_like(tensors[f"weight:{name}"], weight))
 
 
-def save_best_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write the weights of the best evaluation so far."""
-    work = folder / "best.partial"
-    save_file(tensors, work)
-    work.rename(folder / "best.safetensors")
-
-
-def restore_best_weights(folder: Path, weights: dict[str, nn.Parameter]) -> None:
+def restore_best_weights(folder: Path, weights: dict[str, nn.Parameter], progress: TrainingProgress) -> None:
     """Restore the weights of the best evaluation, if there was one."""
-    if (folder / "best.safetensors").exists():
-        restore_weights(load_file(folder / "best.safetensors"), weights)
+    best = _get_best_folder(folder, progress)
+    if best is None:
+        return
+    if not _read_state(best):
+        raise DataError(f"{best} is damaged", "add --resume: the training then starts from the beginning")
+    restore_weights(load_file(best / STATE_FILE), weights)

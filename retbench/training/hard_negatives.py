@@ -1,7 +1,8 @@
 """Hard negatives: passages that a retriever ranks high for a query but that are not relevant to it.
 
-A mined file is jsonl. Its first line describes how and from what it was mined; every other line is one query of the
-set, in order, with the rows of its negatives. It is used again only with the same queries and passages.
+A mined file is jsonl. Its first line describes how and from what it was mined, and has a checksum of the others; every
+other line is one query of the set, in order, with the rows of its negatives. It is used again only with the same
+queries and passages.
 """
 
 import hashlib
@@ -19,10 +20,12 @@ from retbench.errors import DataError, MissingError
 from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import write_file_atomically
+from retbench.system.text_parsers import parse_json
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
 SCORE_DEPTH = 1000  # ranks that are searched for a positive's score; one below counts as the score at this rank
-MINE_AGAIN = "leave mining.file out to mine again"
+CHECKSUM = "sha256"
+MINE_AGAIN = "delete it, or leave mining.file out, to mine again"
 
 Ranker = Callable[[list[str], int], Ranking]
 
@@ -73,29 +76,39 @@ def select_negatives(
 
 def write_hard_negatives(training_set: TrainingSet, file: Path) -> None:
     """Write a mined file for this and other trainings."""
+    rows = [{"query": query.text, "negatives": list(query.negatives)} for query in training_set.queries]
     description = {
         "set": training_set.name,
         "content": _fingerprint(training_set),
         "negatives": training_set.facts["negatives"],
     }
-    lines = [description, *({"query": query.text, "negatives": query.negatives} for query in training_set.queries)]
+    lines = [{**description, CHECKSUM: _compute_checksum(description, rows)}, *rows]
     write_file_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def read_hard_negatives(training_set: TrainingSet, file: Path) -> TrainingSet:
     """The set with the negatives of a mined file."""
     if not file.is_file():
-        raise MissingError(f"there is no file of mined negatives at {file}", MINE_AGAIN)
+        raise MissingError(f"there is no file of mined negatives at {file}", "leave mining.file out to mine again")
     try:
-        description, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        description, *lines = map(parse_json, file.read_text(encoding="utf-8").splitlines())
         content, negatives = description["content"], [tuple(map(int, line["negatives"])) for line in lines]
-    except (ValueError, KeyError, TypeError) as problem:
+        checksum = description.pop(CHECKSUM, None)  # files of an earlier version have none
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise DataError(f"{file} is not a file of mined negatives: {problem}", MINE_AGAIN) from problem
+    if checksum not in (None, _compute_checksum(description, lines)):
+        raise DataError(f"{file} changed since it was written: its checksum is wrong", MINE_AGAIN)
     if content != _fingerprint(training_set) or len(negatives) != len(training_set.queries):
         raise DataError(f"{file} was mined for other queries or passages", MINE_AGAIN)
+    if not all(0 <= row < len(training_set.passages) for rows in negatives for row in rows):
+        raise DataError(f"{file} has negatives that are no passages of {training_set.name}", MINE_AGAIN)
     pairs = zip(training_set.queries, negatives, strict=True)
     queries = [replace(query, negatives=rows, scores=None) for query, rows in pairs]
     return training_set.with_queries(queries, negatives=description["negatives"])
+
+
+def _compute_checksum(description: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps([description, rows], sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(training_set: TrainingSet) -> str:

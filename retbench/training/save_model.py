@@ -69,9 +69,17 @@ def save_model(
         file.replace(folder / file.name)
     work.rmdir()
     write_file_atomically(folder / catalog.CARD_FILE, toml_writer.format_card(card).encode())
-    for leftover in (*folder.glob("checkpoint-*"), *folder.glob("best.*")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    remove_checkpoints(folder)
     return card
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a finished training no longer needs; a training that was killed after its card does it later."""
+    for leftover in (
+        *folder.glob("checkpoint-*"),
+        *folder.glob("best[-.]*"),
+    ):  # `best.` of an early version
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _write_weights(work: Path, encoder: TrainableEncoder, parent: ParentWeights, state: dict[str, Any] | None) -> None:

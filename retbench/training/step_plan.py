@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.stored_recipe import complete_recipe
-from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
 from retbench.store.shard_store import write_file_atomically
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
 from retbench.training import distributed
 
 PLAN_FILE = "plan.json"
 MAX_LISTED_CHANGES = 5
+TRAIN_AGAIN = "delete its folder and train again"
 
 
 def load_or_create_plan(folder: Path, facts: dict[str, Any], count_steps: Callable[[], int]) -> int:
@@ -23,7 +24,7 @@ def load_or_create_plan(folder: Path, facts: dict[str, Any], count_steps: Callab
         steps = int(distributed.sum_over_processes(steps if distributed.get_rank() == 0 else 0))
         if distributed.get_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            write_file_atomically(file, json.dumps({**plain_facts, "steps": steps}, indent=1).encode())
+            write_file_atomically(file, encode_checked_json({**plain_facts, "steps": steps}))
         distributed.wait_for_all()
     plan = _read_plan(file)
     different = [key for key in plain_facts if plan.get(key) != plain_facts[key]]
@@ -54,7 +55,10 @@ def _join_changes(changes: list[str]) -> str:
 
 
 def _read_plan(file: Path) -> dict[str, Any]:
-    plan = read_json_object(file)
+    try:
+        plan = parse_checked_json(file.read_bytes())
+    except ValueError as problem:
+        raise DataError(f"{file} is damaged: {problem}", TRAIN_AGAIN) from problem
     if not isinstance(plan.get("recipe"), dict) or not isinstance(plan.get("steps"), int):
-        raise DataError(f"{file} is damaged: it has no recipe or no steps", "delete its folder and train again")
+        raise DataError(f"{file} is damaged: it has no recipe or no steps", TRAIN_AGAIN)
     return {**plan, "recipe": complete_recipe(plan["recipe"])}  # a plan may be older than today's keys and fields

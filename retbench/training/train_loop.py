@@ -98,7 +98,7 @@ class TrainLoop:
         """Continue from the last complete checkpoint; metrics of later steps are removed."""
         self.progress = checkpoint.load_checkpoint(self.folder, self.weights, self.optimizer)
         file = self.folder / METRICS_FILE
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
         if distributed.get_rank() == 0 and file.exists():
             kept_lines = [line for line in lines if _parse_step(line) <= self.progress.step]
             write_file_atomically(file, "".join(f"{line}\n" for line in kept_lines).encode())
@@ -162,7 +162,7 @@ class TrainLoop:
             self.progress.best, self.progress.best_step = score, self.progress.step
             tensors = checkpoint.collect_state(self.weights)
             if distributed.get_rank() == 0:
-                checkpoint.save_best_weights(self.folder, tensors)
+                checkpoint.save_best_weights(self.folder, tensors, self.progress)
 
     def _log_metrics(self, facts: dict[str, Any]) -> None:
         if distributed.get_rank() == 0:

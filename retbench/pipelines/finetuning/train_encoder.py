@@ -17,6 +17,7 @@ from retbench.engines import model_folders, text_config, weights
 from retbench.engines.device import get_device
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, UsageError
+from retbench.pipelines.experiment_trackers import track_training
 from retbench.records.phase_timer import NoProgress, PhaseTimer
 from retbench.training import (
     checkpoint,
@@ -34,7 +35,6 @@ from retbench.training.contrastive_batches import BatchSource, LabelledBatchSour
 from retbench.training.contrastive_objective import ContrastiveObjective
 from retbench.training.cost_estimate import check_memory, count_steps, estimate_training
 from retbench.training.evaluator import TrainingEvaluator
-from retbench.training.experiment_trackers import add_trackers
 from retbench.training.listwise_batches import ListwiseBatchSource, limit_queries_per_source
 from retbench.training.llm_ql_pretraining import pretrain_query_likelihood
 from retbench.training.random_crops import CropBatchSource
@@ -74,14 +74,15 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
     recipe = use_task_instruction(request, recipe)
     try:
         name, folder = choose_name_and_folder(request, recipe)
-        trackers = request.report_to if not distributed.get_rank() else ()
-        request = replace(request, log_metrics=add_trackers(trackers, folder, name, request.log_metrics))
         if (folder / catalog.CARD_FILE).exists() and request.resume:
             request.log_status(f"{folder} is finished: nothing to do")
             return _register_and_export(request, recipe, folder)
         _check_folder_is_empty(folder, request.resume)
-        job = prepare_training(request, recipe)
-        return save_and_register(job, run_training(job, plan_steps(job)))
+        trackers = request.report_to if not distributed.get_rank() else ()
+        settings = {"model": request.model, "dataset": request.dataset, "split": request.split, **asdict(recipe)}
+        with track_training(trackers, folder, name, settings, request.log_metrics) as log_metrics:
+            job = prepare_training(replace(request, log_metrics=log_metrics), recipe)
+            return save_and_register(job, run_training(job, plan_steps(job)))
     finally:
         distributed.leave_processes()
 
@@ -233,7 +234,7 @@ def run_training(job: TrainingJob, steps: int) -> TrainLoop:
     count = sum(weight.numel() for weight in trainable.values())
     job.request.log_status(f"training {count:,} weights in {steps:,} steps, from step {loop.progress.step}")
     loop.run()
-    checkpoint.restore_best_weights(job.folder, trainable)
+    checkpoint.restore_best_weights(job.folder, trainable, loop.progress)
     return loop
 
 
@@ -269,6 +270,7 @@ def _register_and_export(request: TrainingRequest, recipe: Recipe, folder: Path)
     """Register the model and export it if asked; a training that was killed after its card was written does both."""
     card = catalog.find_model_card(str(folder.resolve()))
     if distributed.get_rank() == 0:
+        save_model.remove_checkpoints(folder)
         save_model.register_model(card, folder)
         if request.export and not (folder / request.export).exists():
             local = weights.obtain_weights(card, on_message=request.log_status)

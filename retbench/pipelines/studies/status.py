@@ -4,7 +4,6 @@ The notes are in `studies/<name>/` in the results folder, one file per cell. So 
 their folders can be merged by copying.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from retbench.records.scored_run import ScoredRun, load_scored_run
 from retbench.reports.leaderboard import build_leaderboards
 from retbench.reports.published_tables import load_published_rows
 from retbench.store.shard_store import write_file_atomically
-from retbench.system.text_parsers import parse_json
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ def write_note(cell: StudyCell, result: Cell, out: Path) -> None:
     file = cell.get_note_path(out)
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {"slot": cell.to_json(), "status": result.status, "record": record_path, "reason": result.error}
-    write_file_atomically(
-        file, json.dumps({**facts, "score": result.main_score}, indent=1, ensure_ascii=False).encode()
-    )
+    write_file_atomically(file, encode_checked_json({**facts, "score": result.main_score}))
 
 
 def list_statuses(study: Study, out: Path, stage_name: str | None = None) -> list[StudyCellStatus]:
@@ -61,7 +58,7 @@ def _read_status(cell: StudyCell, out: Path, optional_reason: str | None) -> Stu
     if not file.is_file():
         return not_run
     try:
-        facts = parse_json(file.read_text(encoding="utf-8"))
+        facts = parse_checked_json(file.read_bytes())
         status = StudyCellStatus(cell, facts["status"], facts["score"], facts["reason"], facts["record"])
         is_outdated = cell.to_json() | facts["slot"] != cell.to_json()  # the study has changed since
     except (ValueError, TypeError, KeyError) as problem:
