@@ -74,10 +74,21 @@ MINUTES ?= 10
 fuzz: install  ## damaged input for every parser, for MINUTES (10); counts in benchmarks/results/fuzz.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-bench: install  ## CPU speed against sentence-transformers and mteb, exact search against faiss (pip install -e .[bench])
-	$(BIN)/retbench fetch smollm2-135m-instruct-q4
-	$(BIN)/python benchmarks/bench_cpu.py --weights "$$($(BIN)/python benchmarks/print_weights_folder.py)" --collection $(RETBENCH_SHARED)/collections/scifact
+BENCH_CPU = $(BIN)/python benchmarks/bench_cpu.py --collection $(RETBENCH_SHARED)/collections/scifact
+bench: install .venv-openvino/installed  ## CPU speed against sentence-transformers and mteb, exact search against faiss (pip install -e .[bench])
+	$(BIN)/retbench fetch smollm2-135m-instruct-q4 minilm-l6
+	$(BENCH_CPU) --weights "$$($(BIN)/python benchmarks/print_weights_folder.py minilm-l6)" --pooling mean \
+	--openvino-python .venv-openvino/bin/python --out benchmarks/results/cpu_encoder.json
+	$(BENCH_CPU) --weights "$$($(BIN)/python benchmarks/print_weights_folder.py)" --rounds 1
 	$(BIN)/python benchmarks/bench_search.py
+
+# optimum-intel needs an older transformers, and installs a torchvision that does not work with the CPU build of torch
+.venv-openvino/installed: constraints.txt
+	test -x .venv-openvino/bin/python || $(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check \
+	"$$(grep '^torch==' constraints.txt)" "$$(grep '^sentence-transformers==' constraints.txt | sed 's/==/[openvino]==/')"
+	.venv-openvino/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
 
 bench-gpu: install  ## all GPU checks in five minutes: tests, embedding, search, training; without a GPU only a smoke test
 	PYTHON=$(BIN)/python bash benchmarks/gpu_check.sh demo-results/gpu

@@ -2,9 +2,12 @@
 
     python benchmarks/bench_cpu.py --weights FOLDER --collection BEIR_FOLDER
 
-Every contestant runs in a new process with a warm-up. Tokenization is measured; warm-up and loading are not. The
-same run times matrix products alone: their speed, weighted by the model's use of each shape, is the peak that a forward
-pass can reach. Results go to benchmarks/results/cpu.json. Only ratios are comparable between machines.
+Every contestant runs in a new process with a warm-up, once in every round; the median round counts. Tokenization is
+measured; warm-up and loading are not. The same run times matrix products alone: their speed, weighted by the model's
+use of each shape, is the peak that a forward pass can reach. Only ratios are comparable between machines.
+
+The OpenVINO backend of sentence-transformers needs an older transformers, so it runs in an environment of its own
+(`make bench` installs it; `--openvino-python`). Its ONNX backend cannot be installed beside sentence-transformers 6.2.
 """
 
 import argparse
@@ -41,7 +44,7 @@ def build_retbench_run(options: argparse.Namespace, dtype: str) -> Encode:
     from retbench.retrievers.embedding_retriever import compute_token_budget
     from retbench.store.shard_store import ShardStore
 
-    method = Method("bench", "", "exact", "library", "last")  # the pooling of sentence-transformers for a decoder
+    method = Method("bench", "", "exact", "library", options.pooling)
     spec = EncoderSpec("", method, "", options.length, options.length, dtype)  # type: ignore[arg-type]
     loaded = backbone.load_backbone(Path(options.weights), spec.dtype, torch.device("cpu"))
     encoder = BackboneEncoder(spec, loaded, PromptTokenizer(loaded.tokenizer, method))
@@ -93,6 +96,16 @@ def peer(options: argparse.Namespace, dtype: str | None) -> Encode:
     return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, convert_to_numpy=True))
 
 
+def build_openvino_run(options: argparse.Namespace) -> Encode:
+    """sentence-transformers on OpenVINO, with the precision that OpenVINO takes by default: bfloat16 on AMX."""
+    from sentence_transformers import SentenceTransformer
+
+    threads = {"ov_config": {"INFERENCE_NUM_THREADS": str(options.threads)}}
+    model = SentenceTransformer(options.weights, device="cpu", backend="openvino", model_kwargs=threads)
+    model.max_seq_length = options.length
+    return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, convert_to_numpy=True))
+
+
 def build_mteb_run(options: argparse.Namespace) -> Encode:
     """The path of `mteb.evaluate` for a sentence-transformers model: its wrapper and data loader."""
     import mteb
@@ -120,8 +133,10 @@ CONTESTANTS: dict[str, Callable[[argparse.Namespace], Encode]] = {
     "retbench float32": lambda options: build_retbench_run(options, "float32"),
     "sentence-transformers bfloat16": lambda options: peer(options, "bfloat16"),
     "sentence-transformers default": lambda options: peer(options, None),
+    "sentence-transformers OpenVINO": build_openvino_run,
     "mteb": build_mteb_run,
 }
+OPENVINO = "sentence-transformers OpenVINO"
 TRUTH = "sentence-transformers default"
 
 
@@ -171,8 +186,9 @@ def measure_peak(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_contestant(options: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:
     """Run one contestant in a new process."""
-    command = [sys.executable, __file__, "--only", name, "--folder", folder]
-    for key in ("weights", "collection", "documents", "length", "threads"):
+    python = options.openvino_python if name == OPENVINO else sys.executable
+    command = [python, __file__, "--only", name, "--folder", folder]
+    for key in ("weights", "collection", "documents", "length", "threads", "pooling"):
         command += [f"--{key}", str(getattr(options, key))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -183,8 +199,10 @@ def run_contestant(options: argparse.Namespace, name: str, folder: str) -> dict[
 
 
 def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    """Run all contestants in turn, `rounds` times, with the peak before and after; keep the best round of each."""
+    """Run all contestants in turn, `rounds` times, with the peak before and after; keep the median round of each."""
     names = [name for name in CONTESTANTS if not options.contestants or name in options.contestants]
+    if not options.openvino_python:
+        names = [name for name in names if name != OPENVINO]
     with tempfile.TemporaryDirectory() as folder:
         tries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         peaks = []
@@ -194,7 +212,9 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
                 tries[name].append(run_contestant(options, name, folder))
                 print(f"{name}: {tries[name][-1]}", file=sys.stderr, flush=True)
         peaks.append(run_contestant(options, "peak", folder))
-        rows = {name: min(tried, key=lambda one: one["seconds"]) for name, tried in tries.items()}
+        rows = {
+            name: sorted(tried, key=lambda one: one["seconds"])[(len(tried) - 1) // 2] for name, tried in tries.items()
+        }
         vectors = {name: np.load(Path(folder) / f"{name}.npy") for name in rows}
     best = {key: max(p[key] for p in peaks) for key in ("bfloat16", "float32", "flop_per_token")}
     tokens = count_tokens(options)
@@ -204,13 +224,29 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
         row["share_of_peak"] = row["tokens_per_second"] * best["flop_per_token"] / 1e9 / reach
         if TRUTH in vectors:
             row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
-    setting = {key: getattr(options, key) for key in ("documents", "length", "threads", "rounds")}
-    weights_folder = '"$(python benchmarks/print_weights_folder.py)"'
+    setting = {key: getattr(options, key) for key in ("pooling", "documents", "length", "threads", "rounds")}
+    weights_folder = f'"$(python benchmarks/print_weights_folder.py {Path(options.weights).name})"'
     arguments = {"weights": weights_folder, "collection": Path(options.collection).name, **setting}
     if options.contestants:
         arguments["contestants"] = " ".join(f'"{name}"' for name in names)
     command = " ".join(["python benchmarks/bench_cpu.py", *(f"--{key} {value}" for key, value in arguments.items())])
-    return {"command": command, "settings": {**setting, "tokens": tokens}, "peak_gflops": best, "contestants": rows}
+    return {
+        "command": command,
+        "processor": find_processor(),
+        "settings": {**setting, "tokens": tokens},
+        "peak_gflops": best,
+        "contestants": rows,
+    }
+
+
+def find_processor() -> str:
+    """The processor, and the widest of its instructions that matter here."""
+    from retbench.records.machine import describe_machine
+
+    flags = Path("/proc/cpuinfo").read_text()
+    kinds = {"AMX": "amx_bf16", "AVX512 with VNNI": "avx512_vnni", "AVX512": "avx512f", "AVX2": "avx2"}
+    widest = next((kind for kind, flag in kinds.items() if flag in flags), "none of AMX, AVX512 and AVX2")
+    return f"{describe_machine()['cpu']}, {widest}"
 
 
 def count_tokens(options: argparse.Namespace) -> int:
@@ -248,7 +284,9 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=512)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pooling", default="last", choices=["last", "mean", "first"], help="that of the folder")
+    parser.add_argument("--openvino-python", help="the Python of an environment with OpenVINO; without it no OpenVINO")
     parser.add_argument("--contestants", nargs="*", help=f"some of {', '.join(CONTESTANTS)}")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
