@@ -30,6 +30,7 @@ def evaluate(
     tasks: str | Path | Sequence[str | Path] = (),
     suites: str | Sequence[str] = (),
     methods: str | Sequence[str] = (),
+    prompts: str | Path | None = None,
     rerank: str | Sequence[str] = (),
     engine: str = "transformers",
     weights: str | None = None,
@@ -38,6 +39,7 @@ def evaluate(
     overrides: Mapping[str, str | int] | None = None,
     devices: int | str = 1,
     out: str | Path | None = None,
+    report_to: str | Sequence[str] = (),
     log_status: Callable[[str], None] | None = None,
 ) -> list["Cell"]:
     """Evaluate models on tasks, as `retbench run` does.
@@ -55,6 +57,7 @@ def evaluate(
         tasks: Task cards, or BEIR folders as a `Path`.
         suites: Suites, whose tasks are added to `tasks`.
         methods: Encoding methods, `name` or `name:key=value,...`; by default each model's own.
+        prompts: A prompt set, by name or TOML file: each cell is also run with its prompts.
         rerank: Rerankers, `name:key=value,...`; each ranking is also reranked by each of them.
         engine: `transformers`, `sentence-transformers`, `vllm` or `endpoint:model=NAME`.
         weights: A folder or GGUF file with the weights of the only model.
@@ -63,11 +66,13 @@ def evaluate(
         overrides: The options of `--set`: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search.
         devices: The number of devices, "all", or "ray:store=ADDRESS".
         out: The results folder; by default `retbench-results`, or RETBENCH_RESULTS.
+        report_to: Experiment trackers that get every finished cell, such as tensorboard.
         log_status: Called with each status line; by default there is no output.
     """
     from retbench.errors import UsageError
     from retbench.pipelines.evaluation import evaluate as pipeline
     from retbench.pipelines.evaluation.request import EvaluationRequest
+    from retbench.pipelines.evaluation.track_cells import track_cells
     from retbench.system.user_config import get_results_folder
 
     model_names, task_names = _to_tuple(models), pipeline.expand_task_names(_to_tuple(suites), _to_tuple(tasks))
@@ -76,23 +81,18 @@ def evaluate(
     if weights and len(model_names) > 1:
         raise UsageError("`weights` needs exactly one model", "evaluate the models one by one")
     request = EvaluationRequest(
-        model_names,
-        task_names,
-        _to_tuple(methods),
-        weights=weights,
-        sample=sample,
-        overrides=dict(overrides or {}),
-        rerank=_to_tuple(rerank),
+        model_names, task_names, _to_tuple(methods), weights, sample, dict(overrides or {}), _to_tuple(rerank),
         out=Path(out) if out else get_results_folder(),
         engine=engine,
         devices=str(devices),
+        prompts=str(prompts) if prompts else None,
         log_status=log_status or _ignore_status,
-    )
+    )  # fmt: skip
     if minutes is not None:
         from retbench.pipelines.evaluation.fit_sample import fit_sample
 
         request = fit_sample(request, minutes)
-    return list(pipeline.evaluate(request))
+    return list(track_cells(pipeline.evaluate(request), _to_tuple(report_to), request.out))
 
 
 def finetune(

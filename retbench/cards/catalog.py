@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from retbench.cards import options
 from retbench.cards.method import DESCRIPTIVE_FIELDS, Method
 from retbench.cards.model import ModelCard, WeightsSource
+from retbench.cards.prompt_set import PromptSet
 from retbench.cards.published_method import describe_published_card
 from retbench.cards.recipe import Recipe, load_recipe
 from retbench.cards.study import Study
@@ -50,7 +51,8 @@ class CardRegistry(Generic[CardT]):
         return card
 
     def _suggest_name(self, name: str) -> str:
-        return suggest_names(name.lower(), self.aliases).replace("`retbench list`", f"`retbench list {self.kind}s`")
+        kind = {"prompt set": "prompts"}.get(self.kind, f"{self.kind}s")
+        return suggest_names(name.lower(), self.aliases).replace("`retbench list`", f"`retbench list {kind}`")
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self.aliases
@@ -136,6 +138,26 @@ def find_method(argument: str) -> Method:
         return preset
     changed_method = options.apply_options(preset, option_values, fixed=("name", *DESCRIPTIVE_FIELDS))
     return replace(changed_method, name=options.join_options(preset.name, option_values), fidelity="ours")
+
+
+@functools.cache
+def load_prompt_sets() -> CardRegistry[PromptSet]:
+    """Load every prompt set: the shipped ones, then the user's."""
+    folders = [user_config.PACKAGE_FOLDER / "cards" / "prompts", *user_config.list_card_folders("prompts")]
+    return _build_registry("prompt set", _list_files(folders, "*.toml"), _load_prompt_set)
+
+
+def _load_prompt_set(file: Path) -> PromptSet:
+    return toml_parser.load_card(PromptSet, file)
+
+
+def find_prompt_set(argument: str) -> PromptSet:
+    """Find a prompt set by name, or load the user's TOML file."""
+    if not argument.endswith(".toml"):
+        return load_prompt_sets().find(argument)
+    if not Path(argument).expanduser().is_file():
+        raise MissingError(f"there is no prompt set at {argument}", "give a TOML file, or `retbench list prompts`")
+    return _load_prompt_set(Path(argument).expanduser())
 
 
 @functools.cache

@@ -21,7 +21,8 @@ LAST_OPTIONAL = ("tokens/s", "parameters (M)", "bytes/doc", "docs/s", "peak memo
 def print_boards(boards: "list[Leaderboard]", with_ids: bool) -> None:
     """Print every leaderboard."""
     from retbench.reports.settings_ids import ID_HEADS, list_settings_ids
-    from retbench.reports.table_cells import SEED_RANGE_NOTE, build_seed_table, build_table
+    from retbench.reports.side_tables import list_side_tables
+    from retbench.reports.table_cells import build_table
 
     width = get_terminal_width() or DEFAULT_WIDTH
     for number, board in enumerate(boards):
@@ -30,7 +31,8 @@ def print_boards(boards: "list[Leaderboard]", with_ids: bool) -> None:
         _print_fitted_table(_build_columns(board, table), width)
         for note in table.notes:
             _print_note(note, width)
-        _print_plain_table(*build_seed_table(board), width, note=SEED_RANGE_NOTE)
+        for side in list_side_tables(board):
+            _print_plain_table(side.heads, side.rows, width, note=side.note)
         if with_ids:
             _print_ids(ID_HEADS, list_settings_ids(board), width)
 

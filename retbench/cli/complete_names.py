@@ -38,6 +38,13 @@ def complete_methods(incomplete: str) -> list[str]:
     return _select(incomplete, lambda: [method.name for method in catalog.load_methods()])
 
 
+def complete_prompts(incomplete: str) -> list[str]:
+    """Names of prompt sets."""
+    from retbench.cards import catalog
+
+    return _select(incomplete, lambda: [prompts.name for prompts in catalog.load_prompt_sets()])
+
+
 def complete_recipes(incomplete: str) -> list[str]:
     """Names of recipes."""
     from retbench.cards import catalog
@@ -61,7 +68,7 @@ def complete_cards(kind: str, incomplete: str) -> list[str]:
     """Names of one kind of card, as `show` takes them."""
     by_kind = {
         "model": complete_models, "task": complete_tasks, "suite": complete_suites, "method": complete_methods,
-        "recipe": complete_recipes,
+        "recipe": complete_recipes, "prompts": complete_prompts,
     }  # fmt: skip
     return by_kind[kind](incomplete) if kind in by_kind else []
 

@@ -1,4 +1,4 @@
-"""retbench list: all models, tasks, suites, methods, recipes, studies or results."""
+"""retbench list: all models, tasks, suites, methods, prompt sets, recipes, studies or results."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -21,6 +21,7 @@ class ListKind(StrEnum):
     tasks = "tasks"
     suites = "suites"
     methods = "methods"
+    prompts = "prompts"
     recipes = "recipes"
     studies = "studies"
     results = "results"
@@ -42,6 +43,7 @@ COLUMNS: dict[ListKind, tuple[str, ...]] = {
     ),
     ListKind.suites: ("name", "size", "description"),
     ListKind.methods: ("name", "fidelity", "pooling", "title", "paper"),
+    ListKind.prompts: ("name", "prompts", "title"),
     ListKind.recipes: ("name", "objective", "fidelity", "title"),
     ListKind.studies: ("name", "stages", "title", "paper"),
     ListKind.results: ("suite", "task", "model", "method", "main_score", "settings_id"),
@@ -54,7 +56,7 @@ def list_cards(
     results: RunsFolder,
     as_json: AsJson = False,
 ) -> int:
-    """List models, tasks, suites, methods, recipes, studies or results."""
+    """List models, tasks, suites, methods, prompts, recipes, studies or results."""
     if kind is ListKind.results:
         from retbench.pipelines.report import list_finished_cells
 
@@ -94,11 +96,13 @@ def _load_rows(kind: ListKind) -> list[dict[str, Any]]:
         return [_build_task_row(card) for card in catalog.load_task_cards()]
     if kind is ListKind.suites:
         return [{**asdict(card), "size": len(card.expand_tasks())} for card in catalog.load_suites()]
-    if kind is ListKind.methods:
-        return [asdict(method) for method in catalog.load_methods()]
-    if kind is ListKind.recipes:
-        return [asdict(recipe) for recipe in catalog.load_recipes()]
-    return [{**asdict(study), "stages": len(study.stages)} for study in catalog.load_studies()]
+    if kind is ListKind.prompts:
+        sets = catalog.load_prompt_sets()
+        return [{**asdict(one), "prompts": [prompt.name for prompt in one.prompts]} for one in sets]
+    if kind is ListKind.studies:
+        return [{**asdict(study), "stages": len(study.stages)} for study in catalog.load_studies()]
+    cards = catalog.load_methods() if kind is ListKind.methods else catalog.load_recipes()
+    return [asdict(card) for card in cards]
 
 
 def _build_task_row(card: "TaskCard") -> dict[str, Any]:

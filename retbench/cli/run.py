@@ -14,9 +14,16 @@ from retbench.cli.command import (
     parse_overrides,
     print_json,
     print_result,
+    print_skipped,
     print_status,
 )
-from retbench.cli.complete_names import complete_methods, complete_models, complete_suites, complete_tasks
+from retbench.cli.complete_names import (
+    complete_methods,
+    complete_models,
+    complete_prompts,
+    complete_suites,
+    complete_tasks,
+)
 from retbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +72,13 @@ EngineOption = Annotated[
 WeightsOption = Annotated[
     str | None, typer.Option(help="The model's weights: a Hugging Face folder or a GGUF file.", rich_help_panel=HOW)
 ]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Also run with the prompts of a set: a name or a TOML file (docs/methods.md).",
+        autocompletion=complete_prompts,
+    ),
+]
 SampleOption = Annotated[
     int | None,
     typer.Option(
@@ -83,7 +97,7 @@ SetOption = Annotated[
     Repeated,
     typer.Option(
         "--set",
-        help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search; or a list.",
+        help="KEY=VALUE: dtype, max_length, rope, split, depth, dimensions, vector_dtype, search, report_to; or lists.",
         rich_help_panel=HOW,
     ),
 ]
@@ -113,6 +127,7 @@ def run(
     suite: SuiteOption = None,
     task: TaskOption = None,
     method: MethodOption = None,
+    prompts: PromptsOption = None,
     rerank: RerankOption = None,
     engine: EngineOption = "transformers",
     weights: WeightsOption = None,
@@ -128,6 +143,7 @@ def run(
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation import evaluate
     from retbench.pipelines.evaluation.request import EvaluationRequest, format_command_line
+    from retbench.pipelines.experiment_trackers import parse_tracker_names, require_trackers
 
     tasks = evaluate.expand_task_names(tuple(suite or ()), tuple(task or ()))
     if not tasks:
@@ -136,15 +152,17 @@ def run(
         raise UsageError("--weights needs exactly one --model", "run the models one by one")
     callbacks: dict[str, Any] = {} if is_quiet() else {"progress": ProgressDisplay(), "log_status": print_status}
     overrides = parse_overrides(set_, "dtype=float32")
+    trackers = parse_tracker_names(str(overrides.pop("report_to", "")))
+    require_trackers(trackers)
     request = EvaluationRequest(
         tuple(model), tasks, tuple(method or ()), weights, sample, overrides, tuple(rerank or ()), out,
-        command=format_command_line(), engine=engine, devices=devices, **callbacks,
+        command=format_command_line(), engine=engine, devices=devices, prompts=prompts, **callbacks,
     )  # fmt: skip
     if minutes is not None:
         from retbench.pipelines.evaluation.fit_sample import fit_sample
 
         request = fit_sample(request, minutes, dry_run)
-    return _show_plan(request, as_json) if dry_run else _evaluate(request, as_json)
+    return _show_plan(request, as_json) if dry_run else _evaluate(request, trackers, as_json)
 
 
 def _show_plan(request: "EvaluationRequest", as_json: bool) -> int:
@@ -155,26 +173,30 @@ def _show_plan(request: "EvaluationRequest", as_json: bool) -> int:
     return 0
 
 
-def _evaluate(request: "EvaluationRequest", as_json: bool) -> int:
+def _evaluate(request: "EvaluationRequest", trackers: tuple[str, ...], as_json: bool) -> int:
     from retbench.cli.cells import print_cells
     from retbench.pipelines.evaluation import evaluate
+    from retbench.pipelines.evaluation.track_cells import TrackerError, track_cells
     from retbench.records.cell import compute_exit_code
 
-    done = _report_cells(evaluate.evaluate(request))
+    done: list[Cell] = []
+    problems: list[TrackerError] = []
+    try:
+        _report_cells(track_cells(evaluate.evaluate(request), trackers, request.out), done)
+    except TrackerError as problem:
+        problems.append(problem)
     if as_json:
         print_json([cell.to_json() for cell in done])
     else:
         print_cells(done, request.out)
-    return compute_exit_code(done)
+    return print_skipped(problems) or compute_exit_code(done)
 
 
-def _report_cells(cells: "Iterator[Cell]") -> "list[Cell]":
-    """Print a status line for each finished cell, and return all cells."""
+def _report_cells(cells: "Iterator[Cell]", done: "list[Cell]") -> None:
+    """Print a status line for each finished cell, and add it to `done`."""
     from retbench.cli.cells import format_cell
 
-    done: list[Cell] = []
     for cell in cells:
         if not done or cell.error is None or cell.error != done[-1].error:  # print a repeated error once
             print_status(format_cell(cell))
         done.append(cell)
-    return done

@@ -21,6 +21,7 @@ class CardKind(StrEnum):
     task = "task"
     suite = "suite"
     method = "method"
+    prompts = "prompts"
     recipe = "recipe"
 
 
@@ -43,7 +44,7 @@ def show(
     weights: Annotated[str | None, typer.Option(help="With --text: the folder of the model's tokenizer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show all fields of a model, task, suite, method or recipe; or how a model tokenizes a text."""
+    """Show all fields of a model, task, suite, method, prompt set or recipe; or how a model tokenizes a text."""
     if text is not None:
         _show_tokenization(kind, name, text, method or [], weights, as_json)
         return
@@ -88,6 +89,8 @@ def _find_card(kind: CardKind, name: str) -> Any:
         return find_described_card(name)
     if kind is CardKind.task:
         return catalog.find_task_card(name)
+    if kind is CardKind.prompts:
+        return catalog.find_prompt_set(name)
     if kind is CardKind.recipe:
         return catalog.find_recipe(name)
     return catalog.load_suites().find(name) if kind is CardKind.suite else catalog.find_method(name)

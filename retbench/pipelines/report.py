@@ -10,6 +10,7 @@ from retbench.records.results_folder import ResultsFolder, ResultsScan
 from retbench.reports.formats import FORMATTERS
 from retbench.reports.html_page import build_page
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow, build_leaderboards
+from retbench.reports.prompt_effects import collect_prompt_facts
 from retbench.reports.published_tables import load_published_rows
 from retbench.reports.table_cells import COST_COLUMNS
 
@@ -38,10 +39,12 @@ class Report:
         by_record = {cell["record"]: cell for cell in cells}
         averages: list[dict[str, Any]] = []
         for board in self.boards:
-            for row in board.rows:
+            prompt_effects = collect_prompt_facts(board)
+            for number, row in enumerate(board.rows):
                 for task, run in row.runs.items():
                     by_record[str(run.folder)] |= _build_rank_facts(board, row, task)
-                averages.append(_build_average_row(board, row))
+                effect = {"prompt_effect": prompt_effects[number]} if number in prompt_effects else {}
+                averages.append(_build_average_row(board, row) | effect)
         return [*cells, *map(_build_failed_cell, self.scan.failures), *averages, *_build_published_cells(self.boards)]
 
 

@@ -8,12 +8,11 @@ from itertools import chain
 
 from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.settings_ids import ID_HEADS, list_settings_ids
+from retbench.reports.side_tables import list_side_tables
 from retbench.reports.table_cells import (
-    SEED_RANGE_NOTE,
     LeaderboardTable,
     TableCell,
     TableLine,
-    build_seed_table,
     build_table,
 )
 
@@ -24,7 +23,7 @@ def format_markdown(boards: list[Leaderboard], with_ids: bool = False) -> str:
     """All leaderboards as markdown, one table each."""
     return "\n".join(
         _format_markdown_table(board.title, build_table(board))
-        + _format_markdown_names(*build_seed_table(board), note=SEED_RANGE_NOTE)
+        + "".join(_format_markdown_names(side.heads, side.rows, side.note) for side in list_side_tables(board))
         + (_format_markdown_names(ID_HEADS, list_settings_ids(board)) if with_ids else "")
         for board in boards
     )
@@ -50,7 +49,7 @@ def _format_markdown_names(heads: list[str], rows: list[list[str]], note: str = 
         return ""
     lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in (heads, *rows)]
     alignment = "|---|---|" + "---:|" * (len(heads) - 2)
-    return "\n".join(["", lines[0], alignment, *lines[1:], "", *([f"- {note}", ""] if note else [])])
+    return "\n".join(["", lines[0], alignment, *lines[1:], "", *([f"- {escape_markdown(note)}", ""] if note else [])])
 
 
 def escape_markdown(text: str) -> str:
@@ -67,7 +66,7 @@ def format_latex(boards: list[Leaderboard], with_ids: bool = False) -> str:
         for board in boards
         for table in (
             _format_latex_table(board.title, build_table(board)),
-            _format_latex_names(*build_seed_table(board), caption=SEED_RANGE_NOTE),
+            *(_format_latex_names(side.heads, side.rows, escape_latex(side.note)) for side in list_side_tables(board)),
             _format_latex_names(ID_HEADS, list_settings_ids(board), caption="Settings-ids.") if with_ids else "",
         )
         if table

@@ -22,9 +22,10 @@ from retbench.reports.ranks import ALPHA
 from retbench.reports.reproduction import ReproductionTable
 from retbench.reports.reproduction_html import TITLE as REPRODUCTION_TITLE
 from retbench.reports.reproduction_html import build_reproduction_sections
+from retbench.reports.side_tables import SideTable, list_side_tables
 from retbench.reports.specialisation_deltas import SpecialisationDelta, compute_deltas
 from retbench.reports.svg_charts import draw_cost_scatters, draw_histogram
-from retbench.reports.table_cells import SEED_RANGE_NOTE, build_seed_table, build_table
+from retbench.reports.table_cells import build_table
 
 ASSETS = Path(__file__).parent / "assets"
 FILTERS = {
@@ -123,7 +124,7 @@ def _build_section(number: int, board: Leaderboard) -> str:
     return "".join(
         [
             *parts,
-            _build_seed_section(board),
+            *map(_build_side_section, list_side_tables(board)),
             _build_chart_section(board),
             _build_delta_section(board),
             QUERY_TOOLS,
@@ -134,18 +135,15 @@ def _build_section(number: int, board: Leaderboard) -> str:
     )
 
 
-def _build_seed_section(board: Leaderboard) -> str:
-    heads, rows = build_seed_table(board)
-    if not rows:
-        return ""
+def _build_side_section(side: SideTable) -> str:
     lines = "".join(
         f'<tr><th scope="row" class="text">{escape(name)}</th><td class="text">{escape(method)}</td>'
         + "".join(f'<td class="number">{escape(figure)}</td>' for figure in figures)
         + "</tr>"
-        for name, method, *figures in rows
+        for name, method, *figures in side.rows
     )
-    table = build_table_html("deltas", "Seeds", "".join(map(build_head, heads)), lines)
-    return f"<h3>Seeds</h3><p>{SEED_RANGE_NOTE}</p>{table}"
+    table = build_table_html("deltas", side.title, "".join(map(build_head, side.heads)), lines)
+    return f"<h3>{side.title}</h3><p>{escape(side.note)}</p>{table}"
 
 
 def _build_chart_section(board: Leaderboard) -> str:

@@ -11,7 +11,7 @@ from retbench.records.record import Record
 from retbench.reports.board_notes import EXTREME_MARK, MISSING, PUBLISHED_MARK, build_notes
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow
 from retbench.reports.published_tables import PublishedRow
-from retbench.reports.seed_variation import ONE_SEED_MARK, has_one_seed, list_seed_groups
+from retbench.reports.seed_variation import ONE_SEED_MARK, has_one_seed
 from retbench.store.vector_formats import VECTOR_FORMATS
 from retbench.system.user_config import load_user_config
 
@@ -221,17 +221,3 @@ def _build_published_line(
     ]
     missing = TableCell(MISSING, None)
     return TableLine([missing, missing, *names, *cells, missing, *[missing] * empty_columns], published=published_row)
-
-
-def build_seed_table(board: Leaderboard) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the trainings with several seeds: mean and range of each score."""
-    seed_groups = list_seed_groups(board)
-    columns = list(dict.fromkeys(column for group in seed_groups for column in group.score_ranges))
-    heads = ["trained", "method", "seeds", *("average" if column is None else column for column in columns)]
-    return heads, [
-        [group.name, group.label, str(group.seeds), *(str(group.score_ranges.get(name, MISSING)) for name in columns)]
-        for group in seed_groups
-    ]
-
-
-SEED_RANGE_NOTE = "Over seeds: mean (lowest–highest). Differences within this range may be seed noise."

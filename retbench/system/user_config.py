@@ -20,7 +20,7 @@ PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 CONFIG_FILE = "retbench.toml"
 DEFAULT_RESULTS = "retbench-results"  # not `results`, which a checkout of retbench has with committed records
 MAX_PATH_PART = 180  # characters; file systems allow 255 bytes, of which endings such as .failed.json need some
-CardFolder = Literal["model_cards", "tasks", "recipes", "methods", "studies"]
+CardFolder = Literal["model_cards", "tasks", "recipes", "methods", "prompts", "studies"]
 CARD_FOLDERS: tuple[CardFolder, ...] = get_args(CardFolder)
 
 

@@ -15,7 +15,7 @@ from retbench.cards.engine import Engine, parse_engine
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
-from retbench.errors import RetbenchError
+from retbench.errors import InapplicableError, RetbenchError
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.evaluation.missing_inputs import add_missing_collections
 from retbench.pipelines.evaluation.published_scores import find_expected_scores
@@ -97,7 +97,7 @@ class Evaluation:
                 yield self.output.record_failure(error, card.name, ANY_METHOD, task, request.sample)
             return
         for method in methods:
-            for variant in self.variants:
+            for variant in select_variants(self.variants, model):
                 for task in find_tasks(variant):
                     yield from self._evaluate_cell(variant, model, method, task)
 
@@ -105,14 +105,17 @@ class Evaluation:
         self, request: EvaluationRequest, model: ResolvedModel, method: Method, task: TaskCard
     ) -> Iterator[Cell]:
         """Yield the cell of one variant, and its rerankers."""
-        request.log_status(f"{model.card.name} · {method.name} · {task.name}")
         try:
             with reraise_unexpected_errors():
+                if request.prompt:
+                    method, task = request.prompt.apply(method, task)
+                request.log_status(f"{model.card.name} · {method.name} · {task.name}")
                 job = EvaluationJob.prepare(request, model, method, task)
                 cell = job.load_or_run()
             yield replace(cell, expected=find_expected_scores(cell, model.card, task, request))
         except RetbenchError as error:
-            yield self.output.record_failure(error, model.card.name, method.name, task, request.sample)
+            name = request.prompt.name_method(method) if request.prompt else method.name
+            yield self.output.record_failure(error, model.card.name, name, task, request.sample)
             return
         load_first_stage = partial(load_run, collection=job.collection, card=task)
         yield from self.rerankers.rerank_cell(cell, task, load_first_stage, model)
@@ -124,8 +127,24 @@ def list_jobs(request: EvaluationRequest) -> Iterator[EvaluationJob]:
     for card in find_models(request, engine):
         model = ResolvedModel.resolve(card, request.weights, request.log_status, engine)
         for method in model.resolve_methods(methods):
-            for variant in request.expand_variants():
-                yield from (EvaluationJob.prepare(variant, model, method, task) for task in find_tasks(variant))
+            for variant in select_variants(request.expand_variants(), model):
+                yield from _list_variant_jobs(variant, model, method)
+
+
+def _list_variant_jobs(variant: EvaluationRequest, model: ResolvedModel, method: Method) -> Iterator[EvaluationJob]:
+    """Yield the jobs of one variant. A prompt that changes no text is only named: the run skips it too."""
+    for task in find_tasks(variant):
+        try:
+            prompted = variant.prompt.apply(method, task) if variant.prompt else (method, task)
+        except InapplicableError as problem:
+            variant.log_status(f"{model.card.name}: {problem.cause}")
+            continue
+        yield EvaluationJob.prepare(variant, model, *prompted)
+
+
+def select_variants(variants: list[EvaluationRequest], model: ResolvedModel) -> list[EvaluationRequest]:
+    """Select the variants that a model has: a lexical model reads no prompt."""
+    return [variant for variant in variants if variant.prompt is None or not model.lexical_settings]
 
 
 def find_models(request: EvaluationRequest, engine: Engine) -> list[ModelCard]:

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from retbench.cards import catalog
 from retbench.cards.compute_target import parse_compute_target
+from retbench.cards.prompt_set import OtherPrompt
 from retbench.errors import UsageError
 from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.models.value_lists import expand_value_lists
@@ -33,17 +35,26 @@ class EvaluationRequest:
     command: str = "retbench.evaluate(...)"
     engine: str = "transformers"
     devices: str = "1"
+    prompts: str | None = None  # a prompt set, by name or file
+    prompt: OtherPrompt | None = None  # of this variant; None is the method's own
 
     def __post_init__(self) -> None:
         parse_compute_target(self.devices)
         for values in expand_value_lists(self.overrides):
             Overrides.parse(values)  # raises for a wrong key or value
+        if self.prompts is not None:
+            catalog.find_prompt_set(self.prompts)  # raises for a wrong name or file
         if self.sample is not None and self.sample < 1:
             raise UsageError("--sample must be at least 1", "give the number of test queries to draw")
 
     def expand_variants(self) -> "list[EvaluationRequest]":
-        """A request for each combination of the lists in `--set`; only this one without a list."""
-        return [replace(self, overrides=values) for values in expand_value_lists(self.overrides)]
+        """A request for each combination of the lists in `--set` and the prompts; only this one without any."""
+        prompts = catalog.find_prompt_set(self.prompts).prompts if self.prompts else ()
+        return [
+            replace(self, overrides=values, prompt=prompt)
+            for prompt in (None, *prompts)
+            for values in expand_value_lists(self.overrides)
+        ]
 
     @cached_property
     def parsed_overrides(self) -> Overrides:

@@ -74,6 +74,7 @@ def _compute_key(request: EvaluationRequest, minutes: float) -> str:
         {
             "models": request.models,
             "methods": request.methods,
+            **({"prompts": request.prompts} if request.prompts else {}),
             "tasks": request.tasks,
             "weights": request.weights,
             "overrides": request.overrides,
