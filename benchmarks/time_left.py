@@ -69,7 +69,12 @@ def measure_run(model: str, task: Path, work: Path, weights: Path) -> dict[str, 
     (cell,) = evaluate(EvaluationRequest((model,), (str(task),), ("mean",), out=work / "results", progress=watch))
     assert cell.status == "done", cell
     errors, seconds = watch.compute_errors(), watch.over - watch.estimates[0][0]
-    found = {"seconds": seconds, "figures": len(errors), "median_error": statistics.median(errors)}
+    found = {
+        "seconds": seconds,
+        "load": os.getloadavg()[0],  # processes that ran or waited in the last minute, this one's threads among them
+        "figures": len(errors),
+        "median_error": statistics.median(errors),
+    }
     print(", ".join(f"{key} {value:.3g}" for key, value in found.items()), flush=True)
     return found
 
