@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 200), "grey": (120, 120, 120)}
@@ -62,3 +63,8 @@ def build_bomb(width: int, height: int) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def encode_noise(random: np.random.Generator, size: tuple[int, int]) -> bytes:
+    """Return a PNG of noise: no two are equal, and none is small."""
+    return encode(Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)))

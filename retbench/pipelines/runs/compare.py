@@ -68,7 +68,7 @@ def _load_query_texts(
 ) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
     if collection is None:
         return None, (), ()
-    text = collection.queries[find_rows(collection.queries, [query])[query]].text
+    text = describe_row(collection.queries, find_rows(collection.queries, [query])[query], ("text",))
     return (
         shorten_text(text),
         format_documents(collection, query, a.rankings.get(query, [])[:SHOWN_DOCUMENTS]),

@@ -111,26 +111,28 @@ for (const { section, board } of sections) {
 }
 
 // Two rows query by query. Texts are other people's: they are set as text, and isolated from the direction of the page.
-function describe(id, text) {
+// An image is a small copy that retbench drew, inside of this file.
+function describe(id, text, image) {
   const parts = [make("b", id)];
+  if (image) parts.push(make("img", "", { className: "thumbnail", src: image, alt: `image of ${id}`, loading: "lazy" }));
   if (text) parts.push(make("bdi", text, { className: "excerpt" }));
   return parts;
 }
 
-function listDocuments({ documents, passages, relevant }, side, query) {
+function listDocuments({ documents, passages, relevant, images }, side, query) {
   const cell = make("td", "", { className: "documents" }), ranking = documents[side]?.[query];
   if (!ranking) cell.textContent = "not kept";
   else if (!passages) cell.textContent = ranking.join(", ");
   else cell.append(...ranking.map((id) => {
     const isRelevant = relevant[query].includes(id), line = make("div", "", { className: isRelevant ? "relevant" : "" });
-    line.append(...describe(`${isRelevant ? "✓ " : ""}${id}`, passages[id] ?? "not in the corpus"));
+    line.append(...describe(`${isRelevant ? "✓ " : ""}${id}`, passages[id] ?? "not in the corpus", images?.[id]));
     return line;
   }));
   return cell;
 }
 
 function listQueries(board, task, a, b) {
-  const { ids, scores, texts, passages, note } = board.queries[task];
+  const { ids, scores, texts, passages, query_images: queryImages, note } = board.queries[task];
   const lines = ids.map((id, query) => ({ id, query, a: scores[a][query], b: scores[b][query] }))
     .map((line) => ({ ...line, difference: line.b - line.a }))
     .sort((x, y) => Math.abs(y.difference) - Math.abs(x.difference));
@@ -139,7 +141,7 @@ function listQueries(board, task, a, b) {
   for (const line of lines) {
     const row = make("tr"), sign = line.difference > 0 ? "up" : line.difference < 0 ? "down" : "same";
     const query = make("td", texts ? "" : line.id, { className: texts ? "documents" : "" });
-    if (texts) query.append(...describe(line.id, texts[line.query]));
+    if (texts) query.append(...describe(line.id, texts[line.query], queryImages?.[line.id]));
     row.append(query, make("td", line.a.toFixed(1)), make("td", line.b.toFixed(1)),
       make("td", `${line.difference < 0 ? "−" : "+"}${Math.abs(line.difference).toFixed(1)}`, { className: sign }));
     for (const side of [a, b]) row.append(listDocuments(board.queries[task], side, line.query));
