@@ -77,7 +77,7 @@ def is_set_key(verb: str, key: str) -> bool:
     """Whether `--set KEY=` exists for a verb."""
     if verb == "finetune":
         return is_recipe_key(key) or is_recipe_key(key, AdaptorRecipe) or key in FINETUNE_KEYS
-    return key in VALUE_TYPES
+    return key in VALUE_TYPES or (verb, key) == ("run", "report_to")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -39,6 +39,7 @@ from retbench.system import toml_parser, toml_writer
 from retbench.training import cost_estimate, step_plan
 from retbench.training.training_data import TrainingRequest
 from tests import small_collection, tiny_models
+from tests.test_experiment_trackers import install_stand_in
 from tests.test_train_loop import RECIPE, write_jsonl
 
 TrainModel = Callable[..., ModelCard]
@@ -633,25 +634,13 @@ def test_candidates_are_ranked_by_query_likelihood(train: TrainModel, tmp_path: 
 
 
 def test_a_tracker_receives_every_step(train: TrainModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import TrainerCallback
-    from transformers.integrations import integration_utils
-
-    events: list[Any] = []
-
-    class Fake(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
-            (Path(args.output_dir) / "runs").mkdir(parents=True)  # as the real callback does
-            events.append("begin")
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            events.append((state.global_step, logs["loss"]))
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            events.append("end")
-
-    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Fake)
+    events = install_stand_in(monkeypatch)
     train(report_to=("tensorboard",))
-    assert (events[0], events[-1], [step for step, _ in events[1:-1]]) == ("begin", "end", list(range(1, 9)))
+    started, *logged, finished = events
+    assert (started.facts["optimizer.learning_rate"], started.facts["objective"]) == (1e-2, "contrastive")
+    assert [(event.kind, event.step) for event in logged] == [("log", step) for step in range(1, 9)]
+    assert {"loss", "rate", "tokens_per_second", "memory_mb"} <= logged[0].facts.keys()
+    assert finished.kind == "finish"
     with pytest.raises(UsageError, match="no tracker called 'tensorbord'"):
         train("other", report_to=("tensorbord",))
 
@@ -659,7 +648,7 @@ def test_a_tracker_receives_every_step(train: TrainModel, monkeypatch: pytest.Mo
 def test_mining_respects_ranks_and_margin() -> None:
     import numpy as np
 
-    from retbench.cards.recipe import MiningSettings
+    from retbench.cards.mining import MiningSettings
     from retbench.retrievers.ranking import Ranking
     from retbench.training.hard_negatives import mine_hard_negatives
     from retbench.training.training_set import TrainingQuery, TrainingSet

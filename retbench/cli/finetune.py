@@ -102,6 +102,7 @@ def finetune(
     """Train a model by a recipe; use the result by its name, as any other model."""
     from retbench.cli.progress import ProgressDisplay
     from retbench.pipelines.evaluation.request import format_command_line
+    from retbench.pipelines.experiment_trackers import parse_tracker_names
     from retbench.pipelines.finetuning import choose_recipe, next_command
     from retbench.training import hub_datasets
     from retbench.training.training_data import TrainingRequest
@@ -109,7 +110,7 @@ def finetune(
     if export not in (None, "sentence-transformers"):
         raise UsageError(f"there is no export {export!r}", "known: sentence-transformers")
     changes = parse_assignments(set_, "optimizer.learning_rate=1e-4")
-    split, trackers = changes.pop("split", "train"), tuple(filter(None, changes.pop("report_to", "").split("+")))
+    split, trackers = changes.pop("split", "train"), parse_tracker_names(changes.pop("report_to", ""))
     encoder_options = {"--dry-run": dry_run, "--export": export, "--eval-task": eval_task, "--set report_to": trackers}
     choose_recipe.check_objective(objective, encoder_options)
     output: dict[str, Any] = {}

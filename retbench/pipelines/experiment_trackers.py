@@ -1,0 +1,101 @@
+"""Send settings and metrics to experiment trackers (tensorboard, wandb, mlflow, ...), by the classes of accelerate.
+
+A tracker finds its address, its key and its offline mode in its own environment variables, so no key passes through
+here. A training is one run of a tracker; of an evaluation each cell is one.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from retbench.errors import MissingError, UsageError, suggest_names
+
+Report = Callable[[dict[str, Any]], None]
+
+PROJECT = "retbench"
+SEPARATOR = "+"  # between names: a comma separates the values of a list in --set
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab")
+RUN_NAME_OPTIONS = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+
+
+def parse_tracker_names(text: str) -> tuple[str, ...]:
+    """Split `tensorboard+wandb` into names."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(SEPARATOR) if name.strip()))
+
+
+def require_trackers(names: tuple[str, ...]) -> None:
+    """Refuse unknown trackers and those that are not installed, before any work begins."""
+    for name in names:
+        if name not in TRACKERS:
+            raise UsageError(f"there is no tracker called {name!r}", suggest_names(name, TRACKERS))
+        if find_spec(name) is None:
+            raise MissingError(f"the tracker {name} is not installed", f"pip install {name.replace('_', '-')}")
+
+
+@contextmanager
+def track_training(
+    names: tuple[str, ...], folder: Path, run: str, settings: Mapping[str, Any], report: Report
+) -> Iterator[Report]:
+    """Within, a report that also sends its facts to the named trackers; they start with the first facts."""
+    require_trackers(names)
+    trackers: list[Any] = []
+    last_step = earlier_steps = 0
+
+    def report_and_track(facts: dict[str, Any]) -> None:
+        nonlocal last_step, earlier_steps
+        report(facts)
+        if not trackers:
+            trackers.extend(start_trackers(names, folder / "trackers", run, settings))
+        if facts["step"] < last_step:  # stage 2 counts from 1 again, and a tracker drops steps that go back
+            earlier_steps += last_step
+        last_step = facts["step"]
+        log_facts(trackers, facts, earlier_steps + last_step)
+
+    try:
+        yield report_and_track if names else report
+    finally:
+        for tracker in trackers:
+            tracker.finish()
+
+
+def start_trackers(names: tuple[str, ...], folder: Path, run: str, settings: Mapping[str, Any]) -> list[Any]:
+    """Start a run of each tracker, with its settings. Those that write files themselves write below `folder`."""
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()  # the trackers ask it whether this is the first process
+    trackers = []
+    for name in names:
+        tracker_class: Any = LOGGER_TYPE_TO_CLASS[name]
+        if tracker_class.requires_logging_directory:
+            tracker = tracker_class(run, str(folder))
+        else:
+            option = RUN_NAME_OPTIONS.get(name)
+            tracker = tracker_class(PROJECT, **({option: run} if option else {}))
+        tracker.start()
+        tracker.store_init_configuration(flatten_settings({"run": run, **settings}))
+        trackers.append(tracker)
+    return trackers
+
+
+def log_facts(trackers: list[Any], facts: Mapping[str, Any], step: int) -> None:
+    """Log the numbers among the facts."""
+    numbers = {key: value for key, value in facts.items() if isinstance(value, int | float)}
+    for tracker in trackers:
+        tracker.log(numbers, step=step)
+
+
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
+    """Write nested settings as dotted names with simple values, which is what trackers take; None is left out."""
+    flat: dict[str, str | float | bool] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float):
+            flat[f"{prefix}{key}"] = value
+        elif value is not None:
+            flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
+    return flat
