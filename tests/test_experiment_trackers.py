@@ -92,9 +92,9 @@ def test_a_tracker_that_fails_stops_no_cell(kettles: Path, tmp_path: Path, monke
     answer = CliRunner().invoke(app, [*arguments, "--json"])
     assert answer.exit_code == 1
     assert [cell["status"] for cell in json.loads(answer.stdout)] == ["done", "done"]
-    assert "2 cells could not be sent to tensorboard; the first error: ConnectionError" in answer.stderr
+    assert "tensorboard did not take 2 cells: ConnectionError: no route" in answer.stderr
     assert [event.kind for event in events] == ["settings", "finish"] * 2
-    with pytest.raises(TrackerError, match="1 cells could not be sent"):
+    with pytest.raises(TrackerError, match="tensorboard did not take 1 cells"):
         retbench.evaluate("bm25", tasks=kettles, out=tmp_path / "other", report_to=["tensorboard"])
 
 

@@ -47,12 +47,13 @@ def track_training(
     def report_and_track(facts: dict[str, Any]) -> None:
         nonlocal last_step, earlier_steps
         report(facts)
-        if not trackers:
-            trackers.extend(start_trackers(names, folder / "trackers", run, settings))
+        for name in names[len(trackers) :]:
+            trackers.append(start_tracker(name, folder / "trackers", run, settings))
         if facts["step"] < last_step:  # stage 2 counts from 1 again, and a tracker drops steps that go back
             earlier_steps += last_step
         last_step = facts["step"]
-        log_facts(trackers, facts, earlier_steps + last_step)
+        for tracker in trackers:
+            log_facts(tracker, facts, earlier_steps + last_step)
 
     try:
         yield report_and_track if names else report
@@ -61,31 +62,30 @@ def track_training(
             tracker.finish()
 
 
-def start_trackers(names: tuple[str, ...], folder: Path, run: str, settings: Mapping[str, Any]) -> list[Any]:
-    """Start a run of each tracker, with its settings. Those that write files themselves write below `folder`."""
+def start_tracker(name: str, folder: Path, run: str, settings: Mapping[str, Any]) -> Any:
+    """Start a run of a tracker, with its settings. One that only writes files writes them below `folder`."""
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState()  # the trackers ask it whether this is the first process
-    trackers = []
-    for name in names:
-        tracker_class: Any = LOGGER_TYPE_TO_CLASS[name]
-        if tracker_class.requires_logging_directory:
-            tracker = tracker_class(run, str(folder))
-        else:
-            option = RUN_NAME_OPTIONS.get(name)
-            tracker = tracker_class(PROJECT, **({option: run} if option else {}))
-        tracker.start()
+    tracker_class: Any = LOGGER_TYPE_TO_CLASS[name]
+    if tracker_class.requires_logging_directory:
+        tracker = tracker_class(run, str(folder))
+    else:
+        option = RUN_NAME_OPTIONS.get(name)
+        tracker = tracker_class(PROJECT, **({option: run} if option else {}))
+    tracker.start()
+    try:
         tracker.store_init_configuration(flatten_settings({"run": run, **settings}))
-        trackers.append(tracker)
-    return trackers
+    except Exception:
+        tracker.finish()  # else the next run would be a part of this one
+        raise
+    return tracker
 
 
-def log_facts(trackers: list[Any], facts: Mapping[str, Any], step: int) -> None:
+def log_facts(tracker: Any, facts: Mapping[str, Any], step: int) -> None:
     """Log the numbers among the facts."""
-    numbers = {key: value for key, value in facts.items() if isinstance(value, int | float)}
-    for tracker in trackers:
-        tracker.log(numbers, step=step)
+    tracker.log({key: value for key, value in facts.items() if isinstance(value, int | float)}, step=step)
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:

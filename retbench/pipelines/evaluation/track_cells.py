@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.errors import ResourceError
-from retbench.pipelines.experiment_trackers import log_facts, require_trackers, start_trackers
+from retbench.pipelines.experiment_trackers import log_facts, require_trackers, start_tracker
 from retbench.records.cell import Cell
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
@@ -24,29 +24,28 @@ class TrackerError(ResourceError):
 def track_cells(cells: Iterator[Cell], names: tuple[str, ...], results: Path) -> Iterator[Cell]:
     """Yield all cells, and send each one that is done to the named trackers."""
     require_trackers(names)
-    problems = []
+    problems: dict[str, list[str]] = {}
     for cell in cells:
         yield cell
-        if names and cell.record:
+        for name in names if cell.record else ():
             try:
-                _send_cell(names, read_record(Path(cell.record) / RECORD_FILE), results / TRACKERS_FOLDER)
+                _send_cell(name, read_record(Path(str(cell.record)) / RECORD_FILE), results / TRACKERS_FOLDER)
             except Exception as problem:  # noqa: BLE001  # a tracker is foreign code, and may raise anything
-                problems.append(f"{type(problem).__name__}: {problem}")
+                problems.setdefault(name, []).append(f"{type(problem).__name__}: {problem}")
     if problems:
         raise TrackerError(
-            f"{len(problems)} cells could not be sent to {' and '.join(names)}; the first error: {problems[0]}",
-            "their records are saved: the same command only sends them again",
+            "; ".join(f"{name} did not take {len(listed)} cells: {listed[0]}" for name, listed in problems.items()),
+            "the records are saved: the same command with only these trackers sends them again",
         )
 
 
-def _send_cell(names: tuple[str, ...], record: Record, folder: Path) -> None:
+def _send_cell(name: str, record: Record, folder: Path) -> None:
     run = f"{record.model} {record.method} {record.task} {record.settings_id}".replace("/", "_")
-    trackers = start_trackers(names, folder, run, describe_settings(record))
+    tracker = start_tracker(name, folder, run, describe_settings(record))
     try:
-        log_facts(trackers, describe_metrics(record), step=0)
+        log_facts(tracker, describe_metrics(record), step=0)
     finally:
-        for tracker in trackers:
-            tracker.finish()
+        tracker.finish()
 
 
 def describe_settings(record: Record) -> dict[str, Any]:
