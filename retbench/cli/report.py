@@ -18,6 +18,7 @@ from retbench.cli.command import (
     print_status,
     write_result,
 )
+from retbench.cli.complete_names import complete_suites
 from retbench.errors import UsageError
 from retbench.system.user_config import DEFAULT_RESULTS
 
@@ -48,6 +49,13 @@ def report(
         typer.Option("--format", help="The output format (default: terminal on a terminal, else markdown)."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The output file (default: stdout).")] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this suite, also with tasks that are at home in another one; may be repeated.",
+            autocompletion=complete_suites,
+        ),
+    ] = None,
     reference: Annotated[
         bool, typer.Option("--reference", help="Show published rows beside measured rows, marked.")
     ] = False,
@@ -67,7 +75,7 @@ def report(
     report_format = ReportFormat.json if as_json else format_ or _choose_format(out)
     if out and report_format is ReportFormat.terminal:
         raise UsageError("--format terminal is not written to a file", "choose markdown, html, csv, latex or json")
-    board_report = build_report(results, reference, tuple(table or ()))
+    board_report = build_report(results, reference, tuple(table or ()), tuple(suite or ()))
     if report_format is ReportFormat.terminal:
         print_boards(board_report.boards, ids)
         print_status(_format_next_steps(board_report, results, ids))

@@ -1,9 +1,11 @@
 """Builds the report of a results folder: leaderboards as text, JSON or an HTML page."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from retbench.cards import catalog
+from retbench.cards.task import Suite
 from retbench.errors import DataError, MissingError
 from retbench.records.cell import build_cell
 from retbench.records.results_folder import ResultsFolder, ResultsScan
@@ -12,6 +14,7 @@ from retbench.reports.html_page import build_page
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow, build_leaderboards
 from retbench.reports.prompt_effects import collect_prompt_facts
 from retbench.reports.published_tables import load_published_rows
+from retbench.reports.sample_agreement import find_sample_agreement
 from retbench.reports.table_cells import COST_COLUMNS
 
 IMPORTED_TABLES_FOLDER = "references"  # the folder in a results folder where `retbench import` writes tables
@@ -36,27 +39,50 @@ class Report:
     def list_cells(self) -> list[dict[str, Any]]:
         """All cells, then all suite averages (their `task` is null), then published rows."""
         cells = [build_cell(run.record, str(run.folder), cached=True).to_json() for run in self.scan.runs]
-        by_record = {cell["record"]: cell for cell in cells}
+        by_record = {(cell["record"], cell["suite"]): cell for cell in cells}
         averages: list[dict[str, Any]] = []
         for board in self.boards:
             prompt_effects = collect_prompt_facts(board)
             for number, row in enumerate(board.rows):
                 for task, run in row.runs.items():
-                    by_record[str(run.folder)] |= _build_rank_facts(board, row, task)
+                    by_record[str(run.folder), board.suite] |= _build_rank_facts(board, row, task)
                 effect = {"prompt_effect": prompt_effects[number]} if number in prompt_effects else {}
                 averages.append(_build_average_row(board, row) | effect)
         return [*cells, *map(_build_failed_cell, self.scan.failures), *averages, *_build_published_cells(self.boards)]
 
 
-def build_report(results: Path, reference: bool = False, table_names: tuple[str, ...] = ()) -> Report:
-    """Build the leaderboards of a results folder; `table_names` selects published tables to show beside them."""
+def build_report(
+    results: Path, reference: bool = False, table_names: tuple[str, ...] = (), suites: tuple[str, ...] = ()
+) -> Report:
+    """Build the leaderboards of a results folder, or of `suites`, whose tasks may be at home in other suites.
+
+    `table_names` selects published tables to show beside them.
+    """
     scan = ResultsFolder(results).scan_runs()
     if not scan.runs:
         raise _explain_no_runs(results, scan)
+    if suites:
+        scan = _select_suites(scan, results, [catalog.load_suites().find(name) for name in suites])
     published_rows = (
         load_published_rows(results / IMPORTED_TABLES_FOLDER, only=table_names) if reference or table_names else []
     )
-    return Report(scan, build_leaderboards(scan.runs, scan.failures, published_rows))
+    boards = build_leaderboards(scan.runs, scan.failures, published_rows)
+    return Report(scan, [replace(board, sample_agreement=find_sample_agreement(board, boards)) for board in boards])
+
+
+def _select_suites(scan: ResultsScan, results: Path, suites: list[Suite]) -> ResultsScan:
+    """Select the runs of the suites' tasks; a run is counted in each suite that has its task."""
+    runs, failures = [], []
+    for suite in suites:
+        tasks = suite.expand_tasks()
+        selected = [run for run in scan.runs if run.record.task in tasks]
+        if not selected:
+            raise MissingError(
+                f"{results} has no run of a task of {suite.name}", f"retbench run --suite {suite.name} --model MODEL"
+            )
+        runs += [replace(run, record=replace(run.record, suite=suite.name)) for run in selected]
+        failures += [replace(failure, suite=suite.name) for failure in scan.failures if failure.task in tasks]
+    return replace(scan, runs=runs, failures=failures)
 
 
 def list_finished_cells(results: Path) -> tuple[list[dict[str, Any]], list[DataError]]:
@@ -109,7 +135,8 @@ def _build_average_row(board: Leaderboard, row: LeaderboardRow) -> dict[str, Any
     rank_facts = _build_rank_facts(board, row, board.ranked_by)
     if mean_rank := board.get_mean_rank(row):
         rank_facts |= {"mean_rank": mean_rank.value, "mean_rank_interval": list(mean_rank.interval)}
-    return {**facts, "main_score": score, "tasks": board.tasks, **rank_facts, **costs}
+    agreement = {"sample_agreement": asdict(board.sample_agreement)} if board.sample_agreement else {}
+    return {**facts, "main_score": score, "tasks": board.tasks, **rank_facts, **agreement, **costs}
 
 
 def _build_failed_cell(failure: Any) -> dict[str, Any]:

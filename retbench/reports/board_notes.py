@@ -29,6 +29,7 @@ def build_notes(board: Leaderboard) -> list[str]:
         _describe_tests(board),
         *_describe_mean_ranks(board),
         *_describe_rank_inversions(board),
+        *_describe_sample_agreement(board),
         *_describe_missing_entries(board),
         _describe_fidelity(board),
         *_describe_seeds(board),
@@ -89,6 +90,18 @@ def _describe_rank_inversions(board: Leaderboard) -> list[str]:
     return [
         f"A lower score and a better rank than a row above: {', '.join(explained)}. Fewer rows are significantly "
         "better, because the differences to them vary more from query to query."
+    ]
+
+
+def _describe_sample_agreement(board: Leaderboard) -> list[str]:
+    agreement = board.sample_agreement
+    if agreement is None:
+        return []
+    low, high = agreement.interval
+    return [
+        f"The whole collection was run too. It orders {agreement.rows} of these rows with Kendall's tau "
+        f"{agreement.tau:.2f} to this sample (95% interval {low:.2f} to {high:.2f}, by a bootstrap over queries; 1 is "
+        f"the same order): {agreement.swapped_pairs} of {agreement.pairs} pairs are the other way round."
     ]
 
 

@@ -9,18 +9,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retbench.cards import catalog
 from retbench.cards.method import VECTOR_KINDS
 from retbench.records.cell import classify_training_exposure
 from retbench.records.failure import ANY_METHOD, Failure
 from retbench.records.scored_run import ScoredRun
+from retbench.reports.length_labels import describe_longer_lengths, format_lengths, has_usual_lengths
 from retbench.reports.mean_ranks import MeanRank, compute_mean_ranks
 from retbench.reports.published_tables import PublishedRow
 from retbench.reports.ranks import RowRank, compute_row_ranks
 from retbench.reports.suite_average import compute_suite_mean, group_tasks
 from retbench.store.digest import to_canonical_json
+
+if TYPE_CHECKING:  # it compares two leaderboards
+    from retbench.reports.sample_agreement import SampleAgreement
 
 MODEL_SETTINGS = ("encoder", "lexical", "retriever", "engine", "run", "rerankers", "depth")
 SHARED_RULES = ("split", "sample", "protocol")  # rules shared by all tasks of a leaderboard
@@ -79,6 +83,7 @@ class Leaderboard:
     published_rows: list[PublishedRow]
     superseded_runs: int  # number of runs replaced by a newer run of the same cell
     mean_ranks: dict[int, MeanRank] = field(default_factory=dict)  # by row number; empty for a single task
+    sample_agreement: "SampleAgreement | None" = None  # of a sample, if the full runs are there too
 
     @property
     def title(self) -> str:
@@ -144,7 +149,14 @@ def build_leaderboards(
 
 def _build_group_key(settings: dict[str, Any], suite: str, task: str) -> tuple[str, str, str, str, str]:
     custom_task = task if suite == CUSTOM_SUITE else ""
-    return (suite, custom_task, settings["split"], str(settings["sample"] or "all"), settings["protocol"])
+    split, protocol = _name_if_changed(settings, task, "split"), _name_if_changed(settings, task, "protocol")
+    return (suite, custom_task, split, str(settings["sample"] or "all"), protocol)
+
+
+def _name_if_changed(settings: dict[str, Any], task: str, rule: str) -> str:
+    """The split or protocol of a run; empty if it is that of the task's card: tasks of one suite may have their own."""
+    card = catalog.load_task_cards().cards.get(task)
+    return "" if card and settings[rule] == getattr(card, rule) else str(settings[rule])
 
 
 def get_scoring_rules(settings: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +187,7 @@ def _build_leaderboard(
     published: list[PublishedRow],
     first: Leaderboard | None,
 ) -> Leaderboard:
-    suite, _, _, sample, protocol, _ = key
+    suite, _, _, sample, _, _ = key
     tasks = sorted(
         {run.record.task for run in runs} | {failure.task for failure in failures},
         key=lambda task: _get_task_order(suite, task),
@@ -188,10 +200,11 @@ def _build_leaderboard(
     rows = _build_rows(runs, failures)
     rows.sort(key=lambda row: (-(_compute_average(suite, tasks, row) or -1), row.model, row.label))
     metrics = {run.record.task: run.metric for run in runs}
+    protocols = {str(run.record.settings["protocol"]) for run in runs}
     published_rows = [
         comparable_row
         for published_row in published
-        if sample == "all" and (comparable_row := published_row.select_comparable(suite, metrics, protocol))
+        if sample == "all" and (comparable_row := published_row.select_comparable(suite, metrics, protocols))
     ]
     superseded_runs = len(runs) - sum(len(row.runs) for row in rows)
     ranks = compute_row_ranks([row.runs for row in rows], tasks, suite)
@@ -205,9 +218,9 @@ def _list_differing_rules(runs: list[ScoredRun], others: list[ScoredRun]) -> tup
     """The rules that differ between two leaderboards; a rule of single tasks is followed by the tasks' names."""
     tasks_by_rule: dict[str, list[str]] = {}
     for run in runs:
-        rules = {**get_scoring_rules(run.record.settings), "metric": run.metric}
+        rules = _list_rules(run)
         for other in others:
-            other_rules = {**get_scoring_rules(other.record.settings), "metric": other.metric}
+            other_rules = _list_rules(other)
             comparable_rules = rules if other.record.task == run.record.task else SHARED_RULES
             for name in comparable_rules:
                 if rules.get(name) != other_rules.get(name) and run.record.task not in tasks_by_rule.setdefault(
@@ -221,8 +234,17 @@ def _list_differing_rules(runs: list[ScoredRun], others: list[ScoredRun]) -> tup
     )
 
 
+def _list_rules(run: ScoredRun) -> dict[str, Any]:
+    settings, task = run.record.settings, run.record.task
+    changed = {rule: _name_if_changed(settings, task, rule) for rule in ("split", "protocol")}
+    return {**get_scoring_rules(settings), **changed, "metric": run.metric}
+
+
 def _collect_shared_settings(key: tuple[str, ...], runs: list[ScoredRun]) -> dict[str, str]:
-    _, _, split, sample, protocol, _ = key
+    sample = key[3]
+    split, protocol = (
+        ", ".join(sorted({str(run.record.settings[rule]) for run in runs})) for rule in ("split", "protocol")
+    )
     shared_settings = {
         "split": split,
         "queries": sample if sample == "all" else f"sample of {sample}",
@@ -256,9 +278,14 @@ def _get_task_order(suite: str, task: str) -> tuple[int, str]:
 def _build_rows(runs: list[ScoredRun], failures: list[Failure]) -> list[LeaderboardRow]:
     """One row per variant of a model and method; failures join the rows of their model, or get a new row."""
     variants: dict[tuple[str, str], dict[str, LeaderboardRow]] = defaultdict(dict)
+    lengths_of_tasks: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for run in runs:
+        if has_usual_lengths(run.record):
+            lengths_of_tasks[run.record.model, _name_method(run)].add(format_lengths(run.record))
     for run in sorted(runs, key=lambda run: run.record.created):  # the newer run of a cell replaces the older
-        record, note = run.record, _describe_settings(run.record.settings)
-        method = format_method_label(record.method, (reranker["rerank"] for reranker in record.settings["rerankers"]))
+        record, method = run.record, _name_method(run)
+        differ = has_usual_lengths(record) and len(lengths_of_tasks[record.model, method]) > 1
+        note = _describe_settings(record.settings, "each task's lengths" if differ else format_lengths(record))
         row = variants[record.model, method].setdefault(note, LeaderboardRow(record.model, method, note))
         row.runs[record.task] = run
     for failure in failures:
@@ -270,7 +297,7 @@ def _build_rows(runs: list[ScoredRun], failures: list[Failure]) -> list[Leaderbo
                     row.failures[failure.task] = failure
     for notes in variants.values():
         for row in notes.values():
-            longer = next(filter(None, (_describe_longer_lengths(run) for run in row.runs.values())), "")
+            longer = next(filter(None, (describe_longer_lengths(run.record) for run in row.runs.values())), "")
             lengths = longer.partition(",")[0]
             row.settings_note = longer if len(notes) == 1 else row.settings_note.replace(lengths, longer or lengths)
     return [row for notes in variants.values() for row in notes.values()]
@@ -281,18 +308,11 @@ def format_method_label(method: str, rerankers: Iterable[str]) -> str:
     return " + ".join((method, *rerankers))
 
 
-def _describe_longer_lengths(run: ScoredRun) -> str:
-    """The lengths of a run that read more of a text than its task's protocol; empty for the others."""
-    encoder, limits = run.record.settings["encoder"], run.record.cards["task"].get("lengths")
-    if encoder is None or limits is None:
-        return ""
-    used, allowed = (encoder["query_limit"], encoder["document_limit"]), (limits["query"], limits["document"])
-    if not any(0 < limit < length for length, limit in zip(used, allowed, strict=True)):
-        return ""
-    return f"{used[0]}/{used[1]} tokens, the protocol has {allowed[0]}/{allowed[1]}"
+def _name_method(run: ScoredRun) -> str:
+    return format_method_label(run.record.method, (one["rerank"] for one in run.record.settings["rerankers"]))
 
 
-def _describe_settings(settings: dict[str, Any]) -> str:
+def _describe_settings(settings: dict[str, Any], lengths: str) -> str:
     """The settings that may differ between rows of one model and method in one leaderboard."""
     encoder = settings["encoder"]
     parts = [f"depth {settings['depth']}"]
@@ -300,7 +320,6 @@ def _describe_settings(settings: dict[str, Any]) -> str:
         parts.append(f"file {settings['run'][:8]}")
     if encoder is None:
         return ", ".join(parts)
-    lengths = f"{encoder['query_limit']}/{encoder['document_limit']} tokens"
     if settings["retriever"] not in VECTOR_KINDS:
         parts.insert(0, f"search {settings['retriever']}")
     if encoder.get("vector_dtype"):

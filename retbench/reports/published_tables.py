@@ -70,9 +70,9 @@ class PublishedRow:
     scores: dict[str, float]
     suite_mean: float | None = None  # of the whole suite, if only the mean was published
 
-    def select_comparable(self, suite: str, metrics: Mapping[str, str], protocol: str) -> "PublishedRow | None":
+    def select_comparable(self, suite: str, metrics: Mapping[str, str], protocols: set[str]) -> "PublishedRow | None":
         """The scores that are comparable with measured scores of these tasks; None if there are none."""
-        if self.table.protocol != protocol or self.table.measures == "gain":
+        if protocols != {self.table.protocol} or self.table.measures == "gain":
             return None
         group_metrics = {name: metrics[members[0]] for name, members in group_tasks(suite, metrics).items()}
         measured_metrics = {**metrics, **group_metrics}
