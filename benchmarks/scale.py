@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class StaticEncoder:
     kernel = "none"
     computed_dtype = "float32"
     shard_tokens = None
+    spec = SimpleNamespace(method=SimpleNamespace(vector_kind="dense"))
 
     def __init__(self) -> None:
         self.table = np.random.default_rng(0).standard_normal((50_000, WIDTH), dtype=np.float32)

@@ -120,7 +120,8 @@ class BadVectorError(Exception):
         self.row = row
 
 
-DISK_FULL_MESSAGES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT))
+DISK_FULL_MESSAGES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG))
+TOO_MANY_FILES = tuple(os.strerror(code) for code in (errno.EMFILE, errno.ENFILE))
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 OUT_OF_MEMORY_MESSAGES = (  # the fourth is of a library that cannot be loaded under `ulimit -v`
     "out of memory", "can't allocate memory", "not enough memory", "failed to map segment from shared object",
@@ -146,6 +147,11 @@ def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
         return ResourceError(
             f"the disk is full or cannot be written: {first_line}",
             "free disk space, or give another --out or RETBENCH_CACHE; then run the same command: it continues",
+        )
+    if any(short in message for short in TOO_MANY_FILES):
+        return ResourceError(
+            f"too many files are open: {first_line}",
+            "raise the limit of this shell, for example ulimit -n 4096; then run the same command: it continues",
         )
     if isinstance(problem, MemoryError) or any(short in message for short in OUT_OF_MEMORY_MESSAGES):
         return ResourceError(

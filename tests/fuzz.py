@@ -1,6 +1,7 @@
 """Fuzzes every parser with damaged input: the result must be a value or a retbench error, nothing else.
 
     python -m tests.fuzz --minutes 10       new inputs every time, counts appended to benchmarks/results/fuzz.jsonl
+    python -m tests.fuzz --seed N           the inputs of an earlier run again
 
 Each target has valid samples. Hypothesis damages them (bytes removed, doubled, moved, replaced by strings that broke
 other parsers) and shrinks every failing input. `test_fuzz.py` runs a few inputs of each with every `make test`.
@@ -356,7 +357,10 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--minutes", type=float, default=10)
     options.add_argument("--only", default="", help="only targets whose name contains this")
+    options.add_argument("--seed", type=int, help="the inputs of an earlier run, whose line in the log has its seed")
     arguments = options.parse_args()
+    seed = random.SystemRandom().getrandbits(32) if arguments.seed is None else arguments.seed
+    rng = random.Random(seed)
     targets = [target for target in TARGETS if arguments.only in target.name and target.samples()]
     started, counts, broken = time.monotonic(), dict.fromkeys((t.name for t in targets), 0), set[str]()
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
@@ -371,7 +375,7 @@ def main() -> int:
                     counts[target.name] += fuzz_target(
                         target,
                         INPUTS_PER_TURN if target.quick > 3 else SLOW_INPUTS_PER_TURN,
-                        random.SystemRandom().getrandbits(64),
+                        rng.getrandbits(64),
                         until,
                     )
                 except Exception as problem:  # noqa: BLE001  # any exception is a finding
@@ -381,7 +385,7 @@ def main() -> int:
                 if time.monotonic() >= until:
                     break
     facts = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()), "seconds": round(time.monotonic() - started),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "seed": seed, "seconds": round(time.monotonic() - started),
         "inputs": sum(counts.values()), "broken": sorted(broken), "by_parser": counts,
     }  # fmt: skip
     with LOG.open("a", encoding="utf-8") as log:

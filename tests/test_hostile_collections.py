@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import json
 import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -20,6 +22,7 @@ from retbench.corpora.open_collection import open_collection
 from retbench.corpora.published_files import PublishedFile
 from retbench.corpora.text_lines import read_lines
 from retbench.errors import DataError, MissingError
+from retbench.records import load_run
 from tests.test_run import run_command
 
 
@@ -33,12 +36,74 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused(name: str, kind: str, 
     assert run_command("run", "--model", "bm25", "--task", task, "--out", out).exit_code == 4
 
 
+ODD_ROWS: dict[str, tuple[bytes, str | None]] = {  # the row, and the id that is read; None if it is refused
+    "an id of a megabyte": (json.dumps({"_id": "x" * 2**20, "text": "t"}).encode(), "x" * 2**20),
+    "NUL, tab and line end": (rb'{"_id": "a\u0000\t\n", "text": "t"}', "a\0\t\n"),
+    "an id that is written from right to left": (rb'{"_id": "\u202eedoc", "text": "t"}', "\u202eedoc"),
+    "a key twice": (b'{"_id": "a", "_id": "b", "text": "t"}', "b"),  # the last one counts, as for every reader
+    "half a surrogate pair": (rb'{"_id": "\ud800", "text": "t"}', None),
+    "NaN": (b'{"_id": NaN, "text": "t"}', None),
+    "an infinite number": (b'{"_id": 1e999, "text": "t"}', None),
+    "a number of 9,000 digits": (b'{"_id": %s, "text": "t"}' % (b"9" * 9000), None),
+    "deep nesting": (b'{"_id": "a", "text": "t", "x": %s' % (b"[" * 100_000), None),
+    "a byte order mark in the middle": (b'\xef\xbb\xbf{"_id": "a", "text": "t"}', None),
+    "UTF-16": ('{"_id": "a", "text": "t"}'.encode("utf-16"), None),
+    "NUL bytes": (bytes(3 << 20), None),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ROWS)
+def test_an_odd_row_is_read_as_it_is_or_named(name: str, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_lines, "MAX_LINE_CHARACTERS", 2 << 20)
+    row, identifier = ODD_ROWS[name]
+    lines = (task / "corpus.jsonl").read_bytes().splitlines()
+    (task / "corpus.jsonl").write_bytes(b"\n".join([*lines[:4], row, *lines[4:], b""]))
+    if identifier is not None:
+        collection = open_collection(catalog.find_task_card(str(task)))
+        assert (collection.corpus[4].id, len(collection.corpus)) == (identifier, len(lines) + 1)
+        return
+    with pytest.raises(DataError, match=r"corpus\.jsonl:5: ") as caught:
+        open_collection(catalog.find_task_card(str(task)))
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("line", ["\n", "x\n"])
 def test_a_gzip_bomb_is_refused(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_lines, "MIN_UNPACKED", 100_000)
     (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(line.encode() * 3_000_000))
     with pytest.raises(DataError, match="unpacks to over 200 times its size"):
         list(read_lines(tmp_path / "corpus.jsonl.gz"))
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.jsonl.gz"])
+def test_a_huge_line_that_is_not_utf_8_fills_no_memory(name: str, tmp_path: Path) -> None:
+    content = b"{}\n" * 3 + b"\xff" + bytes(16 << 20)
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r":4: not UTF-8"):
+        list(read_lines(tmp_path / name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
+
+
+def test_half_a_character_at_the_end_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_bytes(b"{}\n{}\n" + "é".encode()[:1])
+    with pytest.raises(DataError, match=r":3: not UTF-8"):
+        list(read_lines(tmp_path / "corpus.jsonl"))
+
+
+def test_a_run_file_that_is_a_bomb_or_a_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_run, "MIN_UNPACKED", 100_000)
+    file = tmp_path / "run.trec.gz"
+    file.write_bytes(gzip.compress(b"\n" * 3_000_000))
+    with pytest.raises(DataError, match="unpacks to over 200 times its size"):
+        load_run.read_scored_trec_run(file)
+    file.write_bytes(gzip.compress(b"q Q0 d 1 0.5 x\n" * 3))
+    assert list(load_run.read_scored_trec_run(file)) == ["q"]
+    os.mkfifo(tmp_path / "run.trec")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        load_run.read_scored_trec_run(tmp_path / "run.trec")
 
 
 def test_a_small_file_that_unpacks_well_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -334,8 +335,9 @@ def test_the_loss_of_a_trained_model_is_drawn(
         f'name = "pupil"\n[weights]\nsource = "path"\npath = "{tmp_path}"\n'
     )
     losses = [{"step": step, "loss": 2 / step} for step in (1, 2, 3, 4)]
-    lines = [*losses, {"step": 4, "score": 0.5}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [*losses, {"step": 4, "score": 0.5}, {"step": 5, "loss": math.nan}, {"step": "x", "loss": []}, [3], None]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b'{"step": 6, "lo\xff\n{"step": 7, "lo')  # of a full disk
     monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "cards"))
     fresh_catalog()
     for model in ("pupil", "other"):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import retbench
 from retbench.cards import catalog
 from retbench.cli.main import app
-from retbench.errors import UsageError
+from retbench.errors import DataError, UsageError
 from retbench.pipelines.mteb_bridge.export_results import export_results
 from tests import small_collection, tiny_models
 from tests.hub_repositories import build_retrieval_configs, write_fetched_repository
@@ -53,6 +53,19 @@ def test_mteb_reads_what_was_exported(tmp_path: Path) -> None:
     assert result.dataset_revision == catalog.find_task_card("scifact").source.revision
     assert result.get_score(splits=["test"]) == pytest.approx(cell.main_score, abs=5e-6)
     assert json.loads((file.parent / "model_meta.json").read_text())["name"] == "retbench/bm25"
+
+
+def test_half_a_result_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    write_cached_dataset("scifact")
+    runs = run_tasks(tmp_path, "scifact")
+    (file,) = export_results(runs, tmp_path / "mteb")
+    content = file.read_bytes()
+    for half in (content[: len(content) // 2], b"", b"[]", b'{"scores": 3}'):
+        file.write_bytes(half)
+        with pytest.raises(DataError, match=r"SciFact\.json is not a result file of mteb"):
+            export_results(runs, tmp_path / "mteb")
+    file.unlink()
+    assert export_results(runs, tmp_path / "mteb")[0].read_bytes() == content
 
 
 def test_cutoffs_deeper_than_the_run_are_left_out(tmp_path: Path) -> None:

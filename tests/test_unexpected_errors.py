@@ -93,6 +93,14 @@ def test_an_unusable_path_is_named(code: int) -> None:
     assert error.cause == f"/some/file cannot be used: {os.strerror(code)}"
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_no_bug(code: int) -> None:
+    error = convert_to_resource_error(OSError(code, os.strerror(code), "/some/file"))
+    assert isinstance(error, ResourceError)
+    assert error.cause.startswith("too many files are open: ")
+    assert "ulimit -n" in error.next_step
+
+
 def run_main(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, check=False, env={**os.environ, **environment})

@@ -1,5 +1,6 @@
 """Read the lines of a text file, plain or gzipped, each with its location; errors name the line."""
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from retbench.errors import DataError
 from retbench.system.file_kinds import require_regular_file
 
 MAX_LINE_CHARACTERS = 64 << 20  # a longer line means a file without line ends, which would fill the memory
+CHUNK_BYTES = 1 << 16
 MAX_EXPANSION = 200  # unpacked size by packed size: about 10 for text, over 1000 for a bomb
 MIN_UNPACKED = 100 << 20  # a file that unpacks to less is read in any case
 
@@ -51,10 +53,12 @@ def _decode_lines(file: Path) -> Iterator[str]:
 
 def _find_undecodable_line(file: Path) -> int:
     """Return the number of the first line that is not UTF-8; the reader decodes ahead of the line that it returns."""
+    decoder, number = codecs.getincrementaldecoder("utf-8")(), 1
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as source:
-        for number, line in enumerate(source, start=1):
-            try:
-                line.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                return number
-    return 1
+        try:
+            while chunk := source.read(CHUNK_BYTES):  # a line may be as long as the file
+                decoder.decode(chunk)
+                number += chunk.count(b"\n")
+        except UnicodeDecodeError as problem:
+            number += problem.object.count(b"\n", 0, problem.start)
+    return number

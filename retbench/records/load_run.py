@@ -21,9 +21,11 @@ from retbench.corpora.cache_status import get_cache_status
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, find_missing_ids
 from retbench.corpora.open_collection import open_collection
+from retbench.corpora.text_lines import MAX_EXPANSION, MIN_UNPACKED
 from retbench.errors import DataError, MissingError, RetbenchError, UsageError
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, ResultsFolder, decode_id, read_record
+from retbench.system.file_kinds import require_regular_file
 from retbench.system.user_config import encode_path_part, get_cache_folder, get_results_folder
 
 log = logging.getLogger(__name__)
@@ -162,9 +164,7 @@ def read_trec_run(file: Path) -> dict[str, list[str]]:
 
 def _parse_trec_run(file: Path) -> TrecRun:
     try:
-        content = file.read_bytes()
-        text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        lines = text.decode("utf-8-sig").splitlines()  # a byte order mark is no part of the first query's id
+        lines = _read_unpacked(file).decode("utf-8-sig").splitlines()  # a byte order mark is no part of the first id
     except (OSError, ValueError, EOFError, zlib.error) as problem:
         raise DataError(f"{file} is not a TREC run: {problem}", f"give lines of {TREC_COLUMNS}") from problem
     entries: dict[str, list[TrecEntry]] = {}
@@ -176,6 +176,20 @@ def _parse_trec_run(file: Path) -> TrecRun:
         found.sort(reverse=True, key=lambda entry: (entry.single, entry.document))
     scored = {query: [(entry.document, entry.score) for entry in found] for query, found in entries.items()}
     return TrecRun(scored, sum(map(_has_contradiction, entries.values())))
+
+
+def _read_unpacked(file: Path) -> bytes:
+    """The bytes of a file, unpacked if it is gzipped; a file that would fill the memory is refused."""
+    require_regular_file(file)
+    with file.open("rb") as source:
+        if source.read(2) != b"\x1f\x8b":
+            return file.read_bytes()
+    limit = MIN_UNPACKED + MAX_EXPANSION * file.stat().st_size
+    with gzip.open(file) as unpacked:
+        content = unpacked.read(limit + 1)
+    if len(content) > limit:
+        raise DataError(f"{file} unpacks to over {MAX_EXPANSION} times its size", "do not trust it")
+    return content
 
 
 def _parse_trec_line(line: str, place: str) -> tuple[str, TrecEntry]:

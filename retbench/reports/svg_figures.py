@@ -1,6 +1,6 @@
 """SVG figures for papers beside the scatter charts: heat map, two rows query by query, curves over length or step."""
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,6 +22,7 @@ from retbench.reports.svg_axes import (
     format_number,
     wrap_svg,
 )
+from retbench.system.text_parsers import parse_json
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")  # Okabe and Ito
 NAME_WIDTH, CELL_WIDTH, CELL_HEIGHT, HEAD_HEIGHT = 330, 84, 22, 110
@@ -117,8 +118,18 @@ def _read_losses(model: str) -> list[tuple[float, float]]:
     file = Path(weights.path) / METRICS_FILE if weights and weights.path else None
     if file is None or not file.is_file():
         return []
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [point for line in lines if (point := _parse_loss(line))]
+
+
+def _parse_loss(line: str) -> tuple[float, float] | None:
+    """The step and the loss of a line of metrics; None for an evaluation, or a line that a full disk cut short."""
+    try:
+        facts = parse_json(line)
+        step, loss = float(facts["step"]), float(facts["loss"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return (step, loss) if math.isfinite(step) and math.isfinite(loss) else None
 
 
 def draw_curves(curves: Mapping[str, Curve], x_title: str, y_title: str, logarithmic: bool = False) -> str:

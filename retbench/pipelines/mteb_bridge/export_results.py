@@ -4,6 +4,8 @@ mteb's own evaluator scores the run with mteb's rules for the task. Only runs th
 exported: whole collections with a protocol of mteb. Metrics with a cutoff deeper than the run are left out.
 """
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +15,16 @@ from retbench.cards.method import VECTOR_KINDS, Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.encoders.encoder_spec import compute_length_limits
-from retbench.errors import UsageError
+from retbench.errors import DataError, UsageError
 from retbench.pipelines.mteb_bridge.search_model import MTEB_PROTOCOLS, build_model_meta
 from retbench.pipelines.runs.saved_run import parse_stored_card
 from retbench.records.load_run import find_run, open_recorded_collection, read_rankings
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.scoring.external_evaluators import does_mteb_drop_same_id, import_evaluator, run_mteb_evaluator
+from retbench.store.shard_store import write_file_atomically
+
+RUN_SETTINGS_FILE = "run_settings.jsonl"  # mteb's, one for all results of a model
 
 ScoresBySplit = dict[str, dict[str, dict[str, Any]]]  # split, subset, metric
 FileRuns = list[tuple[Record, Path]]  # the runs of one file, and their folders
@@ -38,7 +43,7 @@ def export_results(runs: list[str], out: Path, results: Path | None = None) -> l
     for file, runs_of_file in runs_by_file.items():
         _check_same_settings(file, runs_of_file)
     for file, runs_of_file in runs_by_file.items():
-        _write_result_file(file, runs_of_file, out)
+        _write_result_file(file, runs_of_file)
     return [*runs_by_file]
 
 
@@ -81,10 +86,9 @@ def _get_model_settings(record: Record) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in TASK_DEPENDENT_KEYS}
 
 
-def _write_result_file(file: Path, runs_of_file: FileRuns, out: Path) -> None:
+def _write_result_file(file: Path, runs_of_file: FileRuns) -> None:
     with import_evaluator("mteb"):
         import mteb
-        from mteb.cache import ResultCache
         from mteb.results import TaskResult
 
         scores: ScoresBySplit = {}
@@ -103,9 +107,34 @@ def _write_result_file(file: Path, runs_of_file: FileRuns, out: Path) -> None:
             date=datetime.fromisoformat(first_record.created),
         )  # fmt: skip
         result.dataset_revision = first_record.cards["task"]["source"]["revision"] or result.dataset_revision
-        if file.exists() and _round_scores(TaskResult.from_disk(file)) != _round_scores(result):
+        if file.exists() and _round_scores(_read_result(file)) != _round_scores(result):
             raise UsageError(f"{file} holds other scores", "name another --out; a task's languages go in one command")
-        ResultCache(out).save_to_cache(result, _build_meta(first_record))
+        _save_result(result, _build_meta(first_record), file)
+
+
+def _read_result(file: Path) -> Any:
+    from mteb.results import TaskResult
+
+    try:
+        return TaskResult.from_disk(file)
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:  # pydantic's error is a ValueError
+        raise DataError(f"{file} is not a result file of mteb", "remove it and export again") from problem
+
+
+def _save_result(result: Any, meta: Any, file: Path) -> None:
+    """Let mteb write its files into a temporary folder and move them: a killed export leaves no half of a file."""
+    from mteb.cache import ResultCache
+
+    with tempfile.TemporaryDirectory() as folder:
+        cache = ResultCache(folder)
+        written = Path(cache.get_task_result_path(result.task_name, meta))
+        written.parent.mkdir(parents=True)
+        if (settings := file.with_name(RUN_SETTINGS_FILE)).is_file():  # mteb adds this task to those of the model
+            shutil.copy(settings, written.parent)
+        cache.save_to_cache(result, meta)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for path in sorted(written.parent.iterdir(), key=lambda path: path == written):  # the result last
+            write_file_atomically(file.with_name(path.name), path.read_bytes())
 
 
 def _round_scores(result: Any) -> dict[tuple[str, ...], float]:
