@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ import pytest
 
 import retbench
 from retbench.cards import catalog
+from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import open_collection
 from retbench.engines import weights
+from retbench.store.digest import compute_digest
+from retbench.store.shard_store import write_file_atomically
+from retbench.system.checksums import compute_sha256
 from retbench.system.user_config import get_cache_folder
 from tests import late_interaction_folders as folders
 from tests import mteb_task, referee_models, small_collection
@@ -90,6 +95,21 @@ def write_part(source: str, queries: int, others: int, folder: Path) -> Path:
     return folder
 
 
+def keep_scores(cache: Path, model: Path, card: TaskCard, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Compute mteb's scores once: a whole collection takes up to an hour. Ours are computed in every run.
+
+    The file is named by the versions of mteb and what it runs on, by all files of the model, and by the collection.
+    """
+    versions = {name: version(name) for name in ("mteb", "sentence-transformers", "transformers", "torch")}
+    files = {str(file.relative_to(model)): compute_sha256(file) for file in sorted(model.rglob("*")) if file.is_file()}
+    key = compute_digest({"versions": versions, "files": files, "collection": open_collection(card).fingerprint})
+    file = cache / "mteb-scores" / f"{key}.json"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file_atomically(file, json.dumps(compute()).encode())
+    return dict(json.loads(file.read_text()))
+
+
 @pytest.mark.parametrize(("name", "collection", "size"), CASES)
 def test_an_embedder_scores_as_in_mteb(
     name: str, collection: str, size: tuple[int, int] | None, referee_cache: Path, tmp_path: Path
@@ -100,10 +120,15 @@ def test_an_embedder_scores_as_in_mteb(
     model, folder = find_model(name, referee_cache, tmp_path), Path(find_collection(collection))
     if size:
         folder = write_part(str(folder), *size, tmp_path / collection)
+    card = small_collection.build_card(folder, name=collection)
+
+    def compute_scores() -> dict[str, float]:
+        task, loaded = mteb_task.build_task(card), SentenceTransformer(str(model), device="cpu")
+        return mteb_task.compute_scores(loaded, task, tmp_path / "mteb")
+
+    theirs = compute_scores() if size else keep_scores(referee_cache, model, card, compute_scores)
     (cell,) = retbench.evaluate([str(model)], tasks=[str(folder)], out=tmp_path / "results")
     assert cell.error is None
-    task = mteb_task.build_task(small_collection.build_card(folder, name=collection))
-    theirs = mteb_task.compute_scores(SentenceTransformer(str(model), device="cpu"), task, tmp_path / "mteb")
     shared = cell.scores.keys() & theirs.keys()
     assert {"ndcg_at_10", "mrr_at_10", "recall_at_100", "map_at_100"} <= shared
     assert {key: cell.scores[key] for key in shared} == pytest.approx(
