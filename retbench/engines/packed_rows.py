@@ -24,6 +24,7 @@ class PackedRows:
     def __init__(self, rows: Sequence[np.ndarray]) -> None:
         self.ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))
         self.positions = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows]))
+        self.lengths = [len(row) for row in rows]
         self.runs: list[tuple[int, int, int]] = []
         start = 0
         for row in rows:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from retbench.engines.packed_decoder import apply_rms_norm, apply_rotary
 from retbench.engines.packed_rows import PackedRows
+from retbench.training.row_dropout import RowDropout
 
 MAX_BLOCK_SCORES = 1 << 20  # attention scores in memory at a time
 CHUNK_VALUES = 1 << 16  # values of an elementwise operation at a time: more do not fit the CPU cache
@@ -23,22 +24,24 @@ AttentionBlock = tuple[slice, int, int]  # token span, number of rows, tokens pe
 OptionalTensors = tuple[Tensor | None, ...]
 
 
-def lora_linear(states: Tensor, *modules: Any) -> tuple[Tensor, ...]:
-    """Linear layers of the same states, each with its LoRA adapter if it has one."""
+def lora_linear(states: Tensor, packed: PackedRows, *modules: Any) -> tuple[Tensor, ...]:
+    """Linear layers of the same states, each with its LoRA adapter if it has one, and the dropout of the adapter."""
     tensors: list[Tensor | None] = []
     for module in modules:
         base = getattr(module, "base_layer", module)
-        tensors += [base.weight, base.bias, *_get_adapter(module)]
+        tensors += [base.weight, base.bias, *_get_adapter(module, packed)]
     outputs: tuple[Tensor, ...] = _LoraLinearFunction.apply(states, *tensors)  # type: ignore[no-untyped-call]  # untyped in torch
     return outputs
 
 
-def _get_adapter(module: Any) -> tuple[Tensor | None, Tensor | None]:
-    """The two matrices of a LoRA adapter, the second one scaled."""
+def _get_adapter(module: Any, packed: PackedRows) -> OptionalTensors:
+    """The two matrices of a LoRA adapter, the second one scaled, and a mask of the inputs that it drops."""
     if not hasattr(module, "lora_A"):
-        return None, None
+        return None, None, None
     (name,) = module.active_adapters
-    return module.lora_A[name].weight, module.lora_B[name].weight * module.scaling[name]
+    down, scale, dropout = module.lora_A[name].weight, module.scaling[name], module.lora_dropout[name]
+    mask = dropout.draw_packed_mask(packed.lengths, down.shape[1]) if isinstance(dropout, RowDropout) else None
+    return down, module.lora_B[name].weight * (scale if mask is None else scale / (1 - dropout.p)), mask
 
 
 def rms_norm(states: Tensor, module: Any) -> Tensor:
@@ -66,19 +69,19 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, packed: Pack
 
 
 class _LoraLinearFunction(Function):
-    """Takes x, then weight, bias and the two adapter matrices of each layer."""
+    """Takes x, then weight, bias, the two adapter matrices and the mask of each layer."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         outputs: list[Tensor] = []
         saved: list[Tensor | None] = [x]
-        for weight, bias, down, up in _group_by_layer(tensors):
+        for weight, bias, down, up, mask in _group_by_layer(tensors):
             out, low = functional.linear(x, weight, bias), None
             if down is not None:
-                low = x @ down.to(x.dtype).T
+                low = _drop(x, mask) @ down.to(x.dtype).T
                 out.addmm_(low, up.to(x.dtype).T)
             outputs.append(out)
-            saved += [weight, down, up, low]
+            saved += [weight, down, up, low, mask]
         ctx.save_for_backward(*saved)
         return tuple(outputs)
 
@@ -86,18 +89,27 @@ class _LoraLinearFunction(Function):
     def backward(ctx: Any, *gradients: Tensor) -> OptionalTensors:
         x, *saved = ctx.saved_tensors
         input_gradient, parameter_gradients = None, []
-        for gradient, (weight, down, up, low) in zip(gradients, _group_by_layer(saved), strict=True):
+        for gradient, (weight, down, up, low, mask) in zip(gradients, _group_by_layer(saved), strict=True):
             input_gradient = gradient @ weight if input_gradient is None else input_gradient.addmm_(gradient, weight)
-            parameter_gradients += [None, None, None, None]
+            down_gradient = up_gradient = None
             if down is not None:
                 low_gradient = gradient @ up.to(x.dtype)
-                input_gradient.addmm_(low_gradient, down.to(x.dtype))
-                parameter_gradients[-2:] = [(low_gradient.T @ x).to(down.dtype), (gradient.T @ low).to(up.dtype)]
+                if mask is None:
+                    input_gradient.addmm_(low_gradient, down.to(x.dtype))
+                else:
+                    input_gradient.add_(_drop(low_gradient @ down.to(x.dtype), mask))
+                down_gradient = (low_gradient.T @ _drop(x, mask)).to(down.dtype)
+                up_gradient = (gradient.T @ low).to(up.dtype)
+            parameter_gradients += [None, None, down_gradient, up_gradient, None]
         return input_gradient, *parameter_gradients
 
 
+def _drop(states: Tensor, mask: Tensor | None) -> Tensor:
+    return states if mask is None else states.masked_fill(mask, 0.0)
+
+
 def _group_by_layer(tensors: Any) -> Iterator[tuple[Any, ...]]:
-    return zip(*[iter(tensors)] * 4, strict=True)
+    return zip(*[iter(tensors)] * 5, strict=True)
 
 
 class _RMSNormFunction(Function):

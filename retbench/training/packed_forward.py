@@ -1,4 +1,4 @@
-"""A forward pass without padding, for training LoRA adapters of Llama-like decoders on a CPU.
+"""A forward pass without padding, for training LoRA adapters of Llama-like decoders on a CPU, with their dropout.
 
 It is the counterpart of `engines/packed_decoder.py` with gradients. Rows are concatenated, so all computation is on
 real tokens; transformers' layers would pad, and peft's would copy every input in float32. `autograd_functions.py` has
@@ -18,10 +18,8 @@ from retbench.training.autograd_functions import causal_attention, lora_linear, 
 
 
 def supports_model(model: Any) -> bool:
-    """Whether this pass can run the model: adapters without dropout, and weights that are not sharded."""
-    if not hasattr(model, "peft_config") or any(config.lora_dropout for config in model.peft_config.values()):
-        return False
-    if fsdp.is_sharded(model):
+    """Whether this pass can run the model: with adapters, and weights that are not sharded."""
+    if not hasattr(model, "peft_config") or fsdp.is_sharded(model):
         return False
     return hasattr(model.get_base_model(), "rotary_emb") and supports_packed_decoding(model.get_base_model())
 
@@ -33,19 +31,20 @@ def compute_states(model: Any, rows: Sequence[np.ndarray]) -> Tensor:
     cos, sin = compute_position_rotations(decoder.rotary_emb, packed, hidden)
     for layer in decoder.layers:
         hidden = hidden + _run_attention(layer.self_attn, rms_norm(hidden, layer.input_layernorm), packed, cos, sin)
-        hidden = hidden + _run_mlp(layer.mlp, rms_norm(hidden, layer.post_attention_layernorm))
+        hidden = hidden + _run_mlp(layer.mlp, rms_norm(hidden, layer.post_attention_layernorm), packed)
     return rms_norm(hidden, decoder.norm)
 
 
 def _run_attention(module: Any, hidden: Tensor, packed: PackedRows, cos: Tensor, sin: Tensor) -> Tensor:
-    flat = lora_linear(hidden, module.q_proj, module.k_proj, module.v_proj)
+    flat = lora_linear(hidden, packed, module.q_proj, module.k_proj, module.v_proj)
     queries, keys, values = (part.view(len(hidden), -1, int(module.head_dim)) for part in flat)
     if hasattr(module, "q_norm"):
         queries, keys = rms_norm(queries, module.q_norm), rms_norm(keys, module.k_norm)
     queries, keys = rotate_positions(queries, cos, sin), rotate_positions(keys, cos, sin)
     states = causal_attention(queries, keys, values, packed, module.scaling)
-    return lora_linear(states.flatten(1), module.o_proj)[0]
+    return lora_linear(states.flatten(1), packed, module.o_proj)[0]
 
 
-def _run_mlp(module: Any, hidden: Tensor) -> Tensor:
-    return lora_linear(silu_gate(*lora_linear(hidden, module.gate_proj, module.up_proj)), module.down_proj)[0]
+def _run_mlp(module: Any, hidden: Tensor, packed: PackedRows) -> Tensor:
+    gated = silu_gate(*lora_linear(hidden, packed, module.gate_proj, module.up_proj))
+    return lora_linear(gated, packed, module.down_proj)[0]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 SHIFTS_AND_FACTORS = ((16, 0x7FEB352D), (15, 0x846CA68B))  # a mixer of 32 bits with little bias (C. Wellons)
 LAST_SHIFT = 16
+CHUNK_VALUES = 1 << 16  # values that are hashed at a time on a CPU: more do not fit its cache
 GOLDEN_RATIO = 0x9E3779B9
 current_seeds: list[Tensor] = []  # of the rows that are being run; a stack
 
@@ -61,18 +62,44 @@ class RowDropout(nn.Module):
             return states
         if not current_seeds or len(current_seeds[-1]) != len(states):  # rows that are not texts, as in experts
             return nn.functional.dropout(states, self.p)
+        hashes = compute_hashes(current_seeds[-1], self.salt, states.shape[1:-1])
+        return states.masked_fill(self._mark_dropped(hashes, states.shape[-1]), 0.0) / (1 - self.p)
+
+    def draw_packed_mask(self, lengths: Sequence[int], width: int) -> Tensor | None:
+        """Which values of rows without padding are dropped, [token, channel]; None if none is.
+
+        They are those that `forward` drops of the padded rows.
+        """
+        if not self.training:
+            return None
+        if not current_seeds:
+            return torch.rand(sum(lengths), width) < self.p
+        hashes = compute_hashes(current_seeds[-1], self.salt, torch.Size([max(lengths)]))
+        is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        return self._mark_dropped(hashes[is_token], width)
+
+    def _mark_dropped(self, hashes: Tensor, width: int) -> Tensor:
+        """Add the channels to hashes and mark those that are dropped, chunk by chunk on a CPU."""
         threshold = math.floor(self.p * 2**32) - 2**31
-        is_dropped = compute_hashes(current_seeds[-1], self.salt, states.shape[1:]) < threshold
-        return states.masked_fill(is_dropped, 0.0) / (1 - self.p)
+        flat = hashes.reshape(-1)
+        is_dropped = torch.empty((len(flat), width), dtype=torch.bool, device=flat.device)
+        rows = max(1, CHUNK_VALUES // width if flat.device.type == "cpu" else len(flat))
+        for part, destination in zip(flat.split(rows), is_dropped.split(rows), strict=True):
+            torch.lt(_add_axis(part, width), threshold, out=destination)
+        return is_dropped.view(*hashes.shape, width)
 
 
 def compute_hashes(seeds: Tensor, salt: int, shape: torch.Size) -> Tensor:
     """A hash of 32 bits for each value: of its row's seed, the salt, and its indices in the row."""
     hashes = _mix(seeds ^ _to_int32(salt))
     for size in shape:
-        indices = torch.arange(1, size + 1, dtype=torch.int32, device=seeds.device)
-        hashes = _mix(hashes[..., None] ^ (indices * _to_int32(GOLDEN_RATIO)))
+        hashes = _add_axis(hashes, size)
     return hashes
+
+
+def _add_axis(hashes: Tensor, size: int) -> Tensor:
+    indices = torch.arange(1, size + 1, dtype=torch.int32, device=hashes.device)
+    return _mix(hashes[..., None] ^ (indices * _to_int32(GOLDEN_RATIO)))
 
 
 def _mix(hashes: Tensor) -> Tensor:
