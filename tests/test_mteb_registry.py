@@ -137,6 +137,22 @@ def test_the_revision_of_a_retriever_is_that_of_the_registry(card: ModelCard) ->
         assert registered.meta.revision.rpartition("-")[2] == card.weights.revision
 
 
+def test_the_embedding_parameters_of_a_card_are_those_of_the_registry() -> None:
+    """`show model` computes them from the shape: the vocabulary times the width."""
+    compared = 0
+    for card in catalog.load_model_cards():
+        if not (card.shape and card.weights and card.weights.repo):
+            continue
+        try:
+            registered = mteb.get_model_meta(card.weights.repo).n_embedding_parameters
+        except KeyError:  # not in the registry
+            continue
+        if registered:
+            compared += 1
+            assert registered == card.shape.vocabulary * card.shape.width, card.name
+    assert compared > 15
+
+
 def test_a_task_has_the_instruction_of_the_registry() -> None:
     without_prompt = set()
     for card in HUB_TASKS:

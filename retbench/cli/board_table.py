@@ -15,7 +15,8 @@ MIN_ROOM = 4  # before the columns of single tasks, whose room follows their ord
 NAME_COLUMNS = 2  # model and method, or a training and its method
 ALWAYS = ("rank", "model", "method")
 FIRST_OPTIONAL = {"95% interval": 1, "letters": 2, "mean rank": 3}
-LAST_OPTIONAL = ("tokens/s", "parameters (M)", "bytes/doc", "docs/s", "peak memory (MB)", "weights (MB)")
+LAST_OPTIONAL = ("tokens/s", "parameters (M)", "bytes/doc", "docs/s", "peak memory (MB)", "weights (MB)", "active (M)",
+                 "embedding (M)", "kWh per 1M docs")  # fmt: skip
 
 
 def print_boards(boards: "list[Leaderboard]", with_ids: bool) -> None:

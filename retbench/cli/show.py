@@ -11,7 +11,7 @@ from retbench.cards.model import ModelCard
 from retbench.cli.command import AsJson, cli_command, print_json, print_result, print_status
 from retbench.cli.complete_names import complete_cards
 from retbench.cli.terminal_table import get_terminal_width
-from retbench.errors import UsageError
+from retbench.errors import RetbenchError, UsageError
 
 
 class CardKind(StrEnum):
@@ -52,6 +52,8 @@ def show(
     facts = asdict(card)
     if isinstance(card, ModelCard) and card.lexical:
         facts["lexical"] = card.lexical.describe()  # without the settings that its variant does not use
+    if isinstance(card, ModelCard):
+        facts |= _count_parameters(card)
     if kind is CardKind.task:
         facts |= _describe_task(name, facts)
     if as_json:
@@ -94,6 +96,26 @@ def _find_card(kind: CardKind, name: str) -> Any:
     if kind is CardKind.recipe:
         return catalog.find_recipe(name)
     return catalog.load_suites().find(name) if kind is CardKind.suite else catalog.find_method(name)
+
+
+def _count_parameters(card: ModelCard) -> dict[str, Any]:
+    """Count the weights that are here; of others only the embedding table is known, from the card's shape."""
+    from retbench.engines.weight_sizes import count_parameters_by_use
+    from retbench.engines.weights import find_local_weights
+
+    try:
+        local = find_local_weights(card) if card.weights else None
+        counts = count_parameters_by_use(local.folder) if local else None
+    except RetbenchError:  # a card is shown also where its weights are missing or damaged; `run` names the reason
+        counts = None
+    if counts is None:
+        table = card.shape and card.shape.vocabulary * card.shape.width
+        return {"embedding_parameters": table, "active_parameters": None} if card.kind != "lexical" else {}
+    return {
+        "parameters": card.parameters or counts.total,
+        "embedding_parameters": counts.embedding,
+        "active_parameters": counts.active,
+    }
 
 
 def _describe_task(name: str, card: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from retbench.store.vector_formats import VECTOR_FORMATS
 from retbench.system.user_config import load_user_config
 
 EXPOSURE_MARKS = {"seen": "*", "unknown": "?", "unseen": ""}
+JOULES_PER_KWH = 3.6e6
 INTERVAL_HEAD = "95% interval"
 MEAN_RANK_HEAD = "mean rank"
 
@@ -59,9 +60,20 @@ def _get_mean_cost(name: str) -> Callable[[LeaderboardRow], float | None]:
     return lambda row: fmean(values) if (values := row.list_costs(name)) else None
 
 
-def _get_parameters_in_millions(row: LeaderboardRow) -> float | None:
-    largest = max(row.list_costs("parameters"), default=None)
-    return None if largest is None else largest / 1e6
+def _get_millions(name: str) -> Callable[[LeaderboardRow], float | None]:
+    return lambda row: largest / 1e6 if (largest := max(row.list_costs(name), default=None)) is not None else None
+
+
+def compute_energy(row: LeaderboardRow) -> float | None:
+    """Kilowatt hours per million documents; None where a processor or GPU that computed was not measured."""
+    costs = []
+    for run in row.runs.values():
+        cost, documents = run.record.cost, run.record.collection["documents"]
+        names = ("cpu_joules", *(["gpu_joules"] if run.record.machine.get("gpu") else []))
+        if not documents or any(cost.get(name) is None for name in names):
+            return None
+        costs.append(sum(cost[name] for name in names) / JOULES_PER_KWH / documents * 1e6)
+    return fmean(costs) if costs else None
 
 
 def compute_price(row: LeaderboardRow) -> float | None:
@@ -110,12 +122,15 @@ def compute_bytes_per_document(row: LeaderboardRow) -> float | None:
 
 
 COST_COLUMNS: dict[str, CostColumn] = {
-    "parameters": ("parameters (M)", _get_parameters_in_millions, ",.0f"),
+    "parameters": ("parameters (M)", _get_millions("parameters"), ",.0f"),
+    "active_parameters": ("active (M)", _get_millions("active_parameters"), ",.0f"),
+    "embedding_parameters": ("embedding (M)", _get_millions("embedding_parameters"), ",.0f"),
     "weights": ("weights (MB)", _get_max_cost("weights_mb"), ",.0f"),
     "tokens_per_second": ("tokens/s", _get_mean_cost("tokens_per_second"), ",.0f"),
     "documents_per_second": ("docs/s", _get_mean_cost("documents_per_second"), ",.0f"),
     "peak_memory": ("peak memory (MB)", _get_max_cost("peak_memory_mb"), ",.0f"),
     "bytes_per_document": ("bytes/doc", compute_bytes_per_document, ",.0f"),
+    "energy": ("kWh per 1M docs", compute_energy, ",.2f"),
     "price": ("price per 1M docs", compute_price, ",.2f"),
 }
 

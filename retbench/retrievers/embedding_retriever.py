@@ -46,7 +46,8 @@ class EmbeddingRetriever(ABC):
     def rank(self, k: int) -> Ranking:
         """Return the k best documents of every query."""
         for name, role in zip(("embed queries", "embed and search documents"), ROLES, strict=True):
-            self.timer.add_seconds(name, self._open_store(role).compute_total_cost().seconds / self.workers.count)
+            spent = self._open_store(role).compute_total_cost().seconds
+            self.timer.add_earlier_seconds(name, spent / self.workers.count)
         with self.timer.time_phase("embed queries", "texts", self.workers.peak_throughput):
             queries = list(self._embed("query"))
         with self.timer.time_phase("embed and search documents", "texts", self.workers.peak_throughput):

@@ -13,6 +13,7 @@ from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.engines.memory import get_peak_memory_mb
+from retbench.engines.weight_sizes import count_parameters_by_use
 from retbench.errors import UsageError
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models.model import ResolvedModel
@@ -130,9 +131,22 @@ class EvaluationJob:
             "tokens_per_second": round(document["tokens"] / seconds, 1) if document and seconds else None,
             "documents_per_second": round(len(self.collection.corpus) / seconds, 1) if seconds else None,
             "peak_memory_mb": max(round(get_peak_memory_mb(), 1), document["peak_memory_mb"] if document else 0.0),
-            "parameters": self.model.card.parameters,
             "weights_mb": round(weights.bytes / 1e6, 1) if weights else None,
+            **self._count_parameters(),
+            **({} if self.model.create_workers else timer.collect_energy()),  # workers may be on other machines
             **self._compute_price(texts),
+        }
+
+    def _count_parameters(self) -> dict[str, int | None]:
+        """Return the parameters that the card states, else that the folder has, and how they are used."""
+        weights, stated = self.model.local_weights, self.model.card.parameters
+        counts = count_parameters_by_use(weights.folder) if weights else None
+        if counts is None:
+            return {"parameters": stated}
+        known = {"embedding_parameters": counts.embedding, "active_parameters": counts.active}
+        return {
+            "parameters": stated or counts.total,
+            **{name: count for name, count in known.items() if count is not None},
         }
 
     def _compute_price(self, texts: dict[str, Any]) -> dict[str, float]:

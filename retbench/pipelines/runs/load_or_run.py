@@ -5,6 +5,7 @@ from pathlib import Path
 
 from retbench.engines.memory import release_freed_pages, reset_peak_memory
 from retbench.records.cell import Cell, build_cell
+from retbench.records.energy import EnergyMeter
 from retbench.records.phase_timer import PhaseTimer, ProgressListener
 from retbench.records.record import Record
 from retbench.records.results_folder import ResultsFolder, RunFiles
@@ -22,5 +23,5 @@ def load_or_run(
     results.require_writable()
     release_freed_pages()  # the record states the peak memory of this cell, without what an earlier cell left
     reset_peak_memory()
-    record, files = run(PhaseTimer(progress))
+    record, files = run(PhaseTimer(progress, EnergyMeter.start()))
     return build_cell(record, str(results.write_run(record, files)), cached=False)
