@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from retbench.cards import catalog
+from retbench.cards.mining import MiningSettings
 from retbench.cards.model import LexicalSettings, ModelCard
-from retbench.cards.recipe import ContrastiveSettings, CropSettings, MiningSettings, OptimizerSettings
+from retbench.cards.recipe import ContrastiveSettings, CropSettings, OptimizerSettings
 from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.errors import DataError, MissingError, UsageError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder

@@ -8,13 +8,13 @@ import pytest
 
 from retbench.cards import catalog, recipe_keys
 from retbench.cards.adaptor_recipe import AdaptorRecipe, apply_adaptor_options
+from retbench.cards.mining import MiningSettings
 from retbench.cards.recipe import (
     BatchSettings,
     ContrastiveSettings,
     CropSettings,
     ListwiseTraining,
     LoraSettings,
-    MiningSettings,
     OptimizerSettings,
     QueryLikelihoodTraining,
     Recipe,

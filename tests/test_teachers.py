@@ -12,8 +12,9 @@ import pytest
 
 import retbench
 from retbench.cards import catalog
+from retbench.cards.mining import MiningSettings
 from retbench.cards.model import ModelCard
-from retbench.cards.recipe import ContrastiveSettings, ListwiseTraining, MiningSettings, OptimizerSettings
+from retbench.cards.recipe import ContrastiveSettings, ListwiseTraining, OptimizerSettings
 from retbench.errors import DataError, MissingError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.training import hard_negatives

@@ -44,8 +44,12 @@ def apply_options(
     options: dict[str, str],
     fixed: tuple[str, ...] = (),
     renamed: Mapping[str, str] = MappingProxyType({}),
+    parsed: Mapping[str, Any] = MappingProxyType({}),
 ) -> DataclassT:
-    """Return the card with the options applied; `fixed` fields are not options, `renamed` maps old to new names."""
+    """Return the card with the options applied; `fixed` fields are not options, `renamed` maps old to new names.
+
+    `parsed` are fields that change together with the options, because a card is checked as a whole.
+    """
     hints = get_type_hints(type(card))
     option_names = [field.name for field in fields(card) if field.name not in fixed]
     for key, text in options.items():
@@ -55,7 +59,7 @@ def apply_options(
             raise UsageError(f"there is no option {key!r}", suggest_names(key, option_names))
     try:
         values = {key: _parse_value(hints[key], key, text) for key, text in options.items()}
-        return replace(card, **values)
+        return replace(card, **values, **parsed)
     except DataError as problem:
         raise UsageError(problem.cause.removeprefix(OPTION_PLACE), problem.next_step) from problem
 

@@ -4,19 +4,23 @@ Batch sizes count over all processes, not per device, so the result does not dep
 the names that Hugging Face, peft and Tevatron use, where those have one.
 """
 
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from retbench.cards import options, recipe_keys
 from retbench.cards.method import Method
+from retbench.cards.mining import MiningSettings
 from retbench.cards.model import SHORT_DTYPES
 from retbench.cards.task import LengthLimits
+from retbench.cards.teacher_scores import TeacherScores
 from retbench.errors import DataError, UsageError, suggest_names
 from retbench.system import toml_parser
 
 _DEFAULT_LENGTHS, _PRETRAINING_LENGTHS = LengthLimits(32, 156), LengthLimits(200, 200)
+_DEFAULT_MINING, _DEFAULT_TEACHER_SCORES = MiningSettings(), TeacherScores()
 
+CROSS_ENCODER_TEACHER = "cross:"
 ObjectiveName = Literal["contrastive", "llm2ir", "llm-ql", "e2rank"]
 
 
@@ -27,7 +31,9 @@ class ContrastiveSettings:
     `temperature` divides the method's similarity. `hard_negatives` are drawn for each query, besides the batch's own.
     `symmetric` adds the loss from each positive to its query. `mask_known_positives` leaves a query's other known
     positives out of its negatives. `matryoshka_dimensions` are shorter widths that are trained too.
-    `distillation_weight` is the share of the loss that follows a teacher's scores; the data must hold those.
+    `distillation_weight` is the share of the loss that follows a teacher's scores: by `distillation_loss`, the
+    Kullback-Leibler divergence of a query's passages (`kl`), or the squared error of the differences between the
+    positive's and each negative's similarity (`margin-mse`), which `temperature` does not divide.
     """
 
     temperature: float = 0.01
@@ -36,6 +42,7 @@ class ContrastiveSettings:
     mask_known_positives: bool = True
     matryoshka_dimensions: tuple[int, ...] = ()
     distillation_weight: float = 0.0
+    distillation_loss: Literal["kl", "margin-mse"] = "kl"
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -43,31 +50,6 @@ class ContrastiveSettings:
         if not 0 <= self.distillation_weight <= 1:
             raise DataError(
                 f"distillation_weight = {self.distillation_weight} is not between 0 and 1", "write a number from 0 to 1"
-            )
-
-
-@dataclass(frozen=True)
-class MiningSettings:
-    """Where a query's hard negatives come from.
-
-    `given`: from the data. `bm25`: the passages that BM25 ranks highest. `model`: those that the model ranks highest
-    before training. Ranks `rank_from` to `rank_to` are used; positives are never negatives and do not count as ranks.
-    `max_score_ratio` drops passages that score more than this times the query's best positive. Each query keeps at
-    most `negatives_per_query`. `file` is the mined file of an earlier training, used instead of mining.
-    """
-
-    source: Literal["given", "bm25", "model"] = "given"
-    rank_from: int = 1
-    rank_to: int = 50
-    max_score_ratio: float | None = None
-    negatives_per_query: int = 30
-    file: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rank_from <= self.rank_to:
-            raise DataError(
-                f"rank_from = {self.rank_from} and rank_to = {self.rank_to} are no range",
-                "write 1 <= rank_from <= rank_to",
             )
 
 
@@ -204,8 +186,9 @@ class Recipe:
     share weights, gradients and optimizer states (torch's FSDP); without it each process holds all of them.
 
     `teacher` gives the scores for distillation and listwise training: `given` (in the data), `judgments` (the grades,
-    0 for what is not judged), or the path of a run (a record's folder or a TREC run file). A run also brings the
-    passages, at most `mining.negatives_per_query` negatives each.
+    0 for what is not judged), `cross:model=NAME` (a cross-encoder scores the passages), or the path of a run (a
+    record's folder or a TREC run file). A run also brings the passages, at most `mining.negatives_per_query` negatives
+    each. `teacher_scores` calibrates the scores of any teacher.
     """
 
     name: str
@@ -218,8 +201,9 @@ class Recipe:
     aliases: tuple[str, ...] = ()
     lengths: LengthLimits = _DEFAULT_LENGTHS
     contrastive: ContrastiveSettings = ContrastiveSettings()
-    mining: MiningSettings = MiningSettings()
+    mining: MiningSettings = _DEFAULT_MINING
     teacher: str = "given"
+    teacher_scores: TeacherScores = _DEFAULT_TEACHER_SCORES
     batch: BatchSettings = BatchSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     lora: LoraSettings | None = None
@@ -242,11 +226,12 @@ class Recipe:
             raise DataError(
                 "objective e2rank and the [listwise] table need each other", "add a [listwise] table, or remove it"
             )
-        if self.teacher not in ("given", "judgments") and (self.mining.source != "given" or self.mining.file):
+        if self.has_run_as_teacher and (self.mining.source != "given" or self.mining.file or self.mining.cross_encoder):
             raise DataError(
                 "a run as teacher brings its own passages, so nothing is mined",
                 'write mining source = "given", and no mining file',
             )
+        self._check_cross_encoders()
         if self.objective != "e2rank" and self.batch.contrastive_batch_size * (1 + self.contrastive.hard_negatives) < 2:
             raise DataError(
                 "contrastive training needs at least two passages per batch",
@@ -255,17 +240,37 @@ class Recipe:
         self._check_output()
 
     @property
+    def has_run_as_teacher(self) -> bool:
+        """Whether the teacher is a run, which brings its own passages."""
+        return self.teacher not in ("given", "judgments") and not self.teacher.startswith(CROSS_ENCODER_TEACHER)
+
+    @property
     def crop_settings(self) -> CropSettings:
         """How crops are drawn."""
         return self.crops or CropSettings()
 
+    def _check_cross_encoders(self) -> None:
+        """A cross-encoder takes long, so one whose scores nothing uses is an error."""
+        if self.mining.cross_encoder and not self.contrastive.hard_negatives:
+            raise DataError(
+                "mining.cross_encoder filters hard negatives, and contrastive.hard_negatives is 0",
+                "write contrastive.hard_negatives = 1 or more",
+            )
+        follows_teacher = self.contrastive.distillation_weight or self.listwise
+        if self.teacher.startswith(CROSS_ENCODER_TEACHER) and not follows_teacher:
+            raise DataError(
+                f"the teacher {self.teacher} is not followed: contrastive.distillation_weight is 0",
+                "write contrastive.distillation_weight = 0.5, or another share of the loss",
+            )
+
     def _check_crops(self) -> None:
         if self.crops is None:
             raise DataError("objective llm2ir needs a [crops] table", "add one; it may be empty")
-        if self.contrastive.hard_negatives and (self.mining.source != "bm25" or self.mining.file):
+        is_mined_before = self.mining.source != "bm25" or self.mining.file or self.mining.cross_encoder
+        if self.contrastive.hard_negatives and is_mined_before:
             raise DataError(
                 "crops get their hard negatives from BM25 while they train",
-                'write mining source = "bm25" and no mining file, or hard_negatives = 0',
+                'write mining source = "bm25", no mining file and no cross_encoder, or hard_negatives = 0',
             )
 
     def _check_output(self) -> None:
@@ -286,9 +291,17 @@ def load_recipe(file: Path) -> Recipe:
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as a model card stores it: without the folders of local files."""
     table = asdict(recipe)
-    for part, key in ((table, "teacher"), (table["mining"], "file")):
-        part[key] = Path(part[key]).name if part[key] and Path(part[key]).is_absolute() else part[key]
+    for part, key in ((table, "teacher"), (table["mining"], "file"), (table["mining"], "cross_encoder")):
+        part[key] = _remove_folders(part[key]) if part[key] else part[key]
     return table
+
+
+def _remove_folders(value: str) -> str:
+    """The last part of an absolute path, also of one in `cross:model=PATH`."""
+    name, changes = options.split_options(value) if value.startswith(CROSS_ENCODER_TEACHER) else ("", {})
+    if Path(changes.get("model", "")).is_absolute():
+        return options.join_options(name, {**changes, "model": Path(changes["model"]).name})
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def apply_recipe_options(recipe: Recipe, changes: dict[str, str]) -> Recipe:
@@ -316,4 +329,4 @@ def _apply_nested_options(card: Any, changes: dict[str, str], fixed: tuple[str, 
                 f"the recipe has no [{name}] table to change", "use another recipe, or a recipe file with that table"
             )
     tables = {name: _apply_nested_options(getattr(card, name), values) for name, values in table_changes.items()}
-    return replace(options.apply_options(card, own_changes, fixed=fixed), **tables, **removed)
+    return options.apply_options(card, own_changes, fixed=fixed, parsed={**tables, **removed})

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from datetime import timedelta
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as torch_distributed
@@ -69,6 +70,15 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad.mul_(get_world_size())
         else:
             torch_distributed.all_reduce(parameter.grad)
+
+
+def sum_array(array: np.ndarray) -> np.ndarray:
+    """The sum of an array over all processes."""
+    if get_world_size() == 1:
+        return array
+    value = torch.from_numpy(array).to("cuda" if torch_distributed.get_backend() == "nccl" else "cpu")
+    torch_distributed.all_reduce(value)
+    return np.asarray(value.cpu().numpy())
 
 
 def sum_over_processes(number: float) -> float:

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from retbench.cards.mining import MiningSettings
 from retbench.cards.model import LexicalSettings
-from retbench.cards.recipe import MiningSettings
 from retbench.errors import DataError, MissingError
+from retbench.records.phase_timer import AdvanceProgress
 from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import write_file_atomically
 from retbench.system.text_parsers import parse_json
+from retbench.training.pair_scoring import PairScorer, to_probabilities
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
 SCORE_DEPTH = 1000  # ranks that are searched for a positive's score; one below counts as the score at this rank
@@ -35,9 +37,16 @@ def build_bm25_ranker(training_set: TrainingSet) -> Ranker:
     return BM25Index(LexicalSettings(), training_set.passages).search
 
 
-def mine_hard_negatives(training_set: TrainingSet, settings: MiningSettings, ranker: Ranker, miner: str) -> TrainingSet:
-    """The set with mined negatives in place of its own."""
+def mine_hard_negatives(
+    training_set: TrainingSet, settings: MiningSettings, ranker: Ranker, miner: str, is_filtered_later: bool = False
+) -> TrainingSet:
+    """The set with mined negatives in place of its own; all candidates where `filter_negatives` chooses from them."""
     queries, passages = training_set.queries, training_set.passages
+    if is_filtered_later:
+        settings = replace(
+            settings, max_score_ratio=None, score_margin=None, max_score=None, cross_encoder=None,
+            negatives_per_query=settings.rank_to,
+        )  # fmt: skip
     depth = count_mining_ranks(settings, max(len(query.positives) for query in queries))
     ranking = ranker([query.text for query in queries], min(depth, len(passages)))
     negatives = [
@@ -49,16 +58,57 @@ def mine_hard_negatives(training_set: TrainingSet, settings: MiningSettings, ran
     return training_set.with_queries(mined_queries, negatives=facts)
 
 
+def filter_negatives(
+    training_set: TrainingSet, settings: MiningSettings, scorer: PairScorer, advance: AdvanceProgress
+) -> TrainingSet:
+    """The set without the negatives that a cross-encoder scores too high; of the others each query keeps the first."""
+    queries, candidates = training_set.queries, [query.positives + query.negatives for query in training_set.queries]
+    logits = scorer.score_candidates(training_set, candidates, advance)
+    kept = []
+    all_scores = map(to_probabilities, logits) if settings.score_scale == "probability" else logits
+    for query, scores in zip(queries, all_scores, strict=True):
+        positives, negatives = np.split(scores, [len(query.positives)])
+        is_kept = negatives <= compute_score_limit(float(positives.max()), settings)
+        kept.append(tuple(np.array(query.negatives, dtype=int)[is_kept][: settings.negatives_per_query].tolist()))
+    before = sum(len(query.negatives) for query in queries)
+    facts = {
+        **(training_set.facts.get("negatives") or {"source": settings.source}),
+        "filter": {
+            "cross_encoder": scorer.model, "weights": scorer.settings["weights"], "scale": settings.score_scale,
+            **_describe_limits(settings), "candidates": before, "kept": sum(map(len, kept)),
+            "queries_without_negatives": sum(not rows for rows in kept),
+        },
+    }  # fmt: skip
+    filtered = [_with_negatives(query, rows) for query, rows in zip(queries, kept, strict=True)]
+    return training_set.with_queries(filtered, negatives=facts)
+
+
+def _with_negatives(query: TrainingQuery, rows: tuple[int, ...]) -> TrainingQuery:
+    """The query with some of its own negatives, and their scores where the data has scores."""
+    scores = query.scores
+    if scores is not None:
+        by_row = dict(zip(query.negatives, scores[len(query.positives) :], strict=True))
+        scores = (*scores[: len(query.positives)], *(by_row[row] for row in rows))
+    return replace(query, negatives=rows, scores=scores)
+
+
 def _describe_settings(settings: MiningSettings) -> dict[str, Any]:
     """The settings as plans, mined files and model cards store them; these keys are older than the recipe's."""
     ratio = {} if settings.max_score_ratio is None else {"margin": settings.max_score_ratio}
     ranks = {"first": settings.rank_from, "last": settings.rank_to}
-    return {"source": settings.source, **ranks, **ratio, "keep": settings.negatives_per_query}
+    others = {key: value for key, value in _describe_limits(settings).items() if key != "max_score_ratio"}
+    return {"source": settings.source, **ranks, **ratio, **others, "keep": settings.negatives_per_query}
+
+
+def _describe_limits(settings: MiningSettings) -> dict[str, float]:
+    limits = {name: getattr(settings, name) for name in ("max_score_ratio", "score_margin", "max_score")}
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def count_mining_ranks(settings: MiningSettings, most_positives: int) -> int:
     """How many ranks must be searched, if a query has at most so many positives among them."""
-    return SCORE_DEPTH if settings.max_score_ratio is not None else settings.rank_to + most_positives
+    needs_positive = settings.max_score_ratio is not None or settings.score_margin is not None
+    return SCORE_DEPTH if needs_positive else settings.rank_to + most_positives
 
 
 def select_negatives(
@@ -68,10 +118,22 @@ def select_negatives(
     relevant = np.isin(rows, query.positives)
     rank = np.cumsum(~relevant)  # from 1, counted without the positives
     selected = ~relevant & (rank >= settings.rank_from) & (rank <= settings.rank_to)
-    if settings.max_score_ratio is not None and len(scores):
+    if settings.has_filter and len(scores):
         best_positive = scores[relevant].max() if relevant.any() else scores[-1]
-        selected &= scores <= settings.max_score_ratio * best_positive
+        selected &= scores <= compute_score_limit(float(best_positive), settings)
     return tuple(int(row) for row in rows[selected][: settings.negatives_per_query])
+
+
+def compute_score_limit(best_positive: float, settings: MiningSettings) -> float:
+    """The score that a negative may have at most; a share of a score below zero is below it too."""
+    limits = [np.inf]
+    if (ratio := settings.max_score_ratio) is not None:
+        limits.append(ratio * best_positive if best_positive > 0 else (2 - ratio) * best_positive)
+    if settings.score_margin is not None:
+        limits.append(best_positive - settings.score_margin)
+    if settings.max_score is not None:
+        limits.append(settings.max_score)
+    return min(limits)
 
 
 def write_hard_negatives(training_set: TrainingSet, file: Path) -> None:
@@ -103,7 +165,11 @@ def read_hard_negatives(training_set: TrainingSet, file: Path) -> TrainingSet:
     if not all(0 <= row < len(training_set.passages) for rows in negatives for row in rows):
         raise DataError(f"{file} has negatives that are no passages of {training_set.name}", MINE_AGAIN)
     pairs = zip(training_set.queries, negatives, strict=True)
-    queries = [replace(query, negatives=rows, scores=None) for query, rows in pairs]
+    is_given = description["negatives"].get("source") == "given"
+    queries = [
+        _with_negatives(query, rows) if is_given else replace(query, negatives=rows, scores=None)
+        for query, rows in pairs
+    ]
     return training_set.with_queries(queries, negatives=description["negatives"])
 
 

@@ -57,19 +57,38 @@ def _compute_loss(compared: Tensor, batch: ContrastiveBatch, settings: Contrasti
     if settings.symmetric:
         loss = (loss + functional.cross_entropy(scores[:, : len(compared)].T, target)) / 2
     if settings.distillation_weight and batch.teacher_scores is not None:
-        weight = settings.distillation_weight
-        loss = (1 - weight) * loss + weight * _distillation_loss(compared, batch, settings)
+        weight, distill = settings.distillation_weight, DISTILLATION_LOSSES[settings.distillation_loss]
+        loss = (1 - weight) * loss + weight * distill(compared, batch, settings)
     return loss
 
 
-def _distillation_loss(compared: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
+def _find_own_passages(compared: Tensor, batch: ContrastiveBatch) -> Tensor:
+    """Which passages were drawn for which query."""
+    owner = torch.from_numpy(batch.owner).to(compared.device)
+    return owner[None, :] == torch.arange(len(compared), device=compared.device)[:, None]
+
+
+def _kl_loss(compared: Tensor, batch: ContrastiveBatch, settings: ContrastiveSettings) -> Tensor:
     """The Kullback-Leibler divergence of a query's scores of its own passages from the teacher's."""
-    is_own = (
-        torch.from_numpy(batch.owner).to(compared.device)[None, :]
-        == torch.arange(len(compared), device=compared.device)[:, None]
-    )
+    is_own = _find_own_passages(compared, batch)
     teacher_scores = torch.from_numpy(batch.teacher_scores).to(compared).expand_as(compared)
     teacher = teacher_scores.masked_fill(~is_own, -torch.inf).log_softmax(1)
     student = (compared / settings.temperature).masked_fill(~is_own, -torch.inf).log_softmax(1)
     difference = (teacher - student).masked_fill(~is_own, 0.0)
     return (teacher.exp() * difference).sum(1).mean()
+
+
+def _margin_mse_loss(compared: Tensor, batch: ContrastiveBatch, _: ContrastiveSettings) -> Tensor:
+    """MarginMSE: the squared error of the positive's lead over each of the query's own negatives; a mean over those."""
+    is_negative = _find_own_passages(compared, batch)
+    target = torch.arange(len(compared), device=compared.device)
+    is_negative[target, target] = False
+    if not bool(is_negative.any()):
+        return compared.sum() * 0  # no query of the batch has a negative of its own
+    teacher_scores = torch.from_numpy(batch.teacher_scores).to(compared)
+    teacher_margins = teacher_scores[target][:, None] - teacher_scores[None, :]
+    margins = compared[target, target][:, None] - compared
+    return functional.mse_loss(margins[is_negative], teacher_margins[is_negative])
+
+
+DISTILLATION_LOSSES = {"kl": _kl_loss, "margin-mse": _margin_mse_loss}

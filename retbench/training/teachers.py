@@ -1,18 +1,24 @@
 """Teachers: the scores of a query's passages that distillation and listwise training follow.
 
-The data may hold `scores`. This module adds two other sources: graded judgments, and the run of another system (such as
-a reranker), which also brings the passages that it scored.
+The data may hold `scores`. This module adds three other sources: graded judgments, a cross-encoder that scores the
+passages now, and the run of another system (such as a reranker), which also brings the passages that it scored. The
+scores of any teacher can be calibrated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from retbench.cards.recipe import Recipe
+from retbench.cards.teacher_scores import TeacherScores
 from retbench.errors import DataError, MissingError
 from retbench.records.load_run import read_scored_trec_run, read_trec_run
+from retbench.records.phase_timer import AdvanceProgress
 from retbench.records.results_folder import RECORD_FILE, decode_id
 from retbench.records.scored_run import read_raw_scores
+from retbench.training.pair_scoring import PairScorer, to_probabilities
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
 JUDGMENTS, GIVEN = "judgments", "given"
@@ -21,7 +27,11 @@ ScoredRanking = Mapping[str, Sequence[tuple[str, float]]]  # query id to documen
 
 
 def add_teacher_scores(training_set: TrainingSet, recipe: Recipe, log_status: Callable[[str], None]) -> TrainingSet:
-    """The set with the scores of the recipe's teacher."""
+    """The set with the calibrated scores of the recipe's teacher: the data's own, judgments, or a run."""
+    return calibrate_scores(_find_teacher_scores(training_set, recipe, log_status), recipe.teacher_scores)
+
+
+def _find_teacher_scores(training_set: TrainingSet, recipe: Recipe, log_status: Callable[[str], None]) -> TrainingSet:
     if recipe.teacher == GIVEN:
         return training_set
     if recipe.teacher == JUDGMENTS:
@@ -36,6 +46,40 @@ def add_teacher_scores(training_set: TrainingSet, recipe: Recipe, log_status: Ca
         f"left out {dropped:,} queries whose positives it does not rank"
     )
     return scored_set
+
+
+def calibrate_scores(training_set: TrainingSet, settings: TeacherScores) -> TrainingSet:
+    """The set with its scores on another scale, divided by the temperature."""
+    if settings == TeacherScores():
+        return training_set
+    queries = [
+        replace(query, scores=_calibrate(query.scores, settings)) if query.scores else query
+        for query in training_set.queries
+    ]
+    return training_set.with_queries(queries)
+
+
+def _calibrate(scores: tuple[float, ...], settings: TeacherScores) -> tuple[float, ...]:
+    scaled = np.array(scores, dtype=float)
+    if settings.scale == "minmax":
+        spread = float(np.ptp(scaled))
+        scaled = (scaled - scaled.min()) / spread if spread else np.zeros_like(scaled)
+    elif settings.scale == "probability":
+        scaled = to_probabilities(scaled)
+    return tuple((scaled / settings.temperature).tolist())
+
+
+def add_scores_from_cross_encoder(
+    training_set: TrainingSet, scorer: PairScorer, advance: AdvanceProgress
+) -> TrainingSet:
+    """The scores (logits) that a cross-encoder gives to the passages of every query."""
+    candidates = [(*query.positives, *query.negatives) for query in training_set.queries]
+    scores = scorer.score_candidates(training_set, candidates, advance)
+    queries = [
+        replace(query, scores=tuple(row.tolist())) for query, row in zip(training_set.queries, scores, strict=True)
+    ]
+    facts = {"cross_encoder": scorer.model, "weights": scorer.settings["weights"]}
+    return training_set.with_queries(queries, teacher=facts)
 
 
 def add_scores_from_judgments(training_set: TrainingSet) -> TrainingSet:

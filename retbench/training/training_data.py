@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards import catalog, options
-from retbench.cards.recipe import MiningSettings
+from retbench.cards.mining import MiningSettings
 from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import MissingError, UsageError

@@ -1,7 +1,7 @@
 """`retbench finetune --dry-run`: what a training would do and take, from a sample of its data and a few small steps.
 
 What takes as long as in the training is left out: nothing is mined, scored or pretrained, and random passages stand for
-hard negatives. Nothing is written.
+hard negatives. What a cross-encoder would score is measured with a few pairs. Nothing is written.
 """
 
 import time
@@ -14,6 +14,7 @@ import numpy as np
 from retbench.cards.recipe import Recipe
 from retbench.engines.memory import get_peak_memory_mb, reset_peak_memory
 from retbench.pipelines.finetuning import train_encoder
+from retbench.pipelines.finetuning.prepare_passages import estimate_scoring, needs_mining
 from retbench.training.contrastive_batches import BatchSampler, BatchSource
 from retbench.training.contrastive_objective import ContrastiveObjective
 from retbench.training.cost_estimate import (
@@ -44,6 +45,7 @@ def estimate_plan(request: TrainingRequest, recipe: Recipe) -> dict[str, Any]:
     source, queries, data = _build_sample(dataset, encoder, request)
     estimate = _estimate(ContrastiveObjective(encoder, source), queries)
     batch = source.build_batch(np.arange(min(2, len(source))), 0)
+    scoring = estimate_scoring(dataset, recipe, request) if isinstance(dataset, TrainingSet) else []
     tokens, tokenizer = encoder.tokenize(batch.queries[:1], batch.passages[:1]), encoder.prompt_tokenizer
     return {
         "model": name,
@@ -57,6 +59,7 @@ def estimate_plan(request: TrainingRequest, recipe: Recipe) -> dict[str, Any]:
         "memory_mb": round(estimate.memory_mb),
         "disk_bytes": sum(file.stat().st_size for file in parent.folder.glob("*.safetensors")),
         "data": data,
+        **({"cross_encoders": scoring} if scoring else {}),
         "not_included": _list_omitted_work(recipe),
         "first_query": tokenizer.tokenizer.decode(tokens[0].tolist()),
         "first_passage": tokenizer.tokenizer.decode(tokens[1].tolist()),
@@ -66,18 +69,12 @@ def estimate_plan(request: TrainingRequest, recipe: Recipe) -> dict[str, Any]:
 def _list_omitted_work(recipe: Recipe) -> list[str]:
     """List the work before the first step, whose time is not in the estimate."""
     omitted = {
-        f"mining of hard negatives by {recipe.mining.source}": _needs_mining(recipe),
+        f"mining of hard negatives by {recipe.mining.source}": needs_mining(recipe),
         "indexing of the texts for hard negatives": recipe.objective == "llm2ir"
         and recipe.contrastive.hard_negatives > 0,
         "stage 1 of llm-ql": recipe.objective == "llm-ql" and recipe.query_likelihood is not None,
     }
     return [work for work, is_needed in omitted.items() if is_needed]
-
-
-def _needs_mining(recipe: Recipe) -> bool:
-    settings = recipe.mining
-    is_mined = settings.source != "given" and not settings.file
-    return is_mined and recipe.contrastive.hard_negatives > 0 and recipe.objective != "llm2ir"
 
 
 def _build_sample(
@@ -93,7 +90,7 @@ def _build_sample(
     if recipe.listwise:
         dataset = limit_queries_per_source(dataset, recipe.listwise.max_queries_per_source, recipe.seed)
     sampled_set = replace(dataset, queries=_take_evenly(dataset.queries))
-    if _needs_mining(recipe):
+    if needs_mining(recipe):
         sampled_set = replace(sampled_set, queries=_draw_random_negatives(sampled_set, recipe))
     if recipe.teacher in (GIVEN, JUDGMENTS):
         sampled_set = add_teacher_scores(sampled_set, recipe, request.log_status)

@@ -18,13 +18,12 @@ from retbench.engines.device import get_device
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.experiment_trackers import track_training
-from retbench.records.phase_timer import NoProgress, PhaseTimer
+from retbench.pipelines.finetuning.prepare_passages import add_hard_negatives, add_teacher
+from retbench.records.phase_timer import NoProgress
 from retbench.training import (
     checkpoint,
     distributed,
     fsdp,
-    hard_negatives,
-    in_training_search,
     lora,
     save_model,
     sentence_transformers_export,
@@ -39,13 +38,10 @@ from retbench.training.listwise_batches import ListwiseBatchSource, limit_querie
 from retbench.training.llm_ql_pretraining import pretrain_query_likelihood
 from retbench.training.random_crops import CropBatchSource
 from retbench.training.save_model import ParentWeights
-from retbench.training.teachers import add_teacher_scores
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.train_loop import TrainLoop, TrainSchedule, describe_zero_rates
 from retbench.training.training_data import TrainingRequest, UnlabelledTexts
 from retbench.training.training_set import TrainingSet
-
-NEGATIVES_FILE = "negatives.jsonl"
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ def prepare_training(request: TrainingRequest, recipe: Recipe) -> TrainingJob:
         source, data = build_crop_source(dataset, encoder, request)
     else:
         training_set = add_hard_negatives(dataset, encoder, request, folder)
-        training_set = add_teacher_scores(training_set, recipe, request.log_status)
+        training_set = add_teacher(training_set, recipe, request)
         if recipe.listwise:
             limit = recipe.listwise.max_queries_per_source
             training_set = limit_queries_per_source(training_set, limit, recipe.seed)
@@ -183,29 +179,6 @@ def build_crop_source(
         f"{corpus.name}: {len(source):,} of {len(corpus.texts):,} texts are long enough for crops; labels are not used"
     )
     return source, {"set": corpus.name, "fingerprint": corpus.fingerprint, "texts": len(source), "labels": False}
-
-
-def add_hard_negatives(
-    training_set: TrainingSet, encoder: TrainableEncoder, request: TrainingRequest, folder: Path
-) -> TrainingSet:
-    """Hard negatives from the data, from a mined file, or mined now and written beside the checkpoints."""
-    recipe, mined_file = encoder.recipe, folder / NEGATIVES_FILE
-    settings = recipe.mining
-    if settings.file or mined_file.exists():
-        file = Path(settings.file).expanduser() if settings.file else mined_file
-        return hard_negatives.read_hard_negatives(training_set, file)
-    if settings.source == "given" or not recipe.contrastive.hard_negatives:
-        return training_set
-    with PhaseTimer(request.progress).time_phase(f"mine negatives by {settings.source}", "texts") as advance:
-        if settings.source == "bm25":
-            ranker, miner = hard_negatives.build_bm25_ranker(training_set), "bm25"
-        else:
-            lengths, miner = (recipe.lengths.query, recipe.lengths.document), request.model
-            ranker = in_training_search.build_ranker(encoder, training_set.passages, lengths, advance)
-        mined_set = hard_negatives.mine_hard_negatives(training_set, settings, ranker, miner)
-    if distributed.get_rank() == 0:
-        hard_negatives.write_hard_negatives(mined_set, mined_file)
-    return mined_set
 
 
 def plan_steps(job: TrainingJob) -> int:
