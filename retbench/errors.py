@@ -122,6 +122,7 @@ class BadVectorError(Exception):
 
 DISK_FULL_MESSAGES = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG))
 TOO_MANY_FILES = tuple(os.strerror(code) for code in (errno.EMFILE, errno.ENFILE))
+RAISE_LIMIT = "raise the limit of open files, for example ulimit -n 4096; then run the same command: it continues"
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 OUT_OF_MEMORY_MESSAGES = (  # the fourth is of a library that cannot be loaded under `ulimit -v`
     "out of memory", "can't allocate memory", "not enough memory", "failed to map segment from shared object",
@@ -149,10 +150,7 @@ def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
             "free disk space, or give another --out or RETBENCH_CACHE; then run the same command: it continues",
         )
     if any(short in message for short in TOO_MANY_FILES):
-        return ResourceError(
-            f"too many files are open: {first_line}",
-            "raise the limit of this shell, for example ulimit -n 4096; then run the same command: it continues",
-        )
+        return ResourceError(f"too many files are open: {first_line}", RAISE_LIMIT)
     if isinstance(problem, MemoryError) or any(short in message for short in OUT_OF_MEMORY_MESSAGES):
         return ResourceError(
             f"memory ran out: {first_line}",
@@ -160,6 +158,13 @@ def convert_to_resource_error(problem: BaseException) -> ResourceError | None:
             "batch.gradient_caching=true or smaller batch.max_tokens); then run the same command: it continues",
         )
     return None
+
+
+def build_write_error(path: object, problem: BaseException, next_step: str) -> ResourceError:
+    """Build the error of a file that could not be written; at the limit of open files the next step is another one."""
+    reason = getattr(problem, "strerror", None) or str(problem)
+    step = RAISE_LIMIT if reason in TOO_MANY_FILES else next_step
+    return ResourceError(f"{path} could not be written: {reason}", step)
 
 
 def build_path_encoding_error(path: object) -> ResourceError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from retbench.errors import ResourceError, convert_to_resource_error
+from retbench.errors import ResourceError, build_write_error, convert_to_resource_error
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.reranking.chain import RerankingJob
 from tests import small_collection
@@ -99,6 +99,10 @@ def test_too_many_open_files_are_no_bug(code: int) -> None:
     assert isinstance(error, ResourceError)
     assert error.cause.startswith("too many files are open: ")
     assert "ulimit -n" in error.next_step
+    written = build_write_error("/some/file", OSError(code, os.strerror(code)), "free disk space")
+    assert written.cause == f"/some/file could not be written: {os.strerror(code)}"
+    assert "ulimit -n" in written.next_step
+    assert build_write_error("f", OSError(errno.ENOSPC, "full"), "free disk space").next_step == "free disk space"
 
 
 def run_main(code: str, **environment: str) -> subprocess.CompletedProcess[bytes]:

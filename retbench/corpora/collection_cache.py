@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from retbench.corpora.images import ImageWriter, name_image_file
 from retbench.corpora.rows import Exclusion, Judgment, ListedDocument, RawCollection, TextRow
 from retbench.corpora.texts import SCHEMA, Texts
-from retbench.errors import DataError, ResourceError
+from retbench.errors import DataError, build_write_error
 from retbench.system.checksums import cached_sha256, compute_sha256
 from retbench.system.text_parsers import parse_json
 
@@ -46,10 +46,8 @@ def compile_collection(raw: RawCollection, folder: Path) -> None:
         (partial / MANIFEST).write_text(json.dumps({**manifest, "sha256": _hash_manifest(manifest)}, indent=1))
         _move_into_place(partial, folder)
     except OSError as problem:
-        raise ResourceError(
-            f"{folder} could not be written: {problem.strerror or problem}",
-            "free disk space, or set RETBENCH_CACHE to another disk",
-        ) from problem
+        next_step = "free disk space, or set RETBENCH_CACHE to another disk"
+        raise build_write_error(folder, problem, next_step) from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

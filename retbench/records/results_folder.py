@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retbench.errors import DataError, ResourceError
+from retbench.errors import DataError, ResourceError, build_write_error
 from retbench.records.failure import ANY_METHOD, FAILURE_SUFFIX, Failure, format_label, read_failure
 from retbench.records.migrate import migrate_record
 from retbench.records.record import Record
@@ -109,9 +109,7 @@ class ResultsFolder:
             rerank = [reranker["rerank"] for reranker in record.settings["rerankers"]]
             self.remove_failures(folder, format_label(record.method, rerank), ANY_METHOD)
         except OSError as problem:
-            raise ResourceError(
-                f"{folder} could not be written: {problem.strerror or problem}", "make room or name another --out"
-            ) from problem
+            raise build_write_error(folder, problem, "make room or name another --out") from problem
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder
@@ -122,9 +120,7 @@ class ResultsFolder:
         try:
             failure.write(file)
         except OSError as problem:
-            raise ResourceError(
-                f"{file} could not be written: {problem.strerror}", "make room or name another --out"
-            ) from problem
+            raise build_write_error(file, problem, "make room or name another --out") from problem
 
     def remove_failures(self, folder: Path, *labels: str) -> None:
         """Remove the failure files of a cell that is finished."""

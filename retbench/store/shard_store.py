@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load, save
 
-from retbench.errors import ResourceError
+from retbench.errors import build_write_error
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, decode_vectors
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
 from retbench.system.file_locks import hold_lock
@@ -72,10 +72,8 @@ def write_file_atomically(file: Path, content: bytes) -> None:
         flush_to_disk(file.parent)
     except OSError as problem:
         partial.unlink(missing_ok=True)
-        raise ResourceError(
-            f"{file} could not be written: {problem.strerror}",
-            "free disk space (retbench doctor shows it), then run the same command: finished work is kept",
-        ) from problem
+        next_step = "free disk space (retbench doctor shows it), then run the same command: finished work is kept"
+        raise build_write_error(file, problem, next_step) from problem
 
 
 def _build_block(tensors: dict[str, np.ndarray]) -> VectorBlock:

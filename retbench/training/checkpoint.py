@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from retbench.errors import DataError, ResourceError, convert_to_resource_error
+from retbench.errors import DataError, build_write_error, convert_to_resource_error
 from retbench.store.shard_store import flush_to_disk
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
 from retbench.training.fsdp import gather_for_saving, shard_like
@@ -71,10 +71,8 @@ def _write_state(final: Path, tensors: dict[str, torch.Tensor], progress: Traini
         shutil.rmtree(work, ignore_errors=True)
         if not isinstance(problem, OSError) and not convert_to_resource_error(problem):
             raise
-        raise ResourceError(
-            f"{final} could not be written: {getattr(problem, 'strerror', None) or problem}",
-            "free disk space and add --resume: the previous checkpoint is kept",
-        ) from problem
+        next_step = "free disk space and add --resume: the previous checkpoint is kept"
+        raise build_write_error(final, problem, next_step) from problem
 
 
 def _write_files(folder: Path, tensors: dict[str, torch.Tensor], progress: TrainingProgress) -> None:

@@ -24,7 +24,7 @@ def run_job(server: fork_server.ForkServer, job: FaultJob) -> int:
 
 def run_without_fault(server: fork_server.ForkServer, job: FaultJob) -> dict[str, Any]:
     """Run a job without a fault; return its results."""
-    healthy = replace(job, phase="", signal_at=None, memory_headroom=0)
+    healthy = replace(job, phase="", signal_at=None, memory_headroom=0, open_files=0, file_bytes=0)
     assert run_job(server, healthy) == 0, job.read_output()
     return read_results(healthy)
 

@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 
 from retbench.cli import report as report_verb
@@ -26,13 +28,17 @@ from retbench.corpora import collection_cache
 from retbench.encoders import embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.pipelines import push
 from retbench.pipelines.evaluation import job
+from retbench.pipelines.finetuning import train_adaptor
 from retbench.pipelines.models import model
+from retbench.pipelines.mteb_bridge import export_results
+from retbench.pipelines.reranking import chain
 from retbench.pipelines.studies import status
 from retbench.records import results_folder
 from retbench.retrievers import exact_search
 from retbench.scoring import metrics
-from retbench.training import checkpoint, save_model, train_loop
+from retbench.training import checkpoint, save_model, search_adaptor, sentence_transformers_export, train_loop
 from tests import fork_server
 
 PHASES: dict[str, Callable[..., Any]] = {
@@ -46,6 +52,12 @@ PHASES: dict[str, Callable[..., Any]] = {
     "model": save_model.save_model,
     "note": status.write_note,
     "report": report_verb.report.__wrapped__,  # type: ignore[attr-defined]
+    "rerank": chain.rerank_queries,
+    "adaptor training": search_adaptor.search_loss_weights,
+    "adaptor file": train_adaptor._write_adaptor,
+    "sentence-transformers": sentence_transformers_export.export_sentence_transformers,
+    "mteb": export_results._save_result,
+    "push": push.push_model,
 }
 
 
@@ -96,6 +108,8 @@ class FaultJob(fork_server.CellRun):
     signal: int = signal.SIGKILL
     memory_headroom: int = 0  # bytes of memory above those of the forked process
     bytes_per_text: int = 0  # bytes that the encoder allocates per text
+    open_files: int = 0  # the most files that may be open
+    file_bytes: int = 0  # the largest size of a file that is written
     clock_seed: int = 0  # the seed of a jumping clock
     keep_encoder: bool = False  # use the encoder of the command
 
@@ -105,6 +119,9 @@ class FaultJob(fork_server.CellRun):
         os.dup2(output, 1), os.dup2(output, 2)
         self.install_encoder()
         os.environ.update(self.environment or {})
+        tempfile.tempdir = None  # so that TMPDIR is read again
+        if endpoint := os.environ.get("HF_ENDPOINT"):  # the library has read the environment before the fork
+            huggingface_hub.constants.ENDPOINT, huggingface_hub.constants.HF_HUB_OFFLINE = endpoint, False
         if self.phase:
             moments = MomentCounter(self.phase, self.signal_at, self.signal)
             sys.setprofile(moments)
@@ -131,6 +148,10 @@ class FaultJob(fork_server.CellRun):
         if self.memory_headroom:
             limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + self.memory_headroom
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        if self.open_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
+        if self.file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
 
     def count_moments(self, server: fork_server.ForkServer) -> int:
         """Count the moments of the phase in a run without a fault."""

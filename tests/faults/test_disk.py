@@ -17,6 +17,7 @@ from tests.test_crash_recovery import TEXTS, read_results
 
 pytestmark = pytest.mark.fault
 
+MountSmallDisk = Callable[[Path, int], None]
 PAGE = 4096  # the allocation unit of tmpfs, in bytes
 
 
