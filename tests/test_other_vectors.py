@@ -44,6 +44,9 @@ LATE: dict[str, Callable[[Path, Path], Path]] = {
     "skipped words": lambda bare, out: folders.build_multi_vector(
         bare, out, mask={"skiplist_words": [",", ".", "§"], "skiplist_tasks": ["query", "document"]}
     ),
+    "kept token ids": lambda bare, out: folders.build_multi_vector(
+        bare, out, mask={"keep_only_token_ids": [i for i in range(1000) if i % 5 != 2], "skiplist_words": [","]}
+    ),
     "activation and residual": lambda bare, out: folders.build_multi_vector(
         bare, out, dense={"activation_function": torch.nn.GELU(), "use_residual": True, "bias": True}
     ),
@@ -203,8 +206,8 @@ REFUSED: dict[str, Callable[[Path], Any]] = {
     "its similarity is 'euclidean'": lambda folder: edit_json(
         folder / "config_sentence_transformers.json", similarity_fn_name="euclidean"
     ),
-    "keep_only_token_ids": lambda folder: edit_json(
-        folder / "2_MultiVectorMask" / "config.json", keep_only_token_ids=[3]
+    "is damaged: invalid": lambda folder: edit_json(
+        folder / "2_MultiVectorMask" / "config.json", keep_only_token_ids=["three"]
     ),
     "has no model.safetensors": lambda folder: (folder / "1_Dense" / "model.safetensors").unlink(),
     "does not compute on token states": lambda folder: edit_json(

@@ -81,8 +81,6 @@ def _check_modules(folder: Path, modules: list[PublishedModule]) -> None:
             raise build_folder_error(folder, "it has a Dense module that does not compute on token states")
         if kind == "Dense" and not (folder / module.path / "model.safetensors").is_file():
             raise build_folder_error(folder, f"{module.path} has no model.safetensors (a pickle can run code)")
-        if kind == "MultiVectorMask" and module.settings.get("keep_only_token_ids"):
-            raise build_folder_error(folder, "it keeps only some token ids (keep_only_token_ids)")
 
 
 def _read_native(
@@ -98,6 +96,7 @@ def _read_native(
         document_length=transformer.get("document_length"),
         skipped_words=tuple(mask.get("skiplist_words") or ()),
         skipped_in=tuple(role for role in ROLES if role in ([tasks] if isinstance(tasks, str) else tasks)),
+        kept_tokens=tuple(map(int, mask.get("keep_only_token_ids") or ())),
         average=name == "meanmaxsim",
     )
 

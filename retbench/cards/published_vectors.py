@@ -17,7 +17,8 @@ class LateInteraction:
     `query_length` and `document_length` are the most tokens. A query with fewer tokens than `expansion_length` gets
     expansion tokens (`expansion_token`, else the tokenizer's mask token, else its end-of-sequence token) up to that
     number. The vectors of those tokens count; other tokens read them only with `expansion_attended`. The vectors of
-    `skipped_words` do not count in the texts of `skipped_in`. `markers` are prefixes that the tokenizer reads as one
+    `skipped_words` do not count in the texts of `skipped_in`; with `kept_tokens` only those token ids of a document
+    count. `markers` are prefixes that the tokenizer reads as one
     token. With `average` a score is divided by the number of the query's vectors.
     """
 
@@ -28,6 +29,7 @@ class LateInteraction:
     expansion_token: str | None = None
     skipped_words: tuple[str, ...] = ()
     skipped_in: tuple[Literal["query", "document"], ...] = ("document",)
+    kept_tokens: tuple[int, ...] = ()
     markers: tuple[str, ...] = ()
     average: bool = False
 

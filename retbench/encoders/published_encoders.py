@@ -38,11 +38,16 @@ class LateInteractionEncoder(BackboneEncoderBase):
 
     def _find_kept_tokens(self, batch: TokenizedTexts) -> np.ndarray:
         settings, tokenizer = self.spec.method.late_interaction, self.prompt_tokenizer.tokenizer
-        if settings is None or batch.role not in settings.skipped_in:
-            return np.ones(len(batch.flat), dtype=bool)
+        is_kept = np.ones(len(batch.flat), dtype=bool)
+        if settings is None:
+            return is_kept
+        if settings.kept_tokens and batch.role == "document":
+            is_kept = np.isin(batch.flat, settings.kept_tokens)
+        if batch.role not in settings.skipped_in:
+            return is_kept
         ids = {word: tokenizer.convert_tokens_to_ids(word) for word in settings.skipped_words}
         skipped = [i for word, i in ids.items() if i != tokenizer.unk_token_id or word == tokenizer.unk_token]
-        return ~np.isin(batch.flat, [i for i in skipped if i is not None])
+        return is_kept & ~np.isin(batch.flat, [i for i in skipped if i is not None])
 
 
 @dataclass(frozen=True)
