@@ -15,8 +15,54 @@ def build_vision_model(folder: Path, family: str) -> Path:
     return (_build_towers if family in TOWERS else _build_decoder)(folder, family)
 
 
-def _build_decoder(folder: Path, family: str) -> Path:
+def build_page_retriever(folder: Path, architecture: str) -> Path:
+    """Write a ColQwen model: as transformers saves it, or as colpali-engine does (its class is not installed here)."""
     import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    if architecture == "ColQwen2ForRetrieval":
+        config = _build_decoder_config(folder, "qwen2_vl")
+        own_config = transformers.ColQwen2Config(vlm_config=config.to_dict(), embedding_dim=16)
+        _randomize(transformers.ColQwen2ForRetrieval, own_config).save_pretrained(folder)
+        return folder
+    config = _build_decoder_config(folder, "qwen2_5_vl")
+    model = _randomize(transformers.Qwen2_5_VLModel, config)
+    # the names of the version that the published weights were saved with
+    weights = {name.replace("language_model.", "model."): value for name, value in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(SEED)
+    weights["custom_text_proj.weight"] = torch.randn(16, 64, generator=generator)
+    weights["custom_text_proj.bias"] = torch.randn(16, generator=generator)
+    contiguous = {name: value.contiguous() for name, value in weights.items()}
+    save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
+    config.architectures = [architecture]
+    config.save_pretrained(folder)
+    return folder
+
+
+def _build_decoder(folder: Path, family: str) -> Path:
+    import transformers
+
+    config = _build_decoder_config(folder, family)
+    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+    _randomize(getattr(transformers, f"{names[family]}ForConditionalGeneration"), config).save_pretrained(folder)
+    return folder
+
+
+def _randomize(model_class: Any, config: Any) -> Any:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = model_class(config)
+        for parameter in model.parameters():  # large enough that an image changes a vector
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def _build_decoder_config(folder: Path, family: str) -> Any:
+    """Write tokenizer and image processor; return the config."""
     import transformers
     from transformers import AutoConfig
 
@@ -45,21 +91,12 @@ def _build_decoder(folder: Path, family: str) -> Path:
         family, text_config=text, vision_config=vision, image_token_id=image, video_token_id=video,
         vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=True,
     )  # fmt: skip
-    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
-    model_class = getattr(transformers, f"{names[family]}ForConditionalGeneration")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        model = model_class(config)
-        for parameter in model.parameters():  # large enough that an image changes a vector
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder)
     tokens.save_pretrained(folder)
     processor = transformers.Qwen2VLImageProcessorPil(
         patch_size=patch, merge_size=2, size={"shortest_edge": 4 * patch * patch, "longest_edge": 64 * patch * patch}
     )
     processor.save_pretrained(folder)
-    return folder
+    return config
 
 
 def _build_towers(folder: Path, family: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Literal
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.published_modules import read_module_types, read_optional_object
+from retbench.cards.published_page_retriever import LAYOUTS
 from retbench.errors import DataError
 
 FolderKind = Literal["dense", "sparse", "multi-vector", "cross-encoder"]
@@ -20,6 +21,7 @@ DESCRIPTIONS: dict[FolderKind, str] = {
     "sparse": "a sparse encoder (SPLADE): it has weights of words, not a dense vector",
     "cross-encoder": "a cross-encoder: it scores a query and a document together and has no vectors",
 }
+MULTI_VECTOR_ARCHITECTURES = ("HF_ColBERT", *LAYOUTS)
 KIND_BY_TYPE: dict[str, FolderKind] = {
     "SentenceTransformer": "dense",
     "SparseEncoder": "sparse",
@@ -47,7 +49,8 @@ def find_folder_kind(folder: Path) -> FolderKind:
             f"{folder} is a model of the unknown type {model_type!r}",
             "pooling its states would score another model: dense, sparse and late-interaction embedders are supported",
         )
-    if "HF_ColBERT" in (read_optional_object(folder / "config.json").get("architectures") or ()):
+    architectures = read_optional_object(folder / "config.json").get("architectures") or ()
+    if any(name in MULTI_VECTOR_ARCHITECTURES for name in architectures):
         return "multi-vector"
     for module_type in read_module_types(folder) if KIND_BY_TYPE[model_type] == "dense" else ():
         if module_type.startswith("pylate."):

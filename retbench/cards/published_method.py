@@ -21,8 +21,9 @@ from retbench.cards.published_modules import (
     read_modules,
     read_optional_object,
 )
+from retbench.cards.published_page_retriever import find_page_retriever, read_page_retriever
 from retbench.cards.published_sparse import read_sparse_settings
-from retbench.cards.vision_config import describe_bare_model
+from retbench.cards.vision_config import describe_bare_model, get_language_settings
 from retbench.errors import DataError
 
 METHOD_NAME = "as-published"
@@ -94,6 +95,9 @@ def _build_sparse_model(folder: Path) -> PublishedModel:
 
 def _build_late_interaction_model(folder: Path) -> PublishedModel:
     config, transformer = read_optional_object(folder / CONFIG_FILE), read_transformer_settings(folder)
+    if layout := find_page_retriever(folder):
+        own_fields = read_page_retriever(folder, layout)
+        return _build_model_of_kind(folder, own_fields, {}, config, _read_max_length(folder, transformer))
     fields_of_kind, prompts = read_late_interaction(folder, config, transformer)
     lengths = dict.fromkeys(("query_length", "document_length", "query_expansion"))
     _check_transformer(folder, {**transformer, **lengths})
@@ -108,7 +112,7 @@ def _build_model_of_kind(
     templates: dict[str, Any] = {role: prompts.get(used.get(role, ""), "") + "{text}" for role in ROLES}
     source = "the folder's own files"
     return PublishedModel(
-        Method(name=METHOD_NAME, fidelity="exact", source=source, **fields_of_kind, **templates), length, ()
+        Method(name=METHOD_NAME, fidelity="exact", source=source, **{**templates, **fields_of_kind}), length, ()
     )
 
 
@@ -240,7 +244,7 @@ def _read_max_length(folder: Path, settings: dict[str, Any]) -> int | None:
     if settings.get("max_seq_length"):
         return int(settings["max_seq_length"])
     config = read_optional_object(folder / "config.json")
-    positions = config.get("text_config", config).get("max_position_embeddings")
+    positions = get_language_settings(config).get("max_position_embeddings")
     tokens = read_optional_object(folder / "tokenizer_config.json").get("model_max_length")
     limits = [int(limit) for limit in (positions, tokens) if limit and 0 < limit < LARGEST_LENGTH]
     return min(limits, default=None)

@@ -1,15 +1,15 @@
 """Which models read images, told from config.json without importing torch.
 
 Two families are supported. `towers` (CLIP, SigLIP) have a text and an image tower, and a vector from each of them.
-A `decoder` (Qwen-VL) has a vision tower whose outputs replace tokens of the prompt. The first is always loaded whole;
-of the second only the text part is loaded, unless the collection has images.
+A `decoder` (Qwen-VL, ColQwen) has a vision tower whose outputs replace tokens of the prompt. The first is always loaded
+whole; of the second only the text part is loaded, unless the collection has images.
 """
 
 import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from retbench.cards.model import DefaultMethod, ModelCard
 from retbench.cards.published_modules import read_optional_object
@@ -22,6 +22,7 @@ TYPES: dict[str, VisionKind] = {
     "qwen2_vl": "decoder",
     "qwen2_5_vl": "decoder",
     "qwen3_vl": "decoder",
+    "colqwen2": "decoder",
 }
 TEXT_POSITIONS = {"clip": 77, "siglip": 64, "siglip2": 64}  # where config.json leaves the default out
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -31,6 +32,13 @@ PROVENANCE_KEYS = ("transformers_version", "processor_class", "_processor_class"
 def find_vision_kind(folder: Path) -> VisionKind | None:
     """Return how a model reads images; None for a model of texts, and for one that is not supported."""
     return TYPES.get(str(read_optional_object(folder / "config.json").get("model_type")))
+
+
+def get_language_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the language model in a config; those of a multimodal model are a part of it."""
+    whole: dict[str, Any] = config.get("vlm_config", config)
+    language: dict[str, Any] = whole.get("text_config", whole)
+    return language
 
 
 def describe_bare_model(card: ModelCard, folder: Path) -> ModelCard:

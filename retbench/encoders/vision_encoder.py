@@ -15,9 +15,12 @@ from retbench.encoders.batch_plan import estimate_shard_tokens
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.pooling import POOLINGS, scale_for_similarity
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.encoders.text_encoder import RaggedVectors
 from retbench.encoders.vision_tokenizer import VisionTokenizer
 from retbench.engines import peak_throughput
+from retbench.engines.backbone import TokenStates
 from retbench.engines.memory import get_thread_count
+from retbench.engines.token_layers import TokenLayers
 from retbench.engines.vision_model import Pixels, VisionModel
 
 
@@ -60,17 +63,24 @@ class VisionEncoder:
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """Encode one batch as float32 vectors, ready for the method's similarity."""
-        data = [None if batch.images is None else batch.images.read(row) for row in range(len(batch))]
-        has_image = np.array([image is not None for image in data])
-        images = [decode_image(image) for image in data if image is not None]
-        pixels = self.model.processor.process(images) if images else {}
+        has_image, pixels = self._read_pixels(batch)
         compute = self._encode_towers if self.model.processor.kind == "towers" else self._encode_decoder
         pooled = compute(batch, has_image, pixels)
         return np.asarray(scale_for_similarity(pooled, self.spec.method.similarity).cpu().numpy())
 
-    def _encode_decoder(self, batch: TokenizedTexts, _: np.ndarray, pixels: Pixels) -> torch.Tensor:
+    def _read_pixels(self, batch: TokenizedTexts) -> tuple[np.ndarray, Pixels]:
+        """Mark the rows with an image; read and decode their images."""
+        data = [None if batch.images is None else batch.images.read(row) for row in range(len(batch))]
+        has_image = np.array([image is not None for image in data])
+        images = [decode_image(image) for image in data if image is not None]
+        return has_image, self.model.processor.process(images) if images else {}
+
+    def _compute_states(self, batch: TokenizedTexts, pixels: Pixels) -> TokenStates:
         sequential = self.spec.method.image_positions == "sequential"
-        return POOLINGS[self.spec.method.pooling](*self.model.compute_states(list(batch), pixels, sequential))
+        return self.model.compute_states(list(batch), pixels, sequential)
+
+    def _encode_decoder(self, batch: TokenizedTexts, _: np.ndarray, pixels: Pixels) -> torch.Tensor:
+        return POOLINGS[self.spec.method.pooling](*self._compute_states(batch, pixels))
 
     def _encode_towers(self, batch: TokenizedTexts, has_image: np.ndarray, pixels: Pixels) -> torch.Tensor:
         texts = [batch[int(row)] for row in np.flatnonzero(~has_image)]
@@ -79,3 +89,22 @@ class VisionEncoder:
         found = torch.cat(parts)  # the images first; here every vector returns to its row
         rows = np.concatenate((np.flatnonzero(has_image), np.flatnonzero(~has_image)))
         return found[torch.from_numpy(np.argsort(rows)).to(found.device)]
+
+
+@dataclass(frozen=True)
+class VisionLateInteractionEncoder(VisionEncoder):
+    """One vector per token of a text or an image (ColQwen): the decoder's states through the folder's projection."""
+
+    layers: TokenLayers
+
+    @property
+    def dimension(self) -> int:
+        """Width of a vector."""
+        return self.layers.dimension or self.model.dimension
+
+    def encode(self, batch: TokenizedTexts) -> RaggedVectors:  # type: ignore[override]
+        """Encode one batch as float32 vectors of its tokens, in their order."""
+        _, pixels = self._read_pixels(batch)
+        states = self._compute_states(batch, pixels).flat.float()
+        vectors = scale_for_similarity(self.layers.transform(states), self.spec.method.similarity)
+        return RaggedVectors(np.asarray(vectors.cpu().numpy()), batch.offsets)

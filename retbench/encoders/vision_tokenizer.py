@@ -132,13 +132,15 @@ def require_image_method(method: Method, kind: VisionKind) -> None:
     """Refuse a method that cannot be followed on images."""
     templates = (method.query, method.document, method.image_query or "", method.image_document or "")
     problems = {
-        f"{method.kind} rankings weight the words of texts": method.kind != "dense",
+        f"{method.kind} rankings weight the words of texts": method.kind not in ("dense", "multi-vector"),
         "it attends in both directions": method.attention != "own",
         "it pools another layer than the last": method.layer is not None,
         "it reads its input twice": any(template.count("{text}") > 1 for template in templates),
         "it pools only the text": method.span != "all",
         "it cuts documents to words": method.document_words is not None,
-        "its pooling is that of the model's own modules": method.pooling == "model" and kind == "decoder",
+        "its pooling is that of the model's own modules": method.pooling == "model"
+        and kind == "decoder"
+        and method.late_interaction is None,
         "this model has vectors of its own": method.pooling != "model" and kind == "towers",
     }
     if problem := next((problem for problem, found in problems.items() if found), None):

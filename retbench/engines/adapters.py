@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.model import ModelCard
+from retbench.cards.published_page_retriever import find_page_retriever
 from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.time_limit import MAX_SECONDS, limit_seconds
@@ -80,6 +81,12 @@ def check_parent(folder: Path, fingerprint: str) -> None:
 def merge_adapter(parent_folder: Path, adapter: Path, folder: Path) -> None:
     """Merge parent and adapter into `folder`; in float32, so that small changes are not lost by rounding."""
     from transformers import AutoTokenizer
+
+    if find_page_retriever(parent_folder):  # merging keeps the text part alone
+        raise DataError(
+            f"{adapter} is an adapter of a ColQwen model, whose vision tower would be lost",
+            "merge it into its parent with peft and colpali-engine, and give the merged folder with --model",
+        )
 
     from retbench.engines import model_loader
 

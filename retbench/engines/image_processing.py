@@ -78,7 +78,8 @@ def load_image_processor(folder: Path, limits: PixelLimits = PixelLimits()) -> I
             )
         return ImageProcessor(processor, kind, _count_patches(processor, config))
     processor.size = _limit_size(processor.size, limits)
-    return ImageProcessor(processor, "decoder", None, tuple(int(config[name]) for name in TOKENS_OF_PLACEHOLDER))
+    whole = config.get("vlm_config", config)
+    return ImageProcessor(processor, "decoder", None, tuple(int(whole[name]) for name in TOKENS_OF_PLACEHOLDER))
 
 
 def _limit_size(size: Any, limits: PixelLimits) -> Any:

@@ -9,6 +9,7 @@ from retbench.cards import catalog
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
 from retbench.cards.published_kinds import find_folder_kind
+from retbench.cards.vision_config import get_language_settings
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
 from retbench.system.checksums import cached_sha256
@@ -128,14 +129,14 @@ def get_weight_bytes(folder: Path) -> int:
 def read_shape(folder: Path) -> dict[str, Any]:
     """Layers, width and vocabulary from the config. A multimodal model has them in its text part."""
     config = read_json_object(folder / "config.json")
-    text = config.get("text_config", config)
+    text = get_language_settings(config)
     return {figure: text.get(key, config.get(key)) for figure, key in SHAPE_FIELDS.items()}
 
 
 def read_context_window(folder: Path) -> int | None:
     """The number of positions that the model has; None if its config does not limit them."""
     config = read_json_object(folder / "config.json")
-    text = config.get("text_config", config)
+    text = get_language_settings(config)
     positions: int | None = text.get("max_position_embeddings")
     if positions and text.get("model_type") in OFFSET_POSITION_TYPES:
         return positions - int(text.get("pad_token_id") or 0) - 1

@@ -26,12 +26,15 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    ColQwen2Config,
+    ColQwen2ForRetrieval,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from retbench.cards.model import Dtype
 from retbench.cards.published_late_interaction import is_stanford
+from retbench.cards.published_page_retriever import find_page_retriever
 from retbench.engines import model_folders, remote_code, rotary_positions, weights_cache
 from retbench.engines.config_checks import check_config_sizes, explain_load_errors
 from retbench.engines.fingerprints import read_json_object
@@ -47,7 +50,6 @@ HEADS = (  # of language models, classifiers, BERT, DistilBERT, ALBERT, ELECTRA 
     r"|^(cls|predictions|vocab_transform|vocab_layer_norm|vocab_projector|(discriminator|generator)_predictions)\."
     r"|^head\.(dense|norm)\.|^decoder\.(weight|bias)$"
 )
-PROJECTION = r"^linear\.weight$"  # of Stanford's ColBERT
 NEXT_SENTENCE = r"^cls\.seq_relationship\."  # BERT's second task in pretraining
 POOLER = r"(^|\.)pooler\."  # BERT's layer over its first state; no method reads it
 BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|(attention|attn)\.(masked_)?bias$"  # computed, not learned
@@ -72,8 +74,8 @@ def load_text_model(
         rotary_positions.apply_rope_scaling(options["config"], rope)
     model_class: Any = AutoModel if text_config is None else MODEL_MAPPING[type(text_config)]
     model, info = _load(model_class, folder, dtype, _map_text_names(folder, ""), options, trust)
-    projection = (PROJECTION,) if is_stanford(folder) else ()  # `token_layers.py` reads it
-    check_loaded_weights(folder, info, missing=(POOLER,), unused=(TOWERS, HEADS, POOLER, BUFFERS, *projection))
+    unused = (TOWERS, HEADS, POOLER, BUFFERS, *list_projection_patterns(folder))
+    check_loaded_weights(folder, info, missing=(POOLER,), unused=unused)
     part: Any = model
     part.has_renamed_weights = text_config is not None  # for save_model_folder
     return model
@@ -81,10 +83,19 @@ def load_text_model(
 
 def load_whole_model(folder: Path, dtype: Dtype, device_options: dict[str, Any] | None = None) -> PreTrainedModel:
     """All parts of a multimodal model without its language-model head: no weight of a tower may be missing."""
-    load_config(folder)
-    model, info = _load(AutoModel, folder, dtype, {}, dict(device_options or {}))
-    check_loaded_weights(folder, info, missing=(), unused=(HEADS, BUFFERS))
+    config = load_config(folder)
+    model_class = ColQwen2ForRetrieval if isinstance(config, ColQwen2Config) else AutoModel  # AutoModel lacks it
+    model, info = _load(model_class, folder, dtype, {}, dict(device_options or {}))
+    check_loaded_weights(folder, info, missing=(), unused=(HEADS, BUFFERS, *list_projection_patterns(folder)))
     return model
+
+
+def list_projection_patterns(folder: Path) -> tuple[str, ...]:
+    """The names of the projection of a late-interaction model, which `token_layers.py` reads by itself."""
+    if is_stanford(folder):
+        return (r"^linear\.weight$",)
+    layout = find_page_retriever(folder)
+    return (rf"^{layout.projection}\.(weight|bias)$",) if layout else ()
 
 
 def load_language_model(folder: Path, dtype: Dtype) -> PreTrainedModel:

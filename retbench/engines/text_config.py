@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from retbench.cards.vision_config import get_language_settings
+
 # Decoders that need no look at transformers' list of masked language models, which takes seconds to import.
 DECODER_TYPES = frozenset(
     ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "gpt_neox")
@@ -13,12 +15,13 @@ DECODER_TYPES = frozenset(
 def read_text_settings(folder: Path) -> dict[str, Any]:
     """The settings in config.json; those of a text part take precedence."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return {**config, **config.get("text_config", {})}
+    return {**config, **get_language_settings(config)}
 
 
 def has_text_config(folder: Path) -> bool:
     """Whether the model is multimodal. Only its text part is loaded."""
-    return "text_config" in json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    return get_language_settings(config) is not config
 
 
 def is_causal(folder: Path) -> bool:

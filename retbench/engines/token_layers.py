@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from retbench.cards.published_late_interaction import is_stanford, list_token_layers
+from retbench.cards.published_page_retriever import find_page_retriever
 from retbench.cards.published_sparse import find_static_folder
 from retbench.engines import published_head
 from retbench.engines.model_loader import list_weight_files
@@ -37,8 +38,11 @@ class TokenLayers:
 def load_token_layers(folder: Path, device: torch.device) -> TokenLayers:
     """Load the layers of a folder; `published_late_interaction.py` has refused what is not followed."""
     if is_stanford(folder):
-        weight = _read_projection(folder).to(device)
+        weight = _read_weight(folder, STANFORD_PROJECTION).to(device)
         return TokenLayers((lambda states: states @ weight.T,), len(weight))
+    if layout := find_page_retriever(folder):
+        weight, bias = (_read_weight(folder, f"{layout.projection}.{name}").to(device) for name in ("weight", "bias"))
+        return TokenLayers((lambda states: states @ weight.T + bias,), len(weight))
     layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
     dimension = None
     for module in list_token_layers(folder):
@@ -50,13 +54,14 @@ def load_token_layers(folder: Path, device: torch.device) -> TokenLayers:
     return TokenLayers(tuple(layers), dimension)
 
 
-def _read_projection(folder: Path) -> torch.Tensor:
+def _read_weight(folder: Path, name: str) -> torch.Tensor:
+    """Read a weight of the projection, which stands among those of the transformer."""
     for file in list_weight_files(folder):
         with safe_open(file, "pt") as stored:
-            if STANFORD_PROJECTION in stored.keys():  # noqa: SIM118  # no dict: it cannot be iterated
-                projection: torch.Tensor = stored.get_tensor(STANFORD_PROJECTION)
-                return projection.float()
-    raise DataError(f"{folder} has no {STANFORD_PROJECTION}, ColBERT's projection", "copy or fetch the folder again")
+            if name in stored.keys():  # noqa: SIM118  # no dict: it cannot be iterated
+                weight: torch.Tensor = stored.get_tensor(name)
+                return weight.float()
+    raise DataError(f"{folder} has no {name}, the projection of its vectors", "copy or fetch the folder again")
 
 
 def load_static_weights(folder: Path) -> torch.Tensor:

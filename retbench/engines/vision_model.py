@@ -89,5 +89,6 @@ class VisionModel:
 def load_vision_model(folder: Path, dtype: Dtype, device: torch.device, limits: PixelLimits) -> VisionModel:
     """Load a Hugging Face folder with its vision tower, without a language-model head."""
     processor = load_image_processor(folder, limits)
-    model: Any = model_loader.load_whole_model(folder, dtype, get_device_map_options(device))
+    loaded: Any = model_loader.load_whole_model(folder, dtype, get_device_map_options(device))
+    model = getattr(loaded, "vlm", loaded)  # of ColQwen without its projection, which `token_layers.py` reads
     return VisionModel(model.to(device).eval(), load_tokenizer(folder), processor, device)

@@ -14,7 +14,7 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.encoders.published_encoders import LateInteractionEncoder, LearnedSparseEncoder
 from retbench.encoders.sparse_encoder import SparseEncoder
 from retbench.encoders.text_encoder import TextEncoder
-from retbench.encoders.vision_encoder import VisionEncoder
+from retbench.encoders.vision_encoder import VisionEncoder, VisionLateInteractionEncoder
 from retbench.encoders.vision_tokenizer import VisionTokenizer
 from retbench.engines import backbone, lm_head, published_head, token_layers, vision_model
 from retbench.engines.device import get_device
@@ -100,7 +100,11 @@ class EncoderFactory:
             self.loaded[key] = vision_model.load_vision_model(folder, spec.weights_dtype, get_device(), limits)
         model = self.loaded[key]
         prompts = PromptTokenizer(model.tokenizer, spec.method, spec.instruction)
-        return VisionEncoder(spec, model, VisionTokenizer(prompts, model.processor))
+        vision_tokenizer = VisionTokenizer(prompts, model.processor)
+        if self.weights and spec.method.late_interaction:
+            layers = token_layers.load_token_layers(self.weights.published_folder, model.device)
+            return VisionLateInteractionEncoder(spec, model, vision_tokenizer, layers)
+        return VisionEncoder(spec, model, vision_tokenizer)
 
     def _load_external_model(self, spec: EncoderSpec, folder: Path) -> Any:
         max_tokens = max(spec.query_limit, spec.document_limit) + MAX_TEMPLATE_TOKENS

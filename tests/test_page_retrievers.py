@@ -1,0 +1,171 @@
+"""ColQwen: a vector per token of a page image and of a question, equal to those of transformers' own class."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import retbench
+from retbench.corpora.texts import read_inputs
+from retbench.encoders.text_encoder import RaggedVectors
+from retbench.engines.adapters import merge_adapter
+from retbench.errors import DataError
+from tests import image_collection, small_collection, tiny_vision_models
+from tests.test_vision_encoders import build_spec, iterate_batches, list_images, read_rows, resolve
+
+QUESTION = "a red disc"
+ARCHITECTURES = ("ColQwen2ForRetrieval", "ColQwen2_5")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pages")
+    return {name: tiny_vision_models.build_page_retriever(root / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def collection_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_collection.write_folder(tmp_path_factory.mktemp("images") / "discs")
+
+
+def encode(folder: Path, collection_folder: Path, role: Any) -> list[np.ndarray]:
+    """Encode the documents, or the question alone, in batches as a run does."""
+    model = resolve(folder)
+    [method] = model.resolve_methods([])
+    encoder: Any = model.load_encoder(build_spec(model, method, collection_folder))
+    inputs = read_inputs(read_rows(collection_folder), ("text",)) if role == "document" else [QUESTION]
+    tokens = encoder.tokenize(inputs, role)
+    found: dict[int, np.ndarray] = {}
+    for batch in iterate_batches(tokens):
+        block = encoder.encode(tokens.select(batch))
+        assert isinstance(block, RaggedVectors)
+        parts = np.split(block.vectors, block.offsets[1:-1])
+        found.update(zip(batch.tolist(), parts, strict=True))
+    return [found[row] for row in sorted(found)]
+
+
+def test_vectors_equal_those_of_transformers_own_class(folders: dict[str, Path], collection_folder: Path) -> None:
+    from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2ForRetrieval, ColQwen2Processor
+
+    folder = folders["ColQwen2ForRetrieval"]
+    processor = ColQwen2Processor(
+        AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
+    )
+    plain = ColQwen2ForRetrieval.from_pretrained(folder).eval()
+    images = [image for image in list_images(read_rows(collection_folder)) if image is not None]
+    expected = []
+    with torch.no_grad():
+        for inputs in (*({"images": [image]} for image in images), {"text": ["A text about grey discs."]}):
+            expected.append(plain(**processor(**inputs)).embeddings[0].numpy())
+        question = plain(**processor(text=[QUESTION])).embeddings[0].numpy()
+    for ours, theirs in zip(encode(folder, collection_folder, "document"), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(encode(folder, collection_folder, "query")[0], question, atol=1e-5)
+    assert np.abs(expected[0][-1] - expected[1][-1]).max() > 1e-2  # else the test could not fail
+
+
+def test_vectors_equal_the_computation_of_colpali_engine(folders: dict[str, Path], collection_folder: Path) -> None:
+    """Its class is the vision-language model with its own positions, and a linear layer; its prompts have no end."""
+    from safetensors.torch import load_file
+    from transformers import AutoImageProcessor, AutoTokenizer, Qwen2_5_VLModel
+
+    folder = folders["ColQwen2_5"]
+    plain, weights = Qwen2_5_VLModel.from_pretrained(folder).eval(), load_file(folder / "model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    padding = tokenizer.pad_token * 10
+
+    def embed(prompt: str, image: Any = None) -> np.ndarray:
+        inputs: dict[str, Any] = {}
+        if image is not None:
+            inputs = dict(image_processor(images=[image], return_tensors="pt"))
+            count = int(inputs["image_grid_thw"].prod()) // 4
+            prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * count)
+        encoded = tokenizer(prompt, return_tensors="pt")
+        types = (encoded["input_ids"] == plain.config.image_token_id).int()
+        with torch.no_grad():
+            states = plain(**encoded, **inputs, mm_token_type_ids=types).last_hidden_state[0]
+        projected = states @ weights["custom_text_proj.weight"].T + weights["custom_text_proj.bias"]
+        return torch.nn.functional.normalize(projected, dim=1).numpy()
+
+    page = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe the image.<|im_end|><|endoftext|>"
+    documents = encode(folder, collection_folder, "document")
+    for ours, image in zip(documents, list_images(read_rows(collection_folder)), strict=True):
+        theirs = embed(f"Query: A text about grey discs.{padding}") if image is None else embed(page, image)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(
+        encode(folder, collection_folder, "query")[0], embed(f"Query: {QUESTION}{padding}"), atol=1e-5
+    )
+
+
+def test_sentence_transformers_agrees(folders: dict[str, Path], collection_folder: Path) -> None:
+    from sentence_transformers import MultiVectorEncoder
+    from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2Processor
+
+    folder = folders["ColQwen2ForRetrieval"]
+    ColQwen2Processor(
+        AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
+    ).save_pretrained(folder)
+    library = MultiVectorEncoder(str(folder), device="cpu", processor_kwargs={"backend": "pil"})
+    images = [image for image in list_images(read_rows(collection_folder)) if image is not None]
+    for ours, image in zip(encode(folder, collection_folder, "document"), images, strict=False):
+        [theirs] = library.encode_document([image])
+        np.testing.assert_allclose(ours, np.asarray(theirs), atol=1e-4)
+    [theirs] = library.encode_query([QUESTION])
+    np.testing.assert_allclose(encode(folder, collection_folder, "query")[0], np.asarray(theirs), atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_run_ranks_pages_by_max_sim(
+    architecture: str, folders: dict[str, Path], collection_folder: Path, tmp_path: Path
+) -> None:
+    [cell] = retbench.evaluate(folders[architecture], tasks=collection_folder, out=tmp_path / "out")
+    assert cell.status == "done", cell.error
+    record = json.loads((Path(cell.record) / "record.json").read_text())
+    assert (record["method"], record["settings"]["retriever"]) == ("as-published", "multi-vector")
+    documents = encode(folders[architecture], collection_folder, "document")
+    scores = [(encode(folders[architecture], collection_folder, "query")[0] @ d.T).max(axis=1).sum() for d in documents]
+    ids = read_rows(collection_folder).read_ids().to_pylist()
+    best = [ids[row] for row in np.argsort(-np.array(scores), kind="stable")]
+    assert read_ranking(Path(cell.record), "q1") == best
+    [again] = retbench.evaluate(folders[architecture], tasks=collection_folder, out=tmp_path / "again")
+    assert again.scores == cell.scores  # from stored vectors
+
+
+def read_ranking(folder: Path, query: str) -> list[str]:
+    from retbench.records.load_run import read_trec_run
+
+    return read_trec_run(folder / "run.trec.gz")[query]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_texts_alone_need_no_vision_tower(architecture: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = small_collection.write_folder(tmp_path / "small")
+    [cell] = retbench.evaluate(folders[architecture], tasks=folder, out=tmp_path / "out")
+    assert cell.status == "done", cell.error
+    record = json.loads((Path(cell.record) / "record.json").read_text())
+    assert "image_processor" not in record["settings"]["encoder"]
+
+
+def test_another_method_is_refused(folders: dict[str, Path], collection_folder: Path, tmp_path: Path) -> None:
+    [cell] = retbench.evaluate(folders["ColQwen2_5"], tasks=collection_folder, methods="last", out=tmp_path / "out")
+    assert "late-interaction model" in str(cell.error)
+
+
+def test_a_missing_projection_is_an_error(collection_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_vision_models.build_page_retriever(tmp_path / "ColQwen2_5", "ColQwen2_5")
+    weights = load_file(folder / "model.safetensors")
+    del weights["custom_text_proj.bias"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"has no custom_text_proj\.bias"):
+        encode(folder, collection_folder, "document")
+
+
+def test_an_adapter_is_not_merged_without_its_vision_tower(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="vision tower would be lost"):
+        merge_adapter(folders["ColQwen2_5"], tmp_path / "adapter", tmp_path / "merged")
