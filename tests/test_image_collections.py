@@ -190,3 +190,25 @@ def test_a_changed_image_file_of_the_cache_is_noticed(folder: Path) -> None:
 def test_the_card_of_a_task_says_how_images_are_used() -> None:
     card = TaskCard("x", SourceSpec("folder", path="x"))
     assert card.images == "read"
+
+
+def test_read_images_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of an image are read from the file: pages of a map would count as memory, one image after another."""
+    monkeypatch.setattr(images_module, "check_image", lambda data, where: images_module.ImageSize(1, 1))
+    pictures = [bytes([number]) * 1_000_000 for number in range(60)]  # more than one batch of the file
+    with images_module.ImageWriter(tmp_path / "many.images.arrow") as out:
+        out.add(None, "")
+        for picture in pictures:
+            out.add(picture, "")
+    rows = images_module.ImageRows(tmp_path / "many.images.arrow", np.arange(61))
+    assert rows.read(0) is None
+    before = read_mapped_megabytes()
+    for number, picture in enumerate(pictures):
+        assert rows.read(number + 1) == picture
+    assert read_mapped_megabytes() - before < 10
+
+
+def read_mapped_megabytes() -> float:
+    """The memory of this process that is mapped files."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) / 1024

@@ -111,7 +111,18 @@ class ImageRows:
 
     @cached_property
     def _table(self) -> pa.Table:
-        return pa.ipc.open_file(pa.memory_map(str(self.file))).read_all()
+        return pa.ipc.open_file(self._mapped_file).read_all()
+
+    @cached_property
+    def _mapped_file(self) -> pa.MemoryMappedFile:
+        return pa.memory_map(str(self.file))
+
+    @cached_property
+    def _file_address(self) -> int:
+        """The address at which the file is mapped."""
+        self._mapped_file.seek(0)
+        address: int = self._mapped_file.read_buffer(1).address
+        return address
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,9 +135,28 @@ class ImageRows:
         return ImageRows(self.file, self.rows[positions])
 
     def read(self, position: int) -> bytes | None:
-        """Read the image at a position; None if that row has none."""
-        data: bytes | None = self._table.column("image")[int(self.rows[position])].as_py()
-        return data
+        """Read the image at a position; None if that row has none.
+
+        It is read from the file and not through the map, whose pages would stay and count as memory of the process.
+        """
+        row = int(self.rows[position])
+        if not self._table.column("width")[row].is_valid:
+            return None
+        start, end = self._find_bytes(row)
+        with self.file.open("rb") as source:
+            source.seek(start)
+            return source.read(end - start)
+
+    def _find_bytes(self, row: int) -> tuple[int, int]:
+        """Return where the image of a row begins and ends in the file."""
+        for chunk in self._table.column("image").chunks:
+            if row < len(chunk):
+                _, offsets, data = chunk.buffers()
+                start, end = np.frombuffer(offsets, dtype=np.int64)[chunk.offset + row : chunk.offset + row + 2]
+                place = data.address - self._file_address
+                return place + int(start), place + int(end)
+            row -= len(chunk)
+        raise IndexError(row)
 
     def read_sizes(self) -> list[ImageSize | None]:
         """Read the size of every image; None for a row without one."""
