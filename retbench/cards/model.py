@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from retbench.cards import untrusted_fields
+from retbench.cards.int8_scores import Int8Score
 from retbench.cards.method import Method
 from retbench.cards.pair_prompt import PairPrompt
 from retbench.errors import DataError
@@ -186,6 +187,7 @@ class ModelCard:
     method: DefaultMethod | None = None
     lexical: LexicalSettings | None = None
     reference: tuple[PublishedScore, ...] = ()
+    int8_scores: tuple[Int8Score, ...] = ()
     notes: tuple[str, ...] = ()
     eos: EosToken | None = None
     training: TrainingProvenance | None = None

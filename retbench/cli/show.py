@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from retbench.cards.int8_scores import describe_int8_scores
 from retbench.cards.model import ModelCard
 from retbench.cli.command import AsJson, cli_command, print_json, print_result, print_status
 from retbench.cli.complete_names import complete_cards
@@ -26,6 +27,7 @@ class CardKind(StrEnum):
 
 
 HAVE_UNKNOWN_FIELDS = (CardKind.model, CardKind.task)  # elsewhere an absent field is a choice, not unknown
+OPTIONAL_PARTS = ("lexical", "pixels", "training", "adapted", "pair_prompt")  # most models do not have them
 GAP, PIPED_WIDTH = 2, 120
 
 
@@ -49,9 +51,10 @@ def show(
         _show_tokenization(kind, name, text, method or [], weights, as_json)
         return
     card = _find_card(kind, name)
-    facts = asdict(card)
+    facts, name_unknown = asdict(card), kind in HAVE_UNKNOWN_FIELDS
     if isinstance(card, ModelCard) and card.lexical:
         facts["lexical"] = card.lexical.describe()  # without the settings that its variant does not use
+        name_unknown = False  # it has no weights, and nothing about them to know
     if isinstance(card, ModelCard):
         facts |= _count_parameters(card)
     if kind is CardKind.task:
@@ -59,7 +62,10 @@ def show(
     if as_json:
         print_json(facts)
     else:
-        print_result(_format_facts(facts, kind in HAVE_UNKNOWN_FIELDS))
+        shown = {name: value for name, value in facts.items() if value is not None or name not in OPTIONAL_PARTS}
+        if isinstance(card, ModelCard) and card.int8_scores:
+            shown["int8_scores"] = describe_int8_scores(card.name, card.int8_scores)
+        print_result(_format_facts(shown, name_unknown))
 
 
 def _show_tokenization(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from retbench.cards import catalog
 from retbench.cards.engine import Engine, parse_engine
+from retbench.cards.int8_scores import describe_int8_scores
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
@@ -91,6 +92,7 @@ class Evaluation:
                 model = ResolvedModel.resolve(card, request.weights, request.log_status, self.engine)
                 model = _attach_worker_pool(model, self.pool)
                 methods = model.resolve_methods(self.methods)
+            self._warn_of_int8(card)
         except RetbenchError as problem:
             error = add_missing_collections(problem, card.name, self.tasks)
             for task in self.tasks:
@@ -100,6 +102,11 @@ class Evaluation:
             for variant in select_variants(self.variants, model):
                 for task in find_tasks(variant):
                     yield from self._evaluate_cell(variant, model, method, task)
+
+    def _warn_of_int8(self, card: ModelCard) -> None:
+        """Say what int8 costs the model in score, where it was measured."""
+        if not card.lexical and any(variant.parsed_overrides.dtype == "int8" for variant in self.variants):
+            self.request.log_status(describe_int8_scores(card.name, card.int8_scores))
 
     def _evaluate_cell(
         self, request: EvaluationRequest, model: ResolvedModel, method: Method, task: TaskCard
