@@ -1,6 +1,7 @@
 """Suites that have the name of a benchmark of mteb: the same tasks, revisions and average as mteb's own registry."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,56 @@ def test_candidates_of_coreb_are_the_only_documents_that_are_ranked(out: Path) -
     assert cell["main_score"] == cell["scores"]["map_at_10"]
 
 
-def test_a_language_is_read_from_the_multilingual_repository() -> None:
-    card = catalog.find_task_card("nano-scifact-de")
-    configs = build_retrieval_configs(DOCUMENTS, QUERIES, TEST_JUDGMENTS, prefix="de-")
-    write_fetched_repository(str(card.source.repo), str(card.source.revision), configs)
-    assert len(open_collection(card).corpus) == len(DOCUMENTS)
+def build_plain_layout(identifier: str) -> dict[str, Any]:
+    """Texts without titles, and judgments as the default configuration."""
+    judgments = [{"query-id": q, "corpus-id": d, "score": str(grade)} for q, d, grade in TEST_JUDGMENTS]
+    return {
+        "corpus": ("corpus", [{identifier: i, "text": x} for i, _, x in DOCUMENTS]),
+        "queries": ("queries", [{identifier: i, "text": x} for i, x in QUERIES]),
+        "default": ("test", judgments),
+    }
+
+
+def build_cure_layout() -> dict[str, Any]:
+    """A split for each discipline; queries in three languages over one corpus."""
+    layout = build_retrieval_configs(DOCUMENTS, QUERIES, TEST_JUDGMENTS)
+    rows = {"corpus": layout["corpus"][1], "qrels": layout["default"][1]}
+    return {
+        name: ("dermatology", part)
+        for name, part in {**rows, **{f"queries-{one}": layout["queries"][1] for one in ("en", "es", "fr")}}.items()
+    }
+
+
+def build_bright_long_layout() -> dict[str, Any]:
+    graded = {q: [d for query, d, grade in TEST_JUDGMENTS if query == q and grade > 0] for q, _ in QUERIES}
+    examples = [
+        {"id": q, "query": x, "gold_ids_long": graded[q], "excluded_ids": ["N/A"]} for q, x in QUERIES if graded[q]
+    ]
+    return {
+        "long_documents": ("pony", [{"id": i, "content": f"{title} {x}"} for i, title, x in DOCUMENTS]),
+        "examples": ("pony", examples),
+    }
+
+
+LAYOUTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "nano-scifact-de": lambda: build_retrieval_configs(DOCUMENTS, QUERIES, TEST_JUDGMENTS, prefix="de-"),
+    "browsecomp-plus-gold": lambda: build_retrieval_configs(DOCUMENTS, QUERIES, TEST_JUDGMENTS, prefix="gold_only-"),
+    "humaneval": lambda: build_plain_layout("id"),
+    "chatdoctor": lambda: build_plain_layout("_id"),
+    "cure-dermatology-es": build_cure_layout,
+    "bright-pony-long": build_bright_long_layout,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout_of_these_suites_is_read(name: str) -> None:
+    card = catalog.find_task_card(name)
+    write_fetched_repository(str(card.source.repo), str(card.source.revision), LAYOUTS[name]())
+    collection = open_collection(card)
+    assert [row.id for row in collection.corpus] == [i for i, _, _ in DOCUMENTS]
+    positive = {q: {d for query, d, grade in TEST_JUDGMENTS if query == q and grade > 0} for q, _ in QUERIES}
+    found = {q: {d for d, grade in graded.items() if grade > 0} for q, graded in collection.judgments.items()}
+    assert found == {q: documents for q, documents in positive.items() if documents}
 
 
 # A suite whose tasks are at home in other suites

@@ -14,6 +14,7 @@ from retbench.scoring.significance import (
     ConfidenceInterval,
     adjust_p_values,
     compute_bootstrap_interval,
+    compute_detectable_difference,
     compute_paired_p_value,
 )
 
@@ -34,6 +35,7 @@ class PromptEffect:
     difference: float
     interval: ConfidenceInterval
     p_value: float  # with Holm's correction over the leaderboard
+    detectable: float | None  # the true difference that would be found in 80% of cases, without the correction
 
     @property
     def is_significant(self) -> bool:
@@ -88,7 +90,7 @@ def list_prompted_models(board: Leaderboard) -> list[PromptedModel]:
         differences = other_scores - own_scores
         effect = PromptEffect(
             prompt, row, _get_score(board, row), float(differences.mean()), compute_bootstrap_interval(differences),
-            p_value,
+            p_value, compute_detectable_difference(other_scores, own_scores),
         )  # fmt: skip
         effects.setdefault((own.model, own.label), []).append(effect)
     return [PromptedModel(owns[key], _get_score(board, owns[key]), tuple(found)) for key, found in effects.items()]
@@ -121,7 +123,12 @@ def collect_prompt_facts(board: Leaderboard) -> dict[int, dict[str, Any]]:
 def _describe_absence(effect: PromptEffect) -> str:
     points = f"{100 * abs(effect.difference):.2f}"
     if not effect.is_significant:
-        return f"no significant difference without its prompt ({100 * effect.difference:+.2f}, p {effect.p_value:.3f})"
+        text = f"no significant difference without its prompt ({100 * effect.difference:+.2f}, p {effect.p_value:.3f}"
+        return (
+            f"{text}; {100 * effect.detectable:.2f} would be found in 80% of cases)"
+            if effect.detectable
+            else f"{text})"
+        )
     if effect.difference < 0:
         return f"it uses its prompt: without it the score is {points} lower (p {effect.p_value:.3f})"
     return f"its prompt does harm: without it the score is {points} higher (p {effect.p_value:.3f})"
