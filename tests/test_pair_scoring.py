@@ -399,4 +399,5 @@ def test_a_wrong_judge_is_named(data: Path, model: Path, setting: str, problem: 
         "batch.contrastive_batch_size=4", "--set", "batch.train_batch_size=4",
     )  # fmt: skip
     assert answer.exit_code
+    assert "queries" not in answer.output  # nothing was loaded before
     assert problem in " ".join(answer.output.split())

@@ -14,6 +14,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from retbench.store.shard_store import write_file_atomically
 from retbench.system.checksums import compute_sha256
 from retbench.system.user_config import get_cache_folder
 from tests import late_interaction_folders as folders
-from tests import mteb_task, referee_models, small_collection
+from tests import mteb_task, referee_models, small_collection, tiny_models
 from tests.test_anchors import SHARED, find_collection, run_cell
 
 pytestmark = pytest.mark.usefixtures("real_model_environment")
@@ -173,6 +174,35 @@ def test_late_interaction_and_sparse_models_score_as_in_their_library(kind: str,
     for metric in ("ndcg", "mrr"):
         (score,) = (value for name, value in theirs.items() if name.lower().endswith(f"{metric}@10"))
         assert cell.scores[f"{metric}_at_10"] == pytest.approx(score, abs=FOUR_DIGITS)
+
+
+@pytest.mark.anchor
+@pytest.mark.parametrize("kind", ["classifier", "yes or no"])
+def test_cross_encoders_order_as_in_their_library(kind: str, tmp_path: Path) -> None:
+    """CrossEncoder.predict on our candidates, on folders with random weights; equal scores may change places."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    folder = write_part(find_collection("scifact"), 10, 60, tmp_path / "scifact")
+    model = (
+        tiny_models.build_cross_encoder(tmp_path / "classifier", model_max_length=120)
+        if kind == "classifier"
+        else tiny_models.publish_yes_no_model(tiny_models.build_yes_no_model(tmp_path / "bare"), tmp_path / "yes-no")
+    )
+    length = 120 if kind == "classifier" else 300
+    request = f"cross:model={model},depth=10,max_length={length}"
+    _, cell = retbench.evaluate(["bm25"], tasks=[str(folder)], rerank=[request], out=tmp_path / "results")
+    assert cell.status == "done", cell.error
+    collection = open_collection(small_collection.build_card(folder))
+    texts = {row.id: f"{row.title} {row.text}".strip() for row in collection.corpus}
+    queries = {row.id: row.text for row in collection.queries}
+    library, spreads = CrossEncoder(str(model), device="cpu", max_length=length), []
+    for query, ranked in read_run(gzip.decompress((Path(cell.record) / "run.trec.gz").read_bytes()).decode()).items():
+        pairs = [(queries[query], texts[name]) for name in ranked[:10]]
+        scores = library.predict(pairs, activation_fn=torch.nn.Identity())
+        assert all(first >= second - 2e-4 for first, second in pairwise(scores.tolist()))
+        spreads.append(scores.max() - scores.min())
+    assert min(spreads) > 0.01
 
 
 @pytest.mark.anchor

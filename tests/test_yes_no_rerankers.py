@@ -31,14 +31,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def published(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder as sentence-transformers saves it: with the chat template of a pair and the module LogitScore."""
-    modules = pytest.importorskip("sentence_transformers.cross_encoder.modules")
-    library = pytest.importorskip("sentence_transformers")
-    transformer = modules.Transformer(str(bare), transformer_task="text-generation")
-    transformer.tokenizer.chat_template = tiny_models.PAIR_TEMPLATE
-    ids = transformer.tokenizer.convert_tokens_to_ids(["yes", "no"])
-    folder = tmp_path_factory.mktemp("published") / "tiny-reranker"
-    library.CrossEncoder(modules=[transformer, modules.LogitScore(*ids)], device="cpu").save(str(folder))
-    return folder
+    pytest.importorskip("sentence_transformers.cross_encoder.modules")
+    return tiny_models.publish_yes_no_model(bare, tmp_path_factory.mktemp("published") / "tiny-reranker")
 
 
 def resolve(folder: Path | str, instruction: str | None = None, **settings: Any) -> ResolvedCrossEncoder:

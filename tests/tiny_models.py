@@ -144,7 +144,7 @@ def build_decoder_classifier(folder: Path) -> Path:
 
 # As Qwen3-Reranker's: a turn for the query and one for the document; a system turn replaces the instruction.
 PAIR_TEMPLATE = (
-    "<|im_start|>system\nJudge the Document. The answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n"
+    '<|im_start|>system\nJudge the Document. The answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
     "<Instruct>: {{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first "
     "| default('Find passages that answer the query') }}\n"
     "<Query>: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
@@ -167,6 +167,18 @@ def build_yes_no_model(folder: Path, **config: Any) -> Path:
     }  # fmt: skip
     _save_random_weights(Qwen3ForCausalLM, Qwen3Config(**{**settings, **config}), folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def publish_yes_no_model(bare: Path, folder: Path) -> Path:
+    """Save the model as sentence-transformers does a reranker: the chat template of a pair, the module LogitScore."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder.modules import LogitScore, Transformer
+
+    transformer: Any = Transformer(str(bare), transformer_task="text-generation")
+    transformer.tokenizer.chat_template = PAIR_TEMPLATE
+    ids = transformer.tokenizer.convert_tokens_to_ids(["yes", "no"])
+    CrossEncoder(modules=[transformer, LogitScore(*ids)], device="cpu").save(str(folder))
     return folder
 
 

@@ -80,6 +80,18 @@ def _filter(training_set: TrainingSet, recipe: Recipe, request: TrainingRequest,
     return filtered
 
 
+def check_cross_encoders(request: TrainingRequest, recipe: Recipe) -> None:
+    """Raise an error for a cross-encoder that is not here, before anything is loaded or mined."""
+    for name in list_cross_encoders(recipe):
+        build_pair_scorer(name, request)
+
+
+def list_cross_encoders(recipe: Recipe) -> list[str]:
+    """The cross-encoders of a recipe as it spells them: the filter's, then the teacher's."""
+    names = [str(recipe.mining.cross_encoder)] if needs_filter(recipe) else []
+    return names + ([recipe.teacher] if recipe.teacher.startswith(CROSS_ENCODER_TEACHER) else [])
+
+
 def add_teacher(training_set: TrainingSet, recipe: Recipe, request: TrainingRequest) -> TrainingSet:
     """The set with the calibrated scores of the recipe's teacher."""
     if not recipe.teacher.startswith(CROSS_ENCODER_TEACHER):

@@ -18,7 +18,11 @@ from retbench.engines.device import get_device
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.experiment_trackers import track_training
-from retbench.pipelines.finetuning.prepare_passages import add_hard_negatives, add_teacher
+from retbench.pipelines.finetuning.prepare_passages import (
+    add_hard_negatives,
+    add_teacher,
+    check_cross_encoders,
+)
 from retbench.records.phase_timer import NoProgress
 from retbench.training import (
     checkpoint,
@@ -136,6 +140,7 @@ def check_request(request: TrainingRequest, recipe: Recipe, name: str, folder: P
         )
     if request.export:
         sentence_transformers_export.get_prefixes(method)
+    check_cross_encoders(request, recipe)
     return card
 
 
