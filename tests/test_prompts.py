@@ -114,7 +114,8 @@ def test_a_wrong_prompt_set_is_an_error_in_two_lines(tmp_path: Path, text: str, 
     assert len(answer.output.strip().splitlines()) == 2
 
 
-def test_a_prompt_set_is_found_by_name() -> None:
+def test_a_prompt_set_is_found_by_name(tmp_path: Path) -> None:
+    assert "is no TOML file" in run_command("run", "--model", "x", "--task", "y", "--prompts", tmp_path).output
     assert run_command("run", "--model", "bm25", "--task", "stdlib-text", "--prompts", "instructoin").exit_code == 2
     assert "known: instruction" in run_command("run", "--model", "x", "--task", "y", "--prompts", "zzz").output
     names = [prompt.name for prompt in catalog.find_prompt_set("instruction").prompts]

@@ -154,6 +154,8 @@ def _load_prompt_set(file: Path) -> PromptSet:
 def find_prompt_set(argument: str) -> PromptSet:
     """Find a prompt set by name, or load the user's TOML file."""
     if not argument.endswith(".toml"):
+        if argument not in load_prompt_sets() and Path(argument).expanduser().exists():
+            raise UsageError(f"{argument} is no TOML file", "a prompt set ends in .toml (docs/methods.md)")
         return load_prompt_sets().find(argument)
     if not Path(argument).expanduser().is_file():
         raise MissingError(f"there is no prompt set at {argument}", "give a TOML file, or `retbench list prompts`")
