@@ -84,7 +84,7 @@ class RowDropout(nn.Module):
         flat = hashes.reshape(-1)
         is_dropped = torch.empty((len(flat), width), dtype=torch.bool, device=flat.device)
         rows = max(1, CHUNK_VALUES // width if flat.device.type == "cpu" else len(flat))
-        for part, destination in zip(flat.split(rows), is_dropped.split(rows), strict=True):
+        for part, destination in zip(torch.split(flat, rows), torch.split(is_dropped, rows), strict=True):
             torch.lt(_add_axis(part, width), threshold, out=destination)
         return is_dropped.view(*hashes.shape, width)
 
