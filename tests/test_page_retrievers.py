@@ -13,6 +13,7 @@ from retbench.corpora.texts import read_inputs
 from retbench.encoders.text_encoder import RaggedVectors
 from retbench.engines.adapters import merge_adapter
 from retbench.errors import DataError
+from retbench.pipelines.runs.compare import compare_runs
 from tests import image_collection, small_collection, tiny_vision_models
 from tests.test_vision_encoders import build_spec, iterate_batches, list_images, read_rows, resolve
 
@@ -133,6 +134,7 @@ def test_a_run_ranks_pages_by_max_sim(
     assert read_ranking(Path(cell.record), "q1") == best
     [again] = retbench.evaluate(folders[architecture], tasks=collection_folder, out=tmp_path / "again")
     assert again.scores == cell.scores  # from stored vectors
+    assert compare_runs(str(cell.record), str(again.record)).settings == []
 
 
 def read_ranking(folder: Path, query: str) -> list[str]:

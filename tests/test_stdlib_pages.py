@@ -18,6 +18,7 @@ from retbench.corpora.images import check_image
 from retbench.corpora.open_collection import open_collection, resolve_source
 from retbench.corpora.rows import Judgment, RawCollection, TextRow
 from retbench.errors import InapplicableError
+from retbench.pipelines.runs.saved_run import load_run
 from tests import image_collection, small_collection, tiny_vision_models
 
 TEXT = "Return the sum of two numbers.\n\n    An indented line.\n" + "word " * 400
@@ -110,6 +111,9 @@ def test_words_and_images_are_on_one_leaderboard(few_pages: None, model: Path, t
     sample = json.loads((seen["folder"] / "sample.json").read_text())
     assert "<|image_pad|>" in sample["document"]["read"]
     assert "Return" not in sample["document"]["read"]  # the page alone
+    # a reranker of texts takes the run of words, and is told of the images in the other
+    assert not load_run(words["folder"]).collection.has_images
+    assert load_run(seen["folder"]).collection.corpus.prefers_images
 
 
 def test_the_image_alone_has_a_vector_of_its_own(model: Path, tmp_path: Path) -> None:

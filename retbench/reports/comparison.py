@@ -76,7 +76,8 @@ class Comparison:
 def flatten_record(record: Record) -> dict[str, str]:
     """All fields of a record that may explain a difference, by dotted name."""
     machine = dict(record.machine)
-    truncated = {role: side["truncated"] for role, side in record.texts.items() if "truncated" in side}
+    roles = {role: side for role, side in record.texts.items() if isinstance(side, dict)}  # others are of the search
+    truncated = {role: side["truncated"] for role, side in roles.items() if "truncated" in side}
     dtype = record.texts.get("dtype", {})
     stated = {"model": record.model, "method": record.method, "task": record.task, "settings": record.settings}
     return _flatten(

@@ -59,11 +59,19 @@ class SavedRun:
 def load_run(folder: Path, collection: Collection | None = None, card: TaskCard | None = None) -> SavedRun:
     """Load a run of retbench; `collection` and `card` are given where they are open already."""
     record = read_record(folder / RECORD_FILE)
-    collection = collection or open_recorded_collection(record)
+    collection = collection or _choose_recorded_inputs(open_recorded_collection(record), record)
     scores, rankings = read_raw_scores(folder), read_rankings(folder, collection)
     scored_ids = {query: list(zip(ids, scores[query], strict=True)) for query, ids in rankings.items()}
     card = card or parse_stored_card(TaskCard, record.cards["task"])
     return SavedRun(record, collection, card, _build_ranking(scored_ids, collection, folder))
+
+
+def _choose_recorded_inputs(collection: Collection, record: Record) -> Collection:
+    """Return a collection as the model of a run read it: with `images = "prefer"` its images, or its texts."""
+    if record.settings.get("images") != "prefer":
+        return collection
+    has_seen = {"document_images", "query_images"} & record.collection.keys()
+    return collection.prefer_images() if has_seen else collection.drop_images()
 
 
 def import_trec_run(file: Path, task: str, out: Path, command: str) -> tuple[SavedRun, Path]:
