@@ -36,8 +36,10 @@ from retbench.engines import weights
 from retbench.errors import DataError, ResourceError, RetbenchError, UsageError
 from retbench.pipelines.finetuning.train_encoder import finetune_encoder
 from retbench.system import toml_parser, toml_writer
+from retbench.system.checked_json import parse_checked_json
 from retbench.training import cost_estimate, step_plan
-from retbench.training.training_data import TrainingRequest
+from retbench.training.training_data import TrainingRequest, remove_leaked_queries
+from retbench.training.training_set import TrainingQuery, TrainingSet
 from tests import small_collection, tiny_models
 from tests.test_experiment_trackers import install_stand_in
 from tests.test_train_loop import RECIPE, write_jsonl
@@ -285,6 +287,12 @@ def test_the_best_evaluated_checkpoint_is_kept(train: TrainModel, tmp_path: Path
     assert scores[run["best_step"]] == run["best"]
 
 
+def test_training_queries_that_are_all_evaluated_are_an_error() -> None:
+    training_set = TrainingSet("kettles", [TrainingQuery("a hot  drink", (0,))], ["tea"], "f")
+    with pytest.raises(DataError, match="kettles: all 1 training queries are also queries of an evaluation"):
+        remove_leaked_queries(training_set, ["a hot drink"])
+
+
 def test_evaluation_queries_are_removed_from_training(train: TrainModel, tmp_path: Path) -> None:
     pantry = small_collection.write_folder(tmp_path / "pantry")
     queries = (pantry / "queries.jsonl").read_text()
@@ -383,7 +391,7 @@ def test_a_training_begun_before_a_recipe_field_existed_can_be_resumed(train: Tr
     train()
     (tmp_path / "pupil" / "card.toml").unlink()
     plan_file = tmp_path / "pupil" / "plan.json"
-    plan = json.loads(plan_file.read_text())
+    plan = parse_checked_json(plan_file.read_bytes())  # a plan of that time has no checksum
     for table, field in (("optimizer", "warmup_type"), ("contrastive", "mask_known_positives"), ("method", "layer")):
         del plan["recipe"][table][field]
     del plan["recipe"]["teacher"]

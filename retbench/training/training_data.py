@@ -9,7 +9,7 @@ from retbench.cards import catalog, options
 from retbench.cards.mining import MiningSettings
 from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import open_collection
-from retbench.errors import MissingError, UsageError
+from retbench.errors import DataError, MissingError, UsageError
 from retbench.records.phase_timer import NoProgress, ProgressListener
 from retbench.training import msmarco_triples
 from retbench.training.hub_corpora import HUB_CORPORA, load_hub_corpus
@@ -80,6 +80,11 @@ def remove_leaked_queries(training_set: TrainingSet, evaluation_queries: Iterabl
     texts = [_collapse_whitespace(query.text) for query in training_set.queries]
     queries = [query for query, text in zip(training_set.queries, texts, strict=True) if text not in leaks]
     removed = len(training_set.queries) - len(queries)
+    if removed and not queries:
+        raise DataError(
+            f"{training_set.name}: all {removed:,} training queries are also queries of an evaluation",
+            "train on other queries: a score on what a model was trained on says nothing",
+        )
     return training_set.with_queries(queries, leaked_queries_removed=removed, leaked_texts=len(leaks & set(texts)))
 
 
