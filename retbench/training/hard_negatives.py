@@ -75,7 +75,8 @@ def filter_negatives(
         **(training_set.facts.get("negatives") or {"source": settings.source}),
         "filter": {
             "cross_encoder": scorer.model, "weights": scorer.settings["weights"], "scale": settings.score_scale,
-            **_describe_limits(settings), "candidates": before, "kept": sum(map(len, kept)),
+            **_describe_limits(settings), "keep": settings.negatives_per_query,
+            "candidates": before, "kept": sum(map(len, kept)),
             "queries_without_negatives": sum(not rows for rows in kept),
         },
     }  # fmt: skip
