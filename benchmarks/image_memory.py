@@ -3,9 +3,7 @@
 A tiny CLIP with random weights embeds few and many different pictures, each run in a process of its own. The folder
 is compiled, the images are read and decoded batch by batch, and the vectors are searched, all as in `retbench run`.
 
-The committed figures are of 200 and 2,000 pictures: the machine was shared. Without --counts it takes 1,000 and 10,000.
-
-    python benchmarks/image_memory.py --counts 200 2000 --out benchmarks/results/image_memory.json
+    python benchmarks/image_memory.py --out benchmarks/results/image_memory.json
 """
 
 import argparse

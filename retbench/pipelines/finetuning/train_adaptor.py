@@ -118,8 +118,10 @@ def _load_vectors(request: TrainingRequest, parent: ModelCard, recipe: AdaptorRe
         raise UsageError(
             f"{parent.name} has no vectors of its own to adapt", "name a model with a dense method, not an adaptor"
         )
+    collection = model.choose_inputs(collection, card)
     length = recipe.max_length or model.card.max_length  # as the finished model's card will say
-    spec = replace(model, card=replace(model.card, max_length=length)).build_encoder_spec(method, card, Overrides())
+    limited = replace(model, card=replace(model.card, max_length=length))
+    spec = limited.build_encoder_spec(method, card, Overrides(), collection.has_images)
     timer = PhaseTimer(request.progress)
     release_freed_pages()
     reset_peak_memory()  # the peak of this embedding is stored for the cells that will read the vectors
@@ -136,7 +138,7 @@ def _load_training_queries(request: TrainingRequest, recipe: AdaptorRecipe) -> t
     """The collection with only the queries to train and validate on: judged, and not in an evaluation."""
     texts = {query.text for query in training_data.load_training_set(request).queries}
     card = replace(catalog.find_task_card(request.dataset), split=request.split, fingerprint=None)
-    collection = open_collection(card)
+    collection = open_collection(card, with_images=True)
     usable_rows = [row for row, query in enumerate(collection.queries) if query.text.strip() in texts]
     queries = collection.queries.take(_sample_rows(usable_rows, recipe))
     judgments = {query.id: collection.judgments[query.id] for query in queries}
