@@ -112,6 +112,19 @@ def test_a_published_folder_scores_as_in_sentence_transformers(
     np.testing.assert_allclose(to_probability(scores), reference.predict(pairs, prompt=instruction), atol=1e-4)
 
 
+def test_a_classifier_with_a_chat_template_scores_as_in_sentence_transformers(tmp_path: Path) -> None:
+    """Qwen3-Reranker is also published as a sequence classifier, with the same template."""
+    library = pytest.importorskip("sentence_transformers")
+    folder = tiny_models.build_decoder_classifier(tmp_path / "bare")
+    (folder / "chat_template.jinja").write_text(tiny_models.PAIR_TEMPLATE)
+    reference = library.CrossEncoder(str(folder), device="cpu", max_length=200)
+    reference.save(str(tmp_path / "saved"))
+    logits = reference.predict([(QUERY, d) for d in DOCUMENTS], activation_fn=torch.nn.Identity(), prompt=INSTRUCTION)
+    scores = score(resolve(tmp_path / "saved", INSTRUCTION, max_length=200), max_tokens=500)
+    assert len(set(np.round(logits, 3))) > 5
+    np.testing.assert_allclose(scores, logits, atol=1e-4)
+
+
 def test_a_prompt_of_pieces_scores_as_joined_tokens(bare: Path) -> None:
     """As mxbai-rerank-v2 and bge-reranker-v2-gemma do: parts are tokenized alone; without `no` the logit of yes."""
     pieces = ("<|im_start|>", "query: {query}", "\n", "document: {document}", "\n", "Relevance:")
