@@ -110,18 +110,19 @@ class ImageRows:
     rows: np.ndarray
 
     @cached_property
-    def _table(self) -> pa.Table:
-        return pa.ipc.open_file(self._mapped_file).read_all()
+    def _files(self) -> tuple[pa.MemoryMappedFile, pa.OSFile]:
+        """The file as a map and open for reading; both stay those of now if another process replaces it."""
+        return pa.memory_map(str(self.file)), pa.OSFile(str(self.file))
 
     @cached_property
-    def _mapped_file(self) -> pa.MemoryMappedFile:
-        return pa.memory_map(str(self.file))
+    def _table(self) -> pa.Table:
+        return pa.ipc.open_file(self._files[0]).read_all()
 
     @cached_property
     def _file_address(self) -> int:
         """The address at which the file is mapped."""
-        self._mapped_file.seek(0)
-        address: int = self._mapped_file.read_buffer(1).address
+        self._files[0].seek(0)
+        address: int = self._files[0].read_buffer(1).address
         return address
 
     def __len__(self) -> int:
@@ -143,9 +144,8 @@ class ImageRows:
         if not self._table.column("width")[row].is_valid:
             return None
         start, end = self._find_bytes(row)
-        with self.file.open("rb") as source:
-            source.seek(start)
-            return source.read(end - start)
+        data: bytes = self._files[1].read_at(end - start, start)
+        return data
 
     def _find_bytes(self, row: int) -> tuple[int, int]:
         """Return where the image of a row begins and ends in the file."""
