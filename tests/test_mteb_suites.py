@@ -199,6 +199,8 @@ def test_report_of_a_suite_has_the_tasks_of_other_suites_and_its_own_average(out
     cells = build_report(out, suites=("rteb-law", "rteb-code")).list_cells()
     assert {(cell["suite"], cell["task"]) for cell in cells if cell["task"]} >= {("rteb-code", "apps")}
     assert "legalquad" in run_command("report", out, "--suite", "rteb-law").output
+    twice = build_report(out, suites=("rteb-law", "rteb-law")).boards
+    assert [one.superseded_runs for one in twice] == [0]
     assert run_command("report", out, "--suite", "swe-bench").exit_code == 3
     assert run_command("report", out, "--suite", "retb").exit_code == 2
 

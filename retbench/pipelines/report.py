@@ -62,7 +62,8 @@ def build_report(
     if not scan.runs:
         raise _explain_no_runs(results, scan)
     if suites:
-        scan = _select_suites(scan, results, [catalog.load_suites().find(name) for name in suites])
+        found = [catalog.load_suites().find(name) for name in suites]
+        scan = _select_suites(scan, results, list({suite.name: suite for suite in found}.values()))
     published_rows = (
         load_published_rows(results / IMPORTED_TABLES_FOLDER, only=table_names) if reference or table_names else []
     )
