@@ -65,7 +65,8 @@ def _require_known_kind(folder: Path, has_prompt: bool) -> str:
         return LANGUAGE_MODEL
     raise InapplicableError(
         f"{folder} has no classification head: its architecture is {architecture}",
-        "use pointwise:model=NAME with a language model, or a cross-encoder (retbench list models)",
+        "use pointwise:model=NAME with a language model, a cross-encoder (retbench list models), or a card with "
+        "[pair_prompt]",
     )
 
 

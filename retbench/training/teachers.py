@@ -145,7 +145,9 @@ def _score_by_run(
 def _read_scored_ranking(path: Path) -> ScoredRanking:
     """A record's folder with its raw scores, or a TREC run file."""
     if not path.exists():
-        raise MissingError(f"there is no run at {path}", "name a run's folder, a TREC run file, or judgments")
+        raise MissingError(
+            f"there is no run at {path}", "name a run's folder, a TREC run file, judgments, or cross:model=NAME"
+        )
     if not (path / RECORD_FILE).is_file():
         return read_scored_trec_run(path)
     scores = read_raw_scores(path)
