@@ -61,7 +61,7 @@ test-ray: .venv-ray/installed  ## Ray on two nodes of this machine, S3, Ray Trai
 anchors: install  ## real weights and collections against published numbers
 	RETBENCH_SHARED=$(RETBENCH_SHARED) $(LANE) -m anchor $$(grep -lE 'pytest\.mark\.anchor' -r tests --include='test_*.py')
 
-referee: install  ## whole collections through retbench, mteb with sentence-transformers, and Anserini: hours on a CPU
+referee: install  ## whole collections through retbench, mteb with sentence-transformers, and Anserini: hours on a CPU, resumable
 	RETBENCH_SHARED=$(RETBENCH_SHARED) $(TEST) -m referee tests/test_referee.py tests/test_collection_anchors.py
 
 test-matrix:  ## the tests with the lowest and newest transformers, and on Python 3.11 to 3.13

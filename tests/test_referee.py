@@ -18,11 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import retbench
 from retbench.cards import catalog
-from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import open_collection
 from retbench.engines import weights
 from retbench.store.digest import compute_digest
@@ -36,6 +36,7 @@ from tests.test_anchors import SHARED, find_collection, run_cell
 pytestmark = pytest.mark.usefixtures("real_model_environment")
 
 FOUR_DIGITS = 5e-5
+TEXTS_PER_PART = 512
 PART = {"scifact": (20, 20), "cranfield": (6, 40), "cosqa": (40, 40)}  # queries, and documents besides the relevant
 # `make anchors` takes every embedder and every collection, each pair only `make referee`.
 # Scifact's abstracts are longer than the embedder with prompts reads; cranfield has grades.
@@ -96,19 +97,35 @@ def write_part(source: str, queries: int, others: int, folder: Path) -> Path:
     return folder
 
 
-def keep_scores(cache: Path, model: Path, card: TaskCard, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Compute mteb's scores once: a whole collection takes up to an hour. Ours are computed in every run.
+def load_embedder(model: Path, kept: Path | None) -> Any:
+    """Load a folder by sentence-transformers. With `kept`, its vectors are stored there part by part.
 
-    The file is named by the versions of mteb and what it runs on, by all files of the model, and by the collection.
+    A whole collection takes up to an hour, so that an interrupted `make referee` goes on. Ours are always computed.
     """
-    versions = {name: version(name) for name in ("mteb", "sentence-transformers", "transformers", "torch")}
+    from sentence_transformers import SentenceTransformer
+
+    loaded: Any = SentenceTransformer(str(model), device="cpu")
+    if kept is None:
+        return loaded
+    versions = {name: version(name) for name in ("sentence-transformers", "transformers", "torch")}
     files = {str(file.relative_to(model)): compute_sha256(file) for file in sorted(model.rglob("*")) if file.is_file()}
-    key = compute_digest({"versions": versions, "files": files, "collection": open_collection(card).fingerprint})
-    file = cache / "mteb-scores" / f"{key}.json"
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_file_atomically(file, json.dumps(compute()).encode())
-    return dict(json.loads(file.read_text()))
+    folder, encode = kept / compute_digest({"versions": versions, "files": files}), loaded.encode
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def encode_in_parts(inputs: list[str], **options: Any) -> np.ndarray:
+        parts = []
+        for start in range(0, len(inputs), TEXTS_PER_PART):
+            texts = inputs[start : start + TEXTS_PER_PART]
+            file = folder / f"{compute_digest([texts, {name: str(value) for name, value in options.items()}])}.npy"
+            if not file.is_file():
+                content = io.BytesIO()
+                np.save(content, np.asarray(encode(texts, **options)))
+                write_file_atomically(file, content.getvalue())
+            parts.append(np.load(file))
+        return np.concatenate(parts)
+
+    loaded.encode = encode_in_parts
+    return loaded
 
 
 @pytest.mark.parametrize(("name", "collection", "size"), CASES)
@@ -116,18 +133,12 @@ def test_an_embedder_scores_as_in_mteb(
     name: str, collection: str, size: tuple[int, int] | None, referee_cache: Path, tmp_path: Path
 ) -> None:
     """The folder alone says prompts, pooling, dense layers and length, in both tools."""
-    from sentence_transformers import SentenceTransformer
-
     model, folder = find_model(name, referee_cache, tmp_path), Path(find_collection(collection))
     if size:
         folder = write_part(str(folder), *size, tmp_path / collection)
-    card = small_collection.build_card(folder, name=collection)
-
-    def compute_scores() -> dict[str, float]:
-        task, loaded = mteb_task.build_task(card), SentenceTransformer(str(model), device="cpu")
-        return mteb_task.compute_scores(loaded, task, tmp_path / "mteb")
-
-    theirs = compute_scores() if size else keep_scores(referee_cache, model, card, compute_scores)
+    task = mteb_task.build_task(small_collection.build_card(folder, name=collection))
+    embedder = load_embedder(model, None if size else referee_cache / "vectors")
+    theirs = mteb_task.compute_scores(embedder, task, tmp_path / "mteb")
     (cell,) = retbench.evaluate([str(model)], tasks=[str(folder)], out=tmp_path / "results")
     assert cell.error is None
     shared = cell.scores.keys() & theirs.keys()
