@@ -119,7 +119,9 @@ class WordEncoder(StaticEncoder):
 
     def tokenize(self, texts: Any, role: str) -> TokenizedTexts:
         """Replace each word by a number."""
-        return super().tokenize((" ".join(str(hash(word) % 50_000) for word in text.split()) for text in texts), role)
+        numbers = (" ".join(str(hash(word) % 50_000) for word in text.split()) for text in texts)
+        tokens: TokenizedTexts = super().tokenize(numbers, role)
+        return tokens
 
 
 def count_rows(rows: Iterator[Any], recorder: PointRecorder) -> Iterator[Any]:

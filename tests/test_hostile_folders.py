@@ -14,7 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
-from retbench.engines import adapters, backbone, chat_template, fingerprints, model_folders, model_loader, weights
+from retbench.engines import (
+    adapters,
+    backbone,
+    chat_template,
+    fingerprints,
+    model_folders,
+    model_loader,
+    text_config,
+    weights,
+)
 from retbench.engines.generator import TransformersGenerator
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, RetbenchError
@@ -318,6 +327,20 @@ def test_a_gguf_file_with_absurd_counts_is_refused_at_once(name: str, value: int
         weights.obtain_weights(build_card(), path=str(file))
 
 
+def test_a_gguf_file_with_a_token_that_is_no_integer_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gguf
+
+    def add_fraction(writer: Any, value: int) -> None:
+        writer.add_float32("tokenizer.ggml.padding_token_id", value)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_pad_token_id", add_fraction)
+    file = write_gguf(folder, tmp_path / "tiny.gguf")
+    with pytest.raises(DataError, match=r"transformers cannot load .*tiny\.gguf"):
+        weights.obtain_weights(build_card(), path=str(file))
+
+
 def change_config(folder: Path, **changes: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -337,10 +360,17 @@ def test_counts_that_the_weights_contradict_are_refused_before_a_model_is_built(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model_type": "no-such-model"}, {"model_type": None}, {"hidden_act": "no-such-function"}, {"vocab_size": "x"}],
+    [
+        {"model_type": "no-such-model"},
+        {"model_type": None},
+        {"model_type": [], "auto_map": None},
+        {"hidden_act": "no-such-function"},
+        {"vocab_size": "x"},
+    ],
 )
 def test_what_transformers_cannot_load_ends_in_two_lines(changes: dict[str, Any], folder: Path) -> None:
     change_config(folder, **changes)
+    assert text_config.is_causal(folder)
     with pytest.raises(DataError, match="transformers cannot load"):
         model_loader.load_text_model(folder, "float32")
 

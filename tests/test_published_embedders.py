@@ -322,6 +322,7 @@ def test_damaged_dense_weights_are_refused(make_folder: MakeFolder) -> None:
     [
         ("config_sentence_transformers.json", {"prompts": ["query: "]}),
         ("sentence_bert_config.json", {"max_seq_length": "many"}),
+        ("sentence_bert_config.json", {"max_seq_length": -1}),
         ("sentence_bert_config.json", {"modality_config": ["text"]}),
         ("sentence_bert_config.json", {"model_args": 3}),
         ("1_Pooling/config.json", {"pooling_mode": 3}),

@@ -172,6 +172,24 @@ def test_code_beside_weights_does_not_run(model_with_code: tuple[Path, Path], ta
     assert not mark.exists()
 
 
+def test_code_beside_a_tokenizer_does_not_run(
+    model_with_code: tuple[Path, Path], task: Path, out: Path, tmp_path: Path
+) -> None:
+    stranger, mark = model_with_code
+    folder = tiny_models.build_model(tmp_path / "tokenizer-of-a-stranger")
+    (folder / "own.py").write_text((stranger / "own.py").read_text())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {
+        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]},
+        "tokenizer_class": "OwnTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    answer = run_command("run", "--model", folder, "--task", task, "--out", out, "--method", "mean")
+    assert answer.exit_code in (0, 4), answer.output
+    assert "unexpected" not in answer.output
+    assert not mark.exists()
+
+
 def test_trusted_code_runs_and_its_digest_is_in_the_record(
     model_with_code: tuple[Path, Path],
     task: Path,

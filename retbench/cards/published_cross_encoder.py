@@ -14,6 +14,7 @@ from retbench.cards.published_method import (
     ARGUMENT_FIELDS,
     HARMLESS_ARGUMENTS,
     LARGEST_LENGTH,
+    read_sequence_limit,
     read_transformer_settings,
 )
 from retbench.cards.published_modules import list_modules, read_module_types, read_optional_object
@@ -140,8 +141,8 @@ def _read_activation(config: dict[str, Any]) -> str:
 
 def read_pair_limit(folder: Path, window: int | None) -> int | None:
     """The most tokens of a pair: those of the folder, else of its tokenizer, and never more than the context window."""
-    if limit := read_transformer_settings(folder).get("max_seq_length"):
-        return int(limit)
+    if limit := read_sequence_limit(folder, read_transformer_settings(folder)):
+        return limit
     tokens = read_optional_object(folder / "tokenizer_config.json").get("model_max_length")
     limits = [int(limit) for limit in (tokens, window) if limit and 0 < limit < LARGEST_LENGTH]
     return min(limits, default=None)

@@ -241,13 +241,24 @@ def _has_lower_case(folder: Path) -> bool:
 
 def _read_max_length(folder: Path, settings: dict[str, Any]) -> int | None:
     """The length limit: of the folder, else of the tokenizer and the model."""
-    if settings.get("max_seq_length"):
-        return int(settings["max_seq_length"])
+    if limit := read_sequence_limit(folder, settings):
+        return limit
     config = read_optional_object(folder / "config.json")
     positions = get_language_settings(config).get("max_position_embeddings")
     tokens = read_optional_object(folder / "tokenizer_config.json").get("model_max_length")
     limits = [int(limit) for limit in (positions, tokens) if limit and 0 < limit < LARGEST_LENGTH]
     return min(limits, default=None)
+
+
+def read_sequence_limit(folder: Path, settings: dict[str, Any]) -> int | None:
+    """The limit that the folder states for itself; None if it states none, or one that no text reaches."""
+    limit = settings.get("max_seq_length")
+    if not limit:
+        return None
+    if type(limit) not in (int, float) or not limit >= 1:
+        problem = f"{folder} cannot be run as published: max_seq_length is {limit!r:.40}"
+        raise DataError(problem, "write a number of tokens, 1 or more")
+    return int(limit) if limit < LARGEST_LENGTH else None
 
 
 def _make_error(folder: Path, problem: str) -> DataError:

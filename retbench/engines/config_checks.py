@@ -18,6 +18,7 @@ SIZE_FIELDS = (
 )  # fmt: skip
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers")
 MAX_POSITIONS = 1 << 30
+CHECK_CONFIG = "check its config.json, copy or fetch the folder again, or use a newer transformers"
 REPEATED_LAYERS = 16  # ALBERT uses the weights of one layer again and again
 
 
@@ -43,7 +44,7 @@ def check_config_sizes(folder: Path, settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def explain_load_errors(folder: Path) -> Iterator[None]:
+def explain_load_errors(path: Path, next_step: str = CHECK_CONFIG) -> Iterator[None]:
     """Wraps loading by transformers: what it raises for a config becomes an error with the next step."""
     try:
         yield
@@ -54,6 +55,5 @@ def explain_load_errors(folder: Path) -> Iterator[None]:
             raise
         message = " ".join(str(problem).split())
         raise DataError(
-            f"transformers cannot load {folder}: {type(problem).__name__}: {message[:300]}",
-            "check its config.json, copy or fetch the folder again, or use a newer transformers",
+            f"transformers cannot load {path}: {type(problem).__name__}: {message[:300]}", next_step
         ) from problem

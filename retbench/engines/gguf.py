@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retbench.engines.config_checks import explain_load_errors
 from retbench.errors import DataError
 
 # Parameters above which the folder is saved in float16. A quantised weight is a small integer times a float16 scale,
@@ -126,13 +127,11 @@ def convert_to_folder(file: Path, facts: GgufHeader, folder: Path) -> None:
     )  # the lowest supported transformers has none and always dequantises
     options = {"quantization_config": config(dequantize=True)} if config else {}
     with _silence_transformers():
-        try:
+        with explain_load_errors(file, "use a Hugging Face folder"):
             model, info = model_class.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=dtype, output_loading_info=True, **options
             )
             tokenizer = load_gguf_tokenizer(file, facts)
-        except ValueError as problem:
-            raise DataError(f"{file}: transformers cannot read it: {problem}", "use a Hugging Face folder") from problem
         info["unexpected_keys"] = _list_unused_tensors(model, facts)
         model_loader.check_loaded_weights(file, info)
         _set_rope_factors(model.config, file, facts)

@@ -31,10 +31,10 @@ def is_causal(folder: Path) -> bool:
     return is_marked_causal and not _is_masked_lm(config.get("model_type"), config.get("auto_map", {}))
 
 
-def _is_masked_lm(model_type: str | None, auto_map: dict[str, str]) -> bool:
-    if "AutoModelForMaskedLM" in auto_map:
+def _is_masked_lm(model_type: Any, auto_map: Any) -> bool:
+    if isinstance(auto_map, dict) and "AutoModelForMaskedLM" in auto_map:
         return True
-    if model_type in DECODER_TYPES:
+    if not isinstance(model_type, str) or model_type in DECODER_TYPES:  # transformers refuses a type that is no text
         return False
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 

@@ -150,38 +150,69 @@ def test_a_killed_push_sends_everything_the_next_time(server: fork_server.ForkSe
     assert "adapter_model.safetensors" in hub.files or "model.safetensors" in hub.files
 
 
-def test_a_killed_fetch_continues_and_has_the_same_weights(tmp_path: Path, own_cache: Path) -> None:
+@pytest.fixture
+def hub_model(tmp_path: Path) -> dict[str, bytes]:
+    """The files of a model on the imitation of the hub, by their path."""
     folder = tiny_models.build_model(tmp_path / "tiny")
-    content = {f"/org/tiny/resolve/{REVISION}/{file.name}": file.read_bytes() for file in folder.iterdir()}
-    cards = tmp_path / "cards" / "model_cards"
-    cards.mkdir(parents=True)
-    (cards / "far.toml").write_text('name = "far"\n[weights]\nsource = "hub"\nrepo = "org/tiny"\n')
-    command, rng = [sys.executable, "-m", "retbench", "fetch", "far"], random.Random("fetch")
+    (tmp_path / "cards" / "model_cards").mkdir(parents=True)
+    (tmp_path / "cards/model_cards/far.toml").write_text('name = "far"\n[weights]\nsource = "hub"\nrepo = "org/tiny"\n')
+    return {f"/org/tiny/resolve/{REVISION}/{file.name}": file.read_bytes() for file in folder.iterdir()}
 
-    def build_environment(port: int) -> dict[str, str]:
-        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1"}
-        return {**os.environ, **hub, "RETBENCH_CARDS": str(cards.parent)}
 
+def start_fetch(port: int, folder: Path) -> subprocess.Popen[str]:
+    """Start a fetch of the model."""
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, **hub, "RETBENCH_CARDS": str(folder / "cards")}
+    command = [sys.executable, "-m", "retbench", "fetch", "far"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def assert_model_is_fetched(folder: Path, cache: Path) -> None:
+    """Check the pin of the fetched model, and that nothing is left beside it."""
+    assert pins.read_pin("models", "far") == pins.Pin(
+        REVISION, fingerprints.compute_folder_fingerprint(folder / "tiny")
+    )
+    assert not list((cache / "weights").rglob("*.partial"))
+
+
+def test_a_killed_fetch_continues_and_has_the_same_weights(
+    tmp_path: Path, own_cache: Path, hub_model: dict[str, bytes]
+) -> None:
+    rng = random.Random("fetch")
     for _ in range(KILLS):
-        files = ServedFiles(content, hang=rng.randrange(sum(map(len, content.values()))))
+        files = ServedFiles(hub_model, hang=rng.randrange(sum(map(len, hub_model.values()))))
         files.others.set()
         with serve_files(files) as port:
-            running = subprocess.Popen(command, env=build_environment(port), stderr=subprocess.DEVNULL)
+            running = start_fetch(port, tmp_path)
             while files.sent < (files.hang or 0):
                 assert running.poll() is None
                 time.sleep(0.01)
             running.send_signal(signal.SIGKILL)
-            assert running.wait() == -signal.SIGKILL
+            running.communicate()
+            assert running.returncode == -signal.SIGKILL
             files.go.set()
         assert pins.read_pin("models", "far") is None
         assert not list((own_cache / "weights").glob("*/weights.json"))
-    healthy = ServedFiles(content)
+    healthy = ServedFiles(hub_model)
     healthy.others.set()
     with serve_files(healthy) as port:
-        done = subprocess.run(command, env=build_environment(port), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert pins.read_pin("models", "far") == pins.Pin(REVISION, fingerprints.compute_folder_fingerprint(folder))
-    assert not list((own_cache / "weights").rglob("*.partial"))
+        done = start_fetch(port, tmp_path)
+        output, _ = done.communicate()
+    assert done.returncode == 0, output
+    assert_model_is_fetched(tmp_path, own_cache)
+
+
+def test_processes_that_fetch_one_model_at_once_send_each_file_once(
+    tmp_path: Path, own_cache: Path, hub_model: dict[str, bytes]
+) -> None:
+    files = ServedFiles(hub_model)
+    files.others.set()
+    with serve_files(files) as port:
+        running = [start_fetch(port, tmp_path) for _ in range(3)]
+        outputs = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert files.sent < 1.1 * sum(map(len, hub_model.values()))  # and lists of the files
+    assert_model_is_fetched(tmp_path, own_cache)
 
 
 if __name__ == "__main__":

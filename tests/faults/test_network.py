@@ -137,9 +137,11 @@ def serve_files(files: ServedFiles) -> Iterator[int]:
         running.daemon_threads = True
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
-        yield running.server_port
-        running.shutdown()
-        thread.join()
+        try:
+            yield running.server_port
+        finally:  # else a failing test would never end
+            running.shutdown()
+            thread.join()
 
 
 def test_a_hub_that_dies_during_a_fetch_exits_with_3_and_the_fetch_resumes(tmp_path: Path, own_cache: Path) -> None:
