@@ -101,6 +101,8 @@ def test_a_run_file_that_is_a_bomb_or_a_pipe_is_refused(tmp_path: Path, monkeypa
         load_run.read_scored_trec_run(file)
     file.write_bytes(gzip.compress(b"q Q0 d 1 0.5 x\n" * 3))
     assert list(load_run.read_scored_trec_run(file)) == ["q"]
+    (tmp_path / "huge.trec").write_text(f"q Q0 d {'9' * 5000} 0.5 x\n")
+    assert load_run.read_scored_trec_run(tmp_path / "huge.trec") == {"q": [("d", 0.5)]}
     os.mkfifo(tmp_path / "run.trec")
     with pytest.raises(DataError, match="is a pipe or a device"):
         load_run.read_scored_trec_run(tmp_path / "run.trec")

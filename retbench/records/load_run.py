@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 MAX_LISTED_RUNS = 6
 TREC_COLUMNS = "six columns: query Q0 document rank score tag"
+MAX_RANK_DIGITS = 18  # Python refuses to read thousands
 
 
 def find_run(argument: str, results: Path | None = None, task: str | None = None) -> Path:
@@ -203,7 +204,8 @@ def _parse_trec_line(line: str, place: str) -> tuple[str, TrecEntry]:
         raise DataError(f"{place} has a score that is not a number", "correct the run, or leave the document out")
     with np.errstate(over="ignore"):  # a score beyond float32 is infinite in trec_eval too
         single = float(np.float32(score))
-    return query, TrecEntry(single, document, score, int(row[3]) if row[3].isdecimal() else None)
+    has_rank = row[3].isdecimal() and len(row[3]) <= MAX_RANK_DIGITS
+    return query, TrecEntry(single, document, score, int(row[3]) if has_rank else None)
 
 
 def _has_contradiction(entries: Sequence[TrecEntry]) -> bool:
