@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from retbench.cards import catalog
+from retbench.cards import catalog, published_cross_encoder, published_kinds
 from retbench.engines import (
     adapters,
     backbone,
@@ -373,6 +373,13 @@ def test_what_transformers_cannot_load_ends_in_two_lines(changes: dict[str, Any]
     assert text_config.is_causal(folder)
     with pytest.raises(DataError, match="transformers cannot load"):
         model_loader.load_text_model(folder, "float32")
+
+
+@pytest.mark.parametrize("architectures", [1, "HF_ColBERT", {"a": 1}, [None, [], 3]])
+def test_ill_typed_architectures_name_no_kind(architectures: Any, folder: Path) -> None:
+    change_config(folder, architectures=architectures)
+    assert published_kinds.find_folder_kind(folder) == "dense"
+    assert not published_cross_encoder.is_language_model(folder)
 
 
 @pytest.mark.parametrize("entry", [{"shape": {}}, {"shape": [True, 2]}, {"data_offsets": [0, "9"]}, {"shape": 3}])

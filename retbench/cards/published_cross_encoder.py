@@ -17,7 +17,7 @@ from retbench.cards.published_method import (
     read_sequence_limit,
     read_transformer_settings,
 )
-from retbench.cards.published_modules import list_modules, read_module_types, read_optional_object
+from retbench.cards.published_modules import list_modules, read_architectures, read_module_types, read_optional_object
 from retbench.errors import DataError, InapplicableError
 
 CLASSIFIER, LANGUAGE_MODEL = "ForSequenceClassification", "ForCausalLM"
@@ -59,8 +59,8 @@ def require_cross_encoder(folder: Path, has_prompt: bool = False) -> None:
 
 def _require_known_kind(folder: Path, has_prompt: bool) -> str:
     """A classifier, or a language model that says how it reads a pair; of any other the states are no score."""
-    (architecture, *_) = read_optional_object(folder / "config.json").get("architectures") or ["unknown"]
-    if str(architecture).endswith(CLASSIFIER):
+    (architecture, *_) = read_architectures(folder) or ("unknown",)
+    if architecture.endswith(CLASSIFIER):
         return CLASSIFIER
     if is_language_model(folder) and (has_prompt or is_cross_encoder(folder)):
         return LANGUAGE_MODEL
@@ -73,8 +73,8 @@ def _require_known_kind(folder: Path, has_prompt: bool) -> str:
 
 def is_language_model(folder: Path) -> bool:
     """Whether the folder is a language model, which answers yes or no."""
-    (architecture, *_) = read_optional_object(folder / "config.json").get("architectures") or ["unknown"]
-    return str(architecture).endswith(LANGUAGE_MODEL)
+    (architecture, *_) = read_architectures(folder) or ("unknown",)
+    return architecture.endswith(LANGUAGE_MODEL)
 
 
 def reads_chat(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
-from retbench.cards.published_modules import read_module_types, read_optional_object
+from retbench.cards.published_modules import read_architectures, read_module_types, read_optional_object
 from retbench.cards.published_page_retriever import LAYOUTS
 from retbench.errors import DataError
 
@@ -49,8 +49,7 @@ def find_folder_kind(folder: Path) -> FolderKind:
             f"{folder} is a model of the unknown type {model_type!r}",
             "pooling its states would score another model: dense, sparse and late-interaction embedders are supported",
         )
-    architectures = read_optional_object(folder / "config.json").get("architectures") or ()
-    if any(name in MULTI_VECTOR_ARCHITECTURES for name in architectures):
+    if any(name in MULTI_VECTOR_ARCHITECTURES for name in read_architectures(folder)):
         return "multi-vector"
     for module_type in read_module_types(folder) if KIND_BY_TYPE[model_type] == "dense" else ():
         if module_type.startswith("pylate."):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.method import ROLES
-from retbench.cards.published_modules import PublishedModule, list_modules, read_optional_object
+from retbench.cards.published_modules import PublishedModule, list_modules, read_architectures, read_optional_object
 from retbench.cards.published_sparse import build_folder_error
 from retbench.cards.published_vectors import LateInteraction
 
@@ -26,8 +26,7 @@ SIMILARITIES = ("maxsim", "meanmaxsim")
 
 def is_stanford(folder: Path) -> bool:
     """Whether a folder is one of Stanford's ColBERT, without modules."""
-    architectures = read_optional_object(folder / "config.json").get("architectures") or ()
-    return STANFORD_ARCHITECTURE in architectures and not list_modules(folder)
+    return STANFORD_ARCHITECTURE in read_architectures(folder) and not list_modules(folder)
 
 
 def list_token_layers(folder: Path) -> list[PublishedModule]:

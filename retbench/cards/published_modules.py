@@ -145,6 +145,12 @@ def read_optional_object(file: Path) -> dict[str, Any]:
     return value
 
 
+def read_architectures(folder: Path) -> tuple[str, ...]:
+    """Read the classes that config.json names; none if it names none, or something else than a list of names."""
+    names = read_optional_object(folder / "config.json").get("architectures")
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
 def _parse(file: Path) -> Any:
     try:
         return parse_json(file.read_text(encoding="utf-8"))

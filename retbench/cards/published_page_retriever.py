@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.method import ImagePositions
-from retbench.cards.published_modules import read_optional_object
+from retbench.cards.published_modules import read_architectures, read_optional_object
 from retbench.cards.published_sparse import build_folder_error
 from retbench.cards.published_vectors import LateInteraction
 
@@ -41,8 +41,7 @@ LAYOUTS = {
 
 def find_page_retriever(folder: Path) -> PageRetrieverLayout | None:
     """Return the layout of a ColQwen folder; None for another model."""
-    architectures = read_optional_object(folder / "config.json").get("architectures") or ()
-    return next((LAYOUTS[name] for name in architectures if name in LAYOUTS), None)
+    return next((LAYOUTS[name] for name in read_architectures(folder) if name in LAYOUTS), None)
 
 
 def read_page_retriever(folder: Path, layout: PageRetrieverLayout) -> dict[str, Any]:
