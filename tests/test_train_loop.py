@@ -302,7 +302,8 @@ def test_gradient_checkpointing_gives_the_same_gradient(folder: Path) -> None:
     assert actual[0][0] == pytest.approx(actual[1][0], abs=1e-6)
     assert actual[0][1].keys() == actual[1][1].keys() != set()
     for name in actual[0][1]:
-        torch.testing.assert_close(actual[0][1][name], actual[1][1][name], atol=1e-6, rtol=1e-5)
+        # without checkpointing the rows run without padding: sums in another order
+        torch.testing.assert_close(actual[0][1][name], actual[1][1][name], atol=1e-5, rtol=1e-4)
 
 
 def test_in_bfloat16_only_frozen_weights_are_bfloat16(folder: Path) -> None:
