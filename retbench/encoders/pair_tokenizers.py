@@ -14,10 +14,7 @@ from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError, InapplicableError
 
 QUERY_SHARE = (3, 4)  # of the limit: the most tokens of a query in a piece of its own, as in the authors' codes
-PROBES = (
-    "0",
-    "1 2 3 4",
-)  # two documents without a common end: what the tokens of two prompts share is the prompt's end
+PROBES = ("0", "1 2 3 4")  # documents without a common end: the end that the tokens of both share is the prompt's
 
 
 @dataclass(frozen=True)
