@@ -33,7 +33,7 @@ def install_stand_in(monkeypatch: pytest.MonkeyPatch, fail: bool = False) -> lis
 
     events: list[Event] = []
 
-    class StandIn(tracking.GeneralTracker):  # type: ignore[misc]
+    class StandIn(tracking.GeneralTracker):  # type: ignore[misc]  # untyped in accelerate
         name, requires_logging_directory, tracker = "tensorboard", True, None
 
         def __init__(self, run_name: str, logging_dir: str) -> None:

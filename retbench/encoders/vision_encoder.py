@@ -1,4 +1,4 @@
-"""The dense encoder of a model that reads images: rows with an image, with a text, or with both become vectors.
+"""The encoders of a model that reads images: rows with an image, with a text, or with both become vectors.
 
 The images of one batch are read from the disk and decoded when the batch is computed, so memory never holds more.
 """
@@ -25,7 +25,7 @@ from retbench.engines.vision_model import Pixels, VisionModel
 
 
 @dataclass(frozen=True)
-class VisionEncoder:
+class VisionEncoderBase:
     """An encoder with a vision tower in this process: engine `transformers`."""
 
     spec: EncoderSpec
@@ -61,13 +61,6 @@ class VisionEncoder:
         """Token ids of texts and images, texts truncated to the limit of the role."""
         return self.vision_tokenizer.tokenize(texts, role, self.spec.get_limit(role))
 
-    def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """Encode one batch as float32 vectors, ready for the method's similarity."""
-        has_image, pixels = self._read_pixels(batch)
-        compute = self._encode_towers if self.model.processor.kind == "towers" else self._encode_decoder
-        pooled = compute(batch, has_image, pixels)
-        return np.asarray(scale_for_similarity(pooled, self.spec.method.similarity).cpu().numpy())
-
     def _read_pixels(self, batch: TokenizedTexts) -> tuple[np.ndarray, Pixels]:
         """Mark the rows with an image; read and decode their images."""
         data = [None if batch.images is None else batch.images.read(row) for row in range(len(batch))]
@@ -78,6 +71,18 @@ class VisionEncoder:
     def _compute_states(self, batch: TokenizedTexts, pixels: Pixels) -> TokenStates:
         sequential = self.spec.method.image_positions == "sequential"
         return self.model.compute_states(list(batch), pixels, sequential)
+
+
+@dataclass(frozen=True)
+class VisionEncoder(VisionEncoderBase):
+    """One vector for each row: pooled from the states of a decoder, or made by the tower of its kind."""
+
+    def encode(self, batch: TokenizedTexts) -> np.ndarray:
+        """Encode one batch as float32 vectors, ready for the method's similarity."""
+        has_image, pixels = self._read_pixels(batch)
+        compute = self._encode_towers if self.model.processor.kind == "towers" else self._encode_decoder
+        pooled = compute(batch, has_image, pixels)
+        return np.asarray(scale_for_similarity(pooled, self.spec.method.similarity).cpu().numpy())
 
     def _encode_decoder(self, batch: TokenizedTexts, _: np.ndarray, pixels: Pixels) -> torch.Tensor:
         return POOLINGS[self.spec.method.pooling](*self._compute_states(batch, pixels))
@@ -92,7 +97,7 @@ class VisionEncoder:
 
 
 @dataclass(frozen=True)
-class VisionLateInteractionEncoder(VisionEncoder):
+class VisionLateInteractionEncoder(VisionEncoderBase):
     """One vector per token of a text or an image (ColQwen): the decoder's states through the folder's projection."""
 
     layers: TokenLayers
@@ -102,7 +107,7 @@ class VisionLateInteractionEncoder(VisionEncoder):
         """Width of a vector."""
         return self.layers.dimension or self.model.dimension
 
-    def encode(self, batch: TokenizedTexts) -> RaggedVectors:  # type: ignore[override]
+    def encode(self, batch: TokenizedTexts) -> RaggedVectors:
         """Encode one batch as float32 vectors of its tokens, in their order."""
         _, pixels = self._read_pixels(batch)
         states = self._compute_states(batch, pixels).flat.float()

@@ -216,6 +216,6 @@ def test_processes_that_fetch_one_model_at_once_send_each_file_once(
 
 
 if __name__ == "__main__":
-    import mteb  # noqa: F401
+    import mteb  # noqa: F401  # before the forks: each kill would import it again
 
     fork_server.serve_forks(FaultJob)

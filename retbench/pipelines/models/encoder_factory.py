@@ -92,7 +92,7 @@ class EncoderFactory:
             self.heads[key] = lm_head.load_lm_head(folder, configured)
         return SparseEncoder(spec, configured, prompt_tokenizer, self.heads[key])
 
-    def _load_vision_encoder(self, spec: EncoderSpec, folder: Path) -> VisionEncoder:
+    def _load_vision_encoder(self, spec: EncoderSpec, folder: Path) -> TextEncoder:
         limits = image_settings.get_pixel_limits(spec)
         key = (spec.dtype, "vision", limits)
         if key not in self.loaded:
