@@ -426,6 +426,28 @@ def test_the_dry_run_shows_the_plan_and_writes_nothing(model: Path, data: Path, 
     assert not (tmp_path / "o").exists()
 
 
+def test_the_measured_batch_of_a_dry_run_is_small_where_steps_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    from retbench.pipelines.finetuning import dry_run
+
+    sizes: list[int] = []
+
+    class SlowObjective:
+        def backward(self, _: int) -> tuple[float, int]:
+            time.sleep(0.02)
+            return 0.0, 10
+
+    def resize(objective: SlowObjective, size: int) -> SlowObjective:
+        sizes.append(size)
+        return objective
+
+    monkeypatch.setattr(dry_run, "_resize_batches", resize)
+    monkeypatch.setattr(dry_run, "MEASURED_SECONDS", 0.05)
+    monkeypatch.setattr(dry_run, "measure_tokens_per_second", lambda _: 7.0)
+    speed, size = dry_run._measure_speed(SlowObjective(), 100)  # type: ignore[arg-type]  # a stand-in
+    assert (speed, sizes) == (7.0, [2, size])
+    assert 2 < size < 10
+
+
 def test_a_dry_run_mines_nothing_and_measures_small_steps(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

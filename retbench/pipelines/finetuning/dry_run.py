@@ -136,11 +136,12 @@ def _estimate(objective: ContrastiveObjective, queries: int) -> TrainingEstimate
 
 
 def _measure_speed(objective: ContrastiveObjective, size: int) -> tuple[float, int]:
-    """Return tokens per second and the queries of the measured batch: two, if these alone take long."""
+    """Return tokens per second and the queries of the measured batch: fewer if a step of `size` would take long."""
     started = time.perf_counter()
     tokens = _resize_batches(objective, 2).backward(0)[1]
     seconds = time.perf_counter() - started
-    if seconds > MEASURED_SECONDS:
+    size = min(size, int(2 * MEASURED_SECONDS / seconds))  # the first two queries also warm up, so they take longer
+    if size <= 2:
         return tokens / seconds, 2
     return measure_tokens_per_second(_resize_batches(objective, size)), size
 
