@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +12,13 @@ from typer.testing import CliRunner
 
 import retbench
 from retbench.cli.main import app
+from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.text_encoder import TextEncoder
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.evaluation import fit_sample
 from retbench.pipelines.evaluation.fit_sample import CellCost, choose_sample
 from retbench.pipelines.evaluation.request import EvaluationRequest
+from retbench.pipelines.models.encoder_factory import EncoderFactory
 from tests import tiny_models
 
 WORDS = ("kettle", "harbour", "violin", "meadow", "lantern", "granite", "orchard", "compass")
@@ -126,6 +129,32 @@ def test_a_backbone_is_measured_with_its_own_tokens(task: Path, tmp_path: Path) 
     )
     assert cell.status == "done"
     assert any("tokens/s measured" in line for line in lines)
+
+
+def test_importing_libraries_is_no_price_of_a_model(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first load of 20 s left 35 s by the estimate, less 20 s for the load in the run: 15 queries in place of 34."""
+    clock, loads, load_encoder = [0.0], [], EncoderFactory.load_encoder
+
+    def load_slowly(factory: EncoderFactory, spec: EncoderSpec) -> TextEncoder:
+        if not factory.loaded:
+            clock[0] += 1.0 if loads else 20.0
+            if not loads:
+                monkeypatch.setitem(sys.modules, "a_library_that_was_imported", ModuleType("a_library"))
+            loads.append(spec)
+        return load_encoder(factory, spec)
+
+    monkeypatch.setattr(fit_sample, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(EncoderFactory, "load_encoder", load_slowly)
+    monkeypatch.setattr(fit_sample, "measure_speed", lambda *_: 1.0)
+    monkeypatch.setattr(fit_sample, "_count_tokens", lambda *_: 1 / 21)  # a query and its 20 documents: one second
+    model = tiny_models.build_model(tmp_path / "tiny")
+    request = EvaluationRequest((str(model),), (str(task),), ("mean",), out=tmp_path / "out")
+    found = fit_sample.fit_sample(request, 1.0)
+    assert (found.sample, len(loads)) == (34, 2)  # 0.9 of (60 - 20 - 1) s, less 1 s to load the weights in the run
+    again = fit_sample.fit_sample(replace(request, out=tmp_path / "again"), 1.0)
+    assert (again.sample, len(loads)) == (39, 3)  # everything was imported: no second load
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ measurement would give another number of queries, other settings-ids, and a run 
 
 import bisect
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from retbench.cards.method import Role
 from retbench.corpora.collection import DOCUMENTS_PER_QUERY, Collection
 from retbench.corpora.texts import read_inputs
 from retbench.encoders.encoder_spec import EncoderSpec
+from retbench.encoders.text_encoder import TextEncoder
 from retbench.engines import memory
 from retbench.errors import InapplicableError, RetbenchError, UsageError
 from retbench.pipelines.evaluation.evaluate import list_jobs
@@ -118,8 +120,7 @@ def _measure_cells(request: EvaluationRequest) -> Iterator[CellCost]:
             except RetbenchError as error:
                 if not isinstance(error, InapplicableError):
                     request.log_status(f"{model} was not measured: {error.cause}")
-            gc.collect()  # the run loads the weights again: two copies may not fit
-            memory.release_gpu_cache()
+            _free_memory()
 
 
 def _measure_model(request: EvaluationRequest) -> Iterator[CellCost]:
@@ -154,9 +155,30 @@ def _build_cost(
 
 def _measure_encoder(job: EvaluationJob, spec: EncoderSpec) -> tuple[float, float]:
     """Return the seconds to load the weights, and tokens per second."""
-    load_seconds, encoder = _time(lambda: job.model.load_encoder(spec))
+    load_seconds, encoder = _time_load(job, spec)
     texts = read_inputs(select_texts(job.collection.corpus, COUNTED_TEXTS), job.task.fields)
     return load_seconds, measure_speed(encoder, encoder.tokenize(texts, "document"), MEASURED_SECONDS)
+
+
+def _time_load(job: EvaluationJob, spec: EncoderSpec) -> tuple[float, TextEncoder]:
+    """Return the seconds that a load takes in the run, and the encoder.
+
+    A load that imports libraries is repeated: a process imports them once, and the run, in the same process, not again.
+    """
+    imported = len(sys.modules)
+    seconds, encoder = _time(lambda: job.model.load_encoder(spec))
+    if len(sys.modules) == imported:
+        return seconds, encoder
+    del encoder
+    job.model.encoder_factory.unload()
+    _free_memory()
+    return _time(lambda: job.model.load_encoder(spec))
+
+
+def _free_memory() -> None:
+    """Free the weights of the last model before they are loaded again: two copies may not fit."""
+    gc.collect()
+    memory.release_gpu_cache()
 
 
 def _count_tokens(job: EvaluationJob, spec: EncoderSpec, role: Role) -> float:

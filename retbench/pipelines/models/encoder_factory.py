@@ -62,7 +62,7 @@ class EncoderFactory:
     def _load_backbone(self, spec: EncoderSpec, folder: Path, load: BackboneLoader) -> backbone.Backbone:
         key = (spec.dtype, spec.rope, load)
         if key not in self.loaded:
-            self._unload()
+            self.unload()
             self.loaded[key] = load(folder, spec.dtype, get_device(), spec.rope)
         loaded: backbone.Backbone = self.loaded[key]
         return loaded.with_method(spec.method.attention, spec.method.layer)
@@ -96,7 +96,7 @@ class EncoderFactory:
         limits = image_settings.get_pixel_limits(spec)
         key = (spec.dtype, "vision", limits)
         if key not in self.loaded:
-            self._unload()
+            self.unload()
             self.loaded[key] = vision_model.load_vision_model(folder, spec.weights_dtype, get_device(), limits)
         model = self.loaded[key]
         prompts = PromptTokenizer(model.tokenizer, spec.method, spec.instruction)
@@ -110,7 +110,7 @@ class EncoderFactory:
         max_tokens = max(spec.query_limit, spec.document_limit) + MAX_TEMPLATE_TOKENS
         key = (spec.dtype, spec.method.pooling, spec.method.attention, max_tokens)
         if key not in self.loaded:
-            self._unload()
+            self.unload()
             self.loaded[key] = self._load_engine_model(spec, folder, max_tokens)
         return self.loaded[key]
 
@@ -128,6 +128,7 @@ class EncoderFactory:
             folder, spec.weights_dtype, get_device(), spec.method.pooling
         )
 
-    def _unload(self) -> None:
+    def unload(self) -> None:
+        """Forget the loaded weights; the next encoder loads them again."""
         self.loaded.clear()
         self.heads.clear()
