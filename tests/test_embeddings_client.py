@@ -1,6 +1,8 @@
 """The endpoint engine against a local server that also misbehaves; the key is only in the request."""
 
 import json
+import socket
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from retbench.cards import catalog
 from retbench.cards.engine import Engine, parse_engine
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.external_encoders import EndpointEncoder
+from retbench.engines import http_client
 from retbench.engines.embeddings_client import EmbeddingsClient
 from retbench.engines.http_client import EndpointServer
 from retbench.errors import DataError, MissingError, ResourceError, UsageError
@@ -159,15 +162,38 @@ def test_the_rate_limit_is_respected(server: local_server.LocalServer, waits: li
 
 
 def test_an_unreachable_server_is_an_error(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
-    monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
-    with pytest.raises(ResourceError, match="failed 2 times: no complete answer"):
-        build_client(waits, max_attempts=2).embed_texts(["x"])
     monkeypatch.setenv("RETBENCH_ENDPOINT", "file:///etc/passwd")
     with pytest.raises(UsageError, match="not a web address"):
         build_client(waits).embed_texts(["x"])
     monkeypatch.delenv("RETBENCH_ENDPOINT")
     with pytest.raises(MissingError, match="no endpoint address is set"):
         build_client(waits).embed_texts(["x"])
+
+
+def refuse_unknown_host(*_: Any) -> bytes:
+    raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+
+
+@pytest.mark.parametrize("is_host_known", [True, False])
+def test_an_address_without_a_server_is_told_within_two_seconds(
+    is_host_known: bool, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    monkeypatch.setenv("RETBENCH_ENDPOINT", "http://127.0.0.1:1/v1")
+    if not is_host_known:  # the tests may not ask for a name
+        monkeypatch.setattr(http_client, "read_answer", refuse_unknown_host)
+    with pytest.raises(MissingError, match="no server answers at the address in RETBENCH_ENDPOINT: no connection"):
+        build_client(waits, max_attempts=20).embed_texts(["x"])
+    assert waits == [0.5, 1.0]
+
+
+def test_a_server_that_goes_away_is_waited_for(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    with local_server.start_server() as server:
+        monkeypatch.setenv("RETBENCH_ENDPOINT", server.address)
+        client = build_client(waits, max_attempts=5)
+        client.embed_texts(["x"])
+    with pytest.raises(ResourceError, match="failed 5 times: no connection"):
+        client.embed_texts(["y"])
+    assert waits == [0.5, 1.0, 2.0, 4.0]
 
 
 def test_texts_are_truncated_between_characters() -> None:

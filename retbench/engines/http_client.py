@@ -2,7 +2,8 @@
 
 The address is RETBENCH_ENDPOINT (including /v1), the key RETBENCH_ENDPOINT_KEY. Both come only from the environment and
 are never written to a file. Transient errors are retried with growing waits: no answer, an incomplete answer, 429, 5xx.
-Permanent errors stop the run: a wrong key, a refused request, a web page in place of an answer.
+Permanent errors stop the run: a wrong key, a refused request, a web page in place of an answer. So does, after two
+seconds, an address where no server has answered yet: it is wrong, or the server is not started.
 """
 
 import http
@@ -10,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -27,6 +29,7 @@ T = TypeVar("T")
 
 ADDRESS_VARIABLE, KEY_VARIABLE = "RETBENCH_ENDPOINT", "RETBENCH_ENDPOINT_KEY"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+FIRST_CONTACT_ATTEMPTS = 3  # with their waits 1.5 seconds
 TOO_MANY_REQUESTS = 429
 BUSY = (TOO_MANY_REQUESTS, 503)
 MAX_SHOWN_CHARACTERS = 200  # of the server's error message
@@ -38,6 +41,10 @@ class TransientError(Exception):
     def __init__(self, cause: str, wait: float | None = None, is_busy: bool = False) -> None:
         super().__init__(cause)
         self.wait, self.is_busy = wait, is_busy
+
+
+class NoServerError(TransientError):
+    """No connection was made: nothing listens at the address, or its host is not known."""
 
 
 class RefusedRequestError(UsageError):
@@ -90,6 +97,7 @@ class EndpointServer:
     window: RequestWindow = field(init=False)
     rate_limit: RateLimit = field(init=False)
     stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    was_reached: bool = field(default=False, init=False)  # so a refused connection is a fault that passes
 
     def __post_init__(self) -> None:
         self.window = RequestWindow(self.engine.max_in_flight)
@@ -101,20 +109,28 @@ class EndpointServer:
         return get_endpoint_address()
 
     def post(
-        self, path: str, body: dict[str, Any], parse: Callable[[bytes], T], tokens: int = 1, address: str | None = None
+        self,
+        path: str,
+        body: dict[str, Any],
+        parse: Callable[[bytes], T],
+        tokens: int = 1,
+        address: str | None = None,
+        turn: int = 0,
     ) -> T:
         """Send a request of about so many tokens and parse the answer.
 
-        A TransientError of `parse` also sends the request again. `address` replaces that of the environment.
+        A TransientError of `parse` also sends the request again. `address` replaces that of the environment. Of
+        requests that wait, those of the lowest turn are sent first.
         """
         wait, url = FIRST_WAIT, f"{address or self.address}/{path}"
-        for remaining in reversed(range(self.engine.max_attempts)):
+        for attempt in range(1, self.engine.max_attempts + 1):
             if self.stopped.is_set():
                 raise ResourceError("the run was stopped", "run the same command to continue")
             try:
-                return self._post_in_window(url, body, parse, tokens)
+                return self._post_in_window(url, body, parse, tokens, turn)
             except TransientError as problem:
-                if not remaining:
+                self._require_first_contact(problem, attempt)
+                if attempt == self.engine.max_attempts:
                     raise ResourceError(
                         f"the endpoint failed {self.engine.max_attempts} times: {problem}",
                         "run the same command later to continue, or give --engine endpoint:max_attempts=20",
@@ -122,6 +138,16 @@ class EndpointServer:
                 self._wait_after(problem, min(LONGEST_WAIT, problem.wait if problem.wait is not None else wait))
                 wait *= 2
         raise UsageError("`max_attempts` must be at least 1", "give --engine endpoint:max_attempts=1 or more")
+
+    def _require_first_contact(self, problem: TransientError, attempt: int) -> None:
+        """Raise an error if no server was ever reached; one that was reached may come back."""
+        if not isinstance(problem, NoServerError):
+            self.was_reached = True
+        elif not self.was_reached and attempt >= min(FIRST_CONTACT_ATTEMPTS, self.engine.max_attempts):
+            raise MissingError(
+                f"no server answers at the address in {ADDRESS_VARIABLE}: {problem}",
+                "start the server, or correct the address, and run the same command again",
+            ) from problem
 
     def _sleep(self, seconds: float) -> None:
         (self.sleep or self.stopped.wait)(seconds)
@@ -133,12 +159,14 @@ class EndpointServer:
         else:
             self._sleep(seconds)
 
-    def _post_in_window(self, url: str, body: dict[str, Any], parse: Callable[[bytes], T], tokens: int) -> T:
-        epoch, amount = self.window.acquire(), 0
+    def _post_in_window(self, url: str, body: dict[str, Any], parse: Callable[[bytes], T], tokens: int, turn: int) -> T:
+        epoch, amount = self.window.acquire(turn), 0
         try:
             if (wait := self.rate_limit.reserve(tokens)) > 0:
                 self._sleep(wait)
-            answer = parse(self._post_once(url, body))
+            content = self._post_once(url, body)
+            self.was_reached = True
+            answer = parse(content)
             amount = tokens
             return answer
         except TransientError as problem:
@@ -161,8 +189,11 @@ class EndpointServer:
             step = "give --engine endpoint:batch_size=8, or check the address of the server"
             raise ResourceError(f"the endpoint sent too much: {problem}", step) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as problem:  # timeouts are OSErrors
-            cause = redact_secrets(str(getattr(problem, "reason", None) or f"{problem!r}"))
-            raise TransientError(f"no complete answer ({cause[:MAX_SHOWN_CHARACTERS]})") from None
+            reason = getattr(problem, "reason", None)
+            cause = redact_secrets(str(reason or f"{problem!r}"))[:MAX_SHOWN_CHARACTERS]
+            if isinstance(reason, ConnectionRefusedError | socket.gaierror):
+                raise NoServerError(f"no connection ({cause})") from None
+            raise TransientError(f"no complete answer ({cause})") from None
         if title := _find_web_page_title(content[:MAX_ERROR_BYTES].decode(errors="replace")):
             raise _build_web_page_error(title)
         return content
