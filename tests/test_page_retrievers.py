@@ -1,4 +1,4 @@
-"""ColQwen: a vector per token of a page image and of a question, equal to those of transformers' own class."""
+"""ColQwen and ColPali: a vector per token of a page image and of a question, equal to those of transformers' class."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests import image_collection, small_collection, tiny_vision_models
 from tests.test_vision_encoders import build_spec, iterate_batches, list_images, read_rows, resolve
 
 QUESTION = "a red disc"
-ARCHITECTURES = ("ColQwen2ForRetrieval", "ColQwen2_5")
+ARCHITECTURES = ("ColQwen2ForRetrieval", "ColPaliForRetrieval", "ColQwen2_5", "ColPali")
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,18 @@ def encode(folder: Path, collection_folder: Path, role: Any) -> list[np.ndarray]
     return [found[row] for row in sorted(found)]
 
 
-def test_vectors_equal_those_of_transformers_own_class(folders: dict[str, Path], collection_folder: Path) -> None:
-    from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2ForRetrieval, ColQwen2Processor
+@pytest.mark.parametrize("name", ["ColQwen2", "ColPali"])
+def test_vectors_equal_those_of_transformers_own_class(
+    name: str, folders: dict[str, Path], collection_folder: Path
+) -> None:
+    import transformers
+    from transformers import AutoImageProcessor, AutoTokenizer
 
-    folder = folders["ColQwen2ForRetrieval"]
-    processor = ColQwen2Processor(
+    folder = folders[f"{name}ForRetrieval"]
+    processor = getattr(transformers, f"{name}Processor")(
         AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
     )
-    plain = ColQwen2ForRetrieval.from_pretrained(folder).eval()
+    plain = getattr(transformers, f"{name}ForRetrieval").from_pretrained(folder).eval()
     images = [image for image in list_images(read_rows(collection_folder)) if image is not None]
     expected = []
     with torch.no_grad():
@@ -102,12 +106,58 @@ def test_vectors_equal_the_computation_of_colpali_engine(folders: dict[str, Path
     )
 
 
-def test_sentence_transformers_agrees(folders: dict[str, Path], collection_folder: Path) -> None:
-    from sentence_transformers import MultiVectorEncoder
-    from transformers import AutoImageProcessor, AutoTokenizer, ColQwen2Processor
+def test_vectors_of_colpali_engines_folder_equal_plain_paligemma(
+    folders: dict[str, Path], collection_folder: Path
+) -> None:
+    """It gives PaliGemma's own processor its prompt, and a question to the tokenizer; all is read in both directions."""
+    from safetensors.torch import load_file
+    from transformers import AutoImageProcessor, AutoTokenizer, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-    folder = folders["ColQwen2ForRetrieval"]
-    ColQwen2Processor(
+    folder = folders["ColPali"]
+    weights = load_file(folder / "model.safetensors")
+    of_vlm = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    plain = load_with_names(PaliGemmaForConditionalGeneration, folder, of_vlm)
+    processor = PaliGemmaProcessor(
+        AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
+    )
+
+    def embed(text: str, image: Any = None) -> np.ndarray:
+        if image is None:
+            inputs = processor.tokenizer(f"<bos>Query: {text}{'<pad>' * 10}", return_tensors="pt")
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        else:
+            read = processor(text=["<image><bos>Describe the image."], images=[image])
+            inputs = {name: torch.as_tensor(np.asarray(read[name])) for name in read if name != "labels"}
+        with torch.no_grad():
+            states = plain(**inputs, output_hidden_states=True).hidden_states[-1][0]
+        projected = states @ weights["custom_text_proj.weight"].T + weights["custom_text_proj.bias"]
+        return torch.nn.functional.normalize(projected, dim=1).numpy()
+
+    documents = encode(folder, collection_folder, "document")
+    for ours, image in zip(documents, list_images(read_rows(collection_folder)), strict=True):
+        np.testing.assert_allclose(ours, embed("A text about grey discs.", image), atol=1e-5)
+    np.testing.assert_allclose(encode(folder, collection_folder, "query")[0], embed(QUESTION), atol=1e-5)
+
+
+def load_with_names(model_class: Any, folder: Path, weights: dict[str, torch.Tensor]) -> Any:
+    """A model of transformers with these weights, none of which may be missing or unused."""
+    from transformers import AutoConfig
+
+    model, info = model_class.from_pretrained(
+        None, config=AutoConfig.from_pretrained(folder), state_dict=weights, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["ColQwen2", "ColPali"])
+def test_sentence_transformers_agrees(name: str, folders: dict[str, Path], collection_folder: Path) -> None:
+    import transformers
+    from sentence_transformers import MultiVectorEncoder
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    folder = folders[f"{name}ForRetrieval"]
+    getattr(transformers, f"{name}Processor")(
         AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
     ).save_pretrained(folder)
     library = MultiVectorEncoder(str(folder), device="cpu", processor_kwargs={"backend": "pil"})

@@ -16,28 +16,41 @@ def build_vision_model(folder: Path, family: str) -> Path:
 
 
 def build_page_retriever(folder: Path, architecture: str) -> Path:
-    """Write a ColQwen model: as transformers saves it, or as colpali-engine does (its class is not installed here)."""
+    """Write a ColQwen or ColPali model: as transformers saves it, or as colpali-engine does (which is not installed)."""
     import torch
     import transformers
     from safetensors.torch import save_file
 
-    if architecture == "ColQwen2ForRetrieval":
-        config = _build_decoder_config(folder, "qwen2_vl")
-        own_config = transformers.ColQwen2Config(vlm_config=config.to_dict(), embedding_dim=16)
-        _randomize(transformers.ColQwen2ForRetrieval, own_config).save_pretrained(folder)
+    if architecture in ("ColQwen2ForRetrieval", "ColPaliForRetrieval"):
+        name = architecture.removesuffix("ForRetrieval")
+        config = _build_paligemma_config(folder) if name == "ColPali" else _build_decoder_config(folder, "qwen2_vl")
+        own_config = getattr(transformers, f"{name}Config")(vlm_config=config.to_dict(), embedding_dim=16)
+        _randomize(getattr(transformers, architecture), own_config).save_pretrained(folder)
         return folder
-    config = _build_decoder_config(folder, "qwen2_5_vl")
-    model = _randomize(transformers.Qwen2_5_VLModel, config)
-    # the names of the version that the published weights were saved with
-    weights = {name.replace("language_model.", "model."): value for name, value in model.state_dict().items()}
+    config, model_class = {
+        "ColQwen2": lambda: (_build_decoder_config(folder, "qwen2_vl"), transformers.Qwen2VLModel),
+        "ColQwen2_5": lambda: (_build_decoder_config(folder, "qwen2_5_vl"), transformers.Qwen2_5_VLModel),
+        "ColPali": lambda: (_build_paligemma_config(folder), transformers.PaliGemmaModel),
+    }[architecture]()
+    weights = {
+        _rename_as_published(architecture, name): value.contiguous()
+        for name, value in _randomize(model_class, config).state_dict().items()
+    }
     generator = torch.Generator().manual_seed(SEED)
     weights["custom_text_proj.weight"] = torch.randn(16, 64, generator=generator)
     weights["custom_text_proj.bias"] = torch.randn(16, generator=generator)
-    contiguous = {name: value.contiguous() for name, value in weights.items()}
-    save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     config.architectures = [architecture]
     config.save_pretrained(folder)
     return folder
+
+
+def _rename_as_published(architecture: str, name: str) -> str:
+    """The name of a weight in the version of transformers that the published weights were saved with."""
+    if architecture != "ColPali":
+        return name.replace("language_model.", "model.")
+    part, _, rest = name.partition(".")
+    return f"model.{part}.{ {'language_model': 'model.', 'vision_tower': 'vision_model.'}.get(part, '') }{rest}"
 
 
 def _build_decoder(folder: Path, family: str) -> Path:
@@ -97,6 +110,30 @@ def _build_decoder_config(folder: Path, family: str) -> Any:
     )
     processor.save_pretrained(folder)
     return config
+
+
+def _build_paligemma_config(folder: Path) -> Any:
+    """Write tokenizer and image processor; return the config. An image is four tokens."""
+    import transformers
+
+    tokens = build_tokenizer()
+    tokens.add_special_tokens({"bos_token": "<bos>", "pad_token": "<pad>", "additional_special_tokens": ["<image>"]})
+    text = {
+        "model_type": "gemma", "vocab_size": len(tokens), "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+        "max_position_embeddings": 4096,
+    }  # fmt: skip
+    vision = {
+        "model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "vision_use_head": False,
+    }  # fmt: skip
+    tokens.save_pretrained(folder)
+    processor = transformers.SiglipImageProcessorPil(size={"height": 28, "width": 28}, image_seq_length=4)
+    processor.save_pretrained(folder)
+    return transformers.PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=64, hidden_size=64, vocab_size=len(tokens),
+        image_token_index=tokens.convert_tokens_to_ids("<image>"), pad_token_id=tokens.pad_token_id,
+    )  # fmt: skip
 
 
 def _build_towers(folder: Path, family: str) -> Path:

@@ -1,8 +1,8 @@
 """Which models read images, told from config.json without importing torch.
 
 Two families are supported. `towers` (CLIP, SigLIP) have a text and an image tower, and a vector from each of them.
-A `decoder` (Qwen-VL, ColQwen) has a vision tower whose outputs replace tokens of the prompt. The first is always loaded
-whole; of the second only the text part is loaded, unless the collection has images.
+A `decoder` (Qwen-VL, ColQwen, ColPali) has a vision tower whose outputs replace tokens of the prompt. The first is
+always loaded whole; of the second only the text part is loaded, unless the collection has images.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from retbench.cards.model import DefaultMethod, ModelCard
 from retbench.cards.published_modules import read_optional_object
+from retbench.cards.published_page_retriever import find_page_retriever
 
 VisionKind = Literal["towers", "decoder"]
 TYPES: dict[str, VisionKind] = {
@@ -23,7 +24,9 @@ TYPES: dict[str, VisionKind] = {
     "qwen2_5_vl": "decoder",
     "qwen3_vl": "decoder",
     "colqwen2": "decoder",
+    "colpali": "decoder",
 }
+PALIGEMMA = "paligemma"
 TEXT_POSITIONS = {"clip": 77, "siglip": 64, "siglip2": 64}  # where config.json leaves the default out
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROVENANCE_KEYS = ("transformers_version", "processor_class", "_processor_class", "auto_map", "image_processor_type")
@@ -31,7 +34,15 @@ PROVENANCE_KEYS = ("transformers_version", "processor_class", "_processor_class"
 
 def find_vision_kind(folder: Path) -> VisionKind | None:
     """Return how a model reads images; None for a model of texts, and for one that is not supported."""
-    return TYPES.get(str(read_optional_object(folder / "config.json").get("model_type")))
+    model_type = str(read_optional_object(folder / "config.json").get("model_type"))
+    if model_type == PALIGEMMA:  # only ColPali: no prompt of PaliGemma itself was made for retrieval
+        return "decoder" if find_page_retriever(folder) else None
+    return TYPES.get(model_type)
+
+
+def is_prefix_model(config: dict[str, Any]) -> bool:
+    """Whether a model reads its whole prompt in both directions: PaliGemma, whose config.json does not say so."""
+    return bool(config.get("vlm_config", config).get("model_type") == PALIGEMMA)
 
 
 def get_language_settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class VisionTokenizer:
     def _repeat_image_token(self, ids: list[int], size: ImageSize | None, role: Role, limit: int) -> list[int]:
         if size is None:
             return ids
-        image_token = self.processor.placeholder_ids[1]
+        image_token = self.processor.image_token_id
         if ids.count(image_token) != 1:
             raise UsageError(
                 f"the limit of {limit} tokens for a {role} cuts its image out of the prompt",
@@ -112,7 +112,7 @@ class VisionTokenizer:
         """Return the text of some token ids, with the tokens of an image as one name and their number."""
         if self.processor.kind == "towers":
             return f"(image) x {len(ids)}"
-        image_token = self.processor.placeholder_ids[1]
+        image_token = self.processor.image_token_id
         count = ids.count(image_token)
         if count == 0:
             return str(self.tokenizer.decode(ids))
@@ -124,7 +124,7 @@ class VisionTokenizer:
         """Break up the name of the image token in a text: as a token it would stand for an image that is not there."""
         if not self.processor.placeholder_ids:
             return text
-        name = self.tokenizer.convert_ids_to_tokens(self.processor.placeholder_ids[1])
+        name = self.tokenizer.convert_ids_to_tokens(self.processor.image_token_id)
         return text.replace(name, f"{name[:1]} {name[1:]}")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retbench.cards.vision_config import VisionKind, find_vision_kind
+from retbench.cards.vision_config import VisionKind, find_vision_kind, is_prefix_model
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError, InapplicableError
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+PALIGEMMA_IMAGE_TOKEN = 256000  # where config.json leaves the default out, as below
+PATCH_SIZES = {"clip": 32, "siglip": 16, "paligemma": 14}
 TOKENS_OF_PLACEHOLDER = ("vision_start_token_id", "image_token_id", "vision_end_token_id")
 
 
@@ -32,13 +34,19 @@ class PixelLimits(NamedTuple):
 class ImageProcessor:
     """The image processor of one model.
 
-    `placeholder_ids` stand for an image in a prompt of a decoder; the one in the middle is repeated.
+    `fixed_tokens` is the number of tokens of every image, where it does not follow from its size. `placeholder_ids`
+    stand for an image in a prompt of a decoder; the one in the middle is repeated.
     """
 
     processor: Any
     kind: VisionKind
-    fixed_tokens: int | None  # of every image, for towers
+    fixed_tokens: int | None
     placeholder_ids: tuple[int, ...] = ()
+
+    @property
+    def image_token_id(self) -> int:
+        """The token that is repeated in the place of an image."""
+        return self.placeholder_ids[len(self.placeholder_ids) // 2]
 
     def count_tokens(self, width: int, height: int) -> int:
         """Return the number of tokens that an image becomes."""
@@ -70,15 +78,16 @@ def load_image_processor(folder: Path, limits: PixelLimits = PixelLimits()) -> I
             f"{folder} has no image processor that can be read: {line}",
             "copy or fetch the folder again, with its preprocessor_config.json",
         ) from problem
-    if kind == "towers":
+    whole = config.get("vlm_config", config)
+    if kind == "towers" or is_prefix_model(config):
         if limits != PixelLimits():
             raise InapplicableError(
                 f"{folder.name} resizes every image to the size that it was trained with",
                 "leave --set max_pixels out",
             )
-        return ImageProcessor(processor, kind, _count_patches(processor, config))
+        placeholder = (int(whole.get("image_token_index", PALIGEMMA_IMAGE_TOKEN)),) if kind == "decoder" else ()
+        return ImageProcessor(processor, kind or "decoder", _count_patches(processor, whole), placeholder)
     processor.size = _limit_size(processor.size, limits)
-    whole = config.get("vlm_config", config)
     return ImageProcessor(processor, "decoder", None, tuple(int(whole[name]) for name in TOKENS_OF_PLACEHOLDER))
 
 
@@ -92,6 +101,6 @@ def _count_patches(processor: Any, config: dict[str, Any]) -> int:
     if config["model_type"] == "siglip2":
         return int(processor.max_num_patches)
     vision = config.get("vision_config") or {}
-    size, patch = int(vision.get("image_size", 224)), int(vision.get("patch_size", 32))
+    size, patch = int(vision.get("image_size", 224)), int(vision.get("patch_size", PATCH_SIZES[config["model_type"]]))
     class_tokens = 1 if config["model_type"] == "clip" else 0
     return int((size // patch) ** 2 + class_tokens)

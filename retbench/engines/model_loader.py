@@ -26,8 +26,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    ColQwen2Config,
-    ColQwen2ForRetrieval,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
@@ -35,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 from retbench.cards.model import Dtype
 from retbench.cards.published_late_interaction import is_stanford
 from retbench.cards.published_page_retriever import find_page_retriever
+from retbench.cards.vision_config import is_prefix_model
 from retbench.engines import model_folders, remote_code, rotary_positions, weights_cache
 from retbench.engines.config_checks import check_config_sizes, explain_load_errors
 from retbench.engines.fingerprints import read_json_object
@@ -54,6 +53,13 @@ NEXT_SENTENCE = r"^cls\.seq_relationship\."  # BERT's second task in pretraining
 POOLER = r"(^|\.)pooler\."  # BERT's layer over its first state; no method reads it
 BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|(attention|attn)\.(masked_)?bias$"  # computed, not learned
 EMBEDDING = "embed_tokens.weight"
+# of ColQwen and ColPali in all published layouts, to those of the vision-language model in transformers
+PAGE_RETRIEVER_NAMES = {
+    r"^(?:model\.|vlm\.|language_model\.)*(?=(?:layers|embed_tokens|norm)\.)": "language_model.",
+    r"^(?:model\.|vlm\.)*visual\.": "visual.",
+    r"^(?:model\.|vlm\.)*vision_tower\.(?:vision_model\.)?": "vision_tower.",
+    r"^(?:model\.|vlm\.)*multi_modal_projector\.": "multi_modal_projector.",
+}
 MAX_NAMES = 4  # in a message
 
 
@@ -83,9 +89,10 @@ def load_text_model(
 
 def load_whole_model(folder: Path, dtype: Dtype, device_options: dict[str, Any] | None = None) -> PreTrainedModel:
     """All parts of a multimodal model without its language-model head: no weight of a tower may be missing."""
-    config = load_config(folder)
-    model_class = ColQwen2ForRetrieval if isinstance(config, ColQwen2Config) else AutoModel  # AutoModel lacks it
-    model, info = _load(model_class, folder, dtype, {}, dict(device_options or {}))
+    config, options, names = load_config(folder), dict(device_options or {}), {}
+    if find_page_retriever(folder):  # without its projection, which `token_layers.py` reads
+        options["config"], names = getattr(config, "vlm_config", config), PAGE_RETRIEVER_NAMES
+    model, info = _load(AutoModel, folder, dtype, names, options)
     check_loaded_weights(folder, info, missing=(), unused=(HEADS, BUFFERS, *list_projection_patterns(folder)))
     return model
 
@@ -150,6 +157,8 @@ def find_text_config(config: Any) -> Any | None:
     text_config = config.get_text_config()
     if text_config is config or type(text_config) not in MODEL_MAPPING:
         return None
+    if is_prefix_model(config.to_dict()):
+        text_config.is_causal = False
     if getattr(config, "tie_word_embeddings", None) is not None:  # tied heads are stated there
         text_config.tie_word_embeddings = config.tie_word_embeddings
     return text_config

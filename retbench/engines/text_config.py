@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.vision_config import get_language_settings
+from retbench.cards.vision_config import get_language_settings, is_prefix_model
 
 # Decoders that need no look at transformers' list of masked language models, which takes seconds to import.
 DECODER_TYPES = frozenset(
@@ -27,6 +27,8 @@ def has_text_config(folder: Path) -> bool:
 def is_causal(folder: Path) -> bool:
     """Whether the model attends only to earlier tokens, by its config. Masked language models are bidirectional."""
     config = read_text_settings(folder)
+    if is_prefix_model(config):
+        return False
     is_marked_causal = config.get("is_causal", True) is not False and not config.get("use_bidirectional_attention")
     return is_marked_causal and not _is_masked_lm(config.get("model_type"), config.get("auto_map", {}))
 

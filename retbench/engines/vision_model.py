@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from retbench.cards.model import Dtype
+from retbench.cards.vision_config import is_prefix_model
 from retbench.engines import model_loader
 from retbench.engines.backbone import TokenStates, get_device_map_options
 from retbench.engines.image_processing import ImageProcessor, PixelLimits, load_image_processor
@@ -47,9 +48,10 @@ class VisionModel:
         """Compute the last states of a decoder. `sequential` numbers the tokens of an image as if they were text."""
         padded = pad_rows(rows)
         ids, is_token = padded.ids.to(self.device), padded.token_mask.to(self.device)
-        image_token = self.processor.placeholder_ids[1]
-        options: dict[str, Any] = {"mm_token_type_ids": (ids == image_token).int()}
-        if sequential:
+        options: dict[str, Any] = {"mm_token_type_ids": (ids == self.processor.image_token_id).int()}
+        if is_prefix_model(self.model.config.to_dict()):
+            options = {"token_type_ids": torch.zeros_like(ids)}  # all of it is the prefix
+        elif sequential:
             positions = torch.arange(ids.shape[1], device=self.device)
             options = {"position_ids": positions.expand(3, *ids.shape)}
         output = self.model(
@@ -89,6 +91,5 @@ class VisionModel:
 def load_vision_model(folder: Path, dtype: Dtype, device: torch.device, limits: PixelLimits) -> VisionModel:
     """Load a Hugging Face folder with its vision tower, without a language-model head."""
     processor = load_image_processor(folder, limits)
-    loaded: Any = model_loader.load_whole_model(folder, dtype, get_device_map_options(device))
-    model = getattr(loaded, "vlm", loaded)  # of ColQwen without its projection, which `token_layers.py` reads
+    model: Any = model_loader.load_whole_model(folder, dtype, get_device_map_options(device))
     return VisionModel(model.to(device).eval(), load_tokenizer(folder), processor, device)
