@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from retbench.store.shard_store import write_file_atomically
+from retbench.system.durable_files import write_file_atomically
 from tests import tiny_models
 
 MINUTES = float(os.environ.get("RETBENCH_SOAK_MINUTES", "5"))

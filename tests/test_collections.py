@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +74,13 @@ LAYOUTS = {
     "id without underscore": Layout(id_field="id"),
     "all of it": Layout(True, "\r\n", "\ufeff", False, 4, True, "id"),
 }
+
+
+def test_the_fingerprint_of_texts_is_that_of_their_json(tmp_path: Path) -> None:
+    rows = [TextRow("a\"b", "title \\ \u2028", "text\n\t\x00 é 漢 😀"), TextRow("2", "", "")]
+    lines = [json.dumps(row[:3], ensure_ascii=False) for row in rows]
+    expected = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert collection_cache.write_texts(rows, tmp_path / "texts.arrow", "document").fingerprint == expected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from retbench.cards.engine import parse_engine
 from retbench.engines.embeddings_client import EmbeddingsClient, EndpointUsage
@@ -184,6 +185,44 @@ def test_the_window_grows_while_the_throughput_rises_and_halves_once() -> None:
     for _ in range(6):
         run_round(0.01)
     assert window.size <= 31  # never again as many as were too many
+
+
+def test_the_requests_of_the_first_shard_are_sent_first() -> None:
+    window, sent = RequestWindow(1), list[int]()
+    window.acquire()
+
+    def send(turn: int) -> None:
+        window.acquire(turn)
+        sent.append(turn)
+        window.release()
+
+    threads = [threading.Thread(target=send, args=(turn,)) for turn in (5, 2, 7, 3, 2)]
+    for thread in threads:
+        thread.start()
+    while len(window.waiting) < len(threads):
+        time.sleep(0.001)
+    window.release()
+    for thread in threads:
+        thread.join()
+    assert sent == [2, 2, 3, 5, 7]
+
+
+def test_a_run_that_fails_keeps_the_shards_that_were_paid_for(
+    server: local_server.LocalServer, task: Path, out: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shards have their first request waiting at the start; the first ones are finished first."""
+    monkeypatch.setattr("retbench.encoders.external_encoders.USUAL_TOKENS_PER_SECOND", 1)
+    monkeypatch.setitem(BUDGETS, "endpoint", 300)  # bytes of a batch, so that there are several shards
+    server.answer = lambda body: (
+        (401, {}, b"no credit") if len(server.requests) > 14 else local_server.answer_embeddings(body)
+    )
+    engine = "endpoint:batch_size=1,max_in_flight=20"
+    monkeypatch.setattr("retbench.engines.request_flow.FIRST_IN_FLIGHT", 1)
+    monkeypatch.setattr("retbench.engines.request_flow.MIN_GAIN", 1e9)  # one request at a time
+    answer = run_command("run", "--model", "a/b", "--engine", engine, "--task", task, "--out", out)
+    assert answer.exit_code == 3
+    rows = [load_file(file)["rows"] for file in own_cache.glob("embeddings/*/*/shard-*.safetensors")]
+    assert sum(map(len, rows)) >= 14 - 4  # texts that were paid for, and not those of the shard that failed
 
 
 def test_tokens_and_requests_of_a_minute_are_kept() -> None:

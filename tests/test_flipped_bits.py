@@ -8,18 +8,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
 from retbench.cards.stored_recipe import complete_recipe
+from retbench.cards.study import Stage, Study
+from retbench.encoders.adaptor import ADAPTOR_FILE, load_adaptor
 from retbench.engines import fingerprints, model_loader, weights, weights_cache
 from retbench.engines.generator import GeneratedAnswer
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
+from retbench.pipelines.evaluation.request import EvaluationRequest
+from retbench.pipelines.evaluation.stored_samples import StoredSample, StoredSamples
+from retbench.pipelines.studies.cells import list_study_cells
+from retbench.pipelines.studies.status import list_statuses, write_note
+from retbench.records.cell import Cell
 from retbench.rerankers.answer_cache import CachedGenerator
+from retbench.store.pair_scores import PairScoreStore
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.checksums import compute_sha256
 from retbench.training import checkpoint, hard_negatives, step_plan
 from retbench.training.checkpoint import TrainingProgress
 from retbench.training.training_set import TrainingQuery, TrainingSet
@@ -289,3 +300,55 @@ def test_an_adapter_over_itself_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(DataError, match="is an adapter over itself"):
         weights.obtain_weights(catalog.find_model_card(str(tmp_path / "a")))
+
+
+def flip_often(file: Path, flips: int, read: Callable[[], Any]) -> tuple[list[Any], int]:
+    """Flip random bits of a file, one at a time: what was read, and how many flips were refused with a reason."""
+    rng, found, refused = random.Random(file.suffix), [], 0
+    for _ in range(flips):
+        position = rng.randrange(8 * file.stat().st_size)
+        flip_bit(file, position)
+        try:
+            found.append(read())
+        except DataError as problem:
+            refused += str(file) in problem.cause
+        flip_bit(file, position)
+    return found, refused
+
+
+def test_a_flip_in_a_score_of_a_pair_is_a_missing_score(own_cache: Path) -> None:
+    """SQLite notices damage of its own structure, but not of a number."""
+    store, pairs = PairScoreStore.open_for("judge", {}), [(f"query {n}", f"document {n}") for n in range(40)]
+    scores = [0.5 + n / 100 for n in range(40)]
+    store.add_scores(pairs, scores)
+    found, refused = flip_often(store.file, 150, lambda: store.find_scores(pairs))
+    assert all(got in (None, score) for read in found for got, score in zip(read, scores, strict=True))
+    assert sum(None in read for read in found) > 10
+    assert refused > 5
+
+
+def test_no_flip_in_a_note_of_a_study_changes_a_status(tmp_path: Path) -> None:
+    plan = Study("s", "s", (Stage("words", ("bm25",), tasks=("scifact",)),))
+    (slot,) = list_study_cells(plan, plan.stages[0])
+    write_note(slot, Cell("bm25", "bm25", "scifact", "-", "-", "failed", error="the disk is full"), tmp_path)
+    expected = list_statuses(plan, tmp_path)
+    found, refused = flip_often(slot.get_note_path(tmp_path), 100, lambda: list_statuses(plan, tmp_path))
+    assert all(statuses == expected for statuses in found)  # such as a flip of white space
+    assert refused > 50
+
+
+def test_no_flip_in_a_stored_sample_changes_its_size(tmp_path: Path) -> None:
+    request, samples = EvaluationRequest(("bm25",), ("scifact",)), StoredSamples(tmp_path)
+    sample = StoredSample(3.0, 37, 170.0)
+    samples.add(request, sample)
+    found, refused = flip_often(samples.file, 100, lambda: samples.find(request, 3.0))
+    assert all(one == samples.find(request, 3.0) for one in found)
+    assert refused > 50
+
+
+def test_no_flip_changes_an_adaptor(tmp_path: Path) -> None:
+    file = tmp_path / ADAPTOR_FILE
+    file.write_bytes(save({"residual.weight": np.ones((4, 4), dtype=np.float32)}))
+    checksum = compute_sha256(file)
+    found, refused = flip_often(file, 50, lambda: load_adaptor(file, checksum, "cosine"))
+    assert (found, refused) == ([], 50)

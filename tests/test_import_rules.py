@@ -246,6 +246,27 @@ def test_public_names_say_what_they_are() -> None:
     assert [name for module, tree in parse_files() for name in find_undocumented(tree, module)] == []
 
 
+def find_renames(source: str) -> list[str]:
+    """List the calls that rename or flush a file: `os.replace(a, b)`, `path.rename(b)`, `os.fsync(handle)`."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    attributes = [(node.func, len(node.args)) for node in calls if isinstance(node.func, ast.Attribute)]
+    return [
+        ast.unparse(function)
+        for function, arguments in attributes
+        if function.attr in ("rename", "renames", "fsync", "move")
+        or (function.attr == "replace" and (arguments == 1 or ast.unparse(function) == "os.replace"))
+    ]
+
+
+def test_only_one_module_renames_and_flushes_files() -> None:
+    sample = (
+        "os.replace(a, b)\npath.replace(b)\ntext.replace('a', 'b')\nreplace(card, name=1)\nos.fsync(1)\na.rename(b)"
+    )
+    assert find_renames(sample) == ["os.replace", "path.replace", "os.fsync", "a.rename"]
+    found = {module_name(file): find_renames(file.read_text(encoding="utf-8")) for file in FILES}
+    assert {module for module, calls in found.items() if calls} == {"retbench.system.durable_files"}
+
+
 # The guarantees of conftest.py
 
 

@@ -26,8 +26,8 @@ from retbench.cards import catalog
 from retbench.corpora.open_collection import open_collection
 from retbench.engines import weights
 from retbench.store.digest import compute_digest
-from retbench.store.shard_store import write_file_atomically
 from retbench.system.checksums import compute_sha256
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.user_config import get_cache_folder
 from tests import late_interaction_folders as folders
 from tests import mteb_task, referee_models, small_collection, tiny_models

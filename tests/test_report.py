@@ -402,3 +402,25 @@ def test_reports_start_without_torch(tmp_path: Path) -> None:
     code = LIGHT.format(r=tmp_path, a=folder)
     call = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert call.returncode == 0, call.stderr
+
+
+def test_a_leaderboard_with_too_many_groups_says_why_it_has_no_letters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model, score in (("good", 1.0), ("bad", 0.0)):
+        write_finished_run(tmp_path, model, "t", [score] * 12)
+    assert "share a letter" in build_report(tmp_path).format("markdown")
+    monkeypatch.setattr("retbench.scoring.significance.MAX_GROUPS", 1)
+    text = build_report(tmp_path).format("markdown")
+    assert "No letters: over" in text
+    assert "| – | good" in text
+
+
+def test_equal_parts_of_many_records_are_kept_once(tmp_path: Path) -> None:
+    for model in ("one", "two"):
+        write_finished_run(tmp_path, model, "t", [0.5, 0.75])
+    first, second = ResultsFolder(tmp_path).scan_runs().runs
+    assert first.record.cards["task"] is second.record.cards["task"]
+    assert first.record.machine is second.record.machine
+    assert first.queries is second.queries
+    assert first.record.cards["model"] != second.record.cards["model"]

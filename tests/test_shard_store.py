@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from retbench.errors import ResourceError
 from retbench.store import shard_store
 from retbench.store.digest import compute_digest, to_canonical_json
-from retbench.store.shard_store import ShardStore, VectorBlock, write_file_atomically
+from retbench.store.shard_store import ShardStore, VectorBlock
+from retbench.system.durable_files import write_file_atomically
 
 BLOCK = VectorBlock(np.array([4, 0, 2]), np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32))
 FILES = {"shard-00007.safetensors", "shard-00007.json"}

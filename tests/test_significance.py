@@ -435,6 +435,12 @@ def test_letters_continue_after_the_alphabet() -> None:
     assert all(len(letters) == 32 and letters.isalpha() for letters in found.values())
 
 
+def test_groups_without_end_get_no_letters() -> None:
+    """Sixty pairs that differ have 2 ** 60 groups: a crafted folder of results would fill the memory."""
+    found = significance._assign_letters(range(120), [(model, model + 1) for model in range(0, 120, 2)])
+    assert set(found.values()) == {""}
+
+
 def _iterate_pairs(size: int) -> Iterator[tuple[int, int]]:
     return itertools.combinations(range(size), 2)
 

@@ -1,13 +1,13 @@
 """`pins.toml` in the cache: the revision and fingerprint of the first fetch, which later fetches must match."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from retbench.errors import DataError
 from retbench.system import user_config
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.file_locks import hold_lock
 from retbench.system.text_parsers import parse_toml
 
@@ -80,6 +80,4 @@ def _write_tables(tables: dict[str, Any]) -> None:
         for kind, entries in sorted(tables.items())
         for name, entry in sorted(entries.items())
     ]
-    partial = get_pins_file().with_suffix(".partial")
-    partial.write_text("\n".join(lines), encoding="utf-8")
-    os.replace(partial, get_pins_file())
+    write_file_atomically(get_pins_file(), "\n".join(lines).encode())

@@ -148,7 +148,7 @@ def print_json(document: Any) -> None:
 
 def write_result(file: Path, text: str) -> None:
     """Write a result to a file atomically; a device or a pipe is written directly."""
-    from retbench.store.shard_store import write_file_atomically
+    from retbench.system.durable_files import write_file_atomically
 
     if not file.parent.is_dir():
         raise UsageError(f"there is no folder {file.parent}", "create it, or give another --out")

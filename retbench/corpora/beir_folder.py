@@ -77,9 +77,10 @@ def parse_split_name(file: Path) -> str:
 
 
 def _read_rows(file: Path) -> Iterator[TextRow]:
+    folder = file.parent
     for line, where in read_lines(file):
         item = _parse_row(line, where)
-        image = _find_image(item, file.parent, where)
+        image = _find_image(item, folder, where)
         yield TextRow(
             _read_id(item, where), _read_text(item, "title", where), _read_body(item, where), where,
             image.read_bytes() if image else None,

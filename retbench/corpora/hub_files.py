@@ -14,6 +14,7 @@ from retbench.corpora.hub_snapshots import (
     verify_file,
 )
 from retbench.errors import MissingError
+from retbench.system.durable_files import move_into_place
 from retbench.system.file_locks import hold_lock
 from retbench.system.hub_errors import translate_hub_errors
 from retbench.system.user_config import encode_path_part, require_disk_space
@@ -62,7 +63,7 @@ class HubFile:
                 pins.write_pin("datasets", self.repo, pins.Pin(revision, compute_listing_fingerprint(files)))
             file = HubFile(self.repo, self.name, revision).file
             file.parent.mkdir(parents=True, exist_ok=True)
-            (partial / self.name).rename(file)
+            move_into_place(partial / self.name, file)
 
 
 def _download(repo: str, revision: str, name: str, folder: Path) -> None:

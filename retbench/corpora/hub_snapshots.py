@@ -17,6 +17,7 @@ from retbench.cards import pins
 from retbench.cards.untrusted_fields import check_repository_files
 from retbench.corpora.dataset_source import StatusCallback
 from retbench.errors import DataError, MissingError
+from retbench.system.durable_files import flush_to_disk, write_file_atomically
 from retbench.system.file_locks import hold_lock
 from retbench.system.hub_errors import translate_hub_errors
 from retbench.system.user_config import encode_path_part, get_cache_folder, require_disk_space
@@ -69,10 +70,11 @@ class DatasetSnapshot:
         for name, (size, checksum) in files.items():
             verify_file(folder / name, size, checksum, f"{name} of {self.repo}")
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the downloader's metadata
+        flush_to_disk(folder)
         fingerprint = compute_listing_fingerprint(files)
         pins.write_pin("datasets", self.repo, pins.Pin(revision, fingerprint))
         manifest = {"files": dict(sorted(files.items())), "fingerprint": fingerprint}
-        _get_manifest_file(folder).write_text(json.dumps(manifest, indent=1))
+        write_file_atomically(_get_manifest_file(folder), json.dumps(manifest, indent=1).encode())
 
 
 def get_repo_folder(repo: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from retbench.cards.task import TaskCard
 from retbench.corpora.dataset_source import StatusCallback, require_source_field
 from retbench.errors import DataError, MissingError
+from retbench.system.durable_files import move_into_place
 from retbench.system.file_locks import hold_lock
 from retbench.system.http_request import open_download
 from retbench.system.user_config import get_cache_folder, require_disk_space
@@ -57,7 +58,7 @@ class PublishedFile:
                     f"{self.url} has {self.checksum_type} {checksum}; its card has {self.checksum}",
                     "fetch again; if the checksum still differs, the file was changed: do not trust it",
                 )
-            partial.rename(self.file)
+            move_into_place(partial, self.file)
 
 
 def find_published_file(card: TaskCard, suffix: str) -> PublishedFile:

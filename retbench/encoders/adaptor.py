@@ -14,7 +14,7 @@ from safetensors.numpy import load as tensors_of
 from retbench.cards.method import Similarity
 from retbench.encoders.postprocessing import normalize_vectors
 from retbench.errors import DataError, MissingError
-from retbench.system.checksums import cached_sha256
+from retbench.system.checksums import compute_sha256
 
 ADAPTOR_FILE = "adaptor.safetensors"
 
@@ -46,6 +46,6 @@ def load_adaptor(file: Path, checksum: str, similarity: Similarity) -> Adaptor:
     """Load an adaptor and verify its checksum."""
     if not file.is_file():
         raise MissingError(f"no adaptor at {file}", "restore its folder, or train it again")
-    if cached_sha256(file) != checksum:
+    if compute_sha256(file) != checksum:
         raise DataError(f"the checksum of {file} differs from the model card", "restore its folder, or train it again")
     return Adaptor(tensors_of(file.read_bytes()), similarity)

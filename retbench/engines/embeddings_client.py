@@ -34,6 +34,7 @@ class EndpointUsage:
 
     tokens: int = 0
     cut_texts: int = 0
+    turn: int = 0  # of the requests: those of the lowest are sent first
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, tokens: int = 0, cut_texts: int = 0) -> None:
@@ -117,7 +118,8 @@ class EmbeddingsClient:
         body = self.api.build_body(self.model, texts, role, self.server.engine.dimensions, cut)
         estimate = sum(len(text.encode()) for text in texts) // BYTES_PER_TOKEN + len(texts)
         address, path = self.api.get_url_path(self.server.address)
-        vectors, tokens = self.server.post(path, body, partial(self._parse_vectors, texts=texts), estimate, address)
+        parse = partial(self._parse_vectors, texts=texts)
+        vectors, tokens = self.server.post(path, body, parse, estimate, address, usage.turn)
         usage.add(tokens=estimate if tokens is None else tokens)
         return vectors
 

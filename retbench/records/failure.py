@@ -11,7 +11,7 @@ from typing import Literal
 
 from retbench.errors import DataError
 from retbench.records.record_types import COUNT, LIST_OF_TEXT, TEXT, find_wrong_type
-from retbench.store.shard_store import write_file_atomically
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.file_kinds import require_regular_file
 from retbench.system.text_parsers import parse_json
 

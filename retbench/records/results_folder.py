@@ -35,8 +35,9 @@ from retbench.records.migrate import migrate_record
 from retbench.records.record import Record
 from retbench.records.record_types import find_wrong_type
 from retbench.records.scored_run import PER_QUERY_FILE, RUN_AGAIN, DamagedRecordError, ScoredRun, load_scored_run
+from retbench.records.shared_values import SharedValues
 from retbench.store.digest import compute_digest
-from retbench.store.shard_store import flush_to_disk
+from retbench.system.durable_files import flush_to_disk, rename_durably
 from retbench.system.file_kinds import require_regular_file, require_utf8_path
 from retbench.system.text_parsers import parse_json
 from retbench.system.user_config import encode_path_part
@@ -105,7 +106,7 @@ class ResultsFolder:
             _remove_orphans(folder)
             partial.mkdir(parents=True)
             _write_run_files(partial, record, run)
-            _move_into_place(partial, folder)
+            _replace_run(partial, folder)
             rerank = [reranker["rerank"] for reranker in record.settings["rerankers"]]
             self.remove_failures(folder, format_label(record.method, rerank), ANY_METHOD)
         except OSError as problem:
@@ -130,10 +131,10 @@ class ResultsFolder:
 
     def scan_runs(self) -> ResultsScan:
         """Read everything; files that cannot be read become `problems`."""
-        results_scan = ResultsScan()
+        results_scan, shared = ResultsScan(), SharedValues()
         for file in self.list_record_files():
             try:
-                results_scan.runs.extend(_read_scored_run(file))
+                results_scan.runs.extend(map(shared.share_parts, _read_scored_run(file)))
             except DataError as problem:
                 results_scan.problems.append(problem)
         for file in sorted(self.root.glob(f"*/*/*/*{FAILURE_SUFFIX}")):
@@ -201,7 +202,7 @@ def _is_process_alive(process: int) -> bool:
     return True
 
 
-def _move_into_place(partial: Path, folder: Path) -> None:
+def _replace_run(partial: Path, folder: Path) -> None:
     """Rename a run to its final folder. If another process finished the same run meanwhile, its folder stays.
 
     An older run is renamed first and removed afterwards, so that it is absent only for a moment.
@@ -211,15 +212,14 @@ def _move_into_place(partial: Path, folder: Path) -> None:
     old = folder.with_name(f"{folder.name}.{socket.gethostname()}-old-{os.getpid()}.partial")
     shutil.rmtree(old, ignore_errors=True)
     with suppress(OSError):  # there is none
-        folder.rename(old)
+        rename_durably(folder, old)
     try:
-        partial.rename(folder)
+        rename_durably(partial, folder)
     except OSError:
         if not _is_same_run(partial, folder):
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
-    flush_to_disk(folder.parent)
 
 
 def _read_scored_run(file: Path) -> list[ScoredRun]:
@@ -274,8 +274,7 @@ def _write_run_files(folder: Path, record: Record, run: RunFiles) -> None:
     for name, facts in (("sample.json", run.sample), (RECORD_FILE, {**asdict(record), "cost": costs})):
         text = json.dumps(facts, indent=1, ensure_ascii=False)  # half a surrogate pair is written as JSON's escape
         (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-    for path in (*folder.iterdir(), folder):
-        flush_to_disk(path)
+    flush_to_disk(folder)
 
 
 def format_trec_run(rankings: Mapping[str, Sequence[str]], tag: str) -> bytes:

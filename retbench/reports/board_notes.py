@@ -10,6 +10,7 @@ from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.ranks import ALPHA
 from retbench.reports.seed_variation import ONE_SEED_MARK, has_one_seed
 from retbench.reports.suite_average import group_tasks
+from retbench.scoring.significance import MAX_GROUPS
 
 MISSING = "–"
 PUBLISHED_MARK = "†"
@@ -50,9 +51,13 @@ def _describe_tests(board: Leaderboard) -> str:
         return "No significance test: fewer than two rows are complete."
     queries = sum({t: len(run.values) for row in board.rows for t, run in row.runs.items()}.values())
     pairs = len(row_ranks) * (len(row_ranks) - 1) // 2
+    letters = (
+        "Between rows that share a letter no significant difference was found, which does not show that they are equal."
+        if row_ranks[0].letters
+        else f"No letters: over {MAX_GROUPS} groups of rows have no significant difference; `compare` tests two rows."
+    )
     text = (
-        "rank = 1 + the number of significantly better rows. Between rows that share a letter no significant "
-        "difference was found, which does not show that they are equal. "
+        f"rank = 1 + the number of significantly better rows. {letters} "
         f"Paired randomisation test over {queries:,} queries, Holm's correction over {pairs} pairs, alpha {ALPHA}."
     )
     if board.ranked_by is None and row_ranks[0].rank_over_tasks is None:

@@ -159,6 +159,7 @@ def _format_tooltip(board: Leaderboard, row: LeaderboardRow, task: str) -> str:
     if row_rank:
         low, high = row_rank.interval
         text += f" (95% interval {100 * low:.1f} to {100 * high:.1f})"
-        text += f", rank {row_rank.rank} of {row_rank.ranked_rows}, letters {row_rank.letters}"
+        text += f", rank {row_rank.rank} of {row_rank.ranked_rows}"
+        text += f", letters {row_rank.letters}" if row_rank.letters else ""
     exposure = row.get_training_exposure(task)
     return f"{text}; training data: {exposure}; {len(run.values):,} queries. Follow the link for the record."

@@ -217,21 +217,22 @@ def _build_leaderboard(
 def _list_differing_rules(runs: list[ScoredRun], others: list[ScoredRun]) -> tuple[str, ...]:
     """The rules that differ between two leaderboards; a rule of single tasks is followed by the tasks' names."""
     tasks_by_rule: dict[str, list[str]] = {}
-    for run in runs:
-        rules = _list_rules(run)
-        for other in others:
-            other_rules = _list_rules(other)
-            comparable_rules = rules if other.record.task == run.record.task else SHARED_RULES
-            for name in comparable_rules:
-                if rules.get(name) != other_rules.get(name) and run.record.task not in tasks_by_rule.setdefault(
-                    name, []
-                ):
-                    tasks_by_rule[name].append(run.record.task)
+    for task, rules in _list_distinct_rules(runs):
+        for other_task, other_rules in _list_distinct_rules(others):
+            for name in rules if other_task == task else SHARED_RULES:
+                if rules.get(name) != other_rules.get(name) and task not in tasks_by_rule.setdefault(name, []):
+                    tasks_by_rule[name].append(task)
     return tuple(
         name if name in SHARED_RULES else f"{name} of {', '.join(tasks)}"
         for name, tasks in tasks_by_rule.items()
         if tasks
     )
+
+
+def _list_distinct_rules(runs: list[ScoredRun]) -> list[tuple[str, dict[str, Any]]]:
+    """Each task with its rules, once: thousands of runs have the same."""
+    listed = ((run.record.task, _list_rules(run)) for run in runs)
+    return list({(task, to_canonical_json(rules)): (task, rules) for task, rules in listed}.values())
 
 
 def _list_rules(run: ScoredRun) -> dict[str, Any]:

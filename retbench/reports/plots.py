@@ -8,6 +8,7 @@ from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.svg_charts import draw_cost_scatters, to_standalone_svg
 from retbench.reports.svg_figures import draw_heat_map, draw_length_curves, draw_query_scatter, draw_training_curves
 from retbench.reports.svg_size_curves import draw_size_curves
+from retbench.system.durable_files import write_file_atomically
 
 PNG_SCALE = 2  # 1,100 points wide become 2,200 pixels, enough for print
 FIGURES = {
@@ -29,7 +30,7 @@ def write_plots(boards: list[Leaderboard], folder: Path) -> list[Path]:
             if chart is None:
                 continue
             file = folder / f"{number}-{re.sub(r'[^a-z0-9]+', '-', board.title.lower())}-{name}.svg"
-            file.write_text(to_standalone_svg(chart), encoding="utf-8")
+            write_file_atomically(file, to_standalone_svg(chart).encode())
             files.append(file)
             if can_write_png():
                 files.append(_write_png(file))
@@ -45,5 +46,5 @@ def _write_png(file: Path) -> Path:
     from resvg_py import svg_to_bytes
 
     target = file.with_suffix(".png")
-    target.write_bytes(bytes(svg_to_bytes(svg_path=str(file), zoom=PNG_SCALE)))
+    write_file_atomically(target, bytes(svg_to_bytes(svg_path=str(file), zoom=PNG_SCALE)))
     return target

@@ -168,7 +168,8 @@ def _build_line(
 ) -> TableLine:
     row_rank = board.get_rank(row, board.ranked_by)
     rank = TableCell(str(row_rank.rank), row_rank.rank) if row_rank else TableCell(MISSING, None)
-    letters = TableCell(row_rank.letters, row_rank.letters) if row_rank else TableCell(MISSING, None)
+    shown_letters = row_rank.letters if row_rank else ""
+    letters = TableCell(shown_letters or MISSING, shown_letters or None)
     names = [
         TableCell(row.model, row.model, ONE_SEED_MARK if has_one_seed(board, row) else ""),
         TableCell(row.label, row.label),

@@ -10,8 +10,8 @@ from typing import Any
 
 from retbench.engines.generator import GeneratedAnswer, Generator
 from retbench.store.digest import compute_digest
-from retbench.store.shard_store import write_file_atomically
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.user_config import encode_path_part, get_cache_folder
 
 STORED_KEYS = ("text", "yes", "read", "written", "cut")  # the fields of GeneratedAnswer, in order

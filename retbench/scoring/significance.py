@@ -10,6 +10,7 @@ probability of any false claim below alpha.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -36,6 +37,7 @@ PRECISIONS = (0.15, 0.03, 0.01)
 NEGLIGIBLE = 1e-3
 # Numbers per chunk: 32 MiB of float64.
 CHUNK_NUMBERS = 1 << 22
+MAX_GROUPS = 500  # of models without a difference; a model with more letters is no help to anybody
 # A relative difference below this is float noise, not a difference between models.
 ROUNDING_ERROR = 1e-12
 
@@ -161,8 +163,8 @@ def rank_models(scores: Mapping[str, Values], alpha: float = 0.05) -> dict[str, 
     pairs = list(itertools.combinations(order, 2))
     different_pairs = _find_different_pairs(table, pairs, alpha)
     letters = _assign_letters(order, different_pairs)
-    beaten_models = [worse for _, worse in different_pairs]
-    return {name: ModelRank(1 + beaten_models.count(model), letters[model]) for model, name in enumerate(scores)}
+    times_beaten = Counter(worse for _, worse in different_pairs)
+    return {name: ModelRank(1 + times_beaten[model], letters[model]) for model, name in enumerate(scores)}
 
 
 def _build_score_table(scores: Mapping[str, Values]) -> Floats:
@@ -240,14 +242,16 @@ def _bound_pairs(table: Floats, pairs: Pairs, smallest_limit: float) -> PValueBo
 def _assign_letters(order: Sequence[int], different: Iterable[tuple[int, int]]) -> dict[int, str]:
     """Build the compact letter display (Piepho 2004): a letter is a maximal group of models without a difference.
 
-    `order` and the letters are best first.
+    `order` and the letters are best first. There can be as many groups as subsets of the models, so over MAX_GROUPS
+    no model gets a letter.
     """
     position = {model: rank for rank, model in enumerate(order)}
     alike = [((1 << len(order)) - 1) ^ (1 << rank) for rank in range(len(order))]  # of each model, as bits
     for first, second in different:
         alike[position[first]] &= ~(1 << position[second])
         alike[position[second]] &= ~(1 << position[first])
-    groups = sorted(tuple(_iterate_bits(group)) for group in _iterate_maximal_groups(alike))
+    found = list(itertools.islice(_iterate_maximal_groups(alike), MAX_GROUPS + 1))
+    groups = sorted(tuple(_iterate_bits(group)) for group in found) if len(found) <= MAX_GROUPS else []
     letters = [""] * len(order)
     for group, letter in zip(groups, _iterate_letters(), strict=False):
         for rank in group:

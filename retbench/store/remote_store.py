@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from retbench.errors import DataError, ResourceError
-from retbench.store.shard_store import PLAN, ShardStore, VectorBlock, write_file_atomically
+from retbench.store.shard_store import PLAN, ShardStore, VectorBlock
 from retbench.store.vector_formats import VectorDtype
+from retbench.system.durable_files import write_file_atomically
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ Every file is written under a temporary name, flushed to the disk and renamed.
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load, save
 
-from retbench.errors import build_write_error
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, decode_vectors
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.file_locks import hold_lock
 from retbench.system.user_config import encode_path_part
 
@@ -60,22 +59,6 @@ class ShardCost:
     split_batches: int  # batches that ran out of memory and were run again in halves
 
 
-def write_file_atomically(file: Path, content: bytes) -> None:
-    """Write a file so that it is either complete or absent, even after a crash."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.rename(file)
-        flush_to_disk(file.parent)
-    except OSError as problem:
-        partial.unlink(missing_ok=True)
-        next_step = "free disk space (retbench doctor shows it), then run the same command: finished work is kept"
-        raise build_write_error(file, problem, next_step) from problem
-
-
 def _build_block(tensors: dict[str, np.ndarray]) -> VectorBlock:
     return VectorBlock(tensors["rows"], decode_vectors(tensors), tensors.get("offsets"), tensors.get("terms"))
 
@@ -86,15 +69,6 @@ def _read_metadata(file: Path) -> dict[str, Any]:
         return parse_checked_json(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def flush_to_disk(path: Path) -> None:
-    """Flush a file or folder, so that it survives a power cut. After a rename, flush the folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True)

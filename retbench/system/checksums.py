@@ -5,16 +5,16 @@ modified within the last two seconds is not cached, because a second change coul
 """
 
 import hashlib
-import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from retbench.errors import ResourceError
 from retbench.system import user_config
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.file_locks import hold_lock
-from retbench.system.text_parsers import parse_json
 
 # Hashing a smaller file is faster than looking it up.
 MIN_CACHED_BYTES = 1 << 20
@@ -34,7 +34,7 @@ def cached_sha256(file: Path) -> str:
         return str(entry["sha256"])
     checksum = compute_sha256(file)
     if time.time_ns() - stat.st_mtime_ns > CLOCK_RESOLUTION_NS:
-        with suppress(OSError):  # the cache cannot be written: the next call reads the file again
+        with suppress(OSError, ResourceError):  # the cache cannot be written: the next call reads the file again
             _save_checksum(path, {**state, "sha256": checksum})
     return checksum
 
@@ -52,10 +52,10 @@ def _get_checksum_cache_file() -> Path:
 def _load_checksums() -> dict[str, Any]:
     """Load the cached checksums; an unreadable cache counts as empty."""
     try:
-        entries = parse_json(_get_checksum_cache_file().read_text(encoding="utf-8"))
+        entries = parse_checked_json(_get_checksum_cache_file().read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
-    valid = isinstance(entries, dict) and all(isinstance(e, dict) and "sha256" in e for e in entries.values())
+    valid = all(isinstance(e, dict) and "sha256" in e for e in entries.values())
     return entries if valid else {}
 
 
@@ -63,7 +63,5 @@ def _save_checksum(path: str, entry: dict[str, Any]) -> None:
     cache_file = _get_checksum_cache_file()
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(cache_file.with_suffix(".lock")):
-        partial = cache_file.with_suffix(".partial")
         existing = {file: e for file, e in _load_checksums().items() if Path(file).exists()}
-        partial.write_text(json.dumps({**existing, path: entry}, indent=1), encoding="utf-8")
-        os.replace(partial, cache_file)
+        write_file_atomically(cache_file, encode_checked_json({**existing, path: entry}))

@@ -66,6 +66,8 @@ def _read_bytes(answer: Any, max_bytes: int) -> bytes:
         content += chunk
         if len(content) > max_bytes:
             raise AnswerTooLongError(f"the answer has over {max_bytes >> 20} MB")
+    if answer.length:  # bytes that were announced and did not come: a read of a limited size says nothing
+        raise http.client.IncompleteRead(bytes(content), answer.length)
     return bytes(content)
 
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from retbench.errors import DataError, build_write_error, convert_to_resource_error
-from retbench.store.shard_store import flush_to_disk
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.durable_files import move_into_place
 from retbench.training.fsdp import gather_for_saving, shard_like
 
 log = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ def _write_state(final: Path, tensors: dict[str, torch.Tensor], progress: Traini
         work.mkdir(parents=True)
         _write_files(work, tensors, progress)
         shutil.rmtree(final, ignore_errors=True)
-        work.rename(final)
-        flush_to_disk(final.parent)
+        move_into_place(work, final)
     except (OSError, SafetensorError) as problem:  # safetensors raises its own error on a full disk
         shutil.rmtree(work, ignore_errors=True)
         if not isinstance(problem, OSError) and not convert_to_resource_error(problem):
@@ -79,8 +78,6 @@ def _write_files(folder: Path, tensors: dict[str, torch.Tensor], progress: Train
     save_file(tensors, folder / STATE_FILE)
     facts = {**asdict(progress), "sha256": _hash_file(folder / STATE_FILE)}
     (folder / PROGRESS_FILE).write_bytes(encode_checked_json(facts))
-    for path in (*folder.iterdir(), folder):
-        flush_to_disk(path)
 
 
 def collect_state(

@@ -20,7 +20,7 @@ from retbench.errors import DataError, MissingError
 from retbench.records.phase_timer import AdvanceProgress
 from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.ranking import Ranking
-from retbench.store.shard_store import write_file_atomically
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.text_parsers import parse_json
 from retbench.training.pair_scoring import PairScorer, to_probabilities
 from retbench.training.training_set import TrainingQuery, TrainingSet

@@ -27,8 +27,8 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import adapters, model_folders
 from retbench.errors import UsageError
 from retbench.records import machine
-from retbench.store.shard_store import write_file_atomically
 from retbench.system import checksums, toml_writer
+from retbench.system.durable_files import move_into_place, write_file_atomically
 from retbench.system.user_config import encode_path_part, get_cache_folder, list_card_folders
 from retbench.training import lora
 from retbench.training.hub_datasets import list_collections
@@ -66,7 +66,7 @@ def save_model(
     _write_weights(work, encoder, parent, state)
     card = _build_card(work, name, encoder, parent, facts)
     for file in work.iterdir():
-        file.replace(folder / file.name)
+        move_into_place(file, folder / file.name)
     work.rmdir()
     write_file_atomically(folder / catalog.CARD_FILE, toml_writer.format_card(card).encode())
     remove_checkpoints(folder)

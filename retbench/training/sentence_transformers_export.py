@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from retbench.cards.method import Method, Similarity
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.errors import DataError, UsageError
+from retbench.system.durable_files import move_into_place
 
 POOLING_MODES = {"last": "lasttoken", "mean": "mean", "weighted": "weightedmean", "first": "cls"}
 MAX_SEQ_LENGTH = 512
@@ -35,7 +36,7 @@ def export_sentence_transformers(source: Path, prompt_tokenizer: PromptTokenizer
     prompts = {"prompts": prefixes, "default_prompt_name": None, "similarity_fn_name": method.similarity}
     _write_json(work / "config_sentence_transformers.json", prompts)
     shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    move_into_place(work, folder)
     return folder
 
 

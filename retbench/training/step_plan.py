@@ -7,8 +7,8 @@ from typing import Any
 
 from retbench.cards.stored_recipe import complete_recipe
 from retbench.errors import DataError
-from retbench.store.shard_store import write_file_atomically
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.durable_files import write_file_atomically
 from retbench.training import distributed
 
 PLAN_FILE = "plan.json"

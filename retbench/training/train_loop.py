@@ -14,7 +14,7 @@ from torch import nn
 from retbench.cards.recipe import OptimizerSettings
 from retbench.engines.memory import get_peak_memory_mb
 from retbench.errors import DataError
-from retbench.store.shard_store import write_file_atomically
+from retbench.system.durable_files import write_file_atomically
 from retbench.training import checkpoint, distributed
 from retbench.training.checkpoint import TrainingProgress
 from retbench.training.fsdp import gather_tensor

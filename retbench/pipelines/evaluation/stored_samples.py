@@ -1,6 +1,5 @@
 """The samples that `--minutes` found, in `samples.json` of the results folder: one for each command."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from retbench.errors import DataError
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.store.digest import compute_digest
-from retbench.store.shard_store import write_file_atomically
+from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.durable_files import write_file_atomically
 
 FILE = "samples.json"
 
@@ -52,13 +52,13 @@ class StoredSamples:
         """Store the sample of a request."""
         entry = asdict(replace(found, command=request.command))
         entries = {**self._read(), _compute_key(request, found.minutes): entry}
-        write_file_atomically(self.file, json.dumps(entries, indent=1).encode())
+        write_file_atomically(self.file, encode_checked_json(entries))
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self.file.exists():
             return {}
         try:
-            entries = json.loads(self.file.read_text(encoding="utf-8"))
+            entries = parse_checked_json(self.file.read_bytes())
             for entry in entries.values():
                 StoredSample(**entry)
         except (ValueError, TypeError, AttributeError) as problem:

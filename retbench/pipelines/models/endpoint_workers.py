@@ -1,7 +1,8 @@
 """The workers of an embedding server: several shards are in flight at once, and come back in their order.
 
 A thread computes a shard by the same code as every other worker; `request_flow.py` decides how many requests are sent
-at once. The seconds of a shard are those since the last shard was finished, so their sum is the time of the run.
+at once. The requests of the first shard are sent first, so that a run that fails leaves few shards half done. The
+seconds of a shard are those since the last shard was finished, so their sum is the time of the run.
 """
 
 import threading
@@ -51,7 +52,7 @@ class EndpointWorkers(InProcessWorker):
         return PendingEndpointShard(self.executor.submit(self._compute, encoder, task, store, on_batch), self)
 
     def _compute(self, encoder: EndpointEncoder, task: ShardTask, store: ShardStore, on_batch: OnBatch) -> VectorBlock:
-        usage, started = EndpointUsage(), time.perf_counter()
+        usage, started = EndpointUsage(turn=task.shard), time.perf_counter()
 
         def report(texts: int, tokens: int) -> None:
             with self.lock:

@@ -22,7 +22,7 @@ from retbench.records.load_run import find_run, open_recorded_collection, read_r
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.scoring.external_evaluators import does_mteb_drop_same_id, import_evaluator, run_mteb_evaluator
-from retbench.store.shard_store import write_file_atomically
+from retbench.system.durable_files import write_file_atomically
 
 RUN_SETTINGS_FILE = "run_settings.jsonl"  # mteb's, one for all results of a model
 

@@ -10,7 +10,7 @@ from retbench.pipelines.report import IMPORTED_TABLES_FOLDER
 from retbench.records.mteb_results import MtebResult, read_mteb_results_below
 from retbench.reports.published_tables import read_table
 from retbench.store.digest import compute_digest
-from retbench.store.shard_store import write_file_atomically
+from retbench.system.durable_files import write_file_atomically
 from retbench.system.toml_writer import format_toml_value
 from retbench.system.user_config import encode_path_part
 

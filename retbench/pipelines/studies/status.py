@@ -16,8 +16,8 @@ from retbench.records.results_folder import RECORD_FILE, ResultsScan, read_recor
 from retbench.records.scored_run import ScoredRun, load_scored_run
 from retbench.reports.leaderboard import build_leaderboards
 from retbench.reports.published_tables import load_published_rows
-from retbench.store.shard_store import write_file_atomically
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
+from retbench.system.durable_files import write_file_atomically
 
 
 @dataclass(frozen=True)
