@@ -23,8 +23,11 @@ RETBENCH = Path(sys.executable).with_name("retbench")
 RESULTS = Path("demo-results")
 TASK = "stdlib-doc"  # its documents are short, so many fit
 LEXICAL, ENCODER, DECODER = "bm25", "minilm-l6", "smollm2-135m-instruct-q4"
+TOLD = ((ENCODER, LEXICAL), (LEXICAL, DECODER))  # the pairs told in words
 ENCODER_SHARE = 1 / 9  # of the minutes, with its measurement; then the decoder takes up to two fifths of them
-CHANCE = 0.05
+EXPLANATION = """\
+Better: if all models of the board were equally good, chance would show such a difference on fewer than 5 of 100 boards.
+Open: on more of them; more queries may decide (make demo DEMO_MINUTES=10)."""
 
 
 class Demo:
@@ -64,8 +67,10 @@ class Demo:
     def summarize(self) -> None:
         """Print what was seen in words, the cost, and what to do next."""
         self.announce("in words")
-        for a, b in ((ENCODER, LEXICAL), (LEXICAL, DECODER)):
-            print(describe_difference(a, b, compare(a, b)))
+        board = read_board()
+        for a, b in TOLD:
+            print(describe_difference(board[a], board[b]))
+        print(EXPLANATION)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         print(
             f"\nThe first board came after {self.first_board:.0f} s, everything after "
@@ -73,7 +78,7 @@ class Demo:
         )
         here = Path.cwd()
         path = RETBENCH.relative_to(here) if RETBENCH.is_relative_to(here) else RETBENCH
-        print("Next: train the decoder (`make install` adds what training needs; docs/finetune.md)")
+        print("Next: train the decoder for up to 12 minutes (docs/finetune.md)")
         print(f"  {path} finetune {TASK} --model {DECODER} --recipe quick")
         print("or your own texts (corpus.jsonl, queries.jsonl, qrels/test.tsv in a folder; docs/getting-started.md)")
         print(f"  {path} run --model {LEXICAL} --model {ENCODER} --task ./my-folder --minutes 3")
@@ -90,33 +95,20 @@ def read_sample() -> list[str]:
     return ["--sample", str(stored["sample"])] if stored["sample"] else []
 
 
-def compare(a: str, b: str) -> dict[str, Any]:
-    """Return the test of `retbench compare` for two models."""
-    command = [str(RETBENCH), "compare", a, b, "--task", TASK, "--results", str(RESULTS), "--queries", "0", "--json"]
-    answer = subprocess.run(command, check=True, capture_output=True)
-    test: dict[str, Any] = json.loads(answer.stdout)["test"]
-    return test
+def read_board() -> dict[str, dict[str, Any]]:
+    """Return the rows of the leaderboard by model."""
+    command = [str(RETBENCH), "report", str(RESULTS), "--json"]
+    cells = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return {cell["model"]: cell for cell in cells}
 
 
-def describe_difference(a: str, b: str, test: dict[str, Any]) -> str:
-    """Say in words whether two models differ."""
-    points, queries = 100 * test["difference"], test["queries"]
-    if points < 0:
-        a, b, points = b, a, -points
-    chance = f"Two equally good models would differ that much in {format_share(test['p_value'])}"
-    if test["p_value"] <= CHANCE:
-        return f"- {a} is better than {b}, by {points:.1f} points of nDCG@10 on {queries} queries. {chance}."
-    return (
-        f"- Whether {a} or {b} is better is open: {points:.1f} points on {queries} queries. {chance}; more queries "
-        "may decide."
-    )
-
-
-def format_share(p_value: float) -> str:
-    """Write a probability as so many of 100 or 1,000 cases."""
-    if p_value < 0.001:
-        return "less than 1 of 1,000 cases"
-    return f"{1000 * p_value:.0f} of 1,000 cases" if p_value < 0.01 else f"{100 * p_value:.0f} of 100 cases"
+def describe_difference(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """Say in words whether two rows of a leaderboard differ: rows that share a letter may be equally good."""
+    better, worse = sorted((a, b), key=lambda cell: cell["main_score"], reverse=True)
+    points = f"{100 * (better['main_score'] - worse['main_score']):.1f} points of nDCG@10 on {a['queries']} queries"
+    if set(a["letters"]) & set(b["letters"]):
+        return f"- Whether {better['model']} or {worse['model']} is better is open: {points} may be chance."
+    return f"- {better['model']} is better than {worse['model']}, by {points}."
 
 
 def main() -> None:
