@@ -24,11 +24,12 @@ DEMO_MINUTES ?= 3
 demo: .venv/demo  ## install, then compare BM25, an encoder and a decoder in about DEMO_MINUTES (3)
 	@$(BIN)/python benchmarks/demo.py --minutes $(DEMO_MINUTES)
 
-# --no-compile: Python compiles the few modules that are used when it first imports them
+# peft is for the training that the demo names at its end. --no-compile: Python compiles the few modules that are used
+# when it first imports them.
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== installing into .venv"; started=$$(date +%s); \
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e . && \
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e . peft && \
 	echo "installed in $$(($$(date +%s) - started)) s"
 	@touch $@
 
