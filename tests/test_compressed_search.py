@@ -17,7 +17,7 @@ from retbench.retrievers import compressed_search
 from retbench.retrievers.compressed_search import CompressedSearch, compress_vectors, search_compressed
 from retbench.retrievers.exact_search import search_exactly
 from retbench.retrievers.ranking import Ranking
-from retbench.store.embedding_cache import list_cached_embeddings
+from retbench.store.cached_stores import list_cached_stores
 from retbench.store.shard_store import VectorBlock
 from tests.test_run import run_cells, run_command
 
@@ -154,9 +154,9 @@ def read_record(cell: dict[str, Any]) -> dict[str, Any]:
 def test_one_embedding_gives_a_row_for_each_dimension_and_search(model: Path, task: Path, out: Path) -> None:
     line = ("run", "--model", model, "--task", task, "--method", "mean", "--out", out)
     (whole,) = run_cells(*line)
-    stores = {stored.folder for stored in list_cached_embeddings()}
+    stores = {stored.path for stored in list_cached_stores()}
     cells = run_cells(*line, "--set", "dimensions=8,16", "--set", "search=exact,int8,binary:rescore=2")
-    assert {stored.folder for stored in list_cached_embeddings()} == stores
+    assert {stored.path for stored in list_cached_stores()} == stores
     settings = [read_record(cell)["settings"] for cell in cells]
     variants = [(found["encoder"]["dimensions"], found["retriever"]) for found in settings]
     searches = ("dense", "int8:rescore=100", "binary:rescore=2")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from retbench.cli.main import app
 from retbench.errors import UsageError
 from retbench.retrievers.dense_retriever import truncate_dimensions
-from retbench.store.embedding_cache import list_cached_embeddings
+from retbench.store.cached_stores import list_cached_stores
 from retbench.store.shard_store import ShardStore, VectorBlock
 from retbench.store.vector_formats import VECTOR_FORMATS, VectorDtype, compute_row_bytes, decode_vectors
 from tests import small_collection
@@ -67,12 +67,12 @@ def test_truncation_embeds_nothing_again_but_another_format_does(model: Path, tm
     line = ("run", "--model", model, "--task", small_collection.write_folder(tmp_path / "pantry"), "--method", "mean")
     line = (*line, "--out", tmp_path / "out")
     cell = run_cell(*line)
-    stores = {stored.folder for stored in list_cached_embeddings()}
+    stores = {stored.path for stored in list_cached_stores()}
     cut = run_cell(*line, "--set", "dimensions=8")
-    assert {stored.folder for stored in list_cached_embeddings()} == stores
+    assert {stored.path for stored in list_cached_stores()} == stores
     assert cut["settings_id"] != cell["settings_id"]
     half = run_cell(*line, "--set", "vector_dtype=int8")
-    assert len(list(list_cached_embeddings())) == 2 * len(stores)
+    assert len(list(list_cached_stores())) == 2 * len(stores)
     assert half["settings_id"] not in (cell["settings_id"], cut["settings_id"])
     settings = json.loads((Path(cut["record"]) / "record.json").read_text())["settings"]
     assert settings["encoder"]["dimensions"] == 8
@@ -105,6 +105,6 @@ def test_splits_and_tasks_share_document_embeddings(model: Path, tmp_path: Path)
     run_cell(*line, "--task", first)
     run_cell(*line, "--task", first, "--set", "split=train")
     run_cell(*line, "--task", second)
-    documents = [stored for stored in list_cached_embeddings() if stored.rows == len(small_collection.DOCUMENTS)]
+    documents = [stored for stored in list_cached_stores() if stored.rows == len(small_collection.DOCUMENTS)]
     assert len(documents) == 1
     assert documents[0].used_by == ("another (mean)", "pantry (mean)")

@@ -115,6 +115,8 @@ class TaskCard:
     `documents` and `queries` are the counts published by the source. `collection` names the collection of which this
     task is a variant (a sample, another split, other fields): a model trained on one variant has seen all of them. A
     part of a collection follows a slash: `codesearchnet/go`.
+    With `kinds_in_ids` the ids of its rows begin with their kind: `code:...` is a document, `text-to-code:...` a query
+    and the kind of its relevant documents. Reports then score each kind by itself.
     `images` says what is read of a row with an image: the image and the text (`read`), only the text (`ignore`), or
     `prefer`: the image alone by a model that reads images, the text by other models.
     `instruction` is put into every prompt template that asks for one. `query_templates` are the query templates of
@@ -130,6 +132,7 @@ class TaskCard:
     split: str = "test"
     fields: tuple[Literal["title", "text"], ...] = ("title", "text")
     images: ImageUse = "read"
+    kinds_in_ids: bool = False
     lengths: LengthLimits = LengthLimits()
     instruction: str | None = None
     query_templates: dict[str, str] | None = None

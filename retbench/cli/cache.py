@@ -1,4 +1,4 @@
-"""retbench cache: list stored embeddings with their size, and remove them."""
+"""retbench cache: list stored embeddings and scores of cross-encoders with their size, and remove them."""
 
 from typing import Annotated
 
@@ -8,24 +8,25 @@ from retbench.cli.command import AsJson, cli_command, print_json, print_result, 
 from retbench.cli.terminal_table import Column, print_table
 from retbench.errors import UsageError
 
-app = typer.Typer(help="List or prune stored embeddings.", no_args_is_help=True)
+app = typer.Typer(help="List or prune stored embeddings and pair scores.", no_args_is_help=True)
 
 
 @app.command("list")
 @cli_command
 def list_stores(as_json: AsJson = False) -> None:
-    """List stored embeddings, their size, and the cells that use them."""
-    from retbench.store.embedding_cache import list_cached_embeddings
+    """List stored embeddings and the scores of cross-encoders, their size, and the cells that use them."""
+    from retbench.store.cached_stores import list_cached_stores
 
-    stores = list_cached_embeddings()
+    stores = list_cached_stores()
     if as_json:
         print_json([stored.to_json() for stored in stores])
         return
     print_table(
         [
             Column("model", [stored.model for stored in stores], kind="name"),
-            Column("key", [stored.folder.name[:12] for stored in stores], 2, "text"),
-            Column("texts", ["–" if stored.rows is None else f"{stored.rows:,}" for stored in stores]),
+            Column("kind", [stored.kind for stored in stores], 4, "text"),
+            Column("key", [stored.key[:12] for stored in stores], 2, "text"),
+            Column("texts or pairs", ["–" if stored.rows is None else f"{stored.rows:,}" for stored in stores]),
             Column("MB", [f"{stored.bytes / 1e6:,.1f}" for stored in stores]),
             Column("state", ["finished" if stored.finished else "unfinished" for stored in stores], 1, "text"),
             Column("used by", [", ".join(stored.used_by) for stored in stores], 3, "prose"),
@@ -38,20 +39,27 @@ def list_stores(as_json: AsJson = False) -> None:
 @cli_command
 def prune_stores(
     embeddings: Annotated[bool, typer.Option("--embeddings", help="All stored embeddings.")] = False,
-    model: Annotated[list[str] | None, typer.Option(help="The embeddings of this model; may be repeated.")] = None,
+    pair_scores: Annotated[
+        bool, typer.Option("--pair-scores", help="All scores that cross-encoders gave in trainings.")
+    ] = False,
+    model: Annotated[list[str] | None, typer.Option(help="All that is stored of a model; may be repeated.")] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="The embeddings of interrupted runs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove stored embeddings; the next run computes them again. Weights, collections and results are kept."""
-    from retbench.store.embedding_cache import list_cached_embeddings, remove_embeddings
+    """Remove stored embeddings and pair scores; they are computed again. Weights, collections and results are kept."""
+    from retbench.store.cached_stores import list_cached_stores
 
-    if not (embeddings or model or unfinished):
-        raise UsageError("nothing to prune is given", "give --embeddings, --model NAME or --unfinished")
+    kinds = [kind for kind, is_given in (("embeddings", embeddings), ("pair scores", pair_scores)) if is_given]
+    if not (kinds or model or unfinished):
+        step = "give --embeddings, --pair-scores, --model NAME or --unfinished"
+        raise UsageError("nothing to prune is given", step)
     selected = [
-        s for s in list_cached_embeddings() if embeddings or s.model in (model or ()) or (unfinished and not s.finished)
+        stored
+        for stored in list_cached_stores()
+        if stored.kind in kinds or stored.model in (model or ()) or (unfinished and not stored.finished)
     ]
-    removed = [stored for stored in selected if dry_run or remove_embeddings(stored)]
+    removed = [stored for stored in selected if dry_run or stored.remove()]
     if as_json:
         print_json([stored.to_json() for stored in removed])
         return

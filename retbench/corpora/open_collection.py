@@ -21,6 +21,7 @@ from retbench.corpora import (
     stdlib_long,
     stdlib_pages,
     stdlib_suite,
+    stdlib_unified,
 )
 from retbench.corpora.collection import Collection, load_collection
 from retbench.corpora.collection_cache import MANIFEST, compile_collection, discard_collection, read_manifest
@@ -42,6 +43,25 @@ def open_collection(card: TaskCard, sample: int | None = None, with_images: bool
     read what texts are left and call it the collection.
     """
     source = resolve_source(card)
+    folder = _compile_if_missing(card, source)
+    collection = load_collection(folder, card.split, excluded=card.excluded == "drop")
+    _verify_fingerprint(card, source, collection.fingerprint)
+    if card.images == "ignore":
+        collection = collection.drop_images()
+    elif card.images == "prefer" and not with_images:
+        collection = keep_texts(collection, card, "this command")
+    elif not with_images:
+        require_texts(collection, card, "this command")
+    return collection.sample(sample) if sample else collection
+
+
+def list_splits(card: TaskCard) -> tuple[str, ...]:
+    """List the splits of a card's collection, which is compiled if it is not yet."""
+    return tuple(read_manifest(_compile_if_missing(card, resolve_source(card)))["splits"])
+
+
+def _compile_if_missing(card: TaskCard, source: DatasetSource) -> Path:
+    """Return the folder of the stored collection; compile it from its source if it is missing or damaged."""
     folder = get_collection_folder(source)
     if source.is_available():
         _discard_damaged(folder)
@@ -54,15 +74,7 @@ def open_collection(card: TaskCard, sample: int | None = None, with_images: bool
             )
         with source.open_rows() as raw:
             compile_collection(raw, folder)
-    collection = load_collection(folder, card.split, excluded=card.excluded == "drop")
-    _verify_fingerprint(card, source, collection.fingerprint)
-    if card.images == "ignore":
-        collection = collection.drop_images()
-    elif card.images == "prefer" and not with_images:
-        collection = keep_texts(collection, card, "this command")
-    elif not with_images:
-        require_texts(collection, card, "this command")
-    return collection.sample(sample) if sample else collection
+    return folder
 
 
 def require_texts(collection: Collection, card: TaskCard, reader: str) -> None:
@@ -150,6 +162,8 @@ def _build_generator_source(card: TaskCard) -> DatasetSource:
     generate: Callable[[], RawCollection]
     if name == stdlib_pages.NAME:
         key, stamp, generate = name, stdlib_pages.compute_stamp, stdlib_pages.generate_collection
+    elif name == stdlib_unified.NAME:
+        key, stamp, generate = name, stdlib_unified.compute_stamp, stdlib_unified.generate_collection
     elif name.startswith("stdlib-long"):  # each split has documents of its own
         split = card.published_split
         key = name if split == "test" else f"{name}/{split}"

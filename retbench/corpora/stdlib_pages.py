@@ -47,14 +47,18 @@ def compute_stamp() -> str:
 def generate_collection() -> RawCollection:
     """Generate the collection; its pages are drawn as they are read."""
     texts = stdlib_suite.generate_collection(TEXTS)
-    return RawCollection(_draw_rows(list(texts.documents)), texts.queries, texts.splits)
+    return RawCollection(draw_rows(list(texts.documents)), texts.queries, texts.splits)
 
 
-def _draw_rows(documents: list[TextRow]) -> Iterator[TextRow]:
+def draw_rows(rows: list[TextRow], prefix: str = "") -> Iterator[TextRow]:
+    """Draw the rows whose ids begin with the prefix, one at a time; the others stay texts."""
     font = _load_font()
-    for row in documents:
-        page = draw_page(row.text, font)
-        yield row._replace(text=page.text, image=page.image)
+    for row in rows:
+        if row.id.startswith(prefix):
+            page = draw_page(row.text, font)
+            yield row._replace(text=page.text, image=page.image)
+        else:
+            yield row
 
 
 def _load_font() -> Any:

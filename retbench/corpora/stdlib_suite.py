@@ -64,9 +64,9 @@ def generate_collection(kind: str) -> RawCollection:
     documents: list[TextRow] = []
     queries: list[TextRow] = []
     splits: dict[str, list[Judgment]] = {"train": [], "test": []}
-    for group in _group_pairs(_drop_ambiguous(list(_PAIR_ITERATORS[kind]()))):
-        group_queries = _drop_repeated(pair.build_query_row() for pair in group)
-        group_documents = _drop_repeated(pair.build_document_row() for pair in group)
+    for group in build_groups(kind):
+        group_queries = drop_repeated(pair.build_query_row() for pair in group)
+        group_documents = drop_repeated(pair.build_document_row() for pair in group)
         queries += group_queries
         documents += group_documents
         splits[assign_split(group)] += [
@@ -78,7 +78,12 @@ def generate_collection(kind: str) -> RawCollection:
 @cache
 def build_text_groups() -> list[list[StdlibPair]]:
     """Build the groups of stdlib-text."""
-    return _group_pairs(_drop_ambiguous(list(_iterate_text_pairs())))
+    return build_groups("stdlib-text")
+
+
+def build_groups(kind: str, keep: Callable[[StdlibPair], bool] = lambda _: True) -> list[list[StdlibPair]]:
+    """Build the groups of a collection, of its pairs that are kept."""
+    return _group_pairs(_drop_ambiguous(list(filter(keep, _PAIR_ITERATORS[kind]()))))
 
 
 def _drop_ambiguous(pairs: list[StdlibPair]) -> list[StdlibPair]:
@@ -118,7 +123,8 @@ def assign_split(group: list[StdlibPair]) -> str:
     return "test" if int.from_bytes(digest[:8]) % 100 < TEST_PERCENT else "train"
 
 
-def _drop_repeated(rows: Iterator[TextRow]) -> list[TextRow]:
+def drop_repeated(rows: Iterator[TextRow]) -> list[TextRow]:
+    """Keep the first of the rows with equal texts."""
     unique: dict[str, TextRow] = {}
     for row in rows:
         unique.setdefault(_normalize_spaces(row.text), row)

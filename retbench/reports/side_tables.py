@@ -1,4 +1,4 @@
-"""The small tables below a leaderboard: trainings with several seeds, and models with several prompts.
+"""The small tables below a leaderboard: trainings with several seeds, models with several prompts, kinds of rows.
 
 Each format prints them in the same way: the first two columns are names, the others figures.
 """
@@ -6,6 +6,7 @@ Each format prints them in the same way: the first two columns are names, the ot
 from dataclasses import dataclass
 
 from retbench.reports.board_notes import MISSING
+from retbench.reports.kind_tables import build_kind_tables
 from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.prompt_effects import build_prompt_table
 from retbench.reports.seed_variation import list_seed_groups
@@ -28,6 +29,7 @@ def list_side_tables(board: Leaderboard) -> list[SideTable]:
     tables = [
         SideTable("Seeds", *_build_seed_table(board), SEED_RANGE_NOTE),
         SideTable("Prompts", *build_prompt_table(board)),
+        *(SideTable(*parts) for parts in build_kind_tables(board)),
     ]
     return [table for table in tables if table.rows]
 
