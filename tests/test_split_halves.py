@@ -1,6 +1,7 @@
 """Halves of a split: training queries for a collection that has none, and the rest to test on."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ def task(tmp_path: Path) -> Path:
     judgments = [f"q{n}\t{small_collection.DOCUMENTS[n][0]}\t1\n" for n in range(8)]
     (folder / "qrels" / "test.tsv").write_text("".join(["query-id\tcorpus-id\tscore\n", *judgments]))
     return folder
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "adaptor"])
+def test_a_missing_train_split_is_told_before_torch_is_imported(
+    objective: str, task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train_encoder", "train_adaptor"):  # the modules that import torch
+        monkeypatch.setitem(sys.modules, f"retbench.pipelines.finetuning.{name}", None)
+        monkeypatch.delattr(f"retbench.pipelines.finetuning.{name}", raising=False)
+    answer = run_command("finetune", task, "--model", "minilm-l6", "--objective", objective)
+    assert answer.exit_code == 2
+    assert "untrained has no split 'train' to train on; it has test" in answer.output
+    assert "--set split=test/train" in answer.output
 
 
 def open_split(task: Path, split: str) -> set[str]:

@@ -134,10 +134,16 @@ def _finetune_encoder(
     request: Any, recipe_name: str | None, objective: str | None, changes: dict[str, str], dry_run: bool
 ) -> dict[str, Any]:
     """The facts to print; none in all processes of torchrun but the first."""
-    from retbench.pipelines.finetuning import choose_recipe, train_encoder
-    from retbench.pipelines.finetuning import dry_run as dry_run_module
+    from retbench.pipelines.finetuning import choose_recipe
+    from retbench.training.training_data import require_split
 
     recipe = choose_recipe.choose_encoder_recipe(recipe_name, objective, changes)
+    if not (recipe.crops or request.resume):  # crops need no labels
+        require_split(request)  # before torch is imported, which takes longer
+
+    from retbench.pipelines.finetuning import dry_run as dry_run_module
+    from retbench.pipelines.finetuning import train_encoder
+
     is_first_process = os.environ.get("RANK", "0") == "0"
     if dry_run:
         return dry_run_module.estimate_plan(request, recipe) if is_first_process else {}
@@ -146,9 +152,15 @@ def _finetune_encoder(
 
 
 def _finetune_adaptor(request: Any, file: str | None, changes: dict[str, str]) -> dict[str, Any]:
-    from retbench.pipelines.finetuning import choose_recipe, train_adaptor
+    from retbench.pipelines.finetuning import choose_recipe
+    from retbench.training.training_data import require_split
 
     recipe = choose_recipe.choose_adaptor_recipe(file, changes)
+    if not request.resume:
+        require_split(request)  # before torch is imported, which takes longer
+
+    from retbench.pipelines.finetuning import train_adaptor
+
     return train_adaptor.summarize_adaptor(train_adaptor.finetune_adaptor(request, recipe))
 
 

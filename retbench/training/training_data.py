@@ -8,7 +8,7 @@ from typing import Any
 from retbench.cards import catalog, options
 from retbench.cards.mining import MiningSettings
 from retbench.cards.task import TaskCard
-from retbench.corpora.open_collection import open_collection
+from retbench.corpora.open_collection import list_splits, open_collection
 from retbench.errors import DataError, MissingError, UsageError
 from retbench.records.phase_timer import NoProgress, ProgressListener
 from retbench.training import msmarco_triples
@@ -62,10 +62,29 @@ def find_task_of_dataset(dataset: str) -> TaskCard | None:
     return None if has_no_task else catalog.find_task_card(dataset)
 
 
-def load_training_set(request: TrainingRequest, negatives_per_query: int = DEFAULT_NEGATIVES) -> TrainingSet:
-    """Queries and their passages, without any query of an evaluation."""
-    full_set = _read_dataset(request, negatives_per_query)
-    training_set = remove_leaked_queries(full_set, _iterate_evaluation_queries(request))
+def require_split(request: TrainingRequest) -> None:
+    """Raise an error if the dataset is a collection without the split to train on; torch is not needed for it."""
+    path = Path(request.dataset).expanduser()
+    is_of_hub = request.dataset in HUB_SETS or request.dataset in HUB_CORPORA
+    if is_of_hub or path.is_file() or path.suffix in FILE_SUFFIXES:
+        return
+    card, split = catalog.find_task_card(request.dataset), request.split.partition("/")[0]
+    known = list_splits(replace(card, split=split))
+    if split not in known:
+        half = card.published_split if card.published_split in known else known[0]
+        raise UsageError(
+            f"{card.name} has no split {split!r} to train on; it has {', '.join(known)}",
+            f"train on half of the queries of a split (--set split={half}/train; the other half is for tests), or name "
+            "a task with a train split",
+        )
+
+
+def load_training_set(
+    request: TrainingRequest, negatives_per_query: int = DEFAULT_NEGATIVES, with_images: bool = False
+) -> TrainingSet:
+    """Queries and their passages, without any query of an evaluation; `with_images` is for a caller that reads them."""
+    full_set = _read_dataset(request, negatives_per_query, with_images)
+    training_set = remove_leaked_queries(full_set, _iterate_evaluation_queries(request, with_images))
     request.log_status(
         f"{full_set.name}: {len(training_set.queries):,} queries, {len(full_set.passages):,} passages; "
         f"removed {training_set.facts['leaked_queries_removed']} queries "
@@ -92,7 +111,7 @@ def _collapse_whitespace(text: str) -> str:
     return " ".join(text.split())
 
 
-def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> TrainingSet:
+def _read_dataset(request: TrainingRequest, negatives_per_query: int, with_images: bool = False) -> TrainingSet:
     path = Path(request.dataset).expanduser()
     if path.is_file():
         return read_training_file(path)
@@ -109,8 +128,9 @@ def _read_dataset(request: TrainingRequest, negatives_per_query: int) -> Trainin
             f"train on another split, or on half of its queries (--set split={card.split}/train), or add --force, "
             "which is noted on the model's card",
         )
+    require_split(request)
     train_card = replace(card, split=request.split, fingerprint=None)
-    training_set = build_training_set(train_card, open_collection(train_card))
+    training_set = build_training_set(train_card, open_collection(train_card, with_images=with_images))
     if dropped := training_set.facts["queries_without_positive"]:
         request.log_status(f"{card.name}: left out {dropped:,} queries that have no relevant document in the corpus")
     if triples := msmarco_triples.find_triples(path, request.split):
@@ -155,13 +175,13 @@ def iterate_training_texts(request: TrainingRequest) -> Iterator[str]:
     yield from (training_set.passages[row] for row in sorted(rows))
 
 
-def _iterate_evaluation_queries(request: TrainingRequest) -> Iterator[str]:
+def _iterate_evaluation_queries(request: TrainingRequest, with_images: bool = False) -> Iterator[str]:
     """Queries of the dataset's evaluated split and of the task that is evaluated during training."""
     if request.eval_task:
-        yield from _load_query_texts(parse_eval_task(request.eval_task)[0])
+        yield from _load_query_texts(parse_eval_task(request.eval_task)[0], with_images)
     for card in _list_evaluated_tasks(request):
         try:
-            yield from _load_query_texts(card)
+            yield from _load_query_texts(card, with_images)
         except (MissingError, UsageError) as problem:  # a task that is not on this machine cannot be compared
             request.log_status(
                 f"{card.name}, split {card.split}: leaks into its queries were not checked: {problem.cause}"
@@ -179,5 +199,5 @@ def _list_evaluated_tasks(request: TrainingRequest) -> list[TaskCard]:
     return [card] if card.split != request.split else []
 
 
-def _load_query_texts(card: TaskCard) -> list[str]:
-    return [query.text for query in open_collection(replace(card, fingerprint=None)).queries]
+def _load_query_texts(card: TaskCard, with_images: bool) -> list[str]:
+    return [query.text for query in open_collection(replace(card, fingerprint=None), with_images=with_images).queries]

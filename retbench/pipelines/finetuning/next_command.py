@@ -28,7 +28,7 @@ def _choose_evaluation(dataset: str) -> str:
     if Path(dataset).expanduser().is_file():  # training pairs, without an evaluation
         return offline
     try:
-        open_collection(catalog.find_task_card(dataset))
+        open_collection(catalog.find_task_card(dataset), with_images=True)
     except RetbenchError:  # for example a folder that has only the split of the training
         return offline
     return f"--task {shlex.quote(dataset)}"

@@ -34,9 +34,10 @@ from retbench.records.phase_timer import PhaseTimer
 from retbench.retrievers.exact_search import search_exactly
 from retbench.scoring.metrics import score_run
 from retbench.scoring.significance import compute_paired_p_value
-from retbench.store.shard_store import VectorBlock, write_file_atomically
+from retbench.store.shard_store import VectorBlock
 from retbench.system import toml_writer
 from retbench.system.checksums import cached_sha256
+from retbench.system.durable_files import write_file_atomically
 from retbench.training import save_model, search_adaptor, training_data
 from retbench.training.training_data import TrainingRequest
 
@@ -136,9 +137,16 @@ def _load_vectors(request: TrainingRequest, parent: ModelCard, recipe: AdaptorRe
 
 def _load_training_queries(request: TrainingRequest, recipe: AdaptorRecipe) -> tuple[TaskCard, Collection]:
     """The collection with only the queries to train and validate on: judged, and not in an evaluation."""
-    texts = {query.text for query in training_data.load_training_set(request).queries}
+    training_data.require_split(request)
     card = replace(catalog.find_task_card(request.dataset), split=request.split, fingerprint=None)
     collection = open_collection(card, with_images=True)
+    if (name := collection.queries.find_image_without_text()) is not None:
+        raise UsageError(
+            f"{card.name}: the query {name!r} is an image without a text, and queries of an evaluation are known by "
+            "their texts",
+            "train an adaptor on a task whose queries have texts",
+        )
+    texts = {query.text for query in training_data.load_training_set(request, with_images=True).queries}
     usable_rows = [row for row, query in enumerate(collection.queries) if query.text.strip() in texts]
     queries = collection.queries.take(_sample_rows(usable_rows, recipe))
     judgments = {query.id: collection.judgments[query.id] for query in queries}
