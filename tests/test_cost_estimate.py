@@ -34,6 +34,15 @@ def test_an_estimate_computed_by_hand() -> None:
     assert (estimate.search_flop, estimate.search_seconds) == (2 * 1000 * 10 * 100, None)
 
 
+def test_a_cross_encoder_reads_pairs() -> None:
+    judge = ModelCard("judge", kind="cross-encoder", parameters=1_000_000, max_length=60)
+    devices = estimate_cost.DeviceSpec(tokens_per_second=10)
+    estimate = estimate_cost.estimate_cost(judge, CORPUS, devices, Overrides(depth=30))
+    assert estimate.tokens == 10 * 30 * 60  # queries x candidates x a pair of 70 tokens, cut at 60
+    assert estimate.device_hours == pytest.approx(18_000 / 10 / 3600)
+    assert (estimate.flop_per_token, estimate.disk_bytes, estimate.search_seconds) == (2_000_000, 0, None)
+
+
 def test_peak_flops_and_utilisation_give_the_rate() -> None:
     used = estimate_cost.DeviceSpec(peak=1e9, utilization=0.5)
     estimate = estimate_cost.estimate_cost(CARD, CORPUS, used, Overrides(dimensions=50, vector_dtype="fp16"))

@@ -1,7 +1,6 @@
 """Collections of images from the hub: mteb's own loaders read local imitations of its layouts, byte for byte."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,34 +11,18 @@ from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, InapplicableError
 from tests.image_collection import draw, encode
+from tests.image_repositories import Rows, hold, write_image_tables
 
 pytest.importorskip("mteb")
 
 RED, BLUE = encode(draw("red"), "JPEG"), encode(draw("blue"))
-Rows = dict[str, list[Any]]
 
 
 def write_repository(card: TaskCard, configs: dict[str, tuple[str, Rows]]) -> Path:
     """Write tables of parquet into the cache, as a finished fetch of this card's repository leaves them."""
-    import datasets
-
-    folder = DatasetSnapshot(str(card.source.repo), card.source.revision).folder
-    folder.mkdir(parents=True)
-    lines = ["---", "configs:"]
-    for name, (split, rows) in configs.items():
-        table = datasets.Dataset.from_dict(rows)
-        if "image" in rows:
-            table = table.cast_column("image", datasets.Image())
-        table.to_parquet(folder / f"{name}.parquet")
-        lines += [f"- config_name: {name}", "  data_files:", f"  - split: {split}", f"    path: {name}.parquet"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    folder = write_image_tables(DatasetSnapshot(str(card.source.repo), card.source.revision).folder, configs)
     folder.with_name(f"{folder.name}.json").write_text('{"files": {}, "fingerprint": ""}')
     return folder
-
-
-def hold(data: bytes | None) -> dict[str, Any] | None:
-    """An image as the library datasets stores it in parquet."""
-    return None if data is None else {"bytes": data, "path": None}
 
 
 def read_images(collection: Collection, part: str) -> dict[str, bytes | None]:

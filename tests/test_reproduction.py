@@ -247,6 +247,50 @@ def test_the_price_of_a_training_is_that_of_its_formula(tmp_path: Path) -> None:
     assert work.memory_bytes == 7_615_616_512 * 2
 
 
+def test_a_cross_encoder_reads_pairs_in_a_stage_and_before_a_training(tmp_path: Path) -> None:
+    judge = "cross:model=ms-marco-minilm-l6-v2,depth=20"
+    reranked = Stage("a", ("bm25",), tasks=("scifact",), options={"rerank": [judge]})
+    trained = Stage(
+        "b", ("minilm-l6",), "finetune", tasks=("scifact",), options={
+            "dataset": "msmarco", "recipe": "filtered-negatives", "set": ["optimizer.max_steps=1"],
+        },
+    )  # fmt: skip
+    unfiltered = {**trained.options, "set": [*trained.options["set"], "mining.cross_encoder=none"]}
+    unfiltered["set"].append("mining.max_score_ratio=none")
+    study = Study("s", "s", (reranked, trained, replace(trained, name="c", options=unfiltered)))
+    overview = build_overview(study, tmp_path, CostEstimator(DeviceSpec(peak=1e15, utilization=0.5), 100.0))
+    first, second, third = (row.work for row in overview.stages)
+    assert first.tokens == 300 * 20 * (100 + 16)
+    assert first.seconds == pytest.approx(first.tokens * 2 * 22_713_601 / 0.5e15)
+    assert second.tokens - third.tokens == pytest.approx(491_000 * 51 * (100 + 16), rel=0.01)
+
+
+def test_a_reranker_that_the_study_trains_has_the_price_of_its_parent(tmp_path: Path) -> None:
+    study = catalog.find_study("llm-ql")
+    stages = tuple(stage for stage in study.stages if stage.name in ("full", "rank-by-llm-ql"))
+    overview = build_overview(
+        replace(study, stages=stages, reproduces={}), tmp_path, CostEstimator(DeviceSpec(peak=1e15))
+    )
+    assert (overview.stages[1].work.seconds or 0) > 0
+
+
+def test_candidate_lists_without_a_corpus_are_embedded_too(tmp_path: Path) -> None:
+    rerank = {"rerank": ["vectors:model=minilm-l6,depth=20"]}
+    stage = Stage("a", ("candidate-list",), tasks=("trec-dl-2019-candidates",), options=rerank)
+    (row,) = build_overview(Study("s", "s", (stage,)), tmp_path, CostEstimator(DeviceSpec(peak=1e12), 100.0)).stages
+    assert row.work.tokens == 43 * (20 * 100 + 16)
+
+
+def test_a_collection_of_unknown_size_is_counted_as_unknown(tmp_path: Path) -> None:
+    """Its price was 0, without a word."""
+    stage = Stage("a", ("minilm-l6",), tasks=("loco-qmsum", "scifact"))
+    study = Study("s", "s", (stage, replace(stage, name="b", tasks=("loco-qmsum",))))
+    first, second = build_overview(study, tmp_path, CostEstimator(DeviceSpec(peak=1e12), 100.0)).stages
+    assert (first.work.tokens, first.unknown) == (5183 * 100 + 300 * 16, 1)
+    assert first.work.seconds
+    assert (second.work.seconds, second.unknown) == (None, 1)
+
+
 def test_vectors_of_an_earlier_stage_cost_nothing_again(tmp_path: Path) -> None:
     stage = Stage("a", ("minilm-l6",), tasks=("scifact",))
     study = Study("s", "s", (stage, replace(stage, name="b"), replace(stage, name="c", set={"max_length": 64})))

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from retbench.cards import catalog
 from retbench.cli.main import app
 from retbench.pipelines.studies.cells import list_study_cells
-from retbench.pipelines.studies.toy_study import TRAIN_QUERIES, _rename_study, _write_collection
+from retbench.pipelines.studies.toy_collections import TRAIN_QUERIES, write_collection
+from retbench.pipelines.studies.toy_study import _rename_study
 
 PAPERS = ("specialized-llms", "llm-ql", "llm2ir", "search-adaptor", "e2rank", "insertrank")
+IMAGE_PLANS = ("unified", "search-adaptor-images")
 FIRST = """
 name = "mine"
 title = "Mine"
@@ -68,7 +70,7 @@ def run_toy_plan(folder: Path, plan: str) -> list[dict[str, Any]]:
     return cells
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", [*PAPERS, *IMAGE_PLANS])
 def test_a_toy_plan_has_all_stages_and_no_name_of_a_real_run(name: str, tmp_path: Path) -> None:
     study = catalog.find_study(name)
     toy = _rename_study(study, tmp_path)
@@ -86,7 +88,7 @@ def test_a_toy_plan_has_all_stages_and_no_name_of_a_real_run(name: str, tmp_path
 def test_a_task_on_the_dev_split_keeps_queries_to_train_on(tmp_path: Path) -> None:
     """A training leaves out the queries of every evaluation; an adaptor on MS MARCO had none left."""
     card = catalog.find_task_card("msmarco")
-    _write_collection(card, tmp_path)
+    write_collection(card, tmp_path)
     evaluated, train = ((tmp_path / "qrels" / f"{split}.tsv").read_text() for split in (card.split, "train"))
     assert len(train.splitlines()) == 1 + len(TRAIN_QUERIES)
     assert set(train.splitlines()[1:]).isdisjoint(evaluated.splitlines())
@@ -103,3 +105,23 @@ def test_a_plan_runs_and_reports_at_toy_size(tmp_path: Path) -> None:
 def test_trainings_and_rerankers_of_a_toy_plan_use_its_own_models(tmp_path: Path) -> None:
     cells = run_toy_plan(tmp_path, FIRST + TRAINED)
     assert {cell["model"] for cell in cells} == {"bm25", "toy-minilm-l6", "toy-qwen3-0.6b-toy-mine-trained"}
+
+
+@pytest.mark.anchor
+@pytest.mark.parametrize("name", IMAGE_PLANS)
+@pytest.mark.usefixtures("own_environment")
+def test_a_plan_with_images_runs_at_toy_size(name: str, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, ["study", "run", name, "--toy", "--out", str(tmp_path), "--json"])
+    assert ran.exit_code == 0, ran.output
+    cells = json.loads(ran.stdout)
+    assert [(cell["model"], cell["task"], cell["error"]) for cell in cells if cell["status"] != "done"] == []
+    records = [json.loads(file.read_text()) for file in tmp_path.glob("**/record.json")]
+    readers = {record["model"] for record in records if record["collection"].get("document_images")}
+    named = {"clip", "siglip2", "gme", *({"qwen2.5-vl", "qwen3-vl"} if name == "unified" else ())}
+    assert {word for word in named if any(word in reader for reader in readers)} == named  # they saw the images
+    report = CliRunner().invoke(app, ["study", "report", name, "--toy", "--results", str(tmp_path)])
+    assert report.exit_code == 0, report.output
+    if name == "unified":
+        assert "| model | method | text-to-code | text-to-page | text-to-text | mean |" in report.stdout
+        assert "best model of each kind" in report.stdout
+        assert "| relevant documents | text | 25% | 25% | 50% |" in report.stdout

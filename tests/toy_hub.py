@@ -23,8 +23,9 @@ from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.corpora.published_files import PublishedFile
-from tests import tiny_models
+from tests import tiny_models, tiny_vision_models
 from tests.hub_repositories import REVISION, list_hub_files, write_splits
+from tests.image_repositories import write_photographs
 
 Rows = list[dict[str, Any]]
 Configs = dict[str, dict[str, Rows]]
@@ -32,6 +33,7 @@ Configs = dict[str, dict[str, Rows]]
 DOCUMENTS = [(f"d{n}", f"Title {n}", sentence) for n, sentence in enumerate(tiny_models.SENTENCES[:12])]
 TEST_QUERIES = [("q0", "Which organ pumps the blood?", "d0"), ("q1", "What makes the bones strong?", "d3")]
 TRAIN_QUERIES = [(f"t{n}", " ".join(text.split()[:4]), document) for n, (document, _, text) in enumerate(DOCUMENTS)]
+VISION_FAMILIES = {"clip": "clip", "siglip": "siglip", "qwen2-vl": "qwen2_vl", "qwen3-vl": "qwen3_vl"}
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # of LongEmbed's synthetic tasks
 
 
@@ -116,6 +118,12 @@ class ToyHub:
         if card.name in self.tasks:
             return
         self.tasks.add(card.name)
+        if card.source.kind == "generator":
+            return
+        if card.name.endswith("-t2i"):
+            folder = self.root / "datasets" / str(card.source.repo)
+            write_photographs(card, folder, [*TEST_QUERIES, *TRAIN_QUERIES])
+            return
         if source.kind == "loco":
             self.add_loco(card)
             return
@@ -278,6 +286,9 @@ def build_toy_model(card: ModelCard, folder: Path) -> None:
     import torch
     import transformers
 
+    if card.family in VISION_FAMILIES:
+        tiny_vision_models.build_vision_model(folder, VISION_FAMILIES[str(card.family)])
+        return
     tokens = tiny_models.build_tokenizer()
     window = card.context_length or 512
     sizes = {

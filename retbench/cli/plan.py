@@ -48,21 +48,22 @@ def plan(
     price: Annotated[
         float | None, typer.Option(min=0, help="The price of one device per hour.", rich_help_panel=DEVICE)
     ] = None,
-    set_: Annotated[Repeated, typer.Option("--set", help="KEY=VALUE: dimensions, vector_dtype.")] = None,
+    set_: Annotated[
+        Repeated,
+        typer.Option("--set", help="KEY=VALUE: dimensions, vector_dtype, depth (of a cross-encoder)."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the cost of embedding and searching a corpus. Formulas and assumptions: docs/scale.md."""
+    """Estimate the cost of embedding and searching a corpus, or of reranking. Formulas: docs/scale.md."""
     from retbench.cards import catalog
     from retbench.pipelines import estimate_cost
     from retbench.pipelines.models.overrides import Overrides
 
     corpus_size = estimate_cost.resolve_corpus_size(task, documents, queries, tokens)
     device_spec = estimate_cost.DeviceSpec(devices, rate, peak * 1e12 if peak else None, share, price)
-    overrides = estimate_cost.check_overrides(Overrides.parse(parse_overrides(set_, "dimensions=256")))
-    estimates = [
-        estimate_cost.estimate_cost(catalog.find_model_card(name), corpus_size, device_spec, overrides)
-        for name in model
-    ]
+    cards = [catalog.find_model_card(name) for name in model]
+    overrides = estimate_cost.check_overrides(Overrides.parse(parse_overrides(set_, "dimensions=256")), cards)
+    estimates = [estimate_cost.estimate_cost(card, corpus_size, device_spec, overrides) for card in cards]
     if as_json:
         print_json([{**asdict(corpus_size), **asdict(estimate)} for estimate in estimates])
         return

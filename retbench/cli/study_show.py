@@ -107,8 +107,8 @@ def _print_stages(overview: "StudyOverview", device: "DeviceSpec") -> None:
     stages = [stage for stage in overview.stages if not stage.stage.optional]
     known = [stage.work.seconds for stage in stages if stage.work.seconds is not None]
     notes = [f"All stages: {sum(known) / 3600:,.1f} hours."]
-    if unknown := len(stages) - len(known):
-        notes.append(f"{unknown} stages are not in it: their data or model sizes are not known yet.")
+    if unknown := sum(stage.unknown for stage in stages):
+        notes.append(f"{unknown} cells and trainings are not in it: their data or model sizes are not known yet.")
     if any(stage.work.written_tokens for stage in stages):
         notes.append("The time of written tokens is not in it.")
     if len(stages) < len(overview.stages):
@@ -121,12 +121,13 @@ def _format_stage(facts: dict[str, Any], device: "DeviceSpec") -> list[str]:
     hours = facts["seconds"] / 3600 if "seconds" in facts else None
     costs = [facts["served_price"]] if "served_price" in facts else []
     costs += [hours * device.price * device.count] if hours and device.price is not None else []
+    least = "at least " if "unknown" in facts else ""
     is_served = facts.get("served_tokens") and not hours  # its speed is not known here
     written = f"{facts['written_tokens'] / 1e6:,.1f} M" if "written_tokens" in facts else "–"
     return [
         name, str(facts["cells"]), str(facts["done"]), str(facts["trainings"] or "–"),
         f"{facts['tokens'] / 1e6:,.1f} M", written,
-        "not known" if hours is None else "server" if is_served else f"{hours:,.1f}",
+        "not known" if hours is None else "server" if is_served else least + f"{hours:,.1f}",
         f"{facts['memory_bytes'] / 1e9:,.1f}" if "memory_bytes" in facts else "–",
         f"{sum(costs):,.0f}" if costs else "–",
     ]  # fmt: skip

@@ -6,13 +6,16 @@ The user gives the speed: tokens per second of a finished run, or a device's pea
     tokens         documents x mean tokens (and the queries')
     device hours   tokens / (tokens per second of one device) / 3600
     disk           (documents + queries) x bytes per vector
+    cross-encoder  tokens = queries x candidates x tokens of a pair; it has no vectors and no search
     search         2 x documents x queries x dimensions FLOP, or reading the vectors if that takes longer
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from retbench.cards import catalog
 from retbench.cards.model import ModelCard
+from retbench.cards.reranker_settings import CrossEncoderSettings
 from retbench.corpora.cache_status import get_cache_status
 from retbench.errors import UsageError
 from retbench.pipelines.models.overrides import Overrides
@@ -86,7 +89,9 @@ def resolve_corpus_size(task: str | None, documents: int | None, queries: int | 
 
 
 def estimate_cost(card: ModelCard, corpus: CorpusSize, devices: DeviceSpec, overrides: Overrides) -> CostEstimate:
-    """Estimate the cost of one model."""
+    """Estimate the cost of one model: of an encoder for the whole corpus, of a cross-encoder for its candidates."""
+    if card.kind == "cross-encoder":
+        return _estimate_reranking(card, corpus, devices, overrides.depth or CrossEncoderSettings().depth)
     if card.parameters is None or card.shape is None:
         raise UsageError(
             f"the card of {card.name} has no `parameters` or no `shape`", "give a model whose card has both"
@@ -109,6 +114,27 @@ def estimate_cost(card: ModelCard, corpus: CorpusSize, devices: DeviceSpec, over
     )  # fmt: skip
 
 
+def _estimate_reranking(card: ModelCard, corpus: CorpusSize, devices: DeviceSpec, depth: int) -> CostEstimate:
+    if card.parameters is None:
+        raise UsageError(f"the card of {card.name} has no `parameters`", "give a model whose card has them")
+    length = count_pair_tokens(card, corpus.tokens, corpus.query_tokens)
+    tokens = corpus.queries * min(depth, corpus.documents) * length
+    flop = compute_flop_per_token(card, length) if card.shape else 2.0 * card.parameters
+    throughput = devices.compute_throughput(flop)
+    hours = tokens / throughput / 3600
+    return CostEstimate(
+        card.name, flop, tokens, throughput, hours, hours / devices.count, 0.0,
+        devices.count * card.parameters * WEIGHT_BYTES + tokens * TEXT_BYTES, 0.0, None,
+        hours * devices.price if devices.price is not None else None,
+    )  # fmt: skip
+
+
+def count_pair_tokens(card: ModelCard, document: float, query: float, max_length: int | None = None) -> float:
+    """Count the tokens of a query and a document that a cross-encoder reads together, up to its limit."""
+    limit = max_length or card.max_length or card.context_length
+    return min(document + query, float(limit)) if limit else document + query
+
+
 def estimate_search_seconds(flop: float, numbers: float, devices: DeviceSpec) -> float | None:
     """Estimate exact search on one device: products, or reading so many float32 numbers; None without a peak."""
     if not devices.peak:
@@ -124,10 +150,12 @@ def compute_flop_per_token(card: ModelCard, length: float) -> float:
     return 2.0 * (card.parameters - vocabulary * width) + 2.0 * layers * width * length
 
 
-def check_overrides(overrides: Overrides) -> Overrides:
+def check_overrides(overrides: Overrides, cards: Sequence[ModelCard] = ()) -> Overrides:
     """Refuse overrides that do not change an estimate."""
-    names = [field.name for field in fields(overrides) if field.name not in ("dimensions", "vector_dtype")]
+    used = ["dimensions", "vector_dtype", *(["depth"] if any(card.kind == "cross-encoder" for card in cards) else [])]
+    names = [field.name for field in fields(overrides) if field.name not in used]
     unused = next((name for name in names if getattr(overrides, name) is not None), None)
     if unused:
-        raise UsageError(f"--set {unused} does not apply to plan", "give dimensions=N or vector_dtype=fp16")
+        step = "give dimensions=N or vector_dtype=fp16; depth=N is for a cross-encoder"
+        raise UsageError(f"--set {unused} does not apply to plan", step)
     return overrides

@@ -1,9 +1,10 @@
 """Estimate what a study costs from its cards alone: tokens, time, memory and disk, without loading a model.
 
     embedding   tokens of a collection x FLOP per token (retbench/pipelines/estimate_cost.py)
-    reranking   the prompts of all queries; tokens that a language model writes are counted apart, because their
-                speed does not follow from a peak
-    training    tokens of all batches x forward, backward (half without weight gradients), recomputed activations
+    reranking   the prompts of all queries, of a cross-encoder its pairs; tokens that a language model writes are
+                counted apart, because their speed does not follow from a peak
+    training    tokens of all batches x forward, backward (half without weight gradients), recomputed activations,
+                and the pairs that a cross-encoder scores before
 
 A document's tokens are those of the stored collection, else of its suite's card, else a stated assumption.
 """
@@ -15,9 +16,11 @@ from retbench.cards import catalog
 from retbench.cards.adaptor_recipe import AdaptorRecipe
 from retbench.cards.default_methods import resolve_methods
 from retbench.cards.model import ModelCard, ModelShape
-from retbench.cards.recipe import Recipe
+from retbench.cards.options import split_options
+from retbench.cards.recipe import CROSS_ENCODER_TEACHER, Recipe
 from retbench.cards.recipe_keys import ADAPTOR
 from retbench.cards.reranker_settings import (
+    CrossEncoderSettings,
     E2RankSettings,
     ListwiseSettings,
     PointwiseSettings,
@@ -32,7 +35,13 @@ from retbench.corpora.open_collection import get_collection_folder, open_collect
 from retbench.engines import model_folders, weights
 from retbench.engines.weight_sizes import BYTES_PER_TRAINED_WEIGHT, BYTES_PER_WEIGHT, count_parameters
 from retbench.errors import RetbenchError
-from retbench.pipelines.estimate_cost import TEXT_BYTES, CorpusSize, DeviceSpec, compute_flop_per_token
+from retbench.pipelines.estimate_cost import (
+    TEXT_BYTES,
+    CorpusSize,
+    DeviceSpec,
+    compute_flop_per_token,
+    count_pair_tokens,
+)
 from retbench.pipelines.studies.cells import StudyCell
 from retbench.pipelines.studies.training import build_recipe
 from retbench.store.vector_formats import compute_row_bytes
@@ -40,6 +49,7 @@ from retbench.system.user_config import load_user_config
 from retbench.training.hub_datasets import HUB_SETS
 
 DEFAULT_DOCUMENT_TOKENS = 150.0
+QUERY_TOKENS = 16.0
 WORD_TOKENS = 1.35  # per English word
 ANSWER_TOKENS = 6  # per document of a listwise answer, for example "[12] > "
 THOUGHT_TOKENS = 2000  # of a reasoning model before one answer; its limit is four times as much
@@ -84,6 +94,7 @@ class CostEstimator:
     document_tokens: float | None = None  # given by the user, for every task
     embedded: set[tuple[Any, ...]] = field(default_factory=set)
     cards: dict[str, ModelCard] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)  # of models that the study trains; a child has their size
     counts: dict[str, tuple[int, int, float]] = field(default_factory=dict)
 
     def estimate_cell(self, stage: Stage, cell: StudyCell) -> Work:
@@ -108,15 +119,19 @@ class CostEstimator:
         if tokens is None:
             return Work(0.0, None, disk_bytes=disk, memory_bytes=memory)
         contrastive, pretraining = tokens
+        pairs = self._score_pairs(recipe, stage, cell)
         recomputed = recipe.gradient_checkpointing + recipe.batch.gradient_caching
         passes = 1 + (1 if recipe.lora else 2) + recomputed
         seconds = self._time(card, contrastive * passes + pretraining * (3 + recipe.gradient_checkpointing), 256)
-        return Work(contrastive + pretraining, seconds, disk_bytes=disk, memory_bytes=memory)
+        return pairs + Work(contrastive + pretraining, seconds, disk_bytes=disk, memory_bytes=memory)
 
     def find_card(self, name: str) -> ModelCard:
         """The card of a model, completed from its folder."""
         if name not in self.cards:
-            self.cards[name] = _measure_card(name)
+            trained = (
+                child for child in self.parents if name == child or name.startswith(f"{child}-")
+            )  # or its stage 1
+            self.cards[name] = _measure_card(self.parents.get(next(trained, name), name))
         return self.cards[name]
 
     def measure_corpus(self, stage: Stage, cell: StudyCell) -> CorpusSize:
@@ -143,6 +158,8 @@ class CostEstimator:
         key = (card.name, trained, method, corpus, repr(stage.set))
         if card.kind == "lexical" or key in self.embedded:
             return Work()
+        if not size.documents:
+            return Work(seconds=None)
         self.embedded.add(key)
         tokens = size.documents * size.tokens + size.queries * size.query_tokens
         width = stage.set.get("dimensions") or (card.shape.width if card.shape else 0)
@@ -157,10 +174,10 @@ class CostEstimator:
         candidates = size.queries * settings.depth
         work = Work()
         if isinstance(settings, VectorsSettings) and name:
-            documents = min(size.documents, candidates)
+            documents = min(size.documents or candidates, candidates)  # candidate lists have no corpus to count
             pool = replace(size, documents=documents)
             work += self._embed(card, task, pool, Stage("", ()), settings.method or "candidates")
-        prompt, written, length = _count_prompt_tokens(settings, size)
+        prompt, written, length = _count_prompt_tokens(settings, size, card)
         if isinstance(settings, ListwiseSettings) and not settings.written and card.specialisation == "reasoning":
             written *= 1 + THOUGHT_TOKENS / (ANSWER_TOKENS * (settings.window or settings.depth))
         if getattr(settings, "engine", "") == "endpoint":
@@ -169,6 +186,17 @@ class CostEstimator:
             return work + Work(prompt, 0.0, written, served_tokens=prompt, served_price=price)
         memory = (card.parameters or 0) * BYTES_PER_WEIGHT[card.dtype or "bfloat16"] if prompt else 0.0
         return work + Work(prompt, self._time(card, prompt, length), written, memory_bytes=memory)
+
+    def _score_pairs(self, recipe: Recipe, stage: Stage, cell: StudyCell) -> Work:
+        """What the cross-encoders read that filter a training's negatives or teach it."""
+        queries = _count_training_queries(stage, cell)
+        work = Work()
+        for name, count in _count_pairs_per_query(recipe).items():
+            card = self.find_card(name)
+            length = count_pair_tokens(card, self.document_tokens or DEFAULT_DOCUMENT_TOKENS, QUERY_TOKENS)
+            tokens = (queries or 0) * count * length
+            work += Work(tokens, self._time(card, tokens, length) if queries else None)
+        return work
 
     def _time(self, card: ModelCard, tokens: float, length: float) -> float | None:
         """Seconds of so many tokens in texts of this length; None if the size of the model is not known."""
@@ -216,8 +244,11 @@ def _count_texts(task: TaskCard) -> tuple[int, int, float]:
     return documents or 0, queries or 0, float(assumed)
 
 
-def _count_prompt_tokens(settings: Any, size: CorpusSize) -> tuple[float, float, float]:
+def _count_prompt_tokens(settings: Any, size: CorpusSize, card: ModelCard) -> tuple[float, float, float]:
     """Tokens of all prompts, tokens of all answers, and the length of one prompt."""
+    if isinstance(settings, CrossEncoderSettings):
+        length = count_pair_tokens(card, size.tokens, size.query_tokens, settings.max_length)
+        return size.queries * settings.depth * length, 0.0, length
     if isinstance(settings, ListwiseSettings):
         window = settings.window or settings.depth
         prompts = 1 + max(0, -(-(settings.depth - window) // settings.step))
@@ -243,7 +274,7 @@ def _count_training_tokens(
     stage: Stage, cell: StudyCell, recipe: Recipe, document_tokens: float
 ) -> tuple[float, float] | None:
     """Tokens of contrastive training and of pretraining; None if the size of the data is not known."""
-    queries = _count_training_queries(stage.options.get("dataset", cell.argument), stage.options.get("split", "train"))
+    queries = _count_training_queries(stage, cell)
     optimizer = recipe.optimizer
     steps_queries = (optimizer.max_steps or 0) * recipe.batch.train_batch_size
     epoch_queries = (queries or 0) * optimizer.num_train_epochs
@@ -251,7 +282,7 @@ def _count_training_tokens(
     if not seen or (recipe.query_likelihood and not queries):
         return None
     document = min(float(recipe.lengths.document or 512), document_tokens)
-    query = document if recipe.crops else min(float(recipe.lengths.query or 64), 16.0)
+    query = document if recipe.crops else min(float(recipe.lengths.query or 64), QUERY_TOKENS)
     tokens = seen * (query + (1 + recipe.contrastive.hard_negatives) * document)
     if recipe.listwise:
         tokens += seen * recipe.listwise.max_documents * document
@@ -263,8 +294,26 @@ def _count_training_tokens(
     return tokens, pretraining
 
 
-def _count_training_queries(dataset: str, split: str) -> int | None:
+def _count_pairs_per_query(recipe: Recipe) -> dict[str, int]:
+    """The pairs of a query that each cross-encoder scores: the positive, and its candidates; no pair twice."""
+    mining = recipe.mining
+    candidates = mining.negatives_per_query if mining.source == "given" else mining.rank_to
+    pairs: dict[str, int] = {}
+    if mining.cross_encoder and not mining.file and recipe.contrastive.hard_negatives:
+        pairs[_get_cross_encoder(mining.cross_encoder)] = 1 + candidates
+    if recipe.teacher.startswith(CROSS_ENCODER_TEACHER):
+        pairs.setdefault(_get_cross_encoder(recipe.teacher), 1 + min(candidates, mining.negatives_per_query))
+    return pairs
+
+
+def _get_cross_encoder(spelling: str) -> str:
+    """The model's name, of a name or of `cross:model=NAME`."""
+    return split_options(spelling)[1].get("model", spelling)
+
+
+def _count_training_queries(stage: Stage, cell: StudyCell) -> int | None:
     """The number of training queries, if it is known before the data is read."""
+    dataset, split = stage.options.get("dataset", cell.argument), stage.options.get("split", "train")
     if dataset in HUB_SETS:
         return HUB_SETS[dataset].queries
     try:

@@ -23,6 +23,7 @@ def estimate_study(
 ) -> Iterator[dict[str, Any]]:
     """Yield every training and every cell; what is missing on this machine has the state `not here`."""
     statuses, files = {status.cell: status for status in list_statuses(study, out, stage_name)}, LocalFiles()
+    estimator.parents |= training.find_parents(study)
     trained: set[str] = set()
     for stage in select_stages(study, stage_name):
         for cells in group_cells(study, stage):

@@ -1,6 +1,6 @@
 """A study before it is run: the paper's figures and our cells beside them, what is missing here, and the price."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ from retbench.reports.reproduction import ReproductionTable
 
 @dataclass(frozen=True)
 class StageOverview:
-    """One stage: its cells, and the work of all of them."""
+    """One stage: its cells, and the work of all of them; of `unknown` cells and trainings the time is not known."""
 
     stage: Stage
     cells: int
     done: int
     trainings: int
     work: Work
+    unknown: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The facts with the keys of `--json`."""
         counts = {"cells": self.cells, "done": self.done, "trainings": self.trainings}
-        optional = {"optional": self.stage.optional}
+        optional = {"optional": self.stage.optional, **({"unknown": self.unknown} if self.unknown else {})}
         return {"stage": self.stage.name, "title": self.stage.title, **optional, **counts, **self.work.to_json()}
 
 
@@ -54,15 +55,20 @@ class StudyOverview:
 def build_overview(study: Study, out: Path, estimator: CostEstimator) -> StudyOverview:
     """Collect everything that `study show` prints; no model is loaded and nothing is fetched."""
     statuses = list_statuses(study, out)
+    estimator.parents |= training.find_parents(study)
     done = {status.cell for status in statuses if status.status == "done"}
     stages, trained = [], set[str]()
     for stage in study.stages:
         cells = list(list_study_cells(study, stage))
         runnable = [cell for cell in cells if not cell.needs]
         trainings = _list_new_trainings(study, stage, runnable, trained) if stage.verb == "finetune" else []
-        work = sum((estimator.estimate_training(stage, cell) for cell in trainings), Work())
-        work = sum((estimator.estimate_cell(stage, cell) for cell in runnable), work)
-        stages.append(StageOverview(stage, len(cells), sum(cell in done for cell in cells), len(trainings), work))
+        works = [estimator.estimate_training(stage, cell) for cell in trainings]
+        works += [estimator.estimate_cell(stage, cell) for cell in runnable]
+        unknown = sum(work.seconds is None for work in works)
+        total = sum((replace(work, seconds=work.seconds or 0.0) for work in works), Work())
+        total = replace(total, seconds=None) if unknown and unknown == len(works) else total
+        done_count = sum(cell in done for cell in cells)
+        stages.append(StageOverview(stage, len(cells), done_count, len(trainings), total, unknown))
     missing = [*list_missing_items(study), *_find_missing_memory(stages)]
     return StudyOverview(study, build_reproduction_tables(study, out), missing, stages)
 

@@ -5,7 +5,6 @@ and suite is called `toy-NAME`: no toy score stands beside a published figure or
 two tasks are kept, of each training two steps.
 """
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from retbench.cards.study import CellSelection, Stage, Study
 from retbench.cards.task import SourceSpec, Suite, TaskCard
 from retbench.errors import RetbenchError
 from retbench.pipelines.studies.requirements import list_local_models
+from retbench.pipelines.studies.toy_collections import TEXTS, write_collection, write_file, write_training_data
 from retbench.pipelines.studies.toy_weights import write_toy_weights
 from retbench.pipelines.studies.training import list_trained_names
 from retbench.system.toml_writer import format_card
@@ -28,23 +28,6 @@ PREFIX = "toy-"
 TASKS_PER_SUITE = 2
 STEPS = 2
 ADAPTOR_OPTIONS = ["max_steps=50", "alpha=[0.1]", "beta=[0.01]"]
-TEXTS = (  # a title, a passage, a question that it answers
-    ("Heart", "The heart pumps blood through the arteries of the body.", "Which organ moves the blood?"),
-    ("Bones", "Vitamin D helps the bones to take up calcium.", "What makes bones strong?"),
-    ("Paris", "Paris is the capital of France and lies on the Seine.", "What is the capital of France?"),
-    ("Tides", "The moon pulls the water and makes the tides.", "Why does the sea rise and fall?"),
-    ("Bees", "Bees carry pollen from one flower to the next.", "How do flowers get pollen?"),
-    ("Bread", "Bread is baked from flour, water, salt and yeast.", "What is bread made of?"),
-    ("Sum", "def add(a, b): return a + b", "function that adds two numbers"),
-    ("Index", "An index makes the search through a table fast.", "How is a search in a table made faster?"),
-    ("Sugar", "Insulin moves sugar from the blood into the cells.", "How does sugar get into cells?"),
-    ("Bridge", "The bridge was built by the Romans.", "Who built the bridge?"),
-    ("Light", "Light needs eight minutes from the sun to the earth.", "How long is sunlight on its way?"),
-    ("Sleep", "Sleep helps the brain to keep what it has learned.", "What helps to remember?"),
-)
-DOCUMENTS = [(f"d{n}", title, text) for n, (title, text, _) in enumerate(TEXTS)]
-TEST_QUERIES = [(f"q{n}", query, f"d{n}") for n, (_, _, query) in enumerate(TEXTS[:4])]
-TRAIN_QUERIES = [(f"t{n}", query, f"d{n}") for n, (_, _, query) in enumerate(TEXTS[4:], start=4)]
 
 
 def open_toy_study(study: Study, out: Path) -> tuple[Study, Path]:
@@ -54,12 +37,12 @@ def open_toy_study(study: Study, out: Path) -> tuple[Study, Path]:
     """
     folder = (out / "toy").resolve()
     toy_study = _rename_study(study, folder / "training")
-    _write_training_data(folder / "training")
+    write_training_data(folder / "training")
     for card in _list_models(study):
         _write_model(card, folder / "cards" / "model_cards", folder / "weights" / card.name)
     for name, tasks in _list_suites(study).items():
         _write_suite(name, tasks, folder)
-    _write_file(folder / "cards" / "studies" / f"{toy_study.name}.toml", format_card(toy_study))
+    write_file(folder / "cards" / "studies" / f"{toy_study.name}.toml", format_card(toy_study))
     others = os.environ.get("RETBENCH_CARDS", "").split(os.pathsep)
     os.environ["RETBENCH_CARDS"] = os.pathsep.join(dict.fromkeys(filter(None, (str(folder / "cards"), *others))))
     os.environ["RETBENCH_CACHE"] = str(folder / "cache")
@@ -93,7 +76,7 @@ def _write_model(card: ModelCard, cards: Path, folder: Path) -> None:
         weights=WeightsSource("path", path=str(folder)),
         method=card.method or DefaultMethod("mean"),
     )
-    _write_file(file, format_card(toy_card))
+    write_file(file, format_card(toy_card))
 
 
 def _list_suites(study: Study) -> dict[str, list[TaskCard]]:
@@ -121,47 +104,15 @@ def _write_suite(name: str, tasks: list[TaskCard], folder: Path) -> None:
         if f"{PREFIX}{card.name}" in written:  # a task of two suites has one card
             continue
         collection = folder / "collections" / card.name
-        _write_collection(card, collection)
+        write_collection(card, collection)
         source = SourceSpec("folder", path=str(collection))
         toy_card = replace(
             card, name=f"{PREFIX}{card.name}", source=source, suite="custom", aliases=(), collection=None, expected=(),
             fingerprint=None, documents=None, queries=None,
         )  # fmt: skip
-        _write_file(cards / f"{PREFIX}{card.name}.toml", format_card(toy_card))
+        write_file(cards / f"{PREFIX}{card.name}.toml", format_card(toy_card))
     suite = Suite(f"{PREFIX}{name}", tuple(f"{PREFIX}{card.name}" for card in tasks))
-    _write_file(cards / "suite.toml", format_card(suite))
-
-
-def _write_collection(card: TaskCard, folder: Path) -> None:
-    """Write a BEIR folder, or candidate lists, with the splits of the task and one to train on."""
-    queries = [*TEST_QUERIES, *TRAIN_QUERIES]
-    judged = {"train": TRAIN_QUERIES, card.published_split: queries if "/" in card.split else TEST_QUERIES}
-    if card.suite.startswith(("miracl", "tool")):  # plans take halves of these
-        judged[card.published_split] = queries
-    if card.source.kind == "candidates":
-        hits = [{"docid": name, "score": 9.0 - n, "content": text} for n, (name, _, text) in enumerate(DOCUMENTS)]
-        lists = [{"query": text, "hits": [{"qid": query, **hit} for hit in hits]} for query, text, _ in TEST_QUERIES]
-        _write_rows(folder / "candidates.jsonl", lists)
-        judged.pop("train")
-    else:
-        _write_rows(folder / "corpus.jsonl", [{"_id": d, "title": title, "text": text} for d, title, text in DOCUMENTS])
-        _write_rows(folder / "queries.jsonl", [{"_id": query, "text": text} for query, text, _ in queries])
-    for split, rows in judged.items():
-        lines = "".join(f"{query}\t{document}\t{card.relevant_from}\n" for query, _, document in rows)
-        _write_file(folder / "qrels" / f"{split}.tsv", f"query-id\tcorpus-id\tscore\n{lines}")
-
-
-def _write_training_data(folder: Path) -> None:
-    """Write what stands in for training data of the hub: labelled queries, and the same as rankings."""
-    texts = [text for _, _, text in DOCUMENTS]
-    orders = [(query, [text, *(other for other in texts if other != text)]) for _, text, query in TEXTS[4:]]
-    labelled = [{"query": query, "positives": order[:1], "negatives": order[1:]} for query, order in orders]
-    ranked = [
-        {"query": query, "document": order, "ranking": list(range(1, len(order) + 1)), "source": "msmarco"}
-        for query, order in orders
-    ]
-    _write_rows(folder / "labelled.jsonl", labelled)
-    _write_rows(folder / "ranked.jsonl", ranked)
+    write_file(cards / "suite.toml", format_card(suite))
 
 
 def _rename_study(study: Study, training: Path) -> Study:
@@ -227,12 +178,3 @@ def _rename_reranker(text: str, study: str, trained: tuple[str, ...]) -> str:
     is_trained = bool(trained) and model.startswith(trained)
     toy_model = f"{PREFIX}{model.replace(study, PREFIX + study, 1)}" if is_trained else _rename_model(model)
     return options.join_options(name, {**settings, "model": toy_model})
-
-
-def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    _write_file(file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write_file(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.model import ModelCard
+from retbench.pipelines.studies.toy_vision_weights import write_toy_vision_weights
 
 SEED = 7
 WIDTH = 32
@@ -26,6 +27,9 @@ def write_toy_weights(card: ModelCard, texts: list[str], folder: Path) -> None:
     import torch
 
     tokenizer = _build_tokenizer(texts)
+    if card.specialisation == "vision":
+        write_toy_vision_weights(card, tokenizer, folder)
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = _build_model(card, tokenizer)
@@ -57,7 +61,7 @@ def _build_model(card: ModelCard, tokenizer: Any) -> Any:
 
 
 def _find_architecture(card: ModelCard) -> str:
-    """The class of the card's family; of a vision model only the text part is loaded, and that is a Qwen2."""
+    """The class of the card's family."""
     if card.family in ENCODER_FAMILIES:
         return MULTILINGUAL if card.name.startswith(("bge-m3", "multilingual")) else ENCODER
     return DECODERS.get(str(card.family), DECODER)

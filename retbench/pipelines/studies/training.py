@@ -29,9 +29,14 @@ def format_model_name(study: Study, stage: Stage, cell: StudyCell) -> str:
 
 def list_trained_names(study: Study) -> list[str]:
     """The names of all models that a study trains."""
+    return list(find_parents(study))
+
+
+def find_parents(study: Study) -> dict[str, str]:
+    """The model from which each model of a study is trained, by the name of the trained one."""
     stages = [stage for stage in study.stages if stage.verb == "finetune"]
     cells = [(stage, cell) for stage in stages for cell in list_study_cells(study, stage) if not cell.needs]
-    return list(dict.fromkeys(format_model_name(study, stage, cell) for stage, cell in cells))
+    return {format_model_name(study, stage, cell): cell.model for stage, cell in cells}
 
 
 def build_recipe(stage: Stage, cell: StudyCell) -> Recipe | AdaptorRecipe:
