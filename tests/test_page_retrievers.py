@@ -11,7 +11,6 @@ import torch
 import retbench
 from retbench.corpora.texts import read_inputs
 from retbench.encoders.text_encoder import RaggedVectors
-from retbench.engines.adapters import merge_adapter
 from retbench.errors import DataError
 from retbench.pipelines.runs.compare import compare_runs
 from tests import image_collection, small_collection, tiny_vision_models
@@ -109,7 +108,7 @@ def test_vectors_equal_the_computation_of_colpali_engine(folders: dict[str, Path
 def test_vectors_of_colpali_engines_folder_equal_plain_paligemma(
     folders: dict[str, Path], collection_folder: Path
 ) -> None:
-    """It gives PaliGemma's own processor its prompt, and a question to the tokenizer; all is read in both directions."""
+    """PaliGemma's own processor gets its prompt, the tokenizer a question; all is read in both directions."""
     from safetensors.torch import load_file
     from transformers import AutoImageProcessor, AutoTokenizer, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
@@ -216,8 +215,3 @@ def test_a_missing_projection_is_an_error(collection_folder: Path, tmp_path: Pat
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(DataError, match=r"has no custom_text_proj\.bias"):
         encode(folder, collection_folder, "document")
-
-
-def test_an_adapter_is_not_merged_without_its_vision_tower(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="vision tower would be lost"):
-        merge_adapter(folders["ColQwen2_5"], tmp_path / "adapter", tmp_path / "merged")

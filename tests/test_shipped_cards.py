@@ -154,7 +154,7 @@ def test_default_methods_exist() -> None:
 
 def test_an_adapter_names_its_parent() -> None:
     adapters = [card for card in catalog.load_model_cards() if card.weights and card.weights.layout == "adapter"]
-    assert len(adapters) == 5
+    assert len(adapters) == 8
     assert all(card.parent for card in adapters)
     for card in adapters:
         with pytest.raises(MissingError, match="has an adapter, not the weights of a model") as caught:

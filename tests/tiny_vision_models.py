@@ -16,7 +16,7 @@ def build_vision_model(folder: Path, family: str) -> Path:
 
 
 def build_page_retriever(folder: Path, architecture: str) -> Path:
-    """Write a ColQwen or ColPali model: as transformers saves it, or as colpali-engine does (which is not installed)."""
+    """Write a ColQwen or ColPali model: as transformers saves it, or as colpali-engine does (not installed here)."""
     import torch
     import transformers
     from safetensors.torch import save_file

@@ -12,6 +12,7 @@ from retbench.cards.method import DESCRIPTIVE_FIELDS, Method
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.prompt_set import PromptSet
 from retbench.cards.published_method import describe_published_card
+from retbench.cards.published_modules import read_adapter_parent
 from retbench.cards.recipe import Recipe, load_recipe
 from retbench.cards.study import Study
 from retbench.cards.task import SourceSpec, Suite, TaskCard
@@ -231,7 +232,10 @@ def _find_model_at(path: Path) -> ModelCard:
         WeightsSource, {"source": "path", "layout": layout, "path": str(path)}, toml_parser.CardLocation(path, "")
     )
     name = path.resolve().name if path.is_dir() else path.stem  # `stem` would cut the folder name qwen2.5-0.5b at .5b
-    return describe_published_card(ModelCard(name=name.lower(), weights=weights), path)
+    card = ModelCard(name=name.lower(), weights=weights)
+    if parent := read_adapter_parent(path):  # what it is, the files say that the merge writes
+        return replace(card, parent=Path(parent).name if Path(parent).is_absolute() else parent)
+    return describe_published_card(card, path)
 
 
 def _load_own_card(file: Path) -> ModelCard:

@@ -20,6 +20,9 @@ LEGACY_MODES = {  # in the order in which sentence-transformers concatenates
 }
 
 
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
+
+
 @dataclass(frozen=True)
 class PublishedModule:
     """One module: its class, its folder and its config.json."""
@@ -56,6 +59,19 @@ class PublishedModule:
             activation = str(self.settings.get("activation_function", "Tanh")).rpartition(".")[2]
             return f"Dense {self.settings.get('in_features')} to {self.settings.get('out_features')} {activation}"
         return self.kind
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter without the weights of a model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def read_adapter_parent(folder: Path) -> str | None:
+    """The parent that an adapter's config names; None for another folder, or where it names none."""
+    if not is_adapter_folder(folder):
+        return None
+    name = read_optional_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
 
 
 def read_module_types(folder: Path) -> list[str]:

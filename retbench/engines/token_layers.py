@@ -38,10 +38,10 @@ class TokenLayers:
 def load_token_layers(folder: Path, device: torch.device) -> TokenLayers:
     """Load the layers of a folder; `published_late_interaction.py` has refused what is not followed."""
     if is_stanford(folder):
-        weight = _read_weight(folder, STANFORD_PROJECTION).to(device)
+        weight = read_weight(folder, STANFORD_PROJECTION).to(device)
         return TokenLayers((lambda states: states @ weight.T,), len(weight))
     if layout := find_page_retriever(folder):
-        weight, bias = (_read_weight(folder, f"{layout.projection}.{name}").to(device) for name in ("weight", "bias"))
+        weight, bias = (read_weight(folder, f"{layout.projection}.{name}").to(device) for name in ("weight", "bias"))
         return TokenLayers((lambda states: states @ weight.T + bias,), len(weight))
     layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
     dimension = None
@@ -54,7 +54,7 @@ def load_token_layers(folder: Path, device: torch.device) -> TokenLayers:
     return TokenLayers(tuple(layers), dimension)
 
 
-def _read_weight(folder: Path, name: str) -> torch.Tensor:
+def read_weight(folder: Path, name: str) -> torch.Tensor:
     """Read a weight of the projection, which stands among those of the transformer."""
     for file in list_weight_files(folder):
         with safe_open(file, "pt") as stored:

@@ -12,7 +12,7 @@ from retbench.cards import catalog, pins
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.published_kinds import find_folder_kind, require_encoder
 from retbench.cards.published_method import describe_published_card
-from retbench.cards.published_modules import find_backbone_folder
+from retbench.cards.published_modules import find_backbone_folder, is_adapter_folder
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
@@ -60,9 +60,11 @@ def find_local_weights(card: ModelCard, path: str | None = None) -> LocalWeights
 
 
 def find_described_card(name: str) -> ModelCard:
-    """The card of a model; of a hub repository without a card what its files say, if they are here."""
+    """The card of a model; of a hub repository or an adapter without a card what its files say, if they are here."""
     card = catalog.find_model_card(name)
-    if card.method is not None or card.weights is None or card.weights.source != "hub":
+    if card.method is not None or card.weights is None:
+        return card
+    if card.weights.source != "hub" and not is_adapter_folder(Path(card.weights.path or "").expanduser()):
         return card
     local = find_local_weights(card)
     return describe_published_card(card, local.published_folder) if local else card
@@ -77,7 +79,7 @@ def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessa
         return local
     given_path = _get_given_path(card, path)
     if given_path:
-        if adapters.is_adapter_folder(given_path):
+        if is_adapter_folder(given_path):
             adapters.check_base_adapter(card, given_path)
             return _check_shape(card, _merge_adapter(given_path, on_message))
         return _check_shape(card, _convert_gguf(given_path, on_message))
@@ -129,7 +131,7 @@ def _find_at_path(path: Path) -> LocalWeights | None:
     if not path.exists():
         raise MissingError(f"there are no weights at {path}", "give a Hugging Face folder or a .gguf file")
     require_utf8_path(path)
-    if adapters.is_adapter_folder(path):
+    if is_adapter_folder(path):
         model_folders.check_file_types(path)
         adapters.check_parents(path)
         folder = adapters.get_merged_folder(path)
