@@ -64,6 +64,10 @@ WRONG_ARGUMENTS: dict[str, Any] = {
         ModelCard("bm25"), CORPUS, estimate_cost.DeviceSpec(tokens_per_second=1), Overrides()
     ),
     "nothing to count": lambda: estimate_cost.resolve_corpus_size(None, None, None, 80),
+    "no candidates": lambda: estimate_cost.check_overrides(
+        Overrides(depth=0), [ModelCard("judge", kind="cross-encoder", parameters=1)]
+    ),
+    "candidates of an encoder": lambda: estimate_cost.check_overrides(Overrides(depth=10), [CARD]),
     "a setting that changes nothing here": lambda: estimate_cost.check_overrides(Overrides(dtype="float32")),
 }
 

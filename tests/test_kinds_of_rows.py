@@ -10,6 +10,7 @@ import retbench
 from retbench.cards import catalog
 from retbench.corpora import stdlib_suite, stdlib_unified
 from retbench.corpora.open_collection import resolve_source
+from retbench.pipelines.report import build_report
 from retbench.records.results_folder import ResultsFolder
 from retbench.reports.kind_tables import build_kind_tables
 from retbench.reports.leaderboard import build_leaderboards
@@ -97,6 +98,10 @@ def test_each_kind_has_its_score_and_its_share(
     record = json.loads((Path(cells[0].record) / "record.json").read_text())
     overall = sum(float(figure) for figure in rows[0][2:6]) / 4
     assert overall == pytest.approx(100 * record["scores"]["ndcg_at_10"], abs=0.01)  # eight queries of each kind
+
+    report_cells = build_report(out).list_cells()
+    kinds = next(cell["kinds"] for cell in report_cells if cell["model"] == "bm25" and cell["task"])
+    assert [f"{100 * score:.2f}" for score in kinds.values()] == rows[0][2:6]
 
     worse, level = comparison[2][1][3:]
     assert "text-to-code (-" in worse

@@ -28,6 +28,8 @@ def describe_task_rules(card: TaskCard) -> list[str]:
         f"A grade of {card.relevant_from} or more is relevant; nDCG uses every grade above 0 as its gain.",
         f"The main metric is {card.metric}.",
     ]
+    if card.kinds_in_ids:
+        lines.append("Ids begin with the kind of the row (code:...); reports also score each kind of query by itself.")
     return [*lines, *(_describe_averaging(suite, card.name) for suite in _list_suites_with(card.name))]
 
 

@@ -91,7 +91,8 @@ def resolve_corpus_size(task: str | None, documents: int | None, queries: int | 
 def estimate_cost(card: ModelCard, corpus: CorpusSize, devices: DeviceSpec, overrides: Overrides) -> CostEstimate:
     """Estimate the cost of one model: of an encoder for the whole corpus, of a cross-encoder for its candidates."""
     if card.kind == "cross-encoder":
-        return _estimate_reranking(card, corpus, devices, overrides.depth or CrossEncoderSettings().depth)
+        depth = CrossEncoderSettings().depth if overrides.depth is None else overrides.depth
+        return _estimate_reranking(card, corpus, devices, depth)
     if card.parameters is None or card.shape is None:
         raise UsageError(
             f"the card of {card.name} has no `parameters` or no `shape`", "give a model whose card has both"
@@ -158,4 +159,6 @@ def check_overrides(overrides: Overrides, cards: Sequence[ModelCard] = ()) -> Ov
     if unused:
         step = "give dimensions=N or vector_dtype=fp16; depth=N is for a cross-encoder"
         raise UsageError(f"--set {unused} does not apply to plan", step)
+    if overrides.depth is not None and overrides.depth < 1:
+        raise UsageError(f"--set depth={overrides.depth} is no number of candidates", "give depth=1 or more")
     return overrides

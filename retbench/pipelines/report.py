@@ -11,6 +11,7 @@ from retbench.records.cell import build_cell
 from retbench.records.results_folder import ResultsFolder, ResultsScan
 from retbench.reports.formats import FORMATTERS
 from retbench.reports.html_page import build_page
+from retbench.reports.kind_tables import compute_kind_scores
 from retbench.reports.leaderboard import Leaderboard, LeaderboardRow, build_leaderboards
 from retbench.reports.prompt_effects import collect_prompt_facts
 from retbench.reports.published_tables import load_published_rows
@@ -39,6 +40,8 @@ class Report:
     def list_cells(self) -> list[dict[str, Any]]:
         """All cells, then all suite averages (their `task` is null), then published rows."""
         cells = [build_cell(run.record, str(run.folder), cached=True).to_json() for run in self.scan.runs]
+        for cell, run in zip(cells, self.scan.runs, strict=True):
+            cell.update({"kinds": kinds} if (kinds := compute_kind_scores(run)) else {})
         by_record = {(cell["record"], cell["suite"]): cell for cell in cells}
         averages: list[dict[str, Any]] = []
         for board in self.boards:

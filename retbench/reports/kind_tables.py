@@ -43,21 +43,28 @@ def build_kind_tables(board: Leaderboard) -> list[TableParts]:
     """The tables of every task whose ids begin with the kind of the row."""
     tables = []
     for task in board.tasks:
-        scores = [_group_scores(row, row.runs[task]) for row in board.rows if task in row.runs]
-        scores = [one for one in scores if one.run.record.cards["task"].get("kinds_in_ids")]
+        rows = [(row, row.runs[task]) for row in board.rows if task in row.runs]
+        scores = [KindScores(row, run, _group_values(run)) for row, run in rows if compute_kind_scores(run)]
         tables += [_build_score_table(task, scores, board.metric)] if scores else []
         tables += [_build_comparison_table(task, scores)] if len(scores) > 1 else []
         tables += [_build_share_table(task, scores)] if scores else []
     return tables
 
 
+def compute_kind_scores(run: ScoredRun) -> dict[str, float]:
+    """The mean main score of every kind of query; empty if the ids of the task do not say the kind."""
+    if not run.record.cards["task"].get("kinds_in_ids"):
+        return {}
+    return {kind: float(values.mean()) for kind, values in _group_values(run).items()}
+
+
 def _split_kind(identifier: str) -> str:
     return identifier.partition(":")[0]
 
 
-def _group_scores(row: LeaderboardRow, run: ScoredRun) -> KindScores:
+def _group_values(run: ScoredRun) -> dict[str, NDArray[np.float64]]:
     kinds = np.array([_split_kind(query) for query in run.queries])
-    return KindScores(row, run, {str(kind): run.values[kinds == kind] for kind in np.unique(kinds)})
+    return {str(kind): run.values[kinds == kind] for kind in np.unique(kinds)}
 
 
 def _find_best(scores: list[KindScores]) -> dict[str, KindScores]:
