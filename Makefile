@@ -75,13 +75,14 @@ MINUTES ?= 10
 fuzz: install  ## damaged input for every parser, for MINUTES (10); counts in benchmarks/results/fuzz.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
-BENCH_CPU = $(BIN)/python benchmarks/bench_cpu.py --collection $(RETBENCH_SHARED)/collections/scifact
-bench: install .venv-openvino/installed  ## CPU speed against sentence-transformers and mteb, exact search against faiss (pip install -e .[bench])
+BENCH_CPU = $(BIN)/python -m benchmarks.bench_cpu --collection $(RETBENCH_SHARED)/collections/scifact
+bench: install .venv-openvino/installed  ## CPU speed against sentence-transformers and mteb, exact search against faiss; fills the tables in docs/ (pip install -e .[bench])
 	$(BIN)/retbench fetch smollm2-135m-instruct-q4 minilm-l6
 	$(BENCH_CPU) --weights "$$($(BIN)/python benchmarks/print_weights_folder.py minilm-l6)" --pooling mean \
 	--openvino-python .venv-openvino/bin/python --out benchmarks/results/cpu_encoder.json
 	$(BENCH_CPU) --weights "$$($(BIN)/python benchmarks/print_weights_folder.py)" --rounds 1
-	$(BIN)/python benchmarks/bench_search.py
+	$(BIN)/python -m benchmarks.bench_search
+	$(BIN)/python -m benchmarks.write_tables
 
 # optimum-intel needs an older transformers, and installs a torchvision that does not work with the CPU build of torch
 .venv-openvino/installed: constraints.txt

@@ -1,6 +1,6 @@
 """Speed of embedding on a CPU against sentence-transformers and mteb: same texts, same weights, one run.
 
-    python benchmarks/bench_cpu.py --weights FOLDER --collection BEIR_FOLDER
+    python -m benchmarks.bench_cpu --weights FOLDER --collection BEIR_FOLDER
 
 Every contestant runs in a new process with a warm-up, once in every round; the median round counts. Tokenization is
 measured; warm-up and loading are not. The same run times matrix products alone: their speed, weighted by the model's
@@ -131,6 +131,7 @@ def build_mteb_run(options: argparse.Namespace) -> Encode:
 CONTESTANTS: dict[str, Callable[[argparse.Namespace], Encode]] = {
     "retbench bfloat16": lambda options: build_retbench_run(options, "bfloat16"),
     "retbench float32": lambda options: build_retbench_run(options, "float32"),
+    "retbench int8": lambda options: build_retbench_run(options, "int8"),
     "sentence-transformers bfloat16": lambda options: peer(options, "bfloat16"),
     "sentence-transformers default": lambda options: peer(options, None),
     "sentence-transformers OpenVINO": build_openvino_run,
@@ -222,7 +223,7 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
     for name, row in rows.items():
         row["tokens_per_second"] = tokens / row["seconds"]
         reach = best["bfloat16" if "bfloat16" in name else "float32"]
-        if reach:
+        if reach and "int8" not in name:  # its products are not measured alone
             row["share_of_peak"] = row["tokens_per_second"] * best["flop_per_token"] / 1e9 / reach
         if TRUTH in vectors:
             row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
@@ -231,7 +232,7 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
     arguments = {"weights": weights_folder, "collection": Path(options.collection).name, **setting}
     if options.contestants:
         arguments["contestants"] = " ".join(f'"{name}"' for name in names)
-    command = " ".join(["python benchmarks/bench_cpu.py", *(f"--{key} {value}" for key, value in arguments.items())])
+    command = " ".join(["python -m benchmarks.bench_cpu", *(f"--{key} {value}" for key, value in arguments.items())])
     return {
         "command": command,
         "processor": find_processor(),
@@ -260,26 +261,6 @@ def count_tokens(options: argparse.Namespace) -> int:
     return sum(min(len(encoding.ids), options.length) for encoding in tokenizer.encode_batch(sample_documents(options)))
 
 
-def format_table(found: dict[str, Any]) -> str:
-    """The results as a table, with the speed-up of retbench over each peer."""
-    first = (
-        found["contestants"].get("retbench bfloat16", {}).get("seconds")
-    )  # without this contestant there are no speed-ups
-    head = ("contestant", "tokens/s", "share of peak", "seconds", "CPU seconds", "retbench bfloat16 is faster by")
-    lines = ["| " + " | ".join((*head, "least cosine to fp32")) + " |", "|---" * 7 + "|"]
-    for name, row in found["contestants"].items():
-        factor = f"{row['seconds'] / first:.2f}x" if first else "–"
-        cosine = f"{row['min_cosine_to_fp32']:.5f}" if "min_cosine_to_fp32" in row else "–"
-        share = f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else "–"
-        lines.append(
-            f"| {name} | {row['tokens_per_second']:,.0f} | {share} | {row['seconds']:.1f} | "
-            f"{row['cpu_seconds']:.1f} | {factor} | {cosine} |"
-        )
-    peaks = found["peak_gflops"]
-    lines.append(f"\nmatrix products alone: {peaks['bfloat16']:,.0f} GFLOP/s bfloat16, {peaks['float32']:,.0f} float32")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True, help="a Hugging Face folder")
@@ -291,7 +272,7 @@ def main() -> None:
     parser.add_argument("--pooling", default="last", choices=["last", "mean", "first"], help="that of the folder")
     parser.add_argument("--openvino-python", help="the Python of an environment with OpenVINO; without it no OpenVINO")
     parser.add_argument("--contestants", nargs="*", help=f"some of {', '.join(CONTESTANTS)}")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu_decoder.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -306,7 +287,9 @@ def main() -> None:
     found = run_benchmark(options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(format_table(found))
+    from benchmarks.write_tables import format_cpu_table
+
+    print(format_cpu_table(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Speed of exact search against faiss' flat index: same vectors, same threads, ids compared, in one run.
 
-    python benchmarks/bench_search.py
-    python benchmarks/bench_search.py --memory     peak memory of 502,939 queries over 50,000 documents
+    python -m benchmarks.bench_search
+    python -m benchmarks.bench_search --memory     peak memory of 502,939 queries over 50,000 documents
 
 If the ids of a query differ, both results are scored in float64: `lost` is the sum of faiss' k scores minus the sum of
 ours, so below 0 ours is better. CPU seconds are measured too, because other work on the machine slows only the clock.
@@ -20,6 +20,7 @@ import faiss
 import numpy as np
 import torch
 
+from benchmarks.write_tables import format_search_table
 from retbench.engines.device import has_fast_bf16
 from retbench.engines.memory import get_peak_memory_mb
 from retbench.retrievers.exact_search import search_exactly
@@ -105,17 +106,6 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def format_table(rows: list[dict[str, Any]]) -> None:
-    print("| documents | queries | width | threads | retbench s | faiss flat s | faster | by CPU time | other ids |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['documents']:,} | {row['queries']:,} | {row['width']} | {row['threads']} | "
-            f"{row['retbench']['seconds']:.3f} | {row['faiss']['seconds']:.3f} | {row['faster']:.2f}x | "
-            f"{row['faster_by_cpu']:.2f}x | {row['queries_with_other_ids']} |"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -126,7 +116,11 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or HERE / "results" / ("search_memory.json" if options.memory else "search.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "k": options.k, "fast_bf16": has_fast_bf16()}
+    facts: dict[str, Any] = {
+        "command": " ".join(["python -m benchmarks.bench_search", *sys.argv[1:]]),
+        "k": options.k,
+        "fast_bf16": has_fast_bf16(),
+    }
     facts |= {"torch": torch.__version__, "faiss": faiss.__version__, "python": platform.python_version()}
     if options.memory:
         facts |= measure_memory(options)
@@ -138,7 +132,7 @@ def main() -> None:
             out.write_text(
                 json.dumps(facts, indent=1) + "\n"
             )  # written after each shape, so that partial results are kept
-        format_table(facts["shapes"])
+        print(format_search_table(facts))
     out.write_text(json.dumps(facts, indent=1) + "\n")
 
 

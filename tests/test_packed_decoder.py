@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from retbench.engines import packed_decoder, packed_rows
+from retbench.engines import fused_linear, packed_decoder, packed_rows
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 
 SIZES = {
@@ -114,8 +114,13 @@ def compute_min_cosine(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(torch.cosine_similarity(first.float(), second.float(), dim=1).min())
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["fused kernels", "plain kernels"])
 @pytest.mark.parametrize(("family", "config"), FAMILIES.values(), ids=FAMILIES)
-def test_states_equal_those_of_transformers(family: str, config: dict[str, Any]) -> None:
+def test_states_equal_those_of_transformers(
+    family: str, config: dict[str, Any], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_rows, "has_fast_attention", lambda dtype: fast)
+    monkeypatch.setattr(fused_linear, "has_fused_kernel", lambda dtype: fast and torch.backends.mkldnn.is_available())
     model = build_model(family, **config)
     expected, decoder = compute_plain_states(model, draw_token_ids()), build_decoder(model)
     actual = decoder(draw_token_ids(), causal=True)
@@ -169,6 +174,7 @@ def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama")
     decoder = build_decoder(model)
     expected = decoder(draw_token_ids(), causal=True)
+    monkeypatch.setattr(packed_rows, "has_fast_attention", lambda dtype: False)  # which has no blocks
     monkeypatch.setattr(packed_decoder, "NORM_BLOCK_VECTORS", 3)
     for name, value in {"MLP_BLOCK_VALUES": 640, "QUERY_BLOCK": 3, "MAX_SCORES": 40}.items():
         monkeypatch.setattr(packed_rows, name, value)

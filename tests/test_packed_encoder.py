@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from retbench.engines import packed_rows
+from retbench.engines import fused_linear, packed_rows
 from retbench.engines.backbone import Backbone, find_packed_pass
 from retbench.engines.packed_encoder import PackedEncoder, supports_packed_encoding
 
@@ -19,7 +19,8 @@ SIZES = {
 # (model type, what is special)
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}),
-    "another activation": ("bert", {"hidden_act": "relu"}),
+    "a fused activation": ("bert", {"hidden_act": "relu"}),
+    "another activation": ("bert", {"hidden_act": "gelu_new"}),
     "roberta": ("roberta", {"type_vocab_size": 1}),
     "xlm-roberta": ("xlm-roberta", {"type_vocab_size": 1}),
     "mpnet": ("mpnet", {}),
@@ -49,12 +50,43 @@ def compute_plain_states(model: PreTrainedModel, rows: list[np.ndarray], layer: 
     return torch.cat([output.hidden_states[layer][0] for output in states])
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused kernels", "plain kernels"])
 @pytest.mark.parametrize(("family", "config"), ENCODERS.values(), ids=ENCODERS)
-def test_states_equal_those_of_transformers(family: str, config: dict[str, Any]) -> None:
+def test_states_equal_those_of_transformers(
+    family: str, config: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_rows, "has_fast_attention", lambda dtype: fused)
+    monkeypatch.setattr(fused_linear, "has_fused_kernel", lambda dtype: fused and torch.backends.mkldnn.is_available())
     model = build_model(family, **config)
     assert find_packed_pass(model) is PackedEncoder
     actual = PackedEncoder(model)(draw_token_ids(), causal=False)
     assert (actual - compute_plain_states(model, draw_token_ids())).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("family", "config"), ENCODERS.values(), ids=ENCODERS)
+def test_bfloat16_is_as_exact_as_that_of_transformers(family: str, config: dict[str, Any]) -> None:
+    rows, model = draw_token_ids(), build_model(family, **config)
+    truth = compute_plain_states(model, rows)
+    rounded: Any = model.bfloat16()
+    errors = [
+        torch.linalg.vector_norm(states.float() - truth)
+        for states in (PackedEncoder(rounded)(rows, causal=False), compute_plain_states(rounded, rows))
+    ]
+    assert errors[0] < 1.1 * errors[1]
+
+
+def test_a_layer_with_code_of_its_own_is_called() -> None:
+    class DoubledLinear(torch.nn.Linear):
+        """A linear layer that doubles its output."""
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(states)
+
+    model: Any = build_model("bert")
+    for layer in model.encoder.layer:
+        layer.intermediate.dense.__class__ = layer.output.dense.__class__ = DoubledLinear
+    actual = PackedEncoder(model)(draw_token_ids(), causal=False)
+    assert torch.allclose(actual, compute_plain_states(model, draw_token_ids()), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3, -1, -2])
@@ -65,6 +97,7 @@ def test_an_earlier_layer_equals_that_of_transformers(layer: int) -> None:
 
 
 def test_small_blocks_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_rows, "has_fast_attention", lambda dtype: False)
     model, threads = build_model("mpnet"), torch.get_num_threads()
     expected = PackedEncoder(model)(draw_token_ids(), causal=False)
     for name, value in {"MLP_BLOCK_VALUES": 640, "QUERY_BLOCK": 30, "MAX_SCORES": 400}.items():
@@ -90,7 +123,7 @@ def test_other_models_are_left_to_transformers() -> None:
 def test_a_backbone_uses_this_pass() -> None:
     model: Any = build_model("bert")
     backbone = Backbone(model, None, False, "float32", torch.device("cpu"))  # type: ignore[arg-type]  # no tokenizer
-    assert backbone.kernel == "blocks"
+    assert backbone.kernel == "sdpa by length"  # transformers' own attention, which is the faster one in float32
     states = backbone.compute_states(draw_token_ids())
     assert states.offsets.tolist() == np.cumsum([0, *LENGTHS]).tolist()
     assert torch.allclose(states.flat, compute_plain_states(model, draw_token_ids()), atol=1e-5)

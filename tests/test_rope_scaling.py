@@ -79,7 +79,7 @@ def build_other_family(family: str) -> Backbone:
 @pytest.mark.parametrize("family", ["qwen2", "gemma"])
 def test_dynamic_scaling_uses_the_length_of_each_text(family: str) -> None:
     model, texts = build_other_family(family), draw_token_ids(90, 70, 70, 30, 3)
-    assert model.kernel == ("blocks" if family == "qwen2" else "sdpa")
+    assert model.kernel == ("sdpa by length" if family == "qwen2" else "sdpa")
     together = model.compute_states(texts)
     for number in np.random.default_rng(0).permutation(len(texts)):
         alone = model.compute_states([texts[number]]).flat

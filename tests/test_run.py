@@ -39,7 +39,7 @@ def test_a_run_writes_a_complete_record(model: Path, task: Path, out: Path) -> N
     record = json.loads((folder / "record.json").read_text())
     assert record["cards"]["method"]["answer"] == 'The word is: "'
     assert record["texts"]["document"]["empty"] == 1
-    assert record["texts"]["document"]["kernel"] == "blocks"
+    assert record["texts"]["document"]["kernel"] in ("sdpa by length", "blocks")  # by the CPU
     assert record["cost"]["seconds"].keys() >= {"embed queries", "embed and search documents", "score"}
     assert str(model.parent) not in (folder / "record.json").read_text()
     sample = json.loads((folder / "sample.json").read_text())

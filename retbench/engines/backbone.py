@@ -23,6 +23,7 @@ from retbench.engines import model_loader, peak_throughput, remote_code, rotary_
 from retbench.engines.int8_linear import quantize_linear_layers
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 from retbench.engines.packed_encoder import PackedEncoder, supports_packed_encoding
+from retbench.engines.packed_rows import has_fast_attention
 from retbench.engines.padding import pad_rows
 from retbench.engines.text_config import is_causal
 from retbench.engines.tokenizers import load_tokenizer
@@ -66,9 +67,9 @@ class Backbone:
 
     @property
     def kernel(self) -> str:
-        """The attention kernel: our own in blocks, PyTorch's (packed or padded), or eager."""
+        """The attention kernel: in blocks, PyTorch's (rows of equal length, packed or padded), or eager."""
         if find_packed_pass(self.model):
-            return "blocks"
+            return "sdpa by length" if has_fast_attention(self.model.dtype) else "blocks"
         return "varlen" if varlen.find_model_kernel(self.model) else str(self.model.config._attn_implementation)
 
     @property

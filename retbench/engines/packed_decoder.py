@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retbench.engines.fused_linear import apply_and_activate, apply_and_add
 from retbench.engines.packed_rows import PackedRows, attend, run_in_threads, split_into_blocks
 from retbench.engines.rotary_positions import compute_rotations
 
@@ -47,23 +48,25 @@ class DecoderLayer:
         self.dimension = int(module.self_attn.head_dim)
         self.scale = float(module.self_attn.scaling)
 
-    def __call__(self, states: Tensor, packed: PackedRows, cos: Tensor, sin: Tensor, causal: bool) -> None:
-        """Add attention and MLP of this layer to the states, in place."""
+    def __call__(self, states: Tensor, packed: PackedRows, cos: Tensor, sin: Tensor, causal: bool) -> Tensor:
+        """The states after this layer; the given ones are overwritten."""
         module, mlp = self.module, self.module.mlp
         attended = self._compute_attention(apply_rms_norm(states, module.input_layernorm), packed, cos, sin, causal)
-        states += module.self_attn.o_proj(attended)
+        states = apply_and_add(module.self_attn.o_proj, attended, states)
         normalized = apply_rms_norm(states, module.post_attention_layernorm)
         for block in split_into_blocks(len(states), mlp.intermediate_size):
-            gate = functional.silu(mlp.gate_proj(normalized[block]), inplace=True)
-            states[block] += mlp.down_proj(gate.mul_(mlp.up_proj(normalized[block])))
+            gate = apply_and_activate(mlp.gate_proj, normalized[block], "silu", functional.silu)
+            gate.mul_(mlp.up_proj(normalized[block]))
+            states[block] = apply_and_add(mlp.down_proj, gate, states[block])
+        return states
 
     def _compute_attention(self, states: Tensor, packed: PackedRows, cos: Tensor, sin: Tensor, causal: bool) -> Tensor:
         module, heads = self.module.self_attn, (len(states), -1, self.dimension)
         queries, keys = module.q_proj(states).view(heads), module.k_proj(states).view(heads)
         if hasattr(module, "q_norm"):
             queries, keys = apply_rms_norm(queries, module.q_norm), apply_rms_norm(keys, module.k_norm)
-        queries, keys = apply_rotary(queries, cos, sin), apply_rotary(keys, cos, sin).mul_(self.scale)
-        return attend(packed, queries, keys, module.v_proj(states).view(heads), causal=causal)
+        queries, keys = apply_rotary(queries, cos, sin), apply_rotary(keys, cos, sin)
+        return attend(packed, queries, keys, module.v_proj(states).view(heads), scale=self.scale, causal=causal)
 
 
 class PackedDecoder:
@@ -84,7 +87,7 @@ class PackedDecoder:
         cos, sin = compute_position_rotations(self.rope, packed, states)
         stop = last if layer is None else layer % (last + 1)
         for step in self.layers[:stop]:
-            step(states, packed, cos, sin, causal)
+            states = step(states, packed, cos, sin, causal)
         return apply_rms_norm(states, self.norm) if stop == last else states
 
 

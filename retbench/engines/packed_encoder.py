@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retbench.engines.fused_linear import apply_and_activate, apply_and_add, apply_linear
 from retbench.engines.packed_rows import PackedRows, attend, run_in_threads, split_into_blocks
 
 
@@ -62,20 +63,24 @@ def supports_packed_encoding(model: Any) -> bool:
 class EncoderLayer:
     """One layer of the encoder."""
 
-    def __init__(self, module: Any, family: EncoderFamily, head_dimension: int) -> None:
+    def __init__(self, module: Any, family: EncoderFamily, config: Any) -> None:
         names = (family.query, family.key, family.value, family.attention_output, family.attention_norm)
         self.query, self.key, self.value, self.attention_output, self.attention_norm = map(module.get_submodule, names)
-        self.intermediate, self.output, self.head_dimension = module.intermediate, module.output, head_dimension
+        self.intermediate, self.output, self.activation = module.intermediate, module.output, config.hidden_act
+        self.head_dimension = config.hidden_size // config.num_attention_heads
 
     def __call__(self, states: Tensor, packed: PackedRows, bias: Tensor | None) -> Tensor:
         """The states after this layer; the given ones are overwritten."""
-        heads = (len(states), -1, self.head_dimension)
-        queries, keys, values = (layer(states).view(heads) for layer in (self.query, self.key, self.value))
-        attended = attend(packed, queries, keys.mul_(self.head_dimension**-0.5), values, causal=False, bias=bias)
-        states = self.attention_norm(states.add_(self.attention_output(attended)))
-        for block in split_into_blocks(len(states), self.intermediate.dense.out_features):
-            hidden = self.intermediate.intermediate_act_fn(self.intermediate.dense(states[block]))
-            states[block] += self.output.dense(hidden)
+        heads, scale = (len(states), -1, self.head_dimension), self.head_dimension**-0.5
+        queries, keys, values = (
+            apply_linear(layer, states).view(heads) for layer in (self.query, self.key, self.value)
+        )
+        attended = attend(packed, queries, keys, values, scale=scale, causal=False, bias=bias)
+        states = self.attention_norm(apply_and_add(self.attention_output, attended, states))
+        widen, activate = self.intermediate.dense, self.intermediate.intermediate_act_fn
+        for block in split_into_blocks(len(states), widen.out_features):
+            hidden = apply_and_activate(widen, states[block], self.activation, activate)
+            states[block] = apply_and_add(self.output.dense, hidden, states[block])
         normalized: Tensor = self.output.LayerNorm(states)
         return normalized
 
@@ -86,8 +91,7 @@ class PackedEncoder:
     def __init__(self, model: Any) -> None:
         self.embeddings, self.encoder = model.embeddings, model.encoder
         self.family = FAMILIES[model.config.model_type]
-        head_dimension = model.config.hidden_size // model.config.num_attention_heads
-        self.layers = [EncoderLayer(module, self.family, head_dimension) for module in model.encoder.layer]
+        self.layers = [EncoderLayer(module, self.family, model.config) for module in model.encoder.layer]
 
     def __call__(self, rows: Sequence[np.ndarray], causal: bool, layer: int | None = None) -> Tensor:
         """The states of all concatenated rows after the last layer, or after `layer` layers."""

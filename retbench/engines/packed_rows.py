@@ -1,16 +1,19 @@
 """Rows of tokens without padding, for our own forward passes on a CPU: concatenation, attention and threads.
 
-The rows are concatenated, so all products are over real tokens. Attention runs in blocks of queries that fit into the
-cache, and skips later keys if it is causal. Groups of rows run in separate threads, so no thread waits inside a layer.
+The rows are concatenated, so all products are over real tokens. Attention over rows of equal length is one call of
+torch's fused kernel. Where that kernel is slow, attention runs in blocks of queries that fit into the cache, and skips
+later keys if it is causal. Groups of rows run in separate threads, so no thread waits inside a layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 QUERY_BLOCK = 128
 MAX_SCORES = 1 << 20  # attention scores in memory at a time
@@ -62,10 +65,41 @@ def split_into_blocks(tokens: int, mlp_width: int) -> Iterator[slice]:
     return (slice(start, start + at_once) for start in range(0, tokens, at_once))
 
 
+@cache
+def has_fast_attention(dtype: torch.dtype) -> bool:
+    """Whether torch's fused attention is faster than ours in blocks: without AMX, its bfloat16 products are slow."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.cpu._is_amx_tile_supported()))
+
+
 def attend(
-    packed: PackedRows, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool, bias: Tensor | None = None
+    packed: PackedRows,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention of all rows over (tokens, heads, dimension); the keys are scaled. `bias` is added to the scores."""
+    """Attention of all rows over (tokens, heads, dimension). `bias` is added to the scores."""
+    if not has_fast_attention(queries.dtype):
+        return _attend_in_blocks(packed, queries, keys * scale, values, causal=causal, bias=bias)
+    out, grouped = torch.empty_like(queries), keys.shape[1] != queries.shape[1]
+    for first, rows, length in packed.runs:
+        span, split = slice(first, first + rows * length), (rows, length, -1, queries.shape[-1])
+        query, key, value = (tensor[span].view(split).transpose(1, 2) for tensor in (queries, keys, values))
+        mask = None if bias is None else bias[None, :, :length, :length]
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+        out[span].view(split).copy_(attended.transpose(1, 2))
+    return out.flatten(1)
+
+
+def _attend_in_blocks(
+    packed: PackedRows, queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool, bias: Tensor | None
+) -> Tensor:
+    """The same with scaled keys: two products and a softmax, for blocks of queries that fit into the cache."""
     out, dimension = torch.empty_like(queries), queries.shape[-1]
     for first, rows, length in packed.runs:
         at_once = max(1, MAX_SCORES // (queries.shape[1] * length * min(length, QUERY_BLOCK)))
