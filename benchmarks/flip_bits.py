@@ -4,8 +4,8 @@ A flip is `seen` if the command fails, warns, computes again, or makes another r
 card); `harmless` if every score is the same without a word; and `unnoticed` if a score or a cost in a report changed
 without a word. The last must be 0. Size and time of the file stay, as on a failing disk. Everything is built in a
 temporary folder: a tiny model as a folder and as a GGUF file, a small collection, BM25; for the pins a model and a
-collection of the hub; and a training that was interrupted after a checkpoint, which `finetune --resume` finishes. Its
-outcome is the trained weights.
+collection of the hub; a study of BM25; the answers of the tiny model that a reranking asks for; and a training that was
+interrupted after a checkpoint, which `finetune --resume` finishes. Its outcome is the trained weights.
 """
 
 import argparse
@@ -33,11 +33,12 @@ from retbench.system.checksums import compute_sha256
 from retbench.training import train_loop
 from tests import small_collection, tiny_models
 from tests.hub_repositories import REVISION, build_retrieval_configs, write_fetched_repository
+from tests.short_recipe import format_short_recipe
 from tests.test_weights import write_gguf
 
 RESULT_FILE = Path(__file__).parent / "results" / "flipped_bits.json"
 KINDS = {  # the folder or file of each kind, below the work folder
-    "results": "results",
+    "results": "results/own",
     "collections": "cache/collections",
     "embeddings": "cache/embeddings",
     "converted weights": "cache/weights",
@@ -45,42 +46,18 @@ KINDS = {  # the folder or file of each kind, below the work folder
     "cards": "cards",
     "pins": "cache/pins.toml",
     "trainings": "training",
+    "study notes": "results/studies",
+    "kept answers": "cache/answers",
 }
-READ_WITH_RESULTS = ("results", "cards")
+READ_WITH_RESULTS = ("results", "cards", "study notes")
 TRAINED_STEPS = 3  # before the interruption
-RECIPE = """
-name = "short"
-title = "t"
-fidelity = "ours"
-source = "s"
-objective = "contrastive"
-dtype = "float32"
-save_steps = 1
-eval_steps = 1
-[method]
-name = "m"
-title = "t"
-fidelity = "ours"
-source = "s"
-pooling = "mean"
-[lengths]
-query = 16
-document = 24
-[contrastive]
-temperature = 0.1
-hard_negatives = 1
+MINING = """
 [mining]
 source = "bm25"
 rank_to = 5
 negatives_per_query = 3
-[batch]
-contrastive_batch_size = 4
-train_batch_size = 4
-max_tokens = 60
-[optimizer]
-learning_rate = 1e-2
-num_train_epochs = 3
 """
+STUDY = 'name = "s"\ntitle = "t"\n[[stages]]\nname = "words"\nmodels = ["bm25"]\ntasks = ["small-card"]\n'
 CARD = 'name = "small-card"\nmetric = "ndcg_at_10"\n[source]\nkind = "folder"\npath = "{}"\n'
 
 
@@ -99,7 +76,10 @@ class Lab:
         write_fetched_model(folder / "tiny", folder / "cards")
         write_fetched_collection(folder / "cards")
         write_training_files(folder)
-        self.run("results")
+        (folder / "study.toml").write_text(STUDY)
+        for kind in ("results", "kept answers"):
+            self.run(kind)
+        self._call("study", "run", str(folder / "study.toml"), "--out", str(folder / "results"))
         with patch.object(train_loop.TrainLoop, "_train_step", _interrupt_training(TRAINED_STEPS)):
             self._train()
 
@@ -109,7 +89,8 @@ class Lab:
         for load in (catalog.load_model_cards, catalog.load_task_cards, catalog.load_suites):
             load.cache_clear()
         self.log.seek(0), self.log.truncate()
-        code, answers = self._train() if kind == "trainings" else self._run_and_report(kind == "pins")
+        special = {"trainings": self._train, "study notes": self._read_study, "kept answers": self._rerank}
+        code, answers = special[kind]() if kind in special else self._run_and_report(kind == "pins")
         return bool(code or self.log.getvalue().strip()), answers
 
     def _run_and_report(self, with_hub: bool) -> tuple[int, list[Any]]:
@@ -130,6 +111,19 @@ class Lab:
         weights = folder / "model.safetensors"
         digest = compute_sha256(weights) if weights.exists() else ""
         return code, [[{"model": "pupil", "settings_id": "", "scores": digest}]]
+
+    def _read_study(self) -> tuple[int, list[Any]]:
+        """Read the status of every cell."""
+        plan, out = str(self.folder / "study.toml"), str(self.folder / "results")
+        code, text = self._call("study", "status", plan, "--out", out, "--json")
+        return code, [_parse_cells(text)]
+
+    def _rerank(self) -> tuple[int, list[Any]]:
+        """Rerank the candidates of BM25 by the answers of the tiny model."""
+        rerank = f"pointwise:model={self.folder / 'tiny'},depth=3"
+        words = ["--model", "bm25", "--task", "small-card", "--rerank", rerank]
+        code, text = self._call("run", *words, "--out", str(self.folder / "results"), "--json")
+        return code, [_parse_cells(text)]
 
     def _call(self, *words: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, list(words))
@@ -180,7 +174,7 @@ def write_training_files(folder: Path) -> None:
     pairs = zip(tiny_models.SENTENCES[:half], tiny_models.SENTENCES[half:], strict=True)
     rows = [json.dumps({"query": query, "positives": [positive]}) for query, positive in pairs]
     (folder / "pairs.jsonl").write_text("\n".join(rows[:8]) + "\n")
-    (folder / "short.toml").write_text(RECIPE)
+    (folder / "short.toml").write_text(format_short_recipe("eval_steps = 1", hard_negatives=1, tables=MINING))
 
 
 def _parse_cells(text: str) -> Any:
@@ -189,7 +183,7 @@ def _parse_cells(text: str) -> Any:
         cells = json.loads(text)
     except ValueError:
         return text
-    shown = ("model", "method", "task", "status", "settings_id", "scores", "main_score", "cost")
+    shown = ("model", "method", "task", "status", "settings_id", "scores", "main_score", "score", "cost")
     return [{key: cell.get(key) for key in shown} for cell in cells] if isinstance(cells, list) else cells
 
 
@@ -210,7 +204,7 @@ def try_flips(lab: Lab, spare: Path, kind: str, flips: int, rng: random.Random) 
         shutil.rmtree(lab.folder / "results")
     is_loud, expected = lab.run(kind)
     if is_loud:
-        raise RuntimeError(f"without a flip something was said: {lab.log.getvalue()}")
+        raise RuntimeError(f"without a flip something was said of {kind}: {lab.log.getvalue() or expected}")
     for _ in range(flips):
         shutil.rmtree(lab.folder)
         shutil.copytree(spare, lab.folder, copy_function=shutil.copy2)

@@ -153,7 +153,7 @@ def test_a_damaged_store_is_named() -> None:
         store.find_scores([("q", "d")])
     store.file.unlink()
     with sqlite3.connect(store.file) as connection:
-        connection.execute("CREATE TABLE scores (pair BLOB PRIMARY KEY)")
+        connection.execute("CREATE TABLE checked_scores (pair BLOB PRIMARY KEY)")
     with pytest.raises(ResourceError, match="cannot be read or written"):
         store.add_scores([("q", "d")], [1.5])
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from retbench.corpora import thumbnails
+from retbench.corpora.images import ImageRows
 from retbench.corpora.open_collection import open_collection
 from retbench.pipelines.report import build_report
 from retbench.pipelines.runs.compare import compare_runs
@@ -61,6 +62,22 @@ def test_a_page_shows_small_copies_of_the_images(tmp_path: Path, monkeypatch: py
     assert len(data["images"]) + len(data["query_images"]) == 2
     monkeypatch.setattr(query_texts, "MAX_IMAGE_BYTES", 100)
     assert read_query_data(build_report(results).format("html"))["images"] == {}
+
+
+def test_an_image_that_was_damaged_on_disk_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checksum of a large file is not computed again while its size and time are the same."""
+    results, read = run_on_images(tmp_path, "mit"), ImageRows.read
+
+    def read_cut(images: ImageRows, row: int) -> bytes | None:
+        data = read(images, row)
+        return data[: len(data) // 2] if data and row == 0 else data
+
+    monkeypatch.setattr(ImageRows, "read", read_cut)
+    data = read_query_data(build_report(results).format("html"))
+    assert 0 < len(data["images"]) + len(data["query_images"]) < 4
+    assert "was damaged on disk" in caplog.text
 
 
 def test_without_a_licence_a_page_shows_no_image(tmp_path: Path) -> None:

@@ -6,14 +6,17 @@ bytes that a viewer could read as something else than the picture.
 
 import base64
 import io
+import logging
 from collections.abc import Iterable
 
-from retbench.corpora.images import decode_image
+from retbench.corpora.images import DAMAGE, decode_image
 from retbench.corpora.texts import Texts
 from retbench.errors import MissingError
 
 SIDE = 128  # pixels of the longer side
 QUALITY = 60  # of the JPEG: about four kilobytes
+
+log = logging.getLogger(__name__)
 
 
 def build_thumbnail(data: bytes) -> str:
@@ -38,6 +41,9 @@ def collect_thumbnails(texts: Texts, rows: Iterable[tuple[str, int]], most: int,
             thumbnail = build_thumbnail(data)
         except MissingError:
             return {}
+        except DAMAGE as problem:  # the image was whole when it was stored
+            log.warning("the image of %s was damaged on disk and is not shown: %s", name, problem)
+            continue
         bytes_left -= len(thumbnail)
         if len(found) == most or bytes_left < 0:
             return found

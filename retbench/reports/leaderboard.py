@@ -130,20 +130,16 @@ def build_leaderboards(
         groups[(*_build_group_key(run.record.settings, run.record.suite, run.record.task), get_edition(run))].append(
             run
         )
+    failures_by_key: dict[tuple[str, ...], list[Failure]] = defaultdict(list)
+    for failure in failures:
+        facts = {"split": failure.split, "sample": failure.sample, "protocol": failure.protocol}
+        failures_by_key[_build_group_key(facts, failure.suite, failure.task)].append(failure)
     boards: list[Leaderboard] = []
+    first_boards: dict[tuple[str, ...], Leaderboard] = {}  # of a suite, or of a task outside of suites
     for key, members in sorted(groups.items()):
-        first = next((board for board in boards if board.suite == key[0] and key[1] in ("", *board.tasks)), None)
-        group_failures = [
-            failure
-            for failure in failures
-            if _build_group_key(
-                {"split": failure.split, "sample": failure.sample, "protocol": failure.protocol},
-                failure.suite,
-                failure.task,
-            )
-            == key[:5]
-        ]
-        boards.append(_build_leaderboard(key, members, group_failures, published, first))
+        first = first_boards.get(key[:2])
+        boards.append(_build_leaderboard(key, members, failures_by_key.get(key[:5], []), published, first))
+        first_boards.setdefault(key[:2], boards[-1])
     return boards
 
 

@@ -37,6 +37,8 @@ class SampleAgreement:
 
 def find_sample_agreement(board: Leaderboard, boards: Sequence[Leaderboard]) -> SampleAgreement | None:
     """Compare the leaderboard of a sample with the full one; None without one, or with too few rows in both."""
+    if not any(run.record.settings["sample"] for row in board.rows for run in row.runs.values()):
+        return None  # else a thousand leaderboards would be compared with one another
     pairs = max((_pair_rows(board, other) for other in boards if other.suite == board.suite), key=len, default=[])
     if len(pairs) < MIN_ROWS:
         return None

@@ -10,36 +10,11 @@ import pytest
 from tests import fork_server, tiny_models
 from tests.faults.helpers import MODULE, MakeJob
 from tests.faults.job import FaultJob
+from tests.short_recipe import format_short_recipe
 from tests.test_crash_recovery import write_collection
 from tests.test_train_loop import write_jsonl
 
-RECIPE = """
-name = "short"
-title = "t"
-fidelity = "ours"
-source = "s"
-objective = "contrastive"
-dtype = "float32"
-save_steps = 1
-[method]
-name = "m"
-title = "t"
-fidelity = "ours"
-source = "s"
-pooling = "mean"
-[lengths]
-query = 16
-document = 24
-[contrastive]
-temperature = 0.1
-hard_negatives = 0
-[batch]
-contrastive_batch_size = 4
-train_batch_size = 4
-max_tokens = 60
-[optimizer]
-learning_rate = 1e-2
-num_train_epochs = 3
+LORA = """
 [lora]
 r = 4
 lora_alpha = 8
@@ -74,7 +49,7 @@ def cell(model: Path, task: Path, tmp_path: Path) -> MakeJob:
 def training(model: Path, tmp_path: Path) -> MakeJob:
     rows = [{"query": tiny_models.SENTENCES[n], "positives": [tiny_models.SENTENCES[16 + n]]} for n in range(8)]
     data, recipe = write_jsonl(tmp_path / "sentences.jsonl", *rows), tmp_path / "short.toml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(format_short_recipe(tables=LORA))
 
     def make(name: str, **changes: Any) -> FaultJob:
         out, cache, log = str(tmp_path / name / "pupil"), str(tmp_path / f"{name}-cache"), str(tmp_path / f"{name}.log")
