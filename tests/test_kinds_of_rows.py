@@ -8,8 +8,10 @@ import pytest
 
 import retbench
 from retbench.cards import catalog
+from retbench.cards.task import SourceSpec, TaskCard
 from retbench.corpora import stdlib_suite, stdlib_unified
-from retbench.corpora.open_collection import resolve_source
+from retbench.corpora.open_collection import open_collection, resolve_source
+from retbench.errors import DataError
 from retbench.pipelines.report import build_report
 from retbench.records.results_folder import ResultsFolder
 from retbench.reports.kind_tables import build_kind_tables
@@ -113,3 +115,20 @@ def test_each_kind_has_its_score_and_its_share(
     assert blocks["relevant documents", "text"] == ["33%", "33%", "33%"]
     asked_by_code = blocks[f"bm25 · {board.rows[0].label}", "code"]
     assert int(asked_by_code[0].rstrip("%")) > 50  # words of code find code first, whatever is asked for
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["text:1", "2"], "the id '2' does not begin with a kind and a colon"),
+        ([f"kind{n}:{n}" for n in range(40)], "its ids begin with 40 kinds of rows, 30 are allowed"),
+    ],
+)
+def test_ids_without_kinds_are_refused(names: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    image_collection.write_rows(tmp_path / "corpus.jsonl", [{"_id": name, "text": "word"} for name in names])
+    image_collection.write_rows(tmp_path / "queries.jsonl", [{"_id": "text-to-text:q", "text": "word"}])
+    (tmp_path / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\ntext-to-text:q\t{names[0]}\t1\n")
+    card = TaskCard("mixed", SourceSpec("folder", path=str(tmp_path)), kinds_in_ids=True)
+    with pytest.raises(DataError, match=message):
+        open_collection(card)

@@ -33,6 +33,7 @@ from retbench.system.user_config import encode_path_part, get_cache_folder
 
 log = logging.getLogger(__name__)
 
+MAX_KINDS = 30  # of rows; reports have a column for each
 FORMAT_VERSION = 5  # increase it when the stored format changes
 
 
@@ -46,6 +47,8 @@ def open_collection(card: TaskCard, sample: int | None = None, with_images: bool
     folder = _compile_if_missing(card, source)
     collection = load_collection(folder, card.split, excluded=card.excluded == "drop")
     _verify_fingerprint(card, source, collection.fingerprint)
+    if card.kinds_in_ids:
+        _require_kinds(card, collection)
     if card.images == "ignore":
         collection = collection.drop_images()
     elif card.images == "prefer" and not with_images:
@@ -98,6 +101,17 @@ def keep_texts(collection: Collection, card: TaskCard, reader: str) -> Collectio
                 "use a model that reads images (docs/images.md)",
             )
     return collection.drop_images()
+
+
+def _require_kinds(card: TaskCard, collection: Collection) -> None:
+    """Raise an error if the ids do not begin with the kind of the row, as the card says."""
+    for texts in (collection.corpus, collection.queries):
+        ids = texts.read_ids().to_pylist()
+        step = "write ids such as code:42 and text-to-code:7, or leave kinds_in_ids out of the card"
+        if (name := next((name for name in ids if ":" not in name), None)) is not None:
+            raise DataError(f"{card.name}: the id {name!r} does not begin with a kind and a colon", step)
+        if (count := len({name.partition(":")[0] for name in ids})) > MAX_KINDS:
+            raise DataError(f"{card.name}: its ids begin with {count:,} kinds of rows, {MAX_KINDS} are allowed", step)
 
 
 def _find_damage(folder: Path) -> DataError | None:
