@@ -23,6 +23,7 @@ RETBENCH = Path(sys.executable).with_name("retbench")
 RESULTS = Path("demo-results")
 TASK = "stdlib-doc"  # its documents are short, so many fit
 LEXICAL, ENCODER, DECODER = "bm25", "minilm-l6", "smollm2-135m-instruct-q4"
+TRAINED, RECIPE = "my-retriever", "ten-steps"  # of the commands that are printed at the end
 TOLD = ((ENCODER, LEXICAL), (LEXICAL, DECODER))  # the pairs told in words
 ENCODER_SHARE = 1 / 9  # of the minutes, with its measurement; then the decoder takes up to two fifths of them
 EXPLANATION = """\
@@ -35,6 +36,7 @@ class Demo:
 
     def __init__(self) -> None:
         self.started, self.first_board = time.monotonic(), 0.0
+        self.sample: list[str] = []
 
     def announce(self, text: str) -> None:
         """Print what comes next, with the seconds so far."""
@@ -54,11 +56,11 @@ class Demo:
         self.run(*select_models(LEXICAL, ENCODER), "--minutes", f"{minutes * ENCODER_SHARE:.2g}")
         self.run("report", str(RESULTS))
         self.first_board = time.monotonic() - self.started
-        sample = read_sample()
+        self.sample = read_sample()
 
         self.announce("a decoder as it is: a language model that never learned to embed")
         self.run("fetch", DECODER)
-        self.run(*select_models(DECODER), "--method", "mean", *sample)
+        self.run(*select_models(DECODER), "--method", "mean", *self.sample)
 
         self.announce("the board")
         self.run("report", str(RESULTS), "--out", str(RESULTS / "LEADERBOARD.md"))
@@ -78,8 +80,10 @@ class Demo:
         )
         here = Path.cwd()
         path = RETBENCH.relative_to(here) if RETBENCH.is_relative_to(here) else RETBENCH
-        print("Next: train the decoder for up to 12 minutes (docs/finetune.md)")
-        print(f"  {path} finetune {TASK} --model {DECODER} --recipe quick")
+        print("Next: train the decoder in ten steps, and see its row on the same board (docs/finetune.md)")
+        print(f"  {path} finetune {TASK} --model {DECODER} --recipe {RECIPE} --name {TRAINED}")
+        print(f"  {path} {' '.join([*select_models(TRAINED), *self.sample])}")
+        print(f"  {path} report {RESULTS}")
         print("or your own texts (corpus.jsonl, queries.jsonl, qrels/test.tsv in a folder; docs/getting-started.md)")
         print(f"  {path} run --model {LEXICAL} --model {ENCODER} --task ./my-folder --minutes 3")
 

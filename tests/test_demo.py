@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.demo import describe_difference
+from benchmarks.demo import RECIPE, describe_difference
+from retbench.cards import catalog
 
 
 def row(model: str, score: float, letters: str) -> dict[str, Any]:
@@ -24,3 +25,8 @@ def test_the_words_follow_the_letters_of_the_board() -> None:
     assert (
         sentence == "- Whether encoder or bm25 is better is open: 10.0 points of nDCG@10 on 40 queries may be chance."
     )
+
+
+def test_the_training_named_at_the_end_has_ten_steps_and_none_of_them_warms_up() -> None:
+    recipe = catalog.find_recipe(RECIPE)
+    assert (recipe.optimizer.max_steps, recipe.optimizer.warmup_ratio, recipe.max_minutes) == (10, 0.0, None)
