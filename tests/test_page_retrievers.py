@@ -12,6 +12,7 @@ import retbench
 from retbench.corpora.texts import read_inputs
 from retbench.encoders.text_encoder import RaggedVectors
 from retbench.errors import DataError
+from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.runs.compare import compare_runs
 from tests import image_collection, small_collection, tiny_vision_models
 from tests.test_vision_encoders import build_spec, iterate_batches, list_images, read_rows, resolve
@@ -199,6 +200,24 @@ def test_texts_alone_need_no_vision_tower(architecture: str, folders: dict[str, 
     assert cell.status == "done", cell.error
     record = json.loads((Path(cell.record) / "record.json").read_text())
     assert "image_processor" not in record["settings"]["encoder"]
+
+
+@pytest.mark.parametrize("architecture", ["ColPaliForRetrieval", "ColPali"])
+def test_the_text_part_alone_reads_in_both_directions_whatever_is_in_the_batch(
+    architecture: str, folders: dict[str, Path], collection_folder: Path
+) -> None:
+    model = resolve(folders[architecture])
+    [method] = model.resolve_methods([])
+    texts = [QUESTION, "a much longer question about a disc of another colour", "blue"]
+    found = []
+    for with_images in (True, False):
+        task = small_collection.build_card(collection_folder)
+        spec = model.build_encoder_spec(method, task, Overrides(), with_images)
+        encoder: Any = model.load_encoder(spec)
+        found.append(encoder.encode(encoder.tokenize(texts, "query")).vectors)
+        alone = encoder.encode(encoder.tokenize(texts[2:], "query")).vectors
+        np.testing.assert_allclose(found[-1][-len(alone) :], alone, atol=1e-5)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 def test_another_method_is_refused(folders: dict[str, Path], collection_folder: Path, tmp_path: Path) -> None:
