@@ -17,6 +17,7 @@ import retbench
 from retbench.cards import pins
 from retbench.engines import fingerprints
 from tests import fork_server, tiny_models
+from tests.faults.file_server import REVISION, ServedFiles, serve_files
 from tests.faults.helpers import (
     MakeJob,
     assert_results_are_intact,
@@ -26,7 +27,6 @@ from tests.faults.helpers import (
     run_without_fault,
 )
 from tests.faults.job import FaultJob
-from tests.faults.test_network import REVISION, ServedFiles, serve_files
 from tests.test_mteb_export import write_cached_dataset
 from tests.test_push import HubImitation, serve_hub
 from tests.test_search_adaptor import task as adaptor_task  # a fixture
