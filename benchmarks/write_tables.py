@@ -33,9 +33,14 @@ def format_cpu_table(found: dict[str, Any]) -> str:
     lines.append(
         f"\n{found.get('processor', 'processor not noted')}: {settings['documents']} documents, {settings['tokens']:,} "
         f"tokens, {settings['threads']} threads, rounds: {settings['rounds']}. Matrix products alone: "
-        f"{peaks['bfloat16']:,.0f} GFLOP/s in bfloat16, {peaks['float32']:,.0f} in float32."
+        f"{format_peak(peaks['bfloat16'])} in bfloat16, {format_peak(peaks['float32'])} in float32."
     )
     return "\n".join(lines)
+
+
+def format_peak(gflops: float) -> str:
+    """The speed of products; it is 0 where other processes disturbed the timing."""
+    return f"{gflops:,.0f} GFLOP/s" if gflops else "not measured"
 
 
 def format_search_table(found: dict[str, Any]) -> str:
