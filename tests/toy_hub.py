@@ -33,7 +33,9 @@ Configs = dict[str, dict[str, Rows]]
 DOCUMENTS = [(f"d{n}", f"Title {n}", sentence) for n, sentence in enumerate(tiny_models.SENTENCES[:12])]
 TEST_QUERIES = [("q0", "Which organ pumps the blood?", "d0"), ("q1", "What makes the bones strong?", "d3")]
 TRAIN_QUERIES = [(f"t{n}", " ".join(text.split()[:4]), document) for n, (document, _, text) in enumerate(DOCUMENTS)]
-VISION_FAMILIES = {"clip": "clip", "siglip": "siglip", "qwen2-vl": "qwen2_vl", "qwen3-vl": "qwen3_vl"}
+VISION_FAMILIES = {
+    "clip": "clip", "siglip": "siglip", "qwen2-vl": "qwen2_vl", "qwen2.5": "qwen2_5_vl", "qwen3-vl": "qwen3_vl",
+}  # fmt: skip
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # of LongEmbed's synthetic tasks
 
 
@@ -286,7 +288,7 @@ def build_toy_model(card: ModelCard, folder: Path) -> None:
     import torch
     import transformers
 
-    if card.family in VISION_FAMILIES:
+    if card.specialisation == "vision":
         tiny_vision_models.build_vision_model(folder, VISION_FAMILIES[str(card.family)])
         return
     tokens = tiny_models.build_tokenizer()
@@ -298,14 +300,7 @@ def build_toy_model(card: ModelCard, folder: Path) -> None:
     decoder = {**sizes, "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": tokens.eos_token_id}
     decoder["tie_word_embeddings"] = True
     kind = _find_architecture(card)
-    if kind == "Qwen2_5_VL":
-        vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
-        rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}  # half of a head's width
-        config: Any = transformers.Qwen2_5_VLConfig(
-            text_config={**decoder, "rope_parameters": rope}, vision_config=vision
-        )
-        model_class: Any = transformers.Qwen2_5_VLForConditionalGeneration
-    elif kind in ("Bert", "XLMRoberta"):
+    if kind in ("Bert", "XLMRoberta"):
         config = getattr(transformers, f"{kind}Config")(**sizes)
         model_class = getattr(transformers, f"{kind}Model")
     else:
@@ -335,9 +330,7 @@ def build_toy_adapter(parent: Path, folder: Path) -> None:
 
 
 def _find_architecture(card: ModelCard) -> str:
-    """The class of transformers by the card's family and specialisation."""
-    if card.specialisation == "vision":
-        return "Qwen2_5_VL"
+    """The class of transformers by the card's family."""
     families = {"qwen2.5": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "phi": "Phi3", "mistral": "Mistral",
                 "e2rank": "Qwen3", "e5": "Bert", "bge": "Bert", "contriever": "Bert", "minilm": "Bert"}  # fmt: skip
     multilingual = card.name.startswith(("bge-m3", "multilingual-e5"))
