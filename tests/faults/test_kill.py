@@ -90,6 +90,36 @@ def test_a_killed_report_is_complete_or_absent(server: fork_server.ForkServer, c
         assert page.read_bytes() == expected
 
 
+@pytest.mark.parametrize(("phase", "kills"), [("training", 2), ("note", 1)])
+def test_a_killed_study_that_trains_ends_with_the_same_weights_and_scores(
+    server: fork_server.ForkServer, cell: MakeJob, training: MakeJob, tmp_path: Path, phase: str, kills: int
+) -> None:
+    parent, plan = training("unused"), tmp_path / "trains.toml"  # it has written its data and its recipe
+    plan.write_text(
+        f'name = "trains"\ntitle = "t"\n[[stages]]\nname = "trained"\nverb = "finetune"\nmodels = ["{parent.model}"]\n'
+        f'tasks = ["{cell("unused").task}"]\n[stages.options]\n'
+        f'dataset = "{tmp_path / "sentences.jsonl"}"\nrecipe = "{tmp_path / "short.toml"}"\n'
+    )
+
+    def make(name: str) -> FaultJob:
+        job = cell(name, real=True, phase=phase)  # with the encoder that was trained
+        return replace(job, argv=("study", "run", str(plan), "--out", job.out))
+
+    def finish(job: FaultJob) -> dict[str, bytes]:
+        """Run the study to its end: the trained weights, rankings and scores."""
+        assert run_job(server, replace(job, phase="")) == 0, job.read_output()
+        assert_results_are_intact(job)
+        files = [*Path(job.cache, "model_cards").rglob("*.safetensors"), *Path(job.out).rglob("run.trec.gz")]
+        files += Path(job.out).rglob("per_query.parquet")
+        return {file.name: file.read_bytes() for file in files}
+
+    expected, moments = finish(make("whole")), make("counted").count_moments(server)
+    assert len(expected) >= 3
+    rng = random.Random(f"kill study {phase}")
+    for number in range(kills):
+        assert finish(run_until_signal(server, make(f"killed{number}"), moments, rng)) == expected
+
+
 def test_a_study_killed_while_writing_its_status_resumes(
     server: fork_server.ForkServer, cell: MakeJob, tmp_path: Path
 ) -> None:
