@@ -77,7 +77,7 @@ LAYOUTS = {
 
 
 def test_the_fingerprint_of_texts_is_that_of_their_json(tmp_path: Path) -> None:
-    rows = [TextRow("a\"b", "title \\ \u2028", "text\n\t\x00 é 漢 😀"), TextRow("2", "", "")]
+    rows = [TextRow('a"b', "title \\ \u2028", "text\n\t\x00 é 漢 😀"), TextRow("2", "", "")]
     lines = [json.dumps(row[:3], ensure_ascii=False) for row in rows]
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()
     assert collection_cache.write_texts(rows, tmp_path / "texts.arrow", "document").fingerprint == expected
