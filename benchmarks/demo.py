@@ -19,13 +19,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from retbench.system.checked_json import parse_checked_json
+
 RETBENCH = Path(sys.executable).with_name("retbench")
 RESULTS = Path("demo-results")
 TASK = "stdlib-doc"  # its documents are short, so many fit
 LEXICAL, ENCODER, DECODER = "bm25", "minilm-l6", "smollm2-135m-instruct-q4"
 TRAINED, RECIPE = "my-retriever", "ten-steps"  # of the commands that are printed at the end
 TOLD = ((ENCODER, LEXICAL), (LEXICAL, DECODER))  # the pairs told in words
-ENCODER_SHARE = 1 / 9  # of the minutes, with its measurement; then the decoder takes up to two fifths of them
+ENCODER_SHARE = 1 / 18  # of the minutes; then the decoder takes up to half of them, and starts and fetches the rest
 EXPLANATION = """\
 Better: if all models of the board were equally good, chance would show such a difference on fewer than 5 of 100 boards.
 Open: on more of them; more queries may decide (make demo DEMO_MINUTES=10)."""
@@ -95,7 +97,7 @@ def select_models(*models: str) -> list[str]:
 
 def read_sample() -> list[str]:
     """Return the option for the sample that the first command found; none if it used all queries."""
-    (stored,) = json.loads((RESULTS / "samples.json").read_text()).values()
+    (stored,) = parse_checked_json((RESULTS / "samples.json").read_bytes()).values()
     return ["--sample", str(stored["sample"])] if stored["sample"] else []
 
 
@@ -109,7 +111,8 @@ def read_board() -> dict[str, dict[str, Any]]:
 def describe_difference(a: dict[str, Any], b: dict[str, Any]) -> str:
     """Say in words whether two rows of a leaderboard differ: rows that share a letter may be equally good."""
     better, worse = sorted((a, b), key=lambda cell: cell["main_score"], reverse=True)
-    points = f"{100 * (better['main_score'] - worse['main_score']):.1f} points of nDCG@10 on {a['queries']} queries"
+    queries = "all queries" if a["queries"] == "all" else f"a {a['queries']} queries"
+    points = f"{100 * (better['main_score'] - worse['main_score']):.1f} points of nDCG@10 on {queries}"
     if set(a["letters"]) & set(b["letters"]):
         return f"- Whether {better['model']} or {worse['model']} is better is open: {points} may be chance."
     return f"- {better['model']} is better than {worse['model']}, by {points}."

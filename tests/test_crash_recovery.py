@@ -26,7 +26,6 @@ from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.engines import memory
 from retbench.errors import DataError, ResourceError
-from retbench.store import shard_store
 from retbench.store.shard_store import ShardStore
 from retbench.store.vector_formats import compute_row_bytes
 from tests import fork_server, tiny_models
@@ -329,7 +328,7 @@ def test_a_full_disk_reports_what_is_kept_and_needed(
         fsync(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_store.os, "fsync", filling)
+        patch.setattr(os, "fsync", filling)
         with pytest.raises(ResourceError, match="No space left on device") as caught:
             embed_to_matrix(job, store, build_encoder_factory())
     assert caught.value.next_step.endswith("then run the same command: 2 of 4 shards are kept")

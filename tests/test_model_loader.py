@@ -60,6 +60,7 @@ ARCHITECTURES = {  # by family of the cards; Gemma 3 has only a text part up to 
     "pythia": ["gpt_neox"], "splade": ["bert"], "colbert": ["bert", "modernbert"],
 }  # fmt: skip
 IMAGE_FAMILIES = {"clip": ["clip"], "siglip": ["siglip", "siglip2"], "qwen2-vl": ["qwen2_vl"], "qwen3-vl": ["qwen3_vl"]}
+PAGE_FAMILIES = {"paligemma"}
 Rename = Callable[[str], list[str]]  # a weight's name in the whole transformers model -> its names in the file
 
 
@@ -197,9 +198,9 @@ def assert_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def test_every_family_has_an_architecture_here() -> None:
-    """Those that read images are compared in test_vision_encoders.py."""
+    """Those that read images are compared in test_vision_encoders.py and test_page_retrievers.py."""
     families = {card.family for card in catalog.load_model_cards() if card.kind == "backbone"}
-    assert families == {*ARCHITECTURES, *IMAGE_FAMILIES}
+    assert families == {*ARCHITECTURES, *IMAGE_FAMILIES, *PAGE_FAMILIES}
     image_kinds = {kind for kinds in IMAGE_FAMILIES.values() for kind in kinds}
     assert image_kinds <= {*tiny_vision_models.TOWERS, *tiny_vision_models.DECODERS}
     assert {kind for kinds in ARCHITECTURES.values() for kind in kinds} == {*TEXT_KINDS, *VISION}

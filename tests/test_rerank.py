@@ -16,6 +16,7 @@ from retbench.corpora.open_collection import open_collection
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.listwise_prompt import ListwisePromptTokenizer, build_listwise_prompt
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.engines import device
 from retbench.engines.memory import CLEAR
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.report import build_report
@@ -244,15 +245,16 @@ def test_only_candidates_are_embedded_if_the_corpus_is_not_cached(model: Path, t
     assert cached_cell["cached"]
 
 
-def test_e2rank_as_its_authors_evaluate_it(model: Path, tmp_path: Path) -> None:
+def test_e2rank_as_its_authors_evaluate_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain loop after src/eval.py: a document's first words and the padding token, no limit in tokens."""
+    monkeypatch.setattr(device, "has_fast_bf16", lambda: False)  # `--set dtype` does not reach a reranker
     folder = small_collection.write_folder(tmp_path / "long")
     documents = {name: f"{title} {text * 20}".strip() for name, title, text in small_collection.DOCUMENTS}
     rows = [{"_id": name, "title": "", "text": text} for name, text in documents.items()]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     method = "e2rank-reranking:document_words=140"
     reranker = f"e2rank:model={model},method={method},words=140,documents=3,max_length=2048,length=2048"
-    line = ("run", *FLOAT32, "--model", "bm25", "--task", folder, "--out", tmp_path / "results")
+    line = ("run", "--model", "bm25", "--task", folder, "--out", tmp_path / "results")
     first_stage, baseline, listed = run_cells(*line, "--rerank", reranker)
     assert "max_length=2048" in baseline["rerank"][0]
     tokenizer: Any = AutoTokenizer.from_pretrained(model)

@@ -63,7 +63,10 @@ class CellCost:
 
 
 def fit_sample(request: EvaluationRequest, minutes: float, is_dry_run: bool = False) -> EvaluationRequest:
-    """Return the request with the largest sample that fits; a dry run stores nothing."""
+    """Return the request with the largest sample that fits; a dry run stores nothing.
+
+    The minutes are those of the run; the measurement, which imports libraries on the first start, comes on top.
+    """
     _check_request(request, minutes)
     results, stored = ResultsFolder(request.out), StoredSamples(request.out)
     found = stored.find(request, minutes)
@@ -72,12 +75,10 @@ def fit_sample(request: EvaluationRequest, minutes: float, is_dry_run: bool = Fa
         return replace(request, sample=found.sample)
     if not is_dry_run:
         results.require_writable()
-    started = time.perf_counter()
     costs = list(_measure_cells(request))
     if not costs:  # no cell can be run; the run says why
         return request
-    seconds = minutes * 60 - (time.perf_counter() - started)
-    found = choose_sample(costs, seconds * USED_SHARE, minutes)
+    found = choose_sample(costs, minutes * 60 * USED_SHARE, minutes)
     request.log_status(found.describe())
     if not is_dry_run:
         stored.add(request, found)
