@@ -89,7 +89,7 @@ SampleOption = Annotated[
 MinutesOption = Annotated[
     float | None,
     typer.Option(
-        help="Use the largest such sample that fits so many minutes here; the same command finds it again.",
+        help="Use the largest such sample whose run takes so many minutes here; the same command finds it again.",
         rich_help_panel=SAMPLE,
     ),
 ]
