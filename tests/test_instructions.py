@@ -50,7 +50,7 @@ def write_fetched_task(name: str) -> TaskCard:
 
 @pytest.fixture
 def kitchen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]) -> TaskCard:
-    """A task with an instruction, a train split and a query template for one method."""
+    """A task with an instruction, a train split and its own prompt templates for one method."""
     folder = small_collection.write_folder(tmp_path / "kitchen-data")
     cards = tmp_path / "cards"
     (cards / "tasks" / "home").mkdir(parents=True)
@@ -58,17 +58,22 @@ def kitchen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Call
         'name = "kitchen"\ninstruction = "Find the tool"\n'
         f'[source]\nkind = "folder"\npath = "{folder}"\n'
         '[query_templates]\nbge = "Represent this tool: {text}"\n'
+        '[document_templates]\nbge = "{instruction}: {text}"\n'
     )
     monkeypatch.setenv("RETBENCH_CARDS", str(cards))
     fresh_catalog()
     return catalog.find_task_card("kitchen")
 
 
-def read_first_query(model: Path | str, task: str, method: str | None, out: Path) -> str:
+def read_first_texts(model: Path | str, task: str, method: str | None, out: Path) -> tuple[str, str]:
     chosen = ("--method", method) if method else ()
     (cell,) = run_cells("run", "--model", model, "--task", task, *chosen, "--out", out)
     sample: dict[str, Any] = json.loads((Path(cell["record"]) / "sample.json").read_text())
-    return str(sample["query"]["read"])
+    return str(sample["query"]["read"]), str(sample["document"]["read"])
+
+
+def read_first_query(model: Path | str, task: str, method: str | None, out: Path) -> str:
+    return read_first_texts(model, task, method, out)[0]
 
 
 @pytest.mark.parametrize(("method", "prefix"), PREFIXES.items())
@@ -78,16 +83,21 @@ def test_run_puts_the_instruction_of_the_task_into_the_prompt(model: Path, out: 
     assert query.removesuffix("<|endoftext|>") == f"{prefix}{small_collection.QUERIES[0][1]}"
 
 
-def test_a_method_has_the_query_template_of_the_task(model: Path, kitchen: TaskCard, out: Path) -> None:
-    assert read_first_query(model, "kitchen", "bge", out) == f"Represent this tool: {small_collection.QUERIES[0][1]}"
-    assert read_first_query(model, "kitchen", "mean", out) == small_collection.QUERIES[0][1]
+def test_a_method_has_the_templates_of_the_task(model: Path, kitchen: TaskCard, out: Path) -> None:
+    query, document = read_first_texts(model, "kitchen", "mean", out)
+    assert query == small_collection.QUERIES[0][1]
+    assert read_first_texts(model, "kitchen", "bge", out) == (
+        f"Represent this tool: {query}",
+        f"Find the tool: {document}",
+    )
 
 
-def test_a_saved_run_has_the_query_template_of_its_task(model: Path, kitchen: TaskCard, out: Path) -> None:
+def test_a_saved_run_has_the_templates_of_its_task(model: Path, kitchen: TaskCard, out: Path) -> None:
     (cell,) = run_cells("run", "--model", model, "--task", "kitchen", "--method", "bge", "--out", out)
     saved = load_run(Path(cell["record"]))
     assert saved.spec
     assert saved.spec.method.query == "Represent this tool: {text}"
+    assert saved.spec.method.document == "{instruction}: {text}"
     assert saved.spec.describe() == saved.record.settings["encoder"]
 
 

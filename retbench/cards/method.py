@@ -148,6 +148,6 @@ class Method:
         return (task.instruction if task else None) or self.instruction
 
     def fit_to_task(self, task: TaskCard) -> "Method":
-        """Return the method with the query template that the task's card has for it, if it has one."""
-        template = (task.query_templates or {}).get(self.name)
-        return replace(self, query=template) if template else self
+        """Return the method with the prompt templates that the task's card has for it, if it has any."""
+        query = (task.query_templates or {}).get(self.name, self.query)
+        return replace(self, query=query, document=(task.document_templates or {}).get(self.name, self.document))

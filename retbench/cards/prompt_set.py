@@ -55,7 +55,9 @@ class OtherPrompt:
             document=self.document or own.document,
         )
         instruction = (self.instructions or {}).get(task.name, self.instruction)
-        changed_task = replace(task, query_templates=None, instruction=instruction or task.instruction)
+        changed_task = replace(
+            task, query_templates=None, document_templates=None, instruction=instruction or task.instruction
+        )
         if _list_texts(own, task) == _list_texts(changed, changed_task):
             raise InapplicableError(
                 f"prompt {self.name} changes no text of method {method.name} on {task.name}",

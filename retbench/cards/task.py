@@ -119,8 +119,8 @@ class TaskCard:
     and the kind of its relevant documents. Reports then score each kind by itself.
     `images` says what is read of a row with an image: the image and the text (`read`), only the text (`ignore`), or
     `prefer`: the image alone by a model that reads images, the text by other models.
-    `instruction` is put into every prompt template that asks for one. `query_templates` are the query templates of
-    methods that have their own for this task, by the method's name.
+    `instruction` is put into every prompt template that asks for one. `query_templates` and `document_templates` are
+    those of methods that have their own for this task, by the method's name.
     """
 
     name: str
@@ -136,6 +136,7 @@ class TaskCard:
     lengths: LengthLimits = LengthLimits()
     instruction: str | None = None
     query_templates: dict[str, str] | None = None
+    document_templates: dict[str, str] | None = None
     same_id: Literal["keep", "drop"] = "keep"
     excluded: Literal["keep", "drop"] = "keep"
     relevant_from: int = 1

@@ -136,8 +136,9 @@ class ResolvedModel:
             self._check_int8(with_images)
         self._check_window(overrides)
         query_limit, document_limit = self._compute_limits(method, task, overrides)
+        fitted = method.fit_to_task(task)
         return EncoderSpec(
-            self._describe_weights(), method.fit_to_task(task), method.choose_instruction(task), query_limit,
+            self._describe_weights(), fitted, fitted.choose_instruction(task), query_limit,
             document_limit, self.choose_dtype(overrides).dtype, self.engine.settings_name,
             self._get_adaptor_digest(method), **self._collect_image_settings(method, overrides, with_images),
             **self._collect_options(method, overrides),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from retbench.cards import catalog
-from retbench.cards.method import Method
+from retbench.cards.method import ROLES, Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
 from retbench.corpora.candidate_lists import read_candidate_lists
@@ -26,7 +26,7 @@ from retbench.records.scored_run import read_raw_scores
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.score_ranking import score_ranking
 from retbench.system import toml_parser
-from retbench.system.checksums import cached_sha256
+from retbench.system.checksums import compute_sha256
 
 IMPORTED_METHOD = Method("run", "a run of another system", "ours", "a TREC run file", "mean")
 
@@ -52,8 +52,9 @@ class SavedRun:
         settings = self.record.settings["encoder"]
         if not settings:
             return None
-        query_template = settings["method"].get("query", Method.query)  # a task's card may replace the method's own
-        return EncoderSpec(**{**settings, "method": replace(self.method, query=query_template)})
+        stored = settings["method"]  # a task's card may replace the method's own templates
+        templates = {role: stored.get(role, getattr(Method, role)) for role in ROLES}
+        return EncoderSpec(**{**settings, "method": replace(self.method, **templates)})
 
 
 def load_run(folder: Path, collection: Collection | None = None, card: TaskCard | None = None) -> SavedRun:
@@ -102,7 +103,7 @@ def _build_imported_record(
         "lexical": None,
         "retriever": "run",
         "engine": "none",
-        "run": cached_sha256(file),
+        "run": compute_sha256(file),
         "rerankers": [],
         **describe_task_settings(card, collection, sample=None),
     }
