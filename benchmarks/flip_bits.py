@@ -29,7 +29,7 @@ from retbench.cards import catalog, pins
 from retbench.cli.main import app
 from retbench.corpora import open_collection
 from retbench.engines import fingerprints, weights_cache
-from retbench.system.checksums import compute_sha256
+from retbench.system import checksums
 from retbench.training import train_loop
 from tests import small_collection, tiny_models
 from tests.hub_repositories import REVISION, build_retrieval_configs, write_fetched_repository
@@ -85,7 +85,7 @@ class Lab:
 
     def run(self, kind: str) -> tuple[bool, list[Any]]:
         """Run the commands that read this kind of file: whether anything failed or was said, and what is shown."""
-        weights_cache._compute_sha256_once.cache_clear()  # another process would read the files
+        checksums._compute_once.cache_clear()  # another process would read the files
         for load in (catalog.load_model_cards, catalog.load_task_cards, catalog.load_suites):
             load.cache_clear()
         self.log.seek(0), self.log.truncate()
@@ -109,7 +109,7 @@ class Lab:
         files = [str(self.folder / "pairs.jsonl"), "--recipe", str(self.folder / "short.toml"), "--out", str(folder)]
         code, _ = self._call("finetune", *files, "--model", str(self.folder / "tiny"), *words)
         weights = folder / "model.safetensors"
-        digest = compute_sha256(weights) if weights.exists() else ""
+        digest = checksums.compute_sha256(weights) if weights.exists() else ""
         return code, [[{"model": "pupil", "settings_id": "", "scores": digest}]]
 
     def _read_study(self) -> tuple[int, list[Any]]:

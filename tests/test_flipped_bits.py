@@ -29,6 +29,7 @@ from retbench.pipelines.studies.status import list_statuses, write_note
 from retbench.records.cell import Cell
 from retbench.rerankers.answer_cache import CachedGenerator
 from retbench.store.pair_scores import PairScoreStore
+from retbench.system import checksums
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
 from retbench.system.checksums import compute_sha256
 from retbench.training import checkpoint, hard_negatives, step_plan
@@ -46,7 +47,7 @@ def flip_bit(file: Path, position: int) -> None:
     content[position // 8] ^= 1 << position % 8
     file.write_bytes(bytes(content))
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
-    weights_cache._compute_sha256_once.cache_clear()  # another process would read the file
+    checksums._compute_once.cache_clear()  # another process would read the file
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from retbench.corpora.images import ImageWriter, name_image_file
 from retbench.corpora.rows import Exclusion, Judgment, ListedDocument, RawCollection, TextRow
 from retbench.corpora.texts import SCHEMA, Texts
 from retbench.errors import DataError, build_write_error
-from retbench.system.checksums import cached_sha256, compute_sha256
+from retbench.system.checksums import compute_sha256, compute_sha256_once
 from retbench.system.durable_files import move_into_place
 from retbench.system.text_parsers import parse_json
 
@@ -55,10 +55,10 @@ def compile_collection(raw: RawCollection, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a stored collection and verify the checksum of every file."""
+    """Read the manifest of a stored collection and verify the checksum of every file, once in each process."""
     manifest = _load_manifest(folder)
     for name, expected in manifest["files"].items():
-        actual = cached_sha256(folder / name) if (folder / name).is_file() else "missing"
+        actual = compute_sha256_once(folder / name) if (folder / name).is_file() else "missing"
         if actual != expected:
             raise _build_damage_error(folder / name, expected, actual)
     return manifest

@@ -13,7 +13,7 @@ from torch import nn
 from retbench.cards.published_late_interaction import is_stanford, list_token_layers
 from retbench.cards.published_page_retriever import find_page_retriever
 from retbench.cards.published_sparse import find_static_folder
-from retbench.engines import published_head
+from retbench.engines import published_head, weights_cache
 from retbench.engines.model_loader import list_weight_files
 from retbench.errors import DataError
 
@@ -66,6 +66,7 @@ def read_weight(folder: Path, name: str) -> torch.Tensor:
 
 def load_static_weights(folder: Path) -> torch.Tensor:
     """Load the weights of query tokens of an inference-free sparse model."""
+    weights_cache.verify_files(folder)
     part = find_static_folder(folder)
     weights = load_file(part / "model.safetensors")
     if set(weights) != {"weight"} or weights["weight"].dim() != 1:

@@ -4,7 +4,6 @@ A folder is assembled in a `.partial` sibling, its manifest is written last, and
 complete. The files an interrupted fetch leaves in `.partial` are reused by the next fetch.
 """
 
-import functools
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from retbench.engines.fingerprints import compute_folder_fingerprint
 from retbench.errors import DataError, ResourceError
 from retbench.system import user_config
 from retbench.system.checked_json import encode_checked_json, parse_checked_json
-from retbench.system.checksums import compute_sha256
+from retbench.system.checksums import compute_sha256, compute_sha256_once, require_cached_checksum
 from retbench.system.durable_files import move_into_place, write_file_atomically
 from retbench.system.file_locks import hold_lock
 
@@ -81,17 +80,27 @@ def read_manifest(folder: Path) -> WeightsManifest | None:
 def verify_files(folder: Path) -> None:
     """Raise an error if a file of a cached folder does not have the bytes that were fetched, merged or converted.
 
-    It is called before weights are loaded. Other folders have no manifest: their fingerprint is their content.
+    It is called before weights are loaded, with the folder of a model or one inside it. Other folders have no
+    manifest: their large files must have the bytes that their fingerprint was computed from.
     """
+    folder = _find_cached_root(folder)
     manifest = read_manifest(folder)
     if manifest is None:
+        for file in (*folder.glob("*"), *folder.glob("*/*")):
+            if file.is_file():
+                require_cached_checksum(file)
         return
     for name, checksum in (manifest.checksums or _add_checksums(folder, manifest)).items():
-        facts = (folder / name).stat()
-        if _compute_sha256_once(folder / name, facts.st_size, facts.st_mtime_ns) != checksum:
+        if compute_sha256_once(folder / name) != checksum:
             raise DataError(
                 f"{folder / name} is damaged: its bytes changed on disk", f"delete {folder} and fetch it again"
             )
+
+
+def _find_cached_root(folder: Path) -> Path:
+    """The folder in the cache that this one lies in, which has the manifest; a folder elsewhere is its own."""
+    weights = user_config.get_cache_folder() / "weights"
+    return weights / folder.relative_to(weights).parts[0] if weights in folder.parents else folder
 
 
 def _add_checksums(folder: Path, manifest: WeightsManifest) -> dict[str, str]:
@@ -106,12 +115,6 @@ def _add_checksums(folder: Path, manifest: WeightsManifest) -> dict[str, str]:
     with suppress(ResourceError):  # a cache that cannot be written: the next run computes them again
         write_file_atomically(folder / MANIFEST, encode_checked_json(asdict(replace(manifest, checksums=checksums))))
     return checksums
-
-
-@functools.lru_cache(maxsize=256)
-def _compute_sha256_once(file: Path, size: int, modified: int) -> str:
-    """The checksum of a file, computed once in this process; an old checksum would not tell what is on disk now."""
-    return compute_sha256(file)
 
 
 def get_or_create(
