@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from retbench.cards import options
+from retbench.cards.model import SHORT_DTYPES, Dtype, EncoderDtype
 from retbench.errors import DataError, UsageError, suggest_names
 
 
@@ -24,13 +25,14 @@ from retbench.errors import DataError, UsageError, suggest_names
 class VectorsSettings:
     """`depth` candidates sorted by similarity, with the run's `model` and `method` unless others are given.
 
-    `max_length` is the maximum number of tokens of their texts, as in `run --set max_length`.
+    `max_length` is the maximum number of tokens of their texts and `dtype` that of the model, as in `run --set`.
     """
 
     model: str | None = None
     method: str | None = None
     depth: int = 100
     max_length: int | None = None
+    dtype: EncoderDtype | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "depth")
@@ -78,7 +80,8 @@ class PointwiseSettings:
 
     `scores` writes first-stage scores beside the documents: as they are (`raw`), scaled to 0-1 over the candidates of a
     query (`minmax`), scaled to 0-100 (`percent`), or the raw scores of other candidates (`shuffled`, a control).
-    `order=shuffled` shows the candidates in a random order from `seed`, the second control.
+    `order=shuffled` shows the candidates in a random order from `seed`, the second control. `dtype` is that of a local
+    model; the default is that of its card, else what the machine computes fast.
     """
 
     model: str | None = None
@@ -88,9 +91,17 @@ class PointwiseSettings:
     scores: Literal["none", "raw", "minmax", "percent", "shuffled"] = "none"
     order: Literal["given", "shuffled"] = "given"
     seed: int = 1
+    dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "depth", "cut")
+        self._check_dtype()
+
+    def _check_dtype(self) -> None:
+        if self.dtype and self.engine == "endpoint":
+            raise DataError(
+                f"dtype={self.dtype} does not apply with engine=endpoint", "leave dtype out: the server chooses its own"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,7 @@ class ListwiseSettings(PointwiseSettings):
     def __post_init__(self) -> None:
         require_positive(self, "depth", "cut", "step")
         require_valid_window(self.window, self.step)
+        self._check_dtype()
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,7 @@ SETTINGS_CLASSES: dict[str, type[Any]] = {
 }
 
 
-ADDED_FIELDS: dict[str, Any] = {"max_length": None, "instruction": None}
+ADDED_FIELDS: dict[str, Any] = {"max_length": None, "instruction": None, "dtype": None}
 
 
 def describe_settings(settings: RerankerSettings) -> dict[str, Any]:
@@ -198,6 +210,8 @@ def parse_reranker(text: str) -> RerankerRequest:
     name = "likelihood" if name == "ql" and "model" in changes else name
     if name not in SETTINGS_CLASSES:
         raise UsageError(f"there is no reranker {name!r}", suggest_names(name, SETTINGS_CLASSES))
+    if "dtype" in changes:
+        changes["dtype"] = SHORT_DTYPES.get(changes["dtype"], changes["dtype"])
     return build_request(name, options.apply_options(SETTINGS_CLASSES[name](), changes))
 
 

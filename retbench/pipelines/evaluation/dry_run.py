@@ -13,7 +13,7 @@ from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.evaluation.reranker_previews import preview_rerankers
 from retbench.pipelines.models.prompt_examples import build_prompt_examples
 from retbench.pipelines.reranking.base import ModelResolver
-from retbench.pipelines.reranking.chain import parse_rerankers
+from retbench.pipelines.reranking.chain import find_unread_settings, parse_rerankers
 
 MAX_COUNTED_TEXTS = 2000  # texts to tokenize; for a larger corpus the number of tokens is extrapolated
 MEASURED_SECONDS = 4.0
@@ -23,6 +23,8 @@ def dry_run(request: EvaluationRequest) -> Iterator[dict[str, Any]]:
     """Yield what `run` would do, cell by cell."""
     speeds: dict[tuple[str, str], float] = {}
     rerankers, resolver = parse_rerankers(request.rerank), ModelResolver(request.log_status)
+    for sentence in find_unread_settings(rerankers, request.overrides):
+        request.log_status(sentence)
     for job in list_jobs(request):
         facts: dict[str, Any] = {"model": job.model.card.name, "method": job.method.name, "task": job.task.name}
         facts |= {"settings_id": job.settings_id, "cached": job.find_record() is not None}

@@ -23,7 +23,7 @@ from retbench.pipelines.evaluation.published_scores import find_expected_scores
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver
-from retbench.pipelines.reranking.chain import RerankerChain, parse_rerankers
+from retbench.pipelines.reranking.chain import RerankerChain, find_unread_settings, parse_rerankers
 from retbench.pipelines.runs.saved_run import load_run
 from retbench.records.cell import Cell
 from retbench.records.failure import ANY_METHOD
@@ -82,6 +82,8 @@ class Evaluation:
         resolver = ModelResolver(request.log_status, partial(_attach_worker_pool, pool=pool))
         rerankers = RerankerChain(parse_rerankers(request.rerank), resolver, output)
         variants, methods, engine = request.expand_variants(), find_methods(request), parse_engine(request.engine)
+        for sentence in find_unread_settings(rerankers.requests, request.overrides):
+            request.log_status(sentence)
         return Evaluation(request, variants, find_tasks(variants[0]), methods, engine, pool, output, rerankers)
 
     def evaluate_model(self, card: ModelCard) -> Iterator[Cell]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retbench.cards.reranker_settings import RerankerRequest, describe_settings, parse_reranker
+from retbench.cards.reranker_settings import SETTINGS_CLASSES, RerankerRequest, describe_settings, parse_reranker
 from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import require_texts
 from retbench.corpora.texts import join_fields
@@ -35,6 +35,22 @@ from retbench.retrievers.score_ranking import score_ranking
 def parse_rerankers(arguments: tuple[str, ...]) -> list[RerankerRequest]:
     """Parse and check all `--rerank` arguments before any work begins."""
     return [parse_reranker(argument) for argument in arguments]
+
+
+def find_unread_settings(requests: list[RerankerRequest], overrides: dict[str, Any]) -> list[str]:
+    """A sentence for each value of `--set` that a reranker with its own model does not read, with its own option."""
+    sentences = []
+    for request in requests:
+        settings, default = request.settings, SETTINGS_CLASSES[request.name]()
+        for key in ("dtype", "max_length"):
+            if key not in overrides or not getattr(settings, "model", None) or not hasattr(settings, key):
+                continue
+            if getattr(settings, key) == getattr(default, key):
+                option = f"{request.spelling},{key}={overrides[key]}"
+                sentences.append(
+                    f"--set {key}={overrides[key]} is for the first stage; for the reranker write --rerank {option}"
+                )
+    return sentences
 
 
 def rerank_cells(

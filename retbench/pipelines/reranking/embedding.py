@@ -58,7 +58,8 @@ class EmbeddingRerankerSpec:
         """Return `vectors` with the same encoder, unless the first stage already ranks by this encoder."""
         if not self.has_own_encoder or self.name == "vectors":
             return []
-        plain = VectorsSettings(depth=self.settings.depth, max_length=self.settings.max_length)
+        settings = self.settings
+        plain = VectorsSettings(depth=settings.depth, max_length=settings.max_length, dtype=settings.dtype)
         return [replace(self, name="vectors", settings=plain)]
 
     def describe(self) -> dict[str, Any]:
@@ -148,7 +149,8 @@ def build_embedding_spec(
     if model.lexical_settings:
         raise UsageError(f"{name} is a lexical model without vectors", "name a backbone (retbench list models)")
     (method, *_) = model.resolve_methods([catalog.find_method(settings.method)] if settings.method else [])
-    resolved_spec = model.build_encoder_spec(method, first_stage.card, Overrides(max_length=settings.max_length))
+    overrides = Overrides(max_length=settings.max_length, dtype=settings.dtype)
+    resolved_spec = model.build_encoder_spec(method, first_stage.card, overrides)
     same_weights = first_stage_spec is not None and _get_weights(first_stage_spec) == _get_weights(resolved_spec)
     if not same_weights and settings.model is None:
         raise DataError(
@@ -156,7 +158,7 @@ def build_embedding_spec(
             "restore the weights that the run used, or run the first stage again",
         )
     same_method = settings.method is None or method == first_stage.method
-    same_encoder = same_weights and same_method and settings.max_length is None
+    same_encoder = same_weights and same_method and overrides == Overrides()
     encoder_spec = first_stage_spec if same_encoder and first_stage_spec else resolved_spec
     if encoder_spec.method.kind != "dense":
         raise InapplicableError(f"method {encoder_spec.method.name} has no dense vectors", "use a dense method")

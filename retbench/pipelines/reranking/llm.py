@@ -143,17 +143,17 @@ def build_llm_spec(
             f"{settings.model or first_stage.record.model} is a lexical model and cannot generate an answer",
             "name a language model (retbench list models)",
         )
-    generator = _build_generator(model, settings.engine)
+    generator = _build_generator(model, settings)
     return LLMRerankerSpec(request.name, settings, generator, make_portable_card(model.card))
 
 
-def _build_generator(model: ResolvedModel, engine: str) -> Generator:
+def _build_generator(model: ResolvedModel, settings: PointwiseSettings) -> Generator:
     card, weights = model.card, model.weights
     config = read_json_object(weights.folder / "config.json")
     context_length = card.context_length or config.get("max_position_embeddings") or 2048
-    dtype = choose_dtype(card, lambda: True).weights_dtype
+    dtype = choose_dtype(card, lambda: True, settings.dtype).weights_dtype
     arguments = (card.name, weights.folder, weights.fingerprint, dtype, context_length)
     reasons = card.specialisation == "reasoning"
-    if engine == "vllm":
+    if settings.engine == "vllm":
         return VllmGenerator(*arguments, is_reasoning_model=reasons)
     return TransformersGenerator(*arguments, get_device(), is_reasoning_model=reasons)
