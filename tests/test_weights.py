@@ -345,6 +345,26 @@ def test_the_rotary_factors_of_llama_3_are_kept(factor: float, tmp_path: Path) -
         assert local.fingerprint != checksums.compute_sha256(file)  # vectors of before belong to another key
 
 
+def test_a_conversion_reads_the_header_twice_and_builds_one_table_of_names(
+    gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers read it three times more, and built a table for every module: more than half of the time."""
+    import gguf as package
+
+    calls: list[str] = []
+
+    def count_calls(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *arguments: (calls.append(name), original(*arguments))[1])
+
+    count_calls(package.GGUFReader, "_build_fields")
+    count_calls(package.tensor_mapping.TensorNameMap, "__init__")
+    before = package.GGUFReader, package.get_tensor_name_map
+    gguf.convert_to_folder(gguf_file, gguf.read_header(gguf_file), tmp_path / "converted")
+    assert sorted(calls) == ["__init__", "_build_fields", "_build_fields"]
+    assert (package.GGUFReader, package.get_tensor_name_map) == before
+
+
 def test_a_gguf_path_is_converted_once_and_keeps_its_label(gguf_file: Path, own_cache: Path) -> None:
     assert weights.find_local_weights(build_card(), path=str(gguf_file)) is None
     status_lines: list[str] = []

@@ -40,6 +40,7 @@ class Definition:
     where: str
 
 
+@cache  # called for every file; sysconfig computes it from all its variables each time
 def get_stdlib_folder() -> Path:
     """Return the folder of the standard library (of the base interpreter, also in a virtual environment)."""
     return Path(sysconfig.get_path("stdlib"))
