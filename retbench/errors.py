@@ -126,7 +126,7 @@ RAISE_LIMIT = "raise the limit of open files, for example ulimit -n 4096; then r
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 OUT_OF_MEMORY_MESSAGES = (  # the fourth is of a library that cannot be loaded under `ulimit -v`
     "out of memory", "can't allocate memory", "not enough memory", "failed to map segment from shared object",
-    os.strerror(errno.ENOMEM),
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", os.strerror(errno.ENOMEM),
 )  # fmt: skip
 
 

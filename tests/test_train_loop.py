@@ -18,13 +18,14 @@ from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts
 from retbench.engines.tokenizers import load_tokenizer
 from retbench.errors import DataError
 from retbench.retrievers.ranking import Ranking
+from retbench.training import checkpoint, distributed, in_training_search, train_loop
 from retbench.training import lora as lora_module
 from retbench.training.contrastive_batches import BatchSampler, ContrastiveBatch, LabelledBatchSource
 from retbench.training.gradient_caching import backward_batch
 from retbench.training.in_training_search import rank_passages
 from retbench.training.losses import contrastive_loss
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
-from retbench.training.train_loop import compute_learning_rate, describe_zero_rates
+from retbench.training.train_loop import TrainLoop, TrainSchedule, compute_learning_rate, describe_zero_rates
 from retbench.training.training_set import TrainingQuery, TrainingSet, read_training_file
 from tests import tiny_models
 
@@ -338,3 +339,89 @@ def test_search_with_a_model_in_training_halves_what_does_not_fit(
     monkeypatch.setattr(TrainableEncoder, "encode", encode_two)
     for rows, expected_rows in zip(search().rows, expected.rows, strict=True):
         assert rows.tolist() == expected_rows.tolist()
+
+
+class SquaredErrorObjective:
+    """The loss of a linear layer on fixed inputs."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        self.layer, self.inputs = layer, torch.linspace(-1, 1, 12).view(3, 4).to(layer.weight.device)
+
+    def backward(self, step: int) -> tuple[float, int]:
+        loss = (self.layer(self.inputs) - step).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach()), 3
+
+    def get_first_query(self, step: int) -> str:
+        return str(step)
+
+
+def train_layer(folder: Path, stops: tuple[int, ...], device: str = "cpu") -> TrainLoop:
+    """Train six steps, with new weights and a new optimizer after each stop."""
+    folder.mkdir()
+    for stop in stops:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 2).to(device)
+        schedule = TrainSchedule(6, OptimizerSettings(learning_rate=0.1, weight_decay=0.1), 1, 100)
+        loop = TrainLoop(layer, dict(layer.named_parameters()), schedule, SquaredErrorObjective(layer), folder)
+        loop.resume()
+        while loop.progress.step < stop:
+            loop._train_step()
+        loop.save_checkpoint()
+    return loop
+
+
+def test_the_fused_optimizer_of_a_gpu_trains_and_resumes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the same kernel exists."""
+    plain = train_layer(tmp_path / "plain", (6,))
+    monkeypatch.setattr(train_loop, "FUSED_OPTIMIZER_DEVICES", ("cpu",))
+    whole = train_layer(tmp_path / "whole", (6,))
+    assert (plain.optimizer.defaults["fused"], whole.optimizer.defaults["fused"]) == (False, True)
+    torch.testing.assert_close(whole.weights["weight"], plain.weights["weight"], atol=1e-6, rtol=1e-5)
+    resumed = train_layer(tmp_path / "resumed", (3, 6))
+    assert torch.equal(resumed.weights["weight"], whole.weights["weight"])
+
+
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (False, "cpu")])
+def test_a_checkpoint_counts_steps_where_the_optimizer_does(tmp_path: Path, fused: bool, device: str) -> None:
+    """The fused optimizer refuses a counter on another device; the plain one would wait for it at each step."""
+    train_layer(tmp_path / "any", (2,))
+    weights = {name: torch.nn.Parameter(w) for name, w in torch.nn.Linear(4, 2, device="meta").named_parameters()}
+    optimizer = torch.optim.AdamW(weights.values(), fused=fused, foreach=False)
+    assert checkpoint.load_checkpoint(tmp_path / "any", weights, optimizer).step == 2
+    assert {state["step"].device.type for state in optimizer.state.values()} == {device}
+    assert {state["exp_avg"].device.type for state in optimizer.state.values()} == {"meta"}
+
+
+def test_processes_that_divide_the_passages_find_the_ranking_of_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, texts = build_encoder(folder), tiny_models.SENTENCES[:22]
+    monkeypatch.setattr(in_training_search, "TEXTS_PER_CHUNK", 4)
+    monkeypatch.setattr(in_training_search, "QUERIES_PER_GATHER", 2)
+    embedded: list[int] = []
+
+    def rank() -> Ranking:
+        embedded.append(0)
+
+        def advance(done: int, total: int) -> None:
+            embedded[-1] += done
+
+        return rank_passages(encoder, texts[:3], texts, 5, (16, 24), advance)
+
+    alone = rank()
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    parts: list[list[Any]] = []
+    for number in range(2):  # each process alone: what it gives to the other
+        parts.append([])
+        monkeypatch.setattr(distributed, "get_rank", lambda number=number: number)
+        monkeypatch.setattr(distributed, "gather_objects", lambda value: [parts[-1].append(value) or value])
+        own = rank()
+    exchanged = iter(zip(*parts, strict=True))
+    monkeypatch.setattr(distributed, "gather_objects", lambda _: next(exchanged))
+    together = in_training_search.merge_rankings(own, 5)
+    assert embedded == [25, 3 + 12, 3 + 10]
+    for expected, actual in ((alone.rows, together.rows), (alone.scores, together.scores)):
+        assert [values.tobytes() for values in expected] == [values.tobytes() for values in actual]

@@ -1,6 +1,9 @@
 """Packed batches give the states of each text alone, for every supported family; the kernel is a stand-in here."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import PretrainedConfig
 
+from retbench.cards import catalog
+from retbench.encoders.cross_encoder import load_cross_encoder
 from retbench.engines import backbone as backbones
-from retbench.engines import varlen
+from retbench.engines import model_loader, varlen, vision_model
 from retbench.engines.backbone import Backbone
+from retbench.engines.generator import TransformersGenerator
+from retbench.engines.image_processing import PixelLimits
+from retbench.engines.vision_model import load_vision_model
+from retbench.training import lora
 from tests.test_packed_decoder import LENGTHS, build_model, compute_plain_states, draw_token_ids
 
 # (model type, what is special)
@@ -28,14 +38,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "pythia": ("gpt_neox", {"head_dim": None}),
     "bert": ("bert", {"head_dim": None}),
+    "roberta": ("roberta", {"head_dim": None, "pad_token_id": 1}),
+    "xlm-roberta": ("xlm-roberta", {"head_dim": None, "pad_token_id": 1}),
+    "camembert": ("camembert", {"head_dim": None, "pad_token_id": 1}),
 }
+ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
 # computed in padded rows: (model type, config)
 PADDED_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "angles that follow the length": (
         "llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
     "capped scores": ("gemma2", {}),
     "attention sinks": ("gpt_oss", {}),
-    "another family": ("roberta", {}),
+    "a bias for each distance": ("mpnet", {"head_dim": None}),
 }  # fmt: skip
 
 
@@ -56,7 +70,7 @@ def attention_without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build_backbone(family: str, config: dict[str, Any]) -> Backbone:
     model, nothing = build_model(family, **config), Any
-    causal = family != "bert"
+    causal = family not in ENCODERS
     return Backbone(model, nothing, causal, "float32", torch.device("cpu"))  # type: ignore[arg-type]
 
 
@@ -122,5 +136,38 @@ def test_a_cpu_and_float32_have_no_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_gpu_loads_the_weights_directly_from_the_file() -> None:
     gpu = torch.device("cuda")
-    assert backbones.get_device_map_options(torch.device("cpu")) == {}
-    assert backbones.get_device_map_options(gpu) in ({"device_map": {"": gpu}}, {})  # {} if accelerate is not installed
+    assert model_loader.get_device_map_options(torch.device("cpu")) == {}
+    without_accelerate: dict[str, Any] = {}
+    assert model_loader.get_device_map_options(gpu) in ({"device_map": {"": gpu}}, without_accelerate)
+
+
+def test_every_loader_lets_transformers_load_into_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader without this option would read all weights into host memory first, for each worker."""
+    recipe, cpu = catalog.find_recipe("quick"), torch.device("cpu")
+    monkeypatch.setattr(model_loader, "get_device_map_options", lambda _: {"device_map": "the GPU"})
+    monkeypatch.setattr(lora, "get_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(model_loader, "load_config", lambda *_: PretrainedConfig())
+    monkeypatch.setattr(model_loader, "_map_text_names", lambda *_: {})
+    places: list[Any] = []
+
+    def record_options(*arguments: Any) -> None:
+        places.append(arguments[4].get("device_map"))
+        raise LookupError
+
+    monkeypatch.setattr(model_loader, "_load", record_options)
+    generator = TransformersGenerator("m", tmp_path, "w", "float32", 10, device=cpu)
+    loaders: list[Callable[[], object]] = [
+        lambda: backbones.load_backbone(tmp_path, "float32", cpu),
+        lambda: backbones.load_masked_backbone(tmp_path, "float32", cpu),
+        lambda: load_vision_model(tmp_path, "float32", cpu, PixelLimits()),
+        lambda: load_cross_encoder(tmp_path, None, "float32", cpu),  # type: ignore[arg-type]
+        lambda: generator.causal_model,
+        lambda: lora.load_model(tmp_path, recipe),
+        lambda: lora.load_model(tmp_path, recipe, head=True),
+        lambda: lora.load_model(tmp_path, replace(recipe, sharding="fsdp")),
+    ]
+    monkeypatch.setattr(vision_model, "load_image_processor", lambda *_: None)
+    for load in loaders:
+        with pytest.raises(LookupError):
+            load()
+    assert places == ["the GPU"] * 7 + [None]

@@ -193,6 +193,7 @@ class FailingTask:
         ("CUDA error: an illegal memory access was encountered\nCompile with ...", True),
         ("CUDA error: uncorrectable ECC error encountered", True),
         ("CUDA error: out of memory", False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],
 )
@@ -201,6 +202,7 @@ def test_a_worker_whose_gpu_fails_is_lost(monkeypatch: pytest.MonkeyPatch, messa
     monkeypatch.setattr(state, "_run_item", FailingTask(message).raise_error)
     result = state.run(None)  # type: ignore[arg-type]  # the item is not read
     assert isinstance(result, LostWorkerError) is is_lost
+    assert isinstance(result, ResourceError) is (not is_lost and ("memory" in message or "ALLOC" in message))
     assert isinstance(result, Exception)
 
 

@@ -9,9 +9,7 @@ from transformers import PreTrainedModel
 from benchmarks.gpu import models
 
 
-def build_sentence_transformer(
-    model: Any, tokenizer: Any, limit: int, pooling: str = "lasttoken", flash: bool = False
-) -> Any:
+def build_sentence_transformer(model: Any, tokenizer: Any, limit: int, pooling: str = "lasttoken") -> Any:
     """Load the modules around a tiny backbone from a folder, then replace the backbone by `model`."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -28,7 +26,5 @@ def build_sentence_transformer(
     setattr(
         base, "processor" if hasattr(base, "processor") else "tokenizer", tokenizer
     )  # else it is a tokenizer of Qwen's class
-    if flash:
-        model.set_attn_implementation("flash_attention_2")
     made = [base, Pooling(int(model.config.hidden_size), pooling), Normalize()]
     return SentenceTransformer(modules=made, device=str(models.DEVICE))

@@ -117,7 +117,8 @@ def _load_classifier(
     folder: Path, pair_tokenizer: PairTokenizer, dtype: Dtype, device: torch.device
 ) -> ClassifierCrossEncoder:
     """A model or tokenizer without padding token would read padding as text."""
-    model: Any = model_loader.load_sequence_classifier(folder, dtype, remote_code.is_remote_code_trusted())
+    options, trust = model_loader.get_device_map_options(device), remote_code.is_remote_code_trusted()
+    model: Any = model_loader.load_sequence_classifier(folder, dtype, options, trust)
     if pair_tokenizer.tokenizer.pad_token_id is None or model.config.get_text_config().pad_token_id is None:
         raise DataError(
             f"{folder} has no padding token", "set pad_token_id in its config.json and tokenizer_config.json"

@@ -1,5 +1,6 @@
 """The dense encoder: turns texts into vectors, of length one unless the method compares by dot product."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from retbench.encoders.backbone_base import BackboneEncoderBase
 from retbench.encoders.pooling import POOLINGS, drop_leading_tokens, scale_for_similarity
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.text_encoder import TextEncoder
+from retbench.engines.device import start_copy_to_host
 from retbench.engines.published_head import PublishedHead
 
 
@@ -34,8 +36,12 @@ class BackboneEncoder(BackboneEncoderBase):
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
         """Encode one batch of token ids as float32 vectors, ready for the method's similarity."""
+        return self.start_encoding(batch)()
+
+    def start_encoding(self, batch: TokenizedTexts) -> Callable[[], np.ndarray]:
+        """Begin to encode one batch; the returned function waits for its vectors."""
         pooled = self._pool(batch, *self.backbone.compute_states(list(batch)))
-        return np.asarray(scale_for_similarity(pooled, self.spec.method.similarity).cpu().numpy())
+        return start_copy_to_host(scale_for_similarity(pooled, self.spec.method.similarity))
 
     def _pool(self, batch: TokenizedTexts, flat: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         if batch.pooling_starts is not None:

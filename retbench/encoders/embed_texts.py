@@ -1,10 +1,13 @@
 """From texts to stored vectors: finished shards are read, missing shards are computed, and each is yielded at once.
 
-An interrupted run continues after its last finished shard with the plan it started with.
+An interrupted run continues after its last finished shard with the plan it started with. Threads read finished shards
+ahead and compare their checksums, which takes longer than a GPU needs to search them.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +28,7 @@ from retbench.store.shard_store import ShardStore, VectorBlock
 from retbench.system.user_config import require_disk_space
 
 REMOVE_FOLDER = "remove that folder and run again"
+READERS = max(1, min(8, (os.cpu_count() or 1) // 2))  # threads that read finished shards, each one shard ahead
 
 OnProgress = Callable[[int, int, int, int], None]  # texts done, all texts, tokens computed, tokens left
 
@@ -88,6 +92,7 @@ class EmbeddingRun:
     tokens_left: int = field(default=0, init=False)  # of the missing shards
     missing: deque[int] = field(default_factory=deque, init=False)  # shards not yet handed to a worker
     pending: dict[int, PendingShard] = field(default_factory=dict, init=False)
+    reads: dict[int, Future[VectorBlock | None]] = field(default_factory=dict, init=False)
 
     @cached_property
     def tokens(self) -> TokenizedTexts:
@@ -184,10 +189,22 @@ class EmbeddingRun:
 
     def read_finished(self, shard: int) -> VectorBlock | None:
         """Read a stored shard; None if it must be computed."""
-        block = None if shard in self.pending else self.store.read_shard(shard)
+        self._read_ahead(shard)
+        block = self.reads.pop(shard).result() if shard in self.reads else None
         if block:
             self.on_progress(len(block.rows), len(self.job.texts), 0, self.tokens_left)
         return block
+
+    def _read_ahead(self, shard: int) -> None:
+        """Let the threads read this shard and the next ones, as far as they are finished."""
+        for number in range(shard, shard + READERS + 1):
+            if number not in self.reads and number not in self.pending and self.store.has_shard(number):
+                self.reads[number] = self.readers.submit(self.store.read_shard, number)
+
+    @cached_property
+    def readers(self) -> ThreadPoolExecutor:
+        """The threads that read finished shards."""
+        return ThreadPoolExecutor(READERS)
 
     def take_pending(self, shard: int) -> PendingShard:
         """Return a shard that a worker has; a shard that was stored but damaged is handed over now."""
@@ -208,6 +225,7 @@ class EmbeddingRun:
 
     def cancel(self) -> None:
         """Cancel the shards that have not started."""
+        self.readers.shutdown(cancel_futures=True)
         for shard in self.pending.values():
             shard.cancel()
 

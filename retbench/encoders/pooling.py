@@ -25,13 +25,14 @@ def pool_mean(flat: Tensor, offsets: Tensor) -> Tensor:
 
 def pool_weighted_mean(flat: Tensor, offsets: Tensor) -> Tensor:
     """The weighted mean of SGPT: the i-th token has weight i, because later causal states have more context."""
-    weights = (torch.arange(1, len(flat) + 1, device=flat.device) - _repeat_per_token(offsets[:-1], offsets)).float()
+    numbers = torch.arange(1, len(flat) + 1, device=flat.device)
+    weights = (numbers - _repeat_per_token(offsets[:-1], offsets, len(flat))).float()
     return _sum_per_text(flat.float() * weights[:, None], offsets) / _sum_per_text(weights[:, None], offsets)
 
 
-def _repeat_per_token(values: Tensor, offsets: Tensor) -> Tensor:
-    """Repeat the value of each text for each of its tokens."""
-    return torch.repeat_interleave(values, offsets.diff())
+def _repeat_per_token(values: Tensor, offsets: Tensor, tokens: int) -> Tensor:
+    """Repeat the value of each text for each of its tokens. Without `tokens` a GPU would be asked for their number."""
+    return torch.repeat_interleave(values, offsets.diff(), output_size=tokens)
 
 
 def _sum_per_text(flat: Tensor, offsets: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def _sum_per_text(flat: Tensor, offsets: Tensor) -> Tensor:
     if flat.device.type != "cpu":
         return _sum_in_fixed_order(flat, offsets)
     sums = torch.zeros((texts, flat.shape[1]), dtype=torch.float32)
-    return sums.index_add_(0, _repeat_per_token(torch.arange(texts), offsets), flat)
+    return sums.index_add_(0, _repeat_per_token(torch.arange(texts), offsets, len(flat)), flat)
 
 
 def _sum_in_fixed_order(flat: Tensor, offsets: Tensor) -> Tensor:
@@ -49,7 +50,8 @@ def _sum_in_fixed_order(flat: Tensor, offsets: Tensor) -> Tensor:
 
 def drop_leading_tokens(flat: Tensor, offsets: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     """States and offsets without the tokens before `starts` of each text."""
-    is_kept = torch.arange(len(flat), device=flat.device) >= _repeat_per_token(offsets[:-1] + starts, offsets)
+    first_kept = _repeat_per_token(offsets[:-1] + starts, offsets, len(flat))
+    is_kept = torch.arange(len(flat), device=flat.device) >= first_kept
     lengths = offsets.diff() - starts
     return flat[is_kept], torch.cat((offsets[:1], lengths.cumsum(0)))
 

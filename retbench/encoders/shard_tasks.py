@@ -5,10 +5,13 @@ compute it by the same code; on CPUs the vectors are bit-identical where the num
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from threading import Event
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from retbench.errors import BadVectorError, ResourceError, ShardNotWrittenError
 from retbench.store.shard_store import ShardStore, VectorBlock
 
 OnBatch = Callable[[int, int], None]  # texts and tokens just computed
+OVERLAPPED_DEVICES = ("cuda",)  # that compute the next shard and the next batch while the host handles the last one
 
 
 @dataclass(frozen=True)
@@ -127,16 +131,34 @@ class ShardWorkers(Protocol):
 
 @dataclass
 class InProcessWorker:
-    """This process. It loads the model when the first shard is missing and computes a shard when it is read."""
+    """This process. It loads the model when the first shard is missing.
+
+    A CPU computes a shard when it is read. For a GPU a thread computes one shard ahead, so that the GPU works while the
+    shard before is written and searched.
+    """
 
     load_encoder: Callable[[], TextEncoder]
     count: int = 1
-    queue_size: int = 1
+
+    @property
+    def queue_size(self) -> int:
+        """How many shards to hand over before the first one is read."""
+        return 2 if is_overlapped(self.encoder) else 1
 
     @cached_property
     def encoder(self) -> TextEncoder:
         """The encoder, loaded once."""
         return self.load_encoder()
+
+    @cached_property
+    def compute_thread(self) -> ThreadPoolExecutor:
+        """The thread that computes ahead, on this thread's GPU; all that this thread gave the GPU so far is done."""
+        import torch
+
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # untyped in torch
+            return ThreadPoolExecutor(1)
+        torch.cuda.synchronize()
+        return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),))
 
     @property
     def device(self) -> tuple[str, int]:
@@ -159,8 +181,17 @@ class InProcessWorker:
         return measure_encoder(self.encoder, longest, max_tokens)
 
     def start(self, task: ShardTask, store: ShardStore, on_batch: OnBatch) -> PendingShard:
-        """Return the shard; it is computed when its result is read."""
-        return InProcessShard(self, task, store, on_batch)
+        """Return the shard; it is computed when its result is read, or by the thread."""
+        if not is_overlapped(self.encoder):
+            return InProcessShard(self, task, store, on_batch)
+        stop = Event()
+
+        def report(texts: int, tokens: int) -> None:
+            if stop.is_set():
+                raise CancelledError
+            on_batch(texts, tokens)
+
+        return OverlappedShard(self.compute_thread.submit(compute_shard, self.encoder, task, report), stop, store)
 
     def collect_facts(self) -> dict[str, Any]:
         """Return the peak memory for the record."""
@@ -184,6 +215,44 @@ class InProcessShard:
         """Do nothing: it has not started."""
 
 
+@dataclass(frozen=True)
+class OverlappedShard:
+    """A shard that the thread computes; it is stored by the thread that reads it."""
+
+    future: Future[ComputedShard]
+    stop: Event
+    store: ShardStore
+
+    def result(self) -> VectorBlock | None:
+        """Wait for the shard and store it."""
+        try:
+            computed = self.future.result()
+        except BaseException:  # Ctrl-C too: the thread must not go on
+            self.cancel()
+            raise
+        return write_computed_shard(computed, self.store)
+
+    def cancel(self) -> None:
+        """Stop after the batch that is being computed."""
+        self.stop.set()
+        if not self.future.cancel():
+            wait([self.future])
+
+
+@runtime_checkable
+class OverlappingEncoder(Protocol):
+    """An encoder that can begin a batch before the vectors of the last one have arrived."""
+
+    def start_encoding(self, batch: TokenizedTexts) -> Callable[[], EncodedTexts]:
+        """Begin to encode one batch; the returned function waits for its vectors."""
+        ...
+
+
+def is_overlapped(encoder: TextEncoder) -> bool:
+    """Whether the device computes ahead for this encoder. Other engines may not run in another thread."""
+    return isinstance(encoder, OverlappingEncoder) and get_device().type in OVERLAPPED_DEVICES
+
+
 def measure_encoder(encoder: TextEncoder, longest: TokenizedTexts, max_tokens: int) -> EncoderProfile:
     """Measure the encoder's token budget and collect what else a plan depends on."""
     budget = memory.compute_token_budget(
@@ -200,15 +269,28 @@ def compute_shard(encoder: TextEncoder, task: ShardTask, on_batch: OnBatch) -> C
     """Encode the batches of a shard. A batch that runs out of memory is split in halves, as often as needed."""
     memory.set_thread_count(task.threads)
     started, parts = time.perf_counter(), []
-    for positions in _list_batches(task):
-        for part, vectors in memory.compute_in_halves(positions, lambda rows: _encode_rows(encoder, task, rows)):
-            if (bad := find_bad_text(vectors)) is not None:
-                raise BadVectorError(int(task.rows[part][bad]))
-            parts.append(vectors)
-            on_batch(len(part), int(task.tokens.lengths[part].sum()))
+    for part, vectors in _encode_batches(encoder, task):
+        if (bad := find_bad_text(vectors)) is not None:
+            raise BadVectorError(int(task.rows[part][bad]))
+        parts.append(vectors)
+        on_batch(len(part), int(task.tokens.lengths[part].sum()))
     seconds = time.perf_counter() - started
     block = join_parts(task.rows, parts)
     return ComputedShard(task.shard, block, len(task.tokens.flat), seconds, len(parts) - len(task.batch_sizes))
+
+
+def _encode_batches(encoder: TextEncoder, task: ShardTask) -> Iterator[tuple[np.ndarray, EncodedTexts]]:
+    """Yield the positions of each batch, or part of one, and its vectors. A GPU has begun the next batch by then."""
+    ahead = 1 if is_overlapped(encoder) else 0
+    begun: deque[tuple[np.ndarray, Callable[[], EncodedTexts]]] = deque()
+    for positions in _list_batches(task):
+        for batch in memory.compute_in_halves(positions, lambda rows: _start_rows(encoder, task, rows)):
+            begun.append(batch)
+            if len(begun) > ahead:
+                part, get_vectors = begun.popleft()
+                yield part, get_vectors()
+    for part, get_vectors in begun:
+        yield part, get_vectors()
 
 
 def _list_batches(task: ShardTask) -> list[np.ndarray]:
@@ -216,10 +298,13 @@ def _list_batches(task: ShardTask) -> list[np.ndarray]:
     return np.split(np.arange(len(task.rows)), np.cumsum(task.batch_sizes)[:-1])
 
 
-def _encode_rows(encoder: TextEncoder, task: ShardTask, positions: np.ndarray) -> EncodedTexts:
+def _start_rows(encoder: TextEncoder, task: ShardTask, positions: np.ndarray) -> Callable[[], EncodedTexts]:
     batch = task.tokens.select(positions)
     try:
-        return encoder.encode(batch)
+        if isinstance(encoder, OverlappingEncoder):
+            return encoder.start_encoding(batch)
+        vectors = encoder.encode(batch)
+        return lambda: vectors
     except (RuntimeError, MemoryError) as problem:
         if len(batch) > 1 or not memory.is_out_of_memory(problem):
             raise

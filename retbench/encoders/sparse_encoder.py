@@ -5,6 +5,7 @@ largest of the whole vocabulary. One forward pass gives the dense vector and the
 the vector, 128 term ids, and their weights (0 means no term). `split_rows` splits such rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,13 +52,14 @@ class SparseEncoder(BackboneEncoder):
         """Width of a stored row."""
         return self.backbone.dimension + 2 * TERMS_PER_TEXT
 
-    def encode(self, batch: TokenizedTexts) -> np.ndarray:
-        """One batch as rows of dense vector, term ids and term weights."""
+    def start_encoding(self, batch: TokenizedTexts) -> Callable[[], np.ndarray]:
+        """One batch as rows of dense vector, term ids and term weights; selecting the terms waits for the states."""
         states = self._pool(batch, *self.backbone.compute_states(list(batch)))
         weights = self.lm_head.compute_logits(states).relu().log1p()
         terms = [self._select_terms(row, words) for row, words in zip(weights, batch.word_ids or [], strict=True)]
         dense = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
-        return np.concatenate([dense, np.stack(terms)], axis=1)
+        rows = np.concatenate([dense, np.stack(terms)], axis=1)
+        return lambda: rows
 
     def _select_terms(self, weights: torch.Tensor, words: np.ndarray) -> np.ndarray:
         candidates = torch.from_numpy(words).to(weights.device) if len(words) else torch.arange(len(weights))

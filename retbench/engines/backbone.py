@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.method import Attention
 from retbench.cards.model import Dtype, EncoderDtype
 from retbench.engines import model_loader, peak_throughput, remote_code, rotary_positions, varlen
+from retbench.engines.device import copy_to_device
 from retbench.engines.int8_linear import quantize_linear_layers
 from retbench.engines.packed_decoder import PackedDecoder, supports_packed_decoding
 from retbench.engines.packed_encoder import PackedEncoder, supports_packed_encoding
@@ -104,24 +104,24 @@ class Backbone:
         lengths = torch.tensor([len(row) for row in rows])
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), lengths.cumsum(0)))
         if attended is not None:
-            return TokenStates(self._compute_padded_states(rows, attended), offsets.to(self.device))
+            return TokenStates(self._compute_padded_states(rows, attended), copy_to_device(offsets, self.device))
         if packed_pass := find_packed_pass(self.model):
             return TokenStates(packed_pass(self.model)(rows, self.causal, self.layer), offsets)
         if varlen.find_model_kernel(self.model) and varlen.fits_attention_window(self.model, rows):
             output = varlen.run_packed(self.model, rows, self.causal, **self._model_options)
-            return TokenStates(self._select_layer(output)[0], offsets.to(self.device))
+            return TokenStates(self._select_layer(output)[0], copy_to_device(offsets, self.device))
         dynamic_rope = rotary_positions.find_dynamic_rope(self.model)
         flat = (
             rotary_positions.run_by_length(dynamic_rope, rows, self._compute_padded_states)
             if dynamic_rope
             else self._compute_padded_states(rows)
         )
-        return TokenStates(flat, offsets.to(self.device))
+        return TokenStates(flat, copy_to_device(offsets, self.device))
 
     def _check_token_ids(self, rows: Sequence[np.ndarray]) -> None:
         """Raise an error for a token without an embedding; on a GPU it would end the process."""
         embeddings = self.model.config.get_text_config().vocab_size
-        largest = max((int(row.max()) for row in rows if len(row)), default=0)
+        largest = int(np.concatenate(rows).max(initial=0)) if rows else 0
         if largest >= embeddings:
             raise DataError(
                 f"the tokenizer gives token {largest}, but the model has {embeddings} embeddings",
@@ -167,9 +167,9 @@ def load_backbone(folder: Path, dtype: EncoderDtype, device: torch.device, rope:
 
     `rope` is the RoPE scaling.
     """
-    trust = remote_code.is_remote_code_trusted()
+    options, trust = model_loader.get_device_map_options(device), remote_code.is_remote_code_trusted()
     weights_dtype: Dtype = "float32" if dtype == "int8" else dtype
-    loaded: Any = model_loader.load_text_model(folder, weights_dtype, get_device_map_options(device), rope, trust)
+    loaded: Any = model_loader.load_text_model(folder, weights_dtype, options, rope, trust)
     model = loaded.to(device).eval()
     if dtype == "int8":
         quantize_linear_layers(model)
@@ -182,10 +182,6 @@ def load_masked_backbone(folder: Path, dtype: EncoderDtype, device: torch.device
         raise InapplicableError(
             f"a sparse encoder does not support --set {'rope' if rope else 'dtype=int8'}", "leave it out"
         )
-    loaded: Any = model_loader.load_masked_language_model(folder, dtype, remote_code.is_remote_code_trusted())
+    options, trust = model_loader.get_device_map_options(device), remote_code.is_remote_code_trusted()
+    loaded: Any = model_loader.load_masked_language_model(folder, dtype, options, trust)
     return Backbone(loaded.to(device).eval(), load_tokenizer(folder), False, dtype, device)
-
-
-def get_device_map_options(device: torch.device) -> dict[str, Any]:
-    """Options that make transformers load weights directly into GPU memory. This needs accelerate."""
-    return {"device_map": {"": device}} if device.type == "cuda" and is_accelerate_available() else {}

@@ -12,7 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from retbench.cards.model import Dtype, EncoderDtype, ModelCard
+from retbench.errors import OUT_OF_MEMORY_MESSAGES
 from retbench.system.user_config import load_user_config
 
 if TYPE_CHECKING:
@@ -67,7 +70,7 @@ def has_fast_bf16() -> bool:
 def is_device_failure(problem: BaseException) -> bool:
     """Whether a GPU failed (illegal access, ECC error, lost from the bus); CUDA is then unusable in this process."""
     message = str(problem)
-    return "CUDA error" in message and "out of memory" not in message
+    return "CUDA error" in message and not any(short in message for short in OUT_OF_MEMORY_MESSAGES)
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,51 @@ def disable_tf32() -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision = previous
+
+
+def copy_to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Copy a tensor of host memory to a device. A GPU copies it behind its earlier work, and nobody waits for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned memory until it was read
+
+
+def start_copy_to_host(tensor: "torch.Tensor") -> "Callable[[], np.ndarray]":
+    """Begin to copy a tensor to host memory; the returned function waits for the copy."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    import torch
+
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record()
+
+    def finish() -> "np.ndarray":
+        copied.synchronize()
+        return np.asarray(pinned.numpy())
+
+    return finish
+
+
+@contextmanager
+def use_search_stream() -> Iterator[None]:
+    """Let a search use the GPU beside the thread that embeds, with priority. On a CPU this does nothing.
+
+    On the common stream, each result of a search would wait for the batches before it. All tensors of a search must be
+    made and used here, and come from host memory: streams do not wait for each other.
+    """
+    if get_device_type() != "cuda":
+        yield
+        return
+    import torch
+
+    with torch.cuda.stream(_get_search_stream()):
+        yield
+
+
+@cache
+def _get_search_stream() -> "torch.cuda.Stream":
+    import torch
+
+    return torch.cuda.Stream(priority=-1)

@@ -18,6 +18,7 @@ from retbench.cards.model import Dtype
 from retbench.engines import backbone, lm_head, model_loader, text_config
 from retbench.engines.chat_template import render_chat
 from retbench.engines.fingerprints import read_json_object
+from retbench.engines.memory import compute_in_halves
 from retbench.engines.tokenizers import load_tokenizer, truncate_texts
 from retbench.errors import UsageError
 
@@ -164,7 +165,8 @@ class TransformersGenerator(GeneratorBase):
     @cached_property
     def causal_model(self) -> PreTrainedModel:
         """The whole causal language model, for generation. Of its generation settings only the stop tokens count."""
-        model: Any = model_loader.load_language_model(self.folder, self.dtype)
+        options = model_loader.get_device_map_options(self.device)
+        model: Any = model_loader.load_language_model(self.folder, self.dtype, options)
         model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
         loaded: PreTrainedModel = model.to(self.device).eval()
         return loaded
@@ -190,19 +192,21 @@ class TransformersGenerator(GeneratorBase):
 
     def score_yes_no(self, prompts: Sequence[str]) -> list[GeneratedAnswer]:
         """From the logits of the last token: all spellings of yes against all spellings of no."""
+        rows = [np.array(self.tokenize_prompt(prompt, close_reasoning=True), dtype=np.int64) for prompt in prompts]
+        answers = []
+        for start in range(0, len(rows), PROMPTS_PER_BATCH):
+            batch = np.arange(start, min(start + PROMPTS_PER_BATCH, len(rows)))
+            for part, values in compute_in_halves(batch, lambda numbers: self._score_rows([rows[n] for n in numbers])):
+                answers += [GeneratedAnswer("", value, len(rows[n]), 0) for n, value in zip(part, values, strict=True)]
+        return answers
+
+    def _score_rows(self, rows: list[np.ndarray]) -> list[float]:
         loaded_backbone, head = self.backbone_and_head
         yes, no = self.find_yes_no_tokens()
-        answers = []
-        for start in range(0, len(prompts), PROMPTS_PER_BATCH):
-            rows = [
-                np.array(self.tokenize_prompt(prompt, close_reasoning=True), dtype=np.int64)
-                for prompt in prompts[start : start + PROMPTS_PER_BATCH]
-            ]
-            flat, offsets = loaded_backbone.compute_states(rows)
-            logits = head.compute_logits(flat[offsets[1:] - 1])
-            values = logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)
-            answers += [GeneratedAnswer("", float(value), len(row), 0) for value, row in zip(values, rows, strict=True)]
-        return answers
+        flat, offsets = loaded_backbone.compute_states(rows)
+        logits = head.compute_logits(flat[offsets[1:] - 1])
+        values: list[float] = (logits[:, yes].logsumexp(1) - logits[:, no].logsumexp(1)).tolist()
+        return values
 
 
 def _describe_stop_tokens(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from retbench.engines.device import get_device_type
+from retbench.errors import OUT_OF_MEMORY_MESSAGES
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,6 @@ Result = TypeVar("Result")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FREE_SHARE = 0.2  # of the GPU's memory, for fragmentation and other processes
 PROBE_ROWS = (1, 3)  # texts of the longest length; the difference is the memory of two texts
-OUT_OF_MEMORY_MESSAGES = (  # of torch's CPU allocator, of CUDA and its libraries
-    "can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)  # fmt: skip
 MAX_ONEDNN_KERNELS = "128"  # enough for many batches; the default of 1,024 can take a gigabyte
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 

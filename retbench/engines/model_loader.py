@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import is_accelerate_available
 
 from retbench.cards.model import Dtype
 from retbench.cards.published_late_interaction import is_stanford
@@ -105,35 +106,43 @@ def list_projection_patterns(folder: Path) -> tuple[str, ...]:
     return (rf"^{layout.projection}\.(weight|bias)$",) if layout else ()
 
 
-def load_language_model(folder: Path, dtype: Dtype) -> PreTrainedModel:
+def load_language_model(folder: Path, dtype: Dtype, device_options: dict[str, Any] | None = None) -> PreTrainedModel:
     """The causal language model with its head; a vision tower that comes along is frozen."""
     config = load_config(folder)
     text_config = find_text_config(config)
     if text_config is not None and type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         model, info = _load(
-            AutoModelForImageTextToText, folder, dtype, _map_text_names(folder, "model.language_model."), {}
+            AutoModelForImageTextToText,
+            folder,
+            dtype,
+            _map_text_names(folder, "model.language_model."),
+            device_options or {},
         )
         for name, weight in model.named_parameters():
             weight.requires_grad_(not re.search(TOWERS, name))
     else:
-        options = {} if text_config is None else {"config": text_config}
+        options = {**(device_options or {}), **({} if text_config is None else {"config": text_config})}
         model, info = _load(AutoModelForCausalLM, folder, dtype, _map_text_names(folder, "model."), options)
     check_loaded_weights(folder, info, missing=(), unused=(TOWERS, POOLER, BUFFERS))
     return model
 
 
-def load_sequence_classifier(folder: Path, dtype: Dtype, trust: bool = False) -> PreTrainedModel:
+def load_sequence_classifier(
+    folder: Path, dtype: Dtype, device_options: dict[str, Any] | None = None, trust: bool = False
+) -> PreTrainedModel:
     """The model with its classification head; no weight of the head may be missing."""
     load_config(folder, trust)
-    model, info = _load(AutoModelForSequenceClassification, folder, dtype, {}, {}, trust)
+    model, info = _load(AutoModelForSequenceClassification, folder, dtype, {}, device_options or {}, trust)
     check_loaded_weights(folder, info, missing=(), unused=(POOLER, BUFFERS))
     return model
 
 
-def load_masked_language_model(folder: Path, dtype: Dtype, trust: bool = False) -> PreTrainedModel:
+def load_masked_language_model(
+    folder: Path, dtype: Dtype, device_options: dict[str, Any] | None = None, trust: bool = False
+) -> PreTrainedModel:
     """The masked language model with its head, whose weights must all be there."""
     load_config(folder, trust)
-    model, info = _load(AutoModelForMaskedLM, folder, dtype, {}, {}, trust)
+    model, info = _load(AutoModelForMaskedLM, folder, dtype, {}, device_options or {}, trust)
     check_loaded_weights(folder, info, missing=(), unused=(POOLER, BUFFERS, NEXT_SENTENCE))
     return model
 
@@ -186,6 +195,11 @@ def _load(
             **options,
         )
     return model, info
+
+
+def get_device_map_options(device: torch.device) -> dict[str, Any]:
+    """Options that make transformers load weights directly into GPU memory. This needs accelerate."""
+    return {"device_map": {"": device}} if device.type == "cuda" and is_accelerate_available() else {}
 
 
 def choose_attention_kernel(folder: Path) -> str | None:

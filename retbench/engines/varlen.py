@@ -17,8 +17,15 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from retbench.engines.device import copy_to_device
+from retbench.engines.packed_encoder import number_positions_after_padding
+
 ATTENTION_NAME = "retbench_varlen"
-SUPPORTED_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "olmo2", "gpt_neox", "bert"}
+ROBERTA_FAMILIES = {"roberta", "xlm-roberta", "camembert"}  # whose positions begin after the padding token's id
+SUPPORTED_FAMILIES = {
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "olmo2", "gpt_neox", "bert",
+    *ROBERTA_FAMILIES,
+}  # fmt: skip
 SUPPORTED_ROPES = {"default", "linear", "llama3", "yarn"}  # whose angles depend only on the position
 MAX_HEAD_WIDTH, HEAD_WIDTH_STEP = 256, 8  # of an attention head, as the kernel requires
 
@@ -28,15 +35,20 @@ class PackedBatch:
     """The offsets of a packed batch: text i is `[offsets[i]:offsets[i + 1]]` of the packed row."""
 
     offsets: Tensor  # int32, on the device
-    max_length: int
+    lengths: np.ndarray
     causal: bool
     kernel_calls: int = field(default=0, init=False)  # number of layers that called the kernel
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths.max())
 
 
 AttentionKernel = Callable[
     [Tensor, Tensor, Tensor, PackedBatch, float], Tensor
 ]  # queries, keys, values (tokens x heads x width), batch, scale
-CURRENT_BATCH: ContextVar[PackedBatch] = ContextVar("current packed batch")
+CURRENT_BATCH: ContextVar[PackedBatch | None] = ContextVar("current packed batch", default=None)
 
 
 def run_flash_attention(query: Tensor, key: Tensor, value: Tensor, batch: PackedBatch, scale: float) -> Tensor:
@@ -63,7 +75,7 @@ def find_kernel(device: torch.device, dtype: torch.dtype, width: int) -> Attenti
     is_half_precision = dtype in (torch.bfloat16, torch.float16)
     if device.type != "cuda" or not is_half_precision or width > MAX_HEAD_WIDTH or width % HEAD_WIDTH_STEP:
         return None
-    probe = PackedBatch(torch.tensor([0, 1, 3], dtype=torch.int32, device=device), 2, causal=True)
+    probe = PackedBatch(torch.tensor([0, 1, 3], dtype=torch.int32, device=device), np.array([1, 2]), causal=True)
     heads = [torch.zeros(3, count, width, dtype=dtype, device=device) for count in (2, 1, 1)]
     try:
         with torch.inference_mode():
@@ -104,18 +116,29 @@ def fits_attention_window(model: Any, rows: Sequence[np.ndarray]) -> bool:
 
 def run_packed(model: Any, rows: Sequence[np.ndarray], causal: bool, **options: Any) -> Any:
     """Run the model on the packed rows."""
-    device = model.device
-    ids = torch.from_numpy(np.concatenate(rows).astype(np.int64))[None].to(device)
-    positions = torch.from_numpy(np.concatenate([np.arange(len(row)) for row in rows]))[None].to(device)
-    ends = torch.tensor(np.cumsum([0, *map(len, rows)]), dtype=torch.int32).to(device)
-    batch = PackedBatch(ends, max(map(len, rows)), causal)
+    lengths = np.array([len(row) for row in rows])
+    offsets = np.cumsum([0, *lengths])
+    ids, position_ids, ends = (
+        copy_to_device(torch.from_numpy(part), model.device)
+        for part in (np.concatenate(rows).astype(np.int64), number_positions(model, rows), offsets.astype(np.int32))
+    )
+    batch = PackedBatch(ends, lengths, causal)
     with _use_packed_attention(model, batch):
-        output = model(input_ids=ids, position_ids=positions, **options)
+        output = model(input_ids=ids[None], position_ids=position_ids[None], **options)
     if batch.kernel_calls != model.config.num_hidden_layers:
         raise RuntimeError(
             f"{batch.kernel_calls} of {model.config.num_hidden_layers} layers used the kernel for packed batches"
         )
     return output
+
+
+def number_positions(model: Any, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """The position of each token in its own text, as the model numbers them."""
+    if model.config.model_type in ROBERTA_FAMILIES:
+        return number_positions_after_padding(rows, int(model.config.pad_token_id)).numpy()
+    lengths = np.array([len(row) for row in rows])
+    ends = lengths.cumsum()
+    return np.asarray(np.arange(ends[-1]) - np.repeat(ends - lengths, lengths))
 
 
 @contextmanager
@@ -135,11 +158,17 @@ def compute_packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: from 1 x heads x tokens x width to 1 x tokens x heads x width."""
     batch = CURRENT_BATCH.get()
+    if batch is None:
+        raise RuntimeError("attention over packed texts outside of run_packed")
     batch.kernel_calls += 1
-    packed = [part[0].transpose(0, 1) for part in (query, key, value)]
-    kernel = find_kernel(query.device, query.dtype, query.shape[-1])
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    packed = [
+        part[0].transpose(0, 1).to(dtype) for part in (query, key, value)
+    ]  # as autocast does in torch's attention
+    kernel = find_kernel(query.device, dtype, query.shape[-1])
     if kernel is None:
-        raise RuntimeError(f"no attention kernel for packed batches with heads of {query.shape[-1]} in {query.dtype}")
+        raise RuntimeError(f"no attention kernel for packed batches with heads of {query.shape[-1]} in {dtype}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return kernel(packed[0], packed[1], packed[2], batch, scale)[None], None
 

@@ -15,7 +15,7 @@ import torch
 from retbench.cards.model import Dtype
 from retbench.cards.vision_config import is_prefix_model
 from retbench.engines import model_loader
-from retbench.engines.backbone import TokenStates, get_device_map_options
+from retbench.engines.backbone import TokenStates
 from retbench.engines.image_processing import ImageProcessor, PixelLimits, load_image_processor
 from retbench.engines.padding import pad_rows
 from retbench.engines.tokenizers import load_tokenizer
@@ -91,5 +91,5 @@ class VisionModel:
 def load_vision_model(folder: Path, dtype: Dtype, device: torch.device, limits: PixelLimits) -> VisionModel:
     """Load a Hugging Face folder with its vision tower, without a language-model head."""
     processor = load_image_processor(folder, limits)
-    model: Any = model_loader.load_whole_model(folder, dtype, get_device_map_options(device))
+    model: Any = model_loader.load_whole_model(folder, dtype, model_loader.get_device_map_options(device))
     return VisionModel(model.to(device).eval(), load_tokenizer(folder), processor, device)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from retbench.cards.ann_settings import CompressedSettings, CompressedType
-from retbench.engines.device import get_device
+from retbench.engines.device import get_device, use_search_stream
 from retbench.engines.memory import keep_freed_pages
 from retbench.retrievers import exact_search
 from retbench.retrievers.ranking import Ranking
@@ -97,6 +97,7 @@ def search_compressed(
 class CompressedSearch:
     """Search over blocks of documents that arrive one after the other; each query keeps its best k."""
 
+    @use_search_stream()
     def __init__(self, name: CompressedType, queries: np.ndarray, k: int) -> None:
         keep_freed_pages()
         self.device = get_device() if get_device().type == "cuda" else torch.device("cpu")
@@ -111,6 +112,7 @@ class CompressedSearch:
         """Compress a block and score it."""
         self.add_codes(block.rows, compress_vectors(block.vectors, self.name))
 
+    @use_search_stream()
     def add_codes(self, rows: np.ndarray, codes: VectorCodes) -> None:
         """Score documents that are already compressed."""
         for start in range(0, len(codes), DOCUMENT_TILE):
@@ -123,6 +125,7 @@ class CompressedSearch:
                 scores = sums if scales is None else sums * scales
                 self.keys[number] = _merge_scores(self.keys[number], scores, part_rows, self.k)
 
+    @use_search_stream()
     def finish(self) -> Ranking:
         """The k best documents of every query by their codes."""
         rows, scores = list[np.ndarray](), list[np.ndarray]()

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from retbench.engines.device import disable_tf32, get_device, has_fast_bf16
+from retbench.engines.device import disable_tf32, get_device, has_fast_bf16, use_search_stream
 from retbench.engines.memory import is_out_of_memory, keep_freed_pages, release_gpu_cache
 from retbench.errors import DataError
 from retbench.retrievers.ranking import Ranking
@@ -61,6 +61,7 @@ def search_exactly(queries: np.ndarray, blocks: Iterable[VectorBlock], k: int) -
 class ExactSearch:
     """Exact search over blocks of documents that arrive one after the other."""
 
+    @use_search_stream()
     def __init__(self, queries: np.ndarray, k: int) -> None:
         keep_freed_pages()
         self.device = get_device() if get_device().type == "cuda" else torch.device("cpu")
@@ -73,6 +74,7 @@ class ExactSearch:
         self.rows: list[torch.Tensor] = []  # of the incomplete window
         self.blocks: list[torch.Tensor] = []
 
+    @use_search_stream()
     def add_block(self, block: VectorBlock) -> None:
         """Collect documents into windows, and score each window when it is full."""
         size = max(1, min(WINDOW_ROWS, WINDOW_BYTES // max(1, block.vectors[:1].nbytes)))
@@ -89,6 +91,7 @@ class ExactSearch:
             _require_float32_scores(self.query_lengths, window.max_norm)
             self.tops = [part for top in self.tops for part in _add_window(top, window)]
 
+    @use_search_stream()
     def finish(self) -> Ranking:
         """Score the last window and return the ranking."""
         self._score_window()

@@ -109,8 +109,9 @@ def load_checkpoint(
     for name, weight in weights.items():
         moments = {key.split(":", 1)[0]: value for key, value in tensors.items() if key.endswith(f":{name}")}
         moments.pop("weight")
+        step_device = weight.device if optimizer.defaults["fused"] else "cpu"  # where the optimizer counts steps
         optimizer.state[weight] = {
-            key: value if key == "step" else shard_like(value, weight) for key, value in moments.items()
+            key: value.to(step_device) if key == "step" else shard_like(value, weight) for key, value in moments.items()
         }
     return progress
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,15 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
             parameter.grad.mul_(get_world_size())
         else:
             torch_distributed.all_reduce(parameter.grad)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all processes, in their order."""
+    if get_world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * get_world_size()
+    torch_distributed.all_gather_object(gathered, value)
+    return gathered
 
 
 def sum_array(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from retbench.corpora.collection import Collection
 from retbench.encoders.encoder_spec import compute_length_limits
 from retbench.records.phase_timer import ProgressListener
 from retbench.retrievers.score_ranking import compute_search_depth, score_ranking
-from retbench.training import distributed, fsdp
 from retbench.training.in_training_search import rank_passages
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.training_set import JoinedTexts
@@ -24,12 +23,7 @@ class TrainingEvaluator:
     progress: ProgressListener
 
     def __call__(self) -> float:
-        """The score now. One process computes it for all, unless the weights are sharded."""
-        if fsdp.is_sharded(self.encoder.model):
-            return self._compute_score()
-        return distributed.sum_over_processes(self._compute_score() if distributed.get_rank() == 0 else 0.0)
-
-    def _compute_score(self) -> float:
+        """The score now. All processes compute it together and get the same."""
         queries = [row.text.strip() for row in self.collection.queries]
         k = compute_search_depth(self.collection, self.card)
         passages = JoinedTexts(self.collection.corpus, self.card.fields)

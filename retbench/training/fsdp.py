@@ -11,25 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from retbench.cards.model import Dtype
 from retbench.training import distributed
 
 
-def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
+def shard_model(model: nn.Module, device: torch.device, dtype: Dtype) -> nn.Module:
     """Shard a model's weights over the devices of all processes; one process alone shards nothing.
 
     The model comes from the CPU. Each block is moved and sharded before the next one, so the whole model never has to
-    fit on one device.
+    fit on one device. With `dtype` bfloat16 the weights travel and compute in it, in half of the bytes; gradients are
+    summed in float32, and the stored weights and moments keep their dtype.
     """
     if distributed.get_world_size() == 1:
         return model.to(device)
+    from torch.distributed import fsdp
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    policy = fsdp.MixedPrecisionPolicy()
+    if dtype == "bfloat16":
+        policy = fsdp.MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     blocks = max((part for part in model.modules() if isinstance(part, nn.ModuleList)), key=len)
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for part in (*blocks, model):
+        fsdp.fully_shard(part, mesh=mesh, mp_policy=policy)
     return model
 
 

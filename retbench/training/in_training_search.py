@@ -1,4 +1,8 @@
-"""Search with a model in training: to mine hard negatives before the first step, and to evaluate during training."""
+"""Search with a model in training: to mine hard negatives before the first step, and to evaluate during training.
+
+Several processes divide the passages: each embeds and searches its part, and all get the ranking of the whole. With
+sharded weights every process must run the same passes, so each searches everything.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -13,11 +17,13 @@ from retbench.engines.memory import compute_in_halves
 from retbench.retrievers.exact_search import search_exactly
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
+from retbench.training import distributed
 from retbench.training.fsdp import is_sharded
 from retbench.training.hard_negatives import Ranker
 from retbench.training.train_forward import TrainableEncoder, split_into_passes
 
 TEXTS_PER_CHUNK = 1024  # texts tokenized at a time
+QUERIES_PER_GATHER = 4096  # queries whose rankings the processes exchange at a time: on GPUs this is GPU memory
 
 Advance = Callable[[int, int], None]
 
@@ -41,17 +47,43 @@ def rank_passages(
     query_limit, passage_limit = length_limits
     query_blocks = iterate_embeddings(encoder, queries, "query", query_limit, advance)
     query_vectors = np.concatenate([block.vectors for block in query_blocks])
-    return search_exactly(query_vectors, iterate_embeddings(encoder, passages, "document", passage_limit, advance), k)
+    is_divided = distributed.get_world_size() > 1 and not is_sharded(encoder.model)
+    part = (distributed.get_rank(), distributed.get_world_size()) if is_divided else (0, 1)
+    blocks = iterate_embeddings(encoder, passages, "document", passage_limit, advance, part)
+    ranking = search_exactly(query_vectors, blocks, k)
+    return merge_rankings(ranking, k) if is_divided else ranking
+
+
+def merge_rankings(own: Ranking, k: int) -> Ranking:
+    """The k best of all processes, whose rankings are of different documents, by (-score, row) as each of them."""
+    merged = Ranking([], [])
+    for start in range(0, len(own.rows), QUERIES_PER_GATHER):
+        queries = slice(start, start + QUERIES_PER_GATHER)
+        parts = distributed.gather_objects((own.rows[queries], own.scores[queries]))
+        for query in range(len(parts[0][0])):
+            rows, scores = (np.concatenate([part[kind][query] for part in parts]) for kind in (0, 1))
+            best = np.lexsort((rows, -scores))[:k]
+            merged.rows.append(rows[best])
+            merged.scores.append(scores[best])
+    return merged
 
 
 @torch.no_grad()
 def iterate_embeddings(
-    encoder: TrainableEncoder, texts: Sequence[str], role: Role, limit: int, advance: Advance
+    encoder: TrainableEncoder,
+    texts: Sequence[str],
+    role: Role,
+    limit: int,
+    advance: Advance,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[VectorBlock]:
-    """The vectors of all texts, ready for the method's similarity, in order, block by block."""
+    """The vectors of the texts, ready for the method's similarity, in order, block by block.
+
+    With `part` = (i, n) only every n-th block from the i-th on.
+    """
     was_training = encoder.model.training
     encoder.model.eval()
-    for start in range(0, len(texts), TEXTS_PER_CHUNK):
+    for start in range(part[0] * TEXTS_PER_CHUNK, len(texts), part[1] * TEXTS_PER_CHUNK):
         tokens = encoder.prompt_tokenizer.tokenize(texts[start : start + TEXTS_PER_CHUNK], role, limit)
         vectors: np.ndarray | None = None
         for pass_rows in split_into_passes(tokens.lengths, encoder.recipe.batch.max_tokens):

@@ -53,7 +53,8 @@ def pretrain_query_likelihood(
 
 def _load_language_model(folder: Path, recipe: Recipe, settings: QueryLikelihoodTraining) -> QueryLikelihoodModel:
     model = lora.prepare_for_training(lora.load_model(folder, recipe, head=True), recipe)
-    model = fsdp.shard_model(model, get_device()) if recipe.sharding == "fsdp" else model.to(get_device())
+    is_sharded, device = recipe.sharding == "fsdp", get_device()
+    model = fsdp.shard_model(model, device, recipe.dtype) if is_sharded else model.to(device)
     language_model = QueryLikelihoodModel(model, load_tokenizer(folder), settings, recipe.dtype, get_device())
     fsdp.release_gathered_weights(model)  # the mask was checked by a pass
     return language_model

@@ -10,15 +10,20 @@ from torch import nn
 from retbench.cards.recipe import LoraSettings, Recipe
 from retbench.engines import model_loader
 from retbench.engines.adapters import import_peft
+from retbench.engines.device import get_device
 from retbench.errors import DataError
 from retbench.training import row_dropout
 
 
 def load_model(folder: Path, recipe: Recipe, head: bool = False) -> nn.Module:
-    """Load the model to train: frozen weights in the recipe's dtype, or all of them in float32."""
+    """Load the model to train: frozen weights in the recipe's dtype, or all of them in float32.
+
+    Weights that will be sharded stay on the CPU: the whole model may not fit on one device.
+    """
+    options = model_loader.get_device_map_options(get_device()) if recipe.sharding == "none" else {}
     if head:
-        return model_loader.load_language_model(folder, "float32")
-    return model_loader.load_text_model(folder, recipe.dtype if recipe.lora else "float32")
+        return model_loader.load_language_model(folder, "float32", options)
+    return model_loader.load_text_model(folder, recipe.dtype if recipe.lora else "float32", options)
 
 
 def prepare_for_training(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retbench.engines import varlen
+from retbench.engines.device import copy_to_device
+
 SHIFTS_AND_FACTORS = ((16, 0x7FEB352D), (15, 0x846CA68B))  # a mixer of 32 bits with little bias (C. Wellons)
 LAST_SHIFT = 16
 CHUNK_VALUES = 1 << 16  # values that are hashed at a time on a CPU: more do not fit its cache
@@ -60,12 +63,18 @@ class RowDropout(nn.Module):
         """The states with dropped values, the others scaled up."""
         if not self.training:
             return states
+        batch = varlen.CURRENT_BATCH.get()
+        if batch is not None:  # all texts are one row
+            mask = self.draw_packed_mask(batch.lengths, states.shape[-1], states.device)
+            return states if mask is None else states.masked_fill(mask.view(states.shape), 0.0) / (1 - self.p)
         if not current_seeds or len(current_seeds[-1]) != len(states):  # rows that are not texts, as in experts
             return nn.functional.dropout(states, self.p)
         hashes = compute_hashes(current_seeds[-1], self.salt, states.shape[1:-1])
         return states.masked_fill(self._mark_dropped(hashes, states.shape[-1]), 0.0) / (1 - self.p)
 
-    def draw_packed_mask(self, lengths: Sequence[int], width: int) -> Tensor | None:
+    def draw_packed_mask(
+        self, lengths: Sequence[int] | np.ndarray, width: int, device: torch.device | None = None
+    ) -> Tensor | None:
         """Which values of rows without padding are dropped, [token, channel]; None if none is.
 
         They are those that `forward` drops of the padded rows.
@@ -73,10 +82,11 @@ class RowDropout(nn.Module):
         if not self.training:
             return None
         if not current_seeds:
-            return torch.rand(sum(lengths), width) < self.p
+            return torch.rand(sum(lengths), width, device=device) < self.p
         hashes = compute_hashes(current_seeds[-1], self.salt, torch.Size([max(lengths)]))
-        is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        return self._mark_dropped(hashes[is_token], width)
+        is_token = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
+        tokens = copy_to_device(torch.from_numpy(np.flatnonzero(is_token)), hashes.device)
+        return self._mark_dropped(hashes.flatten()[tokens], width)
 
     def _mark_dropped(self, hashes: Tensor, width: int) -> Tensor:
         """Add the channels to hashes and mark those that are dropped, chunk by chunk on a CPU."""

@@ -12,6 +12,8 @@ from retbench.cards.recipe import Recipe
 from retbench.encoders.listwise_prompt import ListwisePromptTokenizer
 from retbench.encoders.pooling import POOLINGS, drop_leading_tokens
 from retbench.encoders.prompt_tokenizer import PromptTokenizer, TokenizedTexts, concatenate_texts
+from retbench.engines import varlen
+from retbench.engines.device import copy_to_device
 from retbench.engines.padding import pad_rows
 from retbench.errors import DataError
 from retbench.training import packed_forward
@@ -70,8 +72,12 @@ class TrainableEncoder:
 
     def compute_states(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """The last layer's states of one pass without padding, and their offsets."""
-        if self.causal and not self.recipe.gradient_checkpointing and packed_forward.supports_model(self.model):
-            return packed_forward.compute_states(self.model, rows), torch.tensor([0, *map(len, rows)]).cumsum(0)
+        offsets = copy_to_device(torch.tensor([0, *map(len, rows)]).cumsum(0), self.device)
+        if not self.recipe.gradient_checkpointing:
+            if self.causal and packed_forward.supports_model(self.model):
+                return packed_forward.compute_states(self.model, rows), offsets
+            if packed_forward.supports_varlen(self.model, rows):
+                return self._compute_packed_states(rows), offsets
         padded = pad_rows(rows)
         token_mask = padded.token_mask.to(self.device)
         inputs: dict[str, Any] = {"input_ids": padded.ids.to(self.device)}
@@ -81,8 +87,15 @@ class TrainableEncoder:
             inputs["attention_mask"] = token_mask.long()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
             states = self.model(**inputs).last_hidden_state
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), padded.lengths.cumsum(0))).to(self.device)
         return states[token_mask], offsets
+
+    def _compute_packed_states(self, rows: Sequence[np.ndarray]) -> Tensor:
+        """The states from transformers without padding, by the GPU's kernel for texts of different lengths."""
+        options = {"use_cache": False} if self.causal else {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
+            output = varlen.run_packed(packed_forward.get_backbone(self.model), rows, self.causal, **options)
+        states: Tensor = output.last_hidden_state[0]
+        return states
 
 
 def split_into_passes(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:

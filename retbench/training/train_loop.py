@@ -20,6 +20,7 @@ from retbench.training.checkpoint import TrainingProgress
 from retbench.training.fsdp import gather_tensor
 
 METRICS_FILE = "metrics.jsonl"
+FUSED_OPTIMIZER_DEVICES = ("cuda",)  # where one kernel updates all weights: adapters are hundreds of small matrices
 
 Report = Callable[[dict[str, Any]], None]
 Evaluate = Callable[[], float]
@@ -90,9 +91,11 @@ class TrainLoop:
 
     def __post_init__(self) -> None:
         settings = self.schedule.optimizer
+        is_fused = all(weight.device.type in FUSED_OPTIMIZER_DEVICES for weight in self.weights.values())
         self.optimizer = torch.optim.AdamW(
-            self.weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
-        )
+            self.weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False,
+            fused=is_fused,
+        )  # fmt: skip
 
     def resume(self) -> None:
         """Continue from the last complete checkpoint; metrics of later steps are removed."""

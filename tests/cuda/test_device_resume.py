@@ -45,9 +45,7 @@ def test_a_killed_run_resumes_to_the_same_result(
         os.kill(pid, signal.SIGKILL)
         assert server.wait_for_exit() == -signal.SIGKILL
     run_to_end(server, killed)
-    assert (
-        TEXTS
-        <= killed.count_computed_texts()
-        <= TEXTS + 2 * fork_server.SHARD_ROWS + 2 * 8 + 3 * count_probed_texts(device)
-    )
+    lost_shards = 2 * (2 if device.type == "cuda" else 1)  # two kills; a GPU computes one shard ahead
+    most = TEXTS + lost_shards * fork_server.SHARD_ROWS + 2 * 8 + 3 * count_probed_texts(device)
+    assert TEXTS <= killed.count_computed_texts() <= most
     assert read_results(killed) == read_results(uninterrupted)

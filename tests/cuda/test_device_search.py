@@ -1,10 +1,16 @@
-"""Exact search on the device: the ids of float64, and the same bits for any division into tiles and blocks."""
+"""Search on the device: exact search gives the ids of float64, and the same bits however it is divided into tiles.
+
+Late interaction and compressed search equal plain sums.
+"""
 
 import numpy as np
 import pytest
 import torch
 
+from retbench.cards.ann_settings import CompressedType
 from retbench.retrievers import exact_search
+from retbench.retrievers.compressed_search import CompressedSearch, compress_vectors
+from retbench.retrievers.max_sim_search import MaxSimSearch
 from retbench.retrievers.ranking import Ranking
 from retbench.store.shard_store import VectorBlock
 
@@ -54,3 +60,48 @@ def test_equal_scores_are_ordered_by_row(device: torch.device) -> None:
     documents = np.repeat(draw_unit_vectors(1, 384, 2, 0.0), ROWS, axis=0)
     for rows in search(draw_unit_vectors(QUERIES, 384, 1, 0.0), documents, 500).rows:
         assert rows.tolist() == list(range(K))
+
+
+def test_late_interaction_equals_float64(device: torch.device) -> None:
+    draw, width = np.random.default_rng(4), 32
+    blocks = [draw_token_vectors(draw, count, width) for count in (9, 60, 40)]
+    queries, documents = blocks[0], blocks[1:]
+    documents[1] = documents[1]._replace(rows=documents[1].rows + 60)
+    search = MaxSimSearch([queries], 10)
+    for block in documents:
+        search.add_block(block)
+    ranking = search.finish()
+    for query, vectors in enumerate(split_texts(queries)):
+        scores = [
+            (vectors.astype(np.float64) @ text.astype(np.float64).T).max(axis=1).sum()
+            for block in documents for text in split_texts(block)
+        ]  # fmt: skip
+        assert ranking.rows[query].tolist() == np.argsort(-np.array(scores), kind="stable")[:10].tolist()
+        assert np.abs(ranking.scores[query] - np.sort(scores)[::-1][:10]).max() < 1e-4
+
+
+def draw_token_vectors(draw: np.random.Generator, texts: int, width: int) -> VectorBlock:
+    offsets = np.concatenate(([0], np.cumsum(draw.integers(1, 9, texts))))
+    vectors = draw.standard_normal((offsets[-1], width), dtype=np.float32)
+    return VectorBlock(np.arange(texts), vectors / np.linalg.norm(vectors, axis=1, keepdims=True), offsets)
+
+
+def split_texts(block: VectorBlock) -> list[np.ndarray]:
+    return np.split(block.vectors, block.get_offsets()[1:-1])
+
+
+@pytest.mark.parametrize("name", ["int8", "binary"])
+@pytest.mark.parametrize("width", [48, 384])
+def test_compressed_search_equals_sums_of_integers(name: CompressedType, width: int, device: torch.device) -> None:
+    queries, documents = draw_unit_vectors(QUERIES, width, 1, 0.0), draw_unit_vectors(ROWS, width, 2, 0.0)
+    search = CompressedSearch(name, queries, K)
+    search.add_block(VectorBlock(np.arange(ROWS), documents))
+    ranking = search.finish()
+    cpu = torch.device("cpu")
+    one, other = compress_vectors(queries, name), compress_vectors(documents, name)
+    sums = one.unpack(cpu).numpy().astype(np.int64) @ other.unpack(cpu).numpy().astype(np.int64).T
+    scales = other.get_scales(cpu).numpy() if name == "int8" else np.ones(ROWS, dtype=np.float32)
+    scores = sums.astype(np.float32) * scales
+    for query in range(QUERIES):
+        expected = np.lexsort((np.arange(ROWS), -scores[query]))[:K]
+        assert ranking.rows[query].tolist() == expected.tolist()

@@ -11,12 +11,13 @@ from retbench.cards import catalog
 from retbench.cards.recipe import Recipe, apply_recipe_options
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines.tokenizers import load_tokenizer
-from retbench.training import lora
+from retbench.training import lora, packed_forward
 from retbench.training.contrastive_batches import ContrastiveBatch, LabelledBatchSource
 from retbench.training.gradient_caching import backward_batch
 from retbench.training.train_forward import TrainableEncoder
 from retbench.training.training_set import parse_training_rows
 from tests import tiny_models
+from tests.test_train_loop import train_layer
 
 PAIRS = [
     (tiny_models.SENTENCES[row], tiny_models.SENTENCES[row + 1] + " " + tiny_models.SENTENCES[row + 2])
@@ -91,7 +92,10 @@ def test_a_float32_step_equals_the_cpu_step(
 def test_a_bfloat16_step_is_close_to_the_cpu_step(
     model: Path, recipe: Recipe, device: torch.device, cpu_step: tuple[float, Gradients]
 ) -> None:
-    loss, slopes = run_step(model, replace(recipe, dtype="bfloat16"), device)
+    short_recipe = replace(recipe, dtype="bfloat16")
+    loss, slopes = run_step(model, short_recipe, device)
+    trained = build_encoder(model, short_recipe, device).model
+    assert packed_forward.supports_varlen(trained, [np.arange(3)]) is (device.type == "cuda"), "rows without padding"
     assert loss == pytest.approx(cpu_step[0], rel=0.05)
     assert compute_relative_error(slopes, cpu_step[1]) < 0.3
 
@@ -110,3 +114,11 @@ def run_full_step(folder: Path, recipe: Recipe, device: torch.device) -> tuple[f
     encoder = TrainableEncoder(model, PromptTokenizer(load_tokenizer(folder), recipe.method), recipe, True, device)
     loss, _ = backward_batch(encoder, batch(recipe), 1.0, (1, 0, 0))
     return loss, {name: w.grad.cpu() for name, w in lora.get_trainable_weights(model).items() if w.grad is not None}
+
+
+def test_the_optimizer_resumes_on_the_device(tmp_path: Path, device: torch.device) -> None:
+    whole, resumed = (train_layer(tmp_path / str(len(stops)), stops, str(device)) for stops in ((6,), (3, 6)))
+    assert whole.optimizer.defaults["fused"] is (device.type == "cuda")
+    assert torch.equal(resumed.weights["weight"], whole.weights["weight"])
+    on_cpu = train_layer(tmp_path / "cpu", (6,)).weights["weight"]
+    torch.testing.assert_close(whole.weights["weight"].cpu(), on_cpu, atol=1e-5, rtol=1e-4)

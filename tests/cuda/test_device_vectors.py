@@ -1,6 +1,8 @@
 """Every method and model family gives on the device the vectors of plain transformers on a CPU."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,14 @@ import torch
 from retbench.cards import catalog
 from retbench.cards.method import Role
 from retbench.cards.model import Dtype
+from retbench.encoders import shard_tasks
 from retbench.encoders.dense_encoder import BackboneEncoder
+from retbench.encoders.embed_texts import EmbeddingJob, embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
+from retbench.encoders.shard_tasks import InProcessWorker
 from retbench.engines import backbone
+from retbench.store.shard_store import ShardStore
 from tests import plain_transformers, tiny_models
 
 MIN_COSINE: dict[Dtype, float] = {"float32": 0.9999, "bfloat16": 0.99}
@@ -126,3 +132,32 @@ def test_a_batch_gives_the_vectors_of_single_texts(decoder: Path, device: torch.
     together = encoder.encode(tokens)
     for row in range(len(TEXTS)):
         assert np.abs(encoder.encode(tokens.select(np.array([row])))[0] - together[row]).max() < 1e-4
+
+
+class SentenceRows:
+    """The test sentences with the interface of a collection's texts."""
+
+    fingerprint, images, prefers_images = "sentences", None, False
+
+    def __len__(self) -> int:
+        return len(tiny_models.SENTENCES)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (SimpleNamespace(title="", text=text) for text in tiny_models.SENTENCES)
+
+
+@pytest.mark.parametrize("dtype", MIN_COSINE)
+def test_stored_vectors_are_those_of_single_texts(
+    decoder: Path, dtype: Dtype, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards and batches are computed ahead, and their vectors arrive later, from memory that is used again."""
+    monkeypatch.setattr(shard_tasks, "OVERLAPPED_DEVICES", (device.type,))
+    encoder = load_encoder(decoder, "mean", dtype, device)
+    job = EmbeddingJob(SentenceRows(), ("text",), "document", 64, 5)  # type: ignore[arg-type]
+    worker, store = InProcessWorker(lambda: encoder), ShardStore(tmp_path / "store")
+    blocks = list(embed_texts(worker, job, store, lambda *_: None))
+    tokens = encoder.tokenize(tiny_models.SENTENCES, "document")
+    assert len(blocks) > 3
+    for block in blocks:
+        for row, vector in zip(block.rows, block.vectors, strict=True):
+            assert float(vector @ encoder.encode(tokens.select(np.array([row])))[0]) > MIN_COSINE[dtype]

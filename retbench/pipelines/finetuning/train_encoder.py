@@ -163,7 +163,8 @@ def load_encoder(folder: Path, recipe: Recipe) -> TrainableEncoder:
     """The model in memory, with adapters where the recipe has them, sharded where it asks for that."""
     prompt_tokenizer = PromptTokenizer(load_tokenizer(folder), recipe.method, recipe.method.instruction)
     model = lora.prepare_for_training(lora.load_model(folder, recipe), recipe)
-    model = fsdp.shard_model(model, get_device()) if recipe.sharding == "fsdp" else model.to(get_device())
+    is_sharded, device = recipe.sharding == "fsdp", get_device()
+    model = fsdp.shard_model(model, device, recipe.dtype) if is_sharded else model.to(device)
     return TrainableEncoder(model, prompt_tokenizer, recipe, text_config.is_causal(folder), get_device())
 
 

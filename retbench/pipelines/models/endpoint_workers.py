@@ -29,10 +29,16 @@ from retbench.store.shard_store import ShardStore, VectorBlock
 class EndpointWorkers(InProcessWorker):
     """Threads that send the texts of one encoder to a server."""
 
+    shards_in_flight: int = 1
     cut_texts: int = field(default=0, init=False)
     last_finished: float = field(default=0.0, init=False)
     lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
     executor: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def queue_size(self) -> int:
+        """How many shards to hand over before the first one is read."""
+        return self.shards_in_flight
 
     @property
     def server(self) -> EndpointServer:
@@ -48,7 +54,7 @@ class EndpointWorkers(InProcessWorker):
         """Send a shard from a thread of its own."""
         encoder = self._get_encoder()  # here, so that only one thread builds it
         if self.executor is None:
-            self.executor = ThreadPoolExecutor(self.queue_size)
+            self.executor = ThreadPoolExecutor(self.shards_in_flight)
         return PendingEndpointShard(self.executor.submit(self._compute, encoder, task, store, on_batch), self)
 
     def _compute(self, encoder: EndpointEncoder, task: ShardTask, store: ShardStore, on_batch: OnBatch) -> VectorBlock:

@@ -109,7 +109,7 @@ def _build_workers(model: ResolvedModel, spec: EncoderSpec) -> "ShardWorkers":
     if model.engine.name == "endpoint":
         from retbench.pipelines.models.endpoint_workers import EndpointWorkers
 
-        return EndpointWorkers(lambda: model.load_encoder(spec), queue_size=model.engine.max_in_flight)
+        return EndpointWorkers(lambda: model.load_encoder(spec), shards_in_flight=model.engine.max_in_flight)
     return InProcessWorker(lambda: model.load_encoder(spec))
 
 
