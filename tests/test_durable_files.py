@@ -9,6 +9,8 @@ import pytest
 from retbench.cards import pins
 from retbench.errors import ResourceError
 from retbench.system import durable_files
+from tests import small_collection
+from tests.test_run import run_command
 from tests.test_shard_store import raise_disk_full
 
 
@@ -68,3 +70,25 @@ def test_a_full_disk_keeps_the_old_pins(
             pins.write_pin("models", "near", pins.Pin("b" * 40, "f" * 64))
     assert pins.read_pin("models", "far") == pins.Pin("a" * 40, "f" * 64)
     assert sorted(file.name for file in own_cache.iterdir()) == ["pins.lock", "pins.toml"]
+
+
+@pytest.mark.parametrize("name", ["nowhere", "circle", "file/below", "pipe"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(name: str, tmp_path: Path) -> None:
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "far")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "file").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ResourceError, match=f"{name} cannot be written") as caught:
+        durable_files.create_writable_folder(tmp_path / name)
+    assert caught.value.next_step == "name another --out"
+
+
+@pytest.mark.parametrize("options", [("--objective", "adaptor"), ()])
+def test_a_training_asks_for_its_folder_before_it_begins(options: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "far")
+    task = small_collection.write_folder(tmp_path / "pantry")
+    words = ("finetune", task, "--model", model, *options, "--out", tmp_path / "nowhere")
+    answer = run_command(*words)
+    assert answer.exit_code == 5, answer.output
+    assert "nowhere cannot be written" in answer.output
+    assert "alpha" not in answer.output

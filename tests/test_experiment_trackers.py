@@ -13,7 +13,7 @@ import retbench
 from retbench.cli.main import app
 from retbench.errors import MissingError, UsageError
 from retbench.pipelines import experiment_trackers
-from retbench.pipelines.evaluation.track_cells import TrackerError
+from retbench.pipelines.experiment_trackers import TrackerError
 from tests import small_collection
 from tests.finished_runs import write_finished_run
 
@@ -129,6 +129,37 @@ def test_a_second_stage_does_not_go_back_in_steps(tmp_path: Path, monkeypatch: p
     assert printed == facts
     assert [event.step for event in events[1:-1]] == [1, 2, 3, 3]  # the last score too is sent before the end
     assert (events[0].facts, events[-1].kind) == ({"run": "r"}, "finish")
+
+
+def test_a_tracker_that_fails_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    events, printed = install_stand_in(monkeypatch, fail=True), list[dict[str, Any]]()
+
+    def train() -> None:
+        with experiment_trackers.track_training(("tensorboard",), tmp_path, "r", {}, printed.append) as log:
+            for step in (1, 2, 3):
+                log({"step": step, "steps": 3})
+
+    with pytest.raises(TrackerError, match="the tracker tensorboard failed: ConnectionError: no route") as caught:
+        train()
+    assert [facts["step"] for facts in printed] == [1, 2, 3]
+    assert [event.kind for event in events] == ["settings"]
+    assert caplog.text.count("the tracker tensorboard failed") == 1
+    assert "the trained model is saved" in caught.value.next_step
+
+
+def test_an_interrupted_training_ends_its_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = install_stand_in(monkeypatch)
+
+    def train() -> None:
+        with experiment_trackers.track_training(("tensorboard",), tmp_path, "r", {}, lambda _: None) as log:
+            log({"step": 1, "steps": 3})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert [event.kind for event in events] == ["settings", "log", "finish"]
 
 
 def test_settings_are_written_flat() -> None:

@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from retbench.cli.main import app
 from retbench.engines import hub_weights, remote_code
+from retbench.pipelines.evaluation.request import format_command_line
 from tests import local_server, tiny_models
 from tests.test_import_rules import FILES
 from tests.test_run import run_command
@@ -127,6 +128,14 @@ def test_a_failing_request_prints_no_key(
     assert find_keys_in(answer.output, answer.stderr) == []
     assert list(out.rglob("*.failed.json"))  # the failure was recorded without a key
     assert find_files_with_keys(out, own_cache) == []
+
+
+def test_the_command_of_a_record_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shared with the record, and with the card of a trained model that is pushed."""
+    monkeypatch.setenv("MY_SERVICE_API_KEY", "sk-0123456789")
+    words = ["retbench", "run", "--model", "sk-0123456789", "--set", "url=http://me:word@host/v1", "--task", "/a/b"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert format_command_line() == "retbench run --model *** --set url=http://***@host/v1 --task b"
 
 
 def test_no_option_takes_a_key() -> None:

@@ -5,13 +5,18 @@ here. A training is one run of a tracker; of an evaluation each cell is one.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from retbench.errors import MissingError, UsageError, suggest_names
+from retbench.errors import MissingError, ResourceError, UsageError, redact_secrets, suggest_names
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -19,6 +24,10 @@ PROJECT = "retbench"
 SEPARATOR = "+"  # between names: a comma separates the values of a list in --set
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab")
 RUN_NAME_OPTIONS = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+
+
+class TrackerError(ResourceError):
+    """A tracker failed; what it should have shown is on disk."""
 
 
 def parse_tracker_names(text: str) -> tuple[str, ...]:
@@ -35,31 +44,68 @@ def require_trackers(names: tuple[str, ...]) -> None:
             raise MissingError(f"the tracker {name} is not installed", f"pip install {name.replace('_', '-')}")
 
 
+@dataclass
+class TrainingTrackers:
+    """The trackers of one training. One that fails stops no training: it gets no more facts."""
+
+    names: tuple[str, ...]
+    folder: Path
+    run: str
+    settings: Mapping[str, Any]
+    started: dict[str, Any] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    last_step: int = 0
+    earlier_steps: int = 0
+
+    def send(self, facts: dict[str, Any]) -> None:
+        """Send facts to all trackers; they start with the first facts."""
+        if facts["step"] < self.last_step:  # stage 2 counts from 1 again, and a tracker drops steps that go back
+            self.earlier_steps += self.last_step
+        self.last_step = facts["step"]
+        for name in self.names:
+            self._call(name, partial(self._send_to, name, facts, self.earlier_steps + self.last_step))
+
+    def finish(self) -> None:
+        """End the runs of all trackers."""
+        for name, tracker in self.started.items():
+            self._call(name, tracker.finish)
+
+    def _send_to(self, name: str, facts: dict[str, Any], step: int) -> None:
+        if name not in self.started:
+            self.started[name] = start_tracker(name, self.folder, self.run, self.settings)
+        log_facts(self.started[name], facts, step)
+
+    def _call(self, name: str, action: Callable[[], object]) -> None:
+        if name in self.problems:
+            return
+        try:
+            action()
+        except Exception as problem:  # noqa: BLE001  # a tracker is foreign code, and may raise anything
+            self.problems[name] = redact_secrets(f"{type(problem).__name__}: {problem}")
+            log.warning("the tracker %s failed and gets no more facts: %s", name, self.problems[name])
+
+
 @contextmanager
 def track_training(
     names: tuple[str, ...], folder: Path, run: str, settings: Mapping[str, Any], report: Report
 ) -> Iterator[Report]:
-    """Within, a report that also sends its facts to the named trackers; they start with the first facts."""
+    """Within, a report that also sends its facts to the named trackers. At the end the error of those that failed."""
     require_trackers(names)
-    trackers: list[Any] = []
-    last_step = earlier_steps = 0
+    trackers = TrainingTrackers(names, folder / "trackers", run, settings)
 
     def report_and_track(facts: dict[str, Any]) -> None:
-        nonlocal last_step, earlier_steps
         report(facts)
-        for name in names[len(trackers) :]:
-            trackers.append(start_tracker(name, folder / "trackers", run, settings))
-        if facts["step"] < last_step:  # stage 2 counts from 1 again, and a tracker drops steps that go back
-            earlier_steps += last_step
-        last_step = facts["step"]
-        for tracker in trackers:
-            log_facts(tracker, facts, earlier_steps + last_step)
+        trackers.send(facts)
 
     try:
-        yield report_and_track if names else report
+        yield report_and_track
     finally:
-        for tracker in trackers:
-            tracker.finish()
+        trackers.finish()
+    if trackers.problems:
+        raise TrackerError(
+            "; ".join(f"the tracker {name} failed: {problem}" for name, problem in trackers.problems.items()),
+            "the trained model is saved, and its metrics.jsonl has every step",
+        )
 
 
 def start_tracker(name: str, folder: Path, run: str, settings: Mapping[str, Any]) -> Any:

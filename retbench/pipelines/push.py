@@ -14,10 +14,14 @@ from retbench.cards import catalog
 from retbench.cards.method import VECTOR_KINDS
 from retbench.cards.model import ModelCard, TrainingProvenance
 from retbench.engines import model_folders, weights
-from retbench.errors import UsageError
+from retbench.errors import DataError, UsageError
 from retbench.records.record import Record
 from retbench.records.results_folder import ResultsFolder
+from retbench.reports.formats import escape_markdown
+from retbench.system.checksums import compute_sha256
+from retbench.system.file_kinds import require_regular_file
 from retbench.system.hub_errors import translate_hub_errors
+from retbench.system.user_config import encode_path_part
 from retbench.training.step_plan import PLAN_FILE
 
 if TYPE_CHECKING:
@@ -47,10 +51,16 @@ def plan_push(model: str, repo: str, results: Path) -> PushPlan:
     local = weights.obtain_weights(card)
     folder = Path(card.weights.path)
     files = sorted({path.name for pattern in PUSHED_PATTERNS for path in folder.glob(pattern)} - {PLAN_FILE})
-    records = tuple(_list_complete_runs(card.name, local.fingerprint, results))
-    texts = {MODEL_PAGE: write_model_page(card, card.training, records)}
+    _check_files([folder / name for name in files], card.weights.sha256)
+    records = tuple(_list_complete_runs(card, local.fingerprint, results))
+    try:
+        texts = {MODEL_PAGE: write_model_page(card, card.training, records)}
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise DataError(
+            f"[training] in the card of {card.name} is incomplete: {problem!r}", "restore the card, or train again"
+        ) from problem
     for record in filter(is_on_hub, records):
-        texts[f".eval_results/{record.task}-{record.settings_id}.yaml"] = write_eval_results(record)
+        texts[f".eval_results/{encode_path_part(record.task)}-{record.settings_id}.yaml"] = write_eval_results(record)
     return PushPlan(repo, folder, tuple(files), texts, records)
 
 
@@ -67,12 +77,28 @@ def push_model(plan: PushPlan, private: bool) -> str:
     return str(address)
 
 
-def _list_complete_runs(model: str, fingerprint: str, results: Path) -> Iterator[Record]:
-    """The runs by these weights over whole collections."""
+def _check_files(files: Sequence[Path], checksum: str | None) -> None:
+    """Raise an error for a link to a file elsewhere, which would be published, and for damaged weights."""
+    for file in files:
+        require_regular_file(file)
+        if file.resolve().parent != file.parent.resolve():
+            raise DataError(f"{file} is a link to a file elsewhere", "copy the file here, or remove the link")
+    if checksum and checksum not in {compute_sha256(file) for file in files if file.suffix == ".safetensors"}:
+        raise DataError(
+            f"no file of {files[0].parent} has the checksum of the model card",
+            "restore the folder as `finetune` wrote it, or train again",
+        )
+
+
+def _list_complete_runs(card: ModelCard, fingerprint: str, results: Path) -> Iterator[Record]:
+    """The runs by these weights, and this adaptor, over whole collections."""
+    adaptor = card.adapted.sha256 if card.adapted else None
     for run in ResultsFolder(results).scan_runs().runs:
         settings = run.record.settings
         is_complete = not settings["sample"] and not settings["rerankers"] and settings["retriever"] in VECTOR_KINDS
-        if run.record.model == model and is_complete and settings["encoder"]["weights"] == fingerprint:
+        if run.record.model != card.name or not is_complete or settings["encoder"]["weights"] != fingerprint:
+            continue
+        if settings["encoder"].get("adaptor") == adaptor:
             yield run.record
 
 
@@ -89,17 +115,20 @@ def write_model_page(card: ModelCard, training: TrainingProvenance, records: Seq
         pipeline_tag="feature-extraction", tags=["retbench", "dense-retrieval"],
     )  # fmt: skip
     rows = [
-        f"| {record.task} | {record.method} | {_get_metric(record)} | {_get_score(record):.2f} |" for record in records
+        f"| {escape_markdown(record.task)} | {escape_markdown(record.method)} | {_get_metric(record)} | "
+        f"{100 * record.scores[_get_metric(record)]:.2f} |"
+        for record in records
     ]
     table = ["| task | method | metric | score |", "|---|---|---|---:|", *rows] if rows else ["No complete run yet."]
     facts = {
         "parent": card.parent, "method": card.method.default if card.method else None,
-        "recipe": training.recipe["name"], "training set": training.data["set"],
-        "steps": training.run["steps"], "seed": training.run["seed"],
+        "recipe": training.recipe.get("name", "adaptor"), "training set": training.data["set"],
+        "steps": training.run["steps"], "seed": training.run.get("seed", training.recipe.get("seed")),
     }  # fmt: skip
     lines = [
-        "---", data.to_yaml().strip(), "---", "", f"# {card.name}", "", card.description or "", "",
-        *(f"* {name}: {value}" for name, value in facts.items()), "", "## Scores", "",
+        "---", data.to_yaml().strip(), "---", "", f"# {escape_markdown(card.name)}", "",
+        escape_markdown(card.description or ""), "",
+        *(f"* {name}: {escape_markdown(str(value))}" for name, value in facts.items()), "", "## Scores", "",
         "Measured by retbench with exactly these weights, on whole collections.", "", *table, "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -8,7 +8,6 @@ results/<suite>/<task>/<model>/<settings-id>/
 results/<suite>/<task>/<model>/<method>.failed.json   a cell that could not be finished, and why
 """
 
-import errno
 import filecmp
 import gzip
 import json
@@ -29,7 +28,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retbench.errors import DataError, ResourceError, build_write_error
+from retbench.errors import DataError, build_write_error
 from retbench.records.failure import ANY_METHOD, FAILURE_SUFFIX, Failure, format_label, read_failure
 from retbench.records.migrate import migrate_record
 from retbench.records.record import Record
@@ -37,8 +36,8 @@ from retbench.records.record_types import find_wrong_type
 from retbench.records.scored_run import PER_QUERY_FILE, RUN_AGAIN, DamagedRecordError, ScoredRun, load_scored_run
 from retbench.records.shared_values import SharedValues
 from retbench.store.digest import compute_digest
-from retbench.system.durable_files import flush_to_disk, rename_durably
-from retbench.system.file_kinds import require_regular_file, require_utf8_path
+from retbench.system.durable_files import create_writable_folder, flush_to_disk, rename_durably
+from retbench.system.file_kinds import require_regular_file
 from retbench.system.text_parsers import parse_json
 from retbench.system.user_config import encode_path_part
 
@@ -89,14 +88,8 @@ class ResultsFolder:
             return None
 
     def require_writable(self) -> None:
-        """Raise before the work if the folder cannot be written; for root only a read-only disk."""
-        require_utf8_path(self.root)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.root, os.W_OK):
-                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        except OSError as problem:
-            raise ResourceError(f"{self.root} cannot be written: {problem.strerror}", "name another --out") from problem
+        """Raise before the work if the folder cannot be written."""
+        create_writable_folder(self.root)
 
     def write_run(self, record: Record, run: RunFiles) -> Path:
         """Write a run completely or not at all; the files of an interrupted run are replaced."""

@@ -5,10 +5,24 @@ flushed, because the new name is an entry of the folder. No other module renames
 (tests/test_import_rules.py).
 """
 
+import errno
 import os
 from pathlib import Path
 
-from retbench.errors import build_write_error
+from retbench.errors import ResourceError, build_write_error
+from retbench.system.file_kinds import require_utf8_path
+
+
+def create_writable_folder(folder: Path) -> None:
+    """Create the folder of results before the work; raise if it cannot be written (by root: on a read-only disk)."""
+    try:
+        require_utf8_path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    except (OSError, RuntimeError) as problem:  # the second of links in a circle
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise ResourceError(f"{folder} cannot be written: {reason}", "name another --out") from problem
 
 
 def write_file_atomically(file: Path, content: bytes) -> None:

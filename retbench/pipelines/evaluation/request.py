@@ -11,7 +11,7 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.compute_target import parse_compute_target
 from retbench.cards.prompt_set import OtherPrompt
-from retbench.errors import UsageError
+from retbench.errors import UsageError, redact_secrets
 from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.models.value_lists import expand_value_lists
 from retbench.records.phase_timer import NoProgress, ProgressListener
@@ -63,6 +63,6 @@ class EvaluationRequest:
 
 
 def format_command_line() -> str:
-    """Return the command as typed, with only the last part of absolute paths, because records are shared."""
-    words = ["retbench", *sys.argv[1:]]
+    """Return the command as typed, because records are shared without secrets and only the last part of paths."""
+    words = ["retbench", *map(redact_secrets, sys.argv[1:])]
     return " ".join(re.sub(r"(^|=)(/[^,]+)", lambda match: match[1] + Path(match[2]).name, word) for word in words)

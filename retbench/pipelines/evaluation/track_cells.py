@@ -8,17 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retbench.errors import ResourceError
-from retbench.pipelines.experiment_trackers import log_facts, require_trackers, start_tracker
+from retbench.pipelines.experiment_trackers import TrackerError, log_facts, require_trackers, start_tracker
 from retbench.records.cell import Cell
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
 
 TRACKERS_FOLDER = "trackers"  # in the results folder; it holds no record
-
-
-class TrackerError(ResourceError):
-    """A tracker failed; the records are saved."""
 
 
 def track_cells(cells: Iterator[Cell], names: tuple[str, ...], results: Path) -> Iterator[Cell]:

@@ -22,7 +22,7 @@ from retbench.cards.model import (
 from retbench.cards.task import TaskCard
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
-from retbench.encoders.adaptor import ADAPTOR_FILE, Adaptor
+from retbench.encoders.adaptor import ADAPTOR_FILE, Adaptor, load_adaptor
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.engines.memory import release_freed_pages, reset_peak_memory
 from retbench.errors import DataError, UsageError
@@ -37,7 +37,7 @@ from retbench.scoring.significance import compute_paired_p_value
 from retbench.store.shard_store import VectorBlock
 from retbench.system import toml_writer
 from retbench.system.checksums import cached_sha256
-from retbench.system.durable_files import write_file_atomically
+from retbench.system.durable_files import create_writable_folder, write_file_atomically
 from retbench.training import save_model, search_adaptor, training_data
 from retbench.training.training_data import TrainingRequest
 
@@ -85,10 +85,11 @@ def finetune_adaptor(request: TrainingRequest, recipe: AdaptorRecipe) -> ModelCa
     name = (request.name or default_name).lower()
     folder = save_model.choose_output_folder(name, request.out)
     if (folder / catalog.CARD_FILE).exists() and request.resume:
-        return catalog.find_model_card(str(folder.resolve()))
+        return _find_finished(folder, request)
     save_model.check_name_is_free(name, folder)
     if folder.exists() and any(folder.iterdir()) and not request.resume:
         raise UsageError(f"{folder} is not empty", "give another --out or --name")
+    create_writable_folder(folder)
     vectors = _load_vectors(request, parent, recipe)
     training_rows, validation_rows = _split_rows(len(vectors.queries), recipe)
     score = _ValidationScorer.build(vectors, validation_rows, pooled=True)
@@ -105,6 +106,15 @@ def finetune_adaptor(request: TrainingRequest, recipe: AdaptorRecipe) -> ModelCa
     card = _write_adaptor(folder, name, vectors, best, provenance, result.format_summary())
     save_model.register_model(card, folder)
     return catalog.find_model_card(str(folder.resolve()))
+
+
+def _find_finished(folder: Path, request: TrainingRequest) -> ModelCard:
+    """The card of a finished adaptor, whose file must be that of the card."""
+    card = catalog.find_model_card(str(folder.resolve()))
+    if card.adapted:
+        load_adaptor(folder / card.adapted.file, card.adapted.sha256, "cosine")
+    request.log_status(f"{folder} is finished: nothing to do")
+    return card
 
 
 def _load_vectors(request: TrainingRequest, parent: ModelCard, recipe: AdaptorRecipe) -> AdaptorVectors:
@@ -276,7 +286,6 @@ def _write_adaptor(
     summary: str,
 ) -> ModelCard:
     """Write the adaptor first and its card last."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_file_atomically(folder / ADAPTOR_FILE, save(best.tensors))
     parent, checksum, method = vectors.model.card, cached_sha256(folder / ADAPTOR_FILE), vectors.spec.method
     known_sets = parent.training_sets if parent.training_sets is not None else (UNKNOWN_TRAINING_SETS,)

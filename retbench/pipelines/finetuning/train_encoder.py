@@ -24,6 +24,7 @@ from retbench.pipelines.finetuning.prepare_passages import (
     check_cross_encoders,
 )
 from retbench.records.phase_timer import NoProgress
+from retbench.system.durable_files import create_writable_folder
 from retbench.training import (
     checkpoint,
     distributed,
@@ -101,7 +102,7 @@ def prepare_training(request: TrainingRequest, recipe: Recipe) -> TrainingJob:
     card = check_request(request, recipe, name, folder)
     dataset = load_dataset(request, recipe)
     parent = load_parent(request, recipe, card)
-    folder.mkdir(parents=True, exist_ok=True)
+    create_writable_folder(folder)
     if isinstance(dataset, TrainingSet) and recipe.objective == "llm-ql" and recipe.query_likelihood:
         start = pretrain_query_likelihood(request, recipe, name, folder, parent, dataset)
         parent = replace(parent, folder=start)
