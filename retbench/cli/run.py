@@ -176,7 +176,8 @@ def _show_plan(request: "EvaluationRequest", as_json: bool) -> int:
 def _evaluate(request: "EvaluationRequest", trackers: tuple[str, ...], as_json: bool) -> int:
     from retbench.cli.cells import print_cells
     from retbench.pipelines.evaluation import evaluate
-    from retbench.pipelines.evaluation.track_cells import TrackerError, track_cells
+    from retbench.pipelines.evaluation.track_cells import track_cells
+    from retbench.pipelines.experiment_trackers import TrackerError
     from retbench.records.cell import compute_exit_code
 
     done: list[Cell] = []
