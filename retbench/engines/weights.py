@@ -12,7 +12,7 @@ from retbench.cards import catalog, pins
 from retbench.cards.model import ModelCard, WeightsSource
 from retbench.cards.published_kinds import find_folder_kind, require_encoder
 from retbench.cards.published_method import describe_published_card
-from retbench.cards.published_modules import find_backbone_folder, is_adapter_folder
+from retbench.cards.published_modules import ADAPTER_CONFIG, find_backbone_folder, is_adapter_folder
 from retbench.engines import adapters, fingerprints, gguf, hub_weights, model_folders, pypi_weights, weights_cache
 from retbench.engines.weights_cache import OnMessage, PreparedWeights, WeightsManifest
 from retbench.errors import DataError, MissingError, UsageError
@@ -95,6 +95,8 @@ def fetch_weights(card: ModelCard, on_message: OnMessage = lambda _: None) -> Lo
         raise UsageError(
             f"the weights of {card.name} are at {weights.path}", "there is nothing to fetch: run the model directly"
         )
+    if cached := _find_cached(card):
+        return _check_shape(card, cached)
     download: Callable[[Path, OnMessage], PreparedWeights]
     if weights.layout == "adapter":
         parent = fetch_weights(catalog.find_model_card(str(card.parent)), on_message)
@@ -104,7 +106,7 @@ def fetch_weights(card: ModelCard, on_message: OnMessage = lambda _: None) -> Lo
     else:
         download = partial(hub_weights.download_weights, card, weights)
     manifest = weights_cache.get_or_create(
-        folder, lambda cached: _matches_card(card, cached), lambda work: download(work, on_message)
+        folder, lambda cached: _matches_card(card, cached, folder), lambda work: download(work, on_message)
     )
     return _check_shape(card, _build_local_weights(folder, manifest, label=None))
 
@@ -183,7 +185,10 @@ def _convert_gguf(file: Path, on_message: OnMessage) -> LocalWeights:
 def _merge_adapter(adapter: Path, on_message: OnMessage) -> LocalWeights:
     """Merge an adapter into its parent's weights, once."""
     folder, name = adapters.get_merged_folder(adapter), adapters.read_parent_name(adapter)
-    parent = obtain_weights(catalog.find_model_card(name), on_message=on_message)
+    try:
+        parent = obtain_weights(catalog.find_model_card(name), on_message=on_message)
+    except (MissingError, UsageError) as problem:
+        raise _build_parent_error(adapter, name, problem) from problem
 
     def make(work: Path) -> PreparedWeights:
         on_message(f"merging {adapter.name} into the weights of {name}")
@@ -203,13 +208,29 @@ def _merge_adapter(adapter: Path, on_message: OnMessage) -> LocalWeights:
 
 
 def _find_cached(card: ModelCard) -> LocalWeights | None:
-    _require_source(card)
-    folder = weights_cache.get_weights_folder(card.name)
-    manifest = weights_cache.read_manifest(folder)
-    return _build_local_weights(folder, manifest, label=None) if manifest and _matches_card(card, manifest) else None
+    """The weights in the cache, under the card's name or another name of the same hub repository."""
+    for name in _list_cached_names(card):
+        folder = weights_cache.get_weights_folder(name)
+        manifest = weights_cache.read_manifest(folder)
+        if manifest and _matches_card(card, manifest, folder):
+            return _build_local_weights(folder, manifest, label=None)
+    return None
 
 
-def _matches_card(card: ModelCard, cached: WeightsManifest) -> bool:
+def _list_cached_names(card: ModelCard) -> list[str]:
+    """The card's name, and for a hub repository its hub id and the cards with its weights."""
+    weights = _require_source(card)
+    if weights.source != "hub" or weights.layout != "folder":
+        return [card.name]
+    same = [
+        other.name
+        for other in catalog.load_model_cards()
+        if other.weights and (other.weights.repo, other.weights.layout) == (weights.repo, weights.layout)
+    ]
+    return list(dict.fromkeys([card.name, str(weights.repo).lower(), *same]))
+
+
+def _matches_card(card: ModelCard, cached: WeightsManifest, folder: Path) -> bool:
     """Whether the cache matches the card. If the card has a new checksum or revision, weights are fetched again."""
     weights = _require_source(card)
     if weights.source == "pypi":
@@ -222,7 +243,7 @@ def _matches_card(card: ModelCard, cached: WeightsManifest) -> bool:
         raise DataError(
             f"the cached weights of {card.name} have fingerprint {cached.fingerprint[:16]}, but {pins.get_pins_file()} "
             f"has {pin.fingerprint[:16]}",
-            f"delete {weights_cache.get_weights_folder(card.name)} and fetch it again",
+            f"delete {folder} and fetch it again",
         )
     return True
 
@@ -245,6 +266,16 @@ def _build_adapter_error(card: ModelCard) -> MissingError:
         f"the hub repository of {card.name} ({_require_source(card).repo}) has an adapter, not the weights of a model",
         f"run `retbench fetch {card.name}` on a connected machine, which merges it into the weights of {card.parent}, "
         "or download the adapter and give --weights FOLDER",
+    )
+
+
+def _build_parent_error(adapter: Path, name: str, problem: MissingError | UsageError) -> MissingError:
+    """The error for an adapter whose parent, a folder or a name, is not here."""
+    is_folder = name.startswith((".", "~", "/"))
+    fetch = "" if is_folder else f"run `retbench fetch {name}` on a connected machine and copy its cache, or "
+    return MissingError(
+        f"{adapter} is an adapter, and its parent is missing: {problem.cause}",
+        f"{fetch}write the parent's folder as `base_model_name_or_path` into {adapter / ADAPTER_CONFIG}",
     )
 
 
