@@ -342,9 +342,17 @@ def test_a_served_model_has_tokens_a_price_and_no_time(tmp_path: Path, monkeypat
     assert [item for item in missing if item.kind == "weights"] == []
 
 
-def test_a_reasoning_model_writes_its_thoughts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("instructed", "reasoning"),
+    [
+        ("qwen2.5-7b-instruct", "deepseek-r1-distill-qwen-7b"),
+        ("gpt-4o,engine=endpoint", "deepseek-reasoner,engine=endpoint"),
+        ("gemini-2.0-flash,engine=endpoint", "deepseek-ai/DeepSeek-R1,engine=endpoint"),
+    ],
+)
+def test_a_reasoning_model_writes_its_thoughts(tmp_path: Path, instructed: str, reasoning: str) -> None:
     works = []
-    for model in ("qwen2.5-7b-instruct", "deepseek-r1-distill-qwen-7b"):
+    for model in (instructed, reasoning):
         stage = Stage("a", ("bm25",), tasks=("scifact",), options={"rerank": [f"listwise:model={model},depth=20"]})
         (row,) = build_overview(Study("s", "s", (stage,)), tmp_path, CostEstimator(DeviceSpec(peak=1e12))).stages
         works.append(row.work)

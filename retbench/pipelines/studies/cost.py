@@ -9,6 +9,7 @@
 A document's tokens are those of the stored collection, else of its suite's card, else a stated assumption.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +54,9 @@ QUERY_TOKENS = 16.0
 WORD_TOKENS = 1.35  # per English word
 ANSWER_TOKENS = 6  # per document of a listwise answer, for example "[12] > "
 THOUGHT_TOKENS = 2000  # of a reasoning model before one answer; its limit is four times as much
+REASONING_NAMES = re.compile(  # of models on a server, which have no card
+    r"(^|[-/_.:])(r1|o[134]|qwq|gpt-5|gemini-2\.5|gemini-3|reasoner|reasoning|thinking|think)($|[-/_.:])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class CostEstimator:
             pool = replace(size, documents=documents)
             work += self._embed(card, task, pool, Stage("", ()), settings.method or "candidates")
         prompt, written, length = _count_prompt_tokens(settings, size, card)
-        if isinstance(settings, ListwiseSettings) and not settings.written and card.specialisation == "reasoning":
+        if isinstance(settings, ListwiseSettings) and not settings.written and _reasons(card, settings):
             written *= 1 + THOUGHT_TOKENS / (ANSWER_TOKENS * (settings.window or settings.depth))
         if getattr(settings, "engine", "") == "endpoint":
             rate = (load_user_config().rates or {}).get(str(name))
@@ -242,6 +246,12 @@ def _count_texts(task: TaskCard) -> tuple[int, int, float]:
     suite = catalog.load_suites().cards.get(task.suite)
     assumed = suite.document_tokens if suite and suite.document_tokens else DEFAULT_DOCUMENT_TOKENS
     return documents or 0, queries or 0, float(assumed)
+
+
+def _reasons(card: ModelCard, settings: ListwiseSettings) -> bool:
+    """Whether a model writes a thought before its answer, by its card, or by its name on a server."""
+    is_served = settings.engine == "endpoint"
+    return card.specialisation == "reasoning" or (is_served and bool(REASONING_NAMES.search(card.name)))
 
 
 def _count_prompt_tokens(settings: Any, size: CorpusSize, card: ModelCard) -> tuple[float, float, float]:
