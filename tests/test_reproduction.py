@@ -128,6 +128,45 @@ def test_a_published_gain_stands_beside_a_difference_of_two_stages(tmp_path: Pat
     assert [board.published_rows for board in boards] == [[], []]  # a gain is no score
 
 
+def test_a_mean_over_the_tasks_of_two_stages_stands_beside_a_published_gain(tmp_path: Path) -> None:
+    stages = [
+        Stage(name, ("bm25",), tasks=(str(small_collection.write_folder(tmp_path / task)),), set={"split": split})
+        for task in ("small", "other")
+        for name, split in ((f"{task}-frozen", "test"), (f"{task}-adapted", "train"))
+    ]
+    selection = CellSelection(
+        "small-adapted", "bm25", minus="small-frozen", also=CellSelection("other-adapted", minus="other-frozen")
+    )
+    plan = Study("s", "s", tuple(stages), references=("mine",), reproduces={"mine": {"BM25": selection}})
+    out = tmp_path / "r"
+    write_table(out, near="1.0, 2.0", far="1.0, 2.0")
+    file = out / "references" / "mine.toml"
+    text = file.read_text().replace('["small"]', '["small", "other"]').replace("[12.0]", "[1.0, 2.0]")
+    file.write_text(text.replace("[rows]", 'measures = "gain"\n[rows]', 1))
+    list(run_module.run_study(plan, out))
+    small_frozen, small_adapted, other_frozen, other_adapted = read_scores(plan, out)
+    (table,) = build_reproduction_tables(plan, out)
+    assert [figure.measured for figure in table.rows[0].figures] == [
+        pytest.approx(small_adapted - small_frozen),
+        pytest.approx(other_adapted - other_frozen),
+    ]
+    assert table.rows[0].cells == "small-adapted · bm25 minus small-frozen, other-adapted minus other-frozen"
+    with pytest.raises(UsageError, match="no stage 'gone'"):
+        check_selections(
+            replace(plan, reproduces={"mine": {"BM25": replace(selection, also=CellSelection("gone"))}}), out
+        )
+
+
+def test_the_stages_of_search_adaptor_have_the_fourteen_collections_of_its_mean_gain() -> None:
+    study = catalog.find_study("search-adaptor")
+    tasks = {stage.name: set(stage.tasks) for stage in study.stages}
+    fourteen = set(catalog.load_suites().find("search-adaptor-beir").tasks)
+    for selection in study.reproduces["search-adaptor-gains-beir"].values():
+        adapted, half = selection.list_parts()
+        assert tasks[adapted.stage] | tasks[half.stage] == fourteen
+        assert (tasks[str(adapted.minus)], tasks[str(half.minus)]) == (tasks[adapted.stage], tasks[half.stage])
+
+
 def test_a_sample_is_not_a_reproduction(tmp_path: Path) -> None:
     folder, out = small_collection.write_folder(tmp_path / "small"), tmp_path / "r"
     stage = Stage("first", ("bm25",), tasks=(str(folder),), sample=2)

@@ -36,6 +36,7 @@ SUITE_SIZES = {
     "swe-bench": 1,
     "r2med": 8,
     "reasonir-candidates": 12,
+    "search-adaptor-beir": 14,
     "specialized-beir": 14,
     "specialized-coir": 10,
 }

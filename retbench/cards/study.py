@@ -8,7 +8,7 @@ one, it trains one model per task on that task's train split. The recipe is `opt
 `objective = "adaptor"`. It trains once for every seed in `options.seeds`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 
@@ -42,13 +42,21 @@ class CellSelection:
     """The cells of a plan that stand beside one published row: those of a stage, or of one model or method in it.
 
     Beside a published gain (`measures = "gain"` in the table) stands their score minus that of the stage `minus`, with
-    the same model.
+    the same model. `also` is a second stage of the same row, with other tasks and the same model.
     """
 
     stage: str
     model: str | None = None
     method: str | None = None
     minus: str | None = None
+    also: "CellSelection | None" = None
+
+    def list_parts(self) -> list["CellSelection"]:
+        """This selection, and the second stage with the model and method of this one."""
+        if self.also is None:
+            return [self]
+        model, method = self.also.model or self.model, self.also.method or self.method
+        return [self, *replace(self.also, model=model, method=method).list_parts()]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retbench.cards import catalog
-from retbench.cards.study import CellSelection, Study
+from retbench.cards.study import CellSelection, Stage, Study
 from retbench.errors import DataError, UsageError, suggest_names
 from retbench.pipelines.report import IMPORTED_TABLES_FOLDER
 from retbench.pipelines.studies.status import StudyCellStatus, list_statuses
@@ -48,14 +48,19 @@ def check_selections(study: Study, out: Path) -> None:
             where = f"{study.name}, [reproduces.{table}], row {row!r}"
             if row not in row_names:
                 raise UsageError(f"{where}: the table has no such row", suggest_names(row, row_names))
-            for name in filter(None, (selection.stage, selection.minus)):
-                if name not in stages:
-                    raise UsageError(f"{where}: there is no stage {name!r}", suggest_names(name, stages))
-                if selection.model and selection.model not in stages[name].models:
-                    raise UsageError(
-                        f"{where}: the stage {name} has no model {selection.model!r}",
-                        suggest_names(selection.model, stages[name].models),
-                    )
+            for part in selection.list_parts():
+                _check_stages(part, stages, where)
+
+
+def _check_stages(selection: CellSelection, stages: dict[str, Stage], where: str) -> None:
+    for name in filter(None, (selection.stage, selection.minus)):
+        if name not in stages:
+            raise UsageError(f"{where}: there is no stage {name!r}", suggest_names(name, stages))
+        if selection.model and selection.model not in stages[name].models:
+            raise UsageError(
+                f"{where}: the stage {name} has no model {selection.model!r}",
+                suggest_names(selection.model, stages[name].models),
+            )
 
 
 @dataclass
@@ -68,6 +73,9 @@ class MeasuredScores:
 
     def find_score(self, selection: CellSelection, task: str, metric: str) -> float | None:
         """The score of one task, the mean over seeds; None if a cell is not done."""
+        tasks_by_stage = {(status.cell.stage, status.cell.task) for status in self.statuses}
+        parts = selection.list_parts()
+        selection = next((part for part in parts if (part.stage, task) in tasks_by_stage), selection)
         score = self._find_stage_score(selection.stage, selection, task, metric)
         if score is None or selection.minus is None:
             return score
@@ -134,4 +142,6 @@ def _measure_mean(
 
 def _describe_selection(selection: CellSelection) -> str:
     names = " · ".join(filter(None, (selection.stage, selection.model, selection.method)))
-    return f"{names} minus {selection.minus}" if selection.minus else names
+    cells = f"{names} minus {selection.minus}" if selection.minus else names
+    others = [f"{part.stage} minus {part.minus}" if part.minus else part.stage for part in selection.list_parts()[1:]]
+    return ", ".join([cells, *others])

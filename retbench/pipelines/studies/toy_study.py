@@ -127,7 +127,8 @@ def _rename_study(study: Study, training: Path) -> Study:
 
 
 def _rename_selection(selection: CellSelection) -> CellSelection:
-    return replace(selection, model=_rename_model(selection.model) if selection.model else None)
+    model = _rename_model(selection.model) if selection.model else None
+    return replace(selection, model=model, also=_rename_selection(selection.also) if selection.also else None)
 
 
 def _rename_model(name: str) -> str:
