@@ -165,7 +165,10 @@ UNKNOWN_TRAINING_SETS = "unknown"  # in training_sets: the parent's are unknown,
 
 @dataclass(frozen=True)
 class ModelCard:
-    """One model. An unknown field is left out, never guessed."""
+    """One model. An unknown field is left out, never guessed.
+
+    `image_tokens` is the largest number of tokens of an image, for estimates before the weights are here.
+    """
 
     name: str
     kind: Literal["backbone", "lexical", "cross-encoder"] = "backbone"
@@ -184,6 +187,7 @@ class ModelCard:
     weights: WeightsSource | None = None
     shape: ModelShape | None = None
     pixels: ImagePixels | None = None
+    image_tokens: int | None = None
     method: DefaultMethod | None = None
     lexical: LexicalSettings | None = None
     reference: tuple[PublishedScore, ...] = ()

@@ -171,7 +171,8 @@ class TaskCard:
 class Suite:
     """Named tasks. An entry of `tasks` is a task or a group; a group counts as one task, with its mean score.
 
-    `document_tokens` is about the mean length of a document, for estimates before the collections are here.
+    `document_tokens` is about the mean length of a document, `image_pixels` about the pixels of an image and
+    `image_share` the share of documents that have one, for estimates before the collections are here.
     """
 
     name: str
@@ -180,6 +181,8 @@ class Suite:
     description: str | None = None
     groups: dict[str, tuple[str, ...]] | None = None
     document_tokens: int | None = None
+    image_pixels: int | None = None
+    image_share: float = 1.0
 
     def __post_init__(self) -> None:
         groups = self.groups or {}

@@ -6,7 +6,8 @@
     training    tokens of all batches x forward, backward (half without weight gradients), recomputed activations,
                 and the pairs that a cross-encoder scores before
 
-A document's tokens are those of the stored collection, else of its suite's card, else a stated assumption.
+A document's tokens are those of the stored collection, else of its suite's card, else a stated assumption. Those of
+its image follow from the cards (`image_cost.py`).
 """
 
 import re
@@ -44,6 +45,7 @@ from retbench.pipelines.estimate_cost import (
     count_pair_tokens,
 )
 from retbench.pipelines.studies.cells import StudyCell
+from retbench.pipelines.studies.image_cost import count_image_tokens
 from retbench.pipelines.studies.training import build_recipe
 from retbench.store.vector_formats import compute_row_bytes
 from retbench.system.user_config import load_user_config
@@ -140,12 +142,13 @@ class CostEstimator:
 
     def measure_corpus(self, stage: Stage, cell: StudyCell) -> CorpusSize:
         """Documents, queries and mean tokens of a cell's task, as far as the model reads them."""
-        task = catalog.find_task_card(cell.argument)
+        task, card = catalog.find_task_card(cell.argument), self.find_card(cell.model)
         documents, queries, measured_tokens = self.count_texts(task)
-        limits = [task.lengths.document, stage.set.get("max_length"), self.find_card(cell.model).context_length]
+        limits = [task.lengths.document, stage.set.get("max_length"), card.context_length]
         limit = min((limit for limit in limits if limit), default=10**9)
-        tokens = self.document_tokens or measured_tokens
-        return CorpusSize(documents, stage.sample or queries, min(float(limit), tokens))
+        tokens = min(float(limit), self.document_tokens or measured_tokens)
+        tokens += count_image_tokens(card, task, stage.set)
+        return CorpusSize(documents, stage.sample or queries, tokens)
 
     def count_texts(self, task: TaskCard) -> tuple[int, int, float]:
         """Documents, queries and mean tokens of a document; 0 for a count that is not known."""
