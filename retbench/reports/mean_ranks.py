@@ -57,8 +57,13 @@ def _draw_means(rows: Sequence[Mapping[str, ScoredRun]], complete: list[int], ta
 
 def rank_columns(scores: Floats) -> Floats:
     """The rank of each value in its line: 1 for the largest; equal values share the mean of their ranks."""
-    better, equal = np.zeros_like(scores), np.zeros_like(scores)
-    for column in scores.T:
-        better += column[:, None] > scores
-        equal += column[:, None] == scores
-    return 1 + better + (equal - 1) / 2
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ordered, places = np.take_along_axis(scores, order, axis=1), np.arange(scores.shape[1])
+    changes = ordered[:, 1:] != ordered[:, :-1]
+    edge = np.ones((len(scores), 1), dtype=bool)
+    firsts = np.maximum.accumulate(np.where(np.hstack([edge, changes]), places, 0), axis=1)
+    lasts = np.where(np.hstack([changes, edge]), places, places[-1])
+    lasts = np.minimum.accumulate(lasts[:, ::-1], axis=1)[:, ::-1]
+    ranks = np.empty_like(scores)
+    np.put_along_axis(ranks, order, 1 + (firsts + lasts) / 2, axis=1)
+    return ranks

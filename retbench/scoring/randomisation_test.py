@@ -184,7 +184,8 @@ class _SignedSums:
             return 1.0
         first = math.ceil((self.total + distance / self.unit) / 2 - ROUNDING_ERROR * self.total)
         missing = np.clip(first - np.arange(len(self.left)), 0, len(self.right_tails) - 1)
-        return min(1.0, max(SMALLEST_P_VALUE, 2 * float(self.left @ self.right_tails[missing])))
+        # a product and its sum, not BLAS: its threads cost more than so few numbers
+        return min(1.0, max(SMALLEST_P_VALUE, 2 * float((self.left * self.right_tails[missing]).sum())))
 
 
 def _round_to_grid(a: Floats, b: Floats) -> Integers:

@@ -32,7 +32,7 @@ MIN_SIGNIFICANT_QUERIES = 6
 # With fewer queries the formula for the detectable difference promises more than the test can do.
 MIN_QUERIES_FOR_POWER = 7
 # How far rounding may move a sum, in its standard deviations: pairs that formulas leave open, then those still open.
-PRECISIONS = (0.15, 0.03, 0.01)
+PRECISIONS = (0.15, 0.03, 0.01, 0.003, 0.001)
 # What rounding may do with a probability of this share of the smallest p-value that matters is left out.
 NEGLIGIBLE = 1e-3
 # Numbers per chunk: 32 MiB of float64.
