@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from retbench.engines import fused_linear, packed_rows
+from retbench.engines import fused_linear, packed_rows, peak_throughput
 from retbench.engines.backbone import Backbone, find_packed_pass
 from retbench.engines.packed_encoder import PackedEncoder, supports_packed_encoding
 
@@ -127,3 +127,22 @@ def test_a_backbone_uses_this_pass() -> None:
     states = backbone.compute_states(draw_token_ids())
     assert states.offsets.tolist() == np.cumsum([0, *LENGTHS]).tolist()
     assert torch.allclose(states.flat, compute_plain_states(model, draw_token_ids()), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [None, 2, -1])
+@pytest.mark.parametrize(("family", "linear_layers"), [("bert", 6), ("llama", 7)])
+def test_the_peak_is_that_of_the_products_which_the_pass_runs(
+    family: str, linear_layers: int, layer: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BERT's pooler and the layers above the method's counted too: the peak was too low and its share too high."""
+    counted: list[int] = []
+
+    def count(part: torch.nn.Module, *_: object) -> float:
+        counted.append(sum(peak_throughput.count_linear_shapes(part).values()))
+        return 1.0
+
+    monkeypatch.setattr(peak_throughput, "measure_peak_throughput", count)
+    model: Any = build_model(family)
+    backbone = Backbone(model, model, False, "float32", torch.device("cpu"), layer=layer)
+    assert backbone.peak_throughput() == 1.0
+    assert counted == [linear_layers * (2 if layer == 2 else 3)]

@@ -85,9 +85,19 @@ class Backbone:
 
     def peak_throughput(self) -> float | None:
         """Tokens per second if only the matrix products took time; None if there are none or they are in int8."""
-        if self.dtype == "int8" or not peak_throughput.count_linear_shapes(self.model):
+        part = self._computed_part
+        if self.dtype == "int8" or not peak_throughput.count_linear_shapes(part):
             return None
-        return peak_throughput.measure_peak_throughput(self.model, getattr(torch, self.dtype), self.device)
+        return peak_throughput.measure_peak_throughput(part, getattr(torch, self.dtype), self.device)
+
+    @property
+    def _computed_part(self) -> torch.nn.Module:
+        """What a pass runs of the model: our own stops at the method's layer and leaves out the pooler."""
+        model: Any = self.model
+        if not find_packed_pass(model):
+            return self.model
+        layers: torch.nn.ModuleList = model.layers if hasattr(model, "layers") else model.encoder.layer
+        return layers if self.layer is None else layers[: self.layer % (len(layers) + 1)]
 
     @property
     def parameter_count(self) -> int:
