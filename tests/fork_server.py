@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -70,10 +70,19 @@ class LoggingEncoder:
         return getattr(self.encoder, name)
 
     def encode(self, batch: TokenizedTexts) -> np.ndarray:
+        self._log_texts(batch)
+        return self.encoder.encode(batch)
+
+    def start_encoding(self, batch: TokenizedTexts) -> Callable[[], np.ndarray]:
+        """Begin a batch, as a GPU does ahead of the last one's vectors."""
+        self._log_texts(batch)
+        start: Callable[[TokenizedTexts], Callable[[], np.ndarray]] = self.encoder.start_encoding  # type: ignore[attr-defined]
+        return start(batch)
+
+    def _log_texts(self, batch: TokenizedTexts) -> None:
         time.sleep(self.delay)
         with self.log.open("a") as out:
             out.write("x\n" * len(batch))
-        return self.encoder.encode(batch)
 
 
 @dataclass(frozen=True)

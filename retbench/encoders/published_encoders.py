@@ -13,7 +13,8 @@ from retbench.encoders.text_encoder import RaggedVectors
 from retbench.engines.padding import pad_rows
 from retbench.engines.token_layers import TokenLayers
 
-LOGIT_TOKENS = 2048  # padded tokens whose logits over the vocabulary are in memory at once
+# padded tokens whose logits over the vocabulary are in memory at once; a GPU needs more to be fully used
+LOGIT_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ class LearnedSparseEncoder(BackboneEncoderBase):
     def _compute_terms(self, rows: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         terms: list[np.ndarray] = []
         weights: list[np.ndarray] = []
+        most = LOGIT_TOKENS.get(self.backbone.device.type, LOGIT_TOKENS["cpu"])
         while len(terms) < len(rows):
             waiting = rows[len(terms) :]
             longest = np.maximum.accumulate([len(row) for row in waiting])
-            count = max(1, int((longest * np.arange(1, len(waiting) + 1) <= LOGIT_TOKENS).sum()))
+            count = max(1, int((longest * np.arange(1, len(waiting) + 1) <= most).sum()))
             for row in self._compute_weights(waiting[:count]).cpu().numpy():
                 terms.append(np.flatnonzero(row))
                 weights.append(row[terms[-1]])

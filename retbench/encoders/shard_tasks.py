@@ -301,7 +301,7 @@ def _list_batches(task: ShardTask) -> list[np.ndarray]:
 def _start_rows(encoder: TextEncoder, task: ShardTask, positions: np.ndarray) -> Callable[[], EncodedTexts]:
     batch = task.tokens.select(positions)
     try:
-        if isinstance(encoder, OverlappingEncoder):
+        if isinstance(encoder, OverlappingEncoder) and is_overlapped(encoder):
             return encoder.start_encoding(batch)
         vectors = encoder.encode(batch)
         return lambda: vectors

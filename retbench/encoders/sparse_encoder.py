@@ -14,6 +14,7 @@ import torch
 
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
+from retbench.engines.device import copy_to_device, start_copy_to_host
 from retbench.engines.lm_head import LMHead
 from retbench.store.shard_store import VectorBlock
 
@@ -53,18 +54,36 @@ class SparseEncoder(BackboneEncoder):
         return self.backbone.dimension + 2 * TERMS_PER_TEXT
 
     def start_encoding(self, batch: TokenizedTexts) -> Callable[[], np.ndarray]:
-        """One batch as rows of dense vector, term ids and term weights; selecting the terms waits for the states."""
+        """One batch as rows of dense vector, term ids and weights. A GPU copies the weights of all words at once."""
         states = self._pool(batch, *self.backbone.compute_states(list(batch)))
-        weights = self.lm_head.compute_logits(states).relu().log1p()
-        terms = [self._select_terms(row, words) for row, words in zip(weights, batch.word_ids or [], strict=True)]
-        dense = torch.nn.functional.normalize(states, dim=1).cpu().numpy()
-        rows = np.concatenate([dense, np.stack(terms)], axis=1)
-        return lambda: rows
+        weights, words = self.lm_head.compute_logits(states).relu().log1p(), batch.word_ids or []
+        counts = np.array([len(row) for row in words], dtype=np.int64)
+        rows, terms = np.repeat(np.arange(len(words)), counts), np.concatenate([*words, np.empty(0, dtype=np.int64)])
+        places = (copy_to_device(torch.from_numpy(part.astype(np.int64)), weights.device) for part in (rows, terms))
+        get_word_weights = start_copy_to_host(weights[tuple(places)])
+        without_words = np.flatnonzero(counts == 0)
+        top = weights[copy_to_device(torch.from_numpy(without_words), weights.device)].topk(TERMS_WITHOUT_WORDS)
+        copies = [start_copy_to_host(part) for part in (top.indices, top.values)]
+        get_dense = start_copy_to_host(torch.nn.functional.normalize(states, dim=1))
 
-    def _select_terms(self, weights: torch.Tensor, words: np.ndarray) -> np.ndarray:
-        candidates = torch.from_numpy(words).to(weights.device) if len(words) else torch.arange(len(weights))
-        top = weights[candidates].topk(min(len(words), TERMS_PER_TEXT) or TERMS_WITHOUT_WORDS)
-        row = np.zeros(2 * TERMS_PER_TEXT, dtype=np.float32)
-        row[: len(top.indices)] = candidates[top.indices.to(candidates.device)].cpu().numpy()
-        row[TERMS_PER_TEXT : TERMS_PER_TEXT + len(top.values)] = (top.values * WEIGHT_SCALE).round().cpu().numpy()
-        return row
+        def finish() -> np.ndarray:
+            word_weights = np.split(get_word_weights(), np.cumsum(counts)[:-1])
+            chosen = [_select_terms(row, values) for row, values in zip(words, word_weights, strict=True)]
+            for row, indices, values in zip(without_words, *(get_part() for get_part in copies), strict=True):
+                chosen[row] = _format_terms(indices, values)
+            return np.concatenate([get_dense(), np.stack(chosen)], axis=1)
+
+        return finish
+
+
+def _select_terms(words: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The words of a text with the largest weights, as a part of a stored row."""
+    top = torch.from_numpy(weights).topk(min(len(words), TERMS_PER_TEXT))
+    return _format_terms(words[top.indices.numpy()], top.values.numpy())
+
+
+def _format_terms(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    row = np.zeros(2 * TERMS_PER_TEXT, dtype=np.float32)
+    row[: len(terms)] = terms
+    row[TERMS_PER_TEXT : TERMS_PER_TEXT + len(weights)] = np.rint(weights * WEIGHT_SCALE)
+    return row

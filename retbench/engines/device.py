@@ -133,7 +133,7 @@ def start_copy_to_host(tensor: "torch.Tensor") -> "Callable[[], np.ndarray]":
 
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # untyped in torch
     copied.record()
 
     def finish() -> "np.ndarray":
@@ -163,4 +163,4 @@ def use_search_stream() -> Iterator[None]:
 def _get_search_stream() -> "torch.cuda.Stream":
     import torch
 
-    return torch.cuda.Stream(priority=-1)
+    return torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]  # untyped in torch
