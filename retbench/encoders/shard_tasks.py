@@ -19,7 +19,7 @@ from retbench.cards.method import Role, VectorKind
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.encoders.text_encoder import EncodedTexts, TextEncoder, find_bad_text, join_parts
 from retbench.engines import memory
-from retbench.engines.device import get_device
+from retbench.engines.device import disable_tf32, get_device
 from retbench.errors import BadVectorError, ResourceError, ShardNotWrittenError
 from retbench.store.shard_store import ShardStore, VectorBlock
 
@@ -265,6 +265,7 @@ def measure_encoder(encoder: TextEncoder, longest: TokenizedTexts, max_tokens: i
     )  # fmt: skip
 
 
+@disable_tf32()  # search may turn it off at any moment, for all threads
 def compute_shard(encoder: TextEncoder, task: ShardTask, on_batch: OnBatch) -> ComputedShard:
     """Encode the batches of a shard. A batch that runs out of memory is split in halves, as often as needed."""
     memory.set_thread_count(task.threads)

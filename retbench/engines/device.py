@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -104,18 +105,38 @@ def choose_dtype(card: ModelCard, is_causal: Callable[[], bool], requested: Enco
     return DtypeChoice(usual, usual, "model card" if card.dtype else "default")
 
 
+@dataclass
+class Float32Setting:
+    """torch's setting for float32 products, which all threads share: how many need full precision, and what it was."""
+
+    lock: Lock = field(default_factory=Lock)
+    users: int = 0
+    previous: str = "none"
+
+
+FLOAT32_SETTING = Float32Setting()
+
+
 @contextmanager
 def disable_tf32() -> Iterator[None]:
-    """Compute float32 products in full precision on CUDA, even if TF32 is enabled globally."""
+    """Compute float32 products in full precision on CUDA, even if TF32 is enabled globally.
+
+    One thread embeds while another one searches: the setting comes back when the last of them is done.
+    """
     import torch
 
-    matmul = torch.backends.cuda.matmul
-    previous = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
+    matmul, setting = torch.backends.cuda.matmul, FLOAT32_SETTING
+    with setting.lock:
+        if not setting.users:
+            setting.previous, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+        setting.users += 1
     try:
         yield
     finally:
-        matmul.fp32_precision = previous
+        with setting.lock:
+            setting.users -= 1
+            if not setting.users:
+                matmul.fp32_precision = setting.previous
 
 
 def copy_to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
