@@ -51,3 +51,25 @@ def test_e2rank_reads_documents_like_queries_where_both_are_of_one_kind() -> Non
     cards = {name: catalog.find_task_card(name) for name in catalog.load_suites().find("beir").expand_tasks()}
     same = {name for name, card in cards.items() if method.fit_to_task(card).document == method.query}
     assert same == {"arguana", "cqadupstack-gaming", "cqadupstack-unix"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "config"),
+    [
+        ("gpt4", "gpt4_reason"),
+        ("claude-3-opus", "claude-3-opus_reason"),
+        ("gemini-1.0", "Gemini-1.0_reason"),
+        ("grit", "grit_reason"),
+        ("llama3-70b", "llama3-70b_reason"),
+    ],
+)
+def test_bright_has_the_rewritten_queries_of_each_model(suite: str, config: str) -> None:
+    """The configurations of the hub set xlangai/BRIGHT."""
+    domains = {name.removeprefix("bright-") for name in catalog.load_suites().find("bright").tasks}
+    for domain in domains:
+        card = catalog.find_task_card(f"bright-{domain}-{suite}-reason")
+        assert card.suite == f"bright-{suite}-reason"
+        assert card.source.queries_file == f"{config}/{domain.replace('-', '_')}-00000-of-00001.parquet"
+        plain = catalog.find_task_card(f"bright-{domain}")
+        assert (card.source.mteb, card.lengths, card.queries) == (plain.source.mteb, plain.lengths, plain.queries)
+    assert len(catalog.load_suites().find(f"bright-{suite}-reason").tasks) == len(domains) == 12
