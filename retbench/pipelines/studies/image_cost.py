@@ -16,5 +16,5 @@ def count_image_tokens(card: ModelCard, task: TaskCard, changes: Mapping[str, An
     ignored = changes.get("images", task.images) == "ignore"
     if suite is None or suite.image_pixels is None or card.image_tokens is None or ignored:
         return 0.0
-    pixels = min(suite.image_pixels, changes.get("max_pixels", suite.image_pixels))
+    pixels: int = min(suite.image_pixels, changes.get("max_pixels", suite.image_pixels))
     return suite.image_share * min(card.image_tokens, pixels / PIXELS_PER_TOKEN)
