@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import retbench
 from retbench.cards import catalog
+from retbench.cards.mining import MiningSettings
 from retbench.cards.model import ModelCard
 from retbench.cards.recipe import (
     BatchSettings,
@@ -220,6 +221,7 @@ QUERY_LIKELIHOOD = QueryLikelihoodTraining(
 TWO_PROCESS_WEIGHTS: dict[str, dict[str, Any]] = {
     "full": {"lora": None},
     "dropout": {"lora": LoraSettings(4, 8, 0.3)},
+    "mined negatives": {"mining": MiningSettings("model", 1, 5)},
     "both stages of llm-ql": {
         "lora": LoraSettings(4, 8, 0.0), "objective": "llm-ql",
         "query_likelihood": replace(QUERY_LIKELIHOOD, batch=BatchSettings(8, 8, 100)),
@@ -227,7 +229,10 @@ TWO_PROCESS_WEIGHTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-TWO_PROCESS_CASES = [("none", "dropout"), ("fsdp", "full"), ("fsdp", "dropout"), ("fsdp", "both stages of llm-ql")]
+TWO_PROCESS_CASES = [
+    ("none", "dropout"), ("none", "mined negatives"), ("fsdp", "full"), ("fsdp", "dropout"),
+    ("fsdp", "both stages of llm-ql"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
