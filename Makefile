@@ -21,10 +21,10 @@ install: .venv/installed  ## make .venv with all dependencies
 	@touch $@
 
 DEMO_MINUTES ?= 3
-demo: .venv/demo  ## install, then compare BM25, an encoder and a decoder in about DEMO_MINUTES (3)
+demo: .venv/demo  ## install, then compare BM25, an encoder, and a decoder before and after training in about DEMO_MINUTES (3)
 	@$(BIN)/python benchmarks/demo.py --minutes $(DEMO_MINUTES)
 
-# peft is for the training that the demo names at its end. --no-compile: Python compiles the few modules that are used
+# peft is for the training, the demo's last step. --no-compile: Python compiles the few modules that are used
 # when it first imports them.
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
