@@ -15,6 +15,7 @@ from retbench.cards.recipe_keys import restore_key, translate_key
 from retbench.cards.reranker_settings import parse_reranker
 from retbench.cards.study import Stage, Study
 from retbench.cli.main import app
+from retbench.cli.study import _format_estimates
 from retbench.errors import DataError
 from retbench.pipelines.estimate_cost import DeviceSpec
 from retbench.pipelines.studies import run as run_module
@@ -344,6 +345,13 @@ def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Pa
     assert code == 0
     assert "4 cells: 1 open, 1 not here, 2 skipped" in output
     assert not (tmp_path / "r").exists()
+
+
+def test_the_dry_run_counts_trainings_that_wait_for_their_data() -> None:
+    estimates = [{"stage": "a", "training": f"m{n}", "status": s} for n, s in enumerate(["not here", "open", "done"])]
+    facts: dict[str, Any] = {"seed": None, "tokens": 1, "disk_bytes": 1, "seconds": 1.0}
+    lines = _format_estimates([{**facts, **estimate} for estimate in estimates]).splitlines()
+    assert "3 trainings: 1 open, 1 done, 1 not here" in lines
 
 
 def test_the_report_has_the_studys_own_tables(plan_file: Path, tmp_path: Path) -> None:

@@ -267,17 +267,21 @@ def _watch_status(list_statuses: "Callable[[], list[StudyCellStatus]]") -> None:
             time.sleep(2)
 
 
+def _count_statuses(estimates: list[dict[str, Any]]) -> str:
+    counts = {
+        status: sum(estimate["status"] == status for estimate in estimates)
+        for status in ("open", "done", "not here", "skipped")
+    }
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
 def _format_estimates(estimates: list[dict[str, Any]]) -> str:
     lines = [_format_estimate_line(estimate) for estimate in estimates]
     trainings = [estimate for estimate in estimates if "training" in estimate]
     cells = [estimate for estimate in estimates if "training" not in estimate]
-    counts = {
-        status: sum(estimate["status"] == status for estimate in cells)
-        for status in ("open", "done", "not here", "skipped")
-    }
-    lines.append(f"{len(cells)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    lines.append(f"{len(cells)} cells: {_count_statuses(cells)}")
     if trainings:
-        lines.append(f"{len(trainings)} trainings: {sum(estimate['status'] == 'open' for estimate in trainings)} open")
+        lines.append(f"{len(trainings)} trainings: {_count_statuses(trainings)}")
     open_estimates = [estimate for estimate in estimates if estimate["status"] in ("open", "not here")]
     totals = {
         key: sum(estimate.get(key, 0) for estimate in open_estimates) for key in ("tokens", "seconds", "disk_bytes")
