@@ -347,6 +347,12 @@ def test_the_dry_run_counts_cells_and_runs_nothing(plan_file: Path, tmp_path: Pa
     assert not (tmp_path / "r").exists()
 
 
+def test_the_list_has_its_titles_below_each_other() -> None:
+    lines = CliRunner().invoke(app, ["study", "list"]).stdout.splitlines()
+    titles = {study.name: study.title for study in catalog.load_studies()}
+    assert {line.index(titles[line.split()[0]]) for line in lines} == {max(map(len, titles)) + 2}
+
+
 def test_the_dry_run_counts_trainings_that_wait_for_their_data() -> None:
     estimates = [{"stage": "a", "training": f"m{n}", "status": s} for n, s in enumerate(["not here", "open", "done"])]
     facts: dict[str, Any] = {"seed": None, "tokens": 1, "disk_bytes": 1, "seconds": 1.0}

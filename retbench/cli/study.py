@@ -82,7 +82,9 @@ def list_studies(as_json: AsJson = False) -> None:
         }
         for study in catalog.load_studies()
     ]
-    print_json(rows) if as_json else print_result("\n".join(f"{row['name']:<20} {row['title']}" for row in rows))
+    width = max((len(str(row["name"])) for row in rows), default=0)
+    lines = [f"{row['name']:<{width}}  {row['title']}" for row in rows]
+    print_json(rows) if as_json else print_result("\n".join(lines))
 
 
 @app.command("run")
