@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from retbench.corpora.collection_cache import compile_collection
 from retbench.corpora.open_collection import open_collection
 from retbench.corpora.rows import Exclusion, Judgment, RawCollection, TextRow
 from retbench.corpora.texts import join_fields
+from retbench.engines import memory
 from retbench.retrievers import exact_search
 from retbench.retrievers.bm25 import BM25Index
 from retbench.retrievers.ranking import Ranking, select_top_k
@@ -229,6 +230,7 @@ import os, sys
 import numpy as np
 from pathlib import Path
 from retbench.engines.memory import get_peak_memory_mb
+from retbench.engines import memory
 from retbench.retrievers import exact_search
 from retbench.store.shard_store import ShardStore, VectorBlock
 
@@ -434,3 +436,40 @@ def test_blocks_as_large_as_tiles_are_read_in_place(last: int, monkeypatch: pyte
     assert {len(tile) for tile in window.tiles} == {128}
     rounded = exact_search.DocumentWindow.build([torch.arange(256 + last)], blocks, torch.bfloat16)
     assert torch.equal(torch.cat(rounded.tiles)[: 256 + last], torch.cat(blocks).bfloat16())
+
+
+def test_a_window_waits_for_the_memory_of_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that is being embedded may hold the memory; it is done when the cache is released."""
+    events: list[str] = []
+    build = exact_search.DocumentWindow.build
+
+    def build_at_second_try(*arguments: Any) -> exact_search.DocumentWindow:
+        events.append("built")
+        if len(events) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return build(*arguments)
+
+    monkeypatch.setattr(exact_search.DocumentWindow, "build", build_at_second_try)
+    monkeypatch.setattr(memory, "release_gpu_cache", lambda: events.append("released"))
+    vectors = np.random.default_rng(5).standard_normal((40, 8), dtype=np.float32)
+    found = exact_search.search_exactly(vectors[:3], [VectorBlock(np.arange(40), vectors)], 1)
+    assert events == ["built", "released", "built"]
+    assert np.concatenate(found.rows).tolist() == (vectors[:3] @ vectors.T).argmax(axis=1).tolist()
+    with pytest.raises(RuntimeError, match="illegal"):
+        memory.retry_out_of_memory(lambda: raise_error(RuntimeError("an illegal memory access")))
+
+
+def raise_error(problem: Exception) -> None:
+    raise problem
+
+
+def test_fewer_pairs_of_wide_vectors_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.from_numpy(np.random.default_rng(5).standard_normal((40, 8), dtype=np.float32))
+    positions, numbers = torch.arange(40), torch.arange(40) % 3
+    together = exact_search.multiply_gathered(vectors, vectors[:3], positions, numbers)
+    sizes: list[int] = []
+    add = exact_search._sum_by_halves
+    monkeypatch.setattr(exact_search, "_sum_by_halves", lambda products: sizes.append(len(products)) or add(products))
+    monkeypatch.setattr(exact_search, "PAIR_BYTES", 15 * 8 * 4)
+    assert torch.equal(exact_search.multiply_gathered(vectors, vectors[:3], positions, numbers), together)
+    assert sizes == [15, 15, 10]

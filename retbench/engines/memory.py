@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -142,6 +142,17 @@ def compute_in_halves(rows: np.ndarray, compute: Callable[[np.ndarray], Result])
             continue
         log.warning("out of memory at %d texts: they run in two halves", len(part))
         release_gpu_cache()  # outside of `except`, whose traceback holds the memory of the failed part
+
+
+def retry_out_of_memory(compute: Callable[..., Result], *arguments: Any) -> Result:
+    """Compute, and once more if memory runs out: the batch of another thread is done when the cache is released."""
+    try:
+        return compute(*arguments)
+    except RuntimeError as problem:
+        if not is_out_of_memory(problem):
+            raise
+    release_gpu_cache()
+    return compute(*arguments)
 
 
 def release_gpu_cache() -> None:

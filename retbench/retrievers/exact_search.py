@@ -16,8 +16,7 @@ shorter than one. If L is a lower bound of the k-th best score, from k documents
 its rough score is below L by more than the bound. Vectors so long or short that their scores do not fit into float32
 are an error.
 
-Memory depends on the tile of queries, the window of documents and k, never on queries times documents. Tensors stay on
-the device until the final result.
+Memory depends on tiles, windows and k, never on queries times documents. Tensors stay on the device until the end.
 """
 
 import math
@@ -30,7 +29,7 @@ import torch
 from torch.nn import functional
 
 from retbench.engines.device import disable_tf32, get_device, has_fast_bf16, use_search_stream
-from retbench.engines.memory import is_out_of_memory, keep_freed_pages, release_gpu_cache
+from retbench.engines.memory import is_out_of_memory, keep_freed_pages, release_gpu_cache, retry_out_of_memory
 from retbench.errors import DataError
 from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.sort_keys import arrange_by_query, decode_rows, decode_scores, encode_keys, select_largest
@@ -41,7 +40,7 @@ DOCUMENT_TILE = 2048
 GPU_TILE_FACTOR = 8  # larger tiles on a GPU: small products do not use it fully
 WINDOW_ROWS, WINDOW_BYTES = 1 << 15, 1 << 28  # documents of one rough pass
 GROUP_SIZE = 8  # documents per group; first only the best rough score of a group is checked
-PAIRS_PER_PRODUCT = 1 << 16  # candidates scored at once on a device without a kernel for it
+PAIRS_PER_PRODUCT, PAIR_BYTES = 1 << 16, 1 << 28  # candidates scored at once on a GPU, and the bytes of their vectors
 MIN_QUERIES_FOR_ROUNDING = 32  # with fewer queries, rounding all documents takes longer than it saves
 # Share of a window. With more candidates, a rough pass in float32 is faster, because its bound is far smaller.
 MAX_CANDIDATE_SHARE = 0.2
@@ -82,11 +81,12 @@ class ExactSearch:
             if sum(map(len, self.rows)) + len(block.rows[start : start + size]) > size:
                 self._score_window()
             self.rows.append(torch.from_numpy(block.rows[start : start + size]).to(self.device))
-            self.blocks.append(torch.from_numpy(block.vectors[start : start + size]).to(self.device).contiguous())
+            vectors = torch.from_numpy(block.vectors[start : start + size])
+            self.blocks.append(retry_out_of_memory(vectors.to, self.device).contiguous())
 
     def _score_window(self) -> None:
         if self.rows:
-            window = DocumentWindow.build(self.rows, self.blocks, self.dtype)
+            window = retry_out_of_memory(DocumentWindow.build, self.rows, self.blocks, self.dtype)
             self.rows, self.blocks = [], []
             _require_float32_scores(self.query_lengths, window.max_norm)
             self.tops = [part for top in self.tops for part in _add_window(top, window)]
@@ -315,7 +315,8 @@ def multiply_gathered(
     documents: torch.Tensor, queries: torch.Tensor, positions: torch.Tensor, query_numbers: torch.Tensor
 ) -> torch.Tensor:
     """The dot products of some pairs, on any device."""
-    pairs = zip(torch.split(positions, PAIRS_PER_PRODUCT), torch.split(query_numbers, PAIRS_PER_PRODUCT), strict=True)
+    at_once = max(1, min(PAIRS_PER_PRODUCT, PAIR_BYTES // (4 * documents.shape[1])))
+    pairs = zip(torch.split(positions, at_once), torch.split(query_numbers, at_once), strict=True)
     return torch.cat([_sum_by_halves(documents[rows] * queries[numbers]) for rows, numbers in pairs])
 
 
