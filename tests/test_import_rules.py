@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -53,6 +54,7 @@ PIPELINE_IMPORTS: dict[
 }
 
 MAX_FILE_LINES = 350
+MAX_REPOSITORY_BYTES = 40 << 20
 MAX_FUNCTION_LINES = 70
 USUAL_FUNCTION_LINES = 35  # the limit for nine of ten functions
 
@@ -265,6 +267,16 @@ def test_only_one_module_renames_and_flushes_files() -> None:
     assert find_renames(sample) == ["os.replace", "path.replace", "os.fsync", "a.rename"]
     found = {module_name(file): find_renames(file.read_text(encoding="utf-8")) for file in FILES}
     assert {module for module, calls in found.items() if calls} == {"retbench.system.durable_files"}
+
+
+def test_the_repository_fits_onto_a_gpu_machine_beside_its_wheels() -> None:
+    """The tracked files travel there, with packages that it lacks, in 64 MiB."""
+    root = PACKAGE.parent
+    if not (root / ".git").exists() or not shutil.which("git"):
+        pytest.skip("this is no checkout")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    size = sum((root / name).stat().st_size for name in names.split("\0") if name and (root / name).is_file())
+    assert size < MAX_REPOSITORY_BYTES, "leave out files of results that a command makes again"
 
 
 # The guarantees of conftest.py
