@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from retbench.cards.reranker_settings import parse_reranker
+from retbench.pipelines.reranking.chain import find_unread_settings
 from tests import small_collection, tiny_models
 from tests.test_run import run_cells, run_command
 
@@ -44,6 +46,15 @@ def test_a_language_model_reranks_in_the_dtype_of_its_option(model: Path, line: 
     assert read_reranker(listed)["dtype"] == "float16"
     refused = run_command(*line, "--rerank", "listwise:engine=endpoint,model=served,dtype=bf16", "--json")
     assert "dtype=bfloat16 does not apply with engine=endpoint" in refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("rerank", "value", "told"),
+    [("cross:model=judge", "bfloat16", True), ("cross:model=judge", "int8", False), ("vectors", "bfloat16", False),
+     ("ql:depth=5", "bfloat16", False), ("listwise:engine=endpoint,model=served", "bfloat16", False)],
+)  # fmt: skip
+def test_an_option_is_offered_if_the_reranker_has_it(rerank: str, value: str, told: bool) -> None:
+    assert bool(find_unread_settings([parse_reranker(rerank)], {"dtype": value})) == told
 
 
 @pytest.mark.parametrize("command", [[], ["--dry-run"]])

@@ -6,6 +6,7 @@ leaderboard, and an interrupted chain continues where it stopped.
 
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from retbench.cards.task import TaskCard
 from retbench.corpora.open_collection import require_texts
 from retbench.corpora.texts import join_fields
 from retbench.engines.memory import get_peak_memory_mb
-from retbench.errors import RetbenchError
+from retbench.errors import RetbenchError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.reranking.base import ModelResolver, RerankerSpec
 from retbench.pipelines.runs.build_record import RunInputs, build_record
@@ -47,9 +48,11 @@ def find_unread_settings(requests: list[RerankerRequest], overrides: dict[str, A
                 continue
             if getattr(settings, key) == getattr(default, key):
                 option = f"{request.spelling},{key}={overrides[key]}"
-                sentences.append(
-                    f"--set {key}={overrides[key]} is for the first stage; for the reranker write --rerank {option}"
-                )
+                with suppress(UsageError):  # a value that the reranker does not know is not offered
+                    parse_reranker(option)
+                    sentences.append(
+                        f"--set {key}={overrides[key]} is for the first stage; for the reranker write --rerank {option}"
+                    )
     return sentences
 
 
