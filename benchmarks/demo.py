@@ -185,6 +185,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0)
     minutes = parser.parse_args().minutes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait in a loop slow a training on a busy machine
     os.environ[CARDS_VARIABLE] = os.pathsep.join(filter(None, (os.environ.get(CARDS_VARIABLE), str(RESULTS))))
     shutil.rmtree(RESULTS, ignore_errors=True)
     demo = Demo(minutes)
