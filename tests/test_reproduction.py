@@ -365,6 +365,12 @@ def test_column_names_are_shown_without_their_common_words() -> None:
     assert _drop_common_parts(["average"]) == ["average"]
 
 
+def test_weights_that_are_missing_have_the_size_of_a_card_with_the_same_shape(tmp_path: Path) -> None:
+    study = Study("s", "s", (Stage("a", ("e2rank-4b",), tasks=("scifact",)),))
+    missing = build_overview(study, tmp_path, CostEstimator(DeviceSpec(peak=1e12))).missing
+    assert {item.name: item.detail for item in missing if item.kind == "weights"} == {"e2rank-4b": "about 8.0 GB"}
+
+
 def test_a_served_model_has_tokens_a_price_and_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("retbench.toml").write_text('[rates."big"]\nread = 2.0\nwritten = 10.0\n')

@@ -137,7 +137,7 @@ class CostEstimator:
             trained = (
                 child for child in self.parents if name == child or name.startswith(f"{child}-")
             )  # or its stage 1
-            self.cards[name] = _measure_card(self.parents.get(next(trained, name), name))
+            self.cards[name] = measure_card(self.parents.get(next(trained, name), name))
         return self.cards[name]
 
     def measure_corpus(self, stage: Stage, cell: StudyCell) -> CorpusSize:
@@ -215,7 +215,7 @@ class CostEstimator:
         return tokens / self.device.compute_throughput(flop) / self.device.count
 
 
-def _measure_card(name: str) -> ModelCard:
+def measure_card(name: str) -> ModelCard:
     """The card of a model, with the shape and the number of weights of its folder where the card lacks them."""
     try:
         card = catalog.find_model_card(name)

@@ -20,6 +20,7 @@ from retbench.engines.http_client import ADDRESS_VARIABLE, KEY_VARIABLE
 from retbench.engines.weight_sizes import BYTES_PER_WEIGHT
 from retbench.errors import RetbenchError
 from retbench.pipelines.studies.cells import StudyCell, list_study_cells
+from retbench.pipelines.studies.cost import measure_card
 from retbench.pipelines.studies.training import list_trained_names
 from retbench.training.hub_corpora import HUB_CORPORA, find_snapshot
 from retbench.training.hub_datasets import HUB_SETS, is_cached
@@ -136,9 +137,9 @@ def _find_missing_weights(name: str) -> MissingItem | None:
             return None
     except RetbenchError as error:
         return MissingItem("weights", card.name, error.cause)
-    size = card.weights.megabytes if card.weights else None
-    if size is None and card.parameters:
-        size = card.parameters * BYTES_PER_WEIGHT[card.dtype or "bfloat16"] / 1e6
+    size, parameters = card.weights.megabytes if card.weights else None, measure_card(card.name).parameters
+    if size is None and parameters:
+        size = parameters * BYTES_PER_WEIGHT[card.dtype or "bfloat16"] / 1e6
     return MissingItem("weights", card.name, f"about {size / 1000:.1f} GB" if size else "", card.name)
 
 
