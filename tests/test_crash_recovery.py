@@ -72,7 +72,7 @@ def read_results(work: fork_server.CellRun) -> dict[str, Any]:
     (record,) = Path(work.out).rglob("record.json")
     facts = json.loads(record.read_text())
     texts = {
-        role: {key: value for key, value in about.items() if key not in MEASURED}
+        role: {key: value for key, value in about.items() if key not in MEASURED} if isinstance(about, dict) else about
         for role, about in facts["texts"].items()
     }
     files = {name: (record.parent / name).read_bytes() for name in COMPARED_FILES}
