@@ -30,8 +30,8 @@ from retbench.system.checked_json import parse_checked_json
 RESULTS = Path("demo-results")
 TASK = "stdlib-doc"  # its documents are short, so many fit
 LEXICAL, ENCODER, DECODER = "bm25", "minilm-l6", "smollm2-135m-instruct-q4"
-TRAINED, RECIPE = "demo-retriever", "ten-steps"
-TOLD = ((TRAINED, DECODER), (ENCODER, LEXICAL), (LEXICAL, DECODER))  # the pairs told in words
+TRAINED, RECIPE = "smollm2-after-ten-steps", "ten-steps"
+TOLD = ((TRAINED, DECODER), (TRAINED, LEXICAL), (ENCODER, LEXICAL), (LEXICAL, DECODER))  # the pairs told in words
 EMBEDDING_SHARE = 0.4  # of the minutes, by the encoder and twice by the decoder; the rest: starts, fetches, training
 FAST_RATIO, SLOW_RATIO = 3, 10  # seconds of the decoder for one of the encoder, where bfloat16 is fast or slow
 TRAINING_TOKENS = 28_000  # what the decoder embeds while it could be loaded, trained and saved
