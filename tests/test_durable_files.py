@@ -8,8 +8,11 @@ import pytest
 
 from retbench.cards import pins
 from retbench.errors import ResourceError
+from retbench.pipelines.mteb_bridge import export_results
+from retbench.reports.plots import write_plots
 from retbench.system import durable_files
 from tests import small_collection
+from tests.finished_runs import write_finished_run
 from tests.test_run import run_command
 from tests.test_shard_store import raise_disk_full
 
@@ -81,6 +84,18 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(name: str, tmp_
     with pytest.raises(ResourceError, match=f"{name} cannot be written") as caught:
         durable_files.create_writable_folder(tmp_path / name)
     assert caught.value.next_step == "name another --out"
+
+
+def test_plots_and_exports_need_a_folder_that_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "far")
+    with pytest.raises(ResourceError, match="nowhere cannot be written") as caught:
+        write_plots([], tmp_path / "nowhere")
+    assert caught.value.next_step == "name another folder for --plots"
+    run = write_finished_run(tmp_path / "results", "m", "t", [0.5])
+    monkeypatch.setattr(export_results, "_check_exportable", lambda *_: None)  # it would import mteb
+    monkeypatch.setattr(export_results, "_get_result_path", lambda _, out: out / "m" / "t.json")
+    with pytest.raises(ResourceError, match="nowhere cannot be written"):
+        export_results.export_results([str(run)], tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("options", [("--objective", "adaptor"), ()])

@@ -8,7 +8,7 @@ from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.svg_charts import draw_cost_scatters, to_standalone_svg
 from retbench.reports.svg_figures import draw_heat_map, draw_length_curves, draw_query_scatter, draw_training_curves
 from retbench.reports.svg_size_curves import draw_size_curves
-from retbench.system.durable_files import write_file_atomically
+from retbench.system.durable_files import create_writable_folder, write_file_atomically
 
 PNG_SCALE = 2  # 1,100 points wide become 2,200 pixels, enough for print
 FIGURES = {
@@ -22,7 +22,7 @@ FIGURES = {
 
 def write_plots(boards: list[Leaderboard], folder: Path) -> list[Path]:
     """Write the figures of all leaderboards that have the data for them; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    create_writable_folder(folder, "name another folder for --plots")
     files: list[Path] = []
     for number, board in enumerate(boards, start=1):
         drawn = {name: draw(board) for name, draw in FIGURES.items()} | draw_cost_scatters(board)

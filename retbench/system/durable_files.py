@@ -13,7 +13,7 @@ from retbench.errors import ResourceError, build_write_error
 from retbench.system.file_kinds import require_utf8_path
 
 
-def create_writable_folder(folder: Path) -> None:
+def create_writable_folder(folder: Path, next_step: str = "name another --out") -> None:
     """Create the folder of results before the work; raise if it cannot be written (by root: on a read-only disk)."""
     try:
         require_utf8_path(folder)
@@ -22,7 +22,7 @@ def create_writable_folder(folder: Path) -> None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     except (OSError, RuntimeError) as problem:  # the second of links in a circle
         reason = getattr(problem, "strerror", None) or str(problem)
-        raise ResourceError(f"{folder} cannot be written: {reason}", "name another --out") from problem
+        raise ResourceError(f"{folder} cannot be written: {reason}", next_step) from problem
 
 
 def write_file_atomically(file: Path, content: bytes) -> None:

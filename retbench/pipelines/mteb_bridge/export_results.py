@@ -22,7 +22,7 @@ from retbench.records.load_run import find_run, open_recorded_collection, read_r
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
 from retbench.scoring.external_evaluators import does_mteb_drop_same_id, import_evaluator, run_mteb_evaluator
-from retbench.system.durable_files import write_file_atomically
+from retbench.system.durable_files import create_writable_folder, write_file_atomically
 
 RUN_SETTINGS_FILE = "run_settings.jsonl"  # mteb's, one for all results of a model
 
@@ -42,6 +42,7 @@ def export_results(runs: list[str], out: Path, results: Path | None = None) -> l
         runs_by_file.setdefault(_get_result_path(record, out), []).append((record, folder))
     for file, runs_of_file in runs_by_file.items():
         _check_same_settings(file, runs_of_file)
+    create_writable_folder(out)
     for file, runs_of_file in runs_by_file.items():
         _write_result_file(file, runs_of_file)
     return [*runs_by_file]
