@@ -43,6 +43,7 @@ from retbench.training.training_data import TrainingRequest, remove_leaked_queri
 from retbench.training.training_set import TrainingQuery, TrainingSet
 from tests import small_collection, tiny_models
 from tests.test_experiment_trackers import install_stand_in
+from tests.test_flipped_bits import flip_bit
 from tests.test_train_loop import RECIPE, write_jsonl
 
 TrainModel = Callable[..., ModelCard]
@@ -390,6 +391,14 @@ def test_another_recipe_cannot_resume_in_a_folder(train: TrainModel, tmp_path: P
     (tmp_path / "pupil" / "card.toml").unlink()
     with pytest.raises(DataError, match=r"begun with another recipe: seed was 1, now 3$"):
         train(resume=True, seed=3)
+
+
+def test_a_finished_training_with_damaged_weights_is_not_taken_as_finished(train: TrainModel, tmp_path: Path) -> None:
+    train()
+    assert train(resume=True).name == "pupil"
+    flip_bit(tmp_path / "pupil" / "model.safetensors", 8 * 9000)
+    with pytest.raises(DataError, match="its checkpoint disagree about weights"):
+        train(resume=True)
 
 
 def test_a_training_begun_before_a_recipe_field_existed_can_be_resumed(train: TrainModel, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_an_adaptor_for_other_weights_is_refused(model: Path, task: Path, tmp_pa
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\1\0")
     answer = run_command(*line)
     assert (answer.exit_code, "differs from the model card" in answer.output) == (4, True)
-    repeated = run_command(
-        "finetune", task, "--model", model, "--objective", "adaptor", *SHORT_TRAINING, "--name", "moved"
-    )
+    again = ("finetune", task, "--model", model, "--objective", "adaptor", *SHORT_TRAINING, "--name", "moved")
+    repeated, resumed = run_command(*again), run_command(*again, "--resume")
     assert (repeated.exit_code, "is not empty" in repeated.output) == (2, True)
+    assert (resumed.exit_code, "differs from the model card" in resumed.output) == (4, True)

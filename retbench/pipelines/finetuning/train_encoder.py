@@ -76,6 +76,7 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
     try:
         name, folder = choose_name_and_folder(request, recipe)
         if (folder / catalog.CARD_FILE).exists() and request.resume:
+            model_folders.check_trained_model(catalog.find_model_card(str(folder.resolve())), folder)
             request.log_status(f"{folder} is finished: nothing to do")
             return _register_and_export(request, recipe, folder)
         _check_folder_is_empty(folder, request.resume)
