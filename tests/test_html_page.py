@@ -86,6 +86,13 @@ class PageVisit:
         cells = self.page.query_selector_all(f"table.board tbody tr:not([hidden]) > :nth-child({number})")
         return [cell.inner_text().strip() for cell in cells]
 
+    def open_queries(self) -> Any:
+        """The comparison query by query, opened; the page fills it after the click."""
+        self.page.click("details.queries summary")
+        part = self.page.locator("details.queries")
+        part.locator("tbody tr").first.wait_for()
+        return part
+
 
 @pytest.fixture
 def page_visit(browser: Any, page_file: Path) -> Iterator[PageVisit]:
@@ -168,8 +175,7 @@ def test_a_chart_is_saved_as_a_picture(page_visit: PageVisit, tmp_path: Path) ->
 
 @needs_browser
 def test_two_rows_are_compared_query_by_query(page_visit: PageVisit) -> None:
-    page_visit.page.click("details.queries summary")
-    part = page_visit.page.locator("details.queries")
+    part = page_visit.open_queries()
     assert "B is better on 30 queries, A on 0; 0 are equal." in part.inner_text()
     rows = part.locator("tbody tr")
     assert rows.count() == 30
@@ -184,8 +190,7 @@ def test_hostile_texts_of_a_collection_are_shown_as_text(browser: Any, tmp_path:
     results = write_licensed_runs(tmp_path, "mit")
     file.write_text(build_report(results).format("html"), encoding="utf-8")
     opened = PageVisit(browser, file)
-    opened.page.click("details.queries summary")
-    part = opened.page.locator("details.queries")
+    part = opened.open_queries()
     assert "from kettles, licence mit" in part.inner_text()
     assert part.locator("tbody td:first-child").all_inner_texts()[0].splitlines()[0] in ("q1", "q2")
     assert HOSTILE_TEXT in part.locator("td .relevant bdi").all_text_contents()
