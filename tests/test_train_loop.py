@@ -421,7 +421,7 @@ def test_processes_that_divide_the_passages_find_the_ranking_of_one(
         own = rank()
     exchanged = iter(zip(*parts, strict=True))
     monkeypatch.setattr(distributed, "gather_objects", lambda _: next(exchanged))
-    together = in_training_search.merge_rankings(own, 5)
+    together = in_training_search.gather_rankings(own, 5)
     assert embedded == [25, 3 + 12, 3 + 10]
     for expected, actual in ((alone.rows, together.rows), (alone.scores, together.scores)):
         assert [values.tobytes() for values in expected] == [values.tobytes() for values in actual]

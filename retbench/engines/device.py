@@ -166,7 +166,7 @@ def start_copy_to_host(tensor: "torch.Tensor") -> "Callable[[], np.ndarray]":
 
 @contextmanager
 def use_search_stream() -> Iterator[None]:
-    """Let a search use the GPU beside the thread that embeds, with priority. On a CPU this does nothing.
+    """Let a search use the thread's current GPU beside the thread that embeds, with priority. On a CPU: nothing.
 
     On the common stream, each result of a search would wait for the batches before it. All tensors of a search must be
     made and used here, and come from host memory: streams do not wait for each other.
@@ -176,12 +176,12 @@ def use_search_stream() -> Iterator[None]:
         return
     import torch
 
-    with torch.cuda.stream(_get_search_stream()):
+    with torch.cuda.stream(_get_search_stream(torch.cuda.current_device())):
         yield
 
 
 @cache
-def _get_search_stream() -> "torch.cuda.Stream":
+def _get_search_stream(gpu: int) -> "torch.cuda.Stream":
     import torch
 
-    return torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]  # untyped in torch
+    return torch.cuda.Stream(gpu, priority=-1)  # type: ignore[no-untyped-call]  # untyped in torch

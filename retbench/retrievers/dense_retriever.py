@@ -12,7 +12,7 @@ from retbench.encoders.postprocessing import fit_postprocessing
 from retbench.errors import UsageError
 from retbench.retrievers import approximate_search
 from retbench.retrievers.embedding_retriever import EmbeddingRetriever
-from retbench.retrievers.exact_search import ExactSearch
+from retbench.retrievers.multi_gpu_search import count_search_gpus, search_on_gpus
 from retbench.retrievers.ranking import Ranking
 from retbench.store.embedding_cache import open_store
 from retbench.store.shard_store import VectorBlock
@@ -31,10 +31,9 @@ class DenseRetriever(EmbeddingRetriever):
         transform, stacked = self.build_transform(), stack_rows(queries)
         if self.ann_settings:
             return self._rank_approximately(self.ann_settings, transform, stacked, k)
-        search = ExactSearch(transform(stacked), k)
-        for block in self._embed("document"):
-            search.add_block(VectorBlock(block.rows, transform(block.vectors)))
-        return search.finish()
+        blocks = (VectorBlock(block.rows, transform(block.vectors)) for block in self._embed("document"))
+        gpus = count_search_gpus(self.workers.device[0], self.workers.count)
+        return search_on_gpus(transform(stacked), blocks, k, gpus)
 
     def _rank_approximately(
         self, ann_settings: AnnSettings, transform: VectorTransform, queries: np.ndarray, k: int

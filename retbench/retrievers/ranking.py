@@ -4,6 +4,7 @@ The order is by (-score, document row), so ties do not depend on tile sizes or t
 alone orders ties by document id, as Anserini does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,18 @@ class Ranking:
 def get_excluded_ids(collection: Collection, query: str, drop_same_id: bool) -> frozenset[str]:
     """The documents that must not be ranked: those excluded for the query, and its own id if the task drops it."""
     return collection.excluded.get(query, frozenset()) | ({query} if drop_same_id else frozenset())
+
+
+def merge_rankings(parts: Sequence[Ranking], k: int) -> Ranking:
+    """The k best documents of every query, from rankings of different documents for the same queries."""
+    merged = Ranking([], [])
+    for query in range(len(parts[0].rows)):
+        rows = np.concatenate([part.rows[query] for part in parts])
+        scores = np.concatenate([part.scores[query] for part in parts])
+        best = np.lexsort((rows, -scores))[:k]
+        merged.rows.append(rows[best])
+        merged.scores.append(scores[best])
+    return merged
 
 
 def select_top_k(scores: np.ndarray, k: int) -> np.ndarray:

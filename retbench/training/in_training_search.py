@@ -15,7 +15,7 @@ from retbench.encoders.pooling import scale_for_similarity
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.engines.memory import compute_in_halves
 from retbench.retrievers.exact_search import search_exactly
-from retbench.retrievers.ranking import Ranking
+from retbench.retrievers.ranking import Ranking, merge_rankings
 from retbench.store.shard_store import VectorBlock
 from retbench.training import distributed
 from retbench.training.fsdp import is_sharded
@@ -51,21 +51,19 @@ def rank_passages(
     part = (distributed.get_rank(), distributed.get_world_size()) if is_divided else (0, 1)
     blocks = iterate_embeddings(encoder, passages, "document", passage_limit, advance, part)
     ranking = search_exactly(query_vectors, blocks, k)
-    return merge_rankings(ranking, k) if is_divided else ranking
+    return gather_rankings(ranking, k) if is_divided else ranking
 
 
-def merge_rankings(own: Ranking, k: int) -> Ranking:
-    """The k best of all processes, whose rankings are of different documents, by (-score, row) as each of them."""
-    merged = Ranking([], [])
+def gather_rankings(own: Ranking, k: int) -> Ranking:
+    """The k best of all processes, whose rankings are of different documents."""
+    gathered = Ranking([], [])
     for start in range(0, len(own.rows), QUERIES_PER_GATHER):
         queries = slice(start, start + QUERIES_PER_GATHER)
         parts = distributed.gather_objects((own.rows[queries], own.scores[queries]))
-        for query in range(len(parts[0][0])):
-            rows, scores = (np.concatenate([part[kind][query] for part in parts]) for kind in (0, 1))
-            best = np.lexsort((rows, -scores))[:k]
-            merged.rows.append(rows[best])
-            merged.scores.append(scores[best])
-    return merged
+        merged = merge_rankings([Ranking(*part) for part in parts], k)
+        gathered.rows.extend(merged.rows)
+        gathered.scores.extend(merged.scores)
+    return gathered
 
 
 @torch.no_grad()

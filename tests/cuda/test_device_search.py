@@ -3,12 +3,14 @@
 Late interaction and compressed search equal plain sums.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
 from retbench.cards.ann_settings import CompressedType
-from retbench.retrievers import exact_search
+from retbench.retrievers import exact_search, multi_gpu_search
 from retbench.retrievers.compressed_search import CompressedSearch, compress_vectors
 from retbench.retrievers.max_sim_search import MaxSimSearch
 from retbench.retrievers.ranking import Ranking
@@ -22,12 +24,13 @@ def draw_unit_vectors(rows: int, width: int, seed: int, shift: float) -> np.ndar
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
+def build_blocks(documents: np.ndarray, size: int) -> Iterator[VectorBlock]:
+    for start in range(0, ROWS, size):
+        yield VectorBlock(np.arange(start, min(start + size, ROWS)), documents[start : start + size])
+
+
 def search(queries: np.ndarray, documents: np.ndarray, size: int) -> Ranking:
-    blocks = (
-        VectorBlock(np.arange(start, min(start + size, ROWS)), documents[start : start + size])
-        for start in range(0, ROWS, size)
-    )
-    return exact_search.search_exactly(queries, blocks, K)
+    return exact_search.search_exactly(queries, build_blocks(documents, size), K)
 
 
 def get_bits(ranking: Ranking, queries: slice = slice(None)) -> list[tuple[bytes, bytes]]:
@@ -50,6 +53,8 @@ def test_ids_equal_float64_and_bits_do_not_depend_on_tiles(
     expected = get_bits(untiled)
     assert get_bits(search(queries, documents, 257)) == expected, "blocks"
     assert get_bits(search(queries[3:8], documents, 512)) == expected[3:8], "few queries, which are not rounded"
+    monkeypatch.setattr(multi_gpu_search.torch.cuda, "set_device", lambda _: None)  # both threads use this GPU
+    assert get_bits(multi_gpu_search.search_on_gpus(queries, build_blocks(documents, 257), K, 2)) == expected, "threads"
     assert get_bits(search(queries[10:50], documents, 512)) == expected[10:50], "other queries beside them"
     monkeypatch.setattr(exact_search, "QUERY_TILE", 24)
     monkeypatch.setattr(exact_search, "WINDOW_ROWS", 700)
