@@ -350,6 +350,14 @@ def test_a_card_that_contradicts_its_checkpoint_is_an_error(train: TrainModel, t
         weights.find_local_weights(catalog.find_model_card(str(tmp_path / "pupil")))
 
 
+def test_a_damaged_adapter_is_not_merged(train: TrainModel, tmp_path: Path) -> None:
+    card = train(output="adapter")
+    file = tmp_path / "pupil" / "adapter_model.safetensors"
+    flip_bit(file, 8 * (file.stat().st_size - 10))
+    with pytest.raises(DataError, match="disagree about weights"):
+        weights.obtain_weights(card)
+
+
 def test_a_nan_loss_stops_names_the_batch_and_keeps_the_checkpoint(train: TrainModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"NaN or infinite at step \d+; its first query is '.+'"):
         train(

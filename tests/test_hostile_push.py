@@ -3,19 +3,23 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from retbench.cards.method import Method
 from retbench.cards.model import AdaptedVectors, DefaultMethod, ModelCard, TrainingProvenance, WeightsSource
+from retbench.engines import model_folders
 from retbench.engines.fingerprints import compute_folder_fingerprint
 from retbench.errors import DataError
 from retbench.pipelines.push import plan_push
-from retbench.system import toml_writer
+from retbench.system import checksums, toml_writer
 from retbench.system.checksums import compute_sha256
 from tests.finished_runs import write_finished_run
 from tests.test_flipped_bits import flip_bit
@@ -27,7 +31,11 @@ HOSTILE_TASK = "../x | <script>\n# y"
 def trained(model: Path, tmp_path: Path, fresh_catalog: Callable[[], None]) -> Path:
     """A folder with weights and a card, as `finetune` writes it."""
     folder = Path(shutil.copytree(model, tmp_path / "pupil"))
-    write_card(folder, WeightsSource("path", path=".", sha256=compute_sha256(folder / "model.safetensors")))
+    source = WeightsSource("path", path=".", sha256=compute_sha256(folder / "model.safetensors"))
+    card = write_card(folder, source)
+    method = json.loads(json.dumps(model_folders.get_vector_method_fields(card)))
+    checked = {"sha256": source.sha256, "weights": "model.safetensors", "method": method, "eos": None}
+    (folder / model_folders.TRAINING_FILE).write_text(json.dumps(checked))
     return folder
 
 
@@ -68,8 +76,22 @@ def test_only_files_of_the_folder_itself_are_sent(trained: Path, tmp_path: Path)
 
 
 def test_damaged_weights_are_not_sent(trained: Path, tmp_path: Path) -> None:
+    """The tokenizer has no end-of-sequence token, as BERT's has none: the card is compared all the same."""
     flip_bit(trained / "model.safetensors", 8 * 9000)
-    with pytest.raises(DataError, match=r"no file of .*pupil has the checksum of the model card"):
+    with pytest.raises(DataError, match="the card of pupil and its checkpoint disagree about weights"):
+        plan_push(str(trained), "a/b", tmp_path)
+
+
+def test_a_large_file_that_the_disk_damaged_is_not_sent(trained: Path, tmp_path: Path) -> None:
+    """Its checksum is cached, and a flipped bit changes neither its size nor its time."""
+    file = trained / "vocabulary.json"
+    file.write_text(json.dumps(["word"] * 200_000))
+    long_ago = time.time_ns() - 10 * checksums.CLOCK_RESOLUTION_NS
+    os.utime(file, ns=(long_ago, long_ago))
+    checksums.cached_sha256(file)
+    assert file.name in plan_push(str(trained), "a/b", tmp_path).files
+    flip_bit(file, 8 * 10_002)  # a letter
+    with pytest.raises(DataError, match=r"vocabulary\.json is damaged: its bytes changed on disk"):
         plan_push(str(trained), "a/b", tmp_path)
 
 
@@ -93,7 +115,7 @@ def test_names_add_no_markup_and_no_folder(trained: Path, tmp_path: Path) -> Non
 def test_an_adaptor_is_pushed_with_the_scores_of_this_adaptor(model: Path, trained: Path, tmp_path: Path) -> None:
     folder, results = tmp_path / "adaptor", tmp_path / "results"
     folder.mkdir()
-    (folder / "adaptor.safetensors").write_bytes(b"weights of an adaptor")
+    save_file({"first.weight": np.ones((2, 2), np.float32)}, folder / "adaptor.safetensors")
     checksum = compute_sha256(folder / "adaptor.safetensors")
     source = WeightsSource("path", path=".", sha256=checksum)
     card = write_card(folder, source, adapted=AdaptedVectors(str(model), "adaptor.safetensors", checksum))
@@ -108,5 +130,5 @@ def test_an_adaptor_is_pushed_with_the_scores_of_this_adaptor(model: Path, train
     assert "* seed: 4" in plan.texts["README.md"]
     assert plan_push(str(folder), "a/b", results / "1").scores == ()
     flip_bit(folder / "adaptor.safetensors", 40)
-    with pytest.raises(DataError, match="has the checksum of the model card"):
+    with pytest.raises(DataError, match=r"the checksum of .*adaptor\.safetensors differs from the model card"):
         plan_push(str(folder), "a/b", results)

@@ -162,14 +162,14 @@ def check_shape(card: ModelCard, folder: Path) -> None:
 
 def check_trained_model(card: ModelCard, folder: Path) -> None:
     """Raise an error if the checkpoint of a trained model does not agree with its model card."""
-    if card.eos is None or card.weights is None:
+    if card.training is None or card.weights is None:
         return
     file = Path(card.weights.path or folder) / TRAINING_FILE
     training = read_json_object(file) if file.exists() else {}
     expected: dict[str, Any] = {
         "sha256": card.weights.sha256,
         "method": get_vector_method_fields(card),
-        "eos": [card.eos.text, card.eos.id],
+        "eos": [card.eos.text, card.eos.id] if card.eos else None,
     }
     # fields that a later version added to methods are not compared
     expected["method"] = {key: expected["method"].get(key) for key in training.get("method", {})}

@@ -81,6 +81,8 @@ def obtain_weights(card: ModelCard, path: str | None = None, on_message: OnMessa
     if given_path:
         if is_adapter_folder(given_path):
             adapters.check_base_adapter(card, given_path)
+            if not path:
+                model_folders.check_trained_model(card, given_path)
             return _check_shape(card, _merge_adapter(given_path, on_message))
         return _check_shape(card, _convert_gguf(given_path, on_message))
     if _require_source(card).source == "pypi":

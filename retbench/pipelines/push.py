@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from retbench.cards import catalog
 from retbench.cards.method import VECTOR_KINDS
 from retbench.cards.model import ModelCard, TrainingProvenance
+from retbench.encoders.adaptor import load_adaptor
 from retbench.engines import model_folders, weights
 from retbench.errors import DataError, UsageError
 from retbench.records.record import Record
 from retbench.records.results_folder import ResultsFolder
 from retbench.reports.formats import escape_markdown
-from retbench.system.checksums import compute_sha256
+from retbench.system.checksums import require_cached_checksum
 from retbench.system.file_kinds import require_regular_file
 from retbench.system.hub_errors import translate_hub_errors
 from retbench.system.user_config import encode_path_part
@@ -50,8 +51,12 @@ def plan_push(model: str, repo: str, results: Path) -> PushPlan:
         raise UsageError(f"{card.name} was not trained by retbench", "name a model that `retbench finetune` made")
     local = weights.obtain_weights(card)
     folder = Path(card.weights.path)
+    if card.adapted:
+        load_adaptor(folder / card.adapted.file, card.adapted.sha256, "cosine")
+    else:
+        model_folders.check_trained_model(card, folder)
     files = sorted({path.name for pattern in PUSHED_PATTERNS for path in folder.glob(pattern)} - {PLAN_FILE})
-    _check_files([folder / name for name in files], card.weights.sha256)
+    _check_files([folder / name for name in files])
     records = tuple(_list_complete_runs(card, local.fingerprint, results))
     try:
         texts = {MODEL_PAGE: write_model_page(card, card.training, records)}
@@ -77,17 +82,13 @@ def push_model(plan: PushPlan, private: bool) -> str:
     return str(address)
 
 
-def _check_files(files: Sequence[Path], checksum: str | None) -> None:
-    """Raise an error for a link to a file elsewhere, which would be published, and for damaged weights."""
+def _check_files(files: Sequence[Path]) -> None:
+    """Raise an error for a link to a file elsewhere, which would be published, and for bytes that a disk changed."""
     for file in files:
         require_regular_file(file)
         if file.resolve().parent != file.parent.resolve():
             raise DataError(f"{file} is a link to a file elsewhere", "copy the file here, or remove the link")
-    if checksum and checksum not in {compute_sha256(file) for file in files if file.suffix == ".safetensors"}:
-        raise DataError(
-            f"no file of {files[0].parent} has the checksum of the model card",
-            "restore the folder as `finetune` wrote it, or train again",
-        )
+        require_cached_checksum(file)
 
 
 def _list_complete_runs(card: ModelCard, fingerprint: str, results: Path) -> Iterator[Record]:
