@@ -3,7 +3,7 @@
     python -m benchmarks.many_records --count 100000 --models 100
 
 Records of made-up scores are written for `models` models on as many tasks as are needed. One run is written as every
-run is; the others are copies with another model, task, settings-id and scores, and share the file of their ranking.
+run is; the others are copies with another model, task, settings-id and scores, and share files of rankings.
 Then `report`, `list results` and `compare` are run, each in a process of its own. Their processor seconds and peak
 memory are added to results/many_records.json. (`verify` reads one run and its collection, so it is not measured.)
 """
@@ -14,6 +14,7 @@ import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from tests.finished_runs import METRIC, write_finished_run
 
 RESULT_FILE = Path(__file__).parent / "results" / "many_records.json"
 QUERIES = 50
+MAX_LINKS = 50_000  # of one file; ext4 allows 65,000
 
 
 def write_records(root: Path, count: int, models: int) -> list[Path]:
@@ -53,7 +55,9 @@ def write_records(root: Path, count: int, models: int) -> list[Path]:
         (folder / RECORD_FILE).write_text(json.dumps(record))
         column = table.schema.get_field_index(METRIC)
         pq.write_table(table.set_column(column, METRIC, pa.array(scores)), folder / PER_QUERY_FILE)
-        os.link(first / TREC_FILE, folder / TREC_FILE)
+        if number % MAX_LINKS == 0:
+            ranking = shutil.copy(first / TREC_FILE, root / f"{number}.trec.gz")
+        os.link(ranking, folder / TREC_FILE)
         folders.append(folder)
     return folders
 
