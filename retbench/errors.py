@@ -19,7 +19,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import quote, quote_plus
 
@@ -185,12 +185,18 @@ def reraise_resource_errors() -> Iterator[None]:
         raise
 
 
-def suggest_names(name: str, known: Iterable[str]) -> str:
-    """Suggest the known names nearest to a misspelt one."""
+def suggest_names(name: str, known: Iterable[str], list_command: str | None = None) -> str:
+    """Suggest the known names nearest to a misspelt one; if none is near, the command that lists them, or the first."""
     names = sorted(set(known))
     matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if matches:
         return f"did you mean {' or '.join(matches)}?"
-    if len(names) > MAX_SUGGESTIONS:
-        return f"nothing is named like it; `retbench list` shows the {len(names)} known names"
-    return f"known: {', '.join(names)}"
+    if len(names) > MAX_SUGGESTIONS and list_command:
+        return f"nothing is named like it; `{list_command}` shows the {len(names)} known names"
+    return f"known: {join_names(names)}"
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Join names by commas, of many the first."""
+    more = f" and {len(names) - MAX_SUGGESTIONS} more" if len(names) > MAX_SUGGESTIONS else ""
+    return ", ".join(names[:MAX_SUGGESTIONS]) + more

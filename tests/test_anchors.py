@@ -119,7 +119,7 @@ def test_sentence_transformers_agrees_on_a_published_encoder(tmp_path: Path) -> 
     from retbench.pipelines.checks.engine_agreement import compare_engines
 
     (cell,) = retbench.evaluate(["minilm-l6"], tasks=["stdlib-text"], sample=10, out=tmp_path)
-    results = compare_engines(str(cell.record), tmp_path, "sentence-transformers")
+    results = compare_engines(Path(str(cell.record)), "sentence-transformers")
     assert results.documents == 200
     assert results.cosine_min > 0.9999
     assert results.scores[0] == pytest.approx(results.scores[1], abs=1e-9)

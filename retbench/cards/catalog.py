@@ -16,7 +16,7 @@ from retbench.cards.published_modules import read_adapter_parent
 from retbench.cards.recipe import Recipe, load_recipe
 from retbench.cards.study import Study
 from retbench.cards.task import SourceSpec, Suite, TaskCard
-from retbench.errors import DataError, MissingError, UsageError, suggest_names
+from retbench.errors import DataError, MissingError, UsageError, join_names, suggest_names
 from retbench.system import toml_parser, user_config
 
 CARD_FILE = "card.toml"  # in a folder written by `finetune`
@@ -46,14 +46,13 @@ class CardRegistry(Generic[CardT]):
         """Find a card by name or alias."""
         card = self.cards.get(self.aliases.get(name.lower(), ""))
         if card is None:
-            raise UsageError(
-                f"there is no {self.kind} called {name!r}", _suggest_path(name) or self._suggest_name(name)
-            )
+            step = _suggest_path(self.kind, name) or _suggest_other_kind(self.kind, name) or self._suggest_name(name)
+            raise UsageError(f"there is no {self.kind} called {name!r}", step)
         return card
 
     def _suggest_name(self, name: str) -> str:
-        kind = {"prompt set": "prompts"}.get(self.kind, f"{self.kind}s")
-        return suggest_names(name.lower(), self.aliases).replace("`retbench list`", f"`retbench list {kind}`")
+        kind = {"prompt set": "prompts", "study": "studies"}.get(self.kind, f"{self.kind}s")
+        return suggest_names(name.lower(), self.aliases, f"retbench list {kind}")
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self.aliases
@@ -62,11 +61,25 @@ class CardRegistry(Generic[CardT]):
         return iter(self.cards.values())
 
 
-def _suggest_path(name: str) -> str | None:
+def _suggest_path(kind: str, name: str) -> str | None:
     """Offer the file or folder of that name: without a separator an argument is the name of a card."""
-    return (
-        f"write ./{name} for the {'folder' if Path(name).is_dir() else 'file'} {name}" if Path(name).exists() else None
-    )
+    path = Path(name).expanduser()
+    if kind not in ("model", "task", "suite") or not path.exists():
+        return None
+    typed = name if _is_path(name) else f"./{name}"
+    if kind == "suite":
+        return f"a folder is a task: --task {typed}"
+    return f"write {typed} for the {'folder' if path.is_dir() else 'file'} {name}"
+
+
+def _suggest_other_kind(kind: str, name: str) -> str | None:
+    """Say that a suite was given as a task, or a task as a suite."""
+    if kind == "task" and name in load_suites():
+        suite = load_suites().find(name)
+        return f"{suite.name} is a suite: --suite {suite.name}; its tasks: {join_names(suite.expand_tasks())}"
+    if kind == "suite" and name in load_task_cards():
+        return f"{load_task_cards().find(name).name} is a task: --task {name}"
+    return None
 
 
 def _build_registry(kind: str, files: list[Path], load_card: Callable[[Path], CardT]) -> CardRegistry[CardT]:

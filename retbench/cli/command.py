@@ -13,6 +13,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from typer.core import TyperCommand
 
+from retbench.cli.complete_names import complete_models, complete_tasks
 from retbench.cli.terminal_text import remove_control_characters
 from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors
 from retbench.system.user_config import DEFAULT_RESULTS, get_results_folder
@@ -37,6 +38,19 @@ RunsFolder = Annotated[
     Path,
     typer.Option(
         default_factory=choose_results_folder, show_default=DEFAULT_RESULTS, help="The results folder to find runs in."
+    ),
+]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder, the first characters of its settings-id, or its model's name.",
+        autocompletion=complete_models,
+    ),
+]
+RunTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="The task of the run, if its model has runs on several.", autocompletion=complete_tasks
     ),
 ]
 ResultsOut = Annotated[
@@ -142,8 +156,18 @@ def print_result(text: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a result as one JSON document."""
-    print_result(json.dumps(document, indent=1, ensure_ascii=False))
+    """Print a result as one JSON document, in ASCII if stdout has not all of its characters."""
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    print_result(json.dumps(document, indent=1) if find_unprintable_character(text) else text)
+
+
+def find_unprintable_character(text: str) -> str | None:
+    """The first character of a text that the encoding of stdout does not have. It would be printed as `\\xe9`."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError as problem:
+        return text[problem.start]
+    return None
 
 
 def write_result(file: Path, text: str) -> None:

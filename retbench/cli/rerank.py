@@ -11,11 +11,15 @@ from retbench.cli.complete_names import complete_tasks
 @cli_command
 def rerank(
     *,
-    run: Annotated[str, typer.Argument(help="A run's folder, its settings-id, a TREC run file, or candidate lists.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, settings-id or model, a TREC run file, or candidate lists.")
+    ],
     with_: Annotated[
         list[str], typer.Option("--with", help="A reranker, NAME:key=value,... (docs/reranking.md); can be repeated.")
     ],
-    task: Annotated[str | None, typer.Option(help="The task of a run file.", autocompletion=complete_tasks)] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task of a run file, or of a model's run.", autocompletion=complete_tasks)
+    ] = None,
     out: ResultsOut,
     as_json: AsJson = False,
 ) -> int:

@@ -53,9 +53,10 @@ def _resolve_tasks(name: str) -> tuple[str, ...]:
 def _find_model(name: str) -> ModelCard:
     if name in catalog.load_model_cards() or "/" in name:
         return catalog.find_model_card(name)
-    known_names = [*catalog.load_model_cards().cards, *catalog.load_task_cards().cards, *catalog.load_suites().cards]
-    step = suggest_names(name, known_names).replace("`retbench list`", "`retbench list models` (tasks, suites)")
-    raise UsageError(f"there is no model, task or suite called {name!r}", step)
+    registries = (catalog.load_model_cards(), catalog.load_task_cards(), catalog.load_suites(), catalog.load_studies())
+    known_names = [card for registry in registries for card in registry.cards]
+    step = suggest_names(name, known_names, "retbench list models|tasks|suites|studies")
+    raise UsageError(f"there is no model, task, suite or study called {name!r}", step)
 
 
 def _try_fetch(name: str, kind: str, fetch: Callable[[], FetchRow]) -> FetchRow:

@@ -44,6 +44,7 @@ def find_run(argument: str, results: Path | None = None, task: str | None = None
         return path
     results = results or get_results_folder()
     folders = [file.parent for file in ResultsFolder(results).list_record_files()] if argument else []
+    task = task and get_task_name(task)
     on_task = [folder for folder in folders if task is None or folder.parents[1].name == encode_path_part(task)]
     model = encode_path_part(_get_model_name(argument))
     found = [folder for folder in folders if folder.name.startswith(argument)]
@@ -65,6 +66,12 @@ def find_run(argument: str, results: Path | None = None, task: str | None = None
 def _get_model_name(argument: str) -> str:
     """Return the name of the card that an argument names by an alias, else the argument."""
     return catalog.find_model_card(argument).name if argument in catalog.load_model_cards() else argument.lower()
+
+
+def get_task_name(argument: str) -> str:
+    """Return the name of the task that an alias or a folder names, else the argument, which may have no card."""
+    is_folder = Path(argument).name != argument and Path(argument).expanduser().is_dir()
+    return catalog.find_task_card(argument).name if is_folder or argument in catalog.load_task_cards() else argument
 
 
 def _list_runs(folders: Sequence[Path]) -> str:

@@ -24,7 +24,6 @@ from retbench.errors import DataError, UsageError
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.runs.saved_run import SavedRun, load_run
-from retbench.records.load_run import find_run
 from retbench.retrievers.exact_search import search_exactly
 from retbench.scoring.metrics import compute_mean_scores, score_run
 from retbench.store.shard_store import VectorBlock
@@ -62,9 +61,9 @@ class EngineAgreement:
         return {**asdict(self), "tolerance": tolerance, "agrees": self.agrees}
 
 
-def compare_engines(run: str, results: Path, other_engine: str, weights: str | None = None) -> EngineAgreement:
-    """Compare the run's engine with another one on a sample of the run's texts."""
-    saved_run = load_run(find_run(run, results))
+def compare_engines(run: Path, other_engine: str, weights: str | None = None) -> EngineAgreement:
+    """Compare the engine of the run in a folder with another one on a sample of the run's texts."""
+    saved_run = load_run(run)
     spec = saved_run.spec
     if spec is None:
         raise UsageError(f"the run of {saved_run.record.model} is lexical and has no vectors", "name a dense run")

@@ -117,9 +117,9 @@ class _LoadedRun:
         return RULE_EXPLANATIONS[rule].format(ties=self.count_ties(), missing=self.count_missing(), grade=relevant_from)
 
 
-def verify_run(run: str, results: Path | None = None) -> Verification:
+def verify_run(run: str, results: Path | None = None, task: str | None = None) -> Verification:
     """Check a finished run with every external evaluator: once by its ranks, once by its raw scores."""
-    folder = find_run(run, results)
+    folder = find_run(run, results, task)
     loaded = _load_run(folder)
     _check_record(folder, loaded)
     verification = Verification(folder.as_posix(), loaded.record.task)

@@ -32,11 +32,11 @@ TASK_DEPENDENT_KEYS = ("instruction", "query_limit", "document_limit")  # encode
 OPTIONAL_KEYS = ("dimensions", "vector_dtype", "rope")  # encoder settings that exist only if the run set them
 
 
-def export_results(runs: list[str], out: Path, results: Path | None = None) -> list[Path]:
+def export_results(runs: list[str], out: Path, results: Path | None = None, task: str | None = None) -> list[Path]:
     """Write one result file per model and mteb task; it holds all splits and languages of the task."""
     runs_by_file: dict[Path, FileRuns] = {}
     for run in runs:
-        folder = find_run(run, results)
+        folder = find_run(run, results, task)
         record = read_record(folder / RECORD_FILE)
         _check_exportable(record, folder)
         runs_by_file.setdefault(_get_result_path(record, out), []).append((record, folder))

@@ -35,5 +35,5 @@ def _load_first_stage(run: str, task: str | None, output: RunOutput) -> tuple[Pa
         return folder, first_stage
     if path.parent != Path() and not path.exists():
         raise UsageError(f"there is no run at {run}", "name a run's folder, its settings-id, or a TREC run file")
-    folder = find_run(run, output.out)
+    folder = find_run(run, output.out, task)
     return folder, load_run(folder)

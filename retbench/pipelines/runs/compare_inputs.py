@@ -9,7 +9,7 @@ from retbench.cards import catalog
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, RetbenchError, UsageError
-from retbench.records.load_run import find_run, load_trec_run, open_recorded_collection, read_rankings
+from retbench.records.load_run import find_run, get_task_name, load_trec_run, open_recorded_collection, read_rankings
 from retbench.records.mteb_results import MtebResult, read_mteb_results
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
@@ -42,7 +42,7 @@ def load_compared_runs(a: str, b: str, results: Path | None, task: str | None) -
     is_trec_run = [_is_trec_run(a), _is_trec_run(b)]
     if all(is_trec_run) and task is None:
         raise UsageError("two TREC runs have no judgments", "name the collection: --task TASK")
-    name = task and _find_task_name(task)
+    name = task and get_task_name(task)
     if not any(is_trec_run):
         name = name or _read_recorded_task(a, results) or _read_recorded_task(b, results)
         return _load_described_run(a, results, name), _load_described_run(b, results, name)
@@ -53,12 +53,6 @@ def load_compared_runs(a: str, b: str, results: Path | None, task: str | None) -
         return _load_trec_run(a, task, described), described
     described = _load_described_run(a, results, name)
     return described, _load_trec_run(b, task, described)
-
-
-def _find_task_name(argument: str) -> str:
-    """Return the name of a task or of a folder; a name without a card may be that of an mteb result."""
-    is_known = argument in catalog.load_task_cards() or Path(argument).expanduser().is_dir()
-    return catalog.find_task_card(argument).name if is_known else argument
 
 
 def _is_trec_run(argument: str) -> bool:
@@ -125,7 +119,7 @@ def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None) -
     depth = max([MIN_DEPTH, *map(len, rankings.values())])
     per_query = score_run(rankings, collection.judgments, depth, rules.get("relevant_from", 1))
     scores = compute_mean_scores(per_query)
-    name_of_task = _find_task_name(task) if task else other.task if other else ""
+    name_of_task = get_task_name(task) if task else other.task if other else ""
     values = {query: row[metric] for query, row in per_query.items()}
     name = f"{Path(argument).name} (TREC run)"
     facts, contradiction = {"task": repr(name_of_task)}, run.describe_contradiction(Path(argument))

@@ -43,9 +43,11 @@ class RunInspection:
         return asdict(self)
 
 
-def inspect_run(run: str, results: Path | None = None, query: str | None = None, queries: int = 5) -> RunInspection:
+def inspect_run(
+    run: str, results: Path | None = None, query: str | None = None, queries: int = 5, task: str | None = None
+) -> RunInspection:
     """Return the worst queries of a run, or the given query."""
-    folder = find_run(run, results)
+    folder = find_run(run, results, task)
     scored_run = load_scored_run(folder, read_record(folder / RECORD_FILE))
     scores = dict(zip(scored_run.queries, scored_run.values.tolist(), strict=True))
     if query is not None and query not in scores:
