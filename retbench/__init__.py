@@ -181,7 +181,8 @@ def load_results(results: str | Path | None = None) -> "pd.DataFrame":
     cells, problems = list_finished_cells(Path(results) if results else get_results_folder())
     for unreadable in problems:
         logging.getLogger(__name__).warning("%s: it is left out", unreadable.cause)
-    return pd.DataFrame([{**cell, **cell.pop("scores")} for cell in cells])
+    rows = [cell.to_json() for cell in cells]
+    return pd.DataFrame([{**row, **row.pop("scores")} for row in rows])
 
 
 def compare(

@@ -150,7 +150,9 @@ def test_ranks_that_contradict_the_scores_are_named(results: Path, tmp_path: Pat
     comparison = compare_runs(str(tmp_path / "theirs.trec"), ours)
     assert "contradicts the scores in 1 of 2 queries" in comparison.remarks[-1]
     (tmp_path / "theirs.trec").write_text("q1 Q0 tea 0 1.0 x\nq1 Q0 coffee 0 2.0 x\n")  # no order, so no contradiction
-    assert compare_runs(str(tmp_path / "theirs.trec"), ours).remarks == []
+    assert compare_runs(str(tmp_path / "theirs.trec"), ours).remarks == [
+        "theirs.trec has no ranking for 2 of 3 queries; they score 0"
+    ]
 
 
 def test_two_imported_runs_need_a_task(results: Path, tmp_path: Path) -> None:

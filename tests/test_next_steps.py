@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from retbench.errors import suggest_names
+from retbench.system.durations import format_duration
 from tests import small_collection
 from tests.finished_runs import write_finished_run
 from tests.test_cells import run_command
@@ -53,3 +54,51 @@ def test_the_run_of_a_model_on_a_task_can_be_named(verb: str, tmp_path: Path) ->
     assert "No such option" not in chosen.output
     assert "2 runs in" not in chosen.output
     assert "t2" in chosen.output, "it is found, though its texts are not here"
+
+
+def test_runs_that_fit_are_listed_with_what_tells_them_apart(tmp_path: Path) -> None:
+    """Three runs were each called "bm25 on t", in the message and in `list results`."""
+    rerankers = {"rerankers": [{"rerank": "rocchio:model=m"}]}
+    for settings in ({}, rerankers, {"sample": 20}, {"split": "dev"}):
+        write_finished_run(tmp_path, "bm25", "t", [0.5, 0.4], settings=settings)
+    message = run_command("inspect", "bm25", "--results", tmp_path).output
+    for part in ("(bm25 on t)", "(bm25 + rocchio:model=m on t)", "(bm25 on t, sample of 20)", "(bm25 on t, split dev)"):
+        assert part in message
+    table = run_command("list", "results", "--results", tmp_path).output
+    rows = [tuple(line.split()[4:]) for line in table.splitlines()[1:]]
+    assert len({row[:-3] + row[-2:] for row in rows}) == 4, "they differ without the settings-id"
+
+
+@pytest.mark.parametrize(
+    ("command", "word"), [("list suite", "stdlib"), ("list RECIPES", "quick"), ("list study", "e2rank")]
+)
+def test_a_kind_may_be_singular_or_plural(command: str, word: str) -> None:
+    assert word in run_command(*command.split()).output
+    assert "lexical" in run_command("show", "models", "bm25").output
+
+
+def test_an_unknown_kind_is_answered_in_two_lines() -> None:
+    answer = run_command("list", "modl")
+    assert answer.exit_code == 2
+    assert answer.output == "error: there is no kind called 'modl'\nnext:  did you mean models or methods?\n"
+
+
+def test_the_only_cell_of_a_command_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    output = run_command("run", "--model", "bm25", "--task", tmp_path / "empty", "--out", tmp_path / "r").output
+    assert output.count("failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (61, "1 min 1 s"),
+        (3600 * 5 + 125, "5 h 2 min"),
+        (3600 * 30, "30 h 0 min"),
+        (86400 * 12, "12 d 0 h"),
+    ],
+)
+def test_a_duration_is_read_at_a_glance(seconds: float, text: str) -> None:
+    """A plan of half a second took "0.0 minutes", and one of twelve days 17,280."""
+    assert format_duration(seconds) == text

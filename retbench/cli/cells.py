@@ -54,7 +54,7 @@ def print_cells(cells: Sequence[Cell], results: Path) -> None:
     remarks = [describe(cell) for cell in done for describe in (describe_extreme_score, describe_unknown_tokens)]
     for remark in filter(None, remarks):
         print_status(f"note: {remark}")
-    _print_problems([cell for cell in cells if cell.status != "done"], are_others_done=bool(done))
+    _print_problems([cell for cell in cells if cell.status != "done"], is_only=len(cells) == 1, has_done=bool(done))
     if done:
         print_status(_format_next_steps(done, results))
 
@@ -63,7 +63,7 @@ def _print_table(cells: Sequence[Cell]) -> None:
     metrics = [metric for metric in TABLE_METRICS if any(metric in cell.scores for cell in cells)]
     columns = [
         Column("model", [cell.model for cell in cells], kind="name"),
-        Column("method", [_format_method(cell) for cell in cells], kind="name"),
+        Column("method", [format_method(cell) for cell in cells], kind="name"),
         Column("task", [cell.task for cell in cells], kind="name"),
         *(Column(metric, [_format_score(cell, metric) for cell in cells], room) for room, metric in enumerate(metrics)),
         Column("tokens/s", [f"{cell.tokens_per_second:,.0f}" if cell.tokens_per_second else "–" for cell in cells], 4),
@@ -74,7 +74,7 @@ def _print_table(cells: Sequence[Cell]) -> None:
         print_status(describe_hidden(hidden, "a wider terminal or --json has them"))
 
 
-def _format_method(cell: Cell) -> str:
+def format_method(cell: Cell) -> str:
     """The method, how its vectors were searched, and the rerankers."""
     variant = f" ({', '.join(cell.variant)})" if cell.variant else ""
     return " + ".join((cell.method + variant, *cell.rerank))
@@ -87,15 +87,19 @@ def _format_score(cell: Cell, metric: str) -> str:
     return f"{100 * cell.scores[metric]:.2f}" + (" !" if is_doubted else "")
 
 
-def _print_problems(cells: Sequence[Cell], are_others_done: bool) -> None:
-    """Print each error once, with the cells that have it; a skipped cell is no error where others are done."""
+def _print_problems(cells: Sequence[Cell], is_only: bool, has_done: bool) -> None:
+    """Print each error once, with the cells that have it; a skipped cell is no error where others are done.
+
+    The name of the only cell of a command stands in the line above, which was printed when it failed.
+    """
     cells_by_cause: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         cells_by_cause.setdefault((cell.error or "", cell.next_step or ""), []).append(cell)
     for (cause, step), same in cells_by_cause.items():
         names = [f"{cell.model}/{'+'.join((cell.method, *cell.rerank))}/{cell.task} {cell.status}" for cell in same]
-        print_status("  " + "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
-        label = "skipped" if are_others_done and same[0].status == "skipped" else "error"
+        if not is_only:
+            print_status("  " + "; ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""))
+        label = "skipped" if has_done and same[0].status == "skipped" else "error"
         print_error(RetbenchError(cause, step), as_json=False, label=label)
 
 

@@ -7,18 +7,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
 from retbench.cli.complete_names import complete_models, complete_tasks
 from retbench.cli.terminal_text import remove_control_characters
-from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors
+from retbench.errors import INTERRUPTED, PARTLY_DONE, RetbenchError, UsageError, reraise_resource_errors, suggest_names
 from retbench.system.user_config import DEFAULT_RESULTS, get_results_folder
 
 P = ParamSpec("P")
+KindT = TypeVar("KindT", bound=StrEnum)
 OUTPUT_OPTIONS = "Output"
 SILENT_SECONDS = 0.8
 _has_printed = threading.Event()  # whether this command has printed anything
@@ -191,6 +193,18 @@ def print_status(text: str) -> None:
     if not is_quiet():
         sys.stderr.write(f"{remove_control_characters(text)}\n")
         sys.stderr.flush()
+
+
+def find_kind(argument: str, kinds: type[KindT]) -> KindT:
+    """Find a kind by its name, in the singular or in the plural: `list model` and `show models` work too."""
+    found = next((kind for kind in kinds if _to_singular(kind) == _to_singular(argument.lower())), None)
+    if found is None:
+        raise UsageError(f"there is no kind called {argument!r}", suggest_names(argument, kinds))
+    return found
+
+
+def _to_singular(kind: str) -> str:
+    return "study" if kind == "studies" else kind.removesuffix("s")
 
 
 def parse_assignments(assignments: list[str] | None, example: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from retbench.cli.command import (
 )
 from retbench.cli.complete_names import complete_models, complete_recipes, complete_tasks
 from retbench.errors import UsageError
+from retbench.system.durations import format_duration
 
 LOG_INTERVAL_SECONDS = 15
 TRAINING = "How it trains"
@@ -182,7 +183,7 @@ class MetricsLine:
         text = (
             f"  step {facts['step']:,} of {facts['steps']:,}  loss {facts['loss']:.4f}  "
             f"{facts['tokens_per_second']:,.0f} tokens/s  {facts['memory_mb']:,.0f} MB  "
-            f"{facts['seconds_left'] / 60:.1f} min left"
+            f"{format_duration(facts['seconds_left'])} left"
         )
         is_last = facts["step"] == facts["steps"]
         if sys.stderr.isatty():

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_skipped, print_status
+from retbench.cli.cells import format_method
+from retbench.cli.command import AsJson, RunsFolder, cli_command, find_kind, print_json, print_skipped, print_status
 from retbench.cli.terminal_table import Column, Kind, describe_hidden, print_table
 
 if TYPE_CHECKING:
@@ -46,21 +47,29 @@ COLUMNS: dict[ListKind, tuple[str, ...]] = {
     ListKind.prompts: ("name", "prompts", "title"),
     ListKind.recipes: ("name", "objective", "fidelity", "title"),
     ListKind.studies: ("name", "stages", "title", "paper"),
-    ListKind.results: ("suite", "task", "model", "method", "main_score", "settings_id"),
+    ListKind.results: ("suite", "task", "model", "method", "main_score", "settings_id", "split", "sample"),
 }
+
+
+def _complete(incomplete: str) -> list[str]:
+    return [kind for kind in ListKind if kind.startswith(incomplete)]
 
 
 @cli_command
 def list_cards(
-    kind: Annotated[ListKind, typer.Argument(help="What to list.")],
+    kind_name: Annotated[
+        str, typer.Argument(metavar="kind", help=f"What to list: {', '.join(ListKind)}.", autocompletion=_complete)
+    ],
     results: RunsFolder,
     as_json: AsJson = False,
 ) -> int:
     """List models, tasks, suites, methods, prompts, recipes, studies or results."""
+    kind = find_kind(kind_name, ListKind)
     if kind is ListKind.results:
         from retbench.pipelines.report import list_finished_cells
 
-        rows, problems = list_finished_cells(results)
+        cells, problems = list_finished_cells(results)
+        rows = [cell.to_json() if as_json else {**cell.to_json(), "method": format_method(cell)} for cell in cells]
     else:
         rows, problems = _load_rows(kind), []
     print_json(rows) if as_json else _print_table(kind, rows)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from retbench.cli.command import print_status
 from retbench.records.phase_timer import GetPeakThroughput
+from retbench.system.durations import format_duration
 
 LOG_INTERVAL, MAX_LOG_INTERVAL = 15, 240  # seconds between plain lines in a log; each wait is twice the last
 LOG_FIGURES = 3  # time left, counts and speed
@@ -80,7 +81,7 @@ class PhaseProgress:
     def list_figures(self) -> list[str]:
         """Format time left, counts, speed, share of the peak and texts per second, the most needed first."""
         seconds_left = self.estimate_seconds_left()
-        figures = [f"{_format_duration(seconds_left)} left"] if seconds_left is not None and self.total else []
+        figures = [f"{format_duration(seconds_left)} left"] if seconds_left is not None and self.total else []
         if self.total:
             figures.append(f"{self.done:,} of {self.total:,} {self.unit}")
         seconds = time.monotonic() - self.computing_since
@@ -149,14 +150,6 @@ class ProgressDisplay:
         )
         speed = f", {progress.tokens / seconds:,.0f} tokens/s" if progress.tokens and seconds else ""
         print_status(f"  {phase}: {seconds:.1f} s{amount}{speed}")
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _format_peak_memory() -> str:

@@ -9,7 +9,7 @@ import typer
 
 from retbench.cards.int8_scores import describe_int8_scores
 from retbench.cards.model import ModelCard
-from retbench.cli.command import AsJson, cli_command, print_json, print_result, print_status
+from retbench.cli.command import AsJson, cli_command, find_kind, print_json, print_result, print_status
 from retbench.cli.complete_names import complete_cards
 from retbench.cli.terminal_table import get_terminal_width
 from retbench.errors import RetbenchError, UsageError
@@ -31,13 +31,19 @@ OPTIONAL_PARTS = ("lexical", "pixels", "training", "adapted", "pair_prompt")  # 
 GAP, PIPED_WIDTH = 2, 120
 
 
+def _complete_kind(incomplete: str) -> list[str]:
+    return [kind for kind in CardKind if kind.startswith(incomplete)]
+
+
 def _complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
-    return complete_cards(str(ctx.params.get("kind")), incomplete)
+    return complete_cards(str(ctx.params.get("kind_name")), incomplete)
 
 
 @cli_command
 def show(
-    kind: Annotated[CardKind, typer.Argument(help="The kind of card.")],
+    kind_name: Annotated[
+        str, typer.Argument(metavar="kind", help=f"One of {', '.join(CardKind)}.", autocompletion=_complete_kind)
+    ],
     name: Annotated[str, typer.Argument(help="Its name or alias, or a path.", autocompletion=_complete_name)],
     text: Annotated[
         str | None, typer.Option(help="For a model: show how it tokenizes this text with each method.")
@@ -47,6 +53,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show all fields of a model, task, suite, method, prompt set or recipe; or how a model tokenizes a text."""
+    kind = find_kind(kind_name, CardKind)
     if text is not None:
         _show_tokenization(kind, name, text, method or [], weights, as_json)
         return

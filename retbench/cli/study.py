@@ -21,6 +21,7 @@ from retbench.cli.command import (
 from retbench.cli.complete_names import complete_studies
 from retbench.cli.study_show import show
 from retbench.errors import UsageError
+from retbench.system.durations import format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -288,8 +289,8 @@ def _format_estimates(estimates: list[dict[str, Any]]) -> str:
     totals = {
         key: sum(estimate.get(key, 0) for estimate in open_estimates) for key in ("tokens", "seconds", "disk_bytes")
     }
-    hours = f"about {totals['seconds'] / 3600:,.1f} hours on this machine at 40% of its peak"
-    lines.append(f"to be done: {totals['tokens']:,} tokens, {hours}, {totals['disk_bytes'] / 1e9:,.1f} GB on disk")
+    duration = f"about {format_duration(totals['seconds'])} on this machine at 40% of its peak"
+    lines.append(f"to be done: {totals['tokens']:,} tokens, {duration}, {totals['disk_bytes'] / 1e9:,.1f} GB on disk")
     unknown = sum("seconds" not in estimate for estimate in open_estimates)
     lines += [f"{unknown} of them have no estimate: their data or model sizes are not known yet"] if unknown else []
     return "\n".join(lines)
@@ -306,6 +307,6 @@ def _format_estimate_line(estimate: dict[str, Any]) -> str:
     if "tokens" in estimate:
         facts += [f"{estimate['tokens']:,} tokens"]
     if "seconds" in estimate:
-        facts += [f"about {estimate['seconds'] / 60:,.1f} minutes"]
+        facts += [f"about {format_duration(max(1, estimate['seconds']))}"]
     facts += [estimate["reason"]] if estimate.get("reason") else []
     return f"{estimate['stage']}: {subject}: {', '.join(facts)}"

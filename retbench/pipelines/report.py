@@ -7,7 +7,7 @@ from typing import Any
 from retbench.cards import catalog
 from retbench.cards.task import Suite
 from retbench.errors import DataError, MissingError
-from retbench.records.cell import build_cell
+from retbench.records.cell import Cell, build_cell
 from retbench.records.results_folder import ResultsFolder, ResultsScan
 from retbench.reports.formats import FORMATTERS
 from retbench.reports.html_page import build_page
@@ -89,12 +89,12 @@ def _select_suites(scan: ResultsScan, results: Path, suites: list[Suite]) -> Res
     return replace(scan, runs=runs, failures=failures)
 
 
-def list_finished_cells(results: Path) -> tuple[list[dict[str, Any]], list[DataError]]:
+def list_finished_cells(results: Path) -> tuple[list[Cell], list[DataError]]:
     """All finished cells without leaderboards and tests, and the errors of records that could not be read."""
     scan = ResultsFolder(results).scan_runs()
     if not scan.runs:
         raise _explain_no_runs(results, scan)
-    return [build_cell(run.record, str(run.folder), cached=True).to_json() for run in scan.runs], scan.problems
+    return [build_cell(run.record, str(run.folder), cached=True) for run in scan.runs], scan.problems
 
 
 def _explain_no_runs(results: Path, scan: ResultsScan) -> MissingError:

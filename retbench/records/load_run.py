@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,8 +77,15 @@ def get_task_name(argument: str) -> str:
 def _list_runs(folders: Sequence[Path]) -> str:
     """List runs with what tells them apart, so that one can be named."""
     records = [read_record(folder / RECORD_FILE) for folder in folders[:MAX_LISTED_RUNS]]
-    listed = [f"{record.settings_id} ({record.method} on {record.task})" for record in records]
+    listed = [f"{record.settings_id} ({_describe_run(record)})" for record in records]
     return ", ".join([*listed, f"and {len(folders) - len(listed)} more"] if len(folders) > len(listed) else listed)
+
+
+def _describe_run(record: Record) -> str:
+    rerankers = [one["rerank"] for one in record.settings["rerankers"]]
+    split, sample = record.settings["split"], record.settings["sample"]
+    part = (f", split {split}" if split != "test" else "") + (f", sample of {sample}" if sample else "")
+    return f"{' + '.join((record.method, *rerankers))} on {record.task}{part}"
 
 
 def open_recorded_collection(record: Record) -> Collection:
@@ -147,6 +154,12 @@ class TrecRun:
             f"{file.name}: the rank column contradicts the scores in {self.contradictory_queries:,} of "
             f"{len(self.scored):,} queries; as in trec_eval, the scores count"
         )
+
+
+def describe_missing_queries(file: Path, ranked: Set[str], judged: Set[str]) -> str | None:
+    """Say that judged queries have no ranking; None if all have one. They score 0, as in trec_eval with -c."""
+    missing = len(judged - ranked)
+    return f"{file.name} has no ranking for {missing:,} of {len(judged):,} queries; they score 0" if missing else None
 
 
 def load_trec_run(file: Path) -> TrecRun:

@@ -58,7 +58,7 @@ def _describe_tests(board: Leaderboard) -> str:
     )
     text = (
         f"rank = 1 + the number of significantly better rows. {letters} "
-        f"Paired randomisation test over {queries:,} queries, Holm's correction over {pairs} pairs, alpha {ALPHA}."
+        f"Paired randomisation test over {queries:,} queries, Holm's correction over {pairs} {'pair' if pairs == 1 else 'pairs'}, alpha {ALPHA}."
     )
     if board.ranked_by is None and row_ranks[0].rank_over_tasks is None:
         text += f" {len(board.tasks)} tasks are too few for a test with tasks as units."

@@ -48,6 +48,8 @@ def _describe_verdict(test: PairedTest) -> str:
 
 def _describe_power(test: PairedTest) -> str:
     """Say which difference the test can find; with few queries it finds none."""
+    if test.wins.ties == test.queries:
+        return "every query has the same score in both"
     smallest = 2.0 ** (1 - test.queries)
     if test.queries < MIN_SIGNIFICANT_QUERIES:
         return (
@@ -83,6 +85,9 @@ def format_settings(settings: list[SettingDifference]) -> list[str]:
     """Format the differing settings, those that may change a score first."""
     if not settings:
         return ["All recorded settings are equal."]
+    silent = next((side for side in ("a", "b") if all(getattr(one, side) == NOT_STATED for one in settings)), None)
+    if silent and len(settings) > 1:
+        return [f"{silent.upper()} states no settings; --json lists those of the other run."]
     machine = [one for one in settings if _get_group(one) == MACHINE]
     facts = [one for one in settings if _get_group(one) in FACTS]
     deciding = _collapse_one_sided([one for one in settings if one not in machine and one not in facts])

@@ -14,6 +14,7 @@ from retbench.pipelines.evaluation.reranker_previews import preview_rerankers
 from retbench.pipelines.models.prompt_examples import build_prompt_examples
 from retbench.pipelines.reranking.base import ModelResolver
 from retbench.pipelines.reranking.chain import find_unread_settings, parse_rerankers
+from retbench.system.durations import format_duration
 
 MAX_COUNTED_TEXTS = 2000  # texts to tokenize; for a larger corpus the number of tokens is extrapolated
 MEASURED_SECONDS = 4.0
@@ -72,9 +73,8 @@ def _format_cell(facts: dict[str, Any]) -> str:
     if "tokens" in facts:
         about = "" if facts["tokens_exact"] else "about "
         speed = f"{facts['tokens_per_second']:,.0f} tokens/s measured here"
-        lines.append(
-            f"  {about}{facts['tokens']:,} document tokens, {speed}: about {facts['seconds'] / 60:.1f} minutes"
-        )
+        duration = format_duration(max(1, facts["seconds"]))
+        lines.append(f"  {about}{facts['tokens']:,} document tokens, {speed}: about {duration}")
     for role, first in facts["first"].items():
         lines.append(f"  first {role}: {first.get('read', first['text'])!r}")
         if "ids" in first:

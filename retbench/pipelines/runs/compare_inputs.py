@@ -9,7 +9,14 @@ from retbench.cards import catalog
 from retbench.corpora.collection import Collection
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import DataError, RetbenchError, UsageError
-from retbench.records.load_run import find_run, get_task_name, load_trec_run, open_recorded_collection, read_rankings
+from retbench.records.load_run import (
+    describe_missing_queries,
+    find_run,
+    get_task_name,
+    load_trec_run,
+    open_recorded_collection,
+    read_rankings,
+)
 from retbench.records.mteb_results import MtebResult, read_mteb_results
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, read_record
@@ -122,9 +129,12 @@ def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None) -
     name_of_task = get_task_name(task) if task else other.task if other else ""
     values = {query: row[metric] for query, row in per_query.items()}
     name = f"{Path(argument).name} (TREC run)"
-    facts, contradiction = {"task": repr(name_of_task)}, run.describe_contradiction(Path(argument))
-    remarks = [contradiction] if contradiction else []
-    return ComparedRun(name, name_of_task, metric, facts, scores, values, rankings, collection, remarks=remarks)
+    facts = {"task": repr(name_of_task)}
+    missing = describe_missing_queries(Path(argument), run.scored.keys(), collection.judgments.keys())
+    remarks = [missing, run.describe_contradiction(Path(argument))]
+    return ComparedRun(
+        name, name_of_task, metric, facts, scores, values, rankings, collection, remarks=[*filter(None, remarks)]
+    )
 
 
 def _remove_excluded(
@@ -139,10 +149,13 @@ def _remove_excluded(
 
 
 def _load_judgments(task: str | None, other: ComparedRun | None) -> tuple[Collection, str, dict[str, Any]]:
+    """Return the collection of the other run, at its split and sample; of another task, that of the task's card."""
+    if other and other.record and other.collection and (task is None or other.task == get_task_name(task)):
+        return other.collection, other.metric, other.record.settings
     if task is not None:
         card = catalog.find_task_card(task)
         rules = {"relevant_from": card.relevant_from, "same_id": card.same_id}
         return open_collection(card, with_images=True), card.metric, rules
     if other is None or other.record is None:
         raise UsageError("a TREC run has no judgments", "name the collection: --task TASK")
-    return other.collection or open_recorded_collection(other.record), other.metric, other.record.settings
+    return open_recorded_collection(other.record), other.metric, other.record.settings

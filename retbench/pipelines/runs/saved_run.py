@@ -1,6 +1,7 @@
 """Saved runs: a run of retbench or a TREC run file, read back as a ranking, for example for a reranker."""
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,12 @@ from retbench.corpora.open_collection import open_collection
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.errors import DataError, UsageError
 from retbench.pipelines.runs.build_record import RunInputs, build_record, describe_task_settings
-from retbench.records.load_run import open_recorded_collection, read_rankings, read_scored_trec_run
+from retbench.records.load_run import (
+    describe_missing_queries,
+    open_recorded_collection,
+    read_rankings,
+    read_scored_trec_run,
+)
 from retbench.records.record import Record
 from retbench.records.results_folder import RECORD_FILE, ResultsFolder, read_record
 from retbench.records.scored_run import read_raw_scores
@@ -27,6 +33,8 @@ from retbench.retrievers.ranking import Ranking
 from retbench.retrievers.score_ranking import score_ranking
 from retbench.system import toml_parser
 from retbench.system.checksums import compute_sha256
+
+log = logging.getLogger(__name__)
 
 IMPORTED_METHOD = Method("run", "a run of another system", "ours", "a TREC run file", "mean")
 
@@ -79,7 +87,10 @@ def import_trec_run(file: Path, task: str, out: Path, command: str) -> tuple[Sav
     """Score the run or the candidate lists of another system; written as a run, they are on the leaderboard too."""
     card = catalog.find_task_card(task)
     collection = open_collection(card, with_images=True)
-    scored = score_ranking(_build_ranking(_read_scored_run(file), collection, file), collection, card)
+    scored_ids = _read_scored_run(file)
+    if missing := describe_missing_queries(file, scored_ids.keys(), collection.judgments.keys()):
+        log.warning(missing)
+    scored = score_ranking(_build_ranking(scored_ids, collection, file), collection, card)
     record = _build_imported_record(file, card, collection, scored.compute_means(), command)
     folder = ResultsFolder(out).write_run(record, scored.to_run_files({}))
     return SavedRun(record, collection, card, scored.ranking), folder
