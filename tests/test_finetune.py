@@ -401,6 +401,18 @@ def test_another_recipe_cannot_resume_in_a_folder(train: TrainModel, tmp_path: P
         train(resume=True, seed=3)
 
 
+def test_another_training_cannot_resume_in_a_finished_folder(train: TrainModel, tmp_path: Path) -> None:
+    """It said that nothing was to do, and an export then had the prompts of the recipe that was not trained."""
+    train()
+    prompts = replace(RECIPE.method, query="Other: {text}")
+    with pytest.raises(DataError, match=r"is finished, and it was trained otherwise: method\.query was"):
+        train(resume=True, method=prompts, export="sentence-transformers")
+    assert not (tmp_path / "pupil" / "sentence-transformers").exists()
+    other_data = write_jsonl(tmp_path / "others.jsonl", {"query": "a", "positives": ["b"], "negatives": ["c"]})
+    with pytest.raises(DataError, match="otherwise: dataset was 'sentences', now 'others'"):
+        train(resume=True, of=other_data)
+
+
 def test_a_finished_training_with_damaged_weights_is_not_taken_as_finished(train: TrainModel, tmp_path: Path) -> None:
     train()
     assert train(resume=True).name == "pupil"
@@ -650,6 +662,11 @@ def test_two_stages_are_one_command_and_resume_between_stages(train: TrainModel,
     for steps in (4, 8):  # stage 1, then stage 2
         with pytest.raises(PowerCutError):
             train("cut", **settings, log_metrics=cut(steps), resume=True)
+    (tmp_path / "cut" / "plan.json").rename(tmp_path / "plan.json")  # as if it was cut right after stage 1
+    other_stage = {**settings, "query_likelihood": replace(QUERY_LIKELIHOOD, corruption_ratio=0.1)}
+    with pytest.raises(DataError, match=r"stage-1 was begun .* query_likelihood\.corruption_ratio was"):
+        train("cut", **other_stage, resume=True)
+    (tmp_path / "plan.json").rename(tmp_path / "cut" / "plan.json")
     resumed = train("cut", **settings, resume=True)
     assert has_same_weights(merged, resumed)
     assert not has_same_weights(merged, train("without", objective="llm-ql", query_likelihood=None))
@@ -719,6 +736,33 @@ def test_mining_respects_ranks_and_margin() -> None:
     assert negatives(rank_from=2, rank_to=4) == (0, 1, 3)
     assert negatives(max_score_ratio=0.95) == (1, 3, 4)  # 9.9 and 7.9 are above 0.95 x the positive's 8.0
     assert negatives(max_score_ratio=0.95, negatives_per_query=1) == (1,)
+
+
+@pytest.mark.parametrize("same_id", ["keep", "drop"])
+def test_a_document_that_the_task_never_ranks_is_no_hard_negative(same_id: Any, tmp_path: Path) -> None:
+    """In ArguAna every query is a document too; it was the first hard negative of itself."""
+    from retbench.cards.task import SourceSpec, TaskCard
+    from retbench.corpora.open_collection import open_collection
+    from retbench.training.hard_negatives import build_bm25_ranker, mine_hard_negatives
+    from retbench.training.teachers import add_scores_from_run
+    from retbench.training.training_set import build_training_set
+
+    folder = tmp_path / "twins"
+    (folder / "qrels").mkdir(parents=True)
+    texts = {"a": "red apples are sweet", "b": "green apples are sour", "c": "sweet red wine", "d": "a dry white wine"}
+    rows = "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in texts.items())
+    for file in ("corpus", "queries"):
+        (folder / f"{file}.jsonl").write_text(rows)
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\na\tb\t1\nc\td\t1\n")
+    card = TaskCard("twins", SourceSpec("folder", path=str(folder)), split="train", same_id=same_id)
+    training_set = build_training_set(card, open_collection(card))
+    own = [0, 2]  # the rows of a and c
+    settings = MiningSettings("bm25", rank_to=1)
+    mined = mine_hard_negatives(training_set, settings, build_bm25_ranker(training_set), "bm25").queries
+    assert [query.negatives[0] for query in mined] == (own if same_id == "keep" else [2, 0])
+    run = {query: [("a", 3.0), ("b", 2.0), ("c", 1.5), ("d", 1.0)] for query in "ac"}
+    taught = add_scores_from_run(training_set, run, "theirs", 3).queries
+    assert [row in query.negatives for query, row in zip(taught, own, strict=True)] == [same_id == "keep"] * 2
 
 
 def test_a_name_is_taken_while_its_folder_exists(train: TrainModel, tmp_path: Path) -> None:

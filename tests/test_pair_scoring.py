@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from retbench.cards.mining import MiningSettings
-from retbench.cards.recipe import ContrastiveSettings, Recipe, describe_recipe
+from retbench.cards.recipe import ContrastiveSettings, Recipe
+from retbench.cards.stored_recipe import describe_recipe
 from retbench.cards.teacher_scores import TeacherScores
 from retbench.encoders.cross_encoder import ClassifierCrossEncoder
 from retbench.encoders.pair_tokenizers import TokenizedPairs

@@ -93,6 +93,39 @@ def test_a_list_is_an_option_as_in_toml() -> None:
     assert apply_recipe_options(recipe, {"description": "[a, b]"}).description == "[a, b]"  # a text stays a text
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option", "message"),
+    [
+        ("quick", "teacher=none", "teacher cannot be none"),
+        ("quick", "seed=none", "seed cannot be none"),
+        ("quick", "lengths=none", "lengths cannot be none"),
+        ("quick", "lengths.query=0", "query = 0 is below 1"),  # it was trained on queries without a text
+        ("quick", "save_steps=0", "save_steps = 0 is below 1"),
+        ("quick", "eval_steps=0", "eval_steps = 0 is below 1"),
+        ("quick", "max_minutes=0", "max_minutes = 0.0 is not above 0"),
+        ("quick", "batch.max_tokens=0", "max_tokens = 0 is below 1"),
+        ("quick", "batch.train_batch_size=0", "train_batch_size = 0 is below 1"),
+        ("quick", "optimizer.num_train_epochs=0", "num_train_epochs = 0 is below 1"),
+        ("quick", "optimizer.max_steps=0", "max_steps = 0 is below 1"),
+        ("quick", "optimizer.learning_rate=-1", "learning_rate = -1.0 is below 0"),
+        ("quick", "optimizer.warmup_ratio=3", "warmup_ratio = 3.0 is not between 0 and 1"),
+        ("quick", "contrastive.matryoshka_dimensions=[0]", "a width is below 1"),
+        ("quick", "contrastive.hard_negatives=-1", "hard_negatives = -1 is below 0"),
+        ("quick", "mining.negatives_per_query=0", "negatives_per_query = 0 is below 1"),
+        ("repllama", "lora.r=0", "r = 0 is below 1"),
+        ("repllama", "lora.lora_dropout=2", "lora_dropout = 2.0 is not between 0 and 1"),
+        ("llm2ir", "crops.max_ratio=2", "are no range"),
+        ("llm-ql", "query_likelihood.corruption_ratio=60", "is not between 0 and 1"),
+        ("llm-ql", "query_likelihood.lengths.document=0", "document = 0 is below 1"),
+        ("e2rank", "listwise.max_queries_per_source=0", "is below 1"),
+    ],
+)
+def test_a_value_that_cannot_be_trained_with_is_refused(recipe: str, option: str, message: str) -> None:
+    key, value = option.split("=")
+    with pytest.raises(UsageError, match=message):
+        apply_recipe_options(catalog.find_recipe(recipe), {key: value})
+
+
 def test_every_renamed_key_is_a_field_today() -> None:
     owners = {
         "": Recipe, "contrastive": ContrastiveSettings, "mining": MiningSettings, "batch": BatchSettings,

@@ -11,10 +11,12 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModel, AutoTokenizer
 
+from retbench.cards import catalog
 from retbench.cards.adaptor_recipe import AdaptorRecipe
 from retbench.encoders.adaptor import Adaptor
 from retbench.encoders.dense_encoder import BackboneEncoder
 from retbench.engines import memory
+from retbench.pipelines.finetuning import train_adaptor as train_adaptor_module
 from retbench.pipelines.runs import saved_run
 from retbench.training.search_adaptor import (
     AdaptorNet,
@@ -232,6 +234,36 @@ def compute_means(folder: Path, sample_texts: list[str]) -> np.ndarray:
     return np.stack(actual)
 
 
+def test_validation_does_not_rank_a_document_with_the_id_of_the_query(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ArguAna every query is a document too. It was ranked first, so validation had another score than a run."""
+    names, sentences = zip(*((name, text) for name, _, text in small_collection.DOCUMENTS[:15]), strict=True)
+    folder, card_folder = tmp_path / "twins", tmp_path / "cards" / "tasks" / "mine"
+    (folder / "qrels").mkdir(parents=True)
+    card_folder.mkdir(parents=True)
+    rows = "".join(json.dumps({"_id": n, "text": text}) + "\n" for n, text in zip(names, sentences, strict=True))
+    for file in ("corpus", "queries"):
+        (folder / f"{file}.jsonl").write_text(rows)
+    judged = "".join(f"{name}\t{names[n - 1]}\t1\n" for n, name in enumerate(names))
+    (folder / "qrels" / "train.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    card = f'name = "twins"\nsame_id = "drop"\n[source]\nkind = "folder"\npath = "{folder}"\n'
+    (card_folder / "twins.toml").write_text(card)
+    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "cards"))
+    catalog.load_task_cards.cache_clear()
+    changes = {"validation_ratio": "0.9", "negatives_top_k": "2", "learning_rate": "1e-9", "max_steps": "25"}
+    words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    facts = train_adaptor(model, Path("twins"), "--name", "still", *words)
+
+    vectors = compute_means(model, list(sentences))
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -np.inf)
+    ranks = np.array([(similarity[n] > similarity[n, n - 1]).sum() for n in range(len(names))])
+    gains = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0.0)
+    _, validation = train_adaptor_module._split_rows(len(names), AdaptorRecipe(validation_ratio=0.9))
+    assert facts["before"] == pytest.approx(gains[validation].mean(), abs=0.01)
+
+
 def test_query_and_length_limits_apply_to_later_runs(model: Path, task: Path, tmp_path: Path) -> None:
     facts = train_adaptor(model, task, "--name", "short", "--set", "max_queries=10", "--set", "max_length=4")
     assert facts["queries"] == 2  # a fifth of the 10 queries
@@ -250,9 +282,10 @@ def test_an_adaptor_without_improvement_is_reported(model: Path, task: Path) -> 
 @pytest.mark.parametrize(
     ("words", "message", "code"),
     [
-        (("--set", "negatives_per_pair=0"), "is not above 0", 2),
+        (("--set", "negatives_per_pair=0"), "negatives_per_pair = 0 is below 1", 2),
         (("--set", "alpha=[]"), "empty list", 2),
-        (("--set", "max_queries=1"), "too few to train on", 2),
+        (("--set", "max_queries=1"), "max_queries = 1 is below 2", 2),
+        (("--set", "beta=[-1]"), "weight below 0", 2),
         (("--set", "layers=3"), "layers", 2),
         (("--set", "speed=1"), "there is no option 'speed'", 2),
         (("--dry-run",), "does not support --dry-run", 2),
@@ -279,4 +312,6 @@ def test_an_adaptor_for_other_weights_is_refused(model: Path, task: Path, tmp_pa
     again = ("finetune", task, "--model", model, "--objective", "adaptor", *SHORT_TRAINING, "--name", "moved")
     repeated, resumed = run_command(*again), run_command(*again, "--resume")
     assert (repeated.exit_code, "is not empty" in repeated.output) == (2, True)
+    other = run_command(*again, "--resume", "--set", "layers=1")
+    assert (other.exit_code, "layers was 2, now 1" in other.output) == (4, True)
     assert (resumed.exit_code, "differs from the model card" in resumed.output) == (4, True)

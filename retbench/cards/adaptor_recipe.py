@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from retbench.cards import options, recipe_keys
+from retbench.cards.value_checks import require_above_zero, require_at_least
 from retbench.errors import DataError
 from retbench.system import toml_parser
 
@@ -47,18 +48,19 @@ class AdaptorRecipe:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "max_steps", "eval_steps", "negatives_per_pair", "learning_rate")
-        wrong = next((name for name in positive if getattr(self, name) <= 0), None)
-        if wrong is not None:
-            raise DataError(f"{wrong} = {getattr(self, wrong)} is not above 0", "write a number above 0")
+        require_above_zero(self, "learning_rate")
+        require_at_least(self, 1, "batch_size", "max_steps", "patience", "eval_steps", "negatives_per_pair")
+        require_at_least(self, 1, "max_length")
+        require_at_least(self, 0, "negatives_top_k", "ranking_weight", "seed")
         if not 0 < self.validation_ratio < 1:
             raise DataError(
                 f"validation_ratio = {self.validation_ratio} is not between 0 and 1", "write a number such as 0.2"
             )
-        if self.max_queries is not None and self.max_queries < 2:
-            raise DataError(f"max_queries = {self.max_queries} is too few to train on", "write 2 or more")
-        if not self.alpha or not self.beta:
-            raise DataError("alpha or beta is an empty list", "write alpha=[0.1] and beta=[0.01], or more values")
+        require_at_least(self, 2, "max_queries")
+        for name, weights in (("alpha", self.alpha), ("beta", self.beta)):
+            if not weights or min(weights) < 0:
+                problem = f"= {list(weights)} has a weight below 0" if weights else "is an empty list"
+                raise DataError(f"{name} {problem}", f"write {name}=[0.1], or more values")
 
 
 def load_adaptor_recipe(file: Path) -> AdaptorRecipe:

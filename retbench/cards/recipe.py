@@ -4,9 +4,9 @@ Batch sizes count over all processes, not per device, so the result does not dep
 the names that Hugging Face, peft and Tevatron use, where those have one.
 """
 
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from retbench.cards import options, recipe_keys
 from retbench.cards.method import Method
@@ -14,6 +14,7 @@ from retbench.cards.mining import MiningSettings
 from retbench.cards.model import SHORT_DTYPES
 from retbench.cards.task import LengthLimits
 from retbench.cards.teacher_scores import TeacherScores
+from retbench.cards.value_checks import require_above_zero, require_at_least, require_share
 from retbench.errors import DataError, UsageError, suggest_names
 from retbench.system import toml_parser
 
@@ -45,12 +46,12 @@ class ContrastiveSettings:
     distillation_loss: Literal["kl", "margin-mse"] = "kl"
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise DataError(f"temperature = {self.temperature} is not above 0", "write a number such as 0.01")
-        if not 0 <= self.distillation_weight <= 1:
-            raise DataError(
-                f"distillation_weight = {self.distillation_weight} is not between 0 and 1", "write a number from 0 to 1"
-            )
+        require_above_zero(self, "temperature")
+        require_at_least(self, 0, "hard_negatives")
+        require_share(self, "distillation_weight")
+        if any(width < 1 for width in self.matryoshka_dimensions):
+            raise DataError(f"matryoshka_dimensions = {list(self.matryoshka_dimensions)}: a width is below 1",
+                            "write shorter widths, such as [64, 128]")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class BatchSettings:
     gradient_caching: bool = False
 
     def __post_init__(self) -> None:
-        if self.contrastive_batch_size < 1 or self.train_batch_size % self.contrastive_batch_size:
+        require_at_least(self, 1, "contrastive_batch_size", "train_batch_size", "max_tokens")
+        if self.train_batch_size % self.contrastive_batch_size:
             raise DataError(
                 f"train_batch_size = {self.train_batch_size} cannot be split into contrastive batches of "
                 f"{self.contrastive_batch_size}",
@@ -97,6 +99,11 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
+        require_at_least(self, 1, "num_train_epochs", "max_steps")
+        require_share(self, "warmup_ratio")
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -106,6 +113,10 @@ class LoraSettings:
     lora_alpha: int = 64
     lora_dropout: float = 0.1
     target_modules: tuple[str, ...] = ("all-linear",)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "r", "lora_alpha")
+        require_share(self, "lora_dropout")
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,14 @@ class CropSettings:
     min_ratio: float = 0.1
     max_ratio: float = 0.5
     min_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "min_tokens")
+        if not 0 < self.min_ratio <= self.max_ratio <= 1:
+            raise DataError(
+                f"min_ratio = {self.min_ratio} and max_ratio = {self.max_ratio} are no range",
+                "write 0 < min_ratio <= max_ratio <= 1",
+            )
 
 
 @dataclass(frozen=True)
@@ -138,6 +157,10 @@ class QueryLikelihoodTraining:
     lengths: LengthLimits = _PRETRAINING_LENGTHS
     optimizer: OptimizerSettings = OptimizerSettings()
     batch: BatchSettings = BatchSettings()
+
+    def __post_init__(self) -> None:
+        require_share(self, "corruption_ratio")
+        require_at_least(self.lengths, 1, "query", "document")
 
 
 @dataclass(frozen=True)
@@ -171,8 +194,9 @@ class ListwiseTraining:
     def __post_init__(self) -> None:
         if self.max_documents < 2:
             raise DataError(f"max_documents = {self.max_documents} leaves nothing to rank", "write 2 or more")
-        if self.temperature <= 0:
-            raise DataError(f"temperature = {self.temperature} is not above 0", "write a number such as 0.1")
+        require_above_zero(self, "temperature")
+        require_at_least(self, 0, "weight")
+        require_at_least(self, 1, "max_tokens", "max_queries_per_source")
 
 
 @dataclass(frozen=True)
@@ -220,6 +244,10 @@ class Recipe:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        require_at_least(self, 1, "save_steps", "eval_steps")
+        require_at_least(self, 0, "seed")
+        require_above_zero(self, "max_minutes")
+        require_at_least(self.lengths, 1, "query", "document")  # a task may say 0 for "no limit"; a training needs one
         if self.objective == "llm2ir":
             self._check_crops()
         if (self.objective == "e2rank") != (self.listwise is not None):
@@ -288,22 +316,6 @@ def load_recipe(file: Path) -> Recipe:
     return toml_parser.load_card(Recipe, file)
 
 
-def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as a model card stores it: without the folders of local files."""
-    table = asdict(recipe)
-    for part, key in ((table, "teacher"), (table["mining"], "file"), (table["mining"], "cross_encoder")):
-        part[key] = _remove_folders(part[key]) if part[key] else part[key]
-    return table
-
-
-def _remove_folders(value: str) -> str:
-    """The last part of an absolute path, also of one in `cross:model=PATH`."""
-    name, changes = options.split_options(value) if value.startswith(CROSS_ENCODER_TEACHER) else ("", {})
-    if Path(changes.get("model", "")).is_absolute():
-        return options.join_options(name, {**changes, "model": Path(changes["model"]).name})
-    return Path(value).name if Path(value).is_absolute() else value
-
-
 def apply_recipe_options(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     """A recipe with `--set` applied: `seed=2`, `query_likelihood.optimizer.learning_rate=1e-5`, `lora=none`."""
     recipe_keys.check_option_keys(changes)
@@ -324,6 +336,8 @@ def _apply_nested_options(card: Any, changes: dict[str, str], fixed: tuple[str, 
     for name in (*table_changes, *removed):
         if not hasattr(card, name):
             raise UsageError(f"there is no option {name!r}", suggest_names(name, [f.name for f in fields(card)]))
+        if name in removed and type(None) not in get_args(get_type_hints(type(card))[name]):
+            raise UsageError(f"{name} cannot be none", "give it a value, or leave it out: then the recipe's applies")
         if name in table_changes and not is_dataclass(getattr(card, name)):
             raise UsageError(
                 f"the recipe has no [{name}] table to change", "use another recipe, or a recipe file with that table"

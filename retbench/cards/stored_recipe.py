@@ -6,11 +6,29 @@ added. The default of a new field always means what was done before the field ex
 
 import json
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from retbench.cards import options
 from retbench.cards.adaptor_recipe import AdaptorRecipe
-from retbench.cards.recipe import Recipe
+from retbench.cards.recipe import CROSS_ENCODER_TEACHER, Recipe
 from retbench.cards.recipe_keys import translate_recipe
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as a model card stores it: without the folders of local files."""
+    table = asdict(recipe)
+    for part, key in ((table, "teacher"), (table["mining"], "file"), (table["mining"], "cross_encoder")):
+        part[key] = _remove_folders(part[key]) if part[key] else part[key]
+    return table
+
+
+def _remove_folders(value: str) -> str:
+    """The last part of an absolute path, also of one in `cross:model=PATH`."""
+    name, changes = options.split_options(value) if value.startswith(CROSS_ENCODER_TEACHER) else ("", {})
+    if Path(changes.get("model", "")).is_absolute():
+        return options.join_options(name, {**changes, "model": Path(changes["model"]).name})
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def complete_recipe(stored: dict[str, Any]) -> dict[str, Any]:

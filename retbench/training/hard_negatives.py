@@ -48,14 +48,24 @@ def mine_hard_negatives(
             negatives_per_query=settings.rank_to,
         )  # fmt: skip
     depth = count_mining_ranks(settings, max(len(query.positives) for query in queries))
+    depth += max(len(training_set.get_unranked_ids(query.id)) for query in queries)
     ranking = ranker([query.text for query in queries], min(depth, len(passages)))
     negatives = [
-        select_negatives(query, rows, scores, settings)
+        select_negatives(query, rows[is_ranked], scores[is_ranked], settings)
         for query, rows, scores in zip(queries, ranking.rows, ranking.scores, strict=True)
+        for is_ranked in [_find_ranked(training_set, query, rows)]
     ]
     mined_queries = [replace(q, negatives=rows, scores=None) for q, rows in zip(queries, negatives, strict=True)]
     facts = {"miner": miner, **_describe_settings(settings), "mined": sum(map(len, negatives))}
     return training_set.with_queries(mined_queries, negatives=facts)
+
+
+def _find_ranked(training_set: TrainingSet, query: TrainingQuery, rows: np.ndarray) -> np.ndarray:
+    """Which of the rows the task may rank for the query."""
+    ids, unranked = training_set.passage_ids, training_set.get_unranked_ids(query.id)
+    if ids is None or not unranked:
+        return np.ones(len(rows), dtype=bool)
+    return np.array([ids[int(row)] not in unranked for row in rows], dtype=bool)
 
 
 def filter_negatives(

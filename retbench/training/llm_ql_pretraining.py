@@ -30,14 +30,17 @@ def pretrain_query_likelihood(
 ) -> Path:
     """Run stage 1 and return its folder; a finished folder is used as it is."""
     stage_folder, settings = folder / STAGE_FOLDER, recipe.query_likelihood
-    if settings is None or (stage_folder / catalog.CARD_FILE).exists():
+    if settings is None:
+        return stage_folder
+    data = training_set.describe(len(training_set.queries))
+    plan = {"recipe": asdict(recipe), "parent": parent.fingerprint, "data": data}
+    if (stage_folder / catalog.CARD_FILE).exists():
+        step_plan.require_same_plan(stage_folder, plan)
         return stage_folder
     stage_recipe = replace(recipe, lora=None, output="merged")
     check_memory(parent.folder, stage_recipe)
     model = _load_language_model(parent.folder, stage_recipe, settings)
     objective = QueryLikelihoodObjective(model, training_set, recipe.seed)
-    data = training_set.describe(len(training_set.queries))
-    plan = {"recipe": asdict(recipe), "parent": parent.fingerprint, "data": data}
     steps_recipe = replace(stage_recipe, optimizer=settings.optimizer)
     steps = step_plan.load_or_create_plan(stage_folder, plan, lambda: count_steps(objective.sampler, steps_recipe))
     schedule = TrainSchedule(steps, settings.optimizer, recipe.save_steps, recipe.eval_steps)

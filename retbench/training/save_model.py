@@ -22,7 +22,7 @@ from retbench.cards.model import (
     TrainingProvenance,
     WeightsSource,
 )
-from retbench.cards.recipe import describe_recipe
+from retbench.cards.stored_recipe import describe_recipe
 from retbench.encoders.prompt_tokenizer import PromptTokenizer
 from retbench.engines import adapters, model_folders
 from retbench.errors import UsageError

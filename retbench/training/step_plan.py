@@ -26,15 +26,25 @@ def load_or_create_plan(folder: Path, facts: dict[str, Any], count_steps: Callab
             folder.mkdir(parents=True, exist_ok=True)
             write_file_atomically(file, encode_checked_json({**plain_facts, "steps": steps}))
         distributed.wait_for_all()
-    plan = _read_plan(file)
+    return require_same_plan(folder, facts)
+
+
+def require_same_plan(folder: Path, facts: dict[str, Any]) -> int:
+    """The number of steps of the plan in a folder, which must be of the same recipe, parent and dataset."""
+    plan, plain_facts = _read_plan(folder / PLAN_FILE), json.loads(json.dumps(facts))
     different = [key for key in plain_facts if plan.get(key) != plain_facts[key]]
     if different:
-        changes = [change for key in different for change in _list_changes(key, plan.get(key), plain_facts[key])]
         raise DataError(
-            f"{folder} was begun with another {' and '.join(different)}: {_join_changes(changes)}",
+            f"{folder} was begun with another {' and '.join(different)}: {describe_changes(plan, plain_facts)}",
             "give the old values, or another --out or --name",
         )
     return int(plan["steps"])
+
+
+def describe_changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The fields of `new` that differ from `old`, by their dotted names; empty if there are none."""
+    different = [key for key in new if old.get(key) != new[key]]
+    return _join_changes([change for key in different for change in _list_changes(key, old.get(key), new[key])])
 
 
 def _list_changes(name: str, old: Any, new: Any) -> list[str]:

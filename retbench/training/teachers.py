@@ -106,10 +106,11 @@ def add_scores_from_run(
             "give `scores` in the data instead",
         )
     rows = {identifier: row for row, identifier in enumerate(training_set.passage_ids)}
+    ranked = [_list_ranked(training_set, query, run) for query in training_set.queries]
     queries = [
         scored_query
-        for query in training_set.queries
-        if (scored_query := _score_by_run(query, run.get(query.id, ()), rows, negatives_per_query, label))
+        for query, documents in zip(training_set.queries, ranked, strict=True)
+        if (scored_query := _score_by_run(query, documents, rows, negatives_per_query, label))
     ]
     if not queries:
         raise DataError(
@@ -118,6 +119,12 @@ def add_scores_from_run(
         )
     facts = {"run": label, "queries_without_teacher": len(training_set.queries) - len(queries)}
     return training_set.with_queries(queries, teacher=facts)
+
+
+def _list_ranked(training_set: TrainingSet, query: TrainingQuery, run: ScoredRanking) -> list[tuple[str, float]]:
+    """What the run ranks for a query, without the passages that the task never ranks for it."""
+    unranked = training_set.get_unranked_ids(query.id)
+    return [(identifier, score) for identifier, score in run.get(query.id, ()) if identifier not in unranked]
 
 
 def _score_by_run(

@@ -14,7 +14,7 @@ from retbench.records.phase_timer import NoProgress, ProgressListener
 from retbench.training import msmarco_triples
 from retbench.training.hub_corpora import HUB_CORPORA, load_hub_corpus
 from retbench.training.hub_datasets import HUB_SETS, load_hub_training_set
-from retbench.training.training_set import TrainingSet, build_training_set, read_training_file
+from retbench.training.training_set import TrainingSet, build_training_set, name_training_file, read_training_file
 
 FILE_SUFFIXES = (".jsonl", ".gz")
 DEFAULT_NEGATIVES = MiningSettings().negatives_per_query
@@ -60,6 +60,14 @@ def find_task_of_dataset(dataset: str) -> TaskCard | None:
     path = Path(dataset).expanduser()
     has_no_task = dataset in HUB_CORPORA or path.is_file() or path.suffix in FILE_SUFFIXES
     return None if has_no_task else catalog.find_task_card(dataset)
+
+
+def name_dataset(dataset: str) -> str:
+    """The name of a dataset, as the card of a trained model has it."""
+    path = Path(dataset).expanduser()
+    if path.is_file() or path.suffix in FILE_SUFFIXES:
+        return name_training_file(path)
+    return dataset if dataset in HUB_SETS or dataset in HUB_CORPORA else catalog.find_task_card(dataset).name
 
 
 def require_split(request: TrainingRequest) -> None:

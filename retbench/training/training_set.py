@@ -6,8 +6,9 @@ It is built from a collection's split or from a jsonl file of the user's own.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,6 +17,7 @@ from retbench.corpora.collection import Collection
 from retbench.corpora.text_lines import read_lines
 from retbench.corpora.texts import Texts, join_fields
 from retbench.errors import DataError
+from retbench.retrievers.ranking import get_excluded_ids
 from retbench.system.text_parsers import parse_json
 
 LINE_FORMAT = 'write lines like {"query": "...", "positives": ["..."], "negatives": ["..."]}'
@@ -42,7 +44,11 @@ class TrainingQuery:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """`facts` go on the model card; `fingerprint` follows the content; `passage_ids` are those of a collection."""
+    """`facts` go on the model card; `fingerprint` follows the content; `passage_ids` are those of a collection.
+
+    `get_unranked_ids` gives the passages that the task never ranks for a query, such as the query's own text in
+    ArguAna. They are no negatives: they would teach the model that a text is far from itself.
+    """
 
     name: str
     queries: list[TrainingQuery]
@@ -50,6 +56,7 @@ class TrainingSet:
     fingerprint: str
     facts: dict[str, Any] = field(default_factory=dict)
     passage_ids: Sequence[str] | None = None
+    get_unranked_ids: Callable[[str], frozenset[str]] = lambda _: frozenset()
 
     def with_queries(self, queries: list[TrainingQuery], **facts: Any) -> "TrainingSet":
         """The same set with other queries and more facts."""
@@ -89,10 +96,16 @@ def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
     """The judged queries of one split; queries without a relevant document are left out and counted."""
     ids: list[str] = collection.corpus.read_ids().to_pylist()
     rows = {identifier: row for row, identifier in enumerate(ids)}
+    get_unranked_ids = partial(get_excluded_ids, collection, drop_same_id=card.same_id == "drop")
     queries, missing = [], 0
     for query in collection.queries:
         judgments = collection.judgments[query.id]
-        grades = tuple((rows[document], grade) for document, grade in judgments.items() if document in rows)
+        unranked = get_unranked_ids(query.id)
+        grades = tuple(
+            (rows[document], grade)
+            for document, grade in judgments.items()
+            if document in rows and document not in unranked
+        )
         missing += sum(grade >= card.relevant_from and document not in rows for document, grade in judgments.items())
         positives = tuple(row for row, grade in grades if grade >= card.relevant_from)
         negatives = tuple(row for row, grade in grades if grade < card.relevant_from)
@@ -100,7 +113,9 @@ def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
             queries.append(TrainingQuery(query.text.strip(), positives, negatives, id=query.id, grades=grades))
     dropped = len(collection.queries) - len(queries)
     passages = JoinedTexts(collection.corpus, card.fields)
-    empty_set = TrainingSet(card.name, [], passages, collection.fingerprint, passage_ids=ids)
+    empty_set = TrainingSet(
+        card.name, [], passages, collection.fingerprint, passage_ids=ids, get_unranked_ids=get_unranked_ids
+    )
     return empty_set.with_queries(
         queries, split=card.split, queries_without_positive=dropped, positives_missing=missing
     )
@@ -109,7 +124,12 @@ def build_training_set(card: TaskCard, collection: Collection) -> TrainingSet:
 def read_training_file(path: Path) -> TrainingSet:
     """A jsonl file, plain or gzipped: ours, or Tevatron's `positive_passages` and `negative_passages`."""
     objects = ((where, _parse_object(where, line)) for line, where in read_lines(path))
-    return parse_training_rows(path.name.split(".")[0].lower(), objects)
+    return parse_training_rows(name_training_file(path), objects)
+
+
+def name_training_file(path: Path) -> str:
+    """The name of the set in a file."""
+    return path.name.split(".")[0].lower()
 
 
 def _parse_object(where: str, line: str) -> dict[str, Any]:

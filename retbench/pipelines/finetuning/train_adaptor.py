@@ -32,6 +32,7 @@ from retbench.pipelines.models.search import build_dense_retriever
 from retbench.records import machine
 from retbench.records.phase_timer import PhaseTimer
 from retbench.retrievers.exact_search import search_exactly
+from retbench.retrievers.ranking import get_excluded_ids
 from retbench.scoring.metrics import score_run
 from retbench.scoring.significance import compute_paired_p_value
 from retbench.store.shard_store import VectorBlock
@@ -39,6 +40,7 @@ from retbench.system import toml_writer
 from retbench.system.checksums import cached_sha256
 from retbench.system.durable_files import create_writable_folder, write_file_atomically
 from retbench.training import save_model, search_adaptor, training_data
+from retbench.training.finished_training import require_same_training
 from retbench.training.training_data import TrainingRequest
 
 VALIDATION_POOL = 20_000  # documents of the validation during training; from a larger corpus the top ones are used
@@ -85,7 +87,7 @@ def finetune_adaptor(request: TrainingRequest, recipe: AdaptorRecipe) -> ModelCa
     name = (request.name or default_name).lower()
     folder = save_model.choose_output_folder(name, request.out)
     if (folder / catalog.CARD_FILE).exists() and request.resume:
-        return _find_finished(folder, request)
+        return _find_finished(folder, request, recipe)
     save_model.check_name_is_free(name, folder)
     if folder.exists() and any(folder.iterdir()) and not request.resume:
         raise UsageError(f"{folder} is not empty", "give another --out or --name")
@@ -108,9 +110,10 @@ def finetune_adaptor(request: TrainingRequest, recipe: AdaptorRecipe) -> ModelCa
     return catalog.find_model_card(str(folder.resolve()))
 
 
-def _find_finished(folder: Path, request: TrainingRequest) -> ModelCard:
+def _find_finished(folder: Path, request: TrainingRequest, recipe: AdaptorRecipe) -> ModelCard:
     """The card of a finished adaptor, whose file must be that of the card."""
     card = catalog.find_model_card(str(folder.resolve()))
+    require_same_training(card, folder, request, recipe)
     if card.adapted:
         load_adaptor(folder / card.adapted.file, card.adapted.sha256, "cosine")
     request.log_status(f"{folder} is finished: nothing to do")
@@ -191,6 +194,14 @@ def _get_grades(vectors: AdaptorVectors, rows: np.ndarray) -> list[dict[int, int
     ]
 
 
+def _find_unranked(vectors: AdaptorVectors, rows: np.ndarray) -> list[frozenset[int]]:
+    """For each query, the rows of the documents that the task never ranks for it."""
+    document_rows = {identifier: row for row, identifier in enumerate(vectors.collection.corpus.read_ids().to_pylist())}
+    ids, drop_same_id = vectors.collection.queries.read_ids().to_pylist(), vectors.card.same_id == "drop"
+    excluded = [get_excluded_ids(vectors.collection, ids[row], drop_same_id) for row in rows]
+    return [frozenset(document_rows[document] for document in ids if document in document_rows) for ids in excluded]
+
+
 def _build_training_data(
     vectors: AdaptorVectors, rows: np.ndarray, recipe: AdaptorRecipe
 ) -> search_adaptor.AdaptorTrainingData:
@@ -203,7 +214,8 @@ def _build_training_data(
     ]
     queries = np.ascontiguousarray(vectors.queries[rows])
     top_k = recipe.negatives_top_k
-    top_documents = _rank_documents(queries, vectors.documents, top_k) if top_k else None
+    unranked = _find_unranked(vectors, rows)
+    top_documents = _rank_documents(queries, vectors.documents, top_k, unranked) if top_k else None
     return search_adaptor.AdaptorTrainingData(
         queries,
         vectors.documents,
@@ -214,9 +226,16 @@ def _build_training_data(
     )
 
 
-def _rank_documents(queries: np.ndarray, documents: np.ndarray, k: int) -> list[np.ndarray]:
-    """The rows of each query's k nearest documents."""
-    return search_exactly(queries, [VectorBlock(np.arange(len(documents)), documents)], min(k, len(documents))).rows
+def _rank_documents(
+    queries: np.ndarray, documents: np.ndarray, k: int, unranked: list[frozenset[int]]
+) -> list[np.ndarray]:
+    """The rows of each query's k nearest documents, without those that the task never ranks for it."""
+    depth = min(k + max(map(len, unranked)), len(documents))
+    ranking = search_exactly(queries, [VectorBlock(np.arange(len(documents)), documents)], depth)
+    return [
+        rows[[int(row) not in left_out for row in rows]][:k] if left_out else rows[:k]
+        for rows, left_out in zip(ranking.rows, unranked, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -226,27 +245,30 @@ class _ValidationScorer:
     queries: np.ndarray
     documents: np.ndarray
     judgments: dict[str, dict[str, int]]
+    unranked: list[frozenset[int]]
     similarity: Similarity
 
     @staticmethod
     def build(vectors: AdaptorVectors, rows: np.ndarray, pooled: bool) -> "_ValidationScorer":
         """Over the whole corpus; `pooled` limits a large one to the top and the judged documents of each query."""
         queries, grades = np.ascontiguousarray(vectors.queries[rows]), _get_grades(vectors, rows)
-        pool = np.arange(len(vectors.documents))
+        pool, unranked = np.arange(len(vectors.documents)), _find_unranked(vectors, rows)
         if pooled and len(pool) > VALIDATION_POOL:
             judged = [document for query_grades in grades for document in query_grades]
-            top = _rank_documents(queries, vectors.documents, POOL_TOP_K)
+            top = _rank_documents(queries, vectors.documents, POOL_TOP_K, unranked)
             pool = np.unique(np.concatenate([*top, judged]).astype(np.int64))
-        ids = {int(row): str(number) for number, row in enumerate(pool)}
+        positions = {int(row): number for number, row in enumerate(pool)}
         judgments = {
-            str(query): {ids[document]: grade for document, grade in query_grades.items()}
+            str(query): {str(positions[document]): grade for document, grade in query_grades.items()}
             for query, query_grades in enumerate(grades)
         }
-        return _ValidationScorer(queries, vectors.documents[pool], judgments, vectors.spec.method.similarity)
+        left_out = [frozenset(positions[row] for row in query_rows if row in positions) for query_rows in unranked]
+        similarity = vectors.spec.method.similarity
+        return _ValidationScorer(queries, vectors.documents[pool], judgments, left_out, similarity)
 
     def score_queries(self, transform: Callable[[np.ndarray], np.ndarray]) -> list[float]:
         """nDCG@10 of each query with transformed vectors."""
-        rows = _rank_documents(transform(self.queries), transform(self.documents), 10)
+        rows = _rank_documents(transform(self.queries), transform(self.documents), 10, self.unranked)
         rankings = {str(query): [str(row) for row in ranked] for query, ranked in enumerate(rows)}
         return [scores["ndcg_at_10"] for scores in score_run(rankings, self.judgments, 100).values()]
 

@@ -39,6 +39,7 @@ from retbench.training.contrastive_batches import BatchSource, LabelledBatchSour
 from retbench.training.contrastive_objective import ContrastiveObjective
 from retbench.training.cost_estimate import check_memory, count_steps, estimate_training
 from retbench.training.evaluator import TrainingEvaluator
+from retbench.training.finished_training import require_same_training
 from retbench.training.listwise_batches import ListwiseBatchSource, limit_queries_per_source
 from retbench.training.llm_ql_pretraining import pretrain_query_likelihood
 from retbench.training.random_crops import CropBatchSource
@@ -76,9 +77,11 @@ def finetune_encoder(request: TrainingRequest, recipe: Recipe) -> ModelCard:
     try:
         name, folder = choose_name_and_folder(request, recipe)
         if (folder / catalog.CARD_FILE).exists() and request.resume:
-            model_folders.check_trained_model(catalog.find_model_card(str(folder.resolve())), folder)
+            card = catalog.find_model_card(str(folder.resolve()))
+            model_folders.check_trained_model(card, folder)
+            require_same_training(card, folder, request, recipe)
             request.log_status(f"{folder} is finished: nothing to do")
-            return _register_and_export(request, recipe, folder)
+            return _register_and_export(request, recipe, card, folder)
         _check_folder_is_empty(folder, request.resume)
         trackers = request.report_to if not distributed.get_rank() else ()
         settings = {"model": request.model, "dataset": request.dataset, "split": request.split, **asdict(recipe)}
@@ -244,12 +247,12 @@ def save_and_register(job: TrainingJob, loop: TrainLoop) -> ModelCard:
     if distributed.get_rank() == 0:
         save_model.save_model(job.folder, job.name, job.encoder, job.parent, facts, state)
     distributed.wait_for_all()
-    return _register_and_export(job.request, job.recipe, job.folder)
+    card = catalog.find_model_card(str(job.folder.resolve()))
+    return _register_and_export(job.request, job.recipe, card, job.folder)
 
 
-def _register_and_export(request: TrainingRequest, recipe: Recipe, folder: Path) -> ModelCard:
+def _register_and_export(request: TrainingRequest, recipe: Recipe, card: ModelCard, folder: Path) -> ModelCard:
     """Register the model and export it if asked; a training that was killed after its card was written does both."""
-    card = catalog.find_model_card(str(folder.resolve()))
     if distributed.get_rank() == 0:
         save_model.remove_checkpoints(folder)
         save_model.register_model(card, folder)

@@ -1,16 +1,12 @@
 """Trains the models of a study's stage; finished trainings are reused, interrupted ones resume."""
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 from retbench.cards import catalog
 from retbench.cards.adaptor_recipe import AdaptorRecipe, apply_adaptor_options
-from retbench.cards.recipe import Recipe, apply_recipe_options, describe_recipe
+from retbench.cards.recipe import Recipe, apply_recipe_options
 from retbench.cards.recipe_keys import ADAPTOR
-from retbench.cards.stored_recipe import complete_recipe
 from retbench.cards.study import Stage, Study
-from retbench.errors import DataError
 from retbench.pipelines.studies.cells import StudyCell, list_study_cells
 from retbench.system.user_config import encode_path_part
 
@@ -57,7 +53,6 @@ def train_model(study: Study, stage: Stage, cell: StudyCell, **output: Any) -> s
         train_adaptor.finetune_adaptor(request, recipe)
     else:
         train_encoder.finetune_encoder(request, recipe)
-    _require_same_recipe(request.name or "", recipe)
     return request.name or ""
 
 
@@ -67,28 +62,3 @@ def _build_training_request(study: Study, stage: Stage, cell: StudyCell, **outpu
     dataset, split = stage.options.get("dataset", cell.argument), stage.options.get("split", "train")
     name = format_model_name(study, stage, cell)
     return TrainingRequest(dataset, cell.model, name, split=split, resume=True, **output)
-
-
-def _require_same_recipe(model: str, recipe: Recipe | AdaptorRecipe) -> None:
-    """Raise an error if the finished model was trained with another recipe."""
-    training = catalog.find_model_card(model).training
-    trained_fields = _to_card_form(complete_recipe(training.recipe) if training else {})
-    study_fields = _to_card_form(describe_recipe(recipe) if isinstance(recipe, Recipe) else asdict(recipe))
-    differing = [
-        field for field in trained_fields | study_fields if trained_fields.get(field) != study_fields.get(field)
-    ]
-    if differing:
-        raise DataError(
-            f"{model} was trained with a different {', '.join(differing)} than the study states",
-            "remove its folder (retbench show model NAME prints it) and run the study again",
-        )
-
-
-def _to_card_form(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe as a card stores it: tuples become lists, None is left out."""
-    plain: dict[str, Any] = json.loads(json.dumps(recipe), object_hook=_drop_missing)
-    return plain
-
-
-def _drop_missing(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if value is not None}
