@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import quote, quote_plus
@@ -168,7 +169,15 @@ def build_write_error(path: object, problem: BaseException, next_step: str) -> R
 
 
 def build_path_encoding_error(path: object) -> ResourceError:
-    """Build the error of a path that is not UTF-8: the libraries for Arrow and safetensors cannot open it."""
+    """Build the error of a path that is not UTF-8: the libraries for Arrow and safetensors cannot open it.
+
+    In the locale C without Python's UTF-8 mode, no path is, unless it is ASCII.
+    """
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        return ResourceError(
+            f"the path {str(path)!r} has characters that this locale's encoding, {encoding}, does not have",
+            "set PYTHONUTF8=1 or LC_ALL=C.UTF-8, then run the same command",
+        )
     return ResourceError(f"the path {str(path)!r} is not UTF-8", "rename the folder, or give another path")
 
 

@@ -205,6 +205,16 @@ def test_generation_settings_of_the_folder_change_no_answer(settings: dict[str, 
     assert actual.describe() == expected.describe()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_language_model_that_is_no_number_gives_no_answer(value: float, folder: Path) -> None:
+    """The most probable token would be the first one, or the first infinite one: an answer like any other."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match="tiny gives logits that are NaN or infinite"):
+        build_generator(folder).generate("order the passages", 5)
+
+
 def test_other_stop_tokens_for_generation_are_in_the_settings(folder: Path) -> None:
     plain = build_generator(folder).describe()
     eos = json.loads((folder / "config.json").read_text())["eos_token_id"]

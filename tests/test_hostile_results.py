@@ -19,6 +19,7 @@ from retbench.records.load_run import load_trec_run
 from retbench.records.record import compute_settings_id
 from retbench.records.results_folder import ResultsFolder
 from tests.finished_runs import write_failed_run, write_finished_run
+from tests.test_run import run_command
 
 VALUES = (None, [], {}, "x", "", -1, 1.5, True, float("nan"), float("inf"), 10**30, [1], {"a": 1}, ["x"])
 Keys = tuple[Any, ...]
@@ -168,6 +169,19 @@ def test_half_a_surrogate_pair_in_a_name_can_be_written(tmp_path: Path) -> None:
     assert json.loads((folder / "record.json").read_text())["model"] == "m\udc80"
     write_failed_run(tmp_path / "r", "n\udc80", "t", error="\ud800")
     assert ResultsFolder(tmp_path / "r").scan_runs().problems == []
+
+
+@pytest.mark.parametrize("moved", ["results", "mine"])
+def test_runs_on_a_path_that_is_not_utf_8_are_not_called_damaged(moved: str, results: Path) -> None:
+    """Their scores are sound: the folder is to be renamed and not removed."""
+    folder = results if moved == "results" else results / moved
+    odd = folder.rename(folder.with_name("caf\udce9"))
+    answer = run_command("report", odd if moved == "results" else results)
+    assert answer.exit_code == (5 if moved == "results" else 4)  # no run is left
+    assert "is not UTF-8\nnext:  rename the folder" in answer.output
+    assert "remove" not in answer.output
+    if moved == "results":
+        assert answer.output.count("next:") == 1
 
 
 def test_a_byte_order_mark_is_no_part_of_a_query(tmp_path: Path) -> None:

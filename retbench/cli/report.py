@@ -13,6 +13,8 @@ from retbench.cli.command import (
     AsJson,
     choose_results_folder,
     cli_command,
+    find_unprintable_character,
+    print_json,
     print_result,
     print_skipped,
     print_status,
@@ -80,7 +82,7 @@ def report(
         print_boards(board_report.boards, ids)
         print_status(_format_next_steps(board_report, results, ids))
     elif out is None:
-        print_result(_format_report(board_report, report_format, ids))
+        _print_report(board_report, report_format, ids)
     else:
         write_result(out, _format_report(board_report, report_format, ids))
         print_status(f"written to {out}")
@@ -91,6 +93,21 @@ def report(
 
 def _choose_format(out: Path | None) -> ReportFormat:
     return ReportFormat.terminal if out is None and sys.stdout.isatty() else ReportFormat.markdown
+
+
+def _print_report(board_report: "Report", report_format: ReportFormat, ids: bool) -> None:
+    """Print a report in the format of a file; one for programs must keep every character."""
+    if report_format is ReportFormat.json:
+        print_json(board_report.list_cells())
+        return
+    text = _format_report(board_report, report_format, ids)
+    missing = find_unprintable_character(text)
+    if missing and report_format is not ReportFormat.markdown:
+        raise UsageError(
+            f"stdout has the encoding {sys.stdout.encoding}, which has no {missing!r}",
+            "give --out FILE, which is written as UTF-8, or set PYTHONIOENCODING=utf-8",
+        )
+    print_result(text)
 
 
 def _format_report(board_report: "Report", report_format: ReportFormat, ids: bool) -> str:

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from retbench.cards.model import Dtype
 from retbench.engines import backbone, lm_head, model_loader, text_config
@@ -20,7 +26,7 @@ from retbench.engines.chat_template import render_chat
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.memory import compute_in_halves
 from retbench.engines.tokenizers import load_tokenizer, truncate_texts
-from retbench.errors import UsageError
+from retbench.errors import DataError, UsageError
 
 YES_SPELLINGS, NO_SPELLINGS = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
 PROMPTS_PER_BATCH = 8
@@ -153,6 +159,21 @@ class GeneratorBase:
 
 
 @dataclass(frozen=True)
+class NumberCheck(LogitsProcessor):  # type: ignore[misc]  # untyped in transformers
+    """Raises an error if the logits after the prompt are no numbers: an answer would mean nothing."""
+
+    model: str
+    prompt_tokens: int
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Check the first logits, and return them."""
+        if input_ids.shape[1] == self.prompt_tokens and bool((scores.isnan() | scores.isposinf()).any()):
+            cause = f"{self.model} gives logits that are NaN or infinite"
+            raise DataError(cause, "try --set dtype=float32, or another model")
+        return scores
+
+
+@dataclass(frozen=True)
 class TransformersGenerator(GeneratorBase):
     """A generator that runs in transformers."""
 
@@ -185,6 +206,7 @@ class TransformersGenerator(GeneratorBase):
         output = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            logits_processor=LogitsProcessorList([NumberCheck(self.name, ids.shape[1])]),
         )  # fmt: skip
         new_ids = output[0, ids.shape[1] :]
         text = str(self.tokenizer.decode(new_ids, skip_special_tokens=True))

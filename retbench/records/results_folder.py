@@ -37,7 +37,7 @@ from retbench.records.scored_run import PER_QUERY_FILE, RUN_AGAIN, DamagedRecord
 from retbench.records.shared_values import SharedValues
 from retbench.store.digest import compute_digest
 from retbench.system.durable_files import create_writable_folder, flush_to_disk, rename_durably
-from retbench.system.file_kinds import require_regular_file
+from retbench.system.file_kinds import require_regular_file, require_utf8_path
 from retbench.system.text_parsers import parse_json
 from retbench.system.user_config import encode_path_part
 
@@ -124,6 +124,7 @@ class ResultsFolder:
 
     def scan_runs(self) -> ResultsScan:
         """Read everything; files that cannot be read become `problems`."""
+        require_utf8_path(self.root)
         results_scan, shared = ResultsScan(), SharedValues()
         for file in self.list_record_files():
             try:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from retbench.errors import DataError
+from retbench.errors import DataError, build_path_encoding_error
 from retbench.records.record import Record
 from retbench.store.digest import compute_digest
 from retbench.system.file_kinds import require_regular_file
@@ -91,6 +91,9 @@ def _translate_damage(folder: Path) -> Iterator[None]:
     try:
         require_regular_file(folder / PER_QUERY_FILE)
         yield
+    except UnicodeEncodeError as problem:  # pyarrow cannot open it; the run is sound
+        error = build_path_encoding_error(folder)
+        raise DamagedRecordError(error.cause, error.next_step) from problem
     except (OSError, KeyError, pa.ArrowException, DataError) as problem:
         cause = f"{folder / PER_QUERY_FILE} cannot be read: {str(problem).splitlines()[0]}"
         raise DamagedRecordError(cause, RUN_AGAIN) from problem
