@@ -30,7 +30,7 @@ from retbench.errors import RetbenchError
 from retbench.pipelines.evaluation import evaluate
 from retbench.pipelines.evaluation.request import EvaluationRequest
 from retbench.pipelines.models import model as model_module
-from retbench.retrievers import dense_retriever, embedding_retriever, multi_vector_retriever
+from retbench.retrievers import dense_retriever, embedding_retriever, multi_vector_retriever, term_retriever
 
 WAIT = "wait"  # a line to the server
 SHARD_ROWS = 4
@@ -113,6 +113,7 @@ class CellRun:
         dense_retriever.DenseRetriever = partial(dense_retriever.DenseRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
         retriever = partial(multi_vector_retriever.MultiVectorRetriever, shard_rows=SHARD_ROWS)
         multi_vector_retriever.MultiVectorRetriever = retriever  # type: ignore[misc,assignment]
+        term_retriever.TermRetriever = partial(term_retriever.TermRetriever, shard_rows=SHARD_ROWS)  # type: ignore[misc,assignment]
         embedding_retriever.TOKEN_BUDGETS["cpu"] = 64
 
     def run(self) -> int:

@@ -1,5 +1,6 @@
 """Shared by the fault tests: run a job, inject a fault, and check the results."""
 
+import hashlib
 import json
 import random
 import signal
@@ -42,6 +43,41 @@ def run_until_signal(server: fork_server.ForkServer, job: FaultJob, moments: int
     assert run_job(server, hit) == expected, (hit.signal_at, moments, job.read_output())
     assert "Traceback" not in job.read_output()
     return hit
+
+
+def use_published_method(job: FaultJob) -> FaultJob:
+    """The job of a model that has a method of its own: without --method."""
+    place = job.argv.index("--method")
+    return replace(job, argv=(*job.argv[:place], *job.argv[place + 2 :]))
+
+
+def hash_stored_bytes(job: FaultJob) -> dict[str, str]:
+    """The compiled images and the vectors of every shard, by file; their folders are named by their content."""
+    files = [file for pattern in ("*.images.arrow", "shard-*.safetensors") for file in Path(job.cache).rglob(pattern)]
+    return {
+        str(file.relative_to(job.cache)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if ".partial" not in str(file)
+    }
+
+
+def kill_and_compare_bytes(
+    server: fork_server.ForkServer, make: Callable[[str], FaultJob], kills: int, texts: int
+) -> dict[str, str]:
+    """Kill runs at random moments of their phase, each time one of its own, and let them finish: results and stored
+    bytes are those of an undisturbed run, and at most one shard is computed again. Return the checksums of the bytes.
+    """
+    whole = make("whole")
+    expected, rng = run_without_fault(server, whole), random.Random(f"kill {whole.phase}")
+    stored, moments = hash_stored_bytes(whole), make("counted").count_moments(server)
+    for number in range(kills):
+        job = run_until_signal(server, make(f"killed{number}"), moments, rng)
+        assert_results_are_intact(job)
+        assert run_without_fault(server, job) == expected
+        assert hash_stored_bytes(job) == stored
+        assert job.count_computed_texts() <= texts + fork_server.SHARD_ROWS
+        assert not list(Path(job.out).rglob("*.partial"))
+    return stored
 
 
 def assert_results_are_intact(job: FaultJob) -> None:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -29,14 +29,14 @@ from retbench.encoders import embed_texts
 from retbench.encoders.encoder_spec import EncoderSpec
 from retbench.encoders.prompt_tokenizer import TokenizedTexts
 from retbench.pipelines import push
-from retbench.pipelines.evaluation import job
 from retbench.pipelines.finetuning import train_adaptor
-from retbench.pipelines.models import model
+from retbench.pipelines.models import model, search
 from retbench.pipelines.mteb_bridge import export_results
 from retbench.pipelines.reranking import chain
+from retbench.pipelines.runs import build_record
 from retbench.pipelines.studies import status
 from retbench.records import results_folder
-from retbench.retrievers import exact_search
+from retbench.retrievers import exact_search, inverted_index
 from retbench.scoring import metrics
 from retbench.training import checkpoint, save_model, search_adaptor, sentence_transformers_export, train_loop
 from tests import fork_server
@@ -45,6 +45,9 @@ PHASES: dict[str, Callable[..., Any]] = {
     "collection": collection_cache.compile_collection,
     "embedding": embed_texts.embed_texts,
     "search": exact_search.ExactSearch.add_block,
+    "inverted index": inverted_index.InvertedIndex.add_block,
+    "sparse search": inverted_index.InvertedIndex.search,
+    "retrieval by words": search.LexicalRetriever.rank,
     "scoring": metrics.score_run,
     "record": results_folder.ResultsFolder.write_run,
     "training": train_loop.TrainLoop._train_step,
@@ -59,6 +62,9 @@ PHASES: dict[str, Callable[..., Any]] = {
     "mteb": export_results._save_result,
     "push": push.push_model,
 }
+
+
+YEAR = 365 * 24 * 3600.0  # seconds
 
 
 class MomentCounter:
@@ -173,20 +179,20 @@ def install_memory_hungry_encoder(bytes_per_text: int) -> None:
 
 
 def install_jumping_clock(rng: random.Random) -> None:
-    """Make every reading of the wall clock jump, forwards or back."""
+    """Make every reading of the wall clock jump by one to two years, forwards or back."""
     now = time.time
 
     def jumped() -> float:
-        return now() + rng.uniform(-1e7, 1e7)
+        return now() + rng.choice((-1, 1)) * rng.uniform(1, 2) * YEAR
 
     class Jumping(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return datetime.fromtimestamp(now(), tz) + timedelta(seconds=rng.uniform(-1e7, 1e7))
+            return datetime.fromtimestamp(jumped(), tz)
 
     time.time = jumped
     time.time_ns = lambda: int(jumped() * 1e9)
-    job.datetime = Jumping  # type: ignore[misc]
+    build_record.datetime = Jumping  # type: ignore[misc]
 
 
 if __name__ == "__main__":

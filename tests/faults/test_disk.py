@@ -1,5 +1,6 @@
 """Full and read-only disks, as small file systems; and a jumping clock."""
 
+import json
 import os
 import random
 import shutil
@@ -7,12 +8,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from tests import fork_server
 from tests.faults.helpers import MakeJob, run_job, run_training, run_until_signal, run_without_fault
+from tests.faults.job import YEAR
 from tests.test_crash_recovery import TEXTS, read_results
 
 pytestmark = pytest.mark.fault
@@ -155,3 +158,8 @@ def test_a_jumping_clock_changes_nothing(server: fork_server.ForkServer, cell: M
         assert job.count_computed_texts() <= TEXTS + fork_server.SHARD_ROWS
         shutil.rmtree(job.out)
         assert run_without_fault(server, replace(job, clock_seed=seed + 10)) == expected
+        (record,) = Path(job.out).rglob("record.json")
+        created = datetime.fromisoformat(json.loads(record.read_text())["created"]).timestamp()
+        assert YEAR - 60 <= abs(time.time() - created) <= 2 * YEAR + 60  # the clock of the run was wrong by that
+        assert run_job(server, replace(job, argv=("report", job.out), clock_seed=seed + 20)) == 0
+        assert "tiny" in job.read_output()
