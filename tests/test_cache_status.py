@@ -20,6 +20,7 @@ from retbench.corpora.collection import load_collection
 from retbench.corpora.collection_cache import MANIFEST
 from retbench.corpora.hub_snapshots import DatasetSnapshot
 from retbench.corpora.open_collection import fetch_collection, open_collection
+from retbench.engines import weights_cache
 from retbench.errors import DataError, MissingError
 from retbench.pipelines import fetch as story
 from retbench.system import checksums
@@ -75,14 +76,29 @@ def test_fetch_list_counts_what_tasks_share_once() -> None:
 
 def test_fetch_list_of_names_shows_tasks_and_models() -> None:
     answer = run_command(["fetch", "--list", "msmarco", "scifact", "minilm-l6", "bm25"])
-    assert "msmarco-dev: missing, 0.0 MB, 8,841,823 documents, 6,980 queries" in answer
-    assert "minilm-l6: missing" in answer
-    assert "bm25: needs none" in answer
+    rows = [line.split() for line in answer.splitlines()]
+    assert ["msmarco-dev", "collection", "missing", "0.0", "8,841,823", "6,980"] in rows
+    assert ["minilm-l6", "weights", "missing", "0.0", "–", "–"] in rows
+    assert ["bm25", "weights", "needs", "none", "0.0", "–", "–"] in rows
+
+
+def test_fetch_list_names_the_cached_models_and_a_damaged_one() -> None:
+    """It listed only suites, though the help says what is cached."""
+    for name, content in (("minilm-l6", None), ("e5-small-v2", "{")):
+        folder = weights_cache.get_weights_folder(name)
+        folder.mkdir(parents=True)
+        if content:
+            (folder / weights_cache.MANIFEST).write_text(content)
+    answer = run_command(["fetch", "--list"], 1)
+    assert "e5-small-v2" in answer
+    assert "cannot be used" in answer
+    assert "is not a valid manifest" in answer
+    assert "minilm-l6" not in answer, "an empty folder is no cached model"
 
 
 def test_fetch_without_a_name_explains_its_arguments() -> None:
     assert "or --list" in run_command(["fetch"], 2)
-    assert "there is no model, task or suite called 'beer'" in run_command(["fetch", "beer"], 2)
+    assert "there is no model, task, suite or study called 'beer'" in run_command(["fetch", "beer"], 2)
 
 
 def refuse_fetch_of(*names: str) -> Any:

@@ -1,6 +1,6 @@
 """retbench fetch: download weights and collections, so that a run needs no network."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,11 @@ from retbench.cli.complete_names import (
     complete_suites,
     complete_tasks,
 )
-from retbench.errors import PARTLY_DONE, RetbenchError, UsageError
+from retbench.cli.terminal_table import Column, describe_hidden, print_table
+from retbench.errors import PARTLY_DONE, RetbenchError, UsageError, join_names
+
+if TYPE_CHECKING:
+    from retbench.pipelines.fetch import FetchRow
 
 complete_fetchable = complete_any(complete_models, complete_tasks, complete_suites, complete_studies)
 
@@ -42,12 +46,31 @@ def fetch(
     if as_json:
         print_json(rows)
     else:
-        print_result("\n".join(map(fetch_pipeline.format_row, rows)))
+        _print_listing(rows) if list_ else print_result("\n".join(map(fetch_pipeline.format_row, rows)))
         for cause, step in dict.fromkeys((row["error"], row["next_step"]) for row in failed):
             print_error(RetbenchError(cause, step), as_json=False)
     if not failed:
         return 0
     return PARTLY_DONE if len(failed) < len(rows) else int(failed[0]["exit_code"])
+
+
+def _print_listing(rows: "list[FetchRow]") -> None:
+    """Print what is cached as a table; the columns that nothing fills are left out."""
+    columns = [
+        Column("name", [row["name"] for row in rows], kind="text"),
+        Column("kind", [row["kind"] for row in rows], 4, kind="text"),
+        Column("state", [row.get("state", "cannot be used") for row in rows], kind="text"),
+        Column("MB", [f"{row['megabytes']:,.1f}" if "megabytes" in row else "–" for row in rows]),
+        *(
+            Column(head, [f"{row[head]:,}" if row.get(head) is not None else "–" for row in rows], room)
+            for room, head in enumerate(("documents", "queries"), start=1)
+            if any(row.get(head) is not None for row in rows)
+        ),
+    ]
+    if any(row.get("missing") for row in rows):
+        columns.append(Column("missing", [join_names(row.get("missing", ())) for row in rows], 3, kind="prose"))
+    if hidden := print_table(columns):
+        print_status(describe_hidden(hidden, "a wider terminal or --json has them"))
 
 
 def _expand_study(name: str) -> list[str]:

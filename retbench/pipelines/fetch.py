@@ -5,6 +5,7 @@ interruption.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from retbench.cards import catalog
 from retbench.cards.model import ModelCard
 from retbench.corpora import open_collection
 from retbench.corpora.cache_status import CacheStatus, get_cache_status, measure_size
-from retbench.engines import weights
+from retbench.engines import weights, weights_cache
 from retbench.errors import RetbenchError, UsageError, suggest_names
 
 FetchRow = dict[str, Any]
-MAX_NAMES = 6  # missing tasks listed in a summary
 
 
 def fetch_by_name(name: str, log_status: Callable[[str], None]) -> Iterator[FetchRow]:
@@ -29,9 +29,9 @@ def fetch_by_name(name: str, log_status: Callable[[str], None]) -> Iterator[Fetc
 
 
 def list_cached(names: list[str]) -> list[FetchRow]:
-    """List the cached state and size of tasks and models; without names, of every suite."""
+    """List the cached state and size of tasks and models; without names, of the cached weights and of every suite."""
     if not names:
-        return [_build_suite_row(suite.name) for suite in catalog.load_suites()]
+        return [*_list_cached_models(), *(_build_suite_row(suite.name) for suite in catalog.load_suites())]
     return [
         row
         for name in names
@@ -41,6 +41,15 @@ def list_cached(names: list[str]) -> list[FetchRow]:
             else [_build_model_row(_find_model(name))]
         )
     ]
+
+
+def _list_cached_models() -> Iterator[FetchRow]:
+    """The models whose weights are in the cache; damaged ones with their error."""
+    for card in catalog.load_model_cards():
+        if card.weights and weights_cache.get_weights_folder(card.name).is_dir():
+            row = _try_fetch(card.name, "weights", partial(_build_model_row, card))
+            if row.get("state") != "missing":
+                yield row
 
 
 def _resolve_tasks(name: str) -> tuple[str, ...]:
@@ -114,13 +123,7 @@ def _collect_paths(statuses: list[CacheStatus]) -> set[Path]:
 
 
 def format_row(row: FetchRow) -> str:
-    """Format one row as a line of text."""
+    """Format what became of one name as a line of text."""
     if "error" in row:
         return f"{row['name']}: not fetched"
-    if "state" not in row:
-        return f"{row['name']}: {row['megabytes']:,.1f} MB in the cache ({row['kind']}, {row['fingerprint'][:12]})"
-    counts = "".join(f", {row[what]:,} {what}" for what in ("documents", "queries") if row.get(what) is not None)
-    missing_names = row.get("missing", [])
-    more = f" and {len(missing_names) - MAX_NAMES} more" if len(missing_names) > MAX_NAMES else ""
-    missing = f"; missing: {', '.join(missing_names[:MAX_NAMES])}{more}" if missing_names else ""
-    return f"{row['name']}: {row['state']}, {row['megabytes']:,.1f} MB{counts}{missing}"
+    return f"{row['name']}: {row['megabytes']:,.1f} MB in the cache ({row['kind']}, {row['fingerprint'][:12]})"
