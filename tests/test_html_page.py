@@ -1,11 +1,9 @@
 """The HTML page in a real browser: sort, filter, tooltip, links, keyboard, narrow and dark, no foreign script."""
 
 import csv
-import json
-import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,7 @@ import pytest
 from retbench.pipelines.report import build_report
 from retbench.reports.plots import write_plots
 from retbench.reports.specialisation_deltas import compute_deltas
-from retbench.reports.svg_charts import ScatterPoint, find_pareto_front
-from retbench.reports.svg_figures import (
-    draw_heat_map,
-    draw_length_curves,
-    draw_query_scatter,
-    draw_training_curves,
-)
+from retbench.reports.svg_figures import draw_heat_map, draw_length_curves, draw_query_scatter
 from tests.finished_runs import HOSTILE_NAME, write_failed_run, write_finished_run
 from tests.test_query_texts import HOSTILE_TEXT, write_licensed_runs
 
@@ -284,17 +276,6 @@ def test_specialisation_is_the_child_minus_its_parent(results: Path) -> None:
     assert all(one.difference == pytest.approx(0.2) and one.p_value < 0.001 for one in deltas)
 
 
-def test_the_pareto_front_has_the_undominated_models() -> None:
-    points = [
-        ScatterPoint("a", 1, 10, ""),
-        ScatterPoint("b", 2, 9, ""),
-        ScatterPoint("c", 3, 20, ""),
-        ScatterPoint("d", 4, 20, ""),
-    ]
-    assert [point.label for point in find_pareto_front(points, higher_is_better=False)] == ["a", "c"]
-    assert [point.label for point in find_pareto_front(points, higher_is_better=True)] == ["d"]
-
-
 def test_plots_are_self_contained(results: Path, tmp_path: Path) -> None:
     files = write_plots(build_report(results).boards, tmp_path)
     assert {file.suffix for file in files} == {".svg", ".png"}
@@ -315,39 +296,3 @@ def test_figures_of_a_leaderboard(results: Path) -> None:
     assert scatter
     assert scatter.count("<circle") == 2 * len(SCORES)
     assert draw_length_curves(board) is None  # its tasks have no lengths
-
-
-def test_the_score_is_drawn_over_length(tmp_path: Path) -> None:
-    for model, loss in (("short-sighted", 0.1), ("steady", 0.0)):
-        for number, length in enumerate((256, 512, 1024)):
-            write_finished_run(tmp_path, model, f"haystack-{length}", SCORES - number * loss)
-    (board,) = build_report(tmp_path).boards
-    curves = draw_length_curves(board)
-    assert curves
-    assert [line.count(",") for line in re.findall(r'<polyline points="([^"]+)"', curves)] == [3, 3]
-    steady, short_sighted = (
-        [float(point.split(",")[1]) for point in line.split()] for line in re.findall(r'points="([^"]+)"', curves)
-    )
-    assert len(set(steady)) == 1
-    assert short_sighted == sorted(short_sighted)  # downwards
-
-
-def test_the_loss_of_a_trained_model_is_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: Callable[[], None]
-) -> None:
-    (tmp_path / "cards" / "model_cards").mkdir(parents=True)
-    (tmp_path / "cards" / "model_cards" / "pupil.toml").write_text(
-        f'name = "pupil"\n[weights]\nsource = "path"\npath = "{tmp_path}"\n'
-    )
-    losses = [{"step": step, "loss": 2 / step} for step in (1, 2, 3, 4)]
-    lines = [*losses, {"step": 4, "score": 0.5}, {"step": 5, "loss": math.nan}, {"step": "x", "loss": []}, [3], None]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b'{"step": 6, "lo\xff\n{"step": 7, "lo')  # of a full disk
-    monkeypatch.setenv("RETBENCH_CARDS", str(tmp_path / "cards"))
-    fresh_catalog()
-    for model in ("pupil", "other"):
-        write_finished_run(tmp_path / "results", model, "text", SCORES)
-    chart = draw_training_curves(build_report(tmp_path / "results").boards[0])
-    assert chart
-    (line,) = re.findall(r'points="([^"]+)"', chart)
-    assert len(line.split()) == 4

@@ -148,7 +148,11 @@ class ImageRows:
         return data
 
     def _find_bytes(self, row: int) -> tuple[int, int]:
-        """Return where the image of a row begins and ends in the file."""
+        """Return where the image of a row begins and ends in the file.
+
+        Arrow stores a column in chunks. A chunk has the images of its rows one after another in one buffer, and their
+        offsets in a second one. The buffer lies in the mapped file, so its address minus that of the map is its place.
+        """
         for chunk in self._table.column("image").chunks:
             if row < len(chunk):
                 _, offsets, data = chunk.buffers()

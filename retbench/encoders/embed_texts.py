@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,8 @@ class EmbeddingRun:
     missing: deque[int] = field(default_factory=deque, init=False)  # shards not yet handed to a worker
     pending: dict[int, PendingShard] = field(default_factory=dict, init=False)
     reads: dict[int, Future[VectorBlock | None]] = field(default_factory=dict, init=False)
+    # of finished shards; a pool starts no thread before its first task
+    readers: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, READERS), init=False)
 
     @cached_property
     def tokens(self) -> TokenizedTexts:
@@ -200,11 +202,6 @@ class EmbeddingRun:
         for number in range(shard, shard + READERS + 1):
             if number not in self.reads and number not in self.pending and self.store.has_shard(number):
                 self.reads[number] = self.readers.submit(self.store.read_shard, number)
-
-    @cached_property
-    def readers(self) -> ThreadPoolExecutor:
-        """The threads that read finished shards."""
-        return ThreadPoolExecutor(READERS)
 
     def take_pending(self, shard: int) -> PendingShard:
         """Return a shard that a worker has; a shard that was stored but damaged is handed over now."""
