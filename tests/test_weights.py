@@ -576,6 +576,19 @@ def test_missing_hub_weights_name_the_next_steps() -> None:
         assert way in error.value.next_step
 
 
+def test_a_hub_id_is_fetched_as_the_hub_writes_it() -> None:
+    """The message had the name in small letters; what was fetched by it was not found by the id."""
+    with pytest.raises(MissingError) as error:
+        weights.obtain_weights(catalog.find_model_card("Org/Tiny-1B"))
+    assert "run `retbench fetch Org/Tiny-1B` on" in error.value.next_step
+
+
+def test_weights_fetched_by_another_case_of_the_hub_id_are_found(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    install_fake_hub(monkeypatch, folder)
+    local = weights.fetch_weights(ModelCard(name="org/tiny", weights=WeightsSource(source="hub", repo="org/tiny")))
+    assert weights.find_local_weights(build_hub_card()) == local
+
+
 def build_hub_card(**fields: Any) -> ModelCard:
     return ModelCard(name="org/tiny", shape=SHAPE, weights=WeightsSource(source="hub", repo="Org/Tiny", **fields))
 

@@ -239,7 +239,8 @@ def _matches_card(card: ModelCard, cached: WeightsManifest, folder: Path) -> boo
         return cached.sha256 == weights.sha256
     pin = pins.read_pin("models", card.name)
     revision = weights.revision or (pin.revision if pin else cached.revision)
-    if cached.source != hub_weights.describe_source(weights) or cached.revision != revision:
+    is_same_repository = cached.source.lower() == hub_weights.describe_source(weights).lower()
+    if not is_same_repository or cached.revision != revision:
         return False
     if pin and pin.revision == revision and pin.fingerprint != cached.fingerprint:
         raise DataError(
@@ -263,11 +264,17 @@ def _check_shape(card: ModelCard, local: LocalWeights) -> LocalWeights:
     return local
 
 
+def get_fetch_name(card: ModelCard) -> str:
+    """Return what `retbench fetch` is given for a card: its name, or a hub id without a card as the hub writes it."""
+    repo = card.weights.repo if card.weights else None
+    return repo if repo and repo.lower() == card.name else card.name
+
+
 def _build_adapter_error(card: ModelCard) -> MissingError:
     return MissingError(
         f"the hub repository of {card.name} ({_require_source(card).repo}) has an adapter, not the weights of a model",
-        f"run `retbench fetch {card.name}` on a connected machine, which merges it into the weights of {card.parent}, "
-        "or download the adapter and give --weights FOLDER",
+        f"run `retbench fetch {get_fetch_name(card)}` on a connected machine, which merges it into the weights of "
+        f"{card.parent}, or download the adapter and give --weights FOLDER",
     )
 
 
@@ -291,6 +298,6 @@ def _build_missing_error(card: ModelCard) -> MissingError:
     offline = " or ".join(sorted(sizes, key=lambda name: sizes[name])[:2])
     return MissingError(
         f"the weights of {card.name} (hub repository {_require_source(card).repo}) are not here",
-        f"run `retbench fetch {card.name}` on a connected machine and copy its cache, or give --weights PATH"
+        f"run `retbench fetch {get_fetch_name(card)}` on a connected machine and copy its cache, or give --weights PATH"
         + (f", or use {offline}, which do not need the hub" if offline else ""),
     )

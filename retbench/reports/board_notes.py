@@ -51,6 +51,7 @@ def _describe_tests(board: Leaderboard) -> str:
         return "No significance test: fewer than two rows are complete."
     queries = sum({t: len(run.values) for row in board.rows for t, run in row.runs.items()}.values())
     pairs = len(row_ranks) * (len(row_ranks) - 1) // 2
+    correction = "Holm's correction over 1 pair" if pairs == 1 else f"Holm's correction over {pairs} pairs"
     letters = (
         "Between rows that share a letter no significant difference was found, which does not show that they are equal."
         if row_ranks[0].letters
@@ -58,7 +59,7 @@ def _describe_tests(board: Leaderboard) -> str:
     )
     text = (
         f"rank = 1 + the number of significantly better rows. {letters} "
-        f"Paired randomisation test over {queries:,} queries, Holm's correction over {pairs} {'pair' if pairs == 1 else 'pairs'}, alpha {ALPHA}."
+        f"Paired randomisation test over {queries:,} queries, {correction}, alpha {ALPHA}."
     )
     if board.ranked_by is None and row_ranks[0].rank_over_tasks is None:
         text += f" {len(board.tasks)} tasks are too few for a test with tasks as units."

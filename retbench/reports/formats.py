@@ -3,20 +3,17 @@
 import csv
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain
 
 from retbench.reports.leaderboard import Leaderboard
 from retbench.reports.settings_ids import ID_HEADS, list_settings_ids
 from retbench.reports.side_tables import list_side_tables
-from retbench.reports.table_cells import (
-    LeaderboardTable,
-    TableCell,
-    TableLine,
-    build_table,
-)
+from retbench.reports.table_cells import COST_COLUMNS, LeaderboardTable, TableCell, TableLine, build_table
 
 LEFT_ALIGNED_HEADS = ("model", "method", "letters")
+COST_HEADS = {head for head, _, _ in COST_COLUMNS.values()}
 
 
 def format_markdown(boards: list[Leaderboard], with_ids: bool = False) -> str:
@@ -75,33 +72,46 @@ def format_latex(boards: list[Leaderboard], with_ids: bool = False) -> str:
 
 
 def _format_latex_table(title: str, table: LeaderboardTable) -> str:
-    columns = "".join("l" if head in LEFT_ALIGNED_HEADS else "r" for head in table.heads)
-    measured_lines = [_format_latex_line(line) for line in table.lines if line.row]
-    published_lines = [_format_latex_line(line) for line in table.lines if line.published]
-    body = [*measured_lines, *(["\\midrule"] if measured_lines and published_lines else []), *published_lines]
-    lines = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-    lines += [
-        " & ".join(map(escape_latex, table.heads)) + " \\\\",
-        "\\midrule",
-        *body,
-        "\\bottomrule",
-        "\\end{tabular}",
-    ]
+    """The scores as one table and the costs as a second one: side by side they are wider than a page."""
+    costs = [at for at, head in enumerate(table.heads) if head in COST_HEADS]
+    scores = [at for at in range(len(table.heads)) if at not in costs]
+    names = [table.heads.index("model"), table.heads.index("method")]
     notes = " ".join(map(escape_latex, table.notes))
-    return "\n".join([*lines, f"\\caption{{{escape_latex(title)}. {notes}}}", "\\end{table}"])
+    tables = [_format_latex_columns(table, scores, f"{escape_latex(title)}. {notes}")]
+    if costs:
+        measured = replace(table, lines=[line for line in table.lines if line.row])  # published rows have no costs
+        tables.append(_format_latex_columns(measured, names + costs, f"{escape_latex(title)}: size, speed and memory."))
+    return "\n\n".join(tables)
+
+
+def _format_latex_columns(table: LeaderboardTable, positions: list[int], caption: str) -> str:
+    """Some columns of a table; published rows stand below a rule."""
+    heads = [table.heads[at] for at in positions]
+    measured = [_format_latex_line(line, positions) for line in table.lines if line.row]
+    published = [_format_latex_line(line, positions) for line in table.lines if line.published]
+    body = [*measured, *(["\\midrule"] if measured and published else []), *published]
+    return _wrap_latex("".join("l" if head in LEFT_ALIGNED_HEADS else "r" for head in heads), heads, body, caption)
 
 
 def _format_latex_names(heads: list[str], rows: list[list[str]], caption: str) -> str:
     if not rows:
         return ""
-    lines = [" & ".join(map(escape_latex, row)) + " \\\\" for row in (heads, *rows)]
-    columns = "ll" + "r" * (len(heads) - 2)
-    table = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule"]
-    return "\n".join([*table, *lines[1:], "\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}"])
+    return _wrap_latex("ll" + "r" * (len(heads) - 2), heads, list(map(_join_latex, rows)), caption)
 
 
-def _format_latex_line(line: TableLine) -> str:
-    return " & ".join(escape_latex(cell.text + cell.mark) for cell in line.cells) + " \\\\"
+def _wrap_latex(alignment: str, heads: list[str], body: list[str], caption: str) -> str:
+    """A table environment of finished lines."""
+    begin = ["\\begin{table}", "\\centering", f"\\begin{{tabular}}{{{alignment}}}", "\\toprule"]
+    end = ["\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}"]
+    return "\n".join([*begin, _join_latex(heads), "\\midrule", *body, *end])
+
+
+def _format_latex_line(line: TableLine, positions: list[int]) -> str:
+    return _join_latex(line.cells[at].text + line.cells[at].mark for at in positions)
+
+
+def _join_latex(texts: Iterable[str]) -> str:
+    return " & ".join(map(escape_latex, texts)) + " \\\\"
 
 
 LATEX_ESCAPES = {

@@ -16,6 +16,7 @@ from retbench.cards.int8_scores import describe_int8_scores
 from retbench.cards.method import Method
 from retbench.cards.model import ModelCard
 from retbench.cards.task import TaskCard
+from retbench.engines.weights import get_fetch_name
 from retbench.errors import InapplicableError, RetbenchError
 from retbench.pipelines.evaluation.job import EvaluationJob
 from retbench.pipelines.evaluation.missing_inputs import add_missing_collections
@@ -96,7 +97,7 @@ class Evaluation:
                 methods = model.resolve_methods(self.methods)
             self._warn_of_int8(card)
         except RetbenchError as problem:
-            error = add_missing_collections(problem, card.name, self.tasks)
+            error = add_missing_collections(problem, get_fetch_name(card), self.tasks)
             for task in self.tasks:
                 yield self.output.record_failure(error, card.name, ANY_METHOD, task, request.sample)
             return

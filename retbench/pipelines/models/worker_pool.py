@@ -69,7 +69,8 @@ class WorkerModel:
         if fingerprints.compute_folder_fingerprint(local_weights.folder) != self.fingerprint:
             raise DataError(
                 f"the weights of {self.card.name} on a worker are not the weights of this machine",
-                f"run `retbench fetch {self.card.name}` there, or put RETBENCH_CACHE where every machine reads it",
+                f"run `retbench fetch {weights.get_fetch_name(self.card)}` there, or put RETBENCH_CACHE where every "
+                "machine reads it",
             )
         return ResolvedModel(self.card, local_weights, self.engine)
 
