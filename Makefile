@@ -76,20 +76,19 @@ fuzz: install  ## damaged input for every parser, for MINUTES (10); counts in be
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 BENCH_CPU = $(BIN)/python -m benchmarks.bench_cpu --collection $(RETBENCH_SHARED)/collections/scifact
-bench: install .venv-openvino/installed  ## CPU speed against sentence-transformers and mteb, exact search against faiss; fills the tables in docs/ (pip install -e .[bench])
+bench: install .venv-backends/installed  ## CPU speed against sentence-transformers, mteb and, where installed, vLLM; exact search against faiss; fills the tables in docs/ (pip install -e .[bench])
 	$(BIN)/retbench fetch smollm2-135m-instruct-q4 minilm-l6
 	$(BENCH_CPU) --weights "$$($(BIN)/python benchmarks/print_weights_folder.py minilm-l6)" --pooling mean \
-	--openvino-python .venv-openvino/bin/python --out benchmarks/results/cpu_encoder.json
-	$(BENCH_CPU) --weights "$$($(BIN)/python benchmarks/print_weights_folder.py)" --rounds 1
+	--out benchmarks/results/cpu_encoder.json
+	$(BENCH_CPU) --weights "$$($(BIN)/python benchmarks/print_weights_folder.py)"
 	$(BIN)/python -m benchmarks.bench_search
 	$(BIN)/python -m benchmarks.write_tables
 
-# optimum-intel needs an older transformers, and installs a torchvision that does not work with the CPU build of torch
-.venv-openvino/installed: constraints.txt
-	test -x .venv-openvino/bin/python || $(PYTHON) -m venv .venv-openvino
-	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check \
-	"$$(grep '^torch==' constraints.txt)" "$$(grep '^sentence-transformers==' constraints.txt | sed 's/==/[openvino]==/')"
-	.venv-openvino/bin/python -m pip uninstall --quiet --yes torchvision
+# sentence-transformers' ONNX and OpenVINO backends need older packages. datasets reads the texts that calibrate int8.
+.venv-backends/installed: constraints.txt constraints-backends.txt
+	test -x .venv-backends/bin/python || $(PYTHON) -m venv .venv-backends
+	.venv-backends/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-backends.txt \
+	"$$(grep '^torch==' constraints.txt)" 'sentence-transformers[onnx,openvino]' datasets
 	@touch $@
 
 bench-gpu: install  ## all GPU checks in five minutes: tests, embedding, search, training; without a GPU only a smoke test

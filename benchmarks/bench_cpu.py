@@ -1,13 +1,15 @@
-"""Speed of embedding on a CPU against sentence-transformers and mteb: same texts, same weights, one run.
+"""Speed of embedding on a CPU against the libraries that a user would pick: same texts, same weights, one run.
 
     python -m benchmarks.bench_cpu --weights FOLDER --collection BEIR_FOLDER
 
 Every contestant runs in a new process with a warm-up, once in every round; the median round counts. Tokenization is
-measured; warm-up and loading are not. The same run times matrix products alone: their speed, weighted by the model's
-use of each shape, is the peak that a forward pass can reach. Only ratios are comparable between machines.
+measured; warm-up and loading are not. CPU seconds include the processes that a contestant starts. The same run times
+matrix products alone: their speed, weighted by the model's use of each shape, is the peak that a forward pass can
+reach. Only ratios are comparable between machines, so the file of results has one record for each kind of CPU.
 
-The OpenVINO backend of sentence-transformers needs an older transformers, so it runs in an environment of its own
-(`make bench` installs it; `--openvino-python`). Its ONNX backend cannot be installed beside sentence-transformers 6.2.
+The ONNX and OpenVINO backends of sentence-transformers run in `.venv-backends` (`make .venv-backends/installed`), vLLM
+in `.venv-vllm` (`make .venv-vllm/installed`). A contestant whose environment is missing, or that fails, is left out of
+the table and named below it.
 """
 
 import argparse
@@ -18,16 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.cpu_peers import PEERS, THIS_ENVIRONMENT, Encode
+from benchmarks.write_tables import format_cpu_tables
+
 HERE = Path(__file__).parent
 WARMUP_TEXTS = 8  # texts of the warm-up
-
-Encode = Callable[[list[str]], np.ndarray]
 
 
 def build_retbench_run(options: argparse.Namespace, dtype: str) -> Encode:
@@ -76,69 +80,20 @@ class InMemoryTexts:
         return (TextRow(str(number), "", text) for number, text in enumerate(self.texts))
 
 
-def build_sentence_transformers_run(options: argparse.Namespace, dtype: str | None) -> Any:
-    """sentence-transformers; `dtype` None is its default."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    chosen = {"dtype": getattr(torch, dtype)} if dtype else {}
-    model = SentenceTransformer(
-        options.weights, device="cpu", processor_kwargs={"chat_template": None}, model_kwargs=chosen
-    )
-    model.max_seq_length = options.length
-    if model.tokenizer.pad_token is None:
-        model.tokenizer.pad_token = model.tokenizer.eos_token
-    return model
-
-
-def peer(options: argparse.Namespace, dtype: str | None) -> Encode:
-    model = build_sentence_transformers_run(options, dtype)
-    return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, convert_to_numpy=True))
-
-
-def build_openvino_run(options: argparse.Namespace) -> Encode:
-    """sentence-transformers on OpenVINO, with the precision that OpenVINO takes by default: bfloat16 on AMX."""
-    from sentence_transformers import SentenceTransformer
-
-    threads = {"ov_config": {"INFERENCE_NUM_THREADS": str(options.threads)}}
-    model = SentenceTransformer(options.weights, device="cpu", backend="openvino", model_kwargs=threads)
-    model.max_seq_length = options.length
-    return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, convert_to_numpy=True))
-
-
-def build_mteb_run(options: argparse.Namespace) -> Encode:
-    """The path of `mteb.evaluate` for a sentence-transformers model: its wrapper and data loader."""
-    import mteb
-    from datasets import Dataset
-    from mteb.models import SentenceTransformerEncoderWrapper
-    from mteb.types import PromptType
-    from torch.utils.data import DataLoader
-
-    wrapper = SentenceTransformerEncoderWrapper(build_sentence_transformers_run(options, None))
-    task = mteb.get_task("SciFact").metadata
-
-    def encode(texts: list[str]) -> np.ndarray:
-        inputs = DataLoader(Dataset.from_dict({"text": texts}), batch_size=32)
-        found = wrapper.encode(
-            inputs, task_metadata=task, hf_split="test", hf_subset="default", prompt_type=PromptType.document
-        )
-        vectors = np.asarray(found, dtype=np.float32)
-        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-
-    return encode
-
-
-CONTESTANTS: dict[str, Callable[[argparse.Namespace], Encode]] = {
-    "retbench bfloat16": lambda options: build_retbench_run(options, "bfloat16"),
-    "retbench float32": lambda options: build_retbench_run(options, "float32"),
-    "retbench int8": lambda options: build_retbench_run(options, "int8"),
-    "sentence-transformers bfloat16": lambda options: peer(options, "bfloat16"),
-    "sentence-transformers default": lambda options: peer(options, None),
-    "sentence-transformers OpenVINO": build_openvino_run,
-    "mteb": build_mteb_run,
+OURS: dict[str, Callable[[argparse.Namespace], Encode]] = {
+    "retbench bfloat16": partial(build_retbench_run, dtype="bfloat16"),
+    "retbench float32": partial(build_retbench_run, dtype="float32"),
+    "retbench int8": partial(build_retbench_run, dtype="int8"),
 }
-OPENVINO = "sentence-transformers OpenVINO"
+BUILDS = {**OURS, **{name: build for peers in PEERS.values() for name, build in peers.items()}}
+ENVIRONMENTS = {name: environment for environment, peers in PEERS.items() for name in peers}
 TRUTH = "sentence-transformers default"
+PEAK = "peak"  # the process that times matrix products alone
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+
+
+class ContestantError(Exception):
+    """A contestant ended without a measurement."""
 
 
 def sample_documents(options: argparse.Namespace) -> list[str]:
@@ -150,19 +105,32 @@ def sample_documents(options: argparse.Namespace) -> list[str]:
     return [f"{row.get('title', '')} {row['text']}".strip() for row in rows]
 
 
+def write_texts(folder: Path, texts: list[str]) -> None:
+    """Write the texts where each contestant reads them, in a form that the calibration of OpenVINO reads too."""
+    (folder / "texts").mkdir()
+    rows = [json.dumps({"text": text}) for text in texts]
+    (folder / "texts" / "train.jsonl").write_text("\n".join(rows) + "\n")
+
+
 def measure_contestant(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """Measure one contestant in this process; write its vectors to the folder of the run."""
-    import torch
-
-    torch.set_num_threads(options.threads)
-    texts = sample_documents(options)
-    encode = CONTESTANTS[name](options)
+    lines = (Path(options.folder) / "texts" / "train.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
+    encode = BUILDS[name](options)
     encode(texts[:WARMUP_TEXTS])
-    started, used = time.perf_counter(), time.process_time()
+    started, used = time.perf_counter(), count_cpu_seconds()
     vectors = encode(texts)
-    seconds, cpu = time.perf_counter() - started, time.process_time() - used
+    seconds, cpu = time.perf_counter() - started, count_cpu_seconds() - used
     np.save(Path(options.folder) / f"{name}.npy", vectors)
     return {"seconds": seconds, "cpu_seconds": cpu}
+
+
+def count_cpu_seconds() -> float:
+    """CPU seconds of this process and of all that it has started, while they run too."""
+    import psutil
+
+    this = psutil.Process()
+    return float(sum(sum(process.cpu_times()[:4]) for process in (this, *this.children(recursive=True))))
 
 
 def measure_peak(options: argparse.Namespace) -> dict[str, Any]:
@@ -175,7 +143,6 @@ def measure_peak(options: argparse.Namespace) -> dict[str, Any]:
 
     from retbench.engines.peak_throughput import count_linear_shapes, measure_peak_throughput
 
-    torch.set_num_threads(options.threads)
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.from_pretrained(options.weights))
     flop = 2.0 * sum(count * rows * columns for (rows, columns), count in count_linear_shapes(model).items())
@@ -186,110 +153,181 @@ def measure_peak(options: argparse.Namespace) -> dict[str, Any]:
     return {"flop_per_token": flop, **peaks}
 
 
-def run_contestant(options: argparse.Namespace, name: str, folder: str) -> dict[str, Any]:
-    """Run one contestant in a new process."""
-    python = options.openvino_python if name == OPENVINO else sys.executable
-    command = [python, __file__, "--only", name, "--folder", folder]
+def run_contestant(options: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
+    """Run one contestant in a new process of its environment."""
+    command = [find_python(ENVIRONMENTS.get(name, THIS_ENVIRONMENT)), "-m", "benchmarks.bench_cpu", "--only", name]
     for key in ("weights", "collection", "documents", "length", "threads", "pooling"):
         command += [f"--{key}", str(getattr(options, key))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    ran = subprocess.run(
+        [*command, "--folder", str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=HERE.parent,
+        check=False,
+    )
     if ran.returncode:
-        raise SystemExit(f"{name}: {ran.stderr.strip()}")
-    answer: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+        print(f"{name} failed:\n{ran.stderr.strip()}", file=sys.stderr)
+        lines = ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"]
+        raise ContestantError(next((line for line in reversed(lines) if "Error" in line), lines[-1]))
+    answer: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     return answer
 
 
-def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    """Run all contestants in turn, `rounds` times, with the peak before and after; keep the median round of each."""
-    names = [name for name in CONTESTANTS if not options.contestants or name in options.contestants]
-    if not options.openvino_python:
-        names = [name for name in names if name != OPENVINO]
-    with tempfile.TemporaryDirectory() as folder:
-        tries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        peaks = []
-        for _ in range(options.rounds):
-            peaks.append(run_contestant(options, "peak", folder))
-            for name in names:
+def find_python(environment: str) -> str:
+    return str(HERE.parent / environment / "bin" / "python") if environment else sys.executable
+
+
+def find_contestants_to_leave_out(names: list[str], limits: str) -> dict[str, str]:
+    """For each contestant that cannot run here, or not under the limits of an emulation, the reason."""
+    left_out = {}
+    for name in names:
+        environment = ENVIRONMENTS.get(name, THIS_ENVIRONMENT)
+        if not Path(find_python(environment)).exists():
+            left_out[name] = f"{environment} is not installed (make {environment}/installed)"
+        elif environment and limits:
+            left_out[name] = f"does not obey {limits}"
+    return left_out
+
+
+def measure_rounds(
+    options: argparse.Namespace, names: list[str], folder: Path, left_out: dict[str, str]
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Run all contestants in turn, `rounds` times, and the peak before and after.
+
+    A contestant that fails is added to `left_out` and not run again; the others go on.
+    """
+    tries: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    peaks = []
+    for _ in range(options.rounds):
+        peaks.append(run_contestant(options, PEAK, folder))
+        for name in names:
+            if name in left_out:
+                continue
+            try:
                 tries[name].append(run_contestant(options, name, folder))
-                print(f"{name}: {tries[name][-1]}", file=sys.stderr, flush=True)
-        peaks.append(run_contestant(options, "peak", folder))
-        rows = {
-            name: sorted(tried, key=lambda one: one["seconds"])[(len(tried) - 1) // 2] for name, tried in tries.items()
-        }
-        vectors = {name: np.load(Path(folder) / f"{name}.npy") for name in rows}
+            except ContestantError as problem:
+                left_out[name] = f"failed: {problem}"
+                continue
+            print(f"{name}: {tries[name][-1]}", file=sys.stderr, flush=True)
+    peaks.append(run_contestant(options, PEAK, folder))
+    return {name: tried for name, tried in tries.items() if name not in left_out}, peaks
+
+
+def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all contestants; keep the median round of each."""
+    from retbench.records.machine import describe_machine
+
+    names = options.contestants or list(BUILDS)
+    left_out = find_contestants_to_leave_out(names, find_limits(os.environ))
+    texts = sample_documents(options)
+    tokens = count_tokens(options, texts)
+    with tempfile.TemporaryDirectory() as name_of_folder:
+        folder = Path(name_of_folder)
+        write_texts(folder, texts)
+        tries, peaks = measure_rounds(options, names, folder, left_out)
+        vectors = {name: np.load(folder / f"{name}.npy") for name in tries}
+    rows = {name: sorted(tried, key=lambda one: one["seconds"])[(len(tried) - 1) // 2] for name, tried in tries.items()}
     best = {key: max(p[key] for p in peaks) for key in ("bfloat16", "float32", "flop_per_token")}
-    tokens = count_tokens(options)
-    for name, row in rows.items():
-        row["tokens_per_second"] = tokens / row["seconds"]
-        reach = best["bfloat16" if "bfloat16" in name else "float32"]
-        if reach and "int8" not in name:  # its products are not measured alone
-            row["share_of_peak"] = row["tokens_per_second"] * best["flop_per_token"] / 1e9 / reach
-        if TRUTH in vectors:
-            row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
+    add_comparisons(rows, tokens, best, vectors)
     setting = {key: getattr(options, key) for key in ("pooling", "documents", "length", "threads", "rounds")}
-    weights_folder = f'"$(python benchmarks/print_weights_folder.py {Path(options.weights).name})"'
-    arguments = {"weights": weights_folder, "collection": Path(options.collection).name, **setting}
-    if options.contestants:
-        arguments["contestants"] = " ".join(f'"{name}"' for name in names)
-    command = " ".join(["python -m benchmarks.bench_cpu", *(f"--{key} {value}" for key, value in arguments.items())])
     return {
-        "command": command,
-        "processor": find_processor(),
+        "command": describe_command(options, setting),
+        "processor": describe_machine()["cpu"],
         "settings": {**setting, "tokens": tokens},
         "peak_gflops": best,
         "contestants": rows,
+        "left_out": left_out,
     }
 
 
-def find_processor() -> str:
-    """The processor, and the widest of its instructions that matter here."""
-    from retbench.records.machine import describe_machine
+def add_comparisons(
+    rows: dict[str, dict[str, Any]], tokens: int, best: dict[str, float], vectors: dict[str, np.ndarray]
+) -> None:
+    """Add tokens per second, the share of the peak and the least cosine to each row."""
+    for name, row in rows.items():
+        row["tokens_per_second"] = tokens / row["seconds"]
+        reach = best["bfloat16" if "bfloat16" in name else "float32"]
+        # int8 products are not measured alone, and OpenVINO chooses its own precision
+        if reach and "int8" not in name and "OpenVINO" not in name:
+            row["share_of_peak"] = row["tokens_per_second"] * best["flop_per_token"] / 1e9 / reach
+        if TRUTH in vectors:
+            row["min_cosine_to_fp32"] = float((vectors[name] * vectors[TRUTH]).sum(axis=1).min())
 
-    flags = Path("/proc/cpuinfo").read_text()
+
+def describe_command(options: argparse.Namespace, setting: dict[str, Any]) -> str:
+    weights = f'"$(python benchmarks/print_weights_folder.py {Path(options.weights).name})"'
+    arguments = {"weights": weights, "collection": Path(options.collection).name, **setting}
+    if options.contestants:
+        arguments["contestants"] = " ".join(f'"{name}"' for name in options.contestants)
+    return " ".join(["python -m benchmarks.bench_cpu", *(f"--{key} {value}" for key, value in arguments.items())])
+
+
+def find_kind(flags: str, limits: str) -> str:
+    """The widest of the processor's instructions that matter here, and whether wider ones are switched off."""
     kinds = {"AMX": "amx_bf16", "AVX512 with VNNI": "avx512_vnni", "AVX512": "avx512f", "AVX2": "avx2"}
     widest = next((kind for kind, flag in kinds.items() if flag in flags), "none of AMX, AVX512 and AVX2")
-    return f"{describe_machine()['cpu']}, {widest}"
+    return f"{widest}, emulating another by {limits}" if limits else widest
 
 
-def count_tokens(options: argparse.Namespace) -> int:
+def find_limits(environment: Mapping[str, str]) -> str:
+    """The environment variables with which torch leaves out instructions that the processor has."""
+    return " ".join(f"{name}={environment[name]}" for name in LIMITS if name in environment)
+
+
+def count_tokens(options: argparse.Namespace, texts: list[str]) -> int:
     """Tokens of the truncated texts, without padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(options.weights) / "tokenizer.json"))
     tokenizer.no_padding()
-    return sum(min(len(encoding.ids), options.length) for encoding in tokenizer.encode_batch(sample_documents(options)))
+    return sum(min(len(encoding.ids), options.length) for encoding in tokenizer.encode_batch(texts))
 
 
-def main() -> None:
+def save_record(file: Path, kind: str, found: dict[str, Any]) -> None:
+    """Put the record in the place of the one of the same kind of CPU; those of other kinds stay."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    records = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**records, kind: found}, indent=1) + "\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="a Hugging Face folder")
-    parser.add_argument("--collection", required=True, help="a BEIR folder")
+    parser.add_argument("--weights", required=True, type=Path, help="a Hugging Face folder")
+    parser.add_argument("--collection", required=True, type=Path, help="a BEIR folder")
     parser.add_argument("--documents", type=int, default=512)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pooling", default="last", choices=["last", "mean", "first"], help="that of the folder")
-    parser.add_argument("--openvino-python", help="the Python of an environment with OpenVINO; without it no OpenVINO")
-    parser.add_argument("--contestants", nargs="*", help=f"some of {', '.join(CONTESTANTS)}")
+    some = f"some of {', '.join(BUILDS)}; all without this option"
+    parser.add_argument("--contestants", nargs="+", choices=list(BUILDS), metavar="NAME", help=some)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu_decoder.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.only:
-        import torch
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
 
-        torch.set_num_threads(options.threads)
-        print(
-            json.dumps(measure_peak(options) if options.only == "peak" else measure_contestant(options, options.only))
-        )
+
+def run_alone(options: argparse.Namespace) -> None:
+    """What the process of one contestant does."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    found = measure_peak(options) if options.only == PEAK else measure_contestant(options, options.only)
+    (options.folder / f"{options.only}.json").write_text(json.dumps(found))
+
+
+def main() -> None:
+    options = build_parser().parse_args()
+    options.weights, options.collection = options.weights.resolve(), options.collection.resolve()
+    if options.only:
+        run_alone(options)
         return
     found = run_benchmark(options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    from benchmarks.write_tables import format_cpu_table
-
-    print(format_cpu_table(found))
+    kind = find_kind(Path("/proc/cpuinfo").read_text(), find_limits(os.environ))
+    save_record(options.out, kind, found)
+    print(format_cpu_tables({kind: found}))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ HERE = Path(__file__).parent
 PAGES = [HERE.parent / "docs" / name for name in ("engine.md", "scale.md")]
 
 
+def format_cpu_tables(records: dict[str, dict[str, Any]]) -> str:
+    """A table for each kind of CPU, with the kind above it."""
+    return "\n\n".join(f"CPU with {kind}:\n\n{format_cpu_table(found)}" for kind, found in records.items())
+
+
 def format_cpu_table(found: dict[str, Any]) -> str:
     """The speed of each contestant, and how much faster retbench is in bfloat16."""
     first = found["contestants"].get("retbench bfloat16", {}).get("seconds")  # without it there are no speed-ups
@@ -35,6 +40,7 @@ def format_cpu_table(found: dict[str, Any]) -> str:
         f"tokens, {settings['threads']} threads, rounds: {settings['rounds']}. Matrix products alone: "
         f"{format_peak(peaks['bfloat16'])} in bfloat16, {format_peak(peaks['float32'])} in float32."
     )
+    lines += [f"\nNot measured: {name}, {reason}." for name, reason in found.get("left_out", {}).items()]
     return "\n".join(lines)
 
 
@@ -59,8 +65,8 @@ def format_search_table(found: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "cpu_encoder": format_cpu_table,
-    "cpu_decoder": format_cpu_table,
+    "cpu_encoder": format_cpu_tables,
+    "cpu_decoder": format_cpu_tables,
     "search": format_search_table,
 }
 
