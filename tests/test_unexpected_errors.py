@@ -119,6 +119,14 @@ def test_the_traceback_of_a_bug_has_no_key() -> None:
     assert not [line for line in lines if KEY in line]
 
 
+def test_json_is_json_at_any_terminal() -> None:
+    facts = {"name": "é 茶 \U0001f600 \udc80"}
+    code = f"from retbench.cli import command, main\nmain.app = lambda: command.print_json({facts!a})\nmain.main()"
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        done = run_main(code, PYTHONIOENCODING=encoding)
+        assert json.loads(done.stdout.decode(encoding)) == facts, done
+
+
 def test_any_text_is_printed_at_any_terminal() -> None:
     code = "from retbench.cli import main\nmain.app = lambda: print('nDCG \\u2191 \\U0001f600 \\udc80')\nmain.main()"
     done = run_main(code, PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
