@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from retbench.errors import suggest_names
+from retbench.errors import InapplicableError, suggest_names
+from retbench.pipelines.finetuning import train_encoder
 from retbench.system.durations import format_duration
 from tests import small_collection
 from tests.finished_runs import write_finished_run
@@ -102,3 +103,31 @@ def test_the_only_cell_of_a_command_is_named_once(tmp_path: Path) -> None:
 def test_a_duration_is_read_at_a_glance(seconds: float, text: str) -> None:
     """A plan of half a second took "0.0 minutes", and one of twelve days 17,280."""
     assert format_duration(seconds) == text
+
+
+def test_a_hub_id_whose_repository_has_a_card_names_it(tmp_path: Path) -> None:
+    """Its row had no training sets and no published score, and nothing said that a card has them."""
+    task = small_collection.write_folder(tmp_path / "small")
+    answer = run_command("run", "--model", "BAAI/bge-small-en-v1.5", "--task", task, "--out", tmp_path / "r")
+    assert "bge-small-en-v1.5 is the card of this repository" in answer.output
+    assert "`retbench fetch BAAI/bge-small-en-v1.5`" in answer.output
+    other = run_command("run", "--model", "Org/Name", "--task", task, "--out", tmp_path / "r")
+    assert "is the card of" not in other.output
+
+
+def test_a_method_that_a_recipe_has_and_a_model_cannot_use_leads_to_another_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next step was --method, an option that `finetune` does not have."""
+
+    def refuse(*_: object) -> None:
+        raise InapplicableError("method repllama needs an end-of-sequence token", "use --method last or mean")
+
+    monkeypatch.setattr(train_encoder, "finetune_encoder", refuse)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"query": "a", "positives": ["b"]}\n')
+    answer = run_command("finetune", pairs, "--model", "minilm-l6")
+    assert answer.exit_code == 2
+    assert "error: recipe repllama: method repllama needs" in answer.output
+    assert "--recipe quick" in answer.output
+    assert "--method" not in answer.output

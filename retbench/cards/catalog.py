@@ -229,6 +229,18 @@ def find_model_card(argument: str) -> ModelCard:
     return ModelCard(name=argument.lower(), weights=WeightsSource(source="hub", repo=argument))
 
 
+def suggest_card(card: ModelCard) -> str | None:
+    """Name the cards of a repository that was given by its hub id; None if there is none."""
+    if card.weights is None or card.weights.source != "hub" or card.name in load_model_cards():
+        return None
+    repo = str(card.weights.repo).lower()
+    names = [one.name for one in load_model_cards() if one.weights and str(one.weights.repo).lower() == repo]
+    if not names:
+        return None
+    known = f"{' or '.join(names)} is the card of this repository, with method, training sets and limits"
+    return f"{card.name}: {known}: --model {names[0]}"
+
+
 def find_served_model_card(argument: str) -> ModelCard:
     """Find the card of a model on a server; a name without a card is the server's own name for it."""
     has_card = _is_path(argument) or "/" in argument or argument in load_model_cards()

@@ -19,7 +19,7 @@ from retbench.cli.command import (
     print_status,
 )
 from retbench.cli.complete_names import complete_models, complete_recipes, complete_tasks
-from retbench.errors import UsageError
+from retbench.errors import InapplicableError, UsageError
 from retbench.system.durations import format_duration
 
 LOG_INTERVAL_SECONDS = 15
@@ -146,9 +146,13 @@ def _finetune_encoder(
     from retbench.pipelines.finetuning import train_encoder
 
     is_first_process = os.environ.get("RANK", "0") == "0"
-    if dry_run:
-        return dry_run_module.estimate_plan(request, recipe) if is_first_process else {}
-    card = train_encoder.finetune_encoder(request, recipe)
+    try:
+        if dry_run:
+            return dry_run_module.estimate_plan(request, recipe) if is_first_process else {}
+        card = train_encoder.finetune_encoder(request, recipe)
+    except InapplicableError as problem:  # its next step has options of `run`; here the recipe holds the method
+        step = "give another recipe, such as --recipe quick (retbench list recipes), or --set method.KEY=VALUE"
+        raise UsageError(f"recipe {recipe.name}: {problem.cause}", step) from problem
     return train_encoder.summarize_training(card) if is_first_process else {}
 
 

@@ -23,4 +23,5 @@ def import_(
         print_json([{"table": str(f), "model": r.model, "task": r.task, "split": r.split} for f, r in rows])
         return
     for file, model_results in results_by_table.items():
-        print_result(f"{model_results[0].model}: {len(model_results)} tasks in {file}")
+        scores = "1 score" if len(model_results) == 1 else f"{len(model_results)} scores"
+        print_result(f"{model_results[0].model}: {scores} in {file}")

@@ -66,13 +66,19 @@ def show(
         facts |= _count_parameters(card)
     if kind is CardKind.task:
         facts |= _describe_task(name, facts)
-    if as_json:
-        print_json(facts)
-    else:
-        shown = {name: value for name, value in facts.items() if value is not None or name not in OPTIONAL_PARTS}
-        if isinstance(card, ModelCard) and card.int8_scores:
-            shown["int8_scores"] = describe_int8_scores(card.name, card.int8_scores)
-        print_result(_format_facts(shown, name_unknown))
+    print_json(facts) if as_json else _print_card(card, facts, name_unknown)
+
+
+def _print_card(card: Any, facts: dict[str, Any], name_unknown: bool) -> None:
+    """Print the fields of a card, and for a hub id the card that describes its repository."""
+    from retbench.cards.catalog import suggest_card
+
+    shown = {name: value for name, value in facts.items() if value is not None or name not in OPTIONAL_PARTS}
+    if isinstance(card, ModelCard) and card.int8_scores:
+        shown["int8_scores"] = describe_int8_scores(card.name, card.int8_scores)
+    print_result(_format_facts(shown, name_unknown))
+    if isinstance(card, ModelCard) and (suggestion := suggest_card(card)):
+        print_status(suggestion)
 
 
 def _show_tokenization(

@@ -90,6 +90,8 @@ class Evaluation:
     def evaluate_model(self, card: ModelCard) -> Iterator[Cell]:
         """Yield the cells of one model and of their rerankers."""
         request = self.request
+        if suggestion := catalog.suggest_card(card):
+            request.log_status(suggestion)
         try:
             with reraise_unexpected_errors():
                 model = ResolvedModel.resolve(card, request.weights, request.log_status, self.engine)
