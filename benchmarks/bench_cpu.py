@@ -187,7 +187,7 @@ def find_contestants_to_leave_out(names: list[str], limits: str) -> dict[str, st
         if not Path(find_python(environment)).exists():
             left_out[name] = f"{environment} is not installed (make {environment}/installed)"
         elif environment and limits:
-            left_out[name] = f"does not obey {limits}"
+            left_out[name] = f"may not obey {limits}"
     return left_out
 
 
