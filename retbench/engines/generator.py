@@ -159,7 +159,7 @@ class GeneratorBase:
 
 
 @dataclass(frozen=True)
-class NumberCheck(LogitsProcessor):  # type: ignore[misc]  # untyped in transformers
+class NumberCheck(LogitsProcessor):
     """Raises an error if the logits after the prompt are no numbers: an answer would mean nothing."""
 
     model: str
