@@ -57,3 +57,12 @@ def test_the_command_prints_both_roles(tmp_path: Path) -> None:
     assert as_json["documents"]["identical"] == 2  # the positives of the split train
     with pytest.raises(UsageError, match="at least 1"):
         measure_overlap(OverlapRequest(str(task), str(task), words=0))
+
+
+def test_a_missing_split_is_answered_with_the_option_of_the_command(tmp_path: Path) -> None:
+    """The next step was `--set split`, which only `finetune` has."""
+    task = small_collection.write_folder(tmp_path / "pantry")
+    (task / "qrels" / "train.tsv").unlink()
+    answer = run_command("overlap", task, task)
+    assert answer.exit_code == 2
+    assert answer.output.endswith("it has test\nnext:  name one of them: --split NAME\n")

@@ -15,7 +15,7 @@ import numpy as np
 from retbench.cards import catalog
 from retbench.corpora.open_collection import open_collection
 from retbench.errors import UsageError
-from retbench.training.training_data import TrainingRequest, iterate_training_texts
+from retbench.training.training_data import TrainingRequest, iterate_training_texts, require_split
 from retbench.training.training_set import JoinedTexts
 
 WORD = re.compile(r"\w+")
@@ -113,13 +113,17 @@ def measure_overlap(request: OverlapRequest) -> OverlapReport:
     """Measure how much of a task's queries and documents stands in a training set."""
     if request.words < 1:
         raise UsageError(f"--words {request.words} must be at least 1", "give 8, or 13 for long documents")
+    training = TrainingRequest(request.dataset, "", split=request.split, force=True, log_status=request.log_status)
+    try:
+        require_split(training)
+    except UsageError as problem:  # its next step is that of `finetune`
+        raise UsageError(problem.cause, "name one of them: --split NAME") from problem
     card = catalog.find_task_card(request.task)
     collection = open_collection(replace(card, fingerprint=None))
     queries = SequenceIndex([query.text for query in collection.queries], request.words)
     corpus = JoinedTexts(collection.corpus, card.fields)
     documents = SequenceIndex([corpus[row] for row in _sample_rows(len(corpus), request.documents)], request.words)
     count = 0
-    training = TrainingRequest(request.dataset, "", split=request.split, force=True, log_status=request.log_status)
     for text in iterate_training_texts(training):
         count += 1
         queries.mark(text)
