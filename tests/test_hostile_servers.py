@@ -244,6 +244,17 @@ def test_a_password_in_the_address_is_refused_without_printing_it(
     assert redact_secrets(f"no route to {address}").count("do-not-tell") == 0
 
 
+@pytest.mark.parametrize("end", ["/v1?api_key=do-not-tell", "/v1/?api_key=do-not-tell#x", "/v1#do-not-tell"])
+def test_a_key_in_the_address_is_refused_without_printing_it(
+    server: local_server.LocalServer, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setenv("RETBENCH_ENDPOINT", server.address.removesuffix("/v1") + end)
+    with pytest.raises(UsageError, match=r"has a part after \? or #") as caught:
+        build_client().embed_texts(["x"])
+    assert "do-not-tell" not in str(caught.value) + caught.value.next_step
+    assert server.requests == []
+
+
 def test_an_address_that_cannot_be_parsed_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("http://[", "http://", "http:///v1"):
         monkeypatch.setenv("RETBENCH_ENDPOINT", address)

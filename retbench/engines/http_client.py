@@ -69,6 +69,10 @@ def get_endpoint_address() -> str:
         raise UsageError(
             f"{ADDRESS_VARIABLE} has a user name or password", f"leave it out, and give the key in {KEY_VARIABLE}"
         )
+    if "?" in address or "#" in address:  # the path of a request is put after the address
+        raise UsageError(
+            f"{ADDRESS_VARIABLE} has a part after ? or #", f"leave it out, and give a key in {KEY_VARIABLE}"
+        )
     return address.rstrip("/")
 
 
