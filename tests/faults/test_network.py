@@ -140,7 +140,7 @@ def test_a_server_that_fails_during_a_run_stops_it_with_an_error(
         assert run_job(server, broken) == 0, broken.read_output()
         assert read_results(broken) == expected
         assert len(running.requests) - before < byte_range  # answered requests were not repeated
-        most_lost = 3 * fork_server.SHARD_ROWS  # shards of two requests each, of which four are in flight
+        most_lost = 4 * fork_server.SHARD_ROWS  # the shards in flight, which may all be half done on a slow machine
         assert sum(len(body["input"]) for body in running.requests[byte_range:]) <= TEXTS + most_lost
 
 
