@@ -31,6 +31,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 OFFSET_POSITION_TYPES = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "xmod")
 
 SHAPE_FIELDS = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabulary": "vocab_size"}
+T5_FIELDS = {"num_hidden_layers": "num_layers", "hidden_size": "d_model"}  # the names that T5 has for them
 
 
 def check_folder(folder: Path) -> None:
@@ -131,7 +132,8 @@ def read_shape(folder: Path) -> dict[str, Any]:
     """Layers, width and vocabulary from the config. A multimodal model has them in its text part."""
     config = read_json_object(folder / "config.json")
     text = get_language_settings(config)
-    return {figure: text.get(key, config.get(key)) for figure, key in SHAPE_FIELDS.items()}
+    settings = {**{key: config.get(name) for key, name in T5_FIELDS.items()}, **config, **text}
+    return {figure: settings.get(key) for figure, key in SHAPE_FIELDS.items()}
 
 
 def read_context_window(folder: Path) -> int | None:

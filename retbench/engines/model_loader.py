@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
@@ -39,7 +40,7 @@ from retbench.engines import model_folders, remote_code, rotary_positions, weigh
 from retbench.engines.config_checks import check_config_sizes, explain_load_errors
 from retbench.engines.fingerprints import read_json_object
 from retbench.engines.memory import keep_freed_pages
-from retbench.engines.text_config import read_text_settings
+from retbench.engines.text_config import T5_TYPES, read_text_settings
 from retbench.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ HEADS = (  # of language models, classifiers, BERT, DistilBERT, ALBERT, ELECTRA 
 )
 NEXT_SENTENCE = r"^cls\.seq_relationship\."  # BERT's second task in pretraining
 POOLER = r"(^|\.)pooler\."  # BERT's layer over its first state; no method reads it
+T5_DECODER = r"^decoder\.(block|embed_tokens|final_layer_norm)\."
 BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|(attention|attn)\.(masked_)?bias$"  # computed, not learned
 EMBEDDING = "embed_tokens.weight"
 # of ColQwen and ColPali in all published layouts, to those of the vision-language model in transformers
@@ -79,9 +81,11 @@ def load_text_model(
         options["config"] = text_config or config.get_text_config()
     if rope:
         rotary_positions.apply_rope_scaling(options["config"], rope)
-    model_class: Any = AutoModel if text_config is None else MODEL_MAPPING[type(text_config)]
+    is_t5 = config.model_type in T5_TYPES
+    classes: Any = MODEL_FOR_TEXT_ENCODING_MAPPING if is_t5 else MODEL_MAPPING
+    model_class: Any = AutoModel if text_config is None and not is_t5 else classes[type(text_config or config)]
     model, info = _load(model_class, folder, dtype, _map_text_names(folder, ""), options, trust)
-    unused = (TOWERS, HEADS, POOLER, BUFFERS, *list_projection_patterns(folder))
+    unused = (TOWERS, HEADS, POOLER, BUFFERS, *list_projection_patterns(folder), *([T5_DECODER] if is_t5 else []))
     check_loaded_weights(folder, info, missing=(POOLER,), unused=unused)
     part: Any = model
     part.has_renamed_weights = text_config is not None  # for save_model_folder

@@ -10,6 +10,7 @@ from retbench.cards.vision_config import get_language_settings, is_prefix_model
 DECODER_TYPES = frozenset(
     ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "gpt_neox")
 )
+T5_TYPES = ("t5", "mt5", "umt5")  # an encoder and a decoder; of these only the encoder is loaded
 
 
 def read_text_settings(folder: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def has_text_config(folder: Path) -> bool:
 def is_causal(folder: Path) -> bool:
     """Whether the model attends only to earlier tokens, by its config. Masked language models are bidirectional."""
     config = read_text_settings(folder)
-    if is_prefix_model(config):
+    if is_prefix_model(config) or config.get("model_type") in T5_TYPES:
         return False
     is_marked_causal = config.get("is_causal", True) is not False and not config.get("use_bidirectional_attention")
     return is_marked_causal and not _is_masked_lm(config.get("model_type"), config.get("auto_map", {}))
