@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from retbench.cli.plan import choose_digits
 from retbench.errors import InapplicableError, suggest_names
 from retbench.pipelines.finetuning import train_encoder
 from retbench.system.durations import format_duration
@@ -131,3 +132,12 @@ def test_a_method_that_a_recipe_has_and_a_model_cannot_use_leads_to_another_reci
     assert "error: recipe repllama: method repllama needs" in answer.output
     assert "--recipe quick" in answer.output
     assert "--method" not in answer.output
+
+
+@pytest.mark.parametrize(
+    ("values", "digits", "expected"),
+    [([12.5, None], 1, 1), ([0.1], 1, 1), ([0.017], 1, 3), ([0.0, 0.0003], 2, 5), ([None, 0.0], 1, 1), ([40.0], 0, 0)],
+)
+def test_a_small_cost_is_not_printed_as_zero(values: list[float | None], digits: int, expected: int) -> None:
+    """`plan` for a small collection was a row of zeros."""
+    assert choose_digits(values, digits) == expected

@@ -1,5 +1,6 @@
 """retbench plan: estimate tokens, device hours, disk, network and cost for a corpus of any size."""
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ from retbench.cli.complete_names import complete_models, complete_tasks
 from retbench.cli.terminal_table import Column, describe_hidden, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from retbench.pipelines.estimate_cost import CostEstimate
 
@@ -74,12 +75,19 @@ def plan(
     _print_table(estimates)
 
 
+def choose_digits(values: "Sequence[float | None]", digits: int) -> int:
+    """Return the digits after the point; more where all values are so small that they would be printed as 0.0."""
+    largest = max(filter(None, values), default=1.0)
+    return digits if largest >= 10**-digits else math.ceil(-math.log10(largest)) + 1
+
+
 def _print_table(estimates: "list[CostEstimate]") -> None:
     from retbench.system.user_config import load_user_config
 
     def build_column(head: str, room: int, measure: "Measure", digits: int = 1) -> Column:
-        values = map(measure, estimates)
-        return Column(head, ["–" if value is None else f"{value:,.{digits}f}" for value in values], room)
+        values = [measure(estimate) for estimate in estimates]
+        shown = choose_digits(values, digits)
+        return Column(head, ["–" if value is None else f"{value:,.{shown}f}" for value in values], room)
 
     columns = [
         Column("model", [estimate.model for estimate in estimates], kind="name"),
