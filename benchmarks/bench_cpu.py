@@ -121,6 +121,8 @@ def measure_contestant(options: argparse.Namespace, name: str) -> dict[str, Any]
     started, used = time.perf_counter(), count_cpu_seconds()
     vectors = encode(texts)
     seconds, cpu = time.perf_counter() - started, count_cpu_seconds() - used
+    if broken := int((~np.isfinite(vectors).all(axis=1)).sum()):
+        raise ContestantError(f"{broken} of {len(vectors)} vectors are not finite")
     np.save(Path(options.folder) / f"{name}.npy", vectors)
     return {"seconds": seconds, "cpu_seconds": cpu}
 
