@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import retbench
 from retbench.cards import catalog
 from retbench.cards.mining import MiningSettings
-from retbench.cards.model import ModelCard
+from retbench.cards.model import AdaptedVectors, ModelCard
 from retbench.cards.recipe import (
     BatchSettings,
     LoraSettings,
@@ -330,6 +330,10 @@ def test_mined_hard_negatives_are_saved_and_reused(train: TrainModel, tmp_path: 
     assert head["negatives"]["source"] == source
     assert all(len(line["negatives"]) <= 3 for line in lines)
     assert has_same_weights(first, train("second", mining=replace(mined, file=str(file))))
+    for name in ("card.toml", "plan.json"):  # as if it was killed after the mining; the file was used for any settings
+        (tmp_path / "first" / name).unlink()
+    with pytest.raises(DataError, match="was mined otherwise: rank_to was 5, now 6"):
+        train("first", mining=replace(mined, rank_to=6), resume=True)
     with pytest.raises(DataError, match="mined for other queries"):
         train("third", of=small_collection.write_folder(tmp_path / "pantry"), mining=replace(mined, file=str(file)))
 
@@ -596,6 +600,21 @@ def test_bm25_cannot_be_trained(data: Path) -> None:
     assert (answer.exit_code, "no weights to train" in answer.output) == (2, True)
 
 
+def test_the_backbone_of_an_adaptor_is_not_trained_under_its_name(train: TrainModel, monkeypatch: Any) -> None:
+    """The adaptor was left out in silence, and the card named it as parent."""
+    adapted = replace(
+        catalog.find_model_card("minilm-l6"), name="adapted", adapted=AdaptedVectors("minilm-l6", "a", "0" * 64)
+    )
+    monkeypatch.setattr(catalog, "find_model_card", lambda _: adapted)
+    with pytest.raises(UsageError, match="adapted is an adaptor on the vectors of minilm-l6"):
+        train()
+
+
+def test_a_matryoshka_width_must_be_shorter_than_the_vectors(train: TrainModel) -> None:
+    with pytest.raises(UsageError, match="100 is not shorter than the vectors, which have 64"):
+        train(contrastive=replace(RECIPE.contrastive, matryoshka_dimensions=(32, 100)))
+
+
 def test_a_card_reads_back_as_it_was_written(train: TrainModel, tmp_path: Path) -> None:
     card = train()
     file = tmp_path / "again.toml"
@@ -686,7 +705,7 @@ def test_the_first_stage_is_a_model_with_its_head(train: TrainModel, tmp_path: P
     assert config["architectures"] == ["Qwen2ForCausalLM"]
 
 
-def test_candidates_are_ranked_by_query_likelihood(train: TrainModel, tmp_path: Path) -> None:
+def test_candidates_are_ranked_by_query_likelihood(train: TrainModel, model: Path, tmp_path: Path) -> None:
     train(objective="llm-ql", query_likelihood=QUERY_LIKELIHOOD)
     pantry = str(small_collection.write_folder(tmp_path / "pantry"))
     run = str(retbench.evaluate(["bm25"], tasks=[pantry], out=tmp_path / "results")[0].record)
@@ -700,6 +719,8 @@ def test_candidates_are_ranked_by_query_likelihood(train: TrainModel, tmp_path: 
         "rerank", run, "--with", f"likelihood:model={tmp_path / 'pupil'}", "--out", tmp_path / "results"
     )
     assert "no language-model head" in headless.output
+    cells = retbench.evaluate([str(model)], tasks=[pantry], rerank=["likelihood:depth=2"], out=tmp_path / "results")
+    assert [cell.status for cell in cells] == ["done", "done"]  # a folder has no name by which it is found again
 
 
 def test_a_tracker_receives_every_step(train: TrainModel, monkeypatch: pytest.MonkeyPatch) -> None:

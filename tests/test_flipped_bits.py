@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file, save_file
 
 from retbench.cards import catalog
+from retbench.cards.mining import MiningSettings
 from retbench.cards.stored_recipe import complete_recipe
 from retbench.cards.study import Stage, Study
 from retbench.encoders.adaptor import ADAPTOR_FILE, load_adaptor
@@ -256,7 +257,7 @@ def test_a_flip_in_mined_negatives_is_found(tmp_path: Path) -> None:
         queries, negatives={"miner": "bm25"}
     )
     file = tmp_path / "negatives.jsonl"
-    hard_negatives.write_hard_negatives(training_set, file)
+    hard_negatives.write_hard_negatives(training_set, file, MiningSettings("bm25"))
 
     def read() -> list[TrainingQuery]:
         return hard_negatives.read_hard_negatives(training_set, file).queries

@@ -394,6 +394,25 @@ def test_odds_come_from_the_logits_of_the_next_token(model: Path, local_generato
         assert answer.prompt_tokens == ids.shape[1]
 
 
+def test_yes_no_prompts_that_do_not_fit_into_memory_are_scored_in_halves(
+    local_generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, sizes = [f"Is {name} a drink?" for name in ("tea", "a river", "coffee", "the north", "milk")], list[int]()
+    expected, score = local_generator.score_yes_no(prompts), TransformersGenerator._score_rows
+
+    def score_two(self: TransformersGenerator, rows: list[np.ndarray]) -> list[float]:
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(self, rows)
+
+    monkeypatch.setattr(TransformersGenerator, "_score_rows", score_two)
+    halved = local_generator.score_yes_no(prompts)
+    assert (sizes[0], sum(size for size in sizes if size <= 2)) == (5, 5)
+    assert [answer.prompt_tokens for answer in halved] == [answer.prompt_tokens for answer in expected]
+    assert [answer.log_odds for answer in halved] == pytest.approx([answer.log_odds for answer in expected], abs=1e-5)
+
+
 def test_answers_are_cached_and_no_request_is_sent_twice() -> None:
     generator = ScriptedGenerator("one", "two")
     cached_generator = CachedGenerator(generator)

@@ -198,9 +198,10 @@ def assert_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def test_every_family_has_an_architecture_here() -> None:
-    """Those that read images are compared in test_vision_encoders.py and test_page_retrievers.py."""
+    """Those that read images are compared in test_vision_encoders.py and test_page_retrievers.py, T5 in
+    test_t5_encoders.py."""
     families = {card.family for card in catalog.load_model_cards() if card.kind == "backbone"}
-    assert families == {*ARCHITECTURES, *IMAGE_FAMILIES, *PAGE_FAMILIES}
+    assert families == {*ARCHITECTURES, *IMAGE_FAMILIES, *PAGE_FAMILIES, "t5"}
     image_kinds = {kind for kinds in IMAGE_FAMILIES.values() for kind in kinds}
     assert image_kinds <= {*tiny_vision_models.TOWERS, *tiny_vision_models.DECODERS}
     assert {kind for kinds in ARCHITECTURES.values() for kind in kinds} == {*TEXT_KINDS, *VISION}

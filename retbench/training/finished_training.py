@@ -38,7 +38,7 @@ def require_same_training(
     if changes := describe_changes(trained, wanted):
         raise DataError(
             f"{folder} is finished, and it was trained otherwise: {changes}",
-            "give the old values, or another --out or --name; or remove the folder to train again",
+            "give the old values, remove the folder to train again, or give another --out or --name",
         )
 
 

@@ -8,7 +8,7 @@ queries and passages.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from retbench.retrievers.ranking import Ranking
 from retbench.system.durable_files import write_file_atomically
 from retbench.system.text_parsers import parse_json
 from retbench.training.pair_scoring import PairScorer, to_probabilities
+from retbench.training.step_plan import describe_changes
 from retbench.training.training_set import TrainingQuery, TrainingSet
 
 SCORE_DEPTH = 1000  # ranks that are searched for a positive's score; one below counts as the score at this rank
@@ -147,20 +148,21 @@ def compute_score_limit(best_positive: float, settings: MiningSettings) -> float
     return min(limits)
 
 
-def write_hard_negatives(training_set: TrainingSet, file: Path) -> None:
+def write_hard_negatives(training_set: TrainingSet, file: Path, settings: MiningSettings) -> None:
     """Write a mined file for this and other trainings."""
     rows = [{"query": query.text, "negatives": list(query.negatives)} for query in training_set.queries]
     description = {
         "set": training_set.name,
         "content": _fingerprint(training_set),
         "negatives": training_set.facts["negatives"],
+        "settings": asdict(settings),
     }
     lines = [{**description, CHECKSUM: _compute_checksum(description, rows)}, *rows]
     write_file_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
-def read_hard_negatives(training_set: TrainingSet, file: Path) -> TrainingSet:
-    """The set with the negatives of a mined file."""
+def read_hard_negatives(training_set: TrainingSet, file: Path, settings: MiningSettings | None = None) -> TrainingSet:
+    """The set with the negatives of a mined file, which must have been mined by `settings` where they are given."""
     if not file.is_file():
         raise MissingError(f"there is no file of mined negatives at {file}", "leave mining.file out to mine again")
     try:
@@ -175,6 +177,9 @@ def read_hard_negatives(training_set: TrainingSet, file: Path) -> TrainingSet:
         raise DataError(f"{file} was mined for other queries or passages", MINE_AGAIN)
     if not all(0 <= row < len(training_set.passages) for rows in negatives for row in rows):
         raise DataError(f"{file} has negatives that are no passages of {training_set.name}", MINE_AGAIN)
+    mined_by = description.get("settings")  # files of an earlier version do not say it
+    if settings and mined_by and (changes := describe_changes(mined_by, asdict(settings))):
+        raise DataError(f"{file} was mined otherwise: {changes}", "give the old values, or delete it to mine again")
     pairs = zip(training_set.queries, negatives, strict=True)
     is_given = description["negatives"].get("source") == "given"
     queries = [

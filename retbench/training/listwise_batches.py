@@ -32,7 +32,7 @@ class ListwiseBatchSource:
         if too_short:
             raise DataError(
                 f"{too_short} queries of {self.training_set.name} have one document, and a ranking needs two",
-                "give negatives, or mine them: --set mining.source=bm25",
+                "give negatives, or mine them: --set mining.source=model (bm25 finds only those that share a word)",
             )
 
     def __len__(self) -> int:

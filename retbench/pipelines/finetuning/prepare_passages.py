@@ -30,9 +30,10 @@ def add_hard_negatives(
     """Hard negatives from the data, from a mined file, or mined and filtered now and written beside the checkpoints."""
     recipe, mined_file = encoder.recipe, folder / NEGATIVES_FILE
     settings = recipe.mining
-    if settings.file or mined_file.exists():
-        file = Path(settings.file).expanduser() if settings.file else mined_file
-        return hard_negatives.read_hard_negatives(training_set, file)
+    if settings.file:
+        return hard_negatives.read_hard_negatives(training_set, Path(settings.file).expanduser())
+    if mined_file.exists():
+        return hard_negatives.read_hard_negatives(training_set, mined_file, settings)
     if not needs_mining(recipe) and not needs_filter(recipe):
         return training_set
     if needs_mining(recipe):
@@ -40,7 +41,7 @@ def add_hard_negatives(
     if settings.cross_encoder and needs_filter(recipe):
         training_set = _filter(training_set, recipe, request, settings.cross_encoder)
     if distributed.get_rank() == 0:
-        hard_negatives.write_hard_negatives(training_set, mined_file)
+        hard_negatives.write_hard_negatives(training_set, mined_file, settings)
     return training_set
 
 

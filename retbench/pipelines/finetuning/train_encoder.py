@@ -132,6 +132,11 @@ def check_request(request: TrainingRequest, recipe: Recipe, name: str, folder: P
     require_encoder(card)
     if card.kind == "lexical":
         raise UsageError(f"{card.name} has no weights to train", "name a backbone (retbench list models)")
+    if card.adapted:
+        raise UsageError(
+            f"{card.name} is an adaptor on the vectors of {card.adapted.of}, which this training would leave out",
+            f"train the backbone: --model {card.adapted.of}; then train an adaptor again",
+        )
     method = recipe.method
     if method.kind != "dense" or method.layer is not None or method.attention != "own":
         raise UsageError(
@@ -160,8 +165,19 @@ def load_parent(request: TrainingRequest, recipe: Recipe, card: ModelCard) -> Pa
     """The weights that training starts from, if they fit into memory."""
     local = weights.obtain_weights(card, on_message=request.log_status)
     require_fitting_method(local.published_folder, recipe.method)
+    _check_matryoshka_dimensions(local.folder, recipe)
     check_memory(local.folder, recipe)
     return ParentWeights(card, local.folder, local.fingerprint)
+
+
+def _check_matryoshka_dimensions(folder: Path, recipe: Recipe) -> None:
+    """Refuse a width that the vectors do not have: it would be the full width, trained twice."""
+    dimensions, width = recipe.contrastive.matryoshka_dimensions, model_folders.read_shape(folder)["width"]
+    if too_wide := [value for value in dimensions if value >= width]:
+        raise UsageError(
+            f"contrastive.matryoshka_dimensions: {too_wide[0]} is not shorter than the vectors, which have {width}",
+            f"write widths below {width}; the full width is always trained",
+        )
 
 
 def load_encoder(folder: Path, recipe: Recipe) -> TrainableEncoder:

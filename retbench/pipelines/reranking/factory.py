@@ -24,7 +24,7 @@ def build_reranker_spec(
     if isinstance(request.settings, VectorsSettings):
         return build_embedding_spec(request, request.settings, first_stage, first_stage_model, resolver)
     if isinstance(request.settings, QueryLikelihoodSettings):
-        return build_query_likelihood_spec(request.settings, first_stage, resolver)
+        return build_query_likelihood_spec(request.settings, first_stage, first_stage_model, resolver)
     if isinstance(request.settings, CrossEncoderSettings):
         return build_cross_encoder_spec(request.settings, first_stage, resolver)
     if isinstance(request.settings, LexicalQLSettings):

@@ -113,10 +113,13 @@ class QueryLikelihoodReranker:
 
 
 def build_query_likelihood_spec(
-    settings: QueryLikelihoodSettings, first_stage: SavedRun, resolver: ModelResolver
+    settings: QueryLikelihoodSettings,
+    first_stage: SavedRun,
+    first_stage_model: ResolvedModel | None,
+    resolver: ModelResolver,
 ) -> QueryLikelihoodSpec:
     """Build the specification; without `model`, with the first stage's model."""
-    model = resolver.resolve(settings.model or first_stage.record.model)
+    model = resolver.resolve_or_reuse(settings.model, first_stage, first_stage_model)
     if model.lexical_settings:
         raise UsageError(
             f"{model.card.name} is a lexical model and cannot score query likelihood",
