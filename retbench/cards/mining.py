@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from retbench.cards.value_checks import require_above_zero, require_at_least
+from retbench.cards.value_checks import require_at_least
 from retbench.errors import DataError
 
 
@@ -33,7 +33,7 @@ class MiningSettings:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "negatives_per_query")
-        require_above_zero(self, "max_score_ratio")
+        require_at_least(self, 0, "max_score_ratio")
         if not 1 <= self.rank_from <= self.rank_to:
             raise DataError(
                 f"rank_from = {self.rank_from} and rank_to = {self.rank_to} are no range",
