@@ -48,7 +48,7 @@ def build_torch_run(options: argparse.Namespace, dtype: str | None) -> Encode:
 
 
 def build_onnx_run(options: argparse.Namespace, file: str) -> Encode:
-    """sentence-transformers on onnxruntime, from one of the files that `export_onnx` writes."""
+    """sentence-transformers on onnxruntime, from one of the files that `export_once` writes."""
     import onnxruntime
 
     threads = onnxruntime.SessionOptions()
