@@ -40,7 +40,7 @@ def format_cpu_table(found: dict[str, Any]) -> str:
         f"tokens, {settings['threads']} threads, rounds: {settings['rounds']}. Matrix products alone: "
         f"{format_peak(peaks['bfloat16'])} in bfloat16, {format_peak(peaks['float32'])} in float32."
     )
-    lines += [f"\nNot measured: {name}, {reason}." for name, reason in found.get("left_out", {}).items()]
+    lines += [f"\nNot measured: {name}, {reason.rstrip('.')}." for name, reason in found.get("left_out", {}).items()]
     return "\n".join(lines)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from retbench.cards import catalog
+from retbench.cards.study import Stage, Study
 from retbench.cards.task import TaskCard
 from retbench.pipelines.finetuning import dry_run, train_encoder
 from retbench.pipelines.models.model import ResolvedModel
 from retbench.pipelines.models.overrides import Overrides
 from retbench.pipelines.runs.saved_run import load_run
+from retbench.pipelines.studies.run import run_study
 from retbench.training.training_data import TrainingRequest
 from tests import small_collection
 from tests.hub_repositories import build_retrieval_configs, write_fetched_repository
@@ -150,3 +152,22 @@ def test_evaluation_during_training_has_the_instruction_of_the_evaluated_task(
     assert evaluator
     assert job.encoder.prompt_tokenizer.build_prompt("x", "query") == "Instruct: Find the tool\nQuery: x"
     assert evaluator.encoder.prompt_tokenizer.build_prompt("x", "query") == f"Instruct: {SCIFACT}\nQuery: x"
+
+
+def test_a_study_trains_and_evaluates_with_the_instruction_of_the_task(
+    model: Path, kitchen: TaskCard, tmp_path: Path
+) -> None:
+    changes = ["optimizer.max_steps=1", "lora=none", "lengths.query=64"]
+    changes += ["method.query=Instruct: {instruction}\nQuery: {text}", "method.instruction=the recipe's own"]
+    options = {"dataset": "kitchen", "recipe": "quick", "set": changes}
+    plan = Study("s", "s", (Stage("trained", (str(model),), "finetune", tasks=("kitchen",), options=options),))
+    (cell,) = run_study(plan, tmp_path / "r")
+    assert cell.status == "done", cell.error
+    trained = catalog.find_model_card(cell.model)
+    assert trained.method
+    assert trained.method.own
+    assert trained.method.own.instruction == "Find the tool"
+    sample = json.loads((Path(cell.record or "") / "sample.json").read_text())
+    assert sample["query"]["read"].startswith("Instruct: Find the tool\nQuery: ")
+    (again,) = run_study(plan, tmp_path / "r")
+    assert (again.cached, again.error) == (True, None)

@@ -66,7 +66,10 @@ def show(
         facts |= _count_parameters(card)
     if kind is CardKind.task:
         facts |= _describe_task(name, facts)
-    print_json(facts) if as_json else _print_card(card, facts, name_unknown)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_card(card, facts, name_unknown)
 
 
 def _print_card(card: Any, facts: dict[str, Any], name_unknown: bool) -> None:
