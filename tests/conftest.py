@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 KEPT = ("RETBENCH_SHARED", "RETBENCH_ANCHORS_REQUIRED")  # the collections of anchors, and whether one may be skipped
 for name in [name for name in os.environ if name.startswith("RETBENCH_") and name not in KEPT]:
     del os.environ[name]
+# Until a fixture gives each test its own: tests are parametrised by cards, and the developer's cache may have some too.
+EMPTY_CACHE = tempfile.TemporaryDirectory(prefix="retbench-tests-")
+os.environ["RETBENCH_CACHE"] = EMPTY_CACHE.name
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # torch is not loaded yet
 
 hypothesis.settings.register_profile("retbench", deadline=None, derandomize=True, database=None)

@@ -1,6 +1,8 @@
 """Cards: errors name file, line and field; names, aliases, paths and hub ids; where cards are searched."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
@@ -305,6 +307,17 @@ def test_environment_variables_override_the_file(
     if text is not None:
         write_card(tmp_path, text, user_config.CONFIG_FILE)
     assert user_config.load_user_config() == expected
+
+
+def test_tests_do_not_collect_the_cards_of_the_developers_cache(tmp_path: Path) -> None:
+    """`make test` failed where models had been trained: each became a case of the tests of retrievers."""
+    line = "import tests.conftest; from retbench.system import user_config; print(user_config.get_cache_folder())"
+    environment = {name: value for name, value in os.environ.items() if name != "RETBENCH_CACHE"}
+    answer = subprocess.run(
+        [sys.executable, "-c", line], env={**environment, "XDG_CACHE_HOME": str(tmp_path)},
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not Path(answer.stdout.strip()).is_relative_to(tmp_path)
 
 
 def test_retbench_toml_adds_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog: object) -> None:
