@@ -143,6 +143,7 @@ def use_documents(count: int) -> dict[str, Any]:
         before, raw = measure_process(), read_folder(folder / "big")
         compile_collection(replace(raw, documents=count_rows(iter(raw.documents), reading)), folder / "c")
         texts, encoder = Texts.open(folder / "c" / "corpus.arrow", "leaks"), WordEncoder()
+        # as documents are read: without space at the ends, which would change how many words are read
         queries = encoder.encode(encoder.tokenize((texts[row].text.strip() for row in range(QUERIES)), "query"))
         worker = InProcessWorker(lambda: encoder)  # type: ignore[arg-type,return-value]  # it costs nothing
         job, done = EmbeddingJob(texts, ("text",), "document", 65536), 0
