@@ -3,9 +3,10 @@
     python -m benchmarks.bench_cpu --weights FOLDER --collection BEIR_FOLDER
 
 Every contestant runs in a new process with a warm-up, once in every round; the median round counts. Tokenization is
-measured; warm-up and loading are not. CPU seconds include the processes that a contestant starts. The same run times
-matrix products alone: their speed, weighted by the model's use of each shape, is the peak that a forward pass can
-reach. Only ratios are comparable between machines, so the file of results has one record for each kind of CPU.
+measured; warm-up and loading are not. The warm-up has other texts, because vLLM keeps what it has computed for a text.
+CPU seconds include the processes that a contestant starts. The same run times matrix products alone: their speed,
+weighted by the model's use of each shape, is the peak that a forward pass can reach. Only ratios are comparable between
+machines, so the file of results has one record for each kind of CPU.
 
 The ONNX and OpenVINO backends of sentence-transformers run in `.venv-backends` (`make .venv-backends/installed`), vLLM
 in `.venv-vllm` (`make .venv-vllm/installed`). A contestant whose environment is missing, or that fails, is left out of
@@ -31,7 +32,7 @@ from benchmarks.cpu_peers import PEERS, THIS_ENVIRONMENT, Encode
 from benchmarks.write_tables import format_cpu_tables
 
 HERE = Path(__file__).parent
-WARMUP_TEXTS = 8  # texts of the warm-up
+WARMUP_TEXTS = 8  # texts of the warm-up, which are not measured
 
 
 def build_retbench_run(options: argparse.Namespace, dtype: str) -> Encode:
@@ -97,11 +98,11 @@ class ContestantError(Exception):
 
 
 def sample_documents(options: argparse.Namespace) -> list[str]:
-    """Title and text of documents spread evenly over the corpus."""
+    """Title and text of documents spread evenly over the corpus: those of the warm-up first."""
     file = next(Path(options.collection).glob("corpus.jsonl*"))
     content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     lines = content.decode().splitlines()
-    rows = [json.loads(lines[int(at)]) for at in np.linspace(0, len(lines) - 1, options.documents)]
+    rows = [json.loads(lines[int(at)]) for at in np.linspace(0, len(lines) - 1, WARMUP_TEXTS + options.documents)]
     return [f"{row.get('title', '')} {row['text']}".strip() for row in rows]
 
 
@@ -119,7 +120,7 @@ def measure_contestant(options: argparse.Namespace, name: str) -> dict[str, Any]
     encode = BUILDS[name](options)
     encode(texts[:WARMUP_TEXTS])
     started, used = time.perf_counter(), count_cpu_seconds()
-    vectors = encode(texts)
+    vectors = encode(texts[WARMUP_TEXTS:])
     seconds, cpu = time.perf_counter() - started, count_cpu_seconds() - used
     if broken := int((~np.isfinite(vectors).all(axis=1)).sum()):
         raise ContestantError(f"{broken} of {len(vectors)} vectors are not finite")
@@ -224,7 +225,7 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
     names = options.contestants or list(BUILDS)
     left_out = find_contestants_to_leave_out(names, find_limits(os.environ))
     texts = sample_documents(options)
-    tokens = count_tokens(options, texts)
+    tokens = count_tokens(options, texts[WARMUP_TEXTS:])
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)
         write_texts(folder, texts)

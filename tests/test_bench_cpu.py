@@ -57,6 +57,23 @@ def test_a_contestant_that_fails_is_named_and_the_others_go_on(
     assert capsys.readouterr().err.count(f"{ONNX} failed:\nTraceback") == 1  # it is not tried again
 
 
+def test_no_text_of_the_warm_up_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM keeps the states of texts that it has seen: 8 of 32 texts were computed before the clock started."""
+    (tmp_path / "corpus.jsonl").write_text("".join(f'{{"text": "document {n}"}}\n' for n in range(50)))
+    options, batches = build_options(collection=str(tmp_path), documents=16, folder=str(tmp_path)), []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        batches.append(texts)
+        return np.zeros((len(texts), 4))
+
+    monkeypatch.setitem(bench_cpu.BUILDS, TORCH, lambda _: encode)
+    bench_cpu.write_texts(tmp_path, bench_cpu.sample_documents(options))
+    bench_cpu.measure_contestant(options, TORCH)
+    warmup, measured = batches
+    assert (len(warmup), len(measured)) == (bench_cpu.WARMUP_TEXTS, 16)
+    assert not set(warmup) & set(measured)
+
+
 def test_a_contestant_without_its_environment_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_cpu, "HERE", tmp_path / "benchmarks")
     (tmp_path / ".venv-backends/bin").mkdir(parents=True)
@@ -119,7 +136,7 @@ def test_shares_of_the_peak_are_left_out_where_the_precision_is_not_that_of_the_
 
 
 def test_a_contestant_whose_vectors_are_not_finite_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench_cpu.write_texts(tmp_path, ["one", "two"])
+    bench_cpu.write_texts(tmp_path, ["text"] * (bench_cpu.WARMUP_TEXTS + 2))
     monkeypatch.setitem(bench_cpu.BUILDS, ONNX, lambda _: lambda texts: np.log(np.arange(len(texts)) - 1.0)[:, None])
     with np.errstate(all="ignore"), pytest.raises(bench_cpu.ContestantError, match="2 of 2 vectors are not finite"):
         bench_cpu.measure_contestant(build_options(folder=tmp_path), ONNX)

@@ -170,6 +170,16 @@ def test_threads_change_nothing(threads: int) -> None:
     assert torch.allclose(together, single_threaded, atol=1e-5)
 
 
+def test_threads_get_about_as_many_tokens_each() -> None:
+    lengths = [512, 512, 512, 498, 480, 470, 440, 423]
+    rows = [np.zeros(length, dtype=np.int64) for length in lengths]
+    groups = packed_rows.split_rows(rows, 2)
+    assert sorted(at for group in groups for at in group) == list(range(len(rows)))
+    assert all(group == sorted(group) for group in groups)
+    tokens = [sum(lengths[at] for at in group) for group in groups]
+    assert sorted(tokens) == [1917, 1930]  # the first four rows have 2,034 tokens, the others 1,813
+
+
 def test_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("llama")
     decoder = build_decoder(model)

@@ -208,9 +208,10 @@ def test_a_finetune_stage_trains_once_and_evaluates_the_trained_model(
     folder, model = small_collection.write_folder(tmp_path / "small"), tiny_models.build_model(tmp_path / "tiny")
     options = {"dataset": str(folder), "recipe": "quick", "set": ["optimizer.max_steps=2"]}
     stage = Stage("trained", (str(model),), verb="finetune", tasks=(str(folder),), options=options)
-    plan = Study("s", "s", (stage,))
-    (cell,) = run_module.run_study(plan, tmp_path / "r")
+    plan, steps = Study("s", "s", (stage,)), []
+    (cell,) = run_module.run_study(plan, tmp_path / "r", log_metrics=lambda facts: steps.append(facts["step"]))
     assert (cell.status, cell.model) == ("done", "tiny-s-trained"), cell.error
+    assert steps[0] == 1  # the progress of the training is shown
     (second,) = run_module.run_study(plan, tmp_path / "r")
     assert second.cached
     assert [state.status for state in story.list_statuses(plan, tmp_path / "r")] == ["done"]

@@ -1,8 +1,6 @@
 """retbench finetune: train a model by a recipe; `run` then finds it by name."""
 
 import os
-import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +18,7 @@ from retbench.cli.command import (
 )
 from retbench.cli.complete_names import complete_models, complete_recipes, complete_tasks
 from retbench.errors import InapplicableError, UsageError
-from retbench.system.durations import format_duration
 
-LOG_INTERVAL_SECONDS = 15
 TRAINING = "How it trains"
 
 
@@ -101,7 +97,7 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Train a model by a recipe; use the result by its name, as any other model."""
-    from retbench.cli.progress import ProgressDisplay
+    from retbench.cli.progress import ProgressDisplay, TrainingDisplay
     from retbench.pipelines.evaluation.request import format_command_line
     from retbench.pipelines.experiment_trackers import parse_tracker_names
     from retbench.pipelines.finetuning import choose_recipe, next_command
@@ -116,7 +112,7 @@ def finetune(
     choose_recipe.check_objective(objective, encoder_options)
     output: dict[str, Any] = {}
     if not is_quiet():
-        output = {"progress": ProgressDisplay(), "log_status": print_status, "log_metrics": MetricsLine()}
+        output = {"progress": ProgressDisplay(), "log_status": print_status, "log_metrics": TrainingDisplay()}
     request = TrainingRequest(dataset, model, name, out, split, eval_task, export, trackers, resume, force,
                               command=format_command_line(), **output)  # fmt: skip
     if dataset in hub_datasets.HUB_SETS:
@@ -171,28 +167,3 @@ def _finetune_adaptor(request: Any, file: str | None, changes: dict[str, str]) -
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     print_json(facts) if as_json else print_result("\n".join(f"{key}: {value}" for key, value in facts.items()))
-
-
-class MetricsLine:
-    """Shows loss, speed, memory and time left: one updated line on a terminal, a line every 15 seconds in a log."""
-
-    def __init__(self) -> None:
-        self.last_printed = 0.0
-
-    def __call__(self, facts: dict[str, Any]) -> None:
-        """Show the newest metrics."""
-        if "score" in facts:
-            print_status(f"  step {facts['step']:,}: score {100 * facts['score']:.2f}")
-            return
-        text = (
-            f"  step {facts['step']:,} of {facts['steps']:,}  loss {facts['loss']:.4f}  "
-            f"{facts['tokens_per_second']:,.0f} tokens/s  {facts['memory_mb']:,.0f} MB  "
-            f"{format_duration(facts['seconds_left'])} left"
-        )
-        is_last = facts["step"] == facts["steps"]
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if is_last else ""))
-            sys.stderr.flush()
-        elif time.monotonic() - self.last_printed > LOG_INTERVAL_SECONDS or is_last:
-            self.last_printed = time.monotonic()
-            print_status(text)

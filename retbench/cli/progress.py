@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from functools import cached_property
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -156,3 +157,28 @@ def _format_peak_memory() -> str:
     from retbench.engines.memory import get_peak_memory_mb
 
     return f"{get_peak_memory_mb() / 1000:.1f} GB peak memory"
+
+
+class TrainingDisplay:
+    """Shows loss, speed, memory and time left: one updated line on a terminal, a line every 15 seconds in a log."""
+
+    def __init__(self) -> None:
+        self.last_printed = 0.0
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        """Show the newest metrics."""
+        if "score" in facts:
+            print_status(f"  step {facts['step']:,}: score {100 * facts['score']:.2f}")
+            return
+        text = (
+            f"  step {facts['step']:,} of {facts['steps']:,}  loss {facts['loss']:.4f}  "
+            f"{facts['tokens_per_second']:,.0f} tokens/s  {facts['memory_mb']:,.0f} MB  "
+            f"{format_duration(facts['seconds_left'])} left"
+        )
+        is_last = facts["step"] == facts["steps"]
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if is_last else ""))
+            sys.stderr.flush()
+        elif time.monotonic() - self.last_printed > LOG_INTERVAL or is_last:
+            self.last_printed = time.monotonic()
+            print_status(text)

@@ -102,7 +102,7 @@ def run(
     as_json: AsJson = False,
 ) -> int:
     """Run a study cell by cell. Finished cells are reused, failed cells are tried again."""
-    from retbench.cli.progress import ProgressDisplay
+    from retbench.cli.progress import ProgressDisplay, TrainingDisplay
     from retbench.pipelines.studies.status import list_statuses
     from retbench.records.cell import compute_exit_code
 
@@ -113,7 +113,9 @@ def run(
         return 0
     from retbench.pipelines.studies.run import run_study
 
-    output: dict[str, Any] = {} if is_quiet() else {"progress": ProgressDisplay(), "log_status": print_status}
+    output: dict[str, Any] = {}
+    if not is_quiet():
+        output = {"progress": ProgressDisplay(), "log_status": print_status, "log_metrics": TrainingDisplay()}
     results = []
     for result in run_study(study, out, stage, devices=devices, **output):
         if result.status != "skipped":

@@ -8,7 +8,6 @@ later keys if it is causal. Groups of rows run in separate threads, so no thread
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -45,18 +44,30 @@ def run_in_threads(forward: Callable[[Sequence[np.ndarray]], Tensor], rows: Sequ
     workers = min(threads, MAX_WORKERS, len(rows))
     if workers == 1:
         return forward(rows)
+    groups = split_rows(rows, workers)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        parts = list(pool.map(forward, split_rows(rows, workers)))
+        parts = list(pool.map(forward, [[rows[at] for at in group] for group in groups]))
     torch.set_num_threads(threads)  # the value for threads started later
-    return torch.cat(parts)
+    states: list[Tensor] = [torch.empty(0)] * len(rows)
+    for group, part in zip(groups, parts, strict=True):
+        for at, row_states in zip(group, torch.split(part, [len(rows[at]) for at in group]), strict=True):
+            states[at] = row_states
+    return torch.cat(states)
 
 
-def split_rows(rows: Sequence[np.ndarray], workers: int) -> list[Sequence[np.ndarray]]:
-    """Consecutive rows in groups with about the same number of tokens."""
-    ends = np.cumsum([len(row) for row in rows])
-    cuts = np.searchsorted(ends, [ends[-1] * part / workers for part in range(1, workers)], side="left") + 1
-    edges = [0, *cuts.tolist(), len(rows)]
-    return [rows[start:end] for start, end in pairwise(edges) if start < end]
+def split_rows(rows: Sequence[np.ndarray], workers: int) -> list[list[int]]:
+    """The positions of the rows in groups with about as many tokens each, so that no thread waits for another.
+
+    The longest row that is left goes to the group with the fewest tokens. A group has its rows in their order, so that
+    rows of equal length stay together.
+    """
+    groups: list[list[int]] = [[] for _ in range(workers)]
+    tokens = [0] * workers
+    for at in sorted(range(len(rows)), key=lambda at: -len(rows[at])):
+        smallest = tokens.index(min(tokens))
+        groups[smallest].append(at)
+        tokens[smallest] += len(rows[at])
+    return [sorted(group) for group in groups]
 
 
 def split_into_blocks(tokens: int, mlp_width: int) -> Iterator[slice]:

@@ -20,7 +20,7 @@ from retbench.retrievers.ranking import Ranking
 from retbench.store.embedding_cache import open_store
 from retbench.store.shard_store import ShardStore, VectorBlock
 
-TOKEN_BUDGETS = {"cpu": 2048, "mps": 16384, "cuda": 65536}  # tokens per batch; on a CPU, per thread
+TOKEN_BUDGETS = {"cpu": 4096, "mps": 16384, "cuda": 65536}  # tokens per batch; on a CPU, per thread
 # these engines batch themselves; for an endpoint, which receives texts, in bytes
 EXTERNAL_TOKEN_BUDGETS = {"endpoint": 1 << 16, "vllm": 1 << 18}
 

@@ -96,9 +96,8 @@ class QueryLikelihoodReranker:
     def rerank(self, candidates: Candidates) -> tuple[np.ndarray, np.ndarray]:
         """Sort by descending likelihood; ties keep the first stage's order."""
         documents = [self.load_text(int(row)) for row in candidates.rows]
-        likelihoods = self.scorer.compute_log_likelihoods(
-            documents, [candidates.query] * len(documents), TOKEN_BUDGETS[get_device().type]
-        )
+        budget = TOKEN_BUDGETS[get_device().type] // 2  # the logits need memory too
+        likelihoods = self.scorer.compute_log_likelihoods(documents, [candidates.query] * len(documents), budget)
         order = np.argsort(-likelihoods, kind="stable")
         return order, likelihoods[order]
 

@@ -4,7 +4,7 @@ Finished cells are found on disk, so an interrupted study resumes. A failed cell
 again in the next run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,13 @@ def _note_last_results(results: Iterator[Cell], cells: dict[str, StudyCell], out
         write_note(cells[last.task], last, out)
 
 
-def _run_cells(study: Study, stage: Stage, runnable_cells: dict[str, StudyCell], **rest: Any) -> Iterator[Cell]:
+def _run_cells(
+    study: Study,
+    stage: Stage,
+    runnable_cells: dict[str, StudyCell],
+    log_metrics: Callable[[dict[str, Any]], None] = lambda _: None,
+    **rest: Any,
+) -> Iterator[Cell]:
     """Run the cells of one model; if the whole request fails, all its cells fail and the study continues."""
     if not runnable_cells:
         return
@@ -72,7 +78,7 @@ def _run_cells(study: Study, stage: Stage, runnable_cells: dict[str, StudyCell],
         if stage.verb == "finetune":
             training_options = {key: value for key, value in rest.items() if key not in ("out", "devices")}
             with reraise_unexpected_errors():
-                model = training.train_model(study, stage, first_cell, **training_options)
+                model = training.train_model(study, stage, first_cell, log_metrics=log_metrics, **training_options)
             yield from evaluate(EvaluationRequest((model,), tasks, sample=stage.sample, overrides=stage.set, **rest))
         else:
             yield from evaluate(build_request(stage, first_cell.model, first_cell.method, tasks, **rest))
