@@ -52,6 +52,21 @@ def test_rank_counts_the_rows_that_are_significantly_better(tmp_path: Path) -> N
     assert sorted(_list_board_rows(tmp_path)) == [(1, "a", "good"), (1, "a", "same"), (3, "b", "bad")]
 
 
+def test_any_metric_of_the_records_ranks_and_tests(tmp_path: Path) -> None:
+    write_finished_run(tmp_path, "first", "t", GOOD, more_scores={"recall_at_100": BAD})
+    write_finished_run(tmp_path, "finds", "t", BAD, more_scores={"recall_at_100": GOOD})
+    write_finished_run(tmp_path, "old", "t", SAME)
+    code, stdout, stderr = _run_command("report", tmp_path, "--metric", "Recall@100", "--json")
+    rows = {row["model"]: (row["main_score"], row["rank"]) for row in json.loads(stdout) if row["task"]}
+    assert code == 1  # one run is left out
+    assert rows == {"finds": (pytest.approx(GOOD.mean()), 1), "first": (pytest.approx(BAD.mean()), 2)}
+    assert "has no recall_at_100" in stderr
+    assert "choose one that it has: ndcg_at_10" in stderr
+    code, _, stderr = _run_command("report", tmp_path, "--metric", "recall@7")
+    assert code == 2
+    assert "there is no metric 'recall@7'" in stderr
+
+
 def test_a_better_rank_below_a_worse_one_is_explained(tmp_path: Path) -> None:
     """The third row loses by more, but its differences vary so much that this may be chance."""
     best = [0.601] * 40

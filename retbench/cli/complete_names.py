@@ -1,4 +1,4 @@
-"""Shell completion of names: models, tasks, suites, methods, recipes and studies, from their cards and without torch.
+"""Shell completion of names: models, tasks, suites, metrics and so on, from their cards and without torch.
 
 A word that looks like a path gets no names, so the shell completes it as a file.
 """
@@ -29,6 +29,13 @@ def complete_suites(incomplete: str) -> list[str]:
     from retbench.cards import catalog
 
     return _select(incomplete, lambda: [card.name for card in catalog.load_suites()])
+
+
+def complete_metrics(incomplete: str) -> list[str]:
+    """Names of metrics."""
+    from retbench.cards.task import METRIC_NAMES
+
+    return _select(incomplete, lambda: METRIC_NAMES)
 
 
 def complete_methods(incomplete: str) -> list[str]:

@@ -20,7 +20,7 @@ from retbench.cli.command import (
     print_status,
     write_result,
 )
-from retbench.cli.complete_names import complete_suites
+from retbench.cli.complete_names import complete_metrics, complete_suites
 from retbench.errors import UsageError
 from retbench.system.user_config import DEFAULT_RESULTS
 
@@ -58,6 +58,13 @@ def report(
             autocompletion=complete_suites,
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Rank and test by this metric, such as recall@100 (default: the main metric of each task).",
+            autocompletion=complete_metrics,
+        ),
+    ] = None,
     reference: Annotated[
         bool, typer.Option("--reference", help="Show published rows beside measured rows, marked.")
     ] = False,
@@ -77,7 +84,7 @@ def report(
     report_format = ReportFormat.json if as_json else format_ or _choose_format(out)
     if out and report_format is ReportFormat.terminal:
         raise UsageError("--format terminal is not written to a file", "choose markdown, html, csv, latex or json")
-    board_report = build_report(results, reference, tuple(table or ()), tuple(suite or ()))
+    board_report = build_report(results, reference, tuple(table or ()), tuple(suite or ()), _parse_metric(metric))
     if report_format is ReportFormat.terminal:
         print_boards(board_report.boards, ids)
         print_status(_format_next_steps(board_report, results, ids))
@@ -89,6 +96,16 @@ def report(
     if plots:
         _write_plots(board_report.boards, plots)
     return print_skipped(board_report.problems)
+
+
+def _parse_metric(text: str | None) -> str | None:
+    """The name of a metric in records, from a spelling such as recall@100 or nDCG@10."""
+    from retbench.cards.task import METRIC_NAMES
+
+    name = text and text.lower().replace("@", "_at_")
+    if name and name not in METRIC_NAMES:
+        raise UsageError(f"there is no metric {text!r}", f"known: {', '.join(METRIC_NAMES)}")
+    return name
 
 
 def _choose_format(out: Path | None) -> ReportFormat:

@@ -41,6 +41,7 @@ class Report:
         """All cells, then all suite averages (their `task` is null), then published rows."""
         cells = [build_cell(run.record, str(run.folder), cached=True).to_json() for run in self.scan.runs]
         for cell, run in zip(cells, self.scan.runs, strict=True):
+            cell.update({"main_score": run.score})  # by the metric of the report
             cell.update({"kinds": kinds} if (kinds := compute_kind_scores(run)) else {})
         by_record = {(cell["record"], cell["suite"]): cell for cell in cells}
         averages: list[dict[str, Any]] = []
@@ -55,13 +56,17 @@ class Report:
 
 
 def build_report(
-    results: Path, reference: bool = False, table_names: tuple[str, ...] = (), suites: tuple[str, ...] = ()
+    results: Path,
+    reference: bool = False,
+    table_names: tuple[str, ...] = (),
+    suites: tuple[str, ...] = (),
+    metric: str | None = None,
 ) -> Report:
     """Build the leaderboards of a results folder, or of `suites`, whose tasks may be at home in other suites.
 
-    `table_names` selects published tables to show beside them.
+    `table_names` selects published tables to show beside them. `metric` replaces the main metric of every task.
     """
-    scan = ResultsFolder(results).scan_runs()
+    scan = ResultsFolder(results).scan_runs(metric)
     if not scan.runs:
         raise _explain_no_runs(results, scan)
     if suites:

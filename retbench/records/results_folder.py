@@ -122,13 +122,13 @@ class ResultsFolder:
             with suppress(OSError):  # there is none, or the disk is read-only
                 _get_failure_path(folder.parent, label).unlink()
 
-    def scan_runs(self) -> ResultsScan:
-        """Read everything; files that cannot be read become `problems`."""
+    def scan_runs(self, metric: str | None = None) -> ResultsScan:
+        """Read everything, with scores by the main metric or `metric`; files that cannot be read become `problems`."""
         require_utf8_path(self.root)
         results_scan, shared = ResultsScan(), SharedValues()
         for file in self.list_record_files():
             try:
-                results_scan.runs.extend(map(shared.share_parts, _read_scored_run(file)))
+                results_scan.runs.extend(map(shared.share_parts, _read_scored_run(file, metric)))
             except DataError as problem:
                 results_scan.problems.append(problem)
         for file in sorted(self.root.glob(f"*/*/*/*{FAILURE_SUFFIX}")):
@@ -216,12 +216,12 @@ def _replace_run(partial: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_scored_run(file: Path) -> list[ScoredRun]:
+def _read_scored_run(file: Path, metric: str | None) -> list[ScoredRun]:
     """Read a run that another process may replace meanwhile; empty if it is gone."""
     for _ in range(MAX_READS):
         before = _identify(file)
         try:
-            return [load_scored_run(file.parent, read_record(file))]
+            return [load_scored_run(file.parent, read_record(file), metric)]
         except DataError:
             if before is not None and _identify(file) == before:
                 raise

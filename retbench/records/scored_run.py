@@ -1,4 +1,4 @@
-"""A finished run for reports: its record, its folder, and the main score of every query.
+"""A finished run for reports: its record, its folder, and the score of every query by one metric.
 
 An inconsistent run is refused: if the settings do not give the settings-id, or a score is not the mean of its queries,
 a file was edited or copied in part.
@@ -30,41 +30,39 @@ class DamagedRecordError(DataError):
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A finished run and its main score per query."""
+    """A finished run and its score per query."""
 
     folder: Path
     record: Record
     queries: tuple[str, ...]
-    values: NDArray[np.float64]  # the main score of each query, in the order of `queries`
-
-    @property
-    def metric(self) -> str:
-        """The task's main metric."""
-        return str(self.record.cards["task"]["metric"])
+    values: NDArray[np.float64]  # the score of each query, in the order of `queries`
+    metric: str
 
     @property
     def score(self) -> float:
-        """The main score."""
+        """The mean score."""
         return self.record.scores[self.metric]
 
 
-def load_scored_run(folder: Path, record: Record) -> ScoredRun:
-    """Verify a run and read the scores of its queries."""
+def load_scored_run(folder: Path, record: Record, metric: str | None = None) -> ScoredRun:
+    """Verify a run and read the scores of its queries, by the task's main metric or another one."""
     try:
-        return _verify_and_load(folder, record)
+        return _verify_and_load(folder, record, metric or str(record.cards["task"]["metric"]))
     except (KeyError, TypeError, ValueError, AttributeError) as problem:  # a format that no version wrote
         cause = f"{folder}: record.json is incomplete: {problem!r:.80}"
         raise DamagedRecordError(cause, RUN_AGAIN) from problem
 
 
-def _verify_and_load(folder: Path, record: Record) -> ScoredRun:
+def _verify_and_load(folder: Path, record: Record, metric: str) -> ScoredRun:
     if compute_digest(record.settings)[:12] != record.settings_id:
         raise DamagedRecordError(f"{folder}: the settings do not give the settings-id {record.settings_id}", RUN_AGAIN)
     queries, values = _read_query_scores(folder)
     wrong_means = [name for name in values if not math.isclose(values[name].mean(), record.scores[name], abs_tol=1e-9)]
     if wrong_means or values.keys() != record.scores.keys():
         raise DamagedRecordError(f"{folder}: the scores in record.json are not the means of its queries", RUN_AGAIN)
-    return ScoredRun(folder, record, queries, values[record.cards["task"]["metric"]])
+    if metric not in values:
+        raise DataError(f"{folder} has no {metric}", f"choose one that it has: {', '.join(values)}")
+    return ScoredRun(folder, record, queries, values[metric], metric)
 
 
 def _read_query_scores(folder: Path) -> tuple[tuple[str, ...], dict[str, NDArray[np.float64]]]:
