@@ -285,6 +285,7 @@ def count_tokens(options: argparse.Namespace, texts: list[str]) -> int:
 
     tokenizer = Tokenizer.from_file(str(Path(options.weights) / "tokenizer.json"))
     tokenizer.no_padding()
+    tokenizer.no_truncation()  # MiniLM's file cuts at 128 tokens, though all contestants are told `length`
     return sum(min(len(encoding.ids), options.length) for encoding in tokenizer.encode_batch(texts))
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from benchmarks import bench_cpu, cpu_peers, write_tables
 
@@ -72,6 +75,16 @@ def test_no_text_of_the_warm_up_is_measured(tmp_path: Path, monkeypatch: pytest.
     warmup, measured = batches
     assert (len(warmup), len(measured)) == (bench_cpu.WARMUP_TEXTS, 16)
     assert not set(warmup) & set(measured)
+
+
+def test_tokens_are_counted_up_to_the_length_and_not_to_the_one_in_the_tokenizers_file(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({"word": 0}))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    options = build_options(weights=str(tmp_path), length=10)
+    assert bench_cpu.count_tokens(options, ["word " * 3, "word " * 7, "word " * 12]) == 3 + 7 + 10
 
 
 def test_a_contestant_without_its_environment_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
