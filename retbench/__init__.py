@@ -186,7 +186,13 @@ def load_results(results: str | Path | None = None) -> "pd.DataFrame":
 
 
 def compare(
-    a: str | Path, b: str | Path, *, results: str | Path | None = None, task: str | None = None, queries: int = 5
+    a: str | Path,
+    b: str | Path,
+    *,
+    results: str | Path | None = None,
+    task: str | None = None,
+    queries: int = 5,
+    metric: str | None = None,
 ) -> "Comparison":
     """Compare two runs, as `retbench compare` does: settings, scores, significance test, queries that moved most.
 
@@ -199,10 +205,12 @@ def compare(
         results: The results folder in which settings-ids are looked up.
         task: The task card or BEIR folder of a TREC run.
         queries: The number of queries with the largest difference to include.
+        metric: The metric of the test, such as `recall@100`; by default the task's main metric.
     """
+    from retbench.cards.task import parse_metric
     from retbench.pipelines.runs.compare import compare_runs
 
-    return compare_runs(str(a), str(b), Path(results) if results else None, task, queries)
+    return compare_runs(str(a), str(b), Path(results) if results else None, task, queries, parse_metric(metric))
 
 
 def as_mteb(

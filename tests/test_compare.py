@@ -56,6 +56,31 @@ def test_settings_are_printed_first_and_the_test_agrees_with_the_scores(tmp_path
     assert "not in the cache" in found.remarks[0]
 
 
+def test_the_test_may_use_any_metric_of_both_runs(tmp_path: Path) -> None:
+    recall = {"recall_at_100": [1.0, 0.5, 0.0]}, {"recall_at_100": [0.0, 0.5, 0.5]}
+    a, b = (write_finished_run(tmp_path, name, "t", [0.5] * 3, more_scores=recall[n]) for n, name in enumerate("ab"))
+    found = retbench.compare(a, b, metric="Recall@100")
+    assert found.test is not None
+    assert (found.test.metric, found.test.queries) == ("recall_at_100", 3)
+    assert found.test.difference == pytest.approx(0.5 / 3)
+    assert next(iter(found.scores)) == "recall_at_100"  # shown first
+    with pytest.raises(UsageError, match="there is no metric 'recall@7'"):
+        retbench.compare(a, b, metric="recall@7")
+    with pytest.raises(DataError, match="has no map_at_10"):
+        retbench.compare(a, b, metric="map@10")
+
+
+def test_a_trec_run_is_tested_by_any_metric_up_to_its_depth(results: Path, tmp_path: Path) -> None:
+    _, run = _list_runs(results)
+    trec = tmp_path / "same.trec"
+    trec.write_bytes(gzip.decompress((run / "run.trec.gz").read_bytes()))
+    found = compare_runs(str(run), str(trec), metric="recall_at_10")
+    assert found.test is not None
+    assert (found.test.metric, found.test.difference) == ("recall_at_10", 0)
+    with pytest.raises(DataError, match=r"same.trec has no recall_at_1000: it ranks \d+ documents"):
+        compare_runs(str(trec), str(trec), task=str(tmp_path / "small"), metric="recall_at_1000")
+
+
 def test_one_letter_of_a_prompt_is_shown_with_its_bytes(tmp_path: Path) -> None:
     facts = {"query_limit": 64, "document_limit": 512, "dtype": "float32", "weights": "w"}
     a, b = (

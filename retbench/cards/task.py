@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from retbench.cards import untrusted_fields
-from retbench.errors import DataError
+from retbench.errors import DataError, UsageError
 
 ImageUse = Literal["read", "prefer", "ignore"]
 METRIC_CUTS = {  # the ranks at which each metric is computed
@@ -14,6 +14,14 @@ METRIC_CUTS = {  # the ranks at which each metric is computed
     "mrr": (10, 100),
 }
 METRIC_NAMES = tuple(f"{metric}_at_{cut}" for metric, cuts in METRIC_CUTS.items() for cut in cuts)
+
+
+def parse_metric(text: str | None) -> str | None:
+    """The name of a metric in records, from a spelling such as recall@100 or nDCG@10."""
+    name = text and text.lower().replace("@", "_at_")
+    if name and name not in METRIC_NAMES:
+        raise UsageError(f"there is no metric {text!r}", f"known: {', '.join(METRIC_NAMES)}")
+    return name
 
 
 @dataclass(frozen=True)

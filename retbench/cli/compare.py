@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from retbench.cli.command import AsJson, RunsFolder, cli_command, print_json, print_result
-from retbench.cli.complete_names import complete_models, complete_tasks
+from retbench.cli.complete_names import complete_metrics, complete_models, complete_tasks
 
 RUN_HELP = "A run's folder, a settings-id, a model's name, an mteb result file (.json), or a TREC run file."
 
@@ -23,12 +23,20 @@ def compare(
             autocompletion=complete_tasks,
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Test by this metric, such as recall@100 (default: the task's main metric).",
+            autocompletion=complete_metrics,
+        ),
+    ] = None,
     queries: Annotated[int, typer.Option(help="The number of queries to show, largest score change first.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs: is the difference significant, which settings differ, and which queries changed most."""
+    from retbench.cards.task import parse_metric
     from retbench.pipelines.runs.compare import compare_runs
     from retbench.reports.comparison_text import format_comparison
 
-    comparison = compare_runs(a, b, results, task, queries)
+    comparison = compare_runs(a, b, results, task, queries, parse_metric(metric))
     print_json(asdict(comparison)) if as_json else print_result(format_comparison(comparison))

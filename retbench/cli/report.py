@@ -78,13 +78,14 @@ def report(
     as_json: AsJson = False,
 ) -> int:
     """Print the leaderboard: scores with ranks and confidence intervals, speed, memory, size and price."""
+    from retbench.cards.task import parse_metric
     from retbench.cli.board_table import print_boards
     from retbench.pipelines.report import build_report
 
     report_format = ReportFormat.json if as_json else format_ or _choose_format(out)
     if out and report_format is ReportFormat.terminal:
         raise UsageError("--format terminal is not written to a file", "choose markdown, html, csv, latex or json")
-    board_report = build_report(results, reference, tuple(table or ()), tuple(suite or ()), _parse_metric(metric))
+    board_report = build_report(results, reference, tuple(table or ()), tuple(suite or ()), parse_metric(metric))
     if report_format is ReportFormat.terminal:
         print_boards(board_report.boards, ids)
         print_status(_format_next_steps(board_report, results, ids))
@@ -96,16 +97,6 @@ def report(
     if plots:
         _write_plots(board_report.boards, plots)
     return print_skipped(board_report.problems)
-
-
-def _parse_metric(text: str | None) -> str | None:
-    """The name of a metric in records, from a spelling such as recall@100 or nDCG@10."""
-    from retbench.cards.task import METRIC_NAMES
-
-    name = text and text.lower().replace("@", "_at_")
-    if name and name not in METRIC_NAMES:
-        raise UsageError(f"there is no metric {text!r}", f"known: {', '.join(METRIC_NAMES)}")
-    return name
 
 
 def _choose_format(out: Path | None) -> ReportFormat:

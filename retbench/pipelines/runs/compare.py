@@ -19,9 +19,19 @@ from retbench.reports.comparison import (
 SHOWN_DOCUMENTS = 3
 
 
-def compare_runs(a: str, b: str, results: Path | None = None, task: str | None = None, queries: int = 5) -> Comparison:
-    """Compare A with B: each is a run's folder or settings-id, an mteb result file, or a TREC run."""
-    run_a, run_b = load_compared_runs(a, b, results, task)
+def compare_runs(
+    a: str,
+    b: str,
+    results: Path | None = None,
+    task: str | None = None,
+    queries: int = 5,
+    metric: str | None = None,
+) -> Comparison:
+    """Compare A with B: each is a run's folder or settings-id, an mteb result file, or a TREC run.
+
+    `metric` replaces the task's main metric in the test.
+    """
+    run_a, run_b = load_compared_runs(a, b, results, task, metric)
     shared = {m: (run_a.scores[m], run_b.scores[m]) for m in run_a.scores if m in run_b.scores}
     main_metric = {run_a.metric: shared[run_a.metric]} if run_a.metric in shared else {}
     remarks, test, changes = _find_obstacles(run_a, run_b), None, list[QueryChange]()

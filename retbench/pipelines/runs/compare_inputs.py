@@ -44,7 +44,9 @@ class ComparedRun:
     remarks: list[str] = field(default_factory=list)
 
 
-def load_compared_runs(a: str, b: str, results: Path | None, task: str | None) -> tuple[ComparedRun, ComparedRun]:
+def load_compared_runs(
+    a: str, b: str, results: Path | None, task: str | None, metric: str | None = None
+) -> tuple[ComparedRun, ComparedRun]:
     """Load both runs; a TREC run is scored by the judgments of the other run unless a task is named."""
     is_trec_run = [_is_trec_run(a), _is_trec_run(b)]
     if all(is_trec_run) and task is None:
@@ -52,14 +54,14 @@ def load_compared_runs(a: str, b: str, results: Path | None, task: str | None) -
     name = task and get_task_name(task)
     if not any(is_trec_run):
         name = name or _read_recorded_task(a, results) or _read_recorded_task(b, results)
-        return _load_described_run(a, results, name), _load_described_run(b, results, name)
+        return _load_described_run(a, results, name, metric), _load_described_run(b, results, name, metric)
     if all(is_trec_run):
-        return _load_trec_run(a, task, None), _load_trec_run(b, task, None)
+        return _load_trec_run(a, task, None, metric), _load_trec_run(b, task, None, metric)
     if is_trec_run[0]:
-        described = _load_described_run(b, results, name)
-        return _load_trec_run(a, task, described), described
-    described = _load_described_run(a, results, name)
-    return described, _load_trec_run(b, task, described)
+        described = _load_described_run(b, results, name, metric)
+        return _load_trec_run(a, task, described, metric), described
+    described = _load_described_run(a, results, name, metric)
+    return described, _load_trec_run(b, task, described, metric)
 
 
 def _is_trec_run(argument: str) -> bool:
@@ -87,18 +89,17 @@ def _select_result(path: Path, task: str | None) -> MtebResult:
     return selected[0]
 
 
-def _load_described_run(argument: str, results: Path | None, task: str | None) -> ComparedRun:
+def _load_described_run(argument: str, results: Path | None, task: str | None, metric: str | None) -> ComparedRun:
     """Load a run that contains its description: a retbench run or an mteb result file."""
     path = Path(argument)
     if _is_mteb_file(argument):
         result = _select_result(path, task)
-        metric = (
-            catalog.find_task_card(result.task).metric if result.task in catalog.load_task_cards() else "ndcg_at_10"
-        )
+        known = result.task in catalog.load_task_cards()
+        metric = metric or (catalog.find_task_card(result.task).metric if known else "ndcg_at_10")
         facts = {"model": repr(result.model), "task": repr(result.task), **result.facts}
         return ComparedRun(f"{result.model} on {result.task} (mteb result)", result.task, metric, facts, result.scores)
     folder = find_run(argument, results, task)
-    run = load_scored_run(folder, read_record(folder / RECORD_FILE))
+    run = load_scored_run(folder, read_record(folder / RECORD_FILE), metric)
     record, facts = run.record, flatten_record(run.record)
     compared = ComparedRun(_format_name(record), record.task, run.metric, facts, record.scores, record=record)
     compared.per_query = dict(zip(run.queries, run.values.tolist(), strict=True))
@@ -114,9 +115,10 @@ def _format_name(record: Record) -> str:
     return f"{record.model} · {record.method} · {record.task} ({record.settings_id})"
 
 
-def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None) -> ComparedRun:
+def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None, metric: str | None) -> ComparedRun:
     """Load and score a TREC run, by the given task or by the collection of the other run."""
-    collection, metric, rules = _load_judgments(task, other)
+    collection, main_metric, rules = _load_judgments(task, other)
+    metric = metric or main_metric
     run = load_trec_run(Path(argument))
     if not run.scored.keys() & collection.judgments.keys():
         raise DataError(
@@ -126,6 +128,8 @@ def _load_trec_run(argument: str, task: str | None, other: ComparedRun | None) -
     depth = max([MIN_DEPTH, *map(len, rankings.values())])
     per_query = score_run(rankings, collection.judgments, depth, rules.get("relevant_from", 1))
     scores = compute_mean_scores(per_query)
+    if metric not in scores:
+        raise DataError(f"{argument} has no {metric}: it ranks {depth} documents", f"choose one of {', '.join(scores)}")
     name_of_task = get_task_name(task) if task else other.task if other else ""
     values = {query: row[metric] for query, row in per_query.items()}
     name = f"{Path(argument).name} (TREC run)"
