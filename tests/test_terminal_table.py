@@ -116,6 +116,9 @@ def test_settings_ids_are_shown_on_request_and_lead_on(results: Path) -> None:
     command = run_command("report", results, "--format", "terminal").stderr.splitlines()[-1].split()
     assert command[:2] == ["retbench", "compare"]
     assert run_command(*command[1:]).exit_code == 0
+    lines = run_command("report", results, "--format", "terminal", "--metric", "ndcg@10").stderr.splitlines()[-2:]
+    assert all("--metric ndcg@10" in line for line in lines)
+    assert run_command(*lines[1].split()[1:]).exit_code == 0
 
 
 def test_a_score_of_exactly_0_is_doubted_on_the_leaderboard(tmp_path: Path) -> None:

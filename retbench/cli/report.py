@@ -88,7 +88,7 @@ def report(
     board_report = build_report(results, reference, tuple(table or ()), tuple(suite or ()), parse_metric(metric))
     if report_format is ReportFormat.terminal:
         print_boards(board_report.boards, ids)
-        print_status(_format_next_steps(board_report, results, ids))
+        print_status(_format_next_steps(board_report, results, ids, f" --metric {metric}" if metric else ""))
     elif out is None:
         _print_report(board_report, report_format, ids)
     else:
@@ -124,15 +124,15 @@ def _format_report(board_report: "Report", report_format: ReportFormat, ids: boo
     return board_report.format(report_format.value, ids)
 
 
-def _format_next_steps(board_report: "Report", results: Path, ids: bool) -> str:
+def _format_next_steps(board_report: "Report", results: Path, ids: bool, metric_option: str) -> str:
     """Give the commands that lead on: the ids of the runs, and the test between the first two rows."""
     from retbench.reports.settings_ids import choose_runs_to_compare
 
     folder = "" if results == choose_results_folder() else f" {shlex.quote(str(results))}"
-    commands = [] if ids else [f"retbench report{folder} --ids"]
+    commands = [] if ids else [f"retbench report{folder}{metric_option} --ids"]
     if pair := choose_runs_to_compare(board_report.boards):
         names = " ".join(run.record.settings_id for run in pair)
-        commands.append(f"retbench compare {names}{folder and ' --results'}{folder}")
+        commands.append(f"retbench compare {names}{folder and ' --results'}{folder}{metric_option}")
     return "\n".join(f"{'next: ' if not n else '      '} {command}" for n, command in enumerate(commands))
 
 
